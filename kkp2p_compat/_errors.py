@@ -1,0 +1,106 @@
+"""Errors, sorted by who is at fault.
+
+They travel inside the SDK only: the C-shaped API turns each into the result code that is its
+``code``.  The first line of each docstring is what the log says when nothing better is known.
+"""
+
+from __future__ import annotations
+
+from . import _codes
+
+__all__ = [
+    "BadPacket",
+    "CallRefused",
+    "CloudUnreachable",
+    "DuplicateLogin",
+    "EngineClosed",
+    "KKP2PError",
+    "LinkLost",
+    "LoginRefused",
+    "NotSupported",
+    "ParameterError",
+    "PeerOffline",
+    "TimedOut",
+]
+
+
+class KKP2PError(Exception):
+    """the operation failed"""
+
+    code: int = _codes.KKP2P_ERROR
+
+    def __init__(self, reason: str = "", code: int | None = None) -> None:
+        super().__init__(reason or (type(self).__doc__ or "").strip())
+        if code is not None:
+            self.code = code
+
+
+# Our caller's fault.
+
+
+class ParameterError(KKP2PError):
+    """an argument is out of range"""
+
+    code = _codes.KKP2P_ERROR_PARAMETER
+
+
+class NotSupported(ParameterError):
+    """this version does not support that; see docs/status.rst"""
+
+
+class EngineClosed(KKP2PError):
+    """the engine is destroyed, or belongs to the process that forked this one"""
+
+
+# The peer's or the cloud's word.
+
+
+class LoginRefused(KKP2PError):
+    """the cloud refuses the login"""
+
+    code = _codes.KKP2P_ERROR_INVALID_PEER_KEY
+
+
+class DuplicateLogin(KKP2PError):
+    """another login under the same peer id ended this one"""
+
+    code = _codes.KKP2P_ERROR_DUPLICATE_ID
+
+
+class PeerOffline(KKP2PError):
+    """the peer is not online"""
+
+    code = _codes.KKP2P_ERROR_CONNECT_TIMEOUT
+
+
+class CallRefused(KKP2PError):
+    """the other peer refuses the call"""
+
+    code = _codes.KKP2P_ERROR_OTHER_DISCONNECT
+
+
+# The network's fault.
+
+
+class TimedOut(KKP2PError):
+    """not done in time"""
+
+    code = _codes.KKP2P_ERROR_CONNECT_TIMEOUT
+
+
+class CloudUnreachable(KKP2PError):
+    """no server of the cloud answers"""
+
+    code = _codes.KKP2P_ERROR_CONNECT_TIMEOUT
+
+
+class LinkLost(KKP2PError):
+    """the connection broke"""
+
+    code = _codes.KKP2P_ERROR_CONN_DISCONNECT
+
+
+class BadPacket(KKP2PError):
+    """bytes from the network break the protocol"""
+
+    code = _codes.KKP2P_ERROR_CONN_DISCONNECT
