@@ -1,0 +1,153 @@
+"""The bytes that a peer and the relay exchange before the relay starts to splice.
+
+Sans-IO: no socket and no clock; ``now`` is passed in, in Unix seconds.  The layout is that of
+docs/protocol.rst, "The relay".  Whoever holds the key can make tokens: the track makes them, the
+relay checks them, a peer only carries them and needs no more than ``hello`` and the statuses.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import struct
+from typing import NamedTuple
+
+from .._errors import BadPacket
+
+__all__ = [
+    "BAD",
+    "CALLEE",
+    "CALLER",
+    "EXPIRED",
+    "HELLO_BYTES",
+    "LIMIT",
+    "MAGIC",
+    "NO_PARTNER",
+    "PAIRED",
+    "SESSION_BYTES",
+    "STATUS_TEXTS",
+    "TOKEN_BYTES",
+    "USED",
+    "Token",
+    "TokenRefused",
+    "hello",
+    "make_token",
+    "parse_hello_untrusted",
+    "status_text",
+    "token_from_text_untrusted",
+    "token_to_text",
+    "verify_token_untrusted",
+]
+
+MAGIC = b"KKRL"
+VERSION = 1
+SESSION_BYTES = 16
+MAC_BYTES = 32
+_BODY = struct.Struct(f"!BBI{SESSION_BYTES}s")  # version, side, expiry (Unix s), session
+TOKEN_BYTES = _BODY.size + MAC_BYTES
+HELLO_BYTES = len(MAGIC) + 1 + TOKEN_BYTES
+
+# Sides of a session.
+CALLER = 0
+CALLEE = 1
+
+# The relay's answer to a hello, one byte.
+PAIRED = 0
+BAD = 1
+EXPIRED = 2
+USED = 3
+LIMIT = 4
+NO_PARTNER = 5
+
+STATUS_TEXTS = {
+    PAIRED: "paired",
+    BAD: "a bad hello or token",
+    EXPIRED: "the token has expired",
+    USED: "the token was used before",
+    LIMIT: "a limit of the relay is met",
+    NO_PARTNER: "the other side did not come",
+}
+
+
+class Token(NamedTuple):
+    """What a genuine token says."""
+
+    session: bytes  # SESSION_BYTES random bytes of this call
+    side: int  # CALLER or CALLEE
+    expiry: int  # Unix seconds; later than this no new connection may show it
+
+
+class TokenRefused(BadPacket):
+    """the relay token is not valid"""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status_text(status))
+        self.status = status  # what the relay answers: BAD or EXPIRED
+
+
+def status_text(status: int) -> str:
+    """What an answer of the relay means, for the log."""
+    return STATUS_TEXTS.get(status, f"unknown status {status}")
+
+
+def _mac(key: bytes, body: bytes) -> bytes:
+    return hmac.new(key, body, hashlib.sha256).digest()
+
+
+def make_token(key: bytes, session: bytes, side: int, expiry: int) -> bytes:
+    """One side's place in a session: TOKEN_BYTES bytes."""
+    if len(session) != SESSION_BYTES or side not in (CALLER, CALLEE):
+        raise ValueError(f"a session of {len(session)} bytes, side {side}")
+    body = _BODY.pack(VERSION, side, expiry, session)
+    return body + _mac(key, body)
+
+
+def verify_token_untrusted(key: bytes, token: bytes, now: float) -> Token:
+    """What the token says, if our key signed it and it has not expired; else TokenRefused."""
+    if len(token) != TOKEN_BYTES:
+        raise TokenRefused(BAD)
+    body, mac = token[: _BODY.size], token[_BODY.size :]
+    if not hmac.compare_digest(mac, _mac(key, body)):
+        raise TokenRefused(BAD)
+    version, side, expiry, session = _BODY.unpack(body)
+    if version != VERSION or side not in (CALLER, CALLEE):
+        raise TokenRefused(BAD)
+    if now > expiry:
+        raise TokenRefused(EXPIRED)
+    return Token(session, side, expiry)
+
+
+def hello(token: bytes) -> bytes:
+    """What a peer sends first: HELLO_BYTES bytes."""
+    if len(token) != TOKEN_BYTES:
+        raise ValueError(f"a token of {len(token)} bytes, not {TOKEN_BYTES}")
+    return MAGIC + bytes([VERSION]) + token
+
+
+def parse_hello_untrusted(data: bytes) -> bytes:
+    """The token in a hello, not yet verified."""
+    head = MAGIC + bytes([VERSION])
+    if len(data) != HELLO_BYTES or not data.startswith(head):
+        raise TokenRefused(BAD)
+    return data[len(head) :]
+
+
+def token_to_text(token: bytes) -> str:
+    """A token as it stands in JSON: base64url without padding (RFC 4648 section 5)."""
+    return base64.urlsafe_b64encode(token).rstrip(b"=").decode()
+
+
+def token_from_text_untrusted(text: object) -> bytes:
+    """A token out of a JSON value; BadPacket if it is not one."""
+    if not isinstance(text, str):
+        raise BadPacket("a relay token that is not text")
+    try:
+        padded = text.encode("ascii") + b"=" * (-len(text) % 4)
+        token = base64.b64decode(padded, altchars=b"-_", validate=True)
+    except (ValueError, binascii.Error) as error:
+        raise BadPacket("a relay token that is not base64url") from error
+    if len(token) != TOKEN_BYTES:
+        raise BadPacket(f"a relay token of {len(token)} bytes, not {TOKEN_BYTES}")
+    return token
