@@ -1,0 +1,142 @@
+"""Waiting and moving bytes, for whoever calls: a greenlet or a plain thread.
+
+A thread that has a gevent hub waits on it, so its other greenlets run on; a thread that has none
+blocks natively.  The mode of a descriptor (blocking or not) never matters and is never changed:
+every transfer asks the kernel not to wait (MSG_DONTWAIT), and the waiting is done here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import select
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+from gevent import getcurrent, monkey
+from gevent._hub_local import get_hub_if_exists  # the one way to ask without making a hub
+from gevent.hub import Waiter
+
+__all__ = ["Buffer", "Signal", "receive", "send", "wait_fd"]
+
+Buffer = Any  # an object with the buffer protocol; typing has no name for it before 3.12
+
+READ = 1  # libev's EV_READ
+WRITE = 2  # libev's EV_WRITE
+
+_allocate_lock: Callable[[], Any] = monkey.get_original("_thread", "allocate_lock")
+_poll: Callable[[], Any] = monkey.get_original("select", "poll")
+_FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
+_RETRY = (errno.EAGAIN, errno.EWOULDBLOCK)
+
+# Not socket.socket(fileno=fd): that looks at socket.setdefaulttimeout() and may then change the
+# mode of the application's descriptor.
+_libc = ctypes.CDLL(None, use_errno=True)
+for _function in (_libc.recv, _libc.send):
+    _function.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    _function.restype = ctypes.c_ssize_t
+
+
+class Signal:
+    """One greenlet or thread waits; another thread wakes it.
+
+    Make it in the waiter, hand it over, ``wait``, and always ``close``.  ``set`` may be called from
+    any thread, any number of times, before, during or after the wait.  (gevent's own Event raises
+    LoopExit when the waiting hub has nothing else to do; a started async watcher does not.)
+    """
+
+    __slots__ = ("_async", "_lock", "_mutex", "_waiter")
+
+    def __init__(self) -> None:
+        hub = get_hub_if_exists()
+        self._mutex = _allocate_lock()
+        self._async: Any = None
+        self._lock: Any = None
+        if hub is None or getcurrent() is hub:
+            self._lock = _allocate_lock()
+            self._lock.acquire()
+        else:
+            self._waiter = Waiter(hub)
+            self._async = hub.loop.async_()
+            self._async.start(self._waiter.switch, None)
+
+    def wait(self) -> None:
+        if self._lock is not None:
+            self._lock.acquire()
+        else:
+            self._waiter.get()
+
+    def set(self) -> None:
+        with self._mutex:
+            if self._lock is not None:
+                if self._lock.locked():
+                    self._lock.release()
+            elif self._async is not None:
+                self._async.send()
+
+    def close(self) -> None:
+        with self._mutex:
+            watcher, self._async = self._async, None
+        if watcher is not None:
+            watcher.stop()
+            watcher.close()
+
+
+def wait_fd(fd: int, events: int, timeout_s: float | None) -> bool:
+    """Wait until ``fd`` is ready for ``events`` (READ, WRITE); False: time is up."""
+    hub = get_hub_if_exists()
+    if hub is None or getcurrent() is hub:
+        poll = _poll()
+        poll.register(fd, select.POLLIN if events == READ else select.POLLOUT)
+        return bool(poll.poll(None if timeout_s is None else max(0, timeout_s) * 1000))
+    watcher = hub.loop.io(fd, events)
+    ready = False
+    try:
+        with gevent.Timeout(timeout_s, False):
+            hub.wait(watcher)
+            ready = True
+    finally:
+        watcher.close()
+    return ready
+
+
+def receive(fd: int, buff: Buffer, length: int, timeout_s: float | None) -> int | None:
+    """Receive up to ``length`` bytes into ``buff``: how many, 0 at the end, None: time is up."""
+    target = ctypes.byref(ctypes.c_char.from_buffer(buff))
+    return _transfer(_libc.recv, fd, target, length, READ, timeout_s)
+
+
+def send(fd: int, buff: Buffer, length: int, timeout_s: float | None) -> int | None:
+    """Send up to ``length`` bytes of ``buff``: how many went, None: time is up."""
+    source: Any = buff
+    if not isinstance(buff, bytes):
+        view = memoryview(buff)
+        source = bytes(view) if view.readonly else ctypes.byref(ctypes.c_char.from_buffer(view))
+    return _transfer(_libc.send, fd, source, length, WRITE, timeout_s)
+
+
+def _transfer(
+    function: Any, fd: int, place: Any, length: int, events: int, timeout_s: float | None
+) -> int | None:
+    deadline = None
+    while True:
+        count: int = function(fd, place, length, _FLAGS)
+        if count >= 0:
+            return count
+        code = ctypes.get_errno()
+        if code == errno.EINTR:
+            continue
+        if code not in _RETRY:
+            raise OSError(code, os.strerror(code))
+        if timeout_s is not None:
+            now = time.monotonic()
+            deadline = now + timeout_s if deadline is None else deadline
+            timeout_s = deadline - now
+            if timeout_s <= 0:
+                return None
+        if not wait_fd(fd, events, timeout_s):
+            return None

@@ -1,0 +1,242 @@
+"""A peer's side of the control plane: staying logged in, and finding the track of a callee.
+
+Runs in the engine's hub.  Links are shared: one to a server carries the login and every call that
+goes there, and is opened by whoever needs it first.
+"""
+
+from __future__ import annotations
+
+import random
+import ssl as _stdlib_ssl
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from logging import Logger
+
+import gevent
+from gevent import ssl
+from gevent.event import AsyncResult
+from gevent.lock import RLock
+
+from .._codes import KKP2P_ERROR_PARAMETER
+from .._errors import CloudUnreachable, KKP2PError, LinkLost, LoginRefused, PeerOffline
+from .._errors import DuplicateLogin
+from .link import Address, Link, OfferHandler, OutgoingCall
+from .resolver import is_address, resolve
+
+__all__ = ["Backoff", "CloudClient"]
+
+# Our choices, in seconds.
+RESOLVE_AGAIN_S = 60  # an older answer for login_domain is asked for again before connecting
+RESOLVE_TIMEOUT_S = 5
+TRACK_CACHE_S = 30  # how long a route's answer is believed
+TRACK_CACHE_SIZE = 1024
+
+
+class Backoff:
+    """Pauses between attempts: "decorrelated jitter", so that many peers spread out.
+
+    Each pause is drawn between ``first_s`` and three times the one before, ``most_s`` at most.
+    """
+
+    def __init__(self, rng: random.Random, first_s: float = 0.5, most_s: float = 30.0) -> None:
+        self._rng = rng
+        self._first_s = first_s
+        self._most_s = most_s
+        self._last_s = first_s
+
+    def next(self) -> float:
+        self._last_s = min(self._most_s, self._rng.uniform(self._first_s, self._last_s * 3))
+        return self._last_s
+
+    def reset(self) -> None:
+        self._last_s = self._first_s
+
+
+class CloudClient:
+    """``login`` keeps us online until ``close``; ``call`` starts a call to a peer id."""
+
+    def __init__(
+        self, login_domain: str, port: int, addresses: list[str], log: Logger, *,
+        ca_file: str | None, on_offer: OfferHandler,
+        on_login_lost: Callable[[KKP2PError], object],
+    ) -> None:  # fmt: skip
+        self.addresses = addresses
+        self._domain = login_domain
+        self._port = port
+        self._resolved_at = time.monotonic()
+        self._log = log
+        self._on_offer = on_offer
+        self._on_login_lost = on_login_lost
+        self._rng = random.Random()
+        self._links: dict[Address, Link] = {}
+        self._opening: dict[Address, RLock] = {}
+        self._entry_lock = RLock()
+        self._tracks: OrderedDict[str, tuple[float, list[Address]]] = OrderedDict()
+        self._home: gevent.Greenlet[..., None] | None = None
+        self._home_link: Link | None = None
+        self._name = None if "|" in login_domain or is_address(login_domain) else login_domain
+        self._must_verify = ca_file is not None
+        self._verified = _context(ca_file)
+        self._unverified = _context(None)
+        self._unverified.check_hostname = False
+        self._unverified.verify_mode = ssl.CERT_NONE
+
+    # Logging in.
+
+    def login(self, peer_id: str, secret: str) -> AsyncResult[None]:
+        """Stay logged in from now on; the result is the first verdict of the cloud."""
+        self.logout()
+        verdict: AsyncResult[None] = AsyncResult()
+        self._home = gevent.spawn(self._stay_online, peer_id, secret, verdict)
+        return verdict
+
+    def logout(self) -> None:
+        if self._home is not None:
+            self._home.kill(block=False)
+        if self._home_link is not None:
+            self._home_link.close()
+        self._home = self._home_link = None
+
+    def close(self) -> None:
+        self.logout()
+        for link in list(self._links.values()):
+            link.close()
+
+    def _stay_online(self, peer_id: str, secret: str, verdict: AsyncResult[None]) -> None:
+        backoff = Backoff(self._rng)
+        while True:
+            try:
+                link = self._home_link = self._link_to(peer_id)
+                link.login(peer_id, secret)
+                self._log.info("%s: logged in at %s:%d", peer_id, *link.address)
+                backoff.reset()
+                if not verdict.ready():
+                    verdict.set(None)
+                link.closed.wait()
+                raise link.close_reason or LinkLost()
+            except KKP2PError as error:
+                if isinstance(error, LoginRefused | DuplicateLogin):
+                    self._log.error("%s: offline: %s", peer_id, error)
+                    if not verdict.ready():
+                        verdict.set_exception(error)
+                    else:
+                        self._on_login_lost(error)
+                    return
+                # A half-made login cannot be continued on the same connection.
+                if self._home_link is not None:
+                    self._home_link.close(error)
+                self._tracks.pop(peer_id, None)
+                pause_s = backoff.next()
+                self._log.error("%s: offline: %s; next try in %.1f s", peer_id, error, pause_s)
+            gevent.sleep(pause_s)
+
+    # Calls.
+
+    def call(self, to: str, offer: str, timeout_ms: int) -> tuple[Link, OutgoingCall]:
+        """Start a call at the callee's track."""
+        link = self._link_to(to)
+        return link, link.call(to, offer, timeout_ms)
+
+    def moved(self, peer_id: str) -> None:
+        """The peer was not where its route said: ask again next time."""
+        self._tracks.pop(peer_id, None)
+
+    # Links.
+
+    def _link_to(self, peer_id: str) -> Link:
+        """An open link to the track of ``peer_id``."""
+        expires, tracks = self._tracks.get(peer_id, (0.0, []))
+        if time.monotonic() > expires:
+            entry = self._entry()
+            if entry.serves_all:
+                return entry
+            tracks = entry.route(peer_id)
+            if not tracks:
+                entry.serves_all = True
+                return entry
+            self._tracks[peer_id] = time.monotonic() + TRACK_CACHE_S, tracks
+            while len(self._tracks) > TRACK_CACHE_SIZE:
+                self._tracks.popitem(last=False)
+        problem: KKP2PError = PeerOffline("the route knows no track that is alive")
+        for address in tracks:
+            try:
+                return self._open(address)
+            except CloudUnreachable as error:
+                problem = error
+        self._tracks.pop(peer_id, None)
+        raise problem
+
+    def _entry(self) -> Link:
+        """An open link to one of the login addresses: at random, the others on failure."""
+        with self._entry_lock:
+            if self._name is not None and time.monotonic() - self._resolved_at > RESOLVE_AGAIN_S:
+                self._resolve_again()
+            addresses = [(address, self._port) for address in self.addresses]
+            for address in addresses:
+                if address in self._links:
+                    return self._links[address]
+            self._rng.shuffle(addresses)
+            problem: KKP2PError = CloudUnreachable()
+            for address in addresses:
+                try:
+                    return self._open(address)
+                except CloudUnreachable as error:
+                    self._log.error("cloud: %s", error)
+                    problem = error
+            raise problem
+
+    def _resolve_again(self) -> None:
+        try:
+            self.addresses = resolve(self._domain, RESOLVE_TIMEOUT_S)
+            self._resolved_at = time.monotonic()
+        except KKP2PError as error:
+            self._log.error("%s; going on with %s", error, ", ".join(self.addresses))
+
+    def _open(self, address: Address) -> Link:
+        with self._opening.setdefault(address, RLock()):
+            if address in self._links:
+                return self._links[address]
+            link = self._connect(address)
+            self._links[address] = link
+            link.closed.rawlink(lambda _: self._links.pop(address, None))
+            return link
+
+    def _connect(self, address: Address) -> Link:
+        """Connect, verifying the certificate where something can vouch for it.
+
+        Without login_ca an IP address or a self-signed certificate cannot be verified.  A login is
+        safe all the same (SCRAM is bound to the certificate); a caller without one trusts the path.
+        """
+        name = address[0] if self._name is None or not is_address(address[0]) else self._name
+        if self._must_verify or self._name is not None:
+            link = Link(address, self._log, self._on_offer, self._verified, name)
+            try:
+                link.open()
+            except _stdlib_ssl.SSLCertVerificationError as error:
+                if self._must_verify:
+                    raise CloudUnreachable(
+                        f"{address[0]}:{address[1]}: certificate refused: {error.verify_message}",
+                    ) from error
+                self._log.normal("cloud %s: certificate not verified: %s", name, error)  # type: ignore[attr-defined]
+            else:
+                self._must_verify = True  # it could once: from now on anything less is an attack
+                return link
+        else:
+            self._log.info("cloud %s: certificate not verified: no login_ca is set", name)
+        link = Link(address, self._log, self._on_offer, self._unverified, None)
+        link.open()
+        return link
+
+
+def _context(ca_file: str | None) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    try:
+        if ca_file is None:
+            context.load_default_certs()
+        else:
+            context.load_verify_locations(ca_file)
+    except OSError as error:
+        raise KKP2PError(f"login_ca {ca_file}: {error}", KKP2P_ERROR_PARAMETER) from error
+    return context

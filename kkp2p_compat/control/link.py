@@ -1,0 +1,314 @@
+"""One TLS connection to a server of the cloud: logging in, heartbeats, calls.
+
+Runs in the engine's hub.  One greenlet reads; anything may send.  When the connection breaks, every
+waiter gets LinkLost and ``closed`` is set; a link is never reopened, its owner makes a new one.
+The messages are in docs/protocol.rst.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl as _stdlib_ssl
+from collections.abc import Callable
+from logging import Logger
+from typing import Any
+
+import gevent
+from gevent import socket, ssl
+from gevent.event import AsyncResult, Event
+from gevent.lock import RLock
+from scramp import ScramClient, ScramException  # type: ignore[attr-defined]
+
+from .._codes import KKP2P_ERROR_INVALID_PEER_ID, KKP2P_ERROR_PARAMETER
+from .._errors import (
+    BadPacket,
+    CallRefused,
+    CloudUnreachable,
+    DuplicateLogin,
+    KKP2PError,
+    LinkLost,
+    LoginRefused,
+    PeerOffline,
+    TimedOut,
+)
+from .binding import end_point_binding
+from .wire import PROTOCOL_VERSION, LineReader, Message, encode
+
+__all__ = ["Address", "Link", "OutgoingCall", "OfferHandler"]
+
+Address = tuple[str, int]
+OfferHandler = Callable[["Link", Message], object]
+
+# Our choices, in seconds.
+OPEN_TIMEOUT_S = 10  # TCP and TLS handshake with one address
+ANSWER_TIMEOUT_S = 10  # for the cloud's answer to route, login and heartbeats
+
+# scramp takes up to 10 million; a hostile server could keep the engine busy for seconds with that.
+MAX_SCRAM_ITERATIONS = 100_000
+
+_REFUSALS: dict[str, tuple[type[KKP2PError], str]] = {
+    "offline": (PeerOffline, "the peer is not online"),
+    "busy": (CallRefused, "the peer's accept queue is full"),
+    "left": (CallRefused, "the peer went offline during the call"),
+    "relay": (CallRefused, "the peer could not reach the relay"),
+    "timeout": (TimedOut, "the peer did not answer in time"),
+    "limit": (LinkLost, "a limit of the cloud was met"),
+}
+
+
+def refusal(reason: object) -> KKP2PError:
+    """The error for a reason that the cloud or the callee gave for refusing a call."""
+    if reason == "unsupported":
+        return CallRefused("the peer cannot do this channel type or mode", KKP2P_ERROR_PARAMETER)
+    kind, text = _REFUSALS.get(str(reason), (CallRefused, f"refused: {str(reason)[:80]!r}"))
+    return kind(text)
+
+
+class OutgoingCall:
+    """A call that we make: ``relay`` is our place on the relay, ``answer`` the callee's text."""
+
+    __slots__ = ("answer", "number", "relay")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.relay: AsyncResult[Any] = AsyncResult()
+        self.answer: AsyncResult[str] = AsyncResult()
+
+    def fail(self, error: KKP2PError) -> None:
+        for result in (self.relay, self.answer):
+            if not result.ready():
+                result.set_exception(error)
+
+
+class Link:
+    """Call order: ``open``, then ``route``/``login``/``call``, ``close`` at the end."""
+
+    def __init__(
+        self, address: Address, log: Logger, on_offer: OfferHandler, context: ssl.SSLContext,
+        server_name: str | None,
+    ) -> None:  # fmt: skip
+        self.address = address
+        self.closed = Event()
+        self.close_reason: KKP2PError | None = None
+        self.peer_id: str | None = None  # once logged in
+        self.serves_all = False  # the route said: every peer is on this very connection
+        self._log = log
+        self._on_offer = on_offer
+        self._context = context
+        self._server_name = server_name
+        self._sock: Any = None
+        self._send_lock = RLock()
+        self._reply: AsyncResult[Message] | None = None
+        self._unclaimed = 0  # answers under way that nobody waits for any more
+        self._asking = RLock()
+        self._calls: dict[int, OutgoingCall] = {}
+        self._last_call = 0
+        self._greenlets: list[gevent.Greenlet[..., Any]] = []
+
+    # Opening and closing.
+
+    def open(self) -> None:
+        """Connect and shake hands; raises CloudUnreachable (also for a bad certificate)."""
+        raw = None
+        try:
+            with gevent.Timeout(OPEN_TIMEOUT_S, TimedOut("no TLS handshake in time")):
+                raw = socket.create_connection(self.address)
+                raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                self._sock = self._context.wrap_socket(raw, server_hostname=self._server_name)
+        except _stdlib_ssl.SSLCertVerificationError:
+            raise  # the owner decides whether to go on without
+        except (OSError, KKP2PError, ValueError) as error:
+            raise CloudUnreachable(f"{self._name}: {error}") from error
+        finally:
+            if self._sock is None and raw is not None:
+                raw.close()
+        self._greenlets.append(gevent.spawn(self._read))
+
+    def close(self, reason: KKP2PError | None = None) -> None:
+        """End the connection; every waiter gets ``reason``, LinkLost if none is given."""
+        if self.closed.is_set():
+            return
+        error = reason or LinkLost(f"{self._name}: closed by us")
+        self.close_reason = error
+        self.closed.set()
+        if self._sock is not None:
+            self._sock.close()
+        if self._reply is not None and not self._reply.ready():
+            self._reply.set_exception(error)
+        for call in self._calls.values():
+            call.fail(error)
+        self._calls.clear()
+        current = gevent.getcurrent()
+        for greenlet in self._greenlets:
+            if greenlet is not current:
+                greenlet.kill(block=False)
+        self._greenlets.clear()
+
+    @property
+    def _name(self) -> str:
+        return f"{self.address[0]}:{self.address[1]}"
+
+    # Questions with one answer.
+
+    def route(self, peer_id: str) -> list[Address]:
+        """The tracks of a peer, best first; empty: this very connection."""
+        message = self._ask(encode("route", v=PROTOCOL_VERSION, peer=peer_id), "track")
+        tracks = message.get("tracks")
+        try:
+            return [(str(host), int(port)) for host, port in tracks]  # type: ignore[union-attr]
+        except (TypeError, ValueError) as error:
+            raise BadPacket("a track message without tracks") from error
+
+    def login(self, peer_id: str, secret: str) -> None:
+        """SCRAM-SHA-256-PLUS (RFC 5802); raises LoginRefused with -110 or -111.
+
+        Afterwards heartbeats run by themselves.
+        """
+        certificate = self._sock.getpeercert(binary_form=True)
+        binding = ("tls-server-end-point", end_point_binding(certificate))
+        client = ScramClient(
+            ["SCRAM-SHA-256-PLUS"], peer_id, secret, channel_binding=binding, c_nonce=None
+        )
+        try:
+            first = encode(
+                "login", v=PROTOCOL_VERSION, peer=peer_id, scram=client.get_client_first()
+            )
+            challenge = self._ask(first, "challenge").get("scram")
+            _check_iterations_untrusted(challenge)
+            client.set_server_first(challenge)
+            proof = encode("proof", scram=client.get_client_final())
+            welcome = self._ask(proof, "welcome")
+            client.set_server_final(welcome.get("scram"))
+        except (ScramException, TypeError, AttributeError, ValueError) as error:
+            raise LoginRefused(
+                f"the cloud at {self._name} does not know the secret itself, or somebody is "
+                f"in the middle: {error}"
+            ) from error
+        self.peer_id = peer_id
+        beat = welcome.get("beat")
+        beat_s = beat if isinstance(beat, int | float) and 0.1 <= beat <= 600 else 25
+        self._greenlets.append(gevent.spawn(self._keep_alive, beat_s))
+
+    # Calls.
+
+    def call(self, to: str, offer: str, timeout_ms: int) -> OutgoingCall:
+        self._last_call += 1
+        call = OutgoingCall(self._last_call)
+        self._calls[call.number] = call
+        self.send(encode("call", call=call.number, to=to, ms=timeout_ms, offer=offer))
+        return call
+
+    def forget(self, call: OutgoingCall, cancel: bool) -> None:
+        """The call is over for us; ``cancel`` tells the other side, too."""
+        if self._calls.pop(call.number, None) is not None and cancel and not self.closed.is_set():
+            self.send(encode("cancel", call=call.number))
+
+    def send(self, line: bytes) -> None:
+        """Send one line; raises LinkLost."""
+        try:
+            with self._send_lock, gevent.Timeout(ANSWER_TIMEOUT_S, TimedOut("the cloud is stuck")):
+                if not self.closed.is_set():
+                    self._sock.sendall(line)
+        except (OSError, TimedOut) as error:
+            self.close(LinkLost(f"{self._name}: {error}"))
+        if self.close_reason is not None:
+            raise self.close_reason
+
+    # Inside.
+
+    def _ask(self, line: bytes, answer: str) -> Message:
+        with self._asking:
+            reply = self._reply = AsyncResult()
+            self.send(line)
+            try:
+                error = TimedOut(f"{self._name}: no {answer} in time")
+                with gevent.Timeout(ANSWER_TIMEOUT_S, error):
+                    message = reply.get()
+            finally:
+                # Whoever asks next must not get the answer that we no longer wait for.
+                self._unclaimed += not reply.ready()
+        if message["op"] != answer:
+            raise BadPacket(f"{self._name}: {message['op']!r} instead of {answer}")
+        return message
+
+    def _keep_alive(self, beat_s: float) -> None:
+        while True:
+            gevent.sleep(beat_s)
+            try:
+                self._ask(encode("beat"), "beat")
+            except KKP2PError as error:
+                self.close(LinkLost(f"no heartbeat: {error}"))
+                return
+
+    def _read(self) -> None:
+        reader = LineReader()
+        try:
+            while data := self._sock.recv(16384):
+                reader.feed(data)
+                for message in reader.messages():
+                    self._handle_untrusted(message)
+            error: KKP2PError = LinkLost(f"{self._name}: closed by the cloud")
+        except OSError as problem:
+            error = LinkLost(f"{self._name}: {problem}")
+        except KKP2PError as problem:
+            error = problem
+        self.close(error)
+
+    def _handle_untrusted(self, message: Message) -> None:
+        op = message["op"]
+        if op in ("track", "challenge", "welcome", "beat"):
+            self._take_reply(message)
+        elif op == "refused":
+            raise _login_error(message.get("reason"))
+        elif op == "bye":
+            reason = message.get("reason")
+            if reason in ("duplicate", "removed"):
+                raise _login_error(reason)
+            raise LinkLost(f"{self._name} says good-bye: {str(reason)[:80]}")
+        elif op == "offer":
+            self._on_offer(self, message)
+        elif op in ("calling", "answer", "declined"):
+            self._handle_call_untrusted(op, message)
+        elif op == "error":
+            self._log.error("cloud %s: error %.200r", self._name, message.get("reason"))
+            if message.get("re") in ("route", "login", "proof", "beat"):
+                self._take_reply(message)
+
+    def _take_reply(self, message: Message) -> None:
+        if self._unclaimed:
+            self._unclaimed -= 1
+        elif self._reply is not None and not self._reply.ready():
+            self._reply.set(message)
+
+    def _handle_call_untrusted(self, op: str, message: Message) -> None:
+        number = message.get("call")
+        call = self._calls.get(number) if isinstance(number, int) else None
+        if call is None:
+            return  # we gave up before the answer came
+        if op == "calling" and not call.relay.ready():
+            call.relay.set(message.get("relay"))
+        elif op == "answer" and not call.answer.ready():
+            answer = message.get("answer")
+            if not isinstance(answer, str):
+                raise BadPacket("an answer that is not text")
+            call.answer.set(answer)
+        elif op == "declined":
+            call.fail(refusal(message.get("reason")))
+
+
+def _login_error(reason: object) -> KKP2PError:
+    if reason == "duplicate":
+        return DuplicateLogin()
+    if reason == "unknown-peer":
+        return LoginRefused("the cloud knows no such peer", KKP2P_ERROR_INVALID_PEER_ID)
+    if reason == "removed":
+        return LoginRefused("the account was removed or changed", KKP2P_ERROR_INVALID_PEER_ID)
+    if reason in ("bad-secret", "bad-binding"):
+        return LoginRefused(f"the cloud refuses the login: {reason}")
+    return LinkLost(f"the cloud refuses the login for now: {str(reason)[:80]!r}")
+
+
+def _check_iterations_untrusted(server_first: object) -> None:
+    match = re.search(r"(?:^|,)i=(\d{1,9})(?:,|$)", str(server_first))
+    if match is None or int(match[1]) > MAX_SCRAM_ITERATIONS:
+        raise BadPacket(f"a SCRAM challenge that wants over {MAX_SCRAM_ITERATIONS} iterations")

@@ -1,0 +1,105 @@
+"""login_domain to addresses: a domain, an IP address, or several joined with ``|``.
+
+A name is resolved by the system's resolver in a native thread, because that call cannot be
+interrupted: the wait ends at the time-out, and what comes later is dropped.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+from typing import Any
+
+import gevent
+from gevent import monkey
+
+from .. import _codes
+from .._errors import KKP2PError
+from .._io import Signal
+
+__all__ = ["MAX_ADDRESSES", "resolve", "split_domain"]
+
+MAX_ADDRESSES = 16  # our choice: more login servers than any one peer has use for
+
+_getaddrinfo = monkey.get_original("socket", "getaddrinfo")
+_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")
+
+
+def split_domain(login_domain: str) -> list[str]:
+    """The names and addresses in a login_domain; raises with -101 when it is malformed."""
+    parts = [part.strip() for part in login_domain.split("|") if part.strip()]
+    bad = [part for part in parts if not (is_address(part) or _is_name(part))]
+    if not parts or bad or len(parts) > MAX_ADDRESSES:
+        raise KKP2PError(
+            f"login_domain {login_domain[:100]!r} is not a domain or up to {MAX_ADDRESSES} IPs",
+            _codes.KKP2P_ERROR_DOMAIN_PARAM_ERROR,
+        )
+    return parts
+
+
+def is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_name(text: str) -> bool:
+    # A name whose last label is a number is a mistyped address, never a name (RFC 1123 2.1).
+    return (
+        len(text) <= 253
+        and _NAME.fullmatch(text) is not None
+        and not text.rstrip(".").rpartition(".")[2].isdigit()
+    )
+
+
+def resolve(login_domain: str, timeout_s: float) -> list[str]:
+    """Addresses of every part, in order; raises with -101, -102, -103 or -104.
+
+    Called in a greenlet of the engine.
+    """
+    addresses: list[str] = []
+    for part in split_domain(login_domain):
+        found = [part] if is_address(part) else _resolve_name(part, timeout_s)
+        addresses.extend(address for address in found if address not in addresses)
+    if not addresses:
+        raise KKP2PError(f"{login_domain} has no address", _codes.KKP2P_ERROR_DOMAIN_NO_IP)
+    return addresses[:MAX_ADDRESSES]
+
+
+def _resolve_name(name: str, timeout_s: float) -> list[str]:
+    answer: list[Any] = []
+    done = Signal()
+
+    def look_up() -> None:
+        try:
+            answer.append(_getaddrinfo(name, None, 0, socket.SOCK_STREAM))
+        except (OSError, UnicodeError) as error:
+            answer.append(error)
+        done.set()
+
+    monkey.get_original("_thread", "start_new_thread")(look_up, ())
+    try:
+        with gevent.Timeout(timeout_s, False):
+            done.wait()
+    finally:
+        done.close()
+    if not answer:
+        raise KKP2PError(
+            f"{name} did not resolve in {timeout_s:g} s",
+            _codes.KKP2P_ERROR_ANALYSIS_DOMAIN_TIMEOUT,
+        )
+    if isinstance(answer[0], Exception):
+        raise KKP2PError(f"{name}: {answer[0]}", _code_of(answer[0]))
+    return list(dict.fromkeys(str(entry[4][0]) for entry in answer[0]))
+
+
+def _code_of(error: Exception) -> int:
+    number = error.errno if isinstance(error, socket.gaierror) else None
+    if number == socket.EAI_AGAIN:  # the resolver's own time-out
+        return _codes.KKP2P_ERROR_ANALYSIS_DOMAIN_TIMEOUT
+    if number in (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)):
+        return _codes.KKP2P_ERROR_DOMAIN_PARAM_ERROR
+    return _codes.KKP2P_ERROR_ANALYSIS_DOMAIN_FAILURE

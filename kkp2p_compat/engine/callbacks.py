@@ -1,0 +1,56 @@
+"""Runs the application's callbacks on threads of their own, never on the engine's.
+
+A slow callback then delays other callbacks at most, and none runs under a lock or in the middle of
+a state change.  (Callbacks of greenlets do not come here: they run in the greenlet's own hub.)
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from _queue import SimpleQueue  # the C one: queue.SimpleQueue is gevent's under monkey patching
+from collections.abc import Callable
+from typing import Any
+
+from .thread import native_thread
+
+__all__ = ["Callbacks"]
+
+# Our choice: a callback that never returns must not make us keep everything that comes after it.
+MAX_WAITING = 10000
+
+
+class Callbacks:
+    """``threads`` native threads, started with the first call, ended by ``close``."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._started = False
+        self._closed = False
+        self._work: SimpleQueue[tuple[Callable[..., object], tuple[Any, ...]] | None]
+        self._work = SimpleQueue()
+
+    def submit(self, function: Callable[..., object], *args: Any) -> bool:
+        """Queue a call; False when it was dropped: closed, or too many wait."""
+        if self._closed or self._work.qsize() >= MAX_WAITING:
+            return False
+        self._work.put((function, args))
+        if not self._started:
+            self._started = True
+            for _ in range(self._threads):
+                native_thread(self._main)
+        return True
+
+    def close(self) -> None:
+        """What is queued still runs; then the threads end."""
+        self._closed = True
+        for _ in range(self._threads):
+            self._work.put(None)
+
+    def _main(self) -> None:
+        while (item := self._work.get()) is not None:
+            function, args = item
+            try:
+                function(*args)
+            except Exception:  # noqa: BLE001 - the application's bug, shown the way threads show it
+                traceback.print_exc(file=sys.stderr)

@@ -1,0 +1,121 @@
+"""Where the SDK's log goes: v1's file of each engine, or v2's callback for the whole process.
+
+Levels are the C SDK's: 0 none, 1 error, 2 normal (default), 3 info, 4 debug.  Inside, the standard
+logging module is used, with a level of its own for "normal" between INFO and WARNING.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from logging.handlers import RotatingFileHandler
+from typing import Any
+
+from gevent import monkey
+
+from .callbacks import Callbacks
+
+__all__ = ["LOG_FILE", "NORMAL", "EngineLog", "LogCallback", "set_log_callback", "set_log_level"]
+
+LOG_FILE = "kkp2p_engine.log"  # C SDK
+DEFAULT_MAX_BYTES = 10 * 1024 * 1024  # what the document's programs set
+NORMAL = 25  # between logging.INFO and logging.WARNING
+_LEVELS = (logging.CRITICAL + 1, logging.ERROR, NORMAL, logging.INFO, logging.DEBUG)
+_NAMES = {logging.ERROR: "error", NORMAL: "normal", logging.INFO: "info", logging.DEBUG: "debug"}
+
+LogCallback = Callable[[str, int, Any], object]
+
+_make_lock = monkey.get_original("threading", "RLock")
+_format = "%(asctime)s.%(msecs)03d %(levelname)s %(message)s"
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        record.levelname = _NAMES.get(record.levelno, record.levelname)
+        return super().format(record)
+
+
+_formatter = _Formatter(_format, "%Y-%m-%d %H:%M:%S")
+
+
+class _File(RotatingFileHandler):
+    """kkp2p_engine.log, renamed to kkp2p_engine.log.bak past the limit."""
+
+    def __init__(self, path: str, max_bytes: int) -> None:
+        super().__init__(path, maxBytes=max_bytes, backupCount=1, encoding="utf-8", delay=True)
+        self.namer = lambda name: name.removesuffix(".1") + ".bak"
+        self.setFormatter(_formatter)
+
+    def createLock(self) -> None:
+        # A native lock: application threads and the engine's thread both write, and a gevent lock
+        # (which a monkey-patched threading.RLock is) does not work across them.
+        self.lock = _make_lock()
+
+
+class EngineLog(logging.Logger):
+    """The log of one engine.  Any thread may use it."""
+
+    def __init__(self, folder: str | None, max_bytes: int) -> None:
+        super().__init__("kkp2p", _LEVELS[2])
+        path = os.path.join(folder or os.getcwd(), LOG_FILE)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        self._file = _File(path, max_bytes or DEFAULT_MAX_BYTES)
+        self._chosen: int | None = None
+
+    def set_level(self, level: int) -> None:
+        """switch_log_level of this engine (v1); before it log_switch_level's level counts."""
+        self._chosen = _LEVELS[level]
+
+    def getEffectiveLevel(self) -> int:
+        return _process.level if self._chosen is None else self._chosen
+
+    def isEnabledFor(self, level: int) -> bool:
+        return level >= self.getEffectiveLevel()
+
+    def normal(self, message: str, *args: object) -> None:
+        self.log(NORMAL, message, *args)
+
+    def callHandlers(self, record: logging.LogRecord) -> None:
+        if not _process.take(record):
+            self._file.handle(record)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _ProcessLog:
+    """What v2's log functions set, for every engine of the process."""
+
+    def __init__(self) -> None:
+        self.level = _LEVELS[2]
+        self._callback: LogCallback | None = None
+        self._param: Any = None
+        self._runner: Callbacks | None = None
+
+    def set_callback(self, callback: LogCallback | None, param: Any) -> None:
+        runner, self._runner = self._runner, None
+        if runner is not None:
+            runner.close()
+        self._callback, self._param = callback, param
+        if callback is not None:
+            self._runner = Callbacks(1)
+
+    def take(self, record: logging.LogRecord) -> bool:
+        runner, callback = self._runner, self._callback
+        if runner is None or callback is None:
+            return False
+        line = _formatter.format(record)
+        runner.submit(callback, line, len(line), self._param)
+        return True
+
+
+_process = _ProcessLog()
+
+
+def set_log_callback(callback: LogCallback | None, param: Any) -> None:
+    _process.set_callback(callback, param)
+
+
+def set_log_level(level: int) -> None:
+    _process.level = _LEVELS[level]

@@ -1,0 +1,189 @@
+"""The engine's own thread: one native thread, one gevent hub, one door into it.
+
+Everything of an engine runs as greenlets of this thread, so a blocking or CPU-bound application
+never stalls it.  Any thread may ``call`` a function in it and wait for the result, or ``post`` one
+and go on; the engine's own greenlets call each other directly.
+
+Works with and without ``monkey.patch_all()``: the thread is started with the original
+``start_new_thread``, and under the patch the starting thread gets its hub first, because a hub made
+in the new thread would otherwise recurse in the patched import lock.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable
+from logging import Logger
+from typing import Any, TypeVar
+
+import gevent
+from gevent import monkey
+from gevent.event import Event
+from gevent.pool import Group
+
+from .._codes import KKP2P_ERROR_SYSTEM_INTERNAL
+from .._errors import EngineClosed, KKP2PError
+from .._io import Signal
+
+__all__ = ["EngineThread", "native_thread"]
+
+T = TypeVar("T")
+
+# Our choice: far above what the calls of one process can reach; bounds memory if it does.
+MAX_COMMANDS = 65536
+
+
+def native_thread(function: Callable[[], object]) -> None:
+    """Run ``function`` in a real thread, also in a monkey-patched program."""
+    if monkey.is_module_patched("threading"):
+        gevent.get_hub()
+    monkey.get_original("_thread", "start_new_thread")(function, ())
+
+
+class EngineThread:
+    """Call order: ``start``, then ``call``/``post``/``spawn``, then ``stop`` once."""
+
+    def __init__(self, log: Logger) -> None:
+        self._log = log
+        self._pid = os.getpid()
+        self._commands: deque[Callable[[], object]] = deque()
+        self._mutex = monkey.get_original("_thread", "allocate_lock")()
+        self._async: Any = None
+        self._hub: Any = None
+        self._group = Group()
+        self._stop = Event()
+        self._ended: Signal | None = None
+
+    def start(self) -> None:
+        started = Signal()
+        try:
+            native_thread(lambda: self._main(started))
+            started.wait()
+        finally:
+            started.close()
+
+    @property
+    def usable(self) -> bool:
+        """Whether calls can be made: started, not stopped, and not inherited by a fork."""
+        return self._async is not None and os.getpid() == self._pid
+
+    def is_current(self) -> bool:
+        return self._hub is not None and gevent.get_hub() is self._hub
+
+    # From any thread.
+
+    def post(self, function: Callable[[], object]) -> bool:
+        """Run ``function``, which must not wait, in the engine's hub; False: it cannot be."""
+        with self._mutex:
+            if not self.usable or len(self._commands) >= MAX_COMMANDS:
+                return False
+            self._commands.append(function)
+            self._async.send()
+            return True
+
+    def call(
+        self, function: Callable[..., T], *args: Any, discard: Callable[[T], object] | None = None
+    ) -> T:
+        """Run ``function(*args)`` in a greenlet of the engine and wait for its result.
+
+        When the wait is interrupted (the caller's own gevent.Timeout, a kill, KeyboardInterrupt)
+        the greenlet is killed; had it already finished, ``discard`` gets the result nobody took.
+        """
+        command = _Command(function, args, self._log)
+        try:
+            if not self.post(lambda: command.start(self._group)):
+                raise EngineClosed
+            command.finished.wait()
+        except BaseException:
+            self.post(lambda: command.abandon(discard))
+            raise
+        finally:
+            command.finished.close()
+        if command.error is not None:
+            raise command.error
+        return command.result  # type: ignore[no-any-return]
+
+    # From the engine's thread only.
+
+    def spawn(self, function: Callable[..., object], *args: Any) -> gevent.Greenlet[..., Any]:
+        """A greenlet that ends with the engine; what it raises is logged."""
+        return self._group.spawn(function, *args)  # type: ignore[no-any-return]
+
+    # From any thread but the engine's.
+
+    def stop(self) -> None:
+        """End the greenlets and the thread; returns when both are gone."""
+        ended = self._ended = Signal()
+        try:
+            if self.post(self._stop.set):
+                ended.wait()
+        finally:
+            ended.close()
+
+    # The thread.
+
+    def _main(self, started: Signal) -> None:
+        hub = gevent.get_hub()
+        hub.handle_error = self._handle_error  # type: ignore[method-assign]
+        hub.name = "kkp2p engine"
+        self._hub = hub
+        self._async = hub.loop.async_()
+        self._async.start(self._drain)
+        started.set()
+        self._stop.wait()
+        with self._mutex:
+            watcher, self._async = self._async, None
+        self._drain()  # the last commands: they are answered too, by being killed
+        self._group.kill()
+        gevent.sleep(0)  # lets the links of the killed greenlets run: callers wait for them
+        watcher.stop()
+        watcher.close()
+        ended = self._ended
+        hub.destroy(destroy_loop=True)
+        if ended is not None:
+            ended.set()
+
+    def _drain(self) -> None:
+        while self._commands:
+            self._commands.popleft()()
+
+    def _handle_error(self, context: object, kind: Any, value: Any, trace: Any) -> None:
+        if kind is not None and not issubclass(kind, gevent.GreenletExit):
+            self._log.error("bug in %r", context, exc_info=(kind, value, trace))
+
+
+class _Command:
+    """One function on its way through the door."""
+
+    __slots__ = ("_args", "_function", "_greenlet", "_log", "error", "finished", "result")
+
+    def __init__(self, function: Callable[..., Any], args: tuple[Any, ...], log: Logger) -> None:
+        self._function = function
+        self._args = args
+        self._log = log
+        self._greenlet: gevent.Greenlet[..., Any] | None = None
+        self.finished = Signal()
+        self.result: Any = None
+        self.error: KKP2PError | None = EngineClosed()
+
+    def start(self, group: Group) -> None:
+        self._greenlet = group.spawn(self._run)
+        # Also when the engine ends before the greenlet has run at all.
+        self._greenlet.rawlink(lambda _: self.finished.set())
+
+    def _run(self) -> None:
+        try:
+            self.result = self._function(*self._args)
+            self.error = None
+        except KKP2PError as error:
+            self.error = error
+        except Exception as error:  # noqa: BLE001 - becomes a code for the caller and a log entry
+            self._log.exception("bug in %r", self._function)
+            self.error = KKP2PError(repr(error), KKP2P_ERROR_SYSTEM_INTERNAL)
+
+    def abandon(self, discard: Callable[[Any], object] | None) -> None:
+        if self._greenlet is not None and not self._greenlet.dead:
+            self._greenlet.kill(block=False)
+        elif self.error is None and discard is not None:
+            discard(self.result)

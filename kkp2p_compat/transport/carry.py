@@ -1,0 +1,132 @@
+"""Carries a stream between a socket of this host and a sealed connection to a peer.
+
+``plain`` is the engine's end of the application's descriptor, or a local connection of a proxy;
+``wire`` is the TCP connection to the peer, through the relay.  Both half-closes go through.
+Backpressure does too: each direction holds one chunk, and waits for it to be taken.
+"""
+
+from __future__ import annotations
+
+import select
+import socket as _socket
+from typing import Any
+
+import gevent
+from gevent.event import AsyncResult
+from gevent.lock import RLock
+
+from .._errors import KKP2PError, LinkLost
+from .sealed import END, RESET, Opener, Sealer
+
+__all__ = ["SealedStream"]
+
+CHUNK_BYTES = 262144  # our choice: four full records; larger ones gained nothing on loopback
+
+
+class SealedStream:
+    """Call ``run`` once; ``application_closed`` whenever the local side is known to be closed."""
+
+    def __init__(self, plain: Any, wire: Any, sealer: Sealer, opener: Opener) -> None:
+        self._plain = plain
+        self._wire = wire
+        self._sealer = sealer
+        self._opener = opener
+        self._wire_lock = RLock()  # two greenlets send: data and its end, or a reset
+        self._sealed_end = False  # all that the local side will ever send is on the wire
+        self._application_gone = False
+        self._peer_gone = False
+        self._outcome: AsyncResult[KKP2PError | None] = AsyncResult()
+
+    def run(self) -> KKP2PError | None:
+        """Carry until the end: the error that broke the stream, None if it ended in order.
+
+        In order means: our end is sealed and on the wire, and the peer's has come or nobody is
+        left to take what it still sends.  Closes neither socket.
+        """
+        greenlets = [gevent.spawn(self._seal), gevent.spawn(self._open)]
+        try:
+            return self._outcome.get()
+        finally:
+            gevent.killall(greenlets)
+
+    def application_closed(self) -> None:
+        """The local side takes nothing any more: the peer is told to stop sending.  May wait."""
+        if not self._application_gone:
+            self._application_gone = True
+            self._send_reset()
+            self._check()
+
+    def _check(self) -> None:
+        if self._sealed_end and (self._opener.ended or self._application_gone):
+            self._finish(None)
+
+    def _finish(self, error: KKP2PError | None) -> None:
+        if not self._outcome.ready():
+            self._outcome.set(error)
+
+    # To the peer.
+
+    def _seal(self) -> None:
+        try:
+            while data := self._read_plain():
+                with self._wire_lock:
+                    self._wire.sendall(self._sealer.seal(data))
+            with self._wire_lock:
+                self._wire.sendall(self._sealer.end())
+        except OSError as error:
+            self._finish(LinkLost(f"sending to the peer: {error}"))
+            return
+        self._sealed_end = True
+        if _hung_up(self._plain):
+            self.application_closed()
+        self._check()
+
+    def _read_plain(self) -> bytes:
+        if self._peer_gone:
+            return b""
+        try:
+            return self._plain.recv(CHUNK_BYTES)  # type: ignore[no-any-return]
+        except OSError:  # reset by the local side: what it had sent before has been read
+            return b""
+
+    def _send_reset(self) -> None:
+        try:
+            with self._wire_lock:
+                self._wire.sendall(self._sealer.reset())
+        except OSError as error:
+            self._finish(LinkLost(f"sending to the peer: {error}"))
+
+    # From the peer.
+
+    def _open(self) -> None:
+        try:
+            while data := self._wire.recv(CHUNK_BYTES):
+                self._opener.feed(data)
+                for kind, plaintext in self._opener.records():
+                    self._take(kind, plaintext)
+            self._opener.finish()
+        except OSError as error:
+            self._finish(LinkLost(f"receiving from the peer: {error}"))
+        except KKP2PError as error:
+            self._finish(error)
+
+    def _take(self, kind: int, plaintext: bytes) -> None:
+        try:
+            if kind == RESET:
+                # The peer's application is gone: writes of ours must fail, not vanish.
+                self._peer_gone = True
+                self._plain.shutdown(_socket.SHUT_RD)
+            elif kind == END:
+                self._check()
+                self._plain.shutdown(_socket.SHUT_WR)
+            elif not self._application_gone:
+                self._plain.sendall(plaintext)
+        except OSError:
+            self.application_closed()
+
+
+def _hung_up(sock: Any) -> bool:
+    """Whether the local side is closed altogether, not only half."""
+    poll = select.poll()
+    poll.register(sock.fileno(), 0)
+    return any(events & (select.POLLHUP | select.POLLERR) for _, events in poll.poll(0))

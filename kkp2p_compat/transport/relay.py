@@ -1,0 +1,61 @@
+"""A peer's way onto the relay: connect, show the token, wait for the other side.
+
+Runs in the engine's hub; the relay's side is in cloud/relay.py, the bytes in docs/protocol.rst.
+The caller bounds the time with its own gevent.Timeout.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gevent import socket
+
+from .._errors import BadPacket, CallRefused, LinkLost
+from . import tcp
+from .relay_wire import PAIRED, hello, status_text, token_from_text_untrusted
+
+__all__ = ["RelayPlace", "open_relay", "parse_place_untrusted", "wait_for_pairing"]
+
+RelayPlace = tuple[str, int, bytes]  # host, port, token
+
+
+def parse_place_untrusted(place: Any, default: tuple[str, int]) -> RelayPlace:
+    """The ``relay`` field of a message; a null host or port means that of ``default``."""
+    if not isinstance(place, list) or len(place) != 3:
+        raise BadPacket("a relay field that is not [host, port, token]")
+    host, port, token = place
+    host = default[0] if host is None else host
+    port = default[1] if port is None else port
+    if not isinstance(host, str) or not 0 < len(host) <= 253:
+        raise BadPacket("a relay field with a bad host")
+    if not isinstance(port, int) or not 0 < port < 65536:
+        raise BadPacket("a relay field with a bad port")
+    return host, port, token_from_text_untrusted(token)
+
+
+def open_relay(place: RelayPlace) -> socket.socket:
+    """A TCP connection to the relay that has shown its token; raises LinkLost."""
+    host, port, token = place
+    try:
+        sock = socket.create_connection((host, port))
+        try:
+            tcp.tune(sock)
+            sock.sendall(hello(token))
+        except BaseException:
+            sock.close()
+            raise
+    except OSError as error:
+        raise LinkLost(f"relay {host}:{port}: {error}") from error
+    return sock
+
+
+def wait_for_pairing(sock: socket.socket) -> None:
+    """Wait for the relay's answer; raises CallRefused or LinkLost.  The socket stays open."""
+    try:
+        answer = sock.recv(1)  # one byte: the next ones are the peer's
+    except OSError as error:
+        raise LinkLost(f"relay: {error}") from error
+    if not answer:
+        raise LinkLost("the relay closed the connection")
+    if answer[0] != PAIRED:
+        raise CallRefused(f"the relay refuses: {status_text(answer[0])}")

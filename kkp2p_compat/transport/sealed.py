@@ -1,0 +1,174 @@
+"""Sealed records: what two peers send each other through a relay that must not read it.
+
+Sans-IO: plaintext in, records out (``Sealer``), and back (``Opener``).  A record that was lost,
+repeated, moved, cut or altered raises BadPacket, and so does an end of stream that the peer did not
+seal.  The format and its reasons are in docs/protocol.rst, "Sealed channels".
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
+
+from .._errors import BadPacket
+
+__all__ = [
+    "DATA", "END", "MAX_PLAINTEXT_BYTES", "RESET", "DirectionKeys", "Opener", "Sealer",
+    "derive_keys",
+]  # fmt: skip
+
+# Record types.
+DATA = 0
+END = 1  # this direction is complete
+RESET = 2  # our application is gone; it takes no more data
+
+HEADER_BYTES = 4
+TAG_BYTES = 16
+MAX_PLAINTEXT_BYTES = 65536
+RECORDS_PER_KEY = 1 << 20  # our choice: 2^32 AES blocks, far below NIST SP 800-38D's limits
+_KEY_BYTES = 16
+_NONCE_BYTES = 12
+
+
+@dataclass(frozen=True)
+class DirectionKeys:
+    """What one direction is sealed with; never used for a second stream."""
+
+    key: bytes
+    nonce_base: bytes
+
+
+def derive_keys(
+    private: X25519PrivateKey, public: bytes, offer: str, answer: str
+) -> tuple[DirectionKeys, DirectionKeys]:
+    """The caller's sending keys, and the callee's; BadPacket if the peer's key is not usable."""
+    try:
+        secret = private.exchange(X25519PublicKey.from_public_bytes(public))
+    except ValueError as error:  # wrong length, or a point of small order
+        raise BadPacket("the peer's public key is not usable") from error
+    salt = hashlib.sha256(
+        hashlib.sha256(offer.encode()).digest() + hashlib.sha256(answer.encode()).digest()
+    ).digest()
+    size = 2 * (_KEY_BYTES + _NONCE_BYTES)
+    block = HKDF(SHA256(), size, salt, b"kkp2p sealed 1").derive(secret)
+    return (
+        DirectionKeys(block[0:16], block[32:44]),
+        DirectionKeys(block[16:32], block[44:56]),
+    )
+
+
+class _Direction:
+    """The key and the record counter of one direction."""
+
+    __slots__ = ("_aead", "_base", "_count", "_key")
+
+    def __init__(self, keys: DirectionKeys) -> None:
+        self._key = keys.key
+        self._aead = AESGCM(keys.key)
+        self._base = int.from_bytes(keys.nonce_base, "big")
+        self._count = 0
+
+    def next(self) -> tuple[AESGCM, bytes]:
+        """The cipher and the nonce of the next record; each pair is given out once."""
+        if self._count and self._count % RECORDS_PER_KEY == 0:
+            self._key = HKDFExpand(SHA256(), _KEY_BYTES, b"kkp2p next").derive(self._key)
+            self._aead = AESGCM(self._key)
+        nonce = (self._base ^ self._count).to_bytes(_NONCE_BYTES, "big")
+        self._count += 1
+        return self._aead, nonce
+
+
+class Sealer:
+    """Makes the records of one direction, in the order in which they must be sent."""
+
+    __slots__ = ("_direction",)
+
+    def __init__(self, keys: DirectionKeys) -> None:
+        self._direction = _Direction(keys)
+
+    def seal(self, data: bytes) -> bytes:
+        """The records for some bytes of the stream."""
+        with memoryview(data) as view:
+            pieces: list[bytes] = []
+            for start in range(0, len(data), MAX_PLAINTEXT_BYTES):
+                pieces += self._record(DATA, view[start : start + MAX_PLAINTEXT_BYTES])
+        return b"".join(pieces)
+
+    def end(self) -> bytes:
+        """The record that completes this direction."""
+        return b"".join(self._record(END, b""))
+
+    def reset(self) -> bytes:
+        """The record that tells the peer to stop sending; it may follow the end."""
+        return b"".join(self._record(RESET, b""))
+
+    def _record(self, kind: int, plaintext: bytes | memoryview) -> tuple[bytes, bytes]:
+        aead, nonce = self._direction.next()
+        header = (kind << 24 | len(plaintext) + TAG_BYTES).to_bytes(HEADER_BYTES, "big")
+        return header, aead.encrypt(nonce, plaintext, header)
+
+
+class Opener:
+    """Takes the bytes of one direction: ``feed`` what arrived, then iterate ``records``.
+
+    Holds at most one incomplete record besides what was fed last, and nothing when idle.
+    """
+
+    __slots__ = ("_buffer", "_direction", "ended")
+
+    def __init__(self, keys: DirectionKeys) -> None:
+        self._direction = _Direction(keys)
+        self._buffer = b""
+        self.ended = False  # the peer has sealed its end of stream
+
+    def feed(self, data: bytes) -> None:
+        self._buffer = self._buffer + data if self._buffer else data
+
+    def records(self) -> Iterator[tuple[int, bytes]]:
+        """Every complete record fed so far, as (type, plaintext); raises BadPacket."""
+        start = 0
+        try:
+            with memoryview(self._buffer) as view:
+                while (end := self._end_of_record_untrusted(view, start)) is not None:
+                    record = self._open_untrusted(view, start, end)
+                    start = end
+                    yield record
+        finally:
+            self._buffer = self._buffer[start:]
+
+    def finish(self) -> None:
+        """TCP's end of stream is here; raises BadPacket unless the peer had sealed its end."""
+        if not self.ended:
+            raise BadPacket("the stream was cut off (no sealed end)")
+
+    def _end_of_record_untrusted(self, view: memoryview, start: int) -> int | None:
+        if len(view) - start < HEADER_BYTES:
+            return None
+        kind = view[start]
+        length = int.from_bytes(view[start + 1 : start + HEADER_BYTES], "big")
+        if kind > RESET or not TAG_BYTES <= length <= MAX_PLAINTEXT_BYTES + TAG_BYTES:
+            raise BadPacket("a sealed record with a bad header")
+        if kind != DATA and length != TAG_BYTES:
+            raise BadPacket("a sealed end or reset that carries data")
+        if self.ended and kind != RESET:
+            raise BadPacket("a sealed record after the end")
+        end = start + HEADER_BYTES + length
+        return end if end <= len(view) else None
+
+    def _open_untrusted(self, view: memoryview, start: int, end: int) -> tuple[int, bytes]:
+        header = bytes(view[start : start + HEADER_BYTES])
+        aead, nonce = self._direction.next()
+        try:
+            plaintext = aead.decrypt(nonce, view[start + HEADER_BYTES : end], header)
+        except InvalidTag as error:
+            raise BadPacket("a sealed record that does not open") from error
+        kind = header[0]
+        self.ended = self.ended or kind == END
+        return kind, plaintext
