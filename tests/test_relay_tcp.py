@@ -60,11 +60,13 @@ def test_a_peer_that_does_not_read_is_not_unresponsive(pair: Pair) -> None:
 
 
 @linux_only
-def test_a_connection_that_was_reset_is_unresponsive(pair: Pair) -> None:
+def test_a_connection_that_was_reset_has_ended(pair: Pair) -> None:
+    assert not tcp.ended(pair[0])
     pair[0].sendall(b"x")
     pair[1].close()  # with unread data: a reset
     gsocket.wait_read(pair[0].fileno())
-    assert tcp.unresponsive(pair[0])
+    assert tcp.ended(pair[0])
+    assert not tcp.ended(pair[0].fileno() + 1000)
 
 
 def test_other_descriptors_are_not_unresponsive() -> None:

@@ -24,7 +24,7 @@ from typing import Protocol
 from gevent import get_hub, sleep
 from gevent.socket import wait
 
-__all__ = ["DEAD_AFTER_S", "HasFileno", "give_up", "linger", "tune", "unresponsive"]
+__all__ = ["DEAD_AFTER_S", "HasFileno", "ended", "give_up", "linger", "tune", "unresponsive"]
 
 # Our choice: an idle connection whose peer vanished is found in 15 + 3 * 5 = 30 s.
 KEEPALIVE_IDLE_S = 15
@@ -80,25 +80,37 @@ def tune(sock: socket.socket) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
-def unresponsive(sock: HasFileno | int) -> bool:
-    """True when the other end is gone although no call on this TCP socket may have said so.
-
-    That is: the kernel has ended the connection already; or it holds sent data that nobody has
-    acknowledged, and has heard nothing for DEAD_AFTER_S (``tune``'s keepalive makes sure that an
-    idle connection hears something more often); or DEAD_PROBES window probes went unanswered.  A
-    peer that is alive and does not read answers the probes: False.  Never raises for a socket of
-    another kind or a closed one, which is False too.
-    """
+def _tcp_info(sock: HasFileno | int) -> tuple[int, ...] | None:
     if not _LINUX:
-        return False
+        return None
     info = ctypes.create_string_buffer(_INFO.size)
     length = ctypes.c_uint(_INFO.size)
     failed = _libc.getsockopt(_fd(sock), socket.IPPROTO_TCP, _TCP_INFO, info, ctypes.byref(length))
     if failed or length.value < _INFO.size:
+        return None
+    return _INFO.unpack(info.raw)
+
+
+def unresponsive(sock: HasFileno | int) -> bool:
+    """True when the peer at the other end of this TCP socket seems to be gone.
+
+    That is: sent data is unacknowledged although it was repeated, and nothing was heard for
+    DEAD_AFTER_S (``tune``'s keepalive makes sure that an idle connection hears something more
+    often); or DEAD_PROBES window probes went unanswered.  A peer that is alive and does not read
+    answers the probes: False.  A closed socket or one of another kind is False too.
+    """
+    info = _tcp_info(sock)
+    if info is None:
         return False
-    state, retransmits, probes, unacked, last_ack_recv_ms = _INFO.unpack(info.raw)
+    _, retransmits, probes, unacked, last_ack_recv_ms = info
     silent = unacked > 0 and retransmits > 0 and last_ack_recv_ms > DEAD_AFTER_S * 1000
-    return bool(state == _TCP_CLOSE or silent or probes >= DEAD_PROBES)
+    return silent or probes >= DEAD_PROBES
+
+
+def ended(sock: HasFileno | int) -> bool:
+    """True when the kernel has ended this TCP connection: reset, timed out, or closed both ways."""
+    info = _tcp_info(sock)
+    return info is not None and info[0] == _TCP_CLOSE
 
 
 def give_up(sock: HasFileno | int) -> None:
@@ -148,7 +160,9 @@ def linger(sock: socket.socket, timeout_s: float, *, reset: bool = False) -> boo
 def _drain_then_reset(sock: socket.socket, timeout_s: float) -> bool:
     now = get_hub().loop.now
     deadline, pause, done = now() + timeout_s, POLL_FIRST_S, False
-    while not (done := not _unsent_bytes(sock)) and now() < deadline and not unresponsive(sock):
+    while not (done := not _unsent_bytes(sock)) and now() < deadline:
+        if ended(sock) or unresponsive(sock):
+            break
         sleep(min(pause, max(deadline - now(), 0)))
         pause = min(pause * 2, POLL_MAX_S)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -1,0 +1,401 @@
+"""Join two connected stream sockets, so that what one sends the other receives.
+
+Rules:
+- Each direction lives for itself: end of stream on one socket becomes SHUT_WR on the other, and
+  the opposite direction goes on.  Backpressure passes through: a direction holds one pipe-full.
+- When one socket breaks, what it had sent is still delivered, and what is meant for it stops.
+- Nothing here closes the two sockets.  ``close_both`` does, with the end each side has deserved.
+
+Everything runs in watcher callbacks on the hub; no greenlet belongs to a direction.  On Linux the
+bytes move through a pipe in the kernel (``os.splice``), elsewhere through a buffer.  Pipes and
+buffers are borrowed from a pool only while bytes are under way, so that an idle pair is two
+sockets, two watchers and a few small objects.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import gevent
+from gevent import get_hub
+from gevent.event import AsyncResult
+
+from . import tcp
+
+__all__ = ["BudgetSpent", "Carriers", "Outcome", "Splice", "close_both", "join"]
+
+# Our choice.  The kernel's default of 64 KB halves the throughput; 1 MB is the most that a user
+# without privileges may ask for (/proc/sys/fs/pipe-max-size).
+PIPE_BYTES = 1 << 20
+BUFFER_BYTES = 256 << 10  # our choice: the copy loop's buffer
+IDLE_CARRIERS = 8  # our choice: how many pipes or buffers a pool keeps for the next burst
+CLOSE_TIMEOUT_S = 30.0  # our choice: how long a slow reader may take for the rest of a stream
+
+_READ, _WRITE = 1, 2  # libev's EV_READ and EV_WRITE
+_F_SETPIPE_SZ = 1031  # linux/fcntl.h
+_NONBLOCK, _MOVE = 2, 1  # SPLICE_F_NONBLOCK, SPLICE_F_MOVE
+_RETRY = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR)
+
+log = logging.getLogger(__name__)
+
+HAVE_SPLICE = sys.platform == "linux" and hasattr(os, "splice")
+
+
+class BudgetSpent(Exception):
+    """the session has carried all the bytes it may"""
+
+
+class _Pipe:
+    """Bytes under way in the kernel."""
+
+    __slots__ = ("_read", "_write", "pending")
+
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self.pending = 0
+        with contextlib.suppress(OSError):  # over the user's limit: a smaller one is only slower
+            fcntl.fcntl(self._write, _F_SETPIPE_SZ, PIPE_BYTES)
+
+    def fill(self, sock: socket.socket, limit: int) -> int:
+        """Take up to ``limit`` bytes in; call only when nothing is pending."""
+        self.pending = os.splice(
+            sock.fileno(), self._write, min(limit, PIPE_BYTES), flags=_NONBLOCK | _MOVE
+        )
+        return self.pending
+
+    def drain(self, sock: socket.socket) -> None:
+        while self.pending:
+            self.pending -= os.splice(
+                self._read, sock.fileno(), self.pending, flags=_NONBLOCK | _MOVE
+            )
+
+    def close(self) -> None:
+        os.close(self._read)
+        os.close(self._write)
+
+
+class _Buffer:
+    """Bytes under way in user space."""
+
+    __slots__ = ("_memory", "_start", "pending")
+
+    def __init__(self) -> None:
+        self._memory = memoryview(bytearray(BUFFER_BYTES))
+        self._start = self.pending = 0
+
+    def fill(self, sock: socket.socket, limit: int) -> int:
+        self._start = 0
+        self.pending = sock.recv_into(self._memory, min(limit, BUFFER_BYTES))
+        return self.pending
+
+    def drain(self, sock: socket.socket) -> None:
+        while self.pending:
+            count = sock.send(self._memory[self._start : self._start + self.pending])
+            self._start += count
+            self.pending -= count
+
+    def close(self) -> None:
+        self._memory.release()
+
+
+class Carriers:
+    """Pipes (or buffers) for the directions that have bytes under way.
+
+    One per thread: the relay or the engine owns it and closes it at its end.  ``kernel=False``
+    chooses the copy loop.
+    """
+
+    def __init__(self, *, kernel: bool = HAVE_SPLICE) -> None:
+        self._kernel = kernel
+        self._idle: list[_Pipe | _Buffer] = []
+        self._closed = False
+
+    def take(self) -> _Pipe | _Buffer:
+        if self._idle:
+            return self._idle.pop()
+        if not self._kernel:
+            return _Buffer()
+        try:
+            return _Pipe()
+        except OSError:
+            return _Buffer()  # out of descriptors: this burst goes through user space
+
+    def give_back(self, carrier: _Pipe | _Buffer) -> None:
+        wanted = not self._closed and len(self._idle) < IDLE_CARRIERS
+        if wanted and not carrier.pending and isinstance(carrier, _Pipe) == self._kernel:
+            self._idle.append(carrier)
+        else:
+            carrier.close()
+
+    def close(self) -> None:
+        """Carriers that are lent out are closed when they come back."""
+        self._closed = True
+        while self._idle:
+            self._idle.pop().close()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a splice ended.  An error of ``None`` means: by an orderly end of stream."""
+
+    bytes_ab: int  # delivered from a to b
+    bytes_ba: int
+    error_a: Exception | None  # why the stream that a sent is cut short
+    error_b: Exception | None
+
+
+class _Side:
+    """One socket with its watchers.  The write watcher is made when it is first needed."""
+
+    __slots__ = ("error", "readable", "sock", "writable")
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.error: Exception | None = None  # the connection is dead, both ways
+        self.readable: Any = None
+        self.writable: Any = None
+
+
+class _Direction:
+    """From ``source`` to ``sink``.  Reads only when nothing is under way; else waits to write."""
+
+    __slots__ = ("carrier", "count", "done", "sink", "source")
+
+    def __init__(self, source: _Side, sink: _Side) -> None:
+        self.source = source
+        self.sink = sink
+        self.carrier: _Pipe | _Buffer | None = None  # what is under way
+        self.count = 0  # bytes delivered
+        self.done = False
+
+
+class Splice:
+    """Two sockets that are being joined.  ``start`` it; the hub calls ``on_done(outcome)`` once.
+
+    ``budget``: how many bytes both directions together may carry; 0: no limit.  When a byte more
+    arrives, both streams are cut short with BudgetSpent.  ``bytes_ab`` and ``bytes_ba`` may be
+    read at any time.  Every method belongs to the thread that called ``start``.  The sockets are
+    set non-blocking, and must stay open until ``on_done``.
+    """
+
+    __slots__ = ("_a", "_ab", "_b", "_ba", "_budget", "_carriers", "_on_done", "_spent")
+
+    def __init__(
+        self,
+        a: socket.socket,
+        b: socket.socket,
+        carriers: Carriers,
+        on_done: Callable[[Outcome], object],
+        budget: int = 0,
+    ) -> None:
+        self._a, self._b = _Side(a), _Side(b)
+        self._ab, self._ba = _Direction(self._a, self._b), _Direction(self._b, self._a)
+        self._carriers = carriers
+        self._budget = budget
+        self._on_done: Callable[[Outcome], object] | None = on_done
+        self._spent: BudgetSpent | None = None
+
+    @property
+    def bytes_ab(self) -> int:
+        return self._ab.count
+
+    @property
+    def bytes_ba(self) -> int:
+        return self._ba.count
+
+    def start(self) -> None:
+        loop = get_hub().loop
+        for direction in (self._ab, self._ba):
+            source = direction.source
+            source.sock.settimeout(0)
+            source.readable = loop.io(source.sock.fileno(), _READ)
+            source.readable.start(self._run, direction)
+
+    def stop(self, error: Exception) -> None:
+        """End both directions now, if they have not ended; what is under way is lost."""
+        for direction in (self._ab, self._ba):
+            if not direction.done:
+                direction.source.error = direction.source.error or error
+                self._finish(direction)
+        self._report()
+
+    def check(self) -> None:
+        """Find a side that is gone without a word; to be called every few seconds."""
+        for direction in (self._ab, self._ba):
+            side = direction.source
+            into = self._ba if direction is self._ab else self._ab
+            if side.error is not None:
+                continue
+            # Nothing watches a side that has ended its stream and gets nothing at the moment.
+            if direction.done and not into.done and tcp.ended(side.sock):
+                side.error = ConnectionResetError(errno.ECONNRESET, "the peer is gone")
+            elif tcp.unresponsive(side.sock):
+                side.error = TimeoutError(errno.ETIMEDOUT, "the peer does not answer")
+        self._settle()
+
+    def _run(self, direction: _Direction) -> None:
+        """The source has bytes and none are under way, or the sink has room for those that are."""
+        try:
+            self._move(direction)
+            self._settle()
+        except Exception as error:
+            log.exception("a splice ends by a fault of ours")
+            self.stop(error)
+
+    def _move(self, direction: _Direction) -> None:
+        if direction.carrier is None:
+            self._fill(direction)
+        if direction.carrier is not None:
+            self._drain(direction)
+
+    def _settle(self) -> None:
+        """Draw the conclusions of what a step has found out."""
+        for direction in (self._ab, self._ba):
+            if direction.sink.error is not None:
+                self._finish(direction)
+            # A dead socket may never be readable again: take what it has now.
+            while direction.source.error is not None and not direction.done:
+                self._move(direction)
+                if direction.carrier is not None:
+                    break  # the sink is slow, and alive
+        self._report()
+
+    def _fill(self, direction: _Direction) -> None:
+        source = direction.source
+        limit = sys.maxsize
+        if self._budget:
+            under_way = sum(d.carrier.pending for d in (self._ab, self._ba) if d.carrier)
+            limit = self._budget - self._ab.count - self._ba.count - under_way
+        carrier = self._carriers.take()
+        try:
+            if limit > 0:
+                count = carrier.fill(source.sock, limit)
+            else:
+                count = len(source.sock.recv(1, socket.MSG_PEEK))
+        except OSError as error:
+            self._carriers.give_back(carrier)
+            if error.errno not in _RETRY:
+                source.error = source.error or error
+            if source.error is not None or self._spent:
+                self._finish(direction)
+            return
+        if count and limit > 0:
+            direction.carrier = carrier
+            return
+        self._carriers.give_back(carrier)
+        if count:
+            self._spend()
+        else:
+            # A reset is reported once, to whichever call comes first; what the other call sees
+            # then looks like an end of stream and is none.
+            if source.error is None:
+                self._end_sink(direction.sink)
+            self._finish(direction)
+
+    def _drain(self, direction: _Direction) -> None:
+        carrier = direction.carrier
+        assert carrier is not None
+        before = carrier.pending
+        try:
+            carrier.drain(direction.sink.sock)
+        except OSError as error:
+            direction.count += before - carrier.pending
+            if error.errno in _RETRY:
+                self._wait_for_room(direction)
+            elif error.errno == errno.EPIPE:
+                self._finish(direction)  # the sink had ended its stream; what it sent is complete
+            else:
+                direction.sink.error = direction.sink.error or error
+            return
+        direction.count += before
+        direction.carrier = None
+        self._carriers.give_back(carrier)
+        if self._spent:
+            self._finish(direction)
+        else:
+            self._wait_for_data(direction)
+
+    def _wait_for_room(self, direction: _Direction) -> None:
+        source, sink = direction.source, direction.sink
+        source.readable.stop()
+        if sink.writable is None:
+            sink.writable = get_hub().loop.io(sink.sock.fileno(), _WRITE)
+        if not sink.writable.active:
+            sink.writable.start(self._run, direction)
+
+    def _wait_for_data(self, direction: _Direction) -> None:
+        source, sink = direction.source, direction.sink
+        if sink.writable is not None:
+            sink.writable.stop()
+        if not source.readable.active:
+            source.readable.start(self._run, direction)
+
+    def _end_sink(self, sink: _Side) -> None:
+        try:
+            sink.sock.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:  # the sink is dead, which its own stream reports
+                raise
+
+    def _spend(self) -> None:
+        self._spent = BudgetSpent("the session has carried all the bytes it may")
+        for direction in (self._ab, self._ba):
+            if direction.carrier is None:
+                self._finish(direction)
+
+    def _finish(self, direction: _Direction) -> None:
+        if direction.done:
+            return
+        direction.done = True
+        for watcher in (direction.source.readable, direction.sink.writable):
+            if watcher is not None:
+                watcher.close()
+        direction.source.readable = direction.sink.writable = None
+        if direction.carrier is not None:
+            self._carriers.give_back(direction.carrier)
+            direction.carrier = None
+
+    def _report(self) -> None:
+        on_done = self._on_done
+        if on_done is not None and self._ab.done and self._ba.done:
+            self._on_done = None
+            a, b = self._a.error or self._spent, self._b.error or self._spent
+            on_done(Outcome(self._ab.count, self._ba.count, a, b))
+
+
+def join(a: socket.socket, b: socket.socket, carriers: Carriers, budget: int = 0) -> Outcome:
+    """Join two sockets until both directions have ended; call in a greenlet.  See Splice."""
+    result: Any = AsyncResult()
+    splice = Splice(a, b, carriers, result.set, budget)
+    splice.start()
+    try:
+        return cast(Outcome, result.get())
+    finally:
+        splice.stop(ConnectionAbortedError(errno.ECONNABORTED, "stopped"))
+
+
+def close_both(
+    a: socket.socket,
+    b: socket.socket,
+    outcome: Outcome,
+    timeout_s: float = CLOSE_TIMEOUT_S,
+) -> None:
+    """Close the two sockets of a splice, each after all that was written to it has arrived.
+
+    A side whose stream from the other was cut short is told so by a reset, not by an end of
+    stream that looks complete.  Call in a greenlet; returns when both are closed.
+    """
+    closing = gevent.spawn(tcp.linger, b, timeout_s, reset=outcome.error_a is not None)
+    try:
+        tcp.linger(a, timeout_s, reset=outcome.error_b is not None)
+    finally:
+        closing.join()
