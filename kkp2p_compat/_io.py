@@ -21,7 +21,7 @@ from gevent import getcurrent, monkey
 from gevent._hub_local import get_hub_if_exists  # the one way to ask without making a hub
 from gevent.hub import Waiter
 
-__all__ = ["Buffer", "Signal", "receive", "send", "wait_fd"]
+__all__ = ["Buffer", "Signal", "in_greenlet_world", "receive", "send", "wait_fd"]
 
 Buffer = Any  # an object with the buffer protocol; typing has no name for it before 3.12
 
@@ -41,6 +41,12 @@ for _function in (_libc.recv, _libc.send):
     _function.restype = ctypes.c_ssize_t
 
 
+def in_greenlet_world() -> bool:
+    """Whether the caller may wait on a gevent hub of its thread."""
+    hub = get_hub_if_exists()
+    return hub is not None and getcurrent() is not hub
+
+
 class Signal:
     """One greenlet or thread waits; another thread wakes it.
 
@@ -52,14 +58,14 @@ class Signal:
     __slots__ = ("_async", "_lock", "_mutex", "_waiter")
 
     def __init__(self) -> None:
-        hub = get_hub_if_exists()
         self._mutex = _allocate_lock()
         self._async: Any = None
         self._lock: Any = None
-        if hub is None or getcurrent() is hub:
+        if not in_greenlet_world():
             self._lock = _allocate_lock()
             self._lock.acquire()
         else:
+            hub = gevent.get_hub()
             self._waiter = Waiter(hub)
             self._async = hub.loop.async_()
             self._async.start(self._waiter.switch, None)
@@ -88,11 +94,11 @@ class Signal:
 
 def wait_fd(fd: int, events: int, timeout_s: float | None) -> bool:
     """Wait until ``fd`` is ready for ``events`` (READ, WRITE); False: time is up."""
-    hub = get_hub_if_exists()
-    if hub is None or getcurrent() is hub:
+    if not in_greenlet_world():
         poll = _poll()
         poll.register(fd, select.POLLIN if events == READ else select.POLLOUT)
         return bool(poll.poll(None if timeout_s is None else max(0, timeout_s) * 1000))
+    hub = gevent.get_hub()
     watcher = hub.loop.io(fd, events)
     ready = False
     try:

@@ -19,8 +19,14 @@ from gevent.event import AsyncResult
 from gevent.lock import RLock
 
 from .._codes import KKP2P_ERROR_PARAMETER
-from .._errors import CloudUnreachable, KKP2PError, LinkLost, LoginRefused, PeerOffline
-from .._errors import DuplicateLogin
+from .._errors import (
+    CloudUnreachable,
+    DuplicateLogin,
+    KKP2PError,
+    LinkLost,
+    LoginRefused,
+    PeerOffline,
+)
 from .link import Address, Link, OfferHandler, OutgoingCall
 from .resolver import is_address, resolve
 
@@ -218,7 +224,7 @@ class CloudClient:
                     raise CloudUnreachable(
                         f"{address[0]}:{address[1]}: certificate refused: {error.verify_message}",
                     ) from error
-                self._log.normal("cloud %s: certificate not verified: %s", name, error)  # type: ignore[attr-defined]
+                self._log.warning("cloud %s: certificate not verified: %s", name, error)
             else:
                 self._must_verify = True  # it could once: from now on anything less is an attack
                 return link

@@ -34,7 +34,7 @@ from .._errors import (
 from .binding import end_point_binding
 from .wire import PROTOCOL_VERSION, LineReader, Message, encode
 
-__all__ = ["Address", "Link", "OutgoingCall", "OfferHandler"]
+__all__ = ["Address", "Link", "OfferHandler", "OutgoingCall"]
 
 Address = tuple[str, int]
 OfferHandler = Callable[["Link", Message], object]
@@ -265,7 +265,7 @@ class Link:
             if reason in ("duplicate", "removed"):
                 raise _login_error(reason)
             raise LinkLost(f"{self._name} says good-bye: {str(reason)[:80]}")
-        elif op == "offer":
+        elif op in ("offer", "cancel"):
             self._on_offer(self, message)
         elif op in ("calling", "answer", "declined"):
             self._handle_call_untrusted(op, message)

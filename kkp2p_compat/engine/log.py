@@ -1,7 +1,7 @@
 """Where the SDK's log goes: v1's file of each engine, or v2's callback for the whole process.
 
 Levels are the C SDK's: 0 none, 1 error, 2 normal (default), 3 info, 4 debug.  Inside, the standard
-logging module is used, with a level of its own for "normal" between INFO and WARNING.
+logging module is used, and "normal" is its WARNING.
 """
 
 from __future__ import annotations
@@ -16,13 +16,24 @@ from gevent import monkey
 
 from .callbacks import Callbacks
 
-__all__ = ["LOG_FILE", "NORMAL", "EngineLog", "LogCallback", "set_log_callback", "set_log_level"]
+__all__ = [
+    "LOG_FILE",
+    "EngineLog",
+    "LogCallback",
+    "log_without_engine",
+    "set_log_callback",
+    "set_log_level",
+]
 
 LOG_FILE = "kkp2p_engine.log"  # C SDK
 DEFAULT_MAX_BYTES = 10 * 1024 * 1024  # what the document's programs set
-NORMAL = 25  # between logging.INFO and logging.WARNING
-_LEVELS = (logging.CRITICAL + 1, logging.ERROR, NORMAL, logging.INFO, logging.DEBUG)
-_NAMES = {logging.ERROR: "error", NORMAL: "normal", logging.INFO: "info", logging.DEBUG: "debug"}
+_LEVELS = (logging.CRITICAL + 1, logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
+_NAMES = {
+    logging.ERROR: "error",
+    logging.WARNING: "normal",
+    logging.INFO: "info",
+    logging.DEBUG: "debug",
+}
 
 LogCallback = Callable[[str, int, Any], object]
 
@@ -73,9 +84,6 @@ class EngineLog(logging.Logger):
     def isEnabledFor(self, level: int) -> bool:
         return level >= self.getEffectiveLevel()
 
-    def normal(self, message: str, *args: object) -> None:
-        self.log(NORMAL, message, *args)
-
     def callHandlers(self, record: logging.LogRecord) -> None:
         if not _process.take(record):
             self._file.handle(record)
@@ -119,3 +127,13 @@ def set_log_callback(callback: LogCallback | None, param: Any) -> None:
 
 def set_log_level(level: int) -> None:
     _process.level = _LEVELS[level]
+
+
+def log_without_engine(message: str, *args: object) -> None:
+    """An error of a call that has no engine to log to: v2's callback, else standard logging."""
+    logger = logging.getLogger("kkp2p_compat")
+    if _process.level > logging.ERROR:
+        return
+    record = logger.makeRecord(logger.name, logging.ERROR, "", 0, message, args, None)
+    if not _process.take(record):
+        logger.handle(record)

@@ -16,6 +16,7 @@ from gevent.event import AsyncResult
 from gevent.lock import RLock
 
 from .._errors import KKP2PError, LinkLost
+from . import tcp
 from .sealed import END, RESET, Opener, Sealer
 
 __all__ = ["SealedStream"]
@@ -55,6 +56,13 @@ class SealedStream:
             self._application_gone = True
             self._send_reset()
             self._check()
+
+    def check(self) -> None:
+        """Notice what no event tells; to be called every few seconds."""
+        if tcp.unresponsive(self._wire):
+            self._finish(LinkLost("the relay does not answer"))
+        elif self._sealed_end and not self._application_gone and _hung_up(self._plain):
+            gevent.spawn(self.application_closed)
 
     def _check(self) -> None:
         if self._sealed_end and (self._opener.ended or self._application_gone):

@@ -1,0 +1,445 @@
+"""KKP2P for Python: log in with a peer id, connect to another, get a descriptor.
+
+Every function and struct of the C SDK under its own name without the prefix, every constant under
+its full name; same argument order, same in/out arguments, same integer results::
+
+    import kkp2p_compat as kkp2p
+
+No function raises for bad input: it returns the C code, logs why, and ``error_no`` has the code.
+(What a *caller* throws into a waiting greenlet, such as its own ``gevent.Timeout``, passes.)
+Times are in milliseconds.  Calls wait in whatever calls: a greenlet lets the others of its thread
+run on, a plain thread blocks.  docs/porting.rst has each C function beside its Python line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import hmac
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import gevent
+from gevent.local import local
+
+from . import _io
+from ._api_checks import (
+    check_context,
+    check_engine,
+    check_fd,
+    check_length,
+    check_peer_id,
+    check_text,
+    check_timeout,
+    check_type,
+    check_value,
+)
+from ._codes import *  # noqa: F403 - the constants are API
+from ._codes import (
+    CODE_NAMES,
+    CONNECT_P2P,
+    KKP2P_ERROR,
+    KKP2P_ERROR_LANMODE_MUSTUSE_P2P,
+    KKP2P_ERROR_PARAMETER,
+    KKP2P_ERROR_SMALL_BUFF,
+    KKP2P_ERROR_SYSTEM_INTERNAL,
+    KKP2P_SUCCESS,
+)
+from ._errors import KKP2PError, ParameterError
+from ._structs import channel_t, connect_cb, connect_ctx_t, engine_conf_t
+from ._version import __version__
+from .engine import log as _log
+from .engine.channels import Channel
+from .engine.channels import close_fd as _close_fd
+from .engine.engine import Engine as engine_t
+
+__all__ = [
+    "__version__", "accept", "channel_t", "close_channel", "close_fd", "connect", "connect_cb",
+    "connect_ctx_t", "engine_conf_t", "engine_destroy", "engine_init", "engine_t", "error_no",
+    "get_domainip", "hmac_sha1", "join_lan", "join_net", "lan_search", "listen_fd", "log_destroy",
+    "log_init", "log_switch_level", "proxy_address", "read", "sdk_version", "start_proxy",
+    "start_proxy_udp", "stop_proxy", "switch_log_level", "write",
+    *(name for name in dir() if name.startswith("KKP2P_")),
+]  # fmt: skip
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_last = local()  # per greenlet, and per thread
+
+
+def _api(failed: Any) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Turn errors into the code, and that into ``failed`` unless it is to be returned (``...``)."""
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            try:
+                result = function(*args, **kwargs)
+                failure = isinstance(result, int) and result < 0
+                _last.code = result if failure else KKP2P_SUCCESS
+                return result
+            except KKP2PError as error:
+                code, reason = error.code, str(error)
+            except Exception as error:  # noqa: BLE001 - a bug of ours: C has a code for it
+                code, reason = KKP2P_ERROR_SYSTEM_INTERNAL, f"internal error: {error!r}"
+            _last.code = code
+            name, engine = function.__name__, args[0] if args else None
+            text = f"{name}: {CODE_NAMES.get(code, code)}: {reason}"
+            if isinstance(engine, engine_t) and engine.thread.usable:
+                engine.log.error("%s", text)
+            else:
+                _log.log_without_engine("%s", text)
+            return code if failed is ... else failed  # type: ignore[return-value]
+
+        return call
+
+    return decorate
+
+
+def error_no() -> int:
+    """The code of the last call that this greenlet (or thread) made; 0: it succeeded.
+
+    C: ``kkp2p_error_no`` (v2), which tells of engine_init only.
+    """
+    return getattr(_last, "code", KKP2P_SUCCESS)
+
+
+@_api("")
+def sdk_version(buff: Any, length: int) -> str:
+    """The version; also put into the writable ``buff`` as C does, ended by a zero byte.
+
+    ``buff`` may be None.  error_no: -121 when ``length`` bytes are too few (nothing is written).
+    C: ``kkp2p_sdk_version``.
+    """
+    if buff is not None:
+        data = __version__.encode() + b"\0"
+        view = check_length(buff, length, writable=True)
+        if len(data) > length:
+            raise KKP2PError(f"{len(data)} bytes are needed", KKP2P_ERROR_SMALL_BUFF)
+        view[: len(data)] = data
+    return __version__
+
+
+# Engine.
+
+
+@_api(None)
+def engine_init(conf: engine_conf_t, timeout: int) -> engine_t | None:
+    """Start an engine.  ``timeout``: ms to resolve login_domain, 0 or more.
+
+    Returns None on an error; error_no then has -101 (malformed or unknown domain), -102 (did not
+    resolve in time), -103 (the resolver failed), -104 (no address) or -106 (another field).  A
+    cloud that does not answer is no error: logging in is tried again and again.
+    C: ``kkp2p_engine_init``.
+    """
+    check_type(conf, engine_conf_t, "conf")
+    timeout_s = check_timeout(timeout)
+    if conf.login_domain is not None:
+        check_text(conf.login_domain, "login_domain")
+        check_value(conf.login_port, 1, 65535, "login_port")
+    check_value(conf.lan_search_port, 0, 65535, "lan_search_port")
+    check_value(conf.max_log_size, 0, 2**63 - 1, "max_log_size")
+    for name in ("log_path", "login_ca"):
+        if getattr(conf, name) is not None:
+            check_text(getattr(conf, name), name)
+    try:
+        return engine_t(conf, timeout_s)
+    except OSError as error:
+        raise ParameterError(f"log_path: {error}") from error
+
+
+@_api(None)
+def engine_destroy(engine: engine_t) -> None:
+    """End an engine: its thread, sockets, channels and proxies.
+
+    What was written is given 5 s to arrive.  Descriptors of channels stay open until the
+    application closes them; they read end of stream.  C: ``kkp2p_engine_destroy``.
+    """
+    check_type(engine, engine_t, "engine")
+    engine.destroy()
+
+
+@_api(None)
+def switch_log_level(engine: engine_t, level: int) -> None:
+    """This engine's log level: 0 none, 1 error, 2 normal, 3 info, 4 debug.
+
+    C: ``kkp2p_switch_log_level`` (v1).
+    """
+    check_engine(engine).log.set_level(check_value(level, 0, 4, "level"))
+
+
+@_api(...)
+def log_init(callback: _log.LogCallback, param: Any, level: int) -> int:
+    """From now on every engine logs to ``callback(text, length, param)`` and not to its file.
+
+    ``level``: as for switch_log_level.  The callback runs on a thread of the SDK's, one line at a
+    time.  Returns 0, -106.  C: ``kkp2p_log_init`` (v2).
+    """
+    if not callable(callback):
+        raise ParameterError("callback is not callable")
+    _log.set_log_level(check_value(level, 0, 4, "level"))
+    _log.set_log_callback(callback, param)
+    return KKP2P_SUCCESS
+
+
+@_api(None)
+def log_destroy() -> None:
+    """Log to the engines' files again.  C: ``kkp2p_log_destroy`` (v2)."""
+    _log.set_log_callback(None, None)
+
+
+@_api(None)
+def log_switch_level(level: int) -> None:
+    """The level of every engine that switch_log_level was not called for.
+
+    C: ``kkp2p_log_switch_level`` (v2).
+    """
+    _log.set_log_level(check_value(level, 0, 4, "level"))
+
+
+@_api(...)
+def get_domainip(engine: engine_t, hosts: list[str]) -> int:
+    """Put the addresses of login_domain into ``hosts``; returns how many, or -106.
+
+    C: ``kkp2p_get_domainip``.
+    """
+    check_engine(engine)
+    check_type(hosts, list, "hosts")
+    hosts[:] = engine.get_addresses()
+    return len(hosts)
+
+
+# Being found.
+
+
+@_api(...)
+def join_net(engine: engine_t, peer_id: str, secret: str) -> int:
+    """Log in to the cloud, and stay logged in until engine_destroy.
+
+    Waits up to 3 s for the cloud's verdict.  Returns 0 (logged in; or the cloud does not answer
+    yet, and logging in goes on), -110 (no such peer id), -111 (wrong secret), -106, -116 (no
+    login_domain).  A later end of the login is told by accept.  C: ``kkp2p_join_net``.
+    """
+    check_engine(engine)
+    engine.join_net(check_peer_id(peer_id), check_text(secret, "secret"))
+    return KKP2P_SUCCESS
+
+
+@_api(...)
+def join_lan(engine: engine_t, peer_id: str) -> int:
+    """Answer LAN searches for ``peer_id``.  Not built yet: -110 for a bad id, else -1.
+
+    C: ``kkp2p_join_lan``.
+    """
+    check_engine(engine)
+    check_peer_id(peer_id)
+    raise KKP2PError("LAN search is not built yet; see docs/status.rst")
+
+
+@_api(...)
+def listen_fd(engine: engine_t) -> int:
+    """A descriptor that polls readable when accept has something; do not read it.
+
+    It lives as long as the engine.  C: ``kkp2p_listen_fd``.
+    """
+    return check_engine(engine).accepted.fd
+
+
+@_api(...)
+def accept(engine: engine_t, timeout: int, channel: channel_t) -> int:
+    """Take one call that a peer has made; ``channel`` is filled in.
+
+    ``timeout``: ms, 0 or more.  Returns 1, 0 (none in time), -117 (another login under our peer id
+    ended ours; join_net again), -110 or -111 (the cloud no longer accepts our login), -1 (the
+    engine is destroyed), -106.  C: ``kkp2p_accept``.
+    """
+    check_engine(engine)
+    check_type(channel, channel_t, "channel")
+    accepted = engine.accept(check_timeout(timeout))
+    if accepted is None:
+        return 0
+    accepted.describe(channel)
+    return 1
+
+
+# Connecting.
+
+
+@_api(...)
+def connect(engine: engine_t, ctx: connect_ctx_t, channel: channel_t | None) -> int:
+    """Connect to ``ctx.peer_id``; ``channel`` is filled in.
+
+    With ``ctx.func`` set it returns at once, and ``func(result, channel, ctx.func_param)`` is
+    called when the connect is over: in a new greenlet of the calling thread if that has a gevent
+    hub, else on a thread of the SDK's.  ``channel`` may then be None.
+    Returns 0, -109 (not within ctx.timeout ms, or not online), -108 (the peer refuses), -107 (a
+    limit of the cloud, or the connection broke), -110, -106, -1.  C: ``kkp2p_connect``.
+    """
+    check_engine(engine)
+    check_context(ctx)
+    check_value(ctx.connect_mode, 0, 2, "ctx.connect_mode")
+    return _connect(engine, ctx, channel, False)
+
+
+@_api(...)
+def lan_search(engine: engine_t, ctx: connect_ctx_t, channel: channel_t | None) -> int:
+    """As connect, over the LAN only; connect_mode must be 1.  Finds nobody yet.
+
+    Returns -112 (another connect_mode), -109 after ctx.timeout ms, -110, -106.
+    C: ``kkp2p_lan_search``.
+    """
+    check_engine(engine)
+    check_context(ctx)
+    if ctx.connect_mode != CONNECT_P2P:
+        raise KKP2PError("lan_search wants connect_mode 1", KKP2P_ERROR_LANMODE_MUSTUSE_P2P)
+    return _connect(engine, ctx, channel, True)
+
+
+def _connect(engine: engine_t, ctx: connect_ctx_t, channel: channel_t | None, lan: bool) -> int:
+    ctx = dataclasses.replace(ctx)  # the application may reuse its own at once
+    func, param = ctx.func, ctx.func_param
+    if channel is not None or func is None:
+        target = check_type(channel, channel_t, "channel")
+    else:
+        target = channel_t()
+    target.peer_id, target.fd = ctx.peer_id, -1
+    if func is None:
+        engine.open_channel(ctx, lan).describe(target)
+        return KKP2P_SUCCESS
+
+    def done(result: Channel | KKP2PError) -> None:
+        if isinstance(result, KKP2PError):
+            func(KKP2P_ERROR, target, param)  # C's callback gets -1, whatever it was
+        else:
+            result.describe(target)
+            func(KKP2P_SUCCESS, target, param)
+
+    if not _io.in_greenlet_world():
+        engine.open_channel_later(ctx, lan, done)
+        return KKP2P_SUCCESS
+
+    def wait() -> None:
+        try:
+            result: Channel | KKP2PError = engine.open_channel(ctx, lan)
+        except KKP2PError as error:
+            engine.log.error("%s: asynchronous connect: %s", ctx.peer_id, error)
+            result = error
+        done(result)
+
+    gevent.spawn(wait)
+    return KKP2P_SUCCESS
+
+
+@_api(...)
+def start_proxy(engine: engine_t, ip: str, port: int, ctx: connect_ctx_t, proxy_id: Any) -> int:
+    """Listen on ``ip``:``port`` (TCP), and forward each connection to ``ctx.peer_id``.
+
+    ``port`` 0: any free one (see proxy_address).  ``proxy_id``: an object with ``.value``, such as
+    ``ctypes.c_uint32()``.  ctx.timeout must be over 0, ctx.func and ctx.func_param None.
+    Returns 0, -113 (that address cannot be had), -110, -106.  C: ``kkp2p_start_proxy``.
+    """
+    check_engine(engine)
+    check_context(ctx)
+    check_text(ip, "ip")
+    check_value(port, 0, 65535, "port")
+    check_value(ctx.timeout, 1, 2**31 - 1, "ctx.timeout")
+    check_value(ctx.channel_type, 0, 0, "ctx.channel_type")
+    if ctx.func is not None or ctx.func_param is not None:
+        raise ParameterError("a proxy has no callback: ctx.func and ctx.func_param must be None")
+    if not hasattr(proxy_id, "value"):
+        raise ParameterError("proxy_id has no .value")
+    proxy_id.value = engine.start_proxy(ip, port, ctx).proxy_id
+    return KKP2P_SUCCESS
+
+
+@_api(...)
+def start_proxy_udp(engine: engine_t, ip: str, port: int, ctx: connect_ctx_t, proxy_id: Any) -> int:
+    """As start_proxy, for UDP.  Not built yet: -106.  C: ``kkp2p_start_proxy_udp``."""
+    check_engine(engine)
+    raise ParameterError("UDP channels are not built yet; see docs/status.rst")
+
+
+@_api(None)
+def stop_proxy(engine: engine_t, proxy_id: Any) -> None:
+    """End a proxy: its listener and its connections.  C: ``kkp2p_stop_proxy``."""
+    number = getattr(proxy_id, "value", proxy_id)
+    if not check_engine(engine).stop_proxy(check_value(number, 0, 2**32 - 1, "proxy_id")):
+        raise ParameterError(f"no proxy {number}")
+
+
+@_api(None)
+def proxy_address(engine: engine_t, proxy_id: Any) -> tuple[str, int] | None:
+    """Where a proxy listens: its address and port.  None: no such proxy.  Not in C."""
+    number = getattr(proxy_id, "value", proxy_id)
+    return check_engine(engine).proxy_address(check_value(number, 0, 2**32 - 1, "proxy_id"))
+
+
+# Bytes.
+
+
+@_api(...)
+def read(fd: int, buff: Any, length: int, timeout: int) -> int:
+    """Read up to ``length`` bytes into the writable ``buff``.
+
+    ``timeout``: ms, 0 or more.  Returns how many, 0 (none in time), -1 (the peer has closed and all
+    it sent was read; or not an open socket), -106, -121 (buff is shorter).  C: ``kkp2p_read``.
+    """
+    timeout_s = check_timeout(timeout)
+    view = check_length(buff, length, writable=True)
+    try:
+        count = _io.receive(check_fd(fd), view, length, timeout_s)
+    except OSError:
+        count = 0
+    if count is None:
+        return 0
+    return count or KKP2P_ERROR
+
+
+@_api(...)
+def write(fd: int, buff: Any, length: int, timeout: int) -> int:
+    """Write up to the first ``length`` bytes of ``buff``.
+
+    ``timeout``: ms, 0 or more.  Returns how many were taken, which may be fewer; 0 (none in time:
+    the peer does not read), -1 (the peer has closed; or not an open socket), -106, -121 (buff is
+    shorter).  C: ``kkp2p_write``.
+    """
+    timeout_s = check_timeout(timeout)
+    view = check_length(buff, length, writable=False)
+    try:
+        # Not the view of bytes: that is read-only, and would be copied.
+        source = buff if isinstance(buff, bytes) else view
+        count = _io.send(check_fd(fd), source, length, timeout_s)
+    except OSError:
+        return KKP2P_ERROR
+    return count or 0
+
+
+@_api(None)
+def close_channel(engine: engine_t, channel_id: int) -> None:
+    """End a channel; what was written still arrives.  An unknown id does nothing, as in C.
+
+    The descriptor stays open until close_fd, and reads end of stream.
+    C: ``kkp2p_close_channel``.
+    """
+    check_engine(engine).close_channel(check_value(channel_id, 0, 2**32 - 1, "channel_id"))
+
+
+@_api(None)
+def close_fd(fd: int) -> None:
+    """Close a channel's descriptor; what was written still arrives, and the peer is told.
+
+    A number that is no channel's is left alone.  C: ``kkp2p_close_fd``.
+    """
+    if not _close_fd(check_fd(fd)):
+        raise ParameterError(f"descriptor {fd} is not a channel's, or was closed before")
+
+
+@_api(b"")
+def hmac_sha1(key: bytes, data: bytes) -> bytes:
+    """HMAC-SHA1 of ``data``: 20 bytes; empty on a wrong type.  C: ``kkp2p_hmac_sha1``."""
+    for name, value in (("key", key), ("data", data)):
+        if not isinstance(value, bytes | bytearray | memoryview):
+            raise ParameterError(f"{name} is not bytes", KKP2P_ERROR_PARAMETER)
+    return hmac.new(bytes(key), bytes(data), hashlib.sha1).digest()

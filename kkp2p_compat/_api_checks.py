@@ -1,0 +1,106 @@
+"""Checks of what the application passes to the API; each raises a KKP2PError with C's code."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from ._codes import (
+    KKP2P_ERROR,
+    KKP2P_ERROR_INVALID_PEER_ID,
+    KKP2P_ERROR_PARAMETER,
+    KKP2P_ERROR_SMALL_BUFF,
+    MAX_PEER_ID,
+)
+from ._errors import EngineClosed, KKP2PError, ParameterError
+from ._structs import connect_ctx_t
+from .engine.engine import Engine
+
+__all__ = [
+    "check_context", "check_engine", "check_fd", "check_length", "check_peer_id", "check_text",
+    "check_timeout", "check_type", "check_value",
+]  # fmt: skip
+
+T = TypeVar("T")
+MAX_TIMEOUT_MS = 2**31 - 1  # a C int
+
+
+def check_type(value: Any, kind: type[T], name: str) -> T:
+    if not isinstance(value, kind):
+        raise ParameterError(f"{name} is {type(value).__name__}, not {kind.__name__}")
+    return value
+
+
+def check_engine(engine: Any) -> Engine:
+    engine = check_type(engine, Engine, "engine")
+    if not engine.thread.usable:
+        raise EngineClosed
+    return engine
+
+
+def check_value(
+    value: Any, lowest: int, highest: int, name: str, code: int = KKP2P_ERROR_PARAMETER
+) -> int:
+    if not isinstance(value, int) or not lowest <= value <= highest:
+        raise KKP2PError(f"{name} is {value!r}, not {lowest} to {highest}", code)
+    return value
+
+
+def check_fd(value: Any) -> int:
+    """C returns -1 for a number that is no descriptor."""
+    return check_value(value, 0, 2**31 - 1, "fd", KKP2P_ERROR)
+
+
+def check_timeout(value: Any) -> float:
+    """Milliseconds from the application, as seconds."""
+    return check_value(value, 0, MAX_TIMEOUT_MS, "timeout") / 1000
+
+
+def check_text(value: Any, name: str) -> str:
+    if isinstance(value, bytes):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError as error:
+            raise ParameterError(f"{name} is not UTF-8") from error
+    value = check_type(value, str, name)
+    if "\0" in value or not value:
+        raise ParameterError(f"{name} is empty or holds a zero byte")
+    return value
+
+
+def check_peer_id(value: Any) -> str:
+    """1 to 32 printable ASCII characters without spaces."""
+    if isinstance(value, bytes):
+        value = value.decode("latin-1")
+    value = check_type(value, str, "peer_id")
+    if not 0 < len(value) <= MAX_PEER_ID or not all("!" <= char <= "~" for char in value):
+        raise KKP2PError(
+            f"peer_id {value[:100]!r} is not 1 to {MAX_PEER_ID} printable ASCII characters",
+            KKP2P_ERROR_INVALID_PEER_ID,
+        )
+    return value
+
+
+def check_length(buff: Any, length: Any, *, writable: bool) -> memoryview:
+    """The buffer as bytes; ``length`` must be 1 or more, and in it."""
+    check_value(length, 1, 2**63 - 1, "length")
+    try:
+        view = memoryview(buff).cast("B")
+    except TypeError as error:
+        raise ParameterError(f"buff: {error}") from error
+    if writable and view.readonly:
+        raise ParameterError("buff is read-only")
+    if length > len(view):
+        raise KKP2PError(f"length {length}, buff {len(view)} bytes", KKP2P_ERROR_SMALL_BUFF)
+    return view
+
+
+def check_context(ctx: Any) -> connect_ctx_t:
+    ctx = check_type(ctx, connect_ctx_t, "ctx")
+    ctx.peer_id = check_peer_id(ctx.peer_id)
+    check_value(ctx.channel_type, 0, 1, "ctx.channel_type")
+    check_value(ctx.encrypt_data, 0, 1, "ctx.encrypt_data")
+    check_value(ctx.timeout, 0, MAX_TIMEOUT_MS, "ctx.timeout")
+    check_value(ctx.connect_desc, -(2**31), 2**31 - 1, "ctx.connect_desc")
+    if ctx.func is not None and not callable(ctx.func):
+        raise ParameterError("ctx.func is not callable")
+    return ctx

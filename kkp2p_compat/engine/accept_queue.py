@@ -1,0 +1,101 @@
+"""Calls that wait for ``accept``: a bounded queue with a descriptor that polls readable.
+
+The engine's thread puts, any thread or greenlet takes.  A pipe holds one byte for each entry, so
+``listen_fd`` is readable exactly while something waits, for ``select`` and every event loop alike.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from typing import Generic, TypeVar
+
+from gevent import monkey
+
+from .._errors import EngineClosed
+from .._io import READ, wait_fd
+
+__all__ = ["AcceptQueue"]
+
+T = TypeVar("T")
+
+
+class AcceptQueue(Generic[T]):
+    """``reserve`` a place before a call is taken on, then ``put`` or ``release`` it."""
+
+    def __init__(self, places: int) -> None:
+        self.fd, self._signal_fd = os.pipe()
+        os.set_blocking(self.fd, False)
+        os.set_blocking(self._signal_fd, False)
+        self._lock = monkey.get_original("_thread", "allocate_lock")()
+        self._places = places
+        self._entries: deque[T | Exception] = deque()
+        self._takers = 0
+        self._closed = False
+
+    # In the engine's thread.
+
+    def reserve(self) -> bool:
+        """Take a place; False when all are taken."""
+        with self._lock:
+            if self._places == 0 or self._closed:
+                return False
+            self._places -= 1
+            return True
+
+    def release(self) -> None:
+        with self._lock:
+            self._places += 1
+
+    def put(self, entry: T | Exception) -> None:
+        """Fill a reserved place.  An error needs none (the engine puts few): a take raises it."""
+        self._entries.append(entry)
+        os.write(self._signal_fd, b"+")
+
+    def close(self) -> list[T]:
+        """Every ``take`` raises EngineClosed from now on; returns what nobody took."""
+        with self._lock:
+            self._closed = True
+            left = [entry for entry in self._entries if not isinstance(entry, Exception)]
+            self._entries.clear()
+            os.close(self._signal_fd)  # readable for good: every taker wakes
+            if not self._takers:
+                os.close(self.fd)
+        return left
+
+    # In any thread.
+
+    def take(self, timeout_s: float) -> T | None:
+        """The oldest entry, None when none came in time; raises an error that was put."""
+        with self._lock:
+            if self._closed:
+                raise EngineClosed
+            self._takers += 1
+        try:
+            entry = self._take(time.monotonic() + timeout_s)
+        finally:
+            with self._lock:
+                self._takers -= 1
+                if self._closed and not self._takers:
+                    os.close(self.fd)
+        if isinstance(entry, Exception):
+            raise entry
+        return entry
+
+    def _take(self, deadline: float) -> T | Exception | None:
+        while True:
+            with self._lock:
+                if self._closed:
+                    raise EngineClosed
+                try:
+                    os.read(self.fd, 1)
+                except BlockingIOError:
+                    pass  # nothing there, or another taker was faster
+                else:
+                    entry = self._entries.popleft()
+                    self._places += not isinstance(entry, Exception)
+                    return entry
+            left_s = deadline - time.monotonic()
+            if left_s <= 0 or not wait_fd(self.fd, READ, left_s):
+                return None

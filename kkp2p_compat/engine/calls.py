@@ -1,0 +1,163 @@
+"""Making a connection with a peer: the caller's side and the callee's, over the cloud.
+
+Runs in the engine's hub.  Both sides go to the relay while offer and answer are under way, so a
+relayed connection takes about three round trips.  What comes out is a Connection; what is made of
+it (a descriptor for the application, or a proxied stream) is the business of others.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import gevent
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from .. import _codes
+from .._errors import BadPacket, NotSupported, TimedOut
+from .._structs import connect_ctx_t
+from ..control.client import CloudClient
+from ..control.link import Link
+from ..control.wire import Message, encode
+from ..transport.relay import open_relay, parse_place_untrusted, wait_for_pairing
+from ..transport.sealed import DirectionKeys, Opener, Sealer, derive_keys
+
+__all__ = ["Connection", "Offer", "answer_call", "make_call", "parse_offer_untrusted"]
+
+MAX_BUDGET_MS = 60_000  # docs/protocol.rst: what a track keeps a call for at most
+
+
+@dataclass
+class Connection:
+    """A stream to a peer that nobody uses yet.  Whoever takes it over closes ``sock``."""
+
+    sock: Any  # gevent socket: TCP to the relay
+    desc: int
+    encrypt: int
+    keys: tuple[DirectionKeys, DirectionKeys] | None = None  # (ours, the peer's) if sealed
+
+    def seal(self) -> tuple[Sealer, Opener]:
+        if self.keys is None:
+            raise ValueError("this connection is not sealed")
+        return Sealer(self.keys[0]), Opener(self.keys[1])
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a caller wants."""
+
+    channel_type: int
+    mode: int
+    encrypt: int
+    desc: int
+    key: bytes | None
+
+
+def make_call(client: CloudClient, ctx: connect_ctx_t, timeout_s: float) -> Connection:
+    """Call a peer; raises TimedOut, PeerOffline, CallRefused, CloudUnreachable or LinkLost."""
+    late = TimedOut(f"not connected to {ctx.peer_id} within {ctx.timeout} ms")
+    with gevent.Timeout(timeout_s, late):
+        return _make_call(client, ctx)
+
+
+def _make_call(client: CloudClient, ctx: connect_ctx_t) -> Connection:
+    private = X25519PrivateKey.generate() if ctx.encrypt_data else None
+    offer = _to_text(
+        type=ctx.channel_type, mode=ctx.connect_mode, encrypt=ctx.encrypt_data,
+        desc=ctx.connect_desc, key=private and private.public_key().public_bytes_raw(),
+    )  # fmt: skip
+    budget_ms = min(max(ctx.timeout, 1), MAX_BUDGET_MS)
+    link, call = client.call(ctx.peer_id, offer, budget_ms)
+    sock = None
+    answered = False
+    try:
+        place = parse_place_untrusted(call.relay.get(), link.address)
+        sock = open_relay(place)
+        answer = call.answer.get()  # first, because a refusal comes here and not by the relay
+        answered = True
+        wait_for_pairing(sock)
+        keys = None
+        if private is not None:
+            ours, theirs = derive_keys(private, _key_untrusted(answer), offer, answer)
+            keys = ours, theirs
+        connection = Connection(sock, ctx.connect_desc, ctx.encrypt_data, keys)
+        sock = None
+        return connection
+    finally:
+        link.forget(call, cancel=not answered)
+        if sock is not None:
+            sock.close()
+
+
+def answer_call(link: Link, message: Message, offer: Offer, own_text: str) -> Connection:
+    """Accept an offer: go to the relay, answer, wait for the caller; raises KKP2PError."""
+    sock = open_relay(parse_place_untrusted(message.get("relay"), link.address))
+    try:
+        keys = None
+        answer = "{}"
+        if offer.encrypt:
+            if offer.key is None:
+                raise BadPacket("an offer to encrypt without a key")
+            private = X25519PrivateKey.generate()
+            answer = _to_text(key=private.public_key().public_bytes_raw())
+            theirs, ours = derive_keys(private, offer.key, own_text, answer)
+            keys = ours, theirs
+        link.send(encode("answer", call=message.get("call"), answer=answer))
+        wait_for_pairing(sock)
+    except BaseException:
+        sock.close()
+        raise
+    return Connection(sock, offer.desc, offer.encrypt, keys)
+
+
+def parse_offer_untrusted(text: object) -> Offer:
+    """The offer in an offer message; raises BadPacket, or NotSupported for what we cannot do."""
+    fields = _from_text_untrusted(text)
+    numbers = []
+    for name, lowest, highest in (
+        ("type", 0, 2), ("mode", 0, 2), ("encrypt", 0, 1), ("desc", -(2**31), 2**31 - 1),
+    ):  # fmt: skip
+        value = fields.get(name)
+        if type(value) is not int or not lowest <= value <= highest:
+            raise BadPacket(f"an offer with a bad {name}")
+        numbers.append(value)
+    channel_type, mode, encrypt, desc = numbers
+    if channel_type != _codes.KKP2P_TCP_CHANNEL or mode == _codes.CONNECT_P2P:
+        raise NotSupported(f"channel_type {channel_type}, connect_mode {mode}")
+    key = _decode_key_untrusted(fields["key"]) if "key" in fields else None
+    return Offer(channel_type, mode, encrypt, desc, key)
+
+
+def _key_untrusted(answer: str) -> bytes:
+    return _decode_key_untrusted(_from_text_untrusted(answer).get("key"))
+
+
+def _to_text(**fields: Any) -> str:
+    for name, value in list(fields.items()):
+        if isinstance(value, bytes):
+            fields[name] = base64.urlsafe_b64encode(value).rstrip(b"=").decode()
+        elif value is None:
+            del fields[name]
+    return json.dumps(fields, separators=(",", ":"))
+
+
+def _from_text_untrusted(text: object) -> dict[str, Any]:
+    try:
+        fields = json.loads(text)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadPacket("an offer or answer that is not JSON") from error
+    if not isinstance(fields, dict):
+        raise BadPacket("an offer or answer that is not an object")
+    return fields
+
+
+def _decode_key_untrusted(text: object) -> bytes:
+    if not isinstance(text, str) or len(text) != 43:
+        raise BadPacket("a public key of the wrong length")
+    try:
+        return base64.b64decode(text.encode("ascii") + b"=", altchars=b"-_", validate=True)
+    except (UnicodeError, binascii.Error) as error:
+        raise BadPacket("a public key that is not base64url") from error

@@ -1,0 +1,195 @@
+"""The channels of this process: which descriptor is whose, and how each one ends.
+
+Two kinds.  A *raw* channel is relayed without encryption: its descriptor is the TCP socket itself,
+and the engine holds no copy of it, or the application's ``close`` would not reach the peer.  The
+engine recognises the socket by its inode, and looks from time to time whether it still lives.  A
+*sealed* channel is a socket pair, one end the application's, the other pumped by the engine.
+
+The table of descriptors is shared by all engines: ``close_fd`` gets nothing but a number.
+"""
+
+from __future__ import annotations
+
+import os
+import socket as _socket
+from typing import TYPE_CHECKING
+
+from gevent import monkey
+from gevent import socket as gsocket
+
+from .._codes import KKP2P_TCP_CHANNEL, TRANSMIT_RELAY
+from .._errors import EngineClosed, KKP2PError
+from .._structs import channel_t
+from ..transport import tcp
+from ..transport.carry import SealedStream
+from .calls import Connection
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+__all__ = ["Channel", "RawChannel", "SealedChannel", "adopt", "close_channel", "close_fd"]
+
+LINGER_S = 30  # our choice: how long what was written may take to arrive after a close
+PAIR_BUFFER_BYTES = 1 << 20  # our choice: per direction; the kernel halves it by net.core.wmem_max
+
+_by_fd: dict[int, Channel] = {}
+_lock = monkey.get_original("_thread", "allocate_lock")()
+
+
+class Channel:
+    """What both kinds share.  ``describe`` fills the application's struct."""
+
+    def __init__(self, engine: Engine, connection: Connection, peer_id: str, fd: int) -> None:
+        self.engine = engine
+        self.channel_id = engine.new_channel_id()
+        self.peer_id = peer_id
+        self.fd = fd
+        self._inode = os.fstat(fd).st_ino
+        self._desc = connection.desc
+        self._encrypt = connection.encrypt
+        engine.channels[self.channel_id] = self
+        with _lock:
+            _by_fd[fd] = self
+
+    def describe(self, channel: channel_t) -> None:
+        channel.peer_id = self.peer_id
+        channel.channel_type = KKP2P_TCP_CHANNEL
+        channel.transmit_mode = TRANSMIT_RELAY
+        channel.encrypt_data = self._encrypt
+        channel.channel_id = self.channel_id
+        channel.is_ipv6_p2p = 0
+        channel.connect_desc = self._desc
+        channel.fd = self.fd
+
+    def owns_fd(self) -> bool:
+        """Whether the number still is our socket: the application may have closed it itself."""
+        try:
+            return os.fstat(self.fd).st_ino == self._inode
+        except OSError:
+            return False
+
+    def forget(self) -> None:
+        """The engine is done with it.  The descriptor stays the application's to close."""
+        self.engine.channels.pop(self.channel_id, None)
+
+    def duplicate_fd(self) -> int | None:
+        """Our own copy of a descriptor that is about to be closed; None: not needed, or gone."""
+        return None
+
+    def fd_closed(self, duplicate: int | None) -> None:
+        """In the engine: the application has closed its descriptor, by us or by itself."""
+        raise NotImplementedError
+
+    def close(self, duplicate: int | None) -> None:
+        """In the engine: close_channel.  What was written still arrives."""
+        raise NotImplementedError
+
+    def discard(self) -> None:
+        """In the engine: the application never saw this channel."""
+        os.close(self.fd)
+        with _lock:
+            _by_fd.pop(self.fd, None)
+        self.fd_closed(None)
+
+    def sweep(self) -> None:
+        """In the engine, every few seconds: notice what no event tells."""
+        raise NotImplementedError
+
+    def _log_end(self, reason: object) -> None:
+        self.engine.log.info("%s: channel %d: %s", self.peer_id, self.channel_id, reason)
+
+
+class RawChannel(Channel):
+    """The descriptor is the TCP socket to the relay."""
+
+    def duplicate_fd(self) -> int | None:
+        return os.dup(self.fd) if self.owns_fd() else None
+
+    def fd_closed(self, duplicate: int | None) -> None:
+        self.forget()
+        self._log_end("closed by the application")
+        if duplicate is not None:
+            sock = gsocket.socket(_socket.AF_INET, _socket.SOCK_STREAM, fileno=duplicate)
+            self.engine.linger(sock)
+
+    def close(self, duplicate: int | None) -> None:
+        self.fd_closed(duplicate)
+
+    def sweep(self) -> None:
+        if not self.owns_fd():
+            self.forget()
+            self._log_end("closed by the application")
+        elif tcp.unresponsive(self.fd):
+            self.forget()
+            self._log_end("broken: the relay does not answer")
+            tcp.give_up(self.fd)
+
+
+class SealedChannel(Channel):
+    """The descriptor is one end of a socket pair; the engine seals what goes through the other."""
+
+    def __init__(self, engine: Engine, connection: Connection, peer_id: str) -> None:
+        ours, theirs = _socket.socketpair()
+        for end in (ours, theirs):
+            end.setblocking(False)
+            end.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, PAIR_BUFFER_BYTES)
+        self._plain = gsocket.socket(fileno=ours.detach())
+        self._wire = connection.sock
+        self._stream = SealedStream(self._plain, self._wire, *connection.seal())
+        super().__init__(engine, connection, peer_id, theirs.detach())
+        engine.pumps.spawn(self._run)
+
+    def _run(self) -> None:
+        error: KKP2PError | None = EngineClosed()  # when killed
+        try:
+            error = self._stream.run()
+        finally:
+            self.forget()
+            self._plain.close()
+            if error is None:
+                self.engine.linger(self._wire)
+                self._log_end("ended")
+            else:
+                self._wire.close()
+                self._log_end(f"broken: {error}")
+
+    def fd_closed(self, duplicate: int | None) -> None:
+        self.engine.thread.spawn(self._stream.application_closed)
+
+    def close(self, duplicate: int | None) -> None:
+        # What is in the pair still goes out; to the application it is an end of stream.
+        self._plain.shutdown(_socket.SHUT_RDWR)
+        self.fd_closed(None)
+
+    def sweep(self) -> None:
+        self._stream.check()
+
+
+def adopt(engine: Engine, connection: Connection, peer_id: str) -> Channel:
+    """A channel of the application's on a connection; takes over its socket."""
+    if connection.keys is not None:
+        return SealedChannel(engine, connection, peer_id)
+    return RawChannel(engine, connection, peer_id, connection.sock.detach())
+
+
+def close_fd(fd: int) -> bool:
+    """Close a channel's descriptor so that what was written arrives; False: not a channel's."""
+    with _lock:
+        channel = _by_fd.pop(fd, None)
+    if channel is None or not channel.owns_fd():
+        return False
+    thread = channel.engine.thread
+    duplicate = channel.duplicate_fd() if thread.usable else None
+    os.close(fd)
+    if not thread.post(lambda: channel.fd_closed(duplicate)) and duplicate is not None:
+        os.close(duplicate)
+    return True
+
+
+def close_channel(channel: Channel) -> None:
+    """From the application: end a channel; its descriptor stays open, and reads end of stream."""
+    thread = channel.engine.thread
+    # Here and not in the engine's thread, where the number may have changed hands meanwhile.
+    duplicate = channel.duplicate_fd() if thread.usable else None
+    if not thread.post(lambda: channel.close(duplicate)) and duplicate is not None:
+        os.close(duplicate)

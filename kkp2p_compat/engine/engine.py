@@ -1,0 +1,313 @@
+"""The engine: what the C-shaped API calls, and what ties the parts together.
+
+Methods under "From the application" may be called from any thread or greenlet; all others belong
+to the engine's own thread.  Methods raise KKP2PError; the API turns that into a code.
+"""
+
+from __future__ import annotations
+
+import atexit
+import dataclasses
+import os
+import secrets
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+from gevent.pool import Group
+
+from .. import _codes
+from .._errors import (
+    BadPacket,
+    EngineClosed,
+    KKP2PError,
+    LinkLost,
+    NotSupported,
+    TimedOut,
+)
+from .._structs import connect_ctx_t, engine_conf_t
+from ..control.client import CloudClient
+from ..control.link import Link
+from ..control.resolver import resolve
+from ..control.wire import Message, encode
+from ..transport import tcp
+from ..transport.splice import Carriers
+from .accept_queue import AcceptQueue
+from .callbacks import Callbacks
+from .calls import MAX_BUDGET_MS, Connection, answer_call, make_call, parse_offer_untrusted
+from .channels import LINGER_S, Channel, adopt, close_channel
+from .log import EngineLog
+from .proxy import Proxy
+from .thread import EngineThread
+
+__all__ = ["ACCEPT_QUEUE_PLACES", "Engine"]
+
+# Our choices.
+ACCEPT_QUEUE_PLACES = 1024  # calls that nobody has accepted yet; one more is refused as busy
+VERDICT_S = 3.0  # how long join_net waits for the cloud's word
+DESTROY_S = 5.0  # how long engine_destroy lets written data go out
+SWEEP_S = 5.0  # how often channels are looked at for what no event tells
+CALLBACK_THREADS = 4  # with enable_engine_thread_pool
+
+_alive: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+class Engine:
+    """One engine: a thread, a cloud client, channels and proxies.  Ends with ``destroy``."""
+
+    def __init__(self, conf: engine_conf_t, timeout_s: float) -> None:
+        self.conf = dataclasses.replace(conf)
+        self.log = EngineLog(conf.log_path, conf.max_log_size)
+        self.thread = EngineThread(self.log)
+        self.channels: dict[int, Channel] = {}
+        self.accepted: AcceptQueue[Channel] = AcceptQueue(ACCEPT_QUEUE_PLACES)
+        self.carriers: Carriers  # made in the engine's thread
+        self._pid = os.getpid()
+        self._callbacks = Callbacks(CALLBACK_THREADS if conf.enable_engine_thread_pool else 1)
+        self._client: CloudClient | None = None
+        self._proxies: dict[int, Proxy] = {}
+        self.pumps = Group()  # of sealed channels
+        self._lingering = Group()
+        self._answering: dict[tuple[Link, str], gevent.Greenlet[..., Any]] = {}
+        self._peer_id = ""
+        self._destroying = False
+        self.thread.start()
+        try:
+            self.thread.call(self._set_up, timeout_s)
+        except BaseException:
+            self.destroy()
+            raise
+        _alive.add(self)
+
+    # From the application.
+
+    def destroy(self) -> None:
+        """End everything; what was written still gets DESTROY_S seconds to arrive."""
+        _alive.discard(self)
+        if os.getpid() != self._pid:
+            return  # a fork's copy: thread, sockets and peers are the parent's
+        try:
+            self.thread.call(self._tear_down)
+        except EngineClosed:
+            return  # by another thread, at the same time or before
+        finally:
+            self.thread.stop()
+        self._callbacks.close()
+        self.log.close()
+
+    def get_addresses(self) -> list[str]:
+        return self.thread.call(lambda: self._client.addresses if self._client else [])
+
+    def join_net(self, peer_id: str, secret: str) -> None:
+        self.thread.call(self._join_net, peer_id, secret)
+
+    def accept(self, timeout_s: float) -> Channel | None:
+        return self.accepted.take(timeout_s)
+
+    def open_channel(self, ctx: connect_ctx_t, lan: bool) -> Channel:
+        """Connect, over the LAN only or as ctx says, and make a channel of it."""
+        return self.thread.call(self._open_channel, ctx, lan, discard=Channel.discard)
+
+    def open_channel_later(
+        self, ctx: connect_ctx_t, lan: bool, done: Callable[[Channel | KKP2PError], object]
+    ) -> None:
+        """The same, without waiting: ``done`` runs on a callback thread."""
+
+        def connect() -> None:
+            try:
+                result: Channel | KKP2PError = self._open_channel(ctx, lan)
+            except KKP2PError as error:
+                self.log.error("%s: asynchronous connect: %s", ctx.peer_id, error)
+                result = error
+            if not self._callbacks.submit(done, result):
+                self.log.error("%s: a callback is dropped: too many wait", ctx.peer_id)
+                if isinstance(result, Channel):
+                    result.discard()
+
+        if not self.thread.post(lambda: self.thread.spawn(connect)):
+            raise EngineClosed
+
+    def close_channel(self, channel_id: int) -> None:
+        channel = self.channels.get(channel_id)
+        if channel is not None:
+            close_channel(channel)
+
+    def start_proxy(self, ip: str, port: int, ctx: connect_ctx_t) -> Proxy:
+        return self.thread.call(self._start_proxy, ip, port, ctx, discard=self._drop_proxy)
+
+    def proxy_address(self, proxy_id: int) -> tuple[str, int] | None:
+        proxy = self._proxies.get(proxy_id)
+        return None if proxy is None else proxy.address
+
+    def stop_proxy(self, proxy_id: int) -> bool:
+        return self.thread.call(self._stop_proxy, proxy_id)
+
+    # Set-up and end.
+
+    def _set_up(self, timeout_s: float) -> None:
+        conf = self.conf
+        self.carriers = Carriers()
+        if conf.login_domain:
+            addresses = resolve(conf.login_domain, timeout_s)
+            self._client = CloudClient(
+                conf.login_domain, conf.login_port, addresses, self.log, ca_file=conf.login_ca,
+                on_offer=self._handle_offer, on_login_lost=self._handle_login_lost,
+            )  # fmt: skip
+        self.thread.spawn(self._sweep)
+        self.log.warning(
+            "engine started: cloud %s, port %d", conf.login_domain or "none", conf.login_port
+        )
+
+    def _tear_down(self) -> None:
+        if self._destroying:
+            return
+        self._destroying = True
+        if self._client is not None:
+            self._client.close()
+        for proxy_id in list(self._proxies):
+            self._stop_proxy(proxy_id)
+        self.accepted.close()  # what nobody has accepted is in the table, too
+        for channel in list(self.channels.values()):
+            channel.close(channel.duplicate_fd())
+        with gevent.Timeout(DESTROY_S, False):
+            self.pumps.join()
+            self._lingering.join()
+        self.pumps.kill()
+        self._lingering.kill()
+        self.carriers.close()
+        self.log.warning("engine destroyed")
+
+    def linger(self, sock: Any) -> None:
+        """Close a socket once the other side has what was written to it."""
+        self._lingering.spawn(tcp.linger, sock, LINGER_S)
+
+    def _sweep(self) -> None:
+        while True:
+            gevent.sleep(SWEEP_S)
+            for channel in list(self.channels.values()):
+                channel.sweep()
+            for proxy in self._proxies.values():
+                proxy.sweep()
+
+    # The cloud.
+
+    def _need_client(self) -> CloudClient:
+        if self._client is None:
+            raise KKP2PError("no login_domain is set", _codes.KKP2P_ERROR_INVALID_DOMAIN)
+        return self._client
+
+    def _join_net(self, peer_id: str, secret: str) -> None:
+        verdict = self._need_client().login(peer_id, secret)
+        self._peer_id = peer_id
+        try:
+            verdict.get(timeout=VERDICT_S)
+        except gevent.Timeout:
+            self.log.error("%s: the cloud does not answer; logging in goes on", peer_id)
+
+    def _handle_login_lost(self, error: KKP2PError) -> None:
+        """The cloud ended our login for good: accept says so, once."""
+        self.accepted.put(error)
+
+    # Calls.
+
+    def connect(self, ctx: connect_ctx_t, lan: bool = False) -> Connection:
+        timeout_s = ctx.timeout / 1000
+        if self._client is None or lan:
+            # C searches the LAN here for as long as it may; so shall we (docs/status.rst).
+            gevent.sleep(timeout_s)
+            raise TimedOut(f"{ctx.peer_id}: not found on the LAN")
+        if ctx.channel_type != _codes.KKP2P_TCP_CHANNEL or ctx.connect_mode == _codes.CONNECT_P2P:
+            raise NotSupported(
+                f"{ctx.peer_id}: channel_type {ctx.channel_type}, connect_mode {ctx.connect_mode}",
+                _codes.KKP2P_ERROR_CONNECT_TIMEOUT
+                if ctx.connect_mode == _codes.CONNECT_P2P
+                else None,
+            )
+        return make_call(self._client, ctx, timeout_s)
+
+    def _open_channel(self, ctx: connect_ctx_t, lan: bool) -> Channel:
+        channel = adopt(self, self.connect(ctx, lan), ctx.peer_id)
+        self.log.info("%s: channel %d: connected by relay", ctx.peer_id, channel.channel_id)
+        return channel
+
+    def _handle_offer(self, link: Link, message: Message) -> None:
+        """An offer, or the news that its caller gave up."""
+        key = link, str(message.get("call"))
+        if message["op"] == "offer" and key not in self._answering:
+            greenlet = self.thread.spawn(self._answer, link, message)
+            self._answering[key] = greenlet
+            greenlet.rawlink(lambda _: self._answering.pop(key, None))
+        elif message["op"] == "cancel" and key in self._answering:
+            self._answering[key].kill(block=False)
+
+    def _answer(self, link: Link, message: Message) -> None:
+        if not self.accepted.reserve():
+            self.log.error("%s: a call is refused: the accept queue is full", self._peer_id)
+            self._decline(link, message, "busy")
+            return
+        channel = None
+        try:
+            channel = self._accept_call(link, message)
+        except KKP2PError as error:
+            self.log.error("%s: a call failed: %s", self._peer_id, error)
+            reasons = {NotSupported: "unsupported", BadPacket: "bad-message", TimedOut: "timeout"}
+            self._decline(link, message, reasons.get(type(error), "relay"))
+        finally:
+            if channel is None:
+                self.accepted.release()
+            else:
+                self.accepted.put(channel)
+
+    def _accept_call(self, link: Link, message: Message) -> Channel:
+        text, budget_ms = message.get("offer"), message.get("ms")
+        offer = parse_offer_untrusted(text)
+        if not isinstance(budget_ms, int) or not 0 < budget_ms <= MAX_BUDGET_MS:
+            raise BadPacket("an offer with a bad time budget")
+        with gevent.Timeout(budget_ms / 1000, TimedOut("the caller did not come to the relay")):
+            connection = answer_call(link, message, offer, str(text))
+        channel = adopt(self, connection, self._peer_id)
+        self.log.info(
+            "%s: channel %d: accepted by relay from %.32r, desc %d",
+            self._peer_id, channel.channel_id, message.get("from"), offer.desc,
+        )  # fmt: skip
+        return channel
+
+    def _decline(self, link: Link, message: Message, reason: str) -> None:
+        try:
+            link.send(encode("decline", call=message.get("call"), reason=reason))
+        except LinkLost as error:
+            self.log.error("%s: cannot decline: %s", self._peer_id, error)
+
+    # Channels and proxies.
+
+    def new_channel_id(self) -> int:
+        while (channel_id := secrets.randbits(32)) in self.channels or channel_id == 0:
+            pass
+        return channel_id
+
+    def _start_proxy(self, ip: str, port: int, ctx: connect_ctx_t) -> Proxy:
+        proxy_id = 1 + max(self._proxies, default=0)
+        proxy = Proxy(self, proxy_id, ctx)
+        proxy.start(ip, port)
+        self._proxies[proxy_id] = proxy
+        self.log.warning("%s: proxy %d listens on %s:%d", ctx.peer_id, proxy_id, *proxy.address)
+        return proxy
+
+    def _drop_proxy(self, proxy: Proxy) -> None:
+        self.thread.spawn(self._stop_proxy, proxy.proxy_id)
+
+    def _stop_proxy(self, proxy_id: int) -> bool:
+        proxy = self._proxies.pop(proxy_id, None)
+        if proxy is None:
+            return False
+        proxy.stop()
+        self.log.warning("%s: proxy %d stopped", proxy.peer_id, proxy_id)
+        return True
+
+
+@atexit.register
+def _destroy_all() -> None:
+    """A program that forgets engine_destroy still delivers what it wrote."""
+    for engine in list(_alive):
+        engine.destroy()

@@ -1,0 +1,159 @@
+"""A local TCP port that forwards to a peer: one channel for each connection.
+
+Connections are independent of each other: a peer that is away, a refusal or a broken stream ends
+the one connection (with a reset, so that no program takes it for the end of its data), and the
+proxy lives on.  Nothing of what passes through is ever logged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import socket as _socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import gevent
+from gevent import socket
+from gevent.event import AsyncResult
+
+from .._codes import KKP2P_ERROR_BIND_IP
+from .._errors import EngineClosed, KKP2PError
+from .._structs import connect_ctx_t
+from ..transport import tcp
+from ..transport.carry import SealedStream
+from ..transport.splice import Outcome, Splice, close_both
+from .calls import Connection
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+__all__ = ["Proxy"]
+
+BACKLOG = 1024  # our choice: a burst of browsers; the kernel bounds it by net.core.somaxconn
+MAX_CONNECTIONS = 10_000  # our choice: per proxy; one more is reset
+OUT_OF_DESCRIPTORS_PAUSE_S = 0.2
+LINGER_S = 30  # our choice: how long a local program may take to read the rest
+STOP_TIMEOUT_S = 1  # our choice: the same, once the connection is broken or the proxy stopped
+
+
+class Proxy:
+    """Call ``start`` once, then ``stop``.  ``address`` is where it listens (port 0 resolved)."""
+
+    def __init__(self, engine: Engine, proxy_id: int, ctx: connect_ctx_t) -> None:
+        self.proxy_id = proxy_id
+        self.peer_id = ctx.peer_id
+        self.address: tuple[str, int] = ("", 0)
+        self._engine = engine
+        self._ctx = dataclasses.replace(ctx)
+        self._listener: Any = None
+        self._accepting: gevent.Greenlet[..., None] | None = None
+        self._connections: set[gevent.Greenlet[..., None]] = set()
+        self._checks: set[Callable[[], object]] = set()
+
+    def start(self, ip: str, port: int) -> None:
+        """Listen; raises with -113 when that address and port cannot be had."""
+        try:
+            family = _socket.AF_INET6 if ":" in ip else _socket.AF_INET
+            listener = socket.socket(family, _socket.SOCK_STREAM)
+            try:
+                listener.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
+                listener.bind((ip, port))
+                listener.listen(BACKLOG)
+            except BaseException:
+                listener.close()
+                raise
+        except (OSError, UnicodeError) as error:
+            raise KKP2PError(f"proxy {ip}:{port}: {error}", KKP2P_ERROR_BIND_IP) from error
+        self.address = listener.getsockname()[:2]
+        self._listener = listener
+        self._accepting = self._engine.thread.spawn(self._accept)
+
+    def stop(self) -> None:
+        """End the listener and every connection."""
+        if self._accepting is not None:
+            self._accepting.kill()
+        if self._listener is not None:
+            self._listener.close()
+        gevent.killall(list(self._connections))
+
+    def sweep(self) -> None:
+        """Find connections whose relay is gone without a word."""
+        for check in list(self._checks):
+            check()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                local, _ = self._listener.accept()
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    self._log_error(f"cannot accept: {error}")
+                    gevent.sleep(OUT_OF_DESCRIPTORS_PAUSE_S)  # no event tells of a free descriptor
+                continue  # else: that connection was gone before it was accepted
+            if len(self._connections) >= MAX_CONNECTIONS:
+                self._log_error(f"over {MAX_CONNECTIONS} connections: one more is reset")
+                _reset(local)
+                continue
+            greenlet = self._engine.thread.spawn(self._serve, local)
+            self._connections.add(greenlet)
+            greenlet.rawlink(self._connections.discard)
+
+    def _serve(self, local: Any) -> None:
+        try:
+            connection = self._engine.connect(self._ctx)
+        except BaseException as error:
+            _reset(local)
+            if not isinstance(error, KKP2PError):
+                raise
+            self._log_error(str(error))
+            return
+        self._engine.log.info("%s: proxy %d: connected", self._ctx.peer_id, self.proxy_id)
+        tcp.tune(local)
+        if connection.keys is None:
+            self._splice(local, connection)
+        else:
+            self._carry_sealed(local, connection)
+
+    def _splice(self, local: Any, connection: Connection) -> None:
+        result: AsyncResult[Outcome] = AsyncResult()
+        splice = Splice(local, connection.sock, self._engine.carriers, result.set)
+        splice.start()
+        self._checks.add(splice.check)
+        try:
+            outcome = result.get()
+            close_both(local, connection.sock, outcome, LINGER_S)
+        except BaseException:
+            splice.stop(EngineClosed("the proxy is stopped"))  # nothing, if it has ended
+            close_both(local, connection.sock, result.get(), STOP_TIMEOUT_S)
+            raise
+        finally:
+            self._checks.discard(splice.check)
+        for error in (outcome.error_a, outcome.error_b):
+            if error is not None:
+                self._log_error(f"broken: {error}")
+
+    def _carry_sealed(self, local: Any, connection: Connection) -> None:
+        stream = SealedStream(local, connection.sock, *connection.seal())
+        error: KKP2PError | None = EngineClosed("the proxy is stopped")
+        self._checks.add(stream.check)
+        try:
+            error = stream.run()
+        finally:
+            self._checks.discard(stream.check)
+            if error is None:
+                self._engine.linger(connection.sock)
+                self._engine.linger(local)
+            else:
+                connection.sock.close()
+                _reset(local)
+        if error is not None:
+            self._log_error(f"broken: {error}")
+
+    def _log_error(self, text: str) -> None:
+        self._engine.log.error("%s: proxy %d: %s", self._ctx.peer_id, self.proxy_id, text)
+
+
+def _reset(local: Any) -> None:
+    """Close so that the local program sees an error, not an end of stream."""
+    tcp.linger(local, STOP_TIMEOUT_S, reset=True)
