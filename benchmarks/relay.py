@@ -1,0 +1,252 @@
+"""What the relay path costs: proxy + relay + the server's descriptor, against a direct connection.
+
+Real processes on the loopback link; the cloud, the serving peer, the proxy and this client are one
+process each.  Every ratio compares two measurements of this run, taken in turns.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from .programs import CHUNK, REQUEST
+
+PEER = "bench"
+MIB = 1 << 20
+
+
+class Program:
+    """A process of the benchmark.  It ends when its standard input does."""
+
+    def __init__(self, *command: str, folder: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            cwd=folder, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        )  # fmt: skip
+
+    def line(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.process.args} ended with status {self.process.wait()}")
+        return line
+
+    def answer(self) -> dict[str, Any]:
+        answer: dict[str, Any] = json.loads(self.line())
+        return answer
+
+    def rss_kb(self) -> int:
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") // 1024
+
+    def cpu_s(self) -> float:
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        self.process.terminate()
+        self.process.wait()
+        self.process.stdout.close()
+
+
+@contextmanager
+def started(*command: str, folder: Path) -> Iterator[Program]:
+    program = Program(*command, folder=folder)
+    try:
+        yield program
+    finally:
+        program.close()
+
+
+def connect(port: int) -> socket.socket:
+    sock = socket.create_connection(("127.0.0.1", port), timeout=60)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
+def request(sock: socket.socket, what: bytes, count: int, data: bytes = b"") -> None:
+    sock.sendall(REQUEST.pack(what, count) + data)
+    if sock.recv(1) != b"k":
+        raise RuntimeError("the connection ended before the answer")
+
+
+def transfer_mb_s(port: int, what: bytes, size: int) -> float:
+    buffer = bytearray(CHUNK)
+    with connect(port) as sock:
+        request(sock, b"U", 0)  # the connection is there, all the way
+        begin = time.perf_counter()
+        sock.sendall(REQUEST.pack(what, size))
+        left = size
+        while left:
+            if what == b"U":
+                sock.sendall(memoryview(buffer)[: min(CHUNK, left)])
+                left -= min(CHUNK, left)
+            else:
+                got = sock.recv_into(buffer, min(CHUNK, left))
+                if not got:
+                    raise RuntimeError("the connection ended too early")
+                left -= got
+        if sock.recv(1) != b"k":
+            raise RuntimeError("the connection ended before the answer")
+        return size / (time.perf_counter() - begin) / 1e6
+
+
+def measure_throughput(direct: int, plain: int, sealed: int, size: int) -> None:
+    for what, name in ((b"U", "upload"), (b"D", "download")):
+        rates: dict[str, list[float]] = {"direct": [], "plain": [], "sealed": []}
+        for _ in range(3):
+            rates["direct"].append(transfer_mb_s(direct, what, size))
+            rates["plain"].append(transfer_mb_s(plain, what, size))
+            rates["sealed"].append(transfer_mb_s(sealed, what, size))
+        median = {key: statistics.median(values) for key, values in rates.items()}
+        print(f"{name:8} direct TCP {median['direct']:7.0f} MB/s", flush=True)
+        for key, label in (("plain", "relay"), ("sealed", "relay, encrypted")):
+            print(
+                f"{name:8} {label:16} {median[key]:7.0f} MB/s"
+                f"   ratio {median[key] / median['direct']:.2f}",
+                flush=True,
+            )
+
+
+def one_request(port: int) -> float:
+    begin = time.perf_counter()
+    with connect(port) as sock:
+        request(sock, b"E", 0)
+    return time.perf_counter() - begin
+
+
+def measure_requests(label: str, port: int, count: int) -> None:
+    """New connections, one request each: alone for the latency, 32 at once for the rate."""
+    times = sorted(one_request(port) for _ in range(count))
+    p50, p99 = times[len(times) // 2], times[len(times) * 99 // 100]
+    left = threading.Semaphore(count)
+
+    def work() -> None:
+        while left.acquire(blocking=False):
+            one_request(port)
+
+    workers = [threading.Thread(target=work) for _ in range(32)]
+    begin = time.perf_counter()
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    rate = count / (time.perf_counter() - begin)
+    with connect(port) as sock:
+        request(sock, b"E", 0)
+        trips = []
+        for _ in range(count * 5):
+            begin = time.perf_counter()
+            request(sock, b"E", 0)
+            trips.append(time.perf_counter() - begin)
+    trips.sort()
+    print(
+        f"{label:16} connect + request p50 {p50 * 1e3:5.2f} ms, p99 {p99 * 1e3:5.2f} ms;"
+        f" {rate:5.0f} connections/s; request on an open one p50 {trips[len(trips) // 2] * 1e6:4.0f}"
+        f" us, p99 {trips[len(trips) * 99 // 100] * 1e6:4.0f} us",
+        flush=True,
+    )
+
+
+def measure_idle_channels(port: int, label: str, programs: dict[str, Program], count: int) -> None:
+    """Memory of idle channels: open ``count``, look, open as many again, look at the difference.
+
+    The serving process also has a thread for each, which is the benchmark's and not the engine's:
+    it is left out, and the proxy's and the relay's (in the cloud) are shown.
+    """
+    with ExitStack() as stack:
+
+        def open_channels() -> None:
+            for _ in range(count):
+                sock = stack.enter_context(connect(port))
+                request(sock, b"E", 0)
+
+        open_channels()
+        before = {name: program.rss_kb() for name, program in programs.items()}
+        open_channels()
+        grown = {
+            name: (program.rss_kb() - before[name]) / count for name, program in programs.items()
+        }
+    print(
+        f"{label:16} memory per idle channel: "
+        + ", ".join(f"{name} {kb:.1f} KB" for name, kb in grown.items()),
+        flush=True,
+    )
+
+
+def measure_online(cloud: Program, port: int, secret: str, folder: Path, count: int) -> None:
+    before = cloud.rss_kb()
+    half = str(count // 2)
+    command = ("-m", "benchmarks.programs", "online_peers", str(port), "idle", secret)
+    with (
+        started(*command, "0", half, folder=folder) as one,
+        started(*command, half, half, folder=folder) as two,
+    ):
+        answers = [one.answer(), two.answer()]
+        online = sum(answer["online"] for answer in answers)
+        grown = cloud.rss_kb() - before
+        cpu, begin = cloud.cpu_s(), time.perf_counter()
+        beats_s = 60.0 if count >= 1000 else 2.0
+        time.sleep(beats_s)  # the thing measured is what heartbeats cost over this time
+        share = (cloud.cpu_s() - cpu) / (time.perf_counter() - begin)
+        alive = one.process.poll() is None and two.process.poll() is None
+        print(
+            f"{online} peers online after {max(answer['seconds'] for answer in answers):.1f} s, "
+            f"{'all' if alive else 'NOT all'} still so {beats_s:.0f} s later; "
+            f"{grown / online:.1f} KB each in the cloud; heartbeats take {share * 100:.1f} % of a core",
+            flush=True,
+        )
+
+
+def run(quick: bool) -> None:
+    scale = 100 if quick else 1
+    secret = secrets.token_urlsafe(12)
+    peers = 5000 // scale
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        folder = Path(name)
+        data = folder / "cloud"
+        _make_accounts(data, secret, peers)
+        cloud = stack.enter_context(
+            started(
+                "-m", "kkp2p_compat", "cloud", "--listen", "127.0.0.1:0", "--data", str(data),
+                *NO_LIMITS, folder=folder,
+            )  # fmt: skip
+        )
+        port = _cloud_port(cloud)
+        programs = ("-m", "benchmarks.programs")
+        server = stack.enter_context(
+            started(*programs, "peer_server", str(port), PEER, secret, folder=folder)
+        )
+        server.answer()
+        proxy = stack.enter_context(
+            started(*programs, "proxy", str(port), PEER, PEER + "+", folder=folder)
+        )
+        plain, sealed = proxy.answer()["ports"]
+        baseline = stack.enter_context(started(*programs, "tcp_server", folder=folder))
+        direct = baseline.answer()["port"]
+
+        print(f"link: loopback; {os.cpu_count()} cores; Python {sys.version.split()[0]}")
+        measure_throughput(direct, plain, sealed, 1024 * MIB // scale)
+        for label, where in (
+            ("direct TCP", direct), ("relay", plain), ("relay, encrypted", sealed),
+        ):  # fmt: skip
+            measure_requests(label, where, max(2000 // scale, 100))
+        shown = {"engine of the proxy": proxy, "relay": cloud}
+        measure_idle_channels(plain, "relay", shown, 1000 // scale)
+        measure_idle_channels(sealed, "relay, encrypted", shown, 1000 // scale)
+        measure_online(cloud, port, secret, folder, peers)
