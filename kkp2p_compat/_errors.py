@@ -6,6 +6,8 @@ They travel inside the SDK only: the C-shaped API turns each into the result cod
 
 from __future__ import annotations
 
+import errno
+
 from . import _codes
 
 __all__ = [
@@ -18,9 +20,11 @@ __all__ = [
     "LinkLost",
     "LoginRefused",
     "NotSupported",
+    "OutOfDescriptors",
     "ParameterError",
     "PeerOffline",
     "TimedOut",
+    "from_os_error",
 ]
 
 
@@ -50,6 +54,15 @@ class NotSupported(ParameterError):
 
 class EngineClosed(KKP2PError):
     """the engine is destroyed, or belongs to the process that forked this one"""
+
+
+# This host's fault.
+
+
+class OutOfDescriptors(KKP2PError):
+    """this process, or the host, is out of descriptors"""
+
+    code = _codes.KKP2P_ERROR_SOCKET_FD_OVERFLOW
 
 
 # The peer's or the cloud's word.
@@ -104,3 +117,9 @@ class BadPacket(KKP2PError):
     """bytes from the network break the protocol"""
 
     code = _codes.KKP2P_ERROR_CONN_DISCONNECT
+
+
+def from_os_error(error: OSError, what: str) -> KKP2PError:
+    """The error for a failing system call on a connection."""
+    kind = OutOfDescriptors if error.errno in (errno.EMFILE, errno.ENFILE) else LinkLost
+    return kind(f"{what}: {error}")

@@ -31,6 +31,7 @@ from .._errors import (
     PeerOffline,
     TimedOut,
 )
+from ..transport import tcp
 from .binding import end_point_binding
 from .wire import PROTOCOL_VERSION, LineReader, Message, encode
 
@@ -113,7 +114,7 @@ class Link:
         try:
             with gevent.Timeout(OPEN_TIMEOUT_S, TimedOut("no TLS handshake in time")):
                 raw = socket.create_connection(self.address)
-                raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                tcp.tune(raw)
                 self._sock = self._context.wrap_socket(raw, server_hostname=self._server_name)
         except _stdlib_ssl.SSLCertVerificationError:
             raise  # the owner decides whether to go on without
@@ -203,6 +204,13 @@ class Link:
         if self._calls.pop(call.number, None) is not None and cancel and not self.closed.is_set():
             self.send(encode("cancel", call=call.number))
 
+    def check_alive(self) -> None:
+        """Something that should have come did not: close the link if it is dead."""
+        try:
+            self._ask(encode("beat"), "beat")
+        except KKP2PError as error:
+            self.close(LinkLost(f"no heartbeat: {error}"))
+
     def send(self, line: bytes) -> None:
         """Send one line; raises LinkLost."""
         try:
@@ -234,11 +242,7 @@ class Link:
     def _keep_alive(self, beat_s: float) -> None:
         while True:
             gevent.sleep(beat_s)
-            try:
-                self._ask(encode("beat"), "beat")
-            except KKP2PError as error:
-                self.close(LinkLost(f"no heartbeat: {error}"))
-                return
+            self.check_alive()
 
     def _read(self) -> None:
         reader = LineReader()

@@ -87,6 +87,8 @@ def _make_call(client: CloudClient, ctx: connect_ctx_t) -> Connection:
         sock = None
         return connection
     finally:
+        if not call.relay.ready():  # the track answers at once, whatever the callee does
+            gevent.spawn(link.check_alive)
         link.forget(call, cancel=not answered)
         if sock is not None:
             sock.close()

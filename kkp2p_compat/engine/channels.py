@@ -18,7 +18,7 @@ from gevent import monkey
 from gevent import socket as gsocket
 
 from .._codes import KKP2P_TCP_CHANNEL, TRANSMIT_RELAY
-from .._errors import EngineClosed, KKP2PError
+from .._errors import EngineClosed, KKP2PError, from_os_error
 from .._structs import channel_t
 from ..transport import tcp
 from ..transport.carry import SealedStream
@@ -129,7 +129,11 @@ class SealedChannel(Channel):
     """The descriptor is one end of a socket pair; the engine seals what goes through the other."""
 
     def __init__(self, engine: Engine, connection: Connection, peer_id: str) -> None:
-        ours, theirs = _socket.socketpair()
+        try:
+            ours, theirs = _socket.socketpair()
+        except OSError as error:
+            connection.sock.close()
+            raise from_os_error(error, "a channel's descriptors") from error
         for end in (ours, theirs):
             end.setblocking(False)
             end.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, PAIR_BUFFER_BYTES)

@@ -10,7 +10,7 @@ from typing import Any
 
 from gevent import socket
 
-from .._errors import BadPacket, CallRefused, LinkLost
+from .._errors import BadPacket, CallRefused, LinkLost, from_os_error
 from . import tcp
 from .relay_wire import PAIRED, hello, status_text, token_from_text_untrusted
 
@@ -45,7 +45,7 @@ def open_relay(place: RelayPlace) -> socket.socket:
             sock.close()
             raise
     except OSError as error:
-        raise LinkLost(f"relay {host}:{port}: {error}") from error
+        raise from_os_error(error, f"relay {host}:{port}") from error
     return sock
 
 
