@@ -240,7 +240,7 @@ class Link:
         return message
 
     def _keep_alive(self, beat_s: float) -> None:
-        while True:
+        while not self.closed.is_set():
             gevent.sleep(beat_s)
             self.check_alive()
 
