@@ -1,0 +1,91 @@
+"""Fixtures for tests against a real cloud: conftest.py imports them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from support import PATIENCE_S, SECRET, CloudProcess
+
+import kkp2p_compat as kkp2p
+
+LONG = PATIENCE_S * 1000
+PEERS = ("peer", "other")
+
+
+@pytest.fixture(scope="session")
+def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CloudProcess]:
+    """One cloud for all tests that do not harm it, with the accounts PEERS."""
+    accounts = [option for peer in PEERS for option in ("--account", f"{peer}:{SECRET}")]
+    process = CloudProcess(tmp_path_factory.mktemp("cloud"), *accounts, *GENEROUS)
+    yield process
+    assert process.end() == 0, "".join(process.output)
+
+
+# One address makes all the calls of the tests.
+GENEROUS = ("--calls-per-s", "10000", "--connects-per-s", "10000")
+
+
+@pytest.fixture
+def make_engine(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[Callable[..., kkp2p.engine_t]]:
+    """Engines with logs of their own; fields of engine_conf_t as keywords.  Ended by the test."""
+    engines: list[kkp2p.engine_t] = []
+    numbers = itertools.count()
+
+    def make(**fields: object) -> kkp2p.engine_t:
+        conf = kkp2p.engine_conf_t(
+            login_domain="127.0.0.1", log_path=str(tmp_path / f"engine{next(numbers)}")
+        )
+        for name, value in fields.items():
+            setattr(conf, name, value)
+        if conf.login_domain is not None and not conf.login_port:
+            conf.login_port = request.getfixturevalue("cloud").port
+        engine = kkp2p.engine_init(conf, LONG)
+        assert engine is not None
+        kkp2p.switch_log_level(engine, 4)
+        engines.append(engine)
+        return engine
+
+    yield make
+    for engine in engines:
+        kkp2p.engine_destroy(engine)
+
+
+@pytest.fixture
+def engine(make_engine: Callable[..., kkp2p.engine_t]) -> kkp2p.engine_t:
+    """A caller: it has not logged in."""
+    return make_engine()
+
+
+@pytest.fixture
+def peer(make_engine: Callable[..., kkp2p.engine_t]) -> kkp2p.engine_t:
+    """A callee, logged in as "peer"."""
+    engine = make_engine()
+    assert kkp2p.join_net(engine, "peer", SECRET) == 0
+    return engine
+
+
+@pytest.fixture
+def make_pair(
+    engine: kkp2p.engine_t, peer: kkp2p.engine_t
+) -> Iterator[Callable[..., tuple[kkp2p.channel_t, kkp2p.channel_t]]]:
+    """Connected channels (the caller's, the callee's); closed by the test, or afterwards."""
+    made: list[kkp2p.channel_t] = []
+
+    def make(*, encrypt: int = 0, desc: int = 1) -> tuple[kkp2p.channel_t, kkp2p.channel_t]:
+        ctx = kkp2p.connect_ctx_t(
+            "peer", connect_mode=2, encrypt_data=encrypt, timeout=LONG, connect_desc=desc
+        )
+        caller, callee = kkp2p.channel_t(), kkp2p.channel_t()
+        assert kkp2p.connect(engine, ctx, caller) == 0
+        assert kkp2p.accept(peer, LONG, callee) == 1
+        made.extend((caller, callee))
+        return caller, callee
+
+    yield make
+    for channel in made:
+        kkp2p.close_fd(channel.fd)  # one that the test has closed is left alone
