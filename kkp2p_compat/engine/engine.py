@@ -80,6 +80,10 @@ class Engine:
             raise
         _alive.add(self)
 
+    def busy(self) -> bool:
+        """Whether closed channels still have data on its way out, or calls are being made."""
+        return bool(self.pumps or self._lingering or self._answering)
+
     # From the application.
 
     def destroy(self) -> None:
