@@ -35,6 +35,8 @@ __all__ = ["Backoff", "CloudClient"]
 # Our choices, in seconds.
 RESOLVE_AGAIN_S = 60  # an older answer for login_domain is asked for again before connecting
 RESOLVE_TIMEOUT_S = 5
+BACKOFF_FIRST_S = 0.5
+BACKOFF_MOST_S = 30.0
 TRACK_CACHE_S = 30  # how long a route's answer is believed
 TRACK_CACHE_SIZE = 1024
 
@@ -45,7 +47,7 @@ class Backoff:
     Each pause is drawn between ``first_s`` and three times the one before, ``most_s`` at most.
     """
 
-    def __init__(self, rng: random.Random, first_s: float = 0.5, most_s: float = 30.0) -> None:
+    def __init__(self, rng: random.Random, first_s: float, most_s: float) -> None:
         self._rng = rng
         self._first_s = first_s
         self._most_s = most_s
@@ -110,7 +112,7 @@ class CloudClient:
             link.close()
 
     def _stay_online(self, peer_id: str, secret: str, verdict: AsyncResult[None]) -> None:
-        backoff = Backoff(self._rng)
+        backoff = Backoff(self._rng, BACKOFF_FIRST_S, BACKOFF_MOST_S)
         while True:
             try:
                 link = self._home_link = self._link_to(peer_id)
