@@ -13,7 +13,7 @@ from gevent import socket, ssl
 from support import PATIENCE_S, SECRET, CloudProcess, read_all, write_all
 
 import kkp2p_compat as kkp2p
-from kkp2p_compat.cloud.certificate import ensure_certificate
+from kkp2p_compat.cloud.certificate import load_identity
 from kkp2p_compat.control import client as client_module
 
 LONG = PATIENCE_S * 1000
@@ -154,9 +154,7 @@ class Mitm:
     """TLS with another certificate on one side, TLS to the cloud on the other, lines passed on."""
 
     def __init__(self, folder: Path, cloud_port: int) -> None:
-        files = ensure_certificate(folder)
-        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._context.load_cert_chain(files.certificate, files.key)
+        self._context = load_identity(folder).context
         self._upstream = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self._upstream.check_hostname = False
         self._upstream.verify_mode = ssl.CERT_NONE

@@ -14,7 +14,7 @@ from logging import Logger
 from typing import Any
 
 import gevent
-from gevent import socket, ssl
+from gevent import ssl
 from gevent.event import AsyncResult, Event
 from gevent.lock import RLock
 from scramp import ScramClient, ScramException  # type: ignore[attr-defined]
@@ -33,6 +33,7 @@ from .._errors import (
 )
 from ..transport import tcp
 from .binding import end_point_binding
+from .resolver import numeric
 from .wire import PROTOCOL_VERSION, LineReader, Message, encode
 
 __all__ = ["Address", "Link", "OfferHandler", "OutgoingCall"]
@@ -89,6 +90,7 @@ class Link:
         server_name: str | None,
     ) -> None:  # fmt: skip
         self.address = address
+        self.reached = address  # the same with a numeric host, once open
         self.closed = Event()
         self.close_reason: KKP2PError | None = None
         self.peer_id: str | None = None  # once logged in
@@ -113,7 +115,9 @@ class Link:
         raw = None
         try:
             with gevent.Timeout(OPEN_TIMEOUT_S, TimedOut("no TLS handshake in time")):
-                raw = socket.create_connection(self.address)
+                host, port = self.address
+                self.reached = numeric(host, OPEN_TIMEOUT_S), port
+                raw = tcp.connect(*self.reached)
                 tcp.tune(raw)
                 self._sock = self._context.wrap_socket(raw, server_hostname=self._server_name)
         except _stdlib_ssl.SSLCertVerificationError:

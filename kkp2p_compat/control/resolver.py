@@ -18,7 +18,7 @@ from .. import _codes
 from .._errors import KKP2PError
 from .._io import Signal
 
-__all__ = ["MAX_ADDRESSES", "resolve", "split_domain"]
+__all__ = ["MAX_ADDRESSES", "numeric", "resolve", "split_domain"]
 
 MAX_ADDRESSES = 16  # our choice: more login servers than any one peer has use for
 
@@ -67,6 +67,11 @@ def resolve(login_domain: str, timeout_s: float) -> list[str]:
     if not addresses:
         raise KKP2PError(f"{login_domain} has no address", _codes.KKP2P_ERROR_DOMAIN_NO_IP)
     return addresses[:MAX_ADDRESSES]
+
+
+def numeric(host: str, timeout_s: float) -> str:
+    """An address of a host that another server named."""
+    return host if is_address(host) else _resolve_name(host, timeout_s)[0]
 
 
 def _resolve_name(name: str, timeout_s: float) -> list[str]:

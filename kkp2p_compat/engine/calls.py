@@ -21,12 +21,14 @@ from .._errors import BadPacket, NotSupported, TimedOut
 from .._structs import connect_ctx_t
 from ..control.client import CloudClient
 from ..control.link import Link
+from ..control.resolver import numeric
 from ..control.wire import Message, encode
 from ..transport.relay import open_relay, parse_place_untrusted, wait_for_pairing
 from ..transport.sealed import DirectionKeys, Opener, Sealer, derive_keys
 
 __all__ = ["Connection", "Offer", "answer_call", "make_call", "parse_offer_untrusted"]
 
+RESOLVE_TIMEOUT_S = 5  # our choice: for a relay that has a name
 MAX_BUDGET_MS = 60_000  # docs/protocol.rst: what a track keeps a call for at most
 
 
@@ -74,8 +76,7 @@ def _make_call(client: CloudClient, ctx: connect_ctx_t) -> Connection:
     sock = None
     answered = False
     try:
-        place = parse_place_untrusted(call.relay.get(), link.address)
-        sock = open_relay(place)
+        sock = _go_to_relay(call.relay.get(), link)
         answer = call.answer.get()  # first, because a refusal comes here and not by the relay
         answered = True
         wait_for_pairing(sock)
@@ -94,9 +95,14 @@ def _make_call(client: CloudClient, ctx: connect_ctx_t) -> Connection:
             sock.close()
 
 
+def _go_to_relay(place: object, link: Link) -> Any:
+    host, port, token = parse_place_untrusted(place, link.reached)
+    return open_relay((numeric(host, RESOLVE_TIMEOUT_S), port, token))
+
+
 def answer_call(link: Link, message: Message, offer: Offer, own_text: str) -> Connection:
     """Accept an offer: go to the relay, answer, wait for the caller; raises KKP2PError."""
-    sock = open_relay(parse_place_untrusted(message.get("relay"), link.address))
+    sock = _go_to_relay(message.get("relay"), link)
     try:
         keys = None
         answer = "{}"

@@ -34,10 +34,13 @@ def parse_place_untrusted(place: Any, default: tuple[str, int]) -> RelayPlace:
 
 
 def open_relay(place: RelayPlace) -> socket.socket:
-    """A TCP connection to the relay that has shown its token; raises LinkLost."""
+    """A TCP connection to the relay (a numeric host) that has shown its token.
+
+    Raises LinkLost or OutOfDescriptors.
+    """
     host, port, token = place
     try:
-        sock = socket.create_connection((host, port))
+        sock = tcp.connect(host, port)
         try:
             tcp.tune(sock)
             sock.sendall(hello(token))

@@ -16,15 +16,27 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
+import os
 import socket
 import struct
 import sys
 from typing import Protocol
 
 from gevent import get_hub, sleep
+from gevent import socket as gsocket
 from gevent.socket import wait
 
-__all__ = ["DEAD_AFTER_S", "HasFileno", "ended", "give_up", "linger", "tune", "unresponsive"]
+__all__ = [
+    "DEAD_AFTER_S",
+    "HasFileno",
+    "connect",
+    "ended",
+    "give_up",
+    "linger",
+    "tune",
+    "unresponsive",
+]
 
 # Our choice: an idle connection whose peer vanished is found in 15 + 3 * 5 = 30 s.
 KEEPALIVE_IDLE_S = 15
@@ -60,6 +72,28 @@ class HasFileno(Protocol):
 
 def _fd(sock: HasFileno | int) -> int:
     return sock if isinstance(sock, int) else sock.fileno()
+
+
+def connect(host: str, port: int) -> gsocket.socket:
+    """A connection to a numeric address; call in a greenlet, bounded by a time-out of its own.
+
+    Not gevent's create_connection: that resolves even a numeric address, by a thread of its pool,
+    which took a tenth of the time of a whole call.
+    """
+    sock = gsocket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(0)
+        code = sock.connect_ex((host, port))
+        if code == errno.EINPROGRESS:
+            gsocket.wait_write(sock.fileno())
+            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            raise OSError(code, os.strerror(code))
+        sock.settimeout(None)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def tune(sock: socket.socket) -> None:
