@@ -1,0 +1,98 @@
+"""For every test: a leak check, and the fixtures that the files share."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import gevent
+import pytest
+from cloud_fixtures import cloud, engine, make_engine, make_pair, peer
+from support import PATIENCE_S
+
+import kkp2p_compat as kkp2p
+
+__all__ = ["cloud", "engine", "make_engine", "make_pair", "peer"]
+
+# What the process keeps for good: the hub of the tests, and the first thread of its pool.
+gevent.get_hub().threadpool.apply(int)
+
+
+def _descriptors() -> dict[str, str]:
+    found = {}
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the one that listed the folder
+            found[number] = os.readlink(f"/proc/self/fd/{number}")
+    return found
+
+
+def _native_threads() -> int:
+    """Those of the pool belong to the hub of the tests, which resolves names in them."""
+    return len(os.listdir("/proc/self/task")) - gevent.get_hub().threadpool.size
+
+
+def _greenlets() -> set[gevent.Greenlet[..., object]]:
+    return {
+        thing
+        for thing in gc.get_objects()
+        if isinstance(thing, gevent.Greenlet) and not thing.dead and thing.started
+    }
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No descriptor, native thread or greenlet outlives the test that made it."""
+    if "make_engine" in request.fixturenames:
+        request.getfixturevalue("cloud")  # lives for the session
+    gc.collect()
+    descriptors, threads, greenlets = _descriptors(), _native_threads(), _greenlets()
+    yield
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        gc.collect()
+        left: list[object] = [
+            f"descriptor {number}: {target}"
+            for number, target in _descriptors().items()
+            if descriptors.get(number) != target
+        ]
+        left += [f"{_native_threads() - threads} threads"] * (_native_threads() > threads)
+        left += _greenlets() - greenlets
+        if not left:
+            return
+        if time.monotonic() > deadline:
+            pytest.fail(f"left behind: {left}")
+        gevent.sleep(0.005)  # nothing tells of the end of a native thread
+
+
+@pytest.fixture(autouse=True)
+def _time_limit() -> Iterator[None]:
+    """A test that waits for what never comes fails instead of hanging."""
+    with gevent.Timeout(3 * PATIENCE_S):
+        yield
+
+
+@pytest.fixture
+def engine_conf(tmp_path: Path) -> Callable[..., kkp2p.engine_conf_t]:
+    """Configurations that log below tmp_path; without a cloud unless one is named."""
+
+    def make(**fields: object) -> kkp2p.engine_conf_t:
+        conf = kkp2p.engine_conf_t(log_path=str(tmp_path))
+        for name, value in fields.items():
+            assert hasattr(conf, name), name
+            setattr(conf, name, value)
+        return conf
+
+    return make
+
+
+@pytest.fixture
+def lone_engine(engine_conf: Callable[..., kkp2p.engine_conf_t]) -> Iterator[kkp2p.engine_t]:
+    """An engine that has no cloud."""
+    made = kkp2p.engine_init(engine_conf(), 0)
+    assert made is not None, kkp2p.error_no()
+    yield made
+    kkp2p.engine_destroy(made)
