@@ -1,0 +1,43 @@
+"""``kkp2p``: the daily tools, one command a module.
+
+A command module has ``add_parser(subparsers)``, which adds its parser and sets ``run``, a function
+that takes the parsed arguments and returns the exit status: 0 done, 1 failed, 2 used wrongly.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+
+from .._version import __version__
+
+__all__ = ["main"]
+
+COMMANDS = ("cloud", "account", "demo")
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="kkp2p", description="Peer-to-peer connections by peer id, and a cloud of your own."
+    )
+    parser.add_argument("--version", action="version", version=f"kkp2p_compat {__version__}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name in COMMANDS:
+        module = f"{__name__}.{name}"
+        if importlib.util.find_spec(module):  # a build may leave a command out
+            importlib.import_module(module).add_parser(subparsers)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _make_parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except KeyboardInterrupt:
+        return 130  # 128 + SIGINT, as shells have it
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output has gone: nobody is left to tell
+        return 1

@@ -397,5 +397,7 @@ def close_both(
     closing = gevent.spawn(tcp.linger, b, timeout_s, reset=outcome.error_a is not None)
     try:
         tcp.linger(a, timeout_s, reset=outcome.error_b is not None)
-    finally:
         closing.join()
+    finally:
+        closing.kill()
+        b.close()  # killed before it had begun

@@ -1,0 +1,110 @@
+"""``kkp2p account``: who may log in to a cloud.  A cloud that runs notices within seconds."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import sqlite3
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ..cloud.accounts import Accounts, UnknownAccount, default_data
+
+__all__ = ["add_parser"]
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "account",
+        help="add, list and remove the peers that may log in",
+        description="The accounts of a cloud: its data folder holds them in accounts.db, as SCRAM "
+        "verifiers, from which nobody can get the secrets back.",
+    )
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    for name, help_text, run in (
+        ("add", "let a peer log in", _add),
+        ("passwd", "give a peer another secret; ends its present login", _passwd),
+        ("remove", "let a peer log in no more; ends its present login", _remove),
+        ("list", "show the peers that may log in", _list),
+    ):
+        action = actions.add_parser(name, help=help_text, description=help_text)
+        if name != "list":
+            action.add_argument("peer", metavar="PEER", help="peer id, 1 to 32 characters")
+        if name in ("add", "passwd"):
+            secret = action.add_mutually_exclusive_group()
+            secret.add_argument(
+                "--secret",
+                metavar="S",
+                help="the secret; others on this host can see it while the command runs",
+            )
+            secret.add_argument(
+                "--secret-stdin", action="store_true", help="read the secret from standard input"
+            )
+        action.add_argument(
+            "--data",
+            metavar="DIR",
+            type=Path,
+            default=default_data(),
+            help="the cloud's data folder (default: %(default)s)",
+        )
+        action.set_defaults(run=_guarded, act=run)
+
+
+def _guarded(options: argparse.Namespace) -> int:
+    try:
+        accounts = Accounts(options.data)
+    except (OSError, sqlite3.Error) as error:
+        return _fail(f"{options.data}: {error}")
+    try:
+        options.act(accounts, options)
+    except (UnknownAccount, ValueError) as error:
+        return _fail(str(error))
+    except sqlite3.Error as error:
+        return _fail(f"{accounts.path}: {error}")
+    finally:
+        accounts.close()
+    return 0
+
+
+def _fail(reason: str) -> int:
+    print(f"kkp2p account: {reason}", file=sys.stderr)
+    return 1
+
+
+def _add(accounts: Accounts, options: argparse.Namespace) -> None:
+    accounts.check_new(options.peer)
+    accounts.add(options.peer, _secret(options))
+    print(f"{options.peer} may log in")
+
+
+def _passwd(accounts: Accounts, options: argparse.Namespace) -> None:
+    accounts.check_known(options.peer)
+    accounts.change_secret(options.peer, _secret(options))
+    print(f"{options.peer} has another secret")
+
+
+def _remove(accounts: Accounts, options: argparse.Namespace) -> None:
+    accounts.remove(options.peer)
+    print(f"{options.peer} may log in no more")
+
+
+def _list(accounts: Accounts, options: argparse.Namespace) -> None:
+    for peer_id, changed in accounts.list():
+        print(f"{peer_id:32}  {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(changed))}")
+
+
+def _secret(options: argparse.Namespace) -> str:
+    """From the command line, the terminal (twice) or one line of standard input."""
+    if options.secret is not None:
+        return str(options.secret)
+    if options.secret_stdin or not sys.stdin.isatty():
+        return sys.stdin.readline().rstrip("\r\n")
+    try:
+        secret = getpass.getpass(f"Secret of {options.peer}: ")
+        if getpass.getpass("Again: ") != secret:
+            raise ValueError("the two are not the same")
+    except EOFError as error:
+        raise ValueError("no secret given") from error
+    return secret

@@ -1,0 +1,209 @@
+"""``kkp2p cloud``: run a cloud, or one of its services."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import signal
+import sqlite3
+import sys
+from pathlib import Path
+from typing import Any
+
+import gevent
+from gevent.event import Event
+
+from .._version import __version__
+from ..cloud.accounts import default_data
+from ..cloud.certificate import host_addresses
+from ..cloud.server import Cloud
+from ..cloud.settings import DEFAULT_PORT, ROLES, Limits, Settings
+
+__all__ = ["add_parser"]
+
+_SERVICES = {"all": "route, track and relay", "route": "route", "track": "track", "relay": "relay"}
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "cloud",
+        help="run a cloud: where peers log in and find each other",
+        description="Runs a cloud until SIGTERM or SIGINT.  With no arguments it is one process "
+        "that serves everything on one port.",
+    )
+    parser.add_argument(
+        "--listen",
+        metavar="ADDR:PORT",
+        type=parse_address,
+        default=("0.0.0.0", DEFAULT_PORT),
+        help="where to serve; [::]:PORT for IPv6, too; port 0: any "
+        f"(default: 0.0.0.0:{DEFAULT_PORT})",
+    )
+    parser.add_argument(
+        "--data",
+        metavar="DIR",
+        type=Path,
+        default=default_data(),
+        help="folder of the certificate and the accounts (default: %(default)s)",
+    )
+    parser.add_argument("--role", choices=ROLES, default="all", help="serve only this")
+    parser.add_argument("--tls-cert", metavar="FILE", type=Path, help="PEM certificate (chain)")
+    parser.add_argument("--tls-key", metavar="FILE", type=Path, help="its PEM key")
+    parser.add_argument(
+        "--account",
+        metavar="PEER:SECRET",
+        type=_parse_account,
+        action="append",
+        default=[],
+        help="a throw-away account; may be repeated; others on this host can see it",
+    )
+    parser.add_argument(
+        "--track",
+        metavar="HOST:PORT",
+        type=parse_address,
+        action="append",
+        default=[],
+        help="role route: a track, as peers reach it; may be repeated",
+    )
+    parser.add_argument(
+        "--relay",
+        metavar="HOST:PORT",
+        type=parse_address,
+        action="append",
+        default=[],
+        help="roles track and all: a relay, as peers reach it; may be repeated",
+    )
+    parser.add_argument(
+        "--relay-key",
+        metavar="FILE",
+        type=Path,
+        help="a secret of at least 16 bytes that tracks and relays share",
+    )
+    parser.add_argument(
+        "--drain",
+        metavar="SECONDS",
+        type=_parse_seconds,
+        default=5.0,
+        help="how long relay sessions may go on after SIGTERM (default: 5)",
+    )
+    parser.add_argument(
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        default="info",
+        help="what goes to standard error (default: info)",
+    )
+    limits = parser.add_argument_group("limits")
+    for entry in dataclasses.fields(Limits):
+        flag, help_text = f"--{entry.name.replace('_', '-')}", entry.metadata["help"]
+        if isinstance(entry.default, bool):
+            limits.add_argument(flag, action="store_true", help=help_text)
+        else:
+            kind = _parse_count if isinstance(entry.default, int) else _parse_seconds
+            limits.add_argument(
+                flag,
+                metavar="N",
+                type=kind,
+                default=entry.default,
+                help=f"{help_text} (default: {entry.default:g})",
+            )
+    parser.set_defaults(run=_run)
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """HOST:PORT or [IPV6]:PORT."""
+    host, colon, port = text.rpartition(":")
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
+    return host, int(port)
+
+
+def _parse_account(text: str) -> tuple[str, str]:
+    peer_id, colon, secret = text.partition(":")
+    if not colon:
+        raise argparse.ArgumentTypeError("an account is PEER:SECRET")
+    return peer_id, secret
+
+
+def _parse_count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or more")
+    return int(text)
+
+
+def _parse_seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number, 0 or more")
+    return value
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    limits = Limits(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Limits)})
+    host, port = options.listen
+    return Settings(
+        host=host,
+        port=port,
+        role=options.role,
+        data=options.data,
+        tls_cert=options.tls_cert,
+        tls_key=options.tls_key,
+        accounts=dict(options.account),
+        tracks=options.track,
+        relays=options.relay,
+        relay_key=options.relay_key and options.relay_key.read_bytes().strip(),
+        drain_s=options.drain,
+        limits=limits,
+    )
+
+
+def _run(options: argparse.Namespace) -> int:
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=options.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(message)s",
+    )
+    try:
+        cloud = Cloud(_settings(options))
+    except (OSError, ValueError) as error:
+        print(f"kkp2p cloud: {error}", file=sys.stderr)
+        return 2
+    try:
+        cloud.start()
+    except (OSError, ValueError, sqlite3.Error) as error:
+        print(f"kkp2p cloud: {error}", file=sys.stderr)
+        return 1
+    stopping = Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        gevent.signal_handler(number, stopping.set)
+    _say_hello(cloud)
+    stopping.wait()
+    logging.info("stopping")
+    cloud.stop()
+    logging.info("stopped")
+    return 0
+
+
+def _say_hello(cloud: Cloud) -> None:
+    settings = cloud.settings
+    host, port = cloud.address
+    hosts = host_addresses() if host in ("0.0.0.0", "::") else [host]
+    if host == "0.0.0.0":
+        hosts = [address for address in hosts if ":" not in address]
+    lines = [f"kkp2p cloud {__version__}: {_SERVICES[settings.role]}"]
+    lines += [f"  at {f'[{host}]' if ':' in host else host}:{port}" for host in hosts]
+    if cloud.fingerprint:
+        source = settings.tls_cert or (settings.data and settings.data / "cloud.crt")
+        lines += [f"  certificate: {source}", f"  SHA-256: {cloud.fingerprint}"]
+    if cloud.accounts is not None:
+        count = len(cloud.accounts.list()) + len(settings.accounts)
+        data = "" if settings.data == default_data() else f" --data {settings.data}"
+        lines += [
+            f"  accounts: {count} in {cloud.accounts.path}",
+            f"  add one: kkp2p account add PEER{data}",
+        ]
+    print("\n".join(lines), flush=True)

@@ -1,0 +1,327 @@
+"""One TLS connection of the control plane, seen from the cloud.
+
+There are many and most are idle, so a connection is no greenlet: loop watchers call it, and it
+holds little more than its TLS state.  Rules:
+
+- No method called from outside closes anything at once or raises for what the network did: a
+  failure is noted and acted upon in a callback of its own.  So a service may send to any number of
+  peers in a row, and one peer's trouble never interrupts what is done for another.
+- What waits for a slow reader is bounded; beyond it the connection is dropped.
+- Every connection has a deadline at every time (see Deadlines); nothing here makes a timer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from gevent import get_hub, ssl
+from gevent.pool import Group
+
+from .._errors import BadPacket
+from ..control.wire import LineReader, Message, encode
+from ..transport import tcp
+from .limits import Gatekeeper
+
+__all__ = ["Connection", "Service"]
+
+log = logging.getLogger(__name__)
+
+_READ, _WRITE = 1, 2  # libev's EV_READ and EV_WRITE
+
+# Our choices.
+READ_BYTES = 16384  # the most that one TLS record holds
+READS_PER_TURN = 4  # then the other connections have their turn
+CLOSE_S = 5.0  # for the last line to reach the peer
+QUIET_BEATS = 2.5  # docs/protocol.rst: a peer quiet for so many heartbeats is gone
+
+_SHAKING, _OPEN, _CLOSING, _CLOSED = range(4)
+
+
+class Service:
+    """What a connection talks to.  ``handlers``: one for each op."""
+
+    def __init__(self, handlers: dict[str, Callable[[Connection, Message], None]]) -> None:
+        self._handlers = handlers
+
+    def handle(self, connection: Connection, message: Message) -> None:
+        op = message["op"]
+        handler = self._handlers.get(op)
+        try:
+            if handler is None:
+                raise BadPacket("no such op here")
+            handler(connection, message)
+        except BadPacket as error:
+            connection.send(encode("error", reason=str(error), re=op[:32]))
+
+    def gone(self, connection: Connection) -> None:
+        """The connection is over, or as good as; called once for each that was open."""
+
+
+class Connection:
+    """Made for a socket whose first byte looks like TLS; ``start`` it."""
+
+    __slots__ = (
+        "_closing",
+        "_context",
+        "_gate",
+        "_out",
+        "_quiet_s",
+        "_readable",
+        "_reader",
+        "_service",
+        "_sock",
+        "_state",
+        "_tokens",
+        "_tokens_at",
+        "_writable",
+        "call_tokens",
+        "call_tokens_at",
+        "deadline",
+        "host",
+        "incoming",
+        "login",
+        "outgoing",
+        "peer_id",
+        "verifier",
+    )
+
+    def __init__(
+        self, sock: Any, host: str, gate: Gatekeeper, service: Service, context: Any, closing: Group
+    ) -> None:
+        limits = gate.limits
+        now = time.monotonic()
+        self.host = host
+        self.deadline = now + limits.handshake_s
+        self._quiet_s = 0.0  # how long it may be quiet; 0: the deadline stands
+        self._sock = sock
+        self._gate = gate
+        self._service = service
+        self._context = context
+        self._closing = closing
+        self._state = _SHAKING
+        self._reader = LineReader(limits.line_bytes)
+        self._out = b""
+        self._readable: Any = None
+        self._writable: Any = None
+        self._tokens = limits.messages_per_s
+        self._tokens_at = now
+        # The track's.
+        self.peer_id: str | None = None  # once logged in
+        self.verifier: Any = None
+        self.login: Any = None  # under way
+        self.outgoing: dict[int, Any] | None = None  # calls made
+        self.incoming: set[Any] | None = None  # calls to be answered
+        self.call_tokens = limits.calls_per_s
+        self.call_tokens_at = now
+
+    def __str__(self) -> str:
+        return f"{self.host} ({self.peer_id})" if self.peer_id else self.host
+
+    # For the server and the services.
+
+    def start(self) -> None:
+        self._gate.deadlines.add(self)
+        try:
+            self._sock = self._context.wrap_socket(
+                self._sock, server_side=True, do_handshake_on_connect=False
+            )
+            self._sock.settimeout(0)
+            self._readable = get_hub().loop.io(self._sock.fileno(), _READ)
+            self._readable.start(self._on_readable)
+        except (OSError, ValueError) as error:  # reset already
+            self._drop(f"no TLS: {error}")
+
+    def allow_quiet(self, seconds: float) -> None:
+        """From now on every message buys this much time; 0: it has ``seconds`` no more."""
+        self._quiet_s = seconds
+        self.deadline = time.monotonic() + seconds
+
+    def must_finish(self, seconds: float) -> None:
+        """Whatever it says, it has so long for what it does."""
+        self._quiet_s = 0.0
+        self.deadline = time.monotonic() + seconds
+
+    @property
+    def is_new(self) -> bool:
+        """It has neither called nor logged in yet."""
+        return self._quiet_s == 0
+
+    def has_room(self) -> bool:
+        """Whether a stranger may still cause lines for this peer: half the buffer is its own."""
+        return len(self._out) < self._gate.limits.output_bytes // 2
+
+    def send(self, line: bytes) -> None:
+        if self._state != _OPEN:
+            return
+        if len(self._out) + len(line) > self._gate.limits.output_bytes:
+            self._fail(f"reads too slowly: {len(self._out)} bytes are waiting")
+            return
+        was_waiting = bool(self._out)
+        self._out += line
+        if not was_waiting:
+            self._flush()
+
+    def finish(self, line: bytes) -> None:
+        """Send this last line, and close when it has arrived."""
+        if self._state != _OPEN:
+            return
+        self.send(line)
+        if self._state == _OPEN:
+            self._leave_service()
+            self.must_finish(CLOSE_S)
+            if not self._out:
+                self._later(self._close_orderly)
+
+    def shut_down(self) -> None:
+        if self._state == _SHAKING:
+            self._fail("shutdown")
+        self.finish(encode("bye", reason="shutdown"))
+
+    def expire(self) -> None:
+        """The deadline is over."""
+        if self._state == _OPEN and self.peer_id is None and self._quiet_s:
+            self.finish(encode("bye", reason="idle"))
+        elif self._state == _OPEN and self.peer_id is not None:
+            self._drop("no heartbeat")
+        elif self._state == _CLOSING:
+            self._drop("does not take the last line")
+        else:
+            self._gate.refused(self.host, "too slow to shake hands or log in")
+            self._drop("too slow")
+
+    # Watchers' callbacks.
+
+    def _on_readable(self) -> None:
+        if self._state not in (_SHAKING, _OPEN):
+            return
+        try:
+            self._read()
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return  # a handshake's answer is small: it never waits for room
+        except BadPacket as error:
+            self._gate.refused(self.host, str(error))
+            self.send(encode("error", reason=str(error)))
+            self.finish(encode("bye", reason="bad-message"))
+        except OSError as error:
+            if self._state == _SHAKING:
+                self._gate.refused(self.host, f"TLS: {error}")
+            self._drop(str(error))
+        except Exception:
+            log.exception("%s: a fault of ours", self)
+            self._drop("a fault of ours")
+
+    def _on_writable(self) -> None:
+        self._flush()
+        if not self._out and self._state == _CLOSING:
+            self._close_orderly()
+
+    def _read(self) -> None:
+        if self._state == _SHAKING:
+            self._sock.do_handshake()
+            self._state = _OPEN
+        for _ in range(READS_PER_TURN):
+            data = self._sock.recv(READ_BYTES)
+            if not data:
+                self._drop("closed by the peer")
+                return
+            self._reader.feed(data)
+            for message in self._reader.messages():
+                self._take(message)
+                if self._state != _OPEN:
+                    return
+        self._later(self._on_readable)  # TLS may hold what the kernel does not know of
+
+    def _take(self, message: Message) -> None:
+        now, limits = time.monotonic(), self._gate.limits
+        rate = limits.messages_per_s
+        self._tokens = min(rate, self._tokens + (now - self._tokens_at) * rate) - 1
+        self._tokens_at = now
+        if self._tokens < 0:
+            self._gate.refused(self.host, f"over {rate:g} messages a second")
+            self.finish(encode("bye", reason="limit"))
+            return
+        if self._quiet_s:
+            self.deadline = now + self._quiet_s
+        self._service.handle(self, message)
+
+    def _flush(self) -> None:
+        try:
+            while self._out:
+                sent = self._sock.send(memoryview(self._out)[:READ_BYTES])
+                if not sent:
+                    break
+                self._out = self._out[sent:]
+        except OSError as error:
+            self._fail(str(error))
+            return
+        if self._out and self._writable is None:
+            self._writable = get_hub().loop.io(self._sock.fileno(), _WRITE)
+            self._writable.start(self._on_writable)
+        elif not self._out and self._writable is not None:
+            self._writable.close()
+            self._writable = None
+
+    # The end.
+
+    def _later(self, function: Callable[..., None], *args: Any) -> None:
+        get_hub().loop.run_callback(function, *args)
+
+    def _fail(self, reason: str) -> None:
+        if self._state in (_SHAKING, _OPEN):
+            self._leave_service()
+            self._later(self._drop, reason)
+
+    def _leave_service(self) -> None:
+        """From here on nothing is taken from the peer, and nobody can reach it."""
+        was_open = self._state == _OPEN
+        self._state = _CLOSING
+        self._stop_reading()
+        if was_open:
+            self._later(self._service.gone, self)
+
+    def _stop_reading(self) -> None:
+        if self._readable is not None:
+            self._readable.close()
+            self._readable = None
+
+    def _close_watchers(self) -> None:
+        self._stop_reading()
+        if self._writable is not None:
+            self._writable.close()
+            self._writable = None
+
+    def _close_orderly(self) -> None:
+        """Everything is handed to the kernel: see that it arrives."""
+        if self._state == _CLOSING:
+            self._state = _CLOSED
+            self._close_watchers()
+            self._gate.deadlines.discard(self)
+            with contextlib.suppress(OSError):  # close_notify; its answer is not waited for
+                self._sock.unwrap()
+            self._closing.spawn(self._linger)
+
+    def _linger(self) -> None:
+        try:
+            tcp.linger(self._sock, CLOSE_S)
+        finally:
+            self._gate.leave(self.host)
+
+    def _drop(self, reason: str) -> None:
+        """Close at once."""
+        if self._state == _CLOSED:
+            return
+        if self._state == _OPEN:
+            self._leave_service()
+        self._state = _CLOSED
+        self._close_watchers()
+        self._gate.deadlines.discard(self)
+        self._out = b""
+        try:
+            self._sock.close()
+        finally:
+            self._gate.leave(self.host)
+        log.debug("%s: closed: %s", self, reason)

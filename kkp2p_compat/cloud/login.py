@@ -1,0 +1,78 @@
+"""One login: the server's half of SCRAM-SHA-256-PLUS (RFC 5802, RFC 7677).  Sans-IO.
+
+Call order: ``challenge_untrusted``, then ``welcome_untrusted``.  What a stranger can cause is a
+LoginRefused, whose ``reason`` is one of docs/protocol.rst.
+"""
+
+from __future__ import annotations
+
+from scramp import ScramException, ScramMechanism
+from scramp.utils import ServerError
+
+from .._errors import BadPacket
+from .accounts import MECHANISM, Accounts, Verifier
+
+__all__ = ["BINDING_NAME", "Login", "LoginRefused"]
+
+BINDING_NAME = "tls-server-end-point"
+
+# Longest SCRAM message.  Our choice: ours are under 300 characters.
+MAX_SCRAM_CHARS = 2048
+
+_REASONS = {
+    ServerError.UNKNOWN_USER: "unknown-peer",
+    ServerError.INVALID_PROOF: "bad-secret",
+    ServerError.CHANNEL_BINDINGS_DONT_MATCH: "bad-binding",
+    # The client says that it has no binding, or that it thinks we have none: a downgrade.
+    ServerError.SERVER_DOES_SUPPORT_CHANNEL_BINDING: "bad-binding",
+}
+
+
+class LoginRefused(BadPacket):
+    """the login is refused"""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+
+
+class Login:
+    """A login under way.  ``verifier`` is what it is checked against."""
+
+    __slots__ = ("_server", "peer_id", "verifier")
+
+    def __init__(self, accounts: Accounts, binding: bytes, peer_id: str) -> None:
+        self.peer_id = peer_id
+        self.verifier = accounts.get(peer_id)
+        self._server = ScramMechanism(MECHANISM).make_server(
+            self._look_up, channel_binding=(BINDING_NAME, binding)
+        )
+
+    def challenge_untrusted(self, client_first: object) -> str:
+        try:
+            self._server.set_client_first(_check_untrusted(client_first))
+            return str(self._server.get_server_first())
+        except (ScramException, ValueError) as error:
+            raise _refusal(error) from error
+
+    def welcome_untrusted(self, client_final: object) -> str:
+        """The server-final-message; the client has proved that it has the secret."""
+        try:
+            self._server.set_client_final(_check_untrusted(client_final))
+            return str(self._server.get_server_final())
+        except (ScramException, ValueError) as error:
+            raise _refusal(error) from error
+
+    def _look_up(self, name: str) -> Verifier | None:
+        return self.verifier if name == self.peer_id else None
+
+
+def _check_untrusted(message: object) -> str:
+    if not isinstance(message, str) or len(message) > MAX_SCRAM_CHARS or not message.isascii():
+        raise LoginRefused("bad-message", "not a SCRAM message")
+    return message
+
+
+def _refusal(error: Exception) -> LoginRefused:
+    reason = _REASONS.get(getattr(error, "server_error", None), "bad-message")
+    return LoginRefused(reason, str(error))

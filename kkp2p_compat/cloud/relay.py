@@ -1,0 +1,286 @@
+"""The relay: pairs two TCP connections that show the tokens of one call, and splices them.
+
+It needs the key and nothing else: no state survives it, and it talks to no other service.  A guest
+is a connection from its hello until it is paired or refused; a session is two that are paired.
+Each guest and session costs watchers and small objects, no greenlet, until it ends.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+import time
+from collections import defaultdict
+from typing import Any
+
+from gevent import get_hub
+from gevent.event import Event
+from gevent.pool import Group
+
+from ..transport import relay_wire, tcp
+from ..transport.splice import BudgetSpent, Carriers, Outcome, Splice, close_both
+from .limits import Gatekeeper, address_key, uncount
+
+__all__ = ["Relay"]
+
+log = logging.getLogger(__name__)
+
+_READ = 1  # libev's EV_READ
+
+# Our choices.
+REFUSE_S = 5.0  # for the refusal to reach the peer
+CHECK_EVERY_S = 5.0  # how often sessions are searched for peers that are gone
+MAX_SEEN = 500_000  # tokens remembered until they expire; about 200 bytes each
+
+_Seen = tuple[bytes, int]  # session, side
+
+
+class _Guest:
+    """A connection that is to show its token, or has and waits for the other side."""
+
+    __slots__ = ("_readable", "_received", "_relay", "deadline", "host", "sock", "token")
+
+    def __init__(self, sock: Any, host: str, relay: Relay, deadline: float) -> None:
+        self.sock = sock
+        self.host = host
+        self.deadline = deadline
+        self.token: relay_wire.Token | None = None
+        self._relay = relay
+        self._received = b""
+        self._readable = get_hub().loop.io(sock.fileno(), _READ)
+        self._readable.start(self._on_readable)
+
+    def _on_readable(self) -> None:
+        try:
+            if self.token is not None:
+                early = self.sock.recv(1, socket.MSG_PEEK)
+                reason = "data before the pairing" if early else "left before the pairing"
+                self._relay.refuse(self, relay_wire.BAD, reason)
+                return
+            data = self.sock.recv(relay_wire.HELLO_BYTES - len(self._received))
+            if not data:
+                self._relay.refuse(self, relay_wire.BAD, "left in the middle of its hello")
+                return
+            self._received += data
+            if len(self._received) == relay_wire.HELLO_BYTES:
+                self._relay.take_hello_untrusted(self, self._received)
+                self._received = b""
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._relay.refuse(self, relay_wire.BAD, str(error))
+        except Exception:
+            log.exception("relay: %s: a fault of ours", self.host)
+            self._relay.refuse(self, relay_wire.BAD, "a fault of ours")
+
+    def expire(self) -> None:
+        if self.token is None:
+            self._relay.refuse(self, relay_wire.BAD, "too slow with its hello")
+        else:
+            self._relay.refuse(self, relay_wire.NO_PARTNER, "")
+
+    def shut_down(self) -> None:
+        self._relay.refuse(self, relay_wire.NO_PARTNER, "")
+
+    def stop_reading(self) -> None:
+        self._readable.close()
+
+
+class _Session:
+    """Two guests that are joined; ``a`` is the caller."""
+
+    __slots__ = ("a", "b", "splice", "started")
+
+    def __init__(self, a: _Guest, b: _Guest) -> None:
+        self.a = a
+        self.b = b
+        self.started = time.monotonic()
+        self.splice: Splice | None = None
+
+
+class Relay:
+    """``welcome`` takes a connection whose first byte looks like a relay hello."""
+
+    def __init__(self, gate: Gatekeeper, key: bytes, closing: Group) -> None:
+        self._gate = gate
+        self._limits = gate.limits
+        self._key = key
+        self._closing = closing  # the greenlets that close sockets without loss
+        self._carriers = Carriers()
+        self._waiting: dict[bytes, _Guest] = {}  # by session
+        self._seen: set[_Seen] = set()
+        self._expiring: defaultdict[int, list[_Seen]] = defaultdict(list)  # by Unix second
+        self._sessions: set[_Session] = set()
+        self._checked = 0.0
+        self._empty = Event()
+        self._empty.set()
+
+    @property
+    def sessions(self) -> int:
+        return len(self._sessions)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    def traffic(self) -> int:
+        """Bytes that the sessions of this moment have carried."""
+        return sum(s.splice.bytes_ab + s.splice.bytes_ba for s in self._sessions if s.splice)
+
+    def welcome(self, sock: Any, host: str) -> None:
+        """The relay owns the socket from here on, and its place at the gate."""
+        guest = _Guest(sock, host, self, time.monotonic() + self._limits.handshake_s)
+        self._gate.deadlines.add(guest)
+
+    def sweep(self, now: float) -> None:
+        """To be called about once a second."""
+        if now - self._checked < CHECK_EVERY_S:
+            return
+        self._checked = now
+        unix_now = time.time()
+        for expiry in [expiry for expiry in self._expiring if expiry < unix_now]:
+            self._seen.difference_update(self._expiring.pop(expiry))
+        for session in list(self._sessions):
+            if session.splice is not None:
+                session.splice.check()
+
+    def stop(self, drain_s: float) -> None:
+        """End the sessions, after they had time to end by themselves."""
+        if self._sessions and drain_s > 0:
+            log.info("relay: %d sessions have %g s to end", len(self._sessions), drain_s)
+            self._empty.wait(drain_s)
+        for session in list(self._sessions):
+            if session.splice is not None:
+                error = ConnectionAbortedError(errno.ECONNABORTED, "the relay shuts down")
+                session.splice.stop(error)
+        self._carriers.close()
+
+    # What guests report.
+
+    def take_hello_untrusted(self, guest: _Guest, data: bytes) -> None:
+        now = time.time()
+        try:
+            raw = relay_wire.parse_hello_untrusted(data)
+            token = relay_wire.verify_token_untrusted(self._key, raw, now)
+        except relay_wire.TokenRefused as error:
+            self.refuse(guest, error.status, str(error))
+            return
+        seen = (token.session, token.side)
+        if seen in self._seen:
+            self.refuse(guest, relay_wire.USED, relay_wire.status_text(relay_wire.USED))
+            return
+        limit = self._limit_reached(guest)
+        if limit:
+            self.refuse(guest, relay_wire.LIMIT, limit)
+            return
+        self._seen.add(seen)
+        self._expiring[token.expiry].append(seen)
+        guest.token = token
+        self._gate.relay_sessions[address_key(guest.host)] += 1
+        partner = self._waiting.pop(token.session, None)
+        if partner is None:
+            self._waiting[token.session] = guest
+            guest.deadline = time.monotonic() + self._limits.relay_wait_s
+        else:
+            self._pair(*sorted((guest, partner), key=_side))
+
+    def refuse(self, guest: _Guest, status: int, reason: str) -> None:
+        """Answer with the status and close."""
+        self._forget(guest)
+        if reason:
+            self._gate.refused(guest.host, f"relay: {reason}")
+        try:
+            guest.sock.send(bytes([status]))  # the first byte ever: there is room for it
+        except OSError as error:
+            log.debug("relay: %s: refusal not sent: %s", guest.host, error)
+        self._closing.spawn(self._close_guest, guest)
+
+    def _limit_reached(self, guest: _Guest) -> str:
+        """Why this guest cannot be served; empty if it can."""
+        limits, key = self._limits, address_key(guest.host)
+        most = limits.relay_sessions_per_address
+        if len(self._sessions) + len(self._waiting) >= limits.relay_sessions:
+            return f"over {limits.relay_sessions} sessions in all"
+        # Two tokens of one session may come from one address: each counts.
+        if self._gate.limited(key) and self._gate.relay_sessions[key] >= most:
+            return f"over {most} sessions of that address"
+        if len(self._seen) >= MAX_SEEN:
+            return f"over {MAX_SEEN} tokens in the time that they live"
+        return ""
+
+    # Sessions.
+
+    def _pair(self, a: _Guest, b: _Guest) -> None:
+        session = _Session(a, b)
+        for guest in (a, b):
+            guest.stop_reading()
+            self._gate.deadlines.discard(guest)
+        try:
+            for guest in (a, b):
+                guest.sock.send(bytes([relay_wire.PAIRED]))
+        except OSError as error:
+            log.debug("relay: a side left as it was paired: %s", error)  # the splice sees it, too
+        self._sessions.add(session)
+        self._empty.clear()
+        session.splice = Splice(
+            a.sock,
+            b.sock,
+            self._carriers,
+            lambda outcome: self._ended(session, outcome),
+            self._limits.relay_session_bytes,
+        )
+        session.splice.start()
+        log.info("relay: %s and %s: paired", a.host, b.host)
+
+    def _ended(self, session: _Session, outcome: Outcome) -> None:
+        self._closing.spawn(self._close_session, session, outcome)
+        error = outcome.error_a or outcome.error_b
+        if isinstance(error, BudgetSpent):
+            self._gate.refused(
+                session.a.host,
+                f"relay: a session with {session.b.host} is over "
+                f"{self._limits.relay_session_bytes} bytes",
+            )
+        log.info(
+            "relay: %s and %s: %d and %d bytes in %.1f s%s",
+            session.a.host,
+            session.b.host,
+            outcome.bytes_ab,
+            outcome.bytes_ba,
+            time.monotonic() - session.started,
+            f", ended by {error}" if error else "",
+        )
+
+    def _close_session(self, session: _Session, outcome: Outcome) -> None:
+        try:
+            close_both(session.a.sock, session.b.sock, outcome)
+        finally:
+            self._sessions.discard(session)
+            for guest in (session.a, session.b):
+                self._leave(guest)
+            if not self._sessions:
+                self._empty.set()
+
+    # Guests that leave.
+
+    def _forget(self, guest: _Guest) -> None:
+        guest.stop_reading()
+        self._gate.deadlines.discard(guest)
+        if guest.token is not None and self._waiting.get(guest.token.session) is guest:
+            del self._waiting[guest.token.session]
+
+    def _close_guest(self, guest: _Guest) -> None:
+        try:
+            tcp.linger(guest.sock, REFUSE_S)
+        finally:
+            self._leave(guest)
+
+    def _leave(self, guest: _Guest) -> None:
+        if guest.token is not None:
+            uncount(self._gate.relay_sessions, address_key(guest.host))
+        self._gate.leave(guest.host)
+
+
+def _side(guest: _Guest) -> int:
+    return guest.token.side if guest.token is not None else relay_wire.CALLER

@@ -1,0 +1,285 @@
+"""The cloud: one listening port, and the services behind it.
+
+The first byte of a connection decides: 0x16 is a TLS record, so the control plane; ``K`` is a relay
+hello; everything else is closed.  ``Cloud`` runs in the hub of the thread that calls ``start``, and
+each of its methods belongs to that thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import secrets
+import socket
+import time
+from typing import Any
+
+import gevent
+from gevent import get_hub
+from gevent import socket as gsocket
+from gevent.pool import Group
+
+from ..transport import relay_wire, tcp
+from .accounts import Accounts
+from .certificate import load_identity
+from .connection import CLOSE_S, Connection
+from .limits import Gatekeeper
+from .relay import Relay
+from .route import Route
+from .settings import Settings
+from .track import RelayPlace, Track
+
+__all__ = ["Cloud", "raise_descriptor_limit"]
+
+log = logging.getLogger(__name__)
+
+_READ = 1  # libev's EV_READ
+_TLS_HANDSHAKE = b"\x16"  # RFC 8446 section 5.1, ContentType
+_RELAY_HELLO = relay_wire.MAGIC[:1]
+
+# Our choices.
+BACKLOG = 1024
+ACCEPTS_PER_TURN = 64  # then those that are connected have their turn
+ACCEPT_PAUSE_S = 0.5  # without a free descriptor
+SPARE_DESCRIPTORS = 64  # for files, pipes and accounts
+SWEEP_S = 1.0
+AT_ONCE_S = 0.5  # for good-byes to arrive when nobody is waited for
+_OUT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+def raise_descriptor_limit() -> int:
+    """Let this process have as many descriptors as the system grants it; how many that is."""
+    try:
+        import resource
+    except ImportError:  # not POSIX
+        return 512
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+        except (ValueError, OSError) as error:  # macOS: "unlimited" is refused
+            log.warning("descriptors stay limited to %d: %s", soft, error)
+    return 1 << 30 if soft == resource.RLIM_INFINITY else soft
+
+
+class _Stranger:
+    """A connection that has said nothing yet."""
+
+    __slots__ = ("_cloud", "_readable", "deadline", "host", "sock")
+
+    def __init__(self, sock: Any, host: str, cloud: Cloud, deadline: float) -> None:
+        self.sock = sock
+        self.host = host
+        self.deadline = deadline
+        self._cloud = cloud
+        self._readable = get_hub().loop.io(sock.fileno(), _READ)
+        self._readable.start(self._on_readable)
+
+    def _on_readable(self) -> None:
+        try:
+            first = self.sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return
+        except OSError:
+            first = b""
+        self._readable.close()
+        self._cloud.sort_untrusted(self, first)
+
+    def expire(self) -> None:
+        self._readable.close()
+        self._cloud.dismiss(self, "says nothing")
+
+    def shut_down(self) -> None:
+        self._readable.close()
+        self._cloud.dismiss(self, "")
+
+
+class Cloud:
+    """Call order: ``start``, then ``address`` and the rest, ``stop`` (in a greenlet) at the end."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.fingerprint = ""  # SHA-256 of the certificate; empty for a relay
+        self.accounts: Accounts | None = None
+        self.track: Track | None = None
+        self.relay: Relay | None = None
+        self.route: Route | None = None
+        self.gate = Gatekeeper(settings.limits)
+        self._context: Any = None
+        self._listener: Any = None
+        self._accepting: Any = None
+        self._timers: list[Any] = []
+        self._closing = Group()  # the greenlets that close sockets without loss
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where it listens; the port is the real one."""
+        host, port = self._listener.getsockname()[:2]
+        return host, port
+
+    def start(self) -> None:
+        """Raises OSError, ValueError or sqlite3.Error, with a sentence for the user."""
+        try:
+            self._start()
+        except BaseException:
+            self._close()
+            raise
+
+    def stop(self, drain_s: float | None = None) -> None:
+        """Stop accepting, say good-bye to the peers, let relay sessions end, close everything.
+
+        ``drain_s``: how long relay sessions have; None: as set.  With 0 nobody is waited for long.
+        """
+        if self._listener is None:
+            return
+        drain_s = self.settings.drain_s if drain_s is None else drain_s
+        self._stop_accepting()
+        for item in self.gate.deadlines.items():
+            item.shut_down()
+        if self.relay is not None:
+            self.relay.stop(drain_s)
+        self.gate.empty.wait(min(CLOSE_S, drain_s) or AT_ONCE_S)
+        self._close()
+
+    def _start(self) -> None:
+        settings = self.settings
+        self.gate.most_connections = max(raise_descriptor_limit() - SPARE_DESCRIPTORS, 16)
+        key = settings.relay_key or secrets.token_bytes(32)
+        if settings.role in ("all", "relay"):
+            self.relay = Relay(self.gate, key, self._closing)
+        if settings.role != "relay":
+            identity = load_identity(settings.data, settings.tls_cert, settings.tls_key)
+            self._context, self.fingerprint = identity.context, identity.fingerprint
+        if settings.role == "route":
+            self.route = Route(self.gate, settings.tracks)
+        elif settings.role != "relay":
+            self.accounts = Accounts(settings.data, settings.accounts)
+            relays: list[RelayPlace] = [*settings.relays] or [(None, None)]
+            self.track = Track(self.gate, self.accounts, identity.binding, relays, key)
+        self._listen()
+        if self.route is not None:
+            self.route.start()
+
+    def _listen(self) -> None:
+        settings = self.settings
+        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        listener = self._listener = gsocket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if settings.host == "::":
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)  # IPv4, too
+        try:
+            listener.bind((settings.host, settings.port))
+        except OSError as error:
+            where = f"{settings.host}:{settings.port}"
+            raise OSError(error.errno, f"cannot listen on {where}: {error.strerror}") from error
+        listener.listen(BACKLOG)
+        listener.settimeout(0)
+        loop = get_hub().loop
+        self._accepting = loop.io(listener.fileno(), _READ)
+        self._accepting.start(self._on_accept)
+        sweeping, resuming = loop.timer(SWEEP_S, SWEEP_S), loop.timer(ACCEPT_PAUSE_S)
+        self._timers = [sweeping, resuming]
+        sweeping.start(self._on_sweep)
+
+    def _stop_accepting(self) -> None:
+        if self._accepting is not None:
+            self._accepting.close()
+            self._accepting = None
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+
+    def _close(self) -> None:
+        self._stop_accepting()
+        for _ in range(3):  # its end, a callback of it, the greenlet that this starts
+            for item in self.gate.deadlines.items():
+                item.expire()  # it did not go when it was told to
+            gevent.sleep(0)
+        self._closing.kill()
+        for timer in self._timers:
+            timer.close()
+        self._timers = []
+        if self.route is not None:
+            self.route.stop()
+        if self.accounts is not None:
+            self.accounts.close()
+            self.accounts = None
+
+    # Accepting.
+
+    def _on_accept(self) -> None:
+        for _ in range(ACCEPTS_PER_TURN):
+            if self._listener is None:
+                return
+            try:
+                sock, peer = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _OUT_OF:
+                    self._pause(error)
+                    return
+                continue  # that connection is gone already
+            self._admit(sock, peer[0])
+
+    def _pause(self, error: OSError) -> None:
+        """Waiting connections stay in the kernel's queue until a descriptor is free again."""
+        log.error("accepting pauses for %g s: %s", ACCEPT_PAUSE_S, error)
+        self._accepting.stop()
+        self._timers[1].start(self._resume)
+
+    def _resume(self) -> None:
+        if self._accepting is not None:
+            self._accepting.start(self._on_accept)
+
+    def _admit(self, sock: Any, host: str) -> None:
+        if not self.gate.enter(host):
+            sock.close()
+            return
+        sock.settimeout(0)
+        deadline = time.monotonic() + self.settings.limits.handshake_s
+        self.gate.deadlines.add(_Stranger(sock, host, self, deadline))
+
+    def sort_untrusted(self, stranger: _Stranger, first: bytes) -> None:
+        """Hand a connection to the service that its first byte asks for."""
+        service = self.track or self.route
+        host, sock = stranger.host, stranger.sock
+        try:
+            if first == _TLS_HANDSHAKE and service is not None:
+                if not self.gate.may_shake_hands(host):
+                    self.dismiss(stranger, "")
+                    return
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                connection = Connection(
+                    sock, host, self.gate, service, self._context, self._closing
+                )
+                self.gate.deadlines.discard(stranger)
+                connection.start()
+            elif first == _RELAY_HELLO and self.relay is not None:
+                tcp.tune(sock)
+                self.gate.deadlines.discard(stranger)
+                self.relay.welcome(sock, host)
+            else:
+                self.dismiss(stranger, f"starts with {first!r}" if first else "")
+        except OSError as error:  # reset already
+            self.dismiss(stranger, str(error))
+
+    def dismiss(self, stranger: _Stranger, reason: str) -> None:
+        """Close a connection that gets no service; an empty reason is not logged."""
+        if reason:
+            self.gate.refused(stranger.host, reason)
+        self.gate.deadlines.discard(stranger)
+        stranger.sock.close()
+        self.gate.leave(stranger.host)
+
+    def _on_sweep(self) -> None:
+        now = time.monotonic()
+        try:
+            self.gate.sweep(now)
+            if self.track is not None:
+                self.track.sweep(now)
+            if self.relay is not None:
+                self.relay.sweep(now)
+        except Exception:
+            log.exception("a sweep failed")

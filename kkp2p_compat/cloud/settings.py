@@ -1,0 +1,81 @@
+"""Everything about a cloud that can be set: what it serves and where, and its limits.
+
+Each limit is a flag of ``kkp2p cloud`` under its own name (``beat_s`` is ``--beat-s``), with the
+help text and default that stand here.  All defaults are our choices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+__all__ = ["DEFAULT_PORT", "ROLES", "Limits", "Settings"]
+
+DEFAULT_PORT = 3080  # what the document's programs use
+ROLES = ("all", "route", "track", "relay")
+
+
+def _limit(default: Any, help_text: str) -> Any:
+    return field(default=default, metadata={"help": help_text})
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What nobody may exceed.  ``_s`` is seconds; "an address" is an IPv4 address or IPv6 /64."""
+
+    line_bytes: int = _limit(65536, "longest line of the control plane")
+    output_bytes: int = _limit(262144, "most that waits for a peer that reads slowly")
+    handshake_s: float = _limit(10.0, "time to finish TLS and say the first thing, or log in")
+    idle_s: float = _limit(300.0, "how long a caller without login may be quiet")
+    beat_s: float = _limit(25.0, "time between two heartbeats; a peer quiet for 2.5 is gone")
+    connections: int = _limit(100_000, "connections in all; the system's limit is respected too")
+    connections_per_address: int = _limit(4096, "connections at once from an address")
+    connects_per_s: float = _limit(1000.0, "new connections per second from an address")
+    handshakes_per_s: float = _limit(100.0, "TLS handshakes per second from an address")
+    burst_s: float = _limit(5.0, "how many seconds' worth of a rate may come at once")
+    login_failures: int = _limit(10, "failed logins per minute from an address")
+    messages_per_s: float = _limit(2000.0, "messages per second on a connection")
+    calls_per_s: float = _limit(1000.0, "calls per second on a connection")
+    open_calls: int = _limit(512, "unanswered calls at once on a connection")
+    open_calls_per_address: int = _limit(4096, "unanswered calls at once from an address")
+    relay_sessions: int = _limit(20_000, "relay sessions in all, waiting ones included")
+    relay_sessions_per_address: int = _limit(2048, "relay sessions at once of an address")
+    relay_wait_s: float = _limit(15.0, "how long one side of a session waits for the other")
+    relay_session_bytes: int = _limit(0, "most bytes a relay session may carry; 0: no limit")
+    limit_loopback: bool = _limit(False, "hold the limits per address against loopback, too")
+
+
+@dataclass
+class Settings:
+    """What a cloud is to do.  See ``kkp2p cloud --help``."""
+
+    host: str = "0.0.0.0"
+    port: int = DEFAULT_PORT  # 0: any free one
+    role: str = "all"
+    data: Path | None = None  # certificate and accounts; None: nothing is kept
+    tls_cert: Path | None = None  # PEM; with tls_key, instead of the certificate in ``data``
+    tls_key: Path | None = None
+    accounts: dict[str, str] = field(default_factory=dict)  # throw-away ones: peer id to secret
+    tracks: list[tuple[str, int]] = field(default_factory=list)  # of a route
+    relays: list[tuple[str, int]] = field(default_factory=list)  # of a track; none: in this process
+    relay_key: bytes | None = None  # shared by track and relay; None: made at the start
+    drain_s: float = 5.0  # how long ``stop`` waits for relay sessions to end by themselves
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        """Raise ValueError, with a sentence for the user, for what does not fit together."""
+        if self.role not in ROLES:
+            raise ValueError(f"role {self.role!r} is none of {', '.join(ROLES)}")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("a certificate and its key go together")
+        if (self.role == "route") != bool(self.tracks):
+            raise ValueError("tracks are for the role route, which needs at least one")
+        if self.relays and self.role not in ("all", "track"):
+            raise ValueError("relays are for the roles track and all")
+        if self.role == "track" and not self.relays:
+            raise ValueError("the role track needs at least one relay")
+        if self.relay_key is None and (self.role in ("track", "relay") or self.relays):
+            raise ValueError("a track and a relay of their own need the same relay key")
+        if self.relay_key is not None and len(self.relay_key) < 16:
+            raise ValueError("a relay key has at least 16 bytes")
