@@ -200,12 +200,13 @@ def test_peer_never_reads(pair: Pair) -> None:
 
     Ours takes what the buffers on the way hold, a bounded amount too.
     """
-    chunk, taken = bytes(65536), 0
-    while (count := kkp2p.write(pair[0].fd, chunk, len(chunk), 300)) > 0:
+    chunk, taken, refused = bytes(65536), 0, 0
+    while refused < 4:  # in a row: TCP's buffers grow while they fill
+        count = kkp2p.write(pair[0].fd, chunk, len(chunk), 300)
+        assert count >= 0
         taken += count
+        refused = 0 if count else refused + 1
         assert taken < 64 << 20
-    assert count == 0
-    assert [kkp2p.write(pair[0].fd, chunk, len(chunk), 20) for _ in range(3)] == [0, 0, 0]
     assert taken > 100_000
     kkp2p.close_fd(pair[0].fd)
     assert len(read_all(pair[1].fd)) == taken
