@@ -20,6 +20,8 @@ __all__ = ["cloud", "engine", "make_engine", "make_pair", "peer"]
 
 # What the process keeps for good: the hub of the tests, and the first thread of its pool.
 gevent.get_hub().threadpool.apply(int)
+gc.collect()
+gc.freeze()  # what is imported is not looked through after every test
 
 
 def _descriptors() -> dict[str, str]:
