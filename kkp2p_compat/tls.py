@@ -127,13 +127,14 @@ class Connection:
             self._fatal = self._fatal or "bad write retry: not the data of the unfinished write"
 
         def send(ssl: SSL.Connection) -> int:
+            self._need_flushed(ssl)
             return ssl.send(view[self._taken : self._taken + RECORD_BYTES])
 
-        while (result := self._do(self._need_flushed, deadline)) > 0 and self._taken < len(view):
+        while self._taken < len(view):
             if (result := self._do(send, deadline)) < 0:
-                break
+                return result
             self._taken += result
-        if result < 0:
+        if (result := self._do(self._need_flushed, deadline)) < 0:
             return result
         self._taken = 0
         return len(view)
@@ -253,7 +254,6 @@ class Connection:
                 if fatal and self._is_server is not None:
                     self._fatal = text
                 return -1, SSL_ERROR_SSL, text
-            self._flush(ssl)
             return result, SSL_ERROR_NONE, ""
 
     def _fill(self, ssl: SSL.Connection) -> bool:
