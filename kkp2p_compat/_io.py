@@ -21,7 +21,7 @@ from gevent import getcurrent, monkey
 from gevent._hub_local import get_hub_if_exists  # the one way to ask without making a hub
 from gevent.hub import Waiter
 
-__all__ = ["Buffer", "Signal", "in_greenlet_world", "receive", "send", "wait_fd"]
+__all__ = ["Buffer", "Signal", "hung_up", "in_greenlet_world", "receive", "send", "wait_fd"]
 
 Buffer = Any  # an object with the buffer protocol; typing has no name for it before 3.12
 
@@ -93,10 +93,12 @@ class Signal:
 
 
 def wait_fd(fd: int, events: int, timeout_s: float | None) -> bool:
-    """Wait until ``fd`` is ready for ``events`` (READ, WRITE); False: time is up."""
+    """Wait until ``fd`` is ready for ``events`` (READ, WRITE, or both ORed); False: time is up."""
     if not in_greenlet_world():
         poll = _poll()
-        poll.register(fd, select.POLLIN if events == READ else select.POLLOUT)
+        poll.register(
+            fd, (select.POLLIN if events & READ else 0) | (select.POLLOUT if events & WRITE else 0)
+        )
         return bool(poll.poll(None if timeout_s is None else max(0, timeout_s) * 1000))
     hub = gevent.get_hub()
     watcher = hub.loop.io(fd, events)
@@ -108,6 +110,13 @@ def wait_fd(fd: int, events: int, timeout_s: float | None) -> bool:
     finally:
         watcher.close()
     return ready
+
+
+def hung_up(fd: int) -> bool:
+    """Whether a socket's other end is closed altogether, not only for sending."""
+    poll = _poll()
+    poll.register(fd, 0)
+    return any(events & (select.POLLHUP | select.POLLERR) for _, events in poll.poll(0))
 
 
 def receive(fd: int, buff: Buffer, length: int, timeout_s: float | None) -> int | None:

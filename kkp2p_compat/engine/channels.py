@@ -161,9 +161,10 @@ class SealedChannel(Channel):
         self.engine.thread.spawn(self._stream.application_closed)
 
     def close(self, duplicate: int | None) -> None:
-        # What is in the pair still goes out; to the application it is an end of stream.
-        self._plain.shutdown(_socket.SHUT_RDWR)
-        self.fd_closed(None)
+        if self.channel_id in self.engine.channels:
+            # What is in the pair still goes out; to the application it is an end of stream.
+            self._plain.shutdown(_socket.SHUT_RDWR)
+            self.fd_closed(None)
 
     def sweep(self) -> None:
         self._stream.check()
