@@ -174,6 +174,7 @@ def linger(sock: socket.socket, timeout_s: float, *, reset: bool = False) -> boo
     Ends our direction (SHUT_WR), reads and drops what still arrives until end of stream or until
     all is acknowledged and a short grace is over, and closes.  With ``reset`` the other side is
     told of a broken stream instead: no end of stream, and a reset once all is acknowledged.
+    A duplicate of the descriptor that somebody still holds is at its end then, too.
     ``timeout_s`` bounds the whole.  Returns whether all was acknowledged in time.
     """
     sock.settimeout(0)
@@ -184,6 +185,8 @@ def linger(sock: socket.socket, timeout_s: float, *, reset: bool = False) -> boo
         else:
             sock.shutdown(socket.SHUT_WR)
             done = _discard_until_acknowledged(sock, timeout_s)
+            # Not earlier: what comes in after SHUT_RD is answered by a reset.
+            sock.shutdown(socket.SHUT_RDWR)
     except OSError:
         done = False  # reset, or never connected: there is nothing left to wait for
     finally:
