@@ -7,15 +7,15 @@ Backpressure does too: each direction holds one chunk, and waits for it to be ta
 
 from __future__ import annotations
 
-import select
 import socket as _socket
 from typing import Any
 
-import gevent
 from gevent.event import AsyncResult
 from gevent.lock import RLock
+from gevent.pool import Group
 
 from .._errors import KKP2PError, LinkLost
+from .._io import hung_up
 from . import tcp
 from .sealed import END, RESET, Opener, Sealer
 
@@ -34,8 +34,11 @@ class SealedStream:
         self._opener = opener
         self._wire_lock = RLock()  # two greenlets send: data and its end, or a reset
         self._sealed_end = False  # all that the local side will ever send is on the wire
+        self._send_error: KKP2PError | None = None
+        self._received_all = False  # the wire has ended, in order or not
         self._application_gone = False
-        self._peer_gone = False
+        self._peer_gone = False  # its application, not itself
+        self._greenlets = Group()
         self._outcome: AsyncResult[KKP2PError | None] = AsyncResult()
 
     def run(self) -> KKP2PError | None:
@@ -44,11 +47,12 @@ class SealedStream:
         In order means: our end is sealed and on the wire, and the peer's has come or nobody is
         left to take what it still sends.  Closes neither socket.
         """
-        greenlets = [gevent.spawn(self._seal), gevent.spawn(self._open)]
+        self._greenlets.spawn(self._seal)
+        self._greenlets.spawn(self._open)
         try:
             return self._outcome.get()
         finally:
-            gevent.killall(greenlets)
+            self._greenlets.kill()
 
     def application_closed(self) -> None:
         """The local side takes nothing any more: the peer is told to stop sending.  May wait."""
@@ -61,8 +65,8 @@ class SealedStream:
         """Notice what no event tells; to be called every few seconds."""
         if tcp.unresponsive(self._wire):
             self._finish(LinkLost("the relay does not answer"))
-        elif self._sealed_end and not self._application_gone and _hung_up(self._plain):
-            gevent.spawn(self.application_closed)
+        elif self._sealed_end and not self._application_gone and hung_up(self._plain.fileno()):
+            self._greenlets.spawn(self.application_closed)
 
     def _check(self) -> None:
         if self._sealed_end and (self._opener.ended or self._application_gone):
@@ -82,12 +86,31 @@ class SealedStream:
             with self._wire_lock:
                 self._wire.sendall(self._sealer.end())
         except OSError as error:
-            self._finish(LinkLost(f"sending to the peer: {error}"))
+            self._cannot_send(error)
             return
         self._sealed_end = True
-        if _hung_up(self._plain):
+        if hung_up(self._plain.fileno()):
             self.application_closed()
         self._check()
+
+    def _cannot_send(self, error: OSError) -> None:
+        """No end yet: what the peer had sent before may still wait to be read.
+
+        A peer that has gone away in order breaks our sending like one that crashed; which of the
+        two it was shows when all that it sent is read.
+        """
+        self._send_error = LinkLost(f"sending to the peer: {error}")
+        if self._received_all:
+            self._finish(self._send_error)
+        else:
+            self._refuse_writes()
+
+    def _refuse_writes(self) -> None:
+        """Writes of the local side must fail, not vanish."""
+        try:
+            self._plain.shutdown(_socket.SHUT_RD)
+        except OSError:
+            self._application_gone = True
 
     def _read_plain(self) -> bytes:
         if self._peer_gone:
@@ -102,11 +125,12 @@ class SealedStream:
             with self._wire_lock:
                 self._wire.sendall(self._sealer.reset())
         except OSError as error:
-            self._finish(LinkLost(f"sending to the peer: {error}"))
+            self._cannot_send(error)
 
     # From the peer.
 
     def _open(self) -> None:
+        broken: KKP2PError | None = None
         try:
             while data := self._wire.recv(CHUNK_BYTES):
                 self._opener.feed(data)
@@ -114,16 +138,20 @@ class SealedStream:
                     self._take(kind, plaintext)
             self._opener.finish()
         except OSError as error:
-            self._finish(LinkLost(f"receiving from the peer: {error}"))
+            broken = LinkLost(f"receiving from the peer: {error}")
         except KKP2PError as error:
-            self._finish(error)
+            broken = error
+        self._received_all = True
+        if self._opener.ended and self._peer_gone:
+            self._finish(None)  # it took what it wanted, and we have all that it sent
+        elif broken or self._send_error:
+            self._finish(broken or self._send_error)
 
     def _take(self, kind: int, plaintext: bytes) -> None:
         try:
             if kind == RESET:
-                # The peer's application is gone: writes of ours must fail, not vanish.
                 self._peer_gone = True
-                self._plain.shutdown(_socket.SHUT_RD)
+                self._refuse_writes()
             elif kind == END:
                 self._check()
                 self._plain.shutdown(_socket.SHUT_WR)
@@ -131,10 +159,3 @@ class SealedStream:
                 self._plain.sendall(plaintext)
         except OSError:
             self.application_closed()
-
-
-def _hung_up(sock: Any) -> bool:
-    """Whether the local side is closed altogether, not only half."""
-    poll = select.poll()
-    poll.register(sock.fileno(), 0)
-    return any(events & (select.POLLHUP | select.POLLERR) for _, events in poll.poll(0))
