@@ -124,6 +124,11 @@ class Relay:
     def waiting(self) -> int:
         return len(self._waiting)
 
+    @property
+    def seen(self) -> int:
+        """How many tokens are remembered."""
+        return len(self._seen)
+
     def traffic(self) -> int:
         """Bytes that the sessions of this moment have carried."""
         return sum(s.splice.bytes_ab + s.splice.bytes_ba for s in self._sessions if s.splice)
@@ -170,7 +175,7 @@ class Relay:
         if seen in self._seen:
             self.refuse(guest, relay_wire.USED, relay_wire.status_text(relay_wire.USED))
             return
-        limit = self._limit_reached(guest)
+        limit = self._limit_reached(guest, token.session in self._waiting)
         if limit:
             self.refuse(guest, relay_wire.LIMIT, limit)
             return
@@ -196,11 +201,12 @@ class Relay:
             log.debug("relay: %s: refusal not sent: %s", guest.host, error)
         self._closing.spawn(self._close_guest, guest)
 
-    def _limit_reached(self, guest: _Guest) -> str:
+    def _limit_reached(self, guest: _Guest, awaited: bool) -> str:
         """Why this guest cannot be served; empty if it can."""
         limits, key = self._limits, address_key(guest.host)
         most = limits.relay_sessions_per_address
-        if len(self._sessions) + len(self._waiting) >= limits.relay_sessions:
+        full = len(self._sessions) + len(self._waiting) >= limits.relay_sessions
+        if full and not awaited:  # its partner is counted already
             return f"over {limits.relay_sessions} sessions in all"
         # Two tokens of one session may come from one address: each counts.
         if self._gate.limited(key) and self._gate.relay_sessions[key] >= most:

@@ -1,0 +1,180 @@
+"""Accounts: what is kept, who notices changes, and the command line."""
+
+from __future__ import annotations
+
+import io
+import sqlite3
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+from scramp import ScramClient, ScramMechanism
+
+from kkp2p_compat.cli import main
+from kkp2p_compat.cloud.accounts import Accounts, UnknownAccount, default_data, valid_peer_id
+
+
+def _kkp2p(*arguments: str) -> int:
+    """The exit status of the command line."""
+    try:
+        return main(["account", *arguments])
+    except SystemExit as error:
+        return int(error.code or 0)
+
+
+def test_only_verifiers_are_kept(tmp_path: Path) -> None:
+    accounts = Accounts(tmp_path)
+    accounts.add("alice", "correct horse battery")
+    verifier = accounts.get("alice")
+    accounts.close()
+    assert verifier is not None
+    client = ScramClient(["SCRAM-SHA-256"], "alice", "correct horse battery")
+    server = ScramMechanism("SCRAM-SHA-256").make_server(lambda _: verifier)
+    server.set_client_first(client.get_client_first())
+    client.set_server_first(server.get_server_first())
+    server.set_client_final(client.get_client_final())
+    client.set_server_final(server.get_server_final())
+    for path in tmp_path.iterdir():
+        assert b"battery" not in path.read_bytes()
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert verifier.iterations >= 4096
+
+
+def test_add_change_remove(tmp_path: Path) -> None:
+    accounts = Accounts(tmp_path / "new" / "folder")
+    accounts.add("bob", "1")
+    accounts.add("alice", "2")
+    assert [peer_id for peer_id, _ in accounts.list()] == ["alice", "bob"]
+    with pytest.raises(ValueError, match="already"):
+        accounts.add("bob", "3")
+    before = accounts.get("bob")
+    accounts.change_secret("bob", "1")
+    assert accounts.get("bob") != before  # another salt
+    accounts.remove("bob")
+    assert accounts.get("bob") is None
+    for action in (lambda: accounts.remove("bob"), lambda: accounts.change_secret("bob", "x")):
+        with pytest.raises(UnknownAccount, match="no account bob"):
+            action()
+    accounts.close()
+
+
+def test_another_process_notices(tmp_path: Path) -> None:
+    here, there = Accounts(tmp_path), Accounts(tmp_path)
+    version = here.version()
+    assert here.version() == version
+    there.add("alice", "x")
+    changed = here.version()
+    assert changed != version
+    assert here.get("alice") is not None
+    there.remove("alice")
+    assert here.version() != changed
+    here.close()
+    there.close()
+
+
+def test_throw_away_accounts_leave_no_trace(tmp_path: Path) -> None:
+    accounts = Accounts(tmp_path, {"alice": "x"})
+    assert accounts.get("alice") is not None
+    assert accounts.list() == []
+    accounts.close()
+    with pytest.raises(ValueError, match="peer id"):
+        Accounts(None, {"with space": "x"})
+
+
+@pytest.mark.parametrize(
+    ("peer_id", "valid"),
+    [
+        ("a", True),
+        ("!~" * 16, True),
+        ("", False),
+        ("x" * 33, False),
+        ("with space", False),
+        ("caf\u00e9", False),
+        ("line\n", False),
+        ("\u0661", False),
+        (7, False),
+        (None, False),
+    ],
+)
+def test_peer_ids(peer_id: object, valid: bool) -> None:
+    assert valid_peer_id(peer_id) is valid
+
+
+@pytest.mark.parametrize("secret", ["", "\x00", "a\u0007b"])
+def test_secrets_that_cannot_be_used(secret: str) -> None:
+    accounts = Accounts(None)
+    with pytest.raises(ValueError, match="secret"):
+        accounts.add("alice", secret)
+    accounts.close()
+
+
+def test_the_default_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", "/somewhere")
+    assert default_data() == Path("/somewhere/kkp2p/cloud")
+    monkeypatch.delenv("XDG_DATA_HOME")
+    monkeypatch.setenv("HOME", "/home/x")
+    assert default_data() == Path("/home/x/.local/share/kkp2p/cloud")
+
+
+def test_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = ("--data", str(tmp_path))
+    assert _kkp2p("add", "alice", "--secret", "one", *data) == 0
+    monkeypatch.setattr(sys, "stdin", io.StringIO("two\n"))
+    assert _kkp2p("add", "bob", "--secret-stdin", *data) == 0
+    monkeypatch.setattr(sys, "stdin", io.StringIO("three\n"))
+    assert _kkp2p("add", "carol", *data) == 0  # no terminal: a line of standard input
+    capsys.readouterr()
+    assert _kkp2p("list", *data) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
+        "alice",
+        "bob",
+        "carol",
+    ]
+    assert _kkp2p("passwd", "alice", "--secret", "new", *data) == 0
+    assert _kkp2p("remove", "bob", *data) == 0
+    capsys.readouterr()
+    for arguments, reason in (
+        (("add", "alice", "--secret", "x"), "already"),
+        (("add", "with space", "--secret", "x"), "peer id"),
+        (("add", "dave", "--secret", ""), "empty"),
+        (("remove", "bob"), "no account bob"),
+        (("passwd", "bob", "--secret", "x"), "no account bob"),
+    ):
+        assert _kkp2p(*arguments, *data) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("kkp2p account: ")
+        assert reason in error
+    assert _kkp2p("add") == 2
+    assert _kkp2p("add", "x", "--secret", "a", "--secret-stdin") == 2
+    assert _kkp2p("nonsense") == 2
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("typed", "status"), [(["a", "a"], 0), (["a", "b"], 1)])
+def test_at_a_terminal_the_secret_is_asked_for_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: list[str], status: int
+) -> None:
+    answers = iter(typed)
+    monkeypatch.setattr(sys, "stdin", _Terminal())
+    monkeypatch.setattr("getpass.getpass", lambda prompt: next(answers))
+    assert _kkp2p("add", "alice", "--data", str(tmp_path)) == status
+    assert list(answers) == []
+
+
+def test_a_data_folder_that_cannot_be_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("x")
+    assert _kkp2p("list", "--data", str(tmp_path / "file")) == 1
+    (tmp_path / "accounts.db").write_bytes(b"not a database, but long enough" * 100)
+    assert _kkp2p("list", "--data", str(tmp_path)) == 1
+    assert "Traceback" not in capsys.readouterr().err
+    with pytest.raises(sqlite3.Error):
+        Accounts(tmp_path)
