@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -82,20 +83,31 @@ def running_cloud(
         cloud.stop()
 
 
-def cloud_process(*arguments: str, **environment: str) -> tuple[subprocess.Popen[str], Address]:
-    """``kkp2p cloud`` as a process of its own, and where it listens."""
+def cloud_process(
+    *arguments: str, descriptors: int | None = None
+) -> tuple[subprocess.Popen[str], Address]:
+    """``kkp2p cloud`` as a process of its own, and where it listens.
+
+    ``descriptors``: the most that it may have open.
+    """
+
+    def limit() -> None:
+        if descriptors is not None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
+
+    root = Path(__file__).parent.parent
     process = subprocess.Popen(
-        [sys.executable, "-m", "kkp2p_compat", "cloud", *arguments],
+        [sys.executable, "-m", "kkp2p_compat", "cloud", "--listen", "127.0.0.1:0", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
-        cwd=Path(__file__).parent.parent,
+        env={**os.environ, "PYTHONPATH": str(root), "PYTHONWARNINGS": "error"},
+        preexec_fn=limit,
     )
     assert process.stdout is not None
     process.stdout.readline()
     where = process.stdout.readline().strip()
-    assert where.startswith("at "), where + process.communicate()[1]
+    assert where.startswith("at "), process.communicate()
     host, _, port = where[3:].rpartition(":")
     return process, (host, int(port))
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import sys
 from collections.abc import Sequence
 
@@ -19,21 +18,22 @@ __all__ = ["main"]
 COMMANDS = ("cloud", "account", "demo")
 
 
-def _make_parser() -> argparse.ArgumentParser:
+def _make_parser(commands: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="kkp2p", description="Peer-to-peer connections by peer id, and a cloud of your own."
     )
     parser.add_argument("--version", action="version", version=f"kkp2p_compat {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name in COMMANDS:
-        module = f"{__name__}.{name}"
-        if importlib.util.find_spec(module):  # a build may leave a command out
-            importlib.import_module(module).add_parser(subparsers)
+    for name in commands:
+        importlib.import_module(f"{__name__}.{name}").add_parser(subparsers)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _make_parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    # Only what is asked for is imported: a cloud needs none of the demonstration.
+    known = [name for name in COMMANDS if arguments[:1] == [name]]
+    options = _make_parser(known or COMMANDS).parse_args(arguments)
     try:
         return int(options.run(options))
     except KeyboardInterrupt:
