@@ -42,6 +42,8 @@ class CloudProcess:
             match = re.search(r"127\.0\.0\.1:(\d+)", line)
             if match:
                 return int(match[1])
+        self.process.wait()
+        self.process.stdout.close()
         raise RuntimeError(f"no cloud: {''.join(self.output)}")
 
     def _read_rest(self) -> None:

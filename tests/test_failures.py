@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import signal
 import socket as _socket
 from collections.abc import Callable, Iterator
@@ -51,6 +52,7 @@ def test_cloud_killed_and_restarted(
     """Live channels go on (the relay is another process); calls work again after the restart."""
     monkeypatch.setattr(client_module, "BACKOFF_MOST_S", 1.0)
     key = tmp_path / "relay.key"
+    key.write_text(secrets.token_hex())
     relay = start_cloud("--role", "relay", "--relay-key", str(key), data="relay")
     track_options = (
         "--role", "track", "--relay", f"127.0.0.1:{relay.port}", "--relay-key", str(key), *ACCOUNT,
@@ -228,6 +230,7 @@ def test_relay_sees_only_ciphertext(
     """Everything that passes the relay, seen by a tap in front of it: with encrypt_data not a
     byte of the text, without it the text."""
     key = tmp_path / "relay.key"
+    key.write_text(secrets.token_hex())
     relay = start_cloud("--role", "relay", "--relay-key", str(key), data="relay")
     seen = bytearray()
 

@@ -171,7 +171,8 @@ class Engine:
             self._client.close()
         for proxy_id in list(self._proxies):
             self._stop_proxy(proxy_id)
-        self.accepted.close()  # what nobody has accepted is in the table, too
+        for unseen in self.accepted.close():
+            unseen.discard()
         for channel in list(self.channels.values()):
             channel.close(channel.duplicate_fd())
         with gevent.Timeout(DESTROY_S, False):
