@@ -43,12 +43,18 @@ KEEPALIVE_IDLE_S = 15
 KEEPALIVE_INTERVAL_S = 5
 KEEPALIVE_PROBES = 3
 
+# Our choice: the longest pause between two retransmissions or window probes (the kernel's own is
+# 120 s).  When a broken link is whole again the stream goes on this soon, and ``give_up`` takes no
+# longer.
+RTO_MAX_MS = 5000
+
 # Our choice: the same bound for a connection with data under way.
 DEAD_AFTER_S = 30
-DEAD_PROBES = 4  # unanswered window probes: at least 0.2 * (1 + 2 + 4 + 8) s, up to a minute
+DEAD_PROBES = 4  # window probes without an answer in that time
 
 # linux/tcp.h
 _TCP_USER_TIMEOUT = 18
+_TCP_RTO_MAX_MS = 44  # since Linux 6.15
 _TCP_CLOSE = 7  # the state of a connection that was reset or timed out
 _TCP_INFO = getattr(socket, "TCP_INFO", 11)
 # struct tcp_info: state, ca_state, retransmits, probes; 20 bytes; unacked; 28 bytes; last_ack_recv
@@ -112,6 +118,9 @@ def tune(sock: socket.socket) -> None:
         option = getattr(socket, name, None)
         if option is not None:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
+    if _LINUX:
+        with contextlib.suppress(OSError):  # an older kernel: all works, some of it later
+            sock.setsockopt(socket.IPPROTO_TCP, _TCP_RTO_MAX_MS, RTO_MAX_MS)
 
 
 def _tcp_info(sock: HasFileno | int) -> tuple[int, ...] | None:
@@ -128,17 +137,17 @@ def _tcp_info(sock: HasFileno | int) -> tuple[int, ...] | None:
 def unresponsive(sock: HasFileno | int) -> bool:
     """True when the peer at the other end of this TCP socket seems to be gone.
 
-    That is: sent data is unacknowledged although it was repeated, and nothing was heard for
-    DEAD_AFTER_S (``tune``'s keepalive makes sure that an idle connection hears something more
-    often); or DEAD_PROBES window probes went unanswered.  A peer that is alive and does not read
-    answers the probes: False.  A closed socket or one of another kind is False too.
+    That is: nothing was heard for DEAD_AFTER_S, although sent data was repeated or DEAD_PROBES
+    window probes were sent.  (``tune``'s keepalive makes sure that an idle connection hears
+    something more often.)  A peer that is alive and does not read answers the probes: False.  A
+    closed socket or one of another kind is False too.
     """
     info = _tcp_info(sock)
     if info is None:
         return False
     _, retransmits, probes, unacked, last_ack_recv_ms = info
-    silent = unacked > 0 and retransmits > 0 and last_ack_recv_ms > DEAD_AFTER_S * 1000
-    return silent or probes >= DEAD_PROBES
+    asked = (unacked > 0 and retransmits > 0) or probes >= DEAD_PROBES
+    return asked and last_ack_recv_ms > DEAD_AFTER_S * 1000
 
 
 def ended(sock: HasFileno | int) -> bool:
@@ -150,6 +159,7 @@ def ended(sock: HasFileno | int) -> bool:
 def give_up(sock: HasFileno | int) -> None:
     """Have the kernel end this connection with ETIMEDOUT at its next retransmission or probe.
 
+    That is within RTO_MAX_MS on a socket that was ``tune``d; older kernels take up to two minutes.
     For a descriptor that the application holds and we may not close: its next call fails.  The
     descriptor is neither duplicated nor closed.  Nothing happens on a socket of another kind.
     """
