@@ -196,7 +196,8 @@ def linger(sock: socket.socket, timeout_s: float, *, reset: bool = False) -> boo
             sock.shutdown(socket.SHUT_WR)
             done = _discard_until_acknowledged(sock, timeout_s)
             # Not earlier: what comes in after SHUT_RD is answered by a reset.
-            sock.shutdown(socket.SHUT_RDWR)
+            with contextlib.suppress(OSError):  # closed both ways already
+                sock.shutdown(socket.SHUT_RDWR)
     except OSError:
         done = False  # reset, or never connected: there is nothing left to wait for
     finally:
