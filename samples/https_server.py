@@ -1,0 +1,149 @@
+"""The document's server: answers http on calls with connect_desc 1, and https with 2.
+
+Run it (a cloud first: `kkp2p account add PEER_ID`, `kkp2p cloud`):
+
+    openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=localhost -keyout key.pem -out cert.pem
+    python samples/https_server.py PEER_ID PEER_KEY key.pem cert.pem [--login HOST[:PORT]]
+--login: the cloud (default: $KKP2P_LOGIN, else 127.0.0.1:3080).  --ca FILE: its certificate must
+verify with this one.  End it with `kill -USR1`.  The comments with semicolons are the C lines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import fcntl
+import os
+import signal
+import sys
+import time
+
+import gevent
+from gevent.event import Event
+from OpenSSL import SSL
+
+import kkp2p_compat as kkp2p
+from kkp2p_compat import tls
+
+PATIENCE_MS = 10000  # not in the document: a client that says nothing is not kept for ever
+exit_flag = Event()  # char run_flag = 1;
+g_engine: kkp2p.engine_t
+ssl_ctx = SSL.Context(SSL.TLS_METHOD)  # ssl_ctx = SSL_CTX_new(TLS_method());
+
+
+def send_data(fd: int, buff: bytes, length: int) -> int:
+    sended = 0
+    while sended < length:
+        wl = kkp2p.write(fd, buff[sended:], length - sended, 1000)  # 1 s time-out, as in C
+        if wl < 0:
+            print(f"SendData error,fd:{fd},ret:{wl},len:{length},errno:{errno.EPIPE},"
+                  f"desc:{os.strerror(errno.EPIPE)}.")  # fmt: skip
+            return -1
+        sended += wl
+    return length
+
+
+def make_answer(powered_by: str) -> tuple[bytes, bytes]:
+    body = f"{int(time.time())}\n"  # sprintf(body, "%ld\n", time(NULL));
+    head = (
+        "HTTP/1.1 200 OK\r\nDate: Tue, 01 Oct 2022 10:10:10 GMT\r\nServer: Apache\r\n"
+        f"X-Powered-By: {powered_by}\r\nContent-Type: text/xml; charset=utf-8\r\n"
+        f"Content-Length:{len(body)}\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode(), body.encode()
+
+
+def process_http(channel: kkp2p.channel_t) -> None:
+    for data in make_answer("kkp2p http"):
+        send_data(channel.fd, data, len(data))
+    kkp2p.close_fd(channel.fd)
+    kkp2p.close_channel(g_engine, channel.channel_id)
+
+
+def process_https(channel: kkp2p.channel_t) -> None:
+    ssl = tls.Connection(ssl_ctx, channel.fd)  # ssl = SSL_new(ssl_ctx); SSL_set_fd(ssl, fd);
+    # C's OpenSSL needs a blocking descriptor.  tls.Connection waits by itself, whatever the mode.
+    val = fcntl.fcntl(channel.fd, fcntl.F_GETFL, 0)
+    fcntl.fcntl(channel.fd, fcntl.F_SETFL, val & ~os.O_NONBLOCK)
+    try:
+        ret = ssl.accept(PATIENCE_MS)  # int ret = SSL_accept(ssl);
+        if ret < 0:
+            print(f"SSL_accept error,ret:{ssl.get_error(ret)}.")
+            print(f"{ssl.error_string()}.")
+            return  # goto finish;
+        for data in make_answer("kkp2p https"):
+            if ssl.write(data) <= 0:  # len = SSL_write(ssl, head, headLen);
+                print("SSL_write error.")
+                return
+    finally:  # finish:
+        ssl.shutdown(PATIENCE_MS)  # SSL_shutdown(ssl);
+        ssl.free()  # SSL_free(ssl);
+        kkp2p.close_fd(channel.fd)
+        kkp2p.close_channel(g_engine, channel.channel_id)
+
+
+def make_conf(arguments: list[str]) -> kkp2p.engine_conf_t:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--login", default=os.environ.get("KKP2P_LOGIN", "127.0.0.1"))
+    parser.add_argument("--ca")
+    options = parser.parse_args(arguments)
+    host, _, port = options.login.rpartition(":")
+    host, port = (host, port) if port.isdecimal() else (options.login, "3080")
+    # kkp2p_conf.login_domain = "124.71.217.198"; kkp2p_conf.login_port = 3080; ...
+    return kkp2p.engine_conf_t(host.strip("[]"), int(port), lan_search_port=3549,
+                               max_log_size=1024 * 1024 * 10, login_ca=options.ca)  # fmt: skip
+
+
+def main(argv: list[str]) -> int:
+    global g_engine
+    if len(argv) < 5:
+        print(f"usage:{argv[0]} peer_id peer_key pirvate_key_file cert_file.")
+        return -1
+    on_usr1 = gevent.get_hub().loop.signal(signal.SIGUSR1)  # sigaction(SIGUSR1,&actions,NULL);
+    on_usr1.start(exit_flag.set)
+    try:
+        call = "SSL_CTX_use_PrivateKey_file"
+        ssl_ctx.use_privatekey_file(argv[3])
+        call = "SSL_CTX_use_certificate_file"
+        ssl_ctx.use_certificate_file(argv[4])
+        call = "SSL_CTX_check_private_key"
+        ssl_ctx.check_privatekey()
+    except SSL.Error:
+        print(f"{call} error.")
+        return -1
+    engine = kkp2p.engine_init(make_conf(argv[5:]), 5000)
+    if engine is None:  # the document forgets to look
+        print(f"kkp2p_engine_init error,ret:{kkp2p.error_no()}.")
+        return -1
+    g_engine = engine
+    kkp2p.switch_log_level(g_engine, 4)
+    kkp2p.join_lan(g_engine, argv[1])
+    if (ret := kkp2p.join_net(g_engine, argv[1], argv[2])) < 0:  # likewise
+        print(f"kkp2p_join_net error,ret:{ret}.")
+        kkp2p.engine_destroy(g_engine)
+        return -1
+    while not exit_flag.is_set():
+        channel = kkp2p.channel_t()  # a new one each time: its greenlet keeps it
+        # C: 1000 ms.  Half of it, so that SIGUSR1 ends us within a second.
+        if (ret := kkp2p.accept(g_engine, 500, channel)) < 0:
+            print("kkp2p_accept error,exit")
+            break
+        if ret == 0:
+            continue
+        fd, mode = channel.fd, channel.transmit_mode  # mode: 1 is p2p, 2 is relay
+        print(f"accept new connection,fd:{fd}, mode is {mode},channel id:{channel.channel_id}.")
+        if channel.connect_desc == 1:  # pthread_create(&ThreadId, NULL, process_http, channel);
+            gevent.spawn(process_http, channel)
+        elif channel.connect_desc == 2:
+            gevent.spawn(process_https, channel)
+        else:
+            print(f"unkown protocol,connect desc is :{channel.connect_desc}.")
+            kkp2p.close_fd(channel.fd)
+            kkp2p.close_channel(g_engine, channel.channel_id)
+    kkp2p.engine_destroy(g_engine)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    sys.exit(main(sys.argv))
