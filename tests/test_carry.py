@@ -188,6 +188,28 @@ def test_a_close_under_a_flood_loses_nothing_that_was_written(sides: tuple[Side,
     assert [side.running.get() for side in sides] == [None, None]
 
 
+def test_a_reset_of_the_wire_does_not_overtake_what_came_before() -> None:
+    """The peer floods us, so our close resets the wire; it has not yet read what we wrote."""
+    wires = tcp_pair()
+    wires[1].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 200_000)
+    left = Side(wires[0], *KEYS, gsocket.socketpair)
+    right = Side(wires[1], *KEYS[::-1], small_pair)
+    flooding = gevent.spawn(write_until_refused, right.app)
+    assert left.app.recv(1) == b"z"
+    left.app.sendall(b"y" * 100_000)
+    left.app.close()
+    left.stream.application_closed()
+    flooding.get()  # only the reset ends it: what tells to stop is behind our data
+    with contextlib.suppress(ConnectionResetError):  # the end of who wrote to a closed peer
+        got = b""
+        while data := right.app.recv(65536):
+            got += data
+    assert got == b"y" * 100_000
+    assert right.running.get() is None
+    left.close()
+    right.close()
+
+
 def test_a_peer_that_never_reads_costs_bounded_memory(sides: tuple[Side, Side]) -> None:
     left, right = sides
     sent = fill(left.app)

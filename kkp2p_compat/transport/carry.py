@@ -22,6 +22,7 @@ from .sealed import END, RESET, Opener, Sealer
 __all__ = ["SealedStream"]
 
 CHUNK_BYTES = 262144  # our choice: four full records; larger ones gained nothing on loopback
+PAIR_CHUNKS = 16  # more than a pair of sockets holds
 
 
 class SealedStream:
@@ -109,8 +110,12 @@ class SealedStream:
         """Writes of the local side must fail, not vanish."""
         try:
             self._plain.shutdown(_socket.SHUT_RD)
-        except OSError:
-            self._application_gone = True
+            # A writer that waits for room is woken by room, not by the refusal.
+            for _ in range(PAIR_CHUNKS):
+                if not self._plain.recv(CHUNK_BYTES):
+                    break
+        except OSError:  # closed, or reset, by the local side: nobody is left to tell
+            return
 
     def _read_plain(self) -> bytes:
         if self._peer_gone:
