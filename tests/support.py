@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import gevent
-from gevent import monkey
+from gevent import monkey, socket
 
 import kkp2p_compat as kkp2p
 
@@ -61,6 +61,14 @@ class CloudProcess:
         assert self.process.stdout is not None
         self.process.stdout.close()
         return status
+
+
+def listen() -> socket.socket:
+    """A listener of greenlets: gevent.socket.create_server makes a blocking one."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    return listener
 
 
 def in_thread(function: Callable[[], Any]) -> Any:

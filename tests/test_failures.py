@@ -11,7 +11,7 @@ from pathlib import Path
 import gevent
 import pytest
 from gevent import socket, ssl
-from support import PATIENCE_S, SECRET, CloudProcess, read_all, write_all
+from support import PATIENCE_S, SECRET, CloudProcess, listen, read_all, write_all
 
 import kkp2p_compat as kkp2p
 from kkp2p_compat.cloud.certificate import load_identity
@@ -162,7 +162,7 @@ class Mitm:
         self._upstream.verify_mode = ssl.CERT_NONE
         self._cloud = ("127.0.0.1", cloud_port)
         self.seen = b""
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = listen()
         self.port = self._listener.getsockname()[1]
         self._greenlets = [gevent.spawn(self._accept)]
 
@@ -248,7 +248,7 @@ def test_relay_sees_only_ciphertext(
             sockets.extend((one, other))
 
     sockets: list[_socket.socket] = []
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = listen()
     taps = [gevent.spawn(serve, listener)]
     track = start_cloud(
         "--role", "track", "--relay", f"127.0.0.1:{listener.getsockname()[1]}",
