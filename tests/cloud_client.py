@@ -84,7 +84,7 @@ def running_cloud(
 
 
 def cloud_process(
-    *arguments: str, descriptors: int | None = None
+    *arguments: str, descriptors: int | None = None, listen: str = "127.0.0.1:0"
 ) -> tuple[subprocess.Popen[str], Address]:
     """``kkp2p cloud`` as a process of its own, and where it listens.
 
@@ -97,7 +97,7 @@ def cloud_process(
 
     root = Path(__file__).parent.parent
     process = subprocess.Popen(
-        [sys.executable, "-m", "kkp2p_compat", "cloud", "--listen", "127.0.0.1:0", *arguments],
+        [sys.executable, "-m", "kkp2p_compat", "cloud", "--listen", listen, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -112,9 +112,10 @@ def cloud_process(
     return process, (host, int(port))
 
 
-def end_process(process: subprocess.Popen[str]) -> tuple[int, str]:
+def end_process(process: subprocess.Popen[str], signals: int = 1) -> tuple[int, str]:
     """SIGTERM; the exit status and what it wrote to standard error."""
-    process.terminate()
+    for _ in range(signals):
+        process.terminate()
     _, log = process.communicate(timeout=LIMIT_S)
     return process.returncode, log
 

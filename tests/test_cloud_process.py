@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -37,7 +38,7 @@ def test_sigterm_is_an_orderly_end(tmp_path: Path) -> None:
         assert socks[1].recv(100) == b"the relay lets its sessions end"
         for sock in socks:
             sock.close()
-    status, log = end_process(process)
+    status, log = end_process(process, signals=0)
     assert status == 0
     assert "Traceback" not in log
     with pytest.raises(ConnectionRefusedError):
@@ -57,6 +58,21 @@ def test_a_relay_session_that_goes_on_is_cut_after_the_drain(tmp_path: Path) -> 
         for sock in socks:
             with pytest.raises(ConnectionResetError):
                 sock.recv(1)
+            sock.close()
+
+
+def test_a_second_signal_waits_for_nothing(tmp_path: Path) -> None:
+    arguments = ("--data", str(tmp_path), "--account", "alice:a", "--drain", "1000")
+    process, address = cloud_process(*arguments)
+    with Client(address) as alice, Client(address) as caller:
+        assert alice.login("alice", "a")["op"] == "welcome"
+        places = [caller.call("alice")["relay"], alice.receive()["relay"]]
+        socks = [open_relay(place, address) for place in places]
+        assert [sock.recv(1) for sock in socks] == [b"\0", b"\0"]
+        process.terminate()
+        assert alice.receive()["op"] == "bye"
+        assert end_process(process)[0] == -signal.SIGTERM
+        for sock in socks:
             sock.close()
 
 
@@ -171,3 +187,13 @@ def test_services_of_their_own(
             return [tuple(track) for track in tracks] == [homes[callee][1]]
 
         until(moved)
+
+
+def test_ipv6_and_ipv4_on_one_port(tmp_path: Path) -> None:
+    if not gsocket.has_dualstack_ipv6():
+        pytest.skip("no IPv6 on this host")
+    process, (_, port) = cloud_process("--data", str(tmp_path), listen="[::]:0")
+    for host in ("127.0.0.1", "::1"):
+        with Client((host, port), source=host) as client:
+            assert client.ask("beat") == {"op": "beat"}
+    assert end_process(process)[0] == 0

@@ -162,8 +162,7 @@ def test_a_token_is_not_free_again_when_its_owner_left(scene: Scene) -> None:
     assert _refusal(scene.connect(first)) == wire.USED
 
 
-def test_expired_tokens_are_forgotten(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relay_module, "CHECK_EVERY_S", 0.0)
+def test_expired_tokens_are_forgotten(scene: Scene) -> None:
     for hello in hellos(lives_s=1):
         scene.connect(hello)
     until(lambda: scene.relay.sessions == 1)
@@ -234,10 +233,10 @@ def test_a_reset_is_passed_on_after_the_data(scene: Scene) -> None:
         gevent.sleep(0.001)
     caller.close()
     count = 0
+    while count < 100_000:
+        count += len(callee.recv(1000))
     with pytest.raises(ConnectionResetError):
-        while True:
-            count += len(callee.recv(1000))
-    assert count == 100_000
+        callee.recv(1000)
 
 
 @pytest.mark.parametrize("extra", [0, 1])
@@ -282,7 +281,7 @@ def test_sessions_of_an_address_are_limited() -> None:
 
 
 def test_a_dead_peer_is_found(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relay_module, "CHECK_EVERY_S", 0.0)
+    monkeypatch.setattr(relay_module, "CHECK_TURNS", 1)
     caller, callee = scene.pair()
     peer = caller.getsockname()
     monkeypatch.setattr(tcp, "unresponsive", lambda sock: sock.getpeername() == peer)

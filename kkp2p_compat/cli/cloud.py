@@ -178,10 +178,12 @@ def _run(options: argparse.Namespace) -> int:
         print(f"kkp2p cloud: {error}", file=sys.stderr)
         return 1
     stopping = Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        gevent.signal_handler(number, stopping.set)
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    handlers = [gevent.signal_handler(number, stopping.set) for number in numbers]
     _say_hello(cloud)
     stopping.wait()
+    for handler in handlers:
+        handler.cancel()  # a second signal ends us at once
     logging.info("stopping")
     cloud.stop()
     logging.info("stopped")

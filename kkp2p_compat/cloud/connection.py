@@ -150,9 +150,14 @@ class Connection:
         """It has neither called nor logged in yet."""
         return self._quiet_s == 0
 
-    def has_room(self) -> bool:
-        """Whether a stranger may still cause lines for this peer: half the buffer is its own."""
-        return len(self._out) < self._gate.limits.output_bytes // 2
+    def has_room(self, line: bytes) -> bool:
+        """Whether a line that somebody else has caused may be sent.
+
+        Half of what may wait is for what the peer has asked for itself: so nobody can have it
+        dropped for reading slowly.
+        """
+        waiting = len(self._out)
+        return not waiting or waiting + len(line) <= self._gate.limits.output_bytes // 2
 
     def send(self, line: bytes) -> None:
         if self._state != _OPEN:
@@ -271,9 +276,11 @@ class Connection:
         get_hub().loop.run_callback(function, *args)
 
     def _fail(self, reason: str) -> None:
-        if self._state in (_SHAKING, _OPEN):
+        if self._state == _CLOSED:
+            return
+        if self._state != _CLOSING:
             self._leave_service()
-            self._later(self._drop, reason)
+        self._later(self._drop, reason)
 
     def _leave_service(self) -> None:
         """From here on nothing is taken from the peer, and nobody can reach it."""

@@ -107,8 +107,13 @@ class Deadlines:
 
     def sweep(self, now: float) -> None:
         for item in [item for item in self._items if item.deadline <= now]:
-            if item in self._items:  # one that expired may have ended another
+            if item not in self._items:
+                continue  # one that expired has ended this one, too
+            try:
                 item.expire()
+            except Exception:
+                log.exception("a deadline that cannot be kept")  # the others must be all the same
+                self._items.discard(item)
 
 
 class Gatekeeper:

@@ -30,7 +30,7 @@ _READ = 1  # libev's EV_READ
 
 # Our choices.
 REFUSE_S = 5.0  # for the refusal to reach the peer
-CHECK_EVERY_S = 5.0  # how often sessions are searched for peers that are gone
+CHECK_TURNS = 5  # a sweep looks at one in so many sessions for peers that are gone
 MAX_SEEN = 500_000  # tokens remembered until they expire; about 200 bytes each
 
 _Seen = tuple[bytes, int]  # session, side
@@ -90,12 +90,13 @@ class _Guest:
 class _Session:
     """Two guests that are joined; ``a`` is the caller."""
 
-    __slots__ = ("a", "b", "splice", "started")
+    __slots__ = ("a", "b", "splice", "started", "turn")
 
-    def __init__(self, a: _Guest, b: _Guest) -> None:
+    def __init__(self, a: _Guest, b: _Guest, turn: int) -> None:
         self.a = a
         self.b = b
         self.started = time.monotonic()
+        self.turn = turn  # in which sweep it is looked at, of CHECK_TURNS
         self.splice: Splice | None = None
 
 
@@ -112,7 +113,8 @@ class Relay:
         self._seen: set[_Seen] = set()
         self._expiring: defaultdict[int, list[_Seen]] = defaultdict(list)  # by Unix second
         self._sessions: set[_Session] = set()
-        self._checked = 0.0
+        self._turn = 0
+        self._paired = 0
         self._empty = Event()
         self._empty.set()
 
@@ -140,14 +142,12 @@ class Relay:
 
     def sweep(self, now: float) -> None:
         """To be called about once a second."""
-        if now - self._checked < CHECK_EVERY_S:
-            return
-        self._checked = now
         unix_now = time.time()
         for expiry in [expiry for expiry in self._expiring if expiry < unix_now]:
             self._seen.difference_update(self._expiring.pop(expiry))
+        self._turn = (self._turn + 1) % CHECK_TURNS
         for session in list(self._sessions):
-            if session.splice is not None:
+            if session.turn == self._turn and session.splice is not None:
                 session.splice.check()
 
     def stop(self, drain_s: float) -> None:
@@ -218,7 +218,8 @@ class Relay:
     # Sessions.
 
     def _pair(self, a: _Guest, b: _Guest) -> None:
-        session = _Session(a, b)
+        session = _Session(a, b, self._paired % CHECK_TURNS)
+        self._paired += 1
         for guest in (a, b):
             guest.stop_reading()
             self._gate.deadlines.discard(guest)

@@ -23,7 +23,7 @@ from ..transport import relay_wire, tcp
 from .accounts import Accounts
 from .certificate import load_identity
 from .connection import CLOSE_S, Connection
-from .limits import Gatekeeper
+from .limits import LOG_EVERY_S, Gatekeeper
 from .relay import Relay
 from .route import Route
 from .settings import Settings
@@ -110,6 +110,7 @@ class Cloud:
         self._listener: Any = None
         self._accepting: Any = None
         self._timers: list[Any] = []
+        self._pause_logged = -LOG_EVERY_S
         self._closing = Group()  # the greenlets that close sockets without loss
 
     @property
@@ -225,7 +226,10 @@ class Cloud:
 
     def _pause(self, error: OSError) -> None:
         """Waiting connections stay in the kernel's queue until a descriptor is free again."""
-        log.error("accepting pauses for %g s: %s", ACCEPT_PAUSE_S, error)
+        now = time.monotonic()
+        if now - self._pause_logged >= LOG_EVERY_S:
+            self._pause_logged = now
+            log.error("no new connections for now: %s", error)
         self._accepting.stop()
         self._timers[1].start(self._resume)
 
@@ -275,11 +279,9 @@ class Cloud:
 
     def _on_sweep(self) -> None:
         now = time.monotonic()
-        try:
-            self.gate.sweep(now)
-            if self.track is not None:
-                self.track.sweep(now)
-            if self.relay is not None:
-                self.relay.sweep(now)
-        except Exception:
-            log.exception("a sweep failed")
+        for part in (self.gate, self.track, self.relay):
+            try:
+                if part is not None:
+                    part.sweep(now)
+            except Exception:
+                log.exception("a sweep failed")

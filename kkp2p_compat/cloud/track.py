@@ -102,8 +102,7 @@ class Track(Service):
         """To be called about once a second: late calls, and accounts that have changed."""
         while self._swept_s < int(now):
             for call in list(self._due.pop(self._swept_s, ())):
-                self._forget(call)
-                call.callee.send(encode("cancel", call=call.id))
+                self._cancel(call)
             self._swept_s += 1
         if now - self._accounts_asked >= ACCOUNTS_EVERY_S:
             self._accounts_asked = now
@@ -118,8 +117,7 @@ class Track(Service):
             del self._online[peer_id]
             log.info("%s: offline", connection)
         for call in list((connection.outgoing or {}).values()):
-            self._forget(call)
-            call.callee.send(encode("cancel", call=call.id))
+            self._cancel(call)
         for call in list(connection.incoming or ()):
             self._forget(call)
             call.caller.send(encode("declined", call=call.number, reason="left"))
@@ -214,9 +212,6 @@ class Track(Service):
         if callee is None:
             caller.send(encode("declined", call=number, reason="offline"))
             return
-        if not callee.has_room():
-            caller.send(encode("declined", call=number, reason="busy"))
-            return
         self._open(caller, number, callee, budget_ms, offer)
 
     def _open(
@@ -241,6 +236,9 @@ class Track(Service):
             )
         except ValueError as error:  # characters that JSON writes as six
             raise BadPacket("an offer that is too long") from error
+        if not callee.has_room(line):
+            caller.send(encode("declined", call=number, reason="busy"))
+            return
         due = int(time.monotonic() + budget_ms / 1000) + 1
         call = _Call(call_id, caller, number, callee, due)
         self._calls[call_id] = call
@@ -283,10 +281,9 @@ class Track(Service):
         except ValueError as error:
             raise BadPacket("an answer that is too long") from error
         self._forget(call)
-        if call.caller.has_room():
-            call.caller.send(line)
-        else:
-            call.caller.send(encode("declined", call=call.number, reason="limit"))
+        if not call.caller.has_room(line):
+            line = encode("declined", call=call.number, reason="limit")
+        call.caller.send(line)
 
     def _on_decline(self, callee: Connection, message: Message) -> None:
         reason = _text_untrusted(message, "reason", MAX_REASON_CHARS)
@@ -299,13 +296,19 @@ class Track(Service):
         number = _number_untrusted(message, "call", 0, MAX_CALL_NUMBER)
         call = (caller.outgoing or {}).get(number)
         if call is not None:
-            self._forget(call)
-            call.callee.send(encode("cancel", call=call.id))
+            self._cancel(call)
 
     def _incoming_untrusted(self, callee: Connection, message: Message) -> _Call | None:
         """The call that the callee speaks of; None if it is over: the two messages crossed."""
         call = self._calls.get(_text_untrusted(message, "call", MAX_REASON_CHARS))
         return call if call is not None and call.callee is callee else None
+
+    def _cancel(self, call: _Call) -> None:
+        """The caller has given up; a callee that reads too slowly to be told finds out itself."""
+        self._forget(call)
+        line = encode("cancel", call=call.id)
+        if call.callee.has_room(line):
+            call.callee.send(line)
 
     def _forget(self, call: _Call) -> None:
         if self._calls.pop(call.id, None) is None:

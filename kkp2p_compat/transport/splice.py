@@ -240,13 +240,16 @@ class Splice:
                 side.error = ConnectionResetError(errno.ECONNRESET, "the peer is gone")
             elif tcp.unresponsive(side.sock):
                 side.error = TimeoutError(errno.ETIMEDOUT, "the peer does not answer")
-        self._settle()
+        self._run(None)
 
-    def _run(self, direction: _Direction) -> None:
+    def _run(self, direction: _Direction | None) -> None:
         """The source has bytes and none are under way, or the sink has room for those that are."""
         try:
-            self._move(direction)
-            self._settle()
+            if direction is not None:
+                self._move(direction)
+            if self._a.error is not None or self._b.error is not None:
+                self._settle()
+            self._report()
         except Exception as error:
             log.exception("a splice ends by a fault of ours")
             self.stop(error)
@@ -258,16 +261,15 @@ class Splice:
             self._drain(direction)
 
     def _settle(self) -> None:
-        """Draw the conclusions of what a step has found out."""
-        for direction in (self._ab, self._ba):
-            if direction.sink.error is not None:
-                self._finish(direction)
+        """A socket is dead: what it had sent does its way, what is meant for it stops."""
+        for direction in (self._ab, self._ba, self._ab):  # the second may have broken the first
             # A dead socket may never be readable again: take what it has now.
             while direction.source.error is not None and not direction.done:
                 self._move(direction)
                 if direction.carrier is not None:
-                    break  # the sink is slow, and alive
-        self._report()
+                    break  # the sink is slow, or dead
+            if direction.sink.error is not None:
+                self._finish(direction)
 
     def _fill(self, direction: _Direction) -> None:
         source = direction.source
