@@ -17,11 +17,20 @@ from gevent.pool import Group
 from .._errors import KKP2PError, LinkLost
 from .._io import hung_up
 from . import tcp
-from .sealed import END, RESET, Opener, Sealer
+from .sealed import (
+    END,
+    MAX_PLAINTEXT_BYTES,
+    RECORD_OVERHEAD_BYTES,
+    RESET,
+    Opener,
+    Sealer,
+)
 
 __all__ = ["SealedStream"]
 
-CHUNK_BYTES = 262144  # our choice: four full records; larger ones gained nothing on loopback
+# Our choice: four full records at a time, on the wire exactly so many, so that none is cut in two.
+CHUNK_BYTES = 4 * MAX_PLAINTEXT_BYTES
+WIRE_CHUNK_BYTES = 4 * (MAX_PLAINTEXT_BYTES + RECORD_OVERHEAD_BYTES)
 PAIR_CHUNKS = 16  # more than a pair of sockets holds
 
 
@@ -137,7 +146,7 @@ class SealedStream:
     def _open(self) -> None:
         broken: KKP2PError | None = None
         try:
-            while data := self._wire.recv(CHUNK_BYTES):
+            while data := self._wire.recv(WIRE_CHUNK_BYTES - self._opener.pending):
                 self._opener.feed(data)
                 for kind, plaintext in self._opener.records():
                     self._take(kind, plaintext)

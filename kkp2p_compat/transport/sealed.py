@@ -20,9 +20,16 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 from .._errors import BadPacket
 
 __all__ = [
-    "DATA", "END", "MAX_PLAINTEXT_BYTES", "RESET", "DirectionKeys", "Opener", "Sealer",
+    "DATA",
+    "END",
+    "MAX_PLAINTEXT_BYTES",
+    "RECORD_OVERHEAD_BYTES",
+    "RESET",
+    "DirectionKeys",
+    "Opener",
+    "Sealer",
     "derive_keys",
-]  # fmt: skip
+]
 
 # Record types.
 DATA = 0
@@ -31,6 +38,7 @@ RESET = 2  # our application is gone; it takes no more data
 
 HEADER_BYTES = 4
 TAG_BYTES = 16
+RECORD_OVERHEAD_BYTES = HEADER_BYTES + TAG_BYTES
 MAX_PLAINTEXT_BYTES = 65536
 RECORDS_PER_KEY = 1 << 20  # our choice: 2^32 AES blocks, far below NIST SP 800-38D's limits
 _KEY_BYTES = 16
@@ -93,26 +101,39 @@ class Sealer:
     def __init__(self, keys: DirectionKeys) -> None:
         self._direction = _Direction(keys)
 
-    def seal(self, data: bytes) -> bytes:
+    def seal(self, data: bytes) -> bytearray:
         """The records for some bytes of the stream."""
-        with memoryview(data) as view:
-            pieces: list[bytes] = []
+        count = -(-len(data) // MAX_PLAINTEXT_BYTES)
+        sealed = bytearray(len(data) + count * RECORD_OVERHEAD_BYTES)
+        with memoryview(data) as source, memoryview(sealed) as target:
+            place = 0
             for start in range(0, len(data), MAX_PLAINTEXT_BYTES):
-                pieces += self._record(DATA, view[start : start + MAX_PLAINTEXT_BYTES])
-        return b"".join(pieces)
+                piece = source[start : start + MAX_PLAINTEXT_BYTES]
+                place += self._record(DATA, piece, target[place:])
+        return sealed
 
-    def end(self) -> bytes:
+    def end(self) -> bytearray:
         """The record that completes this direction."""
-        return b"".join(self._record(END, b""))
+        return self._control(END)
 
-    def reset(self) -> bytes:
+    def reset(self) -> bytearray:
         """The record that tells the peer to stop sending; it may follow the end."""
-        return b"".join(self._record(RESET, b""))
+        return self._control(RESET)
 
-    def _record(self, kind: int, plaintext: bytes | memoryview) -> tuple[bytes, bytes]:
+    def _control(self, kind: int) -> bytearray:
+        sealed = bytearray(RECORD_OVERHEAD_BYTES)
+        with memoryview(sealed) as target:
+            self._record(kind, b"", target)
+        return sealed
+
+    def _record(self, kind: int, plaintext: bytes | memoryview, target: memoryview) -> int:
+        """Seal in place, without a copy: joining pieces took longer than sealing them."""
         aead, nonce = self._direction.next()
         header = (kind << 24 | len(plaintext) + TAG_BYTES).to_bytes(HEADER_BYTES, "big")
-        return header, aead.encrypt(nonce, plaintext, header)
+        end = len(plaintext) + RECORD_OVERHEAD_BYTES
+        target[:HEADER_BYTES] = header
+        aead.encrypt_into(nonce, plaintext, header, target[HEADER_BYTES:end])
+        return end
 
 
 class Opener:
@@ -130,6 +151,11 @@ class Opener:
 
     def feed(self, data: bytes) -> None:
         self._buffer = self._buffer + data if self._buffer else data
+
+    @property
+    def pending(self) -> int:
+        """Bytes of an incomplete record: under a record's size once ``records`` is exhausted."""
+        return len(self._buffer)
 
     def records(self) -> Iterator[tuple[int, bytes]]:
         """Every complete record fed so far, as (type, plaintext); raises BadPacket."""
