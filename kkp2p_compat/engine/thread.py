@@ -22,8 +22,8 @@ from gevent import monkey
 from gevent.event import Event
 from gevent.pool import Group
 
-from .._codes import KKP2P_ERROR_SYSTEM_INTERNAL
-from .._errors import EngineClosed, KKP2PError
+from .._codes import KKP2P_ERROR_START_THREAD_POOL, KKP2P_ERROR_SYSTEM_INTERNAL
+from .._errors import EngineClosed, KKP2PError, from_os_error
 from .._io import Signal
 
 __all__ = ["EngineThread", "native_thread"]
@@ -53,28 +53,34 @@ class EngineThread:
         self._hub: Any = None
         self._group = Group()
         self._stop = Event()
-        self._ended: Signal | None = None
+        self._running = False
+        self._waiting_for_end: list[Signal] = []
+        self._start_error: OSError | None = None
 
     def start(self) -> None:
+        """Raises OutOfDescriptors, or an error with the code -120."""
         started = Signal()
         try:
             native_thread(lambda: self._main(started))
             started.wait()
+        except RuntimeError as error:
+            raise KKP2PError(f"no thread: {error}", KKP2P_ERROR_START_THREAD_POOL) from error
         finally:
             started.close()
+        if self._start_error is not None:
+            raise from_os_error(self._start_error, "engine thread") from self._start_error
 
     @property
     def usable(self) -> bool:
         """Whether calls can be made: started, not stopped, and not inherited by a fork."""
         return self._async is not None and os.getpid() == self._pid
 
-    def is_current(self) -> bool:
-        return self._hub is not None and gevent.get_hub() is self._hub
-
     # From any thread.
 
     def post(self, function: Callable[[], object]) -> bool:
         """Run ``function``, which must not wait, in the engine's hub; False: it cannot be."""
+        if not self.usable:
+            return False  # without the lock: a fork may have copied it locked
         with self._mutex:
             if not self.usable or len(self._commands) >= MAX_COMMANDS:
                 return False
@@ -88,7 +94,7 @@ class EngineThread:
         """Run ``function(*args)`` in a greenlet of the engine and wait for its result.
 
         When the wait is interrupted (the caller's own gevent.Timeout, a kill, KeyboardInterrupt)
-        the greenlet is killed; had it already finished, ``discard`` gets the result nobody took.
+        the greenlet is killed; if it finishes all the same, ``discard`` gets the result.
         """
         command = _Command(function, args, self._log)
         try:
@@ -113,10 +119,15 @@ class EngineThread:
     # From any thread but the engine's.
 
     def stop(self) -> None:
-        """End the greenlets and the thread; returns when both are gone."""
-        ended = self._ended = Signal()
+        """End the greenlets and the thread; returns when both are gone.  Any number may call it."""
+        ended = Signal()
         try:
-            if self.post(self._stop.set):
+            with self._mutex:
+                wait = self._running and os.getpid() == self._pid
+                if wait:
+                    self._waiting_for_end.append(ended)
+            if wait:
+                self.post(self._stop.set)
                 ended.wait()
         finally:
             ended.close()
@@ -124,12 +135,18 @@ class EngineThread:
     # The thread.
 
     def _main(self, started: Signal) -> None:
-        hub = gevent.get_hub()
+        try:
+            hub = gevent.get_hub()
+        except OSError as error:
+            self._start_error = error
+            started.set()
+            return
         hub.handle_error = self._handle_error  # type: ignore[method-assign]
         hub.name = "kkp2p engine"
         self._hub = hub
         self._async = hub.loop.async_()
         self._async.start(self._drain)
+        self._running = True
         started.set()
         self._stop.wait()
         with self._mutex:
@@ -139,14 +156,19 @@ class EngineThread:
         gevent.sleep(0)  # lets the links of the killed greenlets run: callers wait for them
         watcher.stop()
         watcher.close()
-        ended = self._ended
         hub.destroy(destroy_loop=True)
-        if ended is not None:
-            ended.set()
+        with self._mutex:
+            self._running = False
+            for ended in self._waiting_for_end:
+                ended.set()
 
     def _drain(self) -> None:
         while self._commands:
-            self._commands.popleft()()
+            command = self._commands.popleft()
+            try:
+                command()
+            except Exception:  # noqa: BLE001 - a bug of ours must not stop the commands behind it
+                self._log.exception("bug in %r", command)
 
     def _handle_error(self, context: object, kind: Any, value: Any, trace: Any) -> None:
         if kind is not None and not issubclass(kind, gevent.GreenletExit):
@@ -183,7 +205,12 @@ class _Command:
             self.error = KKP2PError(repr(error), KKP2P_ERROR_SYSTEM_INTERNAL)
 
     def abandon(self, discard: Callable[[Any], object] | None) -> None:
-        if self._greenlet is not None and not self._greenlet.dead:
+        """Nobody waits any more.  The greenlet may still finish before the kill reaches it."""
+
+        def finished(_: object) -> None:
+            if self.error is None and discard is not None:
+                discard(self.result)
+
+        if self._greenlet is not None:
             self._greenlet.kill(block=False)
-        elif self.error is None and discard is not None:
-            discard(self.result)
+            self._greenlet.rawlink(finished)
