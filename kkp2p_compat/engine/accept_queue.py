@@ -48,14 +48,26 @@ class AcceptQueue(Generic[T]):
         with self._lock:
             self._places += 1
 
-    def put(self, entry: T | Exception) -> None:
-        """Fill a reserved place.  An error needs none (the engine puts few): a take raises it."""
-        self._entries.append(entry)
-        os.write(self._signal_fd, b"+")
+    def put(self, entry: T | Exception) -> bool:
+        """Fill a reserved place.  An error needs none (the engine puts few): a take raises it.
+
+        False: the queue is closed, or full of errors that nobody takes; the entry is the caller's.
+        """
+        with self._lock:
+            if self._closed:
+                return False
+            try:
+                os.write(self._signal_fd, b"+")
+            except BlockingIOError:
+                return False
+            self._entries.append(entry)
+            return True
 
     def close(self) -> list[T]:
         """Every ``take`` raises EngineClosed from now on; returns what nobody took."""
         with self._lock:
+            if self._closed:
+                return []
             self._closed = True
             left = [entry for entry in self._entries if not isinstance(entry, Exception)]
             self._entries.clear()
@@ -97,5 +109,6 @@ class AcceptQueue(Generic[T]):
                     self._places += not isinstance(entry, Exception)
                     return entry
             left_s = deadline - time.monotonic()
-            if left_s <= 0 or not wait_fd(self.fd, READ, left_s):
+            if left_s <= 0:
                 return None
+            wait_fd(self.fd, READ, left_s)
