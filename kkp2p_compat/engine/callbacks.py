@@ -12,6 +12,9 @@ from _queue import SimpleQueue  # the C one: queue.SimpleQueue is gevent's under
 from collections.abc import Callable
 from typing import Any
 
+from gevent import monkey
+from gevent._hub_local import get_hub_if_exists
+
 from .thread import native_thread
 
 __all__ = ["Callbacks"]
@@ -25,6 +28,7 @@ class Callbacks:
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
+        self._lock = monkey.get_original("_thread", "allocate_lock")()
         self._started = False
         self._closed = False
         self._work: SimpleQueue[tuple[Callable[..., object], tuple[Any, ...]] | None]
@@ -32,18 +36,20 @@ class Callbacks:
 
     def submit(self, function: Callable[..., object], *args: Any) -> bool:
         """Queue a call; False when it was dropped: closed, or too many wait."""
-        if self._closed or self._work.qsize() >= MAX_WAITING:
-            return False
-        self._work.put((function, args))
-        if not self._started:
-            self._started = True
-            for _ in range(self._threads):
-                native_thread(self._main)
-        return True
+        with self._lock:
+            if self._closed or self._work.qsize() >= MAX_WAITING:
+                return False
+            if not self._started:
+                for _ in range(self._threads):
+                    native_thread(self._main)
+                self._started = True
+            self._work.put((function, args))
+            return True
 
     def close(self) -> None:
         """What is queued still runs; then the threads end."""
-        self._closed = True
+        with self._lock:
+            self._closed = True
         for _ in range(self._threads):
             self._work.put(None)
 
@@ -52,5 +58,9 @@ class Callbacks:
             function, args = item
             try:
                 function(*args)
-            except Exception:  # noqa: BLE001 - the application's bug, shown the way threads show it
+            except BaseException:  # noqa: BLE001 - the application's; shown as threads show it
                 traceback.print_exc(file=sys.stderr)
+            del item, function, args  # not kept until the next one comes
+        hub = get_hub_if_exists()
+        if hub is not None:  # the application's callbacks have made one
+            hub.destroy(destroy_loop=True)
