@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import sys
 from collections.abc import Callable
 from logging.handlers import RotatingFileHandler
-from typing import Any
+from typing import IO, Any
 
 from gevent import monkey
 
@@ -37,7 +39,8 @@ _NAMES = {
 
 LogCallback = Callable[[str, int, Any], object]
 
-_make_lock = monkey.get_original("threading", "RLock")
+# Not threading's RLock: under monkey patching even the original one makes gevent locks.
+_make_lock = monkey.get_original("_thread", "RLock")
 _format = "%(asctime)s.%(msecs)03d %(levelname)s %(message)s"
 
 
@@ -46,15 +49,25 @@ class _Formatter(logging.Formatter):
         record.levelname = _NAMES.get(record.levelno, record.levelname)
         return super().format(record)
 
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        # Strangers choose parts of it: it stays one line and sends nothing to a terminal.
+        record.message = _UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], record.message)
+        return super().formatMessage(record)
 
+
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _formatter = _Formatter(_format, "%Y-%m-%d %H:%M:%S")
 
 
 class _File(RotatingFileHandler):
-    """kkp2p_engine.log, renamed to kkp2p_engine.log.bak past the limit."""
+    """kkp2p_engine.log, renamed to kkp2p_engine.log.bak past the limit.
 
-    def __init__(self, path: str, max_bytes: int) -> None:
-        super().__init__(path, maxBytes=max_bytes, backupCount=1, encoding="utf-8", delay=True)
+    Several engines and processes may write to one file: each looks whether another has renamed it.
+    """
+
+    def __init__(self, path: str, max_bytes: int, *, delay: bool) -> None:
+        super().__init__(path, maxBytes=max_bytes, backupCount=1, encoding="utf-8", delay=delay)
+        self._ended = False
         self.namer = lambda name: name.removesuffix(".1") + ".bak"
         self.setFormatter(_formatter)
 
@@ -62,6 +75,31 @@ class _File(RotatingFileHandler):
         # A native lock: application threads and the engine's thread both write, and a gevent lock
         # (which a monkey-patched threading.RLock is) does not work across them.
         self.lock = _make_lock()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._ended:
+            return  # the file would be opened again
+        try:
+            if self.stream is not None and not self._is_ours(self.stream):
+                self.stream.close()
+                self.stream = self._open()
+        except OSError:
+            self.handleError(record)
+        else:
+            super().emit(record)
+
+    def _is_ours(self, stream: IO[str]) -> bool:
+        try:
+            return os.path.samestat(os.fstat(stream.fileno()), os.stat(self.baseFilename))
+        except OSError:
+            return False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        print(f"kkp2p: cannot write {self.baseFilename}: {sys.exc_info()[1]}", file=sys.stderr)
+
+    def close(self) -> None:
+        self._ended = True
+        super().close()
 
 
 class EngineLog(logging.Logger):
@@ -71,7 +109,7 @@ class EngineLog(logging.Logger):
         super().__init__("kkp2p", _LEVELS[2])
         path = os.path.join(folder or os.getcwd(), LOG_FILE)
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        self._file = _File(path, max_bytes or DEFAULT_MAX_BYTES)
+        self._file = _File(path, max_bytes or DEFAULT_MAX_BYTES, delay=_process.has_callback)
         self._chosen: int | None = None
 
     def set_level(self, level: int) -> None:
@@ -97,25 +135,28 @@ class _ProcessLog:
 
     def __init__(self) -> None:
         self.level = _LEVELS[2]
-        self._callback: LogCallback | None = None
-        self._param: Any = None
-        self._runner: Callbacks | None = None
+        self._lock = _make_lock()
+        self._sink: tuple[Callbacks, LogCallback, Any] | None = None
+
+    @property
+    def has_callback(self) -> bool:
+        return self._sink is not None
 
     def set_callback(self, callback: LogCallback | None, param: Any) -> None:
-        runner, self._runner = self._runner, None
-        if runner is not None:
-            runner.close()
-        self._callback, self._param = callback, param
-        if callback is not None:
-            self._runner = Callbacks(1)
+        with self._lock:
+            before, self._sink = self._sink, None
+            if callback is not None:
+                self._sink = Callbacks(1), callback, param
+        if before is not None:
+            before[0].close()
 
     def take(self, record: logging.LogRecord) -> bool:
-        runner, callback = self._runner, self._callback
-        if runner is None or callback is None:
+        sink = self._sink
+        if sink is None:
             return False
+        runner, callback, param = sink
         line = _formatter.format(record)
-        runner.submit(callback, line, len(line), self._param)
-        return True
+        return runner.submit(callback, line, len(line), param)
 
 
 _process = _ProcessLog()
