@@ -99,7 +99,9 @@ def wait_fd(fd: int, events: int, timeout_s: float | None) -> bool:
         poll.register(
             fd, (select.POLLIN if events & READ else 0) | (select.POLLOUT if events & WRITE else 0)
         )
-        return bool(poll.poll(None if timeout_s is None else max(0, timeout_s) * 1000))
+        return bool(
+            poll.poll(None if timeout_s is None else min(max(0, timeout_s * 1000), 2**31 - 1))
+        )
     hub = gevent.get_hub()
     watcher = hub.loop.io(fd, events)
     ready = False
@@ -153,5 +155,4 @@ def _transfer(
             timeout_s = deadline - now
             if timeout_s <= 0:
                 return None
-        if not wait_fd(fd, events, timeout_s):
-            return None
+        wait_fd(fd, events, timeout_s)  # a timer may be early: the clock above decides
