@@ -134,20 +134,17 @@ def engine_init(conf: engine_conf_t, timeout: int) -> engine_t | None:
     cloud that does not answer is no error: logging in is tried again and again.
     C: ``kkp2p_engine_init``.
     """
-    check_type(conf, engine_conf_t, "conf")
+    conf = dataclasses.replace(check_type(conf, engine_conf_t, "conf"))
     timeout_s = check_timeout(timeout)
     if conf.login_domain is not None:
-        check_text(conf.login_domain, "login_domain")
+        conf.login_domain = check_text(conf.login_domain, "login_domain")
         check_value(conf.login_port, 1, 65535, "login_port")
     check_value(conf.lan_search_port, 0, 65535, "lan_search_port")
     check_value(conf.max_log_size, 0, 2**63 - 1, "max_log_size")
     for name in ("log_path", "login_ca"):
         if getattr(conf, name) is not None:
-            check_text(getattr(conf, name), name)
-    try:
-        return engine_t(conf, timeout_s)
-    except OSError as error:
-        raise ParameterError(f"log_path: {error}") from error
+            setattr(conf, name, check_text(getattr(conf, name), name))
+    return engine_t(conf, timeout_s)
 
 
 @_api(None)
@@ -350,6 +347,7 @@ def start_proxy(engine: engine_t, ip: str, port: int, ctx: connect_ctx_t, proxy_
         raise ParameterError("a proxy has no callback: ctx.func and ctx.func_param must be None")
     if not hasattr(proxy_id, "value"):
         raise ParameterError("proxy_id has no .value")
+    proxy_id.value = 0  # fails here rather than with a proxy under way
     proxy_id.value = engine.start_proxy(ip, port, ctx).proxy_id
     return KKP2P_SUCCESS
 

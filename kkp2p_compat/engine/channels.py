@@ -44,7 +44,7 @@ class Channel:
         self.channel_id = engine.new_channel_id()
         self.peer_id = peer_id
         self.fd = fd
-        self._inode = os.fstat(fd).st_ino
+        self._identity = _identity(fd)
         self._desc = connection.desc
         self._encrypt = connection.encrypt
         engine.channels[self.channel_id] = self
@@ -64,7 +64,7 @@ class Channel:
     def owns_fd(self) -> bool:
         """Whether the number still is our socket: the application may have closed it itself."""
         try:
-            return os.fstat(self.fd).st_ino == self._inode
+            return _identity(self.fd) == self._identity
         except OSError:
             return False
 
@@ -86,9 +86,10 @@ class Channel:
 
     def discard(self) -> None:
         """In the engine: the application never saw this channel."""
-        os.close(self.fd)
-        with _lock:
+        with _lock:  # before the number is free for another thread
             _by_fd.pop(self.fd, None)
+        if self.owns_fd():
+            os.close(self.fd)
         self.fd_closed(None)
 
     def sweep(self) -> None:
@@ -103,7 +104,11 @@ class RawChannel(Channel):
     """The descriptor is the TCP socket to the relay."""
 
     def duplicate_fd(self) -> int | None:
-        return os.dup(self.fd) if self.owns_fd() else None
+        try:
+            return os.dup(self.fd) if self.owns_fd() else None
+        except OSError as error:
+            self.engine.log.error("channel %d: closed at once: %s", self.channel_id, error)
+            return None
 
     def fd_closed(self, duplicate: int | None) -> None:
         self.forget()
@@ -141,7 +146,7 @@ class SealedChannel(Channel):
         self._wire = connection.sock
         self._stream = SealedStream(self._plain, self._wire, *connection.seal())
         super().__init__(engine, connection, peer_id, theirs.detach())
-        engine.pumps.spawn(self._run)
+        engine.pumps.add(engine.thread.spawn(self._run))
 
     def _run(self) -> None:
         error: KKP2PError | None = EngineClosed()  # when killed
@@ -168,6 +173,11 @@ class SealedChannel(Channel):
 
     def sweep(self) -> None:
         self._stream.check()
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
 
 
 def adopt(engine: Engine, connection: Connection, peer_id: str) -> Channel:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import gevent
+from gevent.event import Event
 from gevent.pool import Group
 
 from .. import _codes
@@ -24,7 +25,10 @@ from .._errors import (
     KKP2PError,
     LinkLost,
     NotSupported,
+    OutOfDescriptors,
+    ParameterError,
     TimedOut,
+    from_os_error,
 )
 from .._structs import connect_ctx_t, engine_conf_t
 from ..control.client import CloudClient
@@ -58,11 +62,15 @@ class Engine:
 
     def __init__(self, conf: engine_conf_t, timeout_s: float) -> None:
         self.conf = dataclasses.replace(conf)
-        self.log = EngineLog(conf.log_path, conf.max_log_size)
+        self.log = _open_log(conf)
         self.thread = EngineThread(self.log)
         self.channels: dict[int, Channel] = {}
-        self.accepted: AcceptQueue[Channel] = AcceptQueue(ACCEPT_QUEUE_PLACES)
-        self.carriers: Carriers  # made in the engine's thread
+        try:
+            self.accepted: AcceptQueue[Channel] = AcceptQueue(ACCEPT_QUEUE_PLACES)
+        except OSError as error:
+            self.log.close()
+            raise from_os_error(error, "accept queue") from error
+        self.carriers = Carriers()
         self._pid = os.getpid()
         self._callbacks = Callbacks(CALLBACK_THREADS if conf.enable_engine_thread_pool else 1)
         self._client: CloudClient | None = None
@@ -71,9 +79,9 @@ class Engine:
         self._lingering = Group()
         self._answering: dict[tuple[Link, str], gevent.Greenlet[..., Any]] = {}
         self._peer_id = ""
-        self._destroying = False
-        self.thread.start()
+        self._torn_down: Event | None = None  # set at the end; None: not yet being destroyed
         try:
+            self.thread.start()
             self.thread.call(self._set_up, timeout_s)
         except BaseException:
             self.destroy()
@@ -94,11 +102,12 @@ class Engine:
         try:
             self.thread.call(self._tear_down)
         except EngineClosed:
-            return  # by another thread, at the same time or before
+            pass  # by another thread, at the same time or before; or it never started
         finally:
             self.thread.stop()
-        self._callbacks.close()
-        self.log.close()
+            self.accepted.close()
+            self._callbacks.close()
+            self.log.close()
 
     def get_addresses(self) -> list[str]:
         return self.thread.call(lambda: self._client.addresses if self._client else [])
@@ -118,18 +127,23 @@ class Engine:
     ) -> None:
         """The same, without waiting: ``done`` runs on a callback thread."""
 
+        result: Channel | KKP2PError = EngineClosed()  # when the engine ends before
+
         def connect() -> None:
+            nonlocal result
             try:
-                result: Channel | KKP2PError = self._open_channel(ctx, lan)
+                result = self._open_channel(ctx, lan)
             except KKP2PError as error:
                 self.log.error("%s: asynchronous connect: %s", ctx.peer_id, error)
                 result = error
+
+        def connected(_: object) -> None:
             if not self._callbacks.submit(done, result):
                 self.log.error("%s: a callback is dropped: too many wait", ctx.peer_id)
                 if isinstance(result, Channel):
                     result.discard()
 
-        if not self.thread.post(lambda: self.thread.spawn(connect)):
+        if not self.thread.post(lambda: self.thread.spawn(connect).rawlink(connected)):
             raise EngineClosed
 
     def close_channel(self, channel_id: int) -> None:
@@ -151,7 +165,6 @@ class Engine:
 
     def _set_up(self, timeout_s: float) -> None:
         conf = self.conf
-        self.carriers = Carriers()
         if conf.login_domain:
             addresses = resolve(conf.login_domain, timeout_s)
             self._client = CloudClient(
@@ -164,13 +177,14 @@ class Engine:
         )
 
     def _tear_down(self) -> None:
-        if self._destroying:
+        if self._torn_down is not None:
+            self._torn_down.wait()
             return
-        self._destroying = True
+        self._torn_down = Event()
         if self._client is not None:
             self._client.close()
-        for proxy_id in list(self._proxies):
-            self._stop_proxy(proxy_id)
+        gevent.killall(list(self._answering.values()))
+        gevent.joinall([self.thread.spawn(self._stop_proxy, number) for number in self._proxies])
         for unseen in self.accepted.close():
             unseen.discard()
         for channel in list(self.channels.values()):
@@ -182,10 +196,11 @@ class Engine:
         self._lingering.kill()
         self.carriers.close()
         self.log.warning("engine destroyed")
+        self._torn_down.set()
 
     def linger(self, sock: Any) -> None:
         """Close a socket once the other side has what was written to it."""
-        self._lingering.spawn(tcp.linger, sock, LINGER_S)
+        self._lingering.add(self.thread.spawn(tcp.linger, sock, LINGER_S))
 
     def _sweep(self) -> None:
         while True:
@@ -212,7 +227,8 @@ class Engine:
 
     def _handle_login_lost(self, error: KKP2PError) -> None:
         """The cloud ended our login for good: accept says so, once."""
-        self.accepted.put(error)
+        if not self.accepted.put(error):
+            self.log.error("%s: nobody accepts: %s", self._peer_id, error)
 
     # Calls.
 
@@ -261,8 +277,8 @@ class Engine:
         finally:
             if channel is None:
                 self.accepted.release()
-            else:
-                self.accepted.put(channel)
+            elif not self.accepted.put(channel):
+                channel.discard()
 
     def _accept_call(self, link: Link, message: Message) -> Channel:
         text, budget_ms = message.get("offer"), message.get("ms")
@@ -309,6 +325,16 @@ class Engine:
         proxy.stop()
         self.log.warning("%s: proxy %d stopped", proxy.peer_id, proxy_id)
         return True
+
+
+def _open_log(conf: engine_conf_t) -> EngineLog:
+    try:
+        return EngineLog(conf.log_path, conf.max_log_size)
+    except OSError as error:
+        problem = from_os_error(error, "log_path")
+        if isinstance(problem, OutOfDescriptors):
+            raise problem from error
+        raise ParameterError(str(problem)) from error
 
 
 @atexit.register
