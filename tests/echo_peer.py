@@ -1,6 +1,6 @@
 """A program for tests: ``python echo_peer.py server|proxy PORT ...``; ends with its stdin.
 
-server PORT PEER SECRET: logs in, and echoes what each accepted channel sends, by native threads on
+server PORT PEER SECRET [HOST]: logs in, and echoes what each accepted channel sends, by native threads on
 blocking descriptors (it never imports gevent itself).  proxy PORT PEER ENCRYPT: a proxy to PEER;
 prints where it listens.
 """
@@ -24,12 +24,13 @@ def echo(channel: kkp2p.channel_t) -> None:
             while count := sock.recv_into(buffer):
                 sock.sendall(memoryview(buffer)[:count])
             sock.shutdown(socket.SHUT_WR)
+            print("ended", flush=True)
         except OSError as error:
             print("broken", error, flush=True)
     kkp2p.close_fd(channel.fd)
 
 
-def server(engine: kkp2p.engine_t, peer: str, secret: str) -> None:
+def server(engine: kkp2p.engine_t, peer: str, secret: str, _host: str = "") -> None:
     assert kkp2p.join_net(engine, peer, secret) == 0
     print("joined", flush=True)
     while kkp2p.accept(engine, 3_600_000, channel := kkp2p.channel_t()) > 0:
@@ -53,7 +54,8 @@ def end_with_parent() -> None:
 
 if __name__ == "__main__":
     threading.Thread(target=end_with_parent, daemon=True).start()
-    conf = kkp2p.engine_conf_t("127.0.0.1", int(sys.argv[2]), log_path=os.environ["TMPDIR"])
+    host = sys.argv[5] if len(sys.argv) > 5 else "127.0.0.1"
+    conf = kkp2p.engine_conf_t(host, int(sys.argv[2]), log_path=os.environ["TMPDIR"])
     started = kkp2p.engine_init(conf, 5000)
     assert started is not None
     {"server": server, "proxy": proxy}[sys.argv[1]](started, *sys.argv[3:])

@@ -1,0 +1,109 @@
+"""The documented programs on hosts of their own, and what a pulled cable does."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from certificates import make_certificate
+from netns import Host, Lab
+from support import SECRET
+
+TESTS = Path(__file__).parents[1]
+SAMPLES = TESTS.parent / "samples"
+PORT = "3080"
+
+
+@pytest.fixture
+def run(lab: Lab) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start a Python program on a host, and wait for a line; ended by the test or afterwards."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(host: Host, line: str, *command: str) -> subprocess.Popen[str]:
+        process = host.python(*command)
+        processes.append(process)
+        wait_for(process, line)
+        return process
+
+    yield start
+    for process in processes:
+        if process.poll() is None:
+            process.terminate()
+        process.communicate(timeout=20)
+
+
+def wait_for(process: subprocess.Popen[str], line: str) -> str:
+    assert process.stdout is not None
+    seen = []
+    for text in process.stdout:
+        seen.append(text)
+        if re.search(line, text):
+            return text
+    raise AssertionError(f"{process.args} ended before {line!r}: {''.join(seen)}")
+
+
+def start_cloud(lab: Lab, run: Callable[..., subprocess.Popen[str]], *options: str) -> Host:
+    host = lab.host("cloud")
+    run(
+        host, PORT, "-m", "kkp2p_compat", "cloud", "--data", "data",
+        "--account", f"peer:{SECRET}", *options,
+    )  # fmt: skip
+    return host
+
+
+def test_the_documents_run(lab: Lab, run: Callable[..., subprocess.Popen[str]]) -> None:
+    """Cloud, server and proxy client on three hosts; curl and openssl beside the client."""
+    cloud = start_cloud(lab, run)
+    login = ("--login", f"{cloud.address}:{PORT}")
+    serving, calling = lab.host("server"), lab.host("client")
+    key, certificate = make_certificate(serving.folder)
+    server = serving.python(
+        str(SAMPLES / "https_server.py"), "peer", SECRET, key, certificate, *login
+    )
+    clients = [
+        run(
+            calling, "success", str(SAMPLES / "proxy_client.py"), "127.0.0.1", f"808{desc}",
+            "peer", "2", str(desc), *login,
+        )
+        for desc in (1, 2)
+    ]  # fmt: skip
+    # The server says nothing when it is online: curl asks until it is answered.
+    retry = ("--retry", "20", "--retry-all-errors", "--retry-delay", "1")
+    http = calling.run("curl", "-sS", "-i", *retry, "http://127.0.0.1:8081/")
+    assert "X-Powered-By: kkp2p http\n" in http
+    https = calling.run("curl", "-sS", "-i", "--insecure", "https://127.0.0.1:8082/")
+    assert "X-Powered-By: kkp2p https\n" in https
+    page = calling.run(
+        "openssl", "s_client", "-quiet", "-connect", "127.0.0.1:8082", stdin="GET / HTTP/1.0\r\n\r\n"
+    )
+    assert "X-Powered-By: kkp2p https" in page
+    for process in (*clients, server):
+        process.send_signal(signal.SIGUSR1)
+        output, _ = process.communicate(timeout=20)
+        assert process.returncode == 0, output
+    assert len(re.findall("accept new connection,fd:[0-9]+, mode is 2", output)) >= 3
+
+
+def test_pulled_cable(lab: Lab, run: Callable[..., subprocess.Popen[str]]) -> None:
+    """Idle channels end with an error on both sides, nobody having closed anything; the same
+    peer gets in from elsewhere at once, and is called there."""
+    cloud = start_cloud(lab, run)
+    echo = str(TESTS / "echo_peer.py")
+    program = (echo, "server", PORT, "peer", SECRET, cloud.address)
+    home, elsewhere, calling = lab.host("home"), lab.host("elsewhere"), lab.host("caller")
+    server = run(home, "joined", *program)
+    callers = [
+        run(calling, "echo 1", str(TESTS / "lab" / "caller.py"), cloud.address, PORT, "peer", kind)
+        for kind in ("0", "1")
+    ]
+    home.unplug()
+    run(elsewhere, "joined", *program)
+    run(calling, "echo 1", str(TESTS / "lab" / "caller.py"), cloud.address, PORT, "peer", "1")
+    for caller in callers:
+        assert wait_for(caller, "^end") == "end -1\n"
+    for _ in callers:
+        wait_for(server, "broken|ended")
