@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
+import time
 from typing import Any
 
 import gevent
@@ -24,6 +25,9 @@ MAX_ADDRESSES = 16  # our choice: more login servers than any one peer has use f
 
 _getaddrinfo = monkey.get_original("socket", "getaddrinfo")
 _NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")
+
+# The name exists; not every system has these, and some have EAI_NONAME for them.
+_NO_ADDRESS = [getattr(socket, name, None) for name in ("EAI_NODATA", "EAI_ADDRFAMILY")]
 
 
 def split_domain(login_domain: str) -> list[str]:
@@ -56,16 +60,23 @@ def _is_name(text: str) -> bool:
 
 
 def resolve(login_domain: str, timeout_s: float) -> list[str]:
-    """Addresses of every part, in order; raises with -101, -102, -103 or -104.
+    """Addresses of every part, in order; raises with -101, -102, -103 or -104 if there is none.
 
-    Called in a greenlet of the engine.
+    ``timeout_s`` is for all parts together.  Called in a greenlet of the engine.
     """
+    deadline = time.monotonic() + timeout_s
     addresses: list[str] = []
+    problem: KKP2PError | None = None
     for part in split_domain(login_domain):
-        found = [part] if is_address(part) else _resolve_name(part, timeout_s)
-        addresses.extend(address for address in found if address not in addresses)
-    if not addresses:
-        raise KKP2PError(f"{login_domain} has no address", _codes.KKP2P_ERROR_DOMAIN_NO_IP)
+        try:
+            left_s = max(0, deadline - time.monotonic())
+            found = [part] if is_address(part) else _resolve_name(part, left_s)
+        except KKP2PError as error:
+            problem = problem or error
+        else:
+            addresses.extend(address for address in found if address not in addresses)
+    if problem is not None and not addresses:
+        raise problem
     return addresses[:MAX_ADDRESSES]
 
 
@@ -93,11 +104,13 @@ def _resolve_name(name: str, timeout_s: float) -> list[str]:
         done.close()
     if not answer:
         raise KKP2PError(
-            f"{name} did not resolve in {timeout_s:g} s",
+            f"{name} did not resolve in {timeout_s:.3g} s",
             _codes.KKP2P_ERROR_ANALYSIS_DOMAIN_TIMEOUT,
         )
     if isinstance(answer[0], Exception):
         raise KKP2PError(f"{name}: {answer[0]}", _code_of(answer[0]))
+    if not answer[0]:
+        raise KKP2PError(f"{name} has no address", _codes.KKP2P_ERROR_DOMAIN_NO_IP)
     return list(dict.fromkeys(str(entry[4][0]) for entry in answer[0]))
 
 
@@ -105,6 +118,8 @@ def _code_of(error: Exception) -> int:
     number = error.errno if isinstance(error, socket.gaierror) else None
     if number == socket.EAI_AGAIN:  # the resolver's own time-out
         return _codes.KKP2P_ERROR_ANALYSIS_DOMAIN_TIMEOUT
-    if number in (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)):
+    if number == socket.EAI_NONAME:
         return _codes.KKP2P_ERROR_DOMAIN_PARAM_ERROR
+    if number in _NO_ADDRESS:
+        return _codes.KKP2P_ERROR_DOMAIN_NO_IP
     return _codes.KKP2P_ERROR_ANALYSIS_DOMAIN_FAILURE
