@@ -17,7 +17,7 @@ import gevent
 from gevent import ssl
 from gevent.event import AsyncResult, Event
 from gevent.lock import RLock
-from scramp import ScramClient, ScramException  # type: ignore[attr-defined]
+from scramp import ScramClient, ScramException
 
 from .._codes import KKP2P_ERROR_INVALID_PEER_ID, KKP2P_ERROR_PARAMETER
 from .._errors import (

@@ -87,13 +87,16 @@ class AcceptQueue(Generic[T]):
         try:
             entry = self._take(time.monotonic() + timeout_s)
         finally:
-            with self._lock:
-                self._takers -= 1
-                if self._closed and not self._takers:
-                    os.close(self.fd)
+            self._leave()
         if isinstance(entry, Exception):
             raise entry
         return entry
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._takers -= 1
+            if self._closed and not self._takers:
+                os.close(self.fd)
 
     def _take(self, deadline: float) -> T | Exception | None:
         while True:

@@ -114,7 +114,7 @@ class EngineThread:
 
     def spawn(self, function: Callable[..., object], *args: Any) -> gevent.Greenlet[..., Any]:
         """A greenlet that ends with the engine; what it raises is logged."""
-        return self._group.spawn(function, *args)  # type: ignore[no-any-return]
+        return self._group.spawn(function, *args)
 
     # From any thread but the engine's.
 
@@ -141,7 +141,7 @@ class EngineThread:
             self._start_error = error
             started.set()
             return
-        hub.handle_error = self._handle_error  # type: ignore[method-assign]
+        hub.handle_error = self._handle_error
         hub.name = "kkp2p engine"
         self._hub = hub
         self._async = hub.loop.async_()
