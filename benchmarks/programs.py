@@ -102,9 +102,7 @@ def online_peers(port: str, prefix: str, secret: str, first: str, count: str) ->
     links: list[Link] = []
 
     def log_in(number: int) -> None:
-        link = Link(
-            ("127.0.0.1", int(port)), logging.getLogger(), lambda *_: None, context, None
-        )
+        link = Link(("127.0.0.1", int(port)), logging.getLogger(), lambda *_: None, context, None)
         link.open()
         link.login(f"{prefix}{number}", secret)
         links.append(link)

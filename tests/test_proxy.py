@@ -92,9 +92,7 @@ def echo_through(port: int, size: int) -> None:
         assert received == (size, sending.get())
 
 
-def test_one_gib_both_ways_at_once(
-    proxied: tuple[int, list[Program]], cloud: CloudProcess
-) -> None:
+def test_one_gib_both_ways_at_once(proxied: tuple[int, list[Program]], cloud: CloudProcess) -> None:
     port, programs = proxied
     echo_through(port, 32 << 20)  # what a first transfer allocates once
     before = [program.peak_kb() for program in programs]
@@ -163,7 +161,7 @@ def test_stop_proxy_ends_its_connections(
     proxy: Start, engine: kkp2p.engine_t, peer: kkp2p.engine_t, encrypt: int
 ) -> None:
     proxy_id, address = proxy("peer", encrypt=encrypt)
-    other_id, other_address = proxy("peer", encrypt=encrypt)
+    _, other_address = proxy("peer", encrypt=encrypt)
     channels = [kkp2p.channel_t(), kkp2p.channel_t()]
     with gevent.Timeout(PATIENCE_S):
         stopped = socket.create_connection(address)

@@ -33,6 +33,19 @@ T = TypeVar("T")
 # Our choice: far above what the calls of one process can reach; bounds memory if it does.
 MAX_COMMANDS = 65536
 
+HUB_DESCRIPTORS = 8  # our choice: twice what a hub's loop opens (epoll, eventfd, signal pipe)
+
+
+def _need_descriptors(count: int) -> None:
+    """Raises OSError unless so many can be had: libev aborts the process when it gets none."""
+    taken: list[int] = []
+    try:
+        while len(taken) < count:
+            taken.extend(os.pipe())
+    finally:
+        for fd in taken:
+            os.close(fd)
+
 
 def native_thread(function: Callable[[], object]) -> None:
     """Run ``function`` in a real thread, also in a monkey-patched program."""
@@ -108,7 +121,7 @@ class EngineThread:
             command.finished.close()
         if command.error is not None:
             raise command.error
-        return command.result  # type: ignore[no-any-return]
+        return command.result
 
     # From the engine's thread only.
 
@@ -136,6 +149,7 @@ class EngineThread:
 
     def _main(self, started: Signal) -> None:
         try:
+            _need_descriptors(HUB_DESCRIPTORS)
             hub = gevent.get_hub()
         except OSError as error:
             self._start_error = error

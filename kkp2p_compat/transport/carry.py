@@ -130,7 +130,7 @@ class SealedStream:
         if self._peer_gone:
             return b""
         try:
-            return self._plain.recv(CHUNK_BYTES)  # type: ignore[no-any-return]
+            return self._plain.recv(CHUNK_BYTES)
         except OSError:  # reset by the local side: what it had sent before has been read
             return b""
 

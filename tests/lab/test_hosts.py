@@ -77,9 +77,8 @@ def test_the_documents_run(lab: Lab, run: Callable[..., subprocess.Popen[str]]) 
     assert "X-Powered-By: kkp2p http\n" in http
     https = calling.run("curl", "-sS", "-i", "--insecure", "https://127.0.0.1:8082/")
     assert "X-Powered-By: kkp2p https\n" in https
-    page = calling.run(
-        "openssl", "s_client", "-quiet", "-connect", "127.0.0.1:8082", stdin="GET / HTTP/1.0\r\n\r\n"
-    )
+    openssl = ("openssl", "s_client", "-quiet", "-connect", "127.0.0.1:8082")
+    page = calling.run(*openssl, stdin="GET / HTTP/1.0\r\n\r\n")
     assert "X-Powered-By: kkp2p https" in page
     for process in (*clients, server):
         process.send_signal(signal.SIGUSR1)
