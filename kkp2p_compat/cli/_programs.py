@@ -1,8 +1,9 @@
 """Runs other programs for a command: reads what they print, and leaves none behind.
 
 Rules: the programs run in sessions of their own, so Ctrl-C reaches this process only, which then
-ends them.  Waiting is for a printed line or the end of a program.  A program that ends before it
-was told to is a Failure of whoever waits for anything.
+ends them (the command must have it thrown into its main greenlet: Python's own handler raises
+KeyboardInterrupt anywhere).  Waiting is for a printed line or the end of a program.  A program that
+ends before it was told to is a Failure of whoever waits for anything.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from types import TracebackType
 import gevent
 from gevent import subprocess
 from gevent.event import Event
+from gevent.pool import Group
 
 __all__ = ["Failure", "Program", "Programs"]
 
@@ -129,6 +131,7 @@ class Programs:
         self.environment["no_proxy"] = "*"
         self.environment.pop("KKP2P_LOGIN", None)
         self._programs: list[Program] = []
+        self._making = Group()
 
     def start(self, name: str, command: list[str]) -> Program:
         """A program that runs until it is told to end."""
@@ -166,6 +169,7 @@ class Programs:
     def end(self) -> None:
         """End what still runs."""
         try:
+            self._making.join()
             with gevent.Timeout(END_S, False):
                 for program in self._programs:
                     program.signal(signal.SIGTERM)
@@ -186,9 +190,21 @@ class Programs:
             f"   $ {shlex.join(command)}{'  # reads its standard input' if text else ''}",
             flush=True,
         )
-        program = Program(self, name, command, text, apart)
-        self._programs.append(program)
-        return program
+
+        def make() -> Program | Failure:
+            try:
+                program = Program(self, name, command, text, apart)
+            except Failure as failure:
+                return failure
+            self._programs.append(program)
+            return program
+
+        # In a greenlet of its own: what interrupts ours must not come between the start of a
+        # process and its place in the list.
+        made = self._making.spawn(make).get()
+        if isinstance(made, Failure):
+            raise made
+        return made
 
     def _check_all(self) -> None:
         for program in self._programs:

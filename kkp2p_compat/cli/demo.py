@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import datetime
 import importlib.util
+import re
 import secrets
 import shutil
 import signal
@@ -81,7 +82,8 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    with _ended_by(signal.SIGTERM), _ended_by(signal.SIGHUP), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_throwing(signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
         try:
             if options.keep is None:
                 made = tempfile.TemporaryDirectory(prefix="kkp2p-demo-")
@@ -156,10 +158,13 @@ def _show(programs: Programs) -> int:
             name = f"{protocol.name} with {client}, mode {mode.name}"
             _say(next(steps), name)
             _check_answer(_fetch(programs, name, client, protocol.name, address), protocol.name)
-            line = programs.wait_for_line(server, r"accept new connection,.* mode is (\d),", count)
-            print(f"   the server: {line.string}")
-            if int(line[1]) != mode.transmit_mode:
-                raise Failure(f"mode {line[1]} instead of {mode.transmit_mode}")
+            line = programs.wait_for_line(server, "", count).string  # any: it must print no other
+            print(f"   the server: {line}")
+            accepted = re.match(r"accept new connection,fd:\d+, mode is (\d),channel id:", line)
+            if accepted is None or int(accepted[1]) != mode.transmit_mode:
+                raise Failure(
+                    f"the server does not tell of a connection, mode {mode.transmit_mode}"
+                )
 
     _say(
         next(steps), "The end: SIGUSR1 for the server and the proxy clients, SIGTERM for the cloud"
@@ -255,11 +260,16 @@ def _make_certificate(folder: Path) -> tuple[str, str]:
 
 
 @contextlib.contextmanager
-def _ended_by(number: int) -> Iterator[None]:
-    """Make a signal an exception of this greenlet, so that what was started is ended."""
-    stop = SystemExit(128 + number)  # the exit status that shells have for it
-    handler = gevent.signal_handler(number, gevent.kill, gevent.getcurrent(), stop)
+def _throwing(*numbers: int) -> Iterator[None]:
+    """Make signals an exception of this greenlet, so that what was started is ended."""
+    main = gevent.getcurrent()
+    handlers = [
+        # 128 + the signal is the exit status that shells have for it.
+        gevent.signal_handler(number, gevent.kill, main, SystemExit(128 + number))
+        for number in numbers
+    ]
     try:
         yield
     finally:
-        handler.cancel()
+        for handler in handlers:
+            handler.cancel()
