@@ -1,8 +1,8 @@
 """A program for tests: ``python echo_peer.py server|proxy PORT ...``; ends with its stdin.
 
 server PORT PEER SECRET [HOST]: logs in, and echoes what each accepted channel sends, by native
-threads on blocking descriptors (it never imports gevent itself).  proxy PORT PEER ENCRYPT: a proxy to PEER;
-prints where it listens.
+threads on blocking descriptors (it never imports gevent itself).
+proxy PORT PEER ENCRYPT: a proxy to PEER; prints where it listens.
 """
 
 from __future__ import annotations

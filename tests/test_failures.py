@@ -81,6 +81,44 @@ def test_cloud_killed_and_restarted(
         kkp2p.close_fd(channel.fd)
 
 
+def test_tracks_that_die_and_come_back(
+    start_cloud: Callable[..., CloudProcess],
+    make_engine: Callable[..., kkp2p.engine_t],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Route, two tracks, relay: a peer is found on its track, on the next one while its own is
+    dead, and there still when its own is alive again."""
+    monkeypatch.setattr(client_module, "BACKOFF_MOST_S", 1.0)
+    key = tmp_path / "relay.key"
+    key.write_text(secrets.token_hex())
+    relay = start_cloud("--role", "relay", "--relay-key", str(key), data="relay")
+    options = (
+        "--role", "track", "--relay", f"127.0.0.1:{relay.port}", "--relay-key", str(key), *ACCOUNT,
+    )  # fmt: skip
+    tracks = [start_cloud(*options, data=name) for name in ("one", "two")]
+    addresses = [f"--track=127.0.0.1:{track.port}" for track in tracks]
+    route = start_cloud("--role", "route", *addresses, data="route")
+    callee, caller = make_engine(login_port=route.port), make_engine(login_port=route.port)
+    assert kkp2p.join_net(callee, "peer", SECRET) == 0
+
+    def call() -> None:
+        mine, theirs = kkp2p.channel_t(), kkp2p.channel_t()
+        with gevent.Timeout(2 * PATIENCE_S):
+            while connect(caller, mine) != 0:
+                gevent.sleep(0.1)
+        assert kkp2p.accept(callee, LONG, theirs) == 1
+        for channel in (mine, theirs):
+            kkp2p.close_fd(channel.fd)
+
+    call()
+    for track, name in zip(tracks, ("one", "two"), strict=True):
+        track.kill()
+        call()
+        start_cloud(*options, data=name, port=track.port)
+        call()
+
+
 @both_kinds
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_relay_killed(

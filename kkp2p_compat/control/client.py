@@ -10,7 +10,7 @@ import random
 import ssl as _stdlib_ssl
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from logging import Logger
 
 import gevent
@@ -25,9 +25,8 @@ from .._errors import (
     KKP2PError,
     LinkLost,
     LoginRefused,
-    PeerOffline,
 )
-from .link import Address, Link, OfferHandler, OutgoingCall
+from .link import Address, Link, OfferHandler
 from .resolver import is_address, resolve
 
 __all__ = ["Backoff", "CloudClient"]
@@ -39,6 +38,7 @@ BACKOFF_FIRST_S = 0.5
 BACKOFF_MOST_S = 30.0
 TRACK_CACHE_S = 30  # how long a route's answer is believed
 TRACK_CACHE_SIZE = 1024
+TRACKS_TO_TRY = 2
 
 
 class Backoff:
@@ -62,7 +62,7 @@ class Backoff:
 
 
 class CloudClient:
-    """``login`` keeps us online until ``close``; ``call`` starts a call to a peer id."""
+    """``login`` keeps us online until ``close``; ``links_to`` leads to whom we want to call."""
 
     def __init__(
         self, login_domain: str, port: int, addresses: list[str], log: Logger, *,
@@ -115,7 +115,7 @@ class CloudClient:
         backoff = Backoff(self._rng, BACKOFF_FIRST_S, BACKOFF_MOST_S)
         while True:
             try:
-                link = self._home_link = self._link_to(peer_id)
+                link = self._home_link = next(self.links_to(peer_id))
                 link.login(peer_id, secret)
                 self._log.info("%s: logged in at %s:%d", peer_id, *link.address)
                 backoff.reset()
@@ -139,41 +139,40 @@ class CloudClient:
                 self._log.error("%s: offline: %s; next try in %.1f s", peer_id, error, pause_s)
             gevent.sleep(pause_s)
 
-    # Calls.
+    # Where a peer is.
 
-    def call(self, to: str, offer: str, timeout_ms: int) -> tuple[Link, OutgoingCall]:
-        """Start a call at the callee's track."""
-        link = self._link_to(to)
-        return link, link.call(to, offer, timeout_ms)
+    def links_to(self, peer_id: str) -> Iterator[Link]:
+        """Open links to where the peer should be: its track, then the next one that lives.
 
-    def moved(self, peer_id: str) -> None:
-        """The peer was not where its route said: ask again next time."""
-        self._tracks.pop(peer_id, None)
-
-    # Links.
-
-    def _link_to(self, peer_id: str) -> Link:
-        """An open link to the track of ``peer_id``."""
+        A track that was dead for a while gets its callers back before its peers: those are still
+        where the route had sent them meanwhile, which is the next one.
+        """
         expires, tracks = self._tracks.get(peer_id, (0.0, []))
         if time.monotonic() > expires:
             entry = self._entry()
-            if entry.serves_all:
-                return entry
-            tracks = entry.route(peer_id)
+            tracks = [] if entry.serves_all else entry.route(peer_id)
             if not tracks:
                 entry.serves_all = True
-                return entry
+                yield entry
+                return
             self._tracks[peer_id] = time.monotonic() + TRACK_CACHE_S, tracks
             while len(self._tracks) > TRACK_CACHE_SIZE:
                 self._tracks.popitem(last=False)
-        problem: KKP2PError = PeerOffline("the route knows no track that is alive")
+        problem: KKP2PError | None = None
+        tried = 0
         for address in tracks:
             try:
-                return self._open(address)
+                link = self._open(address)
             except CloudUnreachable as error:
                 problem = error
-        self._tracks.pop(peer_id, None)
-        raise problem
+                continue
+            yield link
+            tried += 1
+            if tried == TRACKS_TO_TRY:
+                break
+        self._tracks.pop(peer_id, None)  # not where its route said: ask again next time
+        if not tried and problem is not None:
+            raise problem
 
     def _entry(self) -> Link:
         """An open link to one of the login addresses: at random, the others on failure."""

@@ -17,7 +17,7 @@ import gevent
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from .. import _codes
-from .._errors import BadPacket, NotSupported, TimedOut
+from .._errors import BadPacket, NotSupported, PeerOffline, TimedOut
 from .._structs import connect_ctx_t
 from ..control.client import CloudClient
 from ..control.link import Link
@@ -62,17 +62,23 @@ def make_call(client: CloudClient, ctx: connect_ctx_t, timeout_s: float) -> Conn
     """Call a peer; raises TimedOut, PeerOffline, CallRefused, CloudUnreachable or LinkLost."""
     late = TimedOut(f"not connected to {ctx.peer_id} within {ctx.timeout} ms")
     with gevent.Timeout(timeout_s, late):
-        return _make_call(client, ctx)
+        offline = PeerOffline("no track of the peer lives")
+        for link in client.links_to(ctx.peer_id):
+            try:
+                return _call_by(link, ctx)
+            except PeerOffline as error:
+                offline = error
+        raise offline
 
 
-def _make_call(client: CloudClient, ctx: connect_ctx_t) -> Connection:
+def _call_by(link: Link, ctx: connect_ctx_t) -> Connection:
     private = X25519PrivateKey.generate() if ctx.encrypt_data else None
     offer = _to_text(
         type=ctx.channel_type, mode=ctx.connect_mode, encrypt=ctx.encrypt_data,
         desc=ctx.connect_desc, key=private and private.public_key().public_bytes_raw(),
     )  # fmt: skip
     budget_ms = min(max(ctx.timeout, 1), MAX_BUDGET_MS)
-    link, call = client.call(ctx.peer_id, offer, budget_ms)
+    call = link.call(ctx.peer_id, offer, budget_ms)
     sock = None
     answered = False
     try:
