@@ -15,9 +15,10 @@ from typing import Any
 
 import gevent
 import pytest
-from certificates import make_certificate
 from gevent import socket, ssl
 from support import ENVIRONMENT, PATIENCE_S, ROOT, SECRET, CloudProcess
+
+from kkp2p_compat.cli.demo import make_certificate
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 # The document's answer, to the letter.

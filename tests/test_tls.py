@@ -14,12 +14,12 @@ from typing import Any
 
 import gevent
 import pytest
-from certificates import make_certificate
 from gevent._hub_local import get_hub_if_exists
 from gevent.event import Event
 from OpenSSL import SSL
 
 from kkp2p_compat import tls
+from kkp2p_compat.cli.demo import make_certificate
 
 Pair = tuple[tls.Connection, tls.Connection]
 
@@ -416,6 +416,7 @@ from gevent import monkey; monkey.patch_all()
 import socket, sys, threading
 from OpenSSL import SSL
 from kkp2p_compat import tls
+from kkp2p_compat.cli.demo import make_certificate
 context = SSL.Context(SSL.TLS_METHOD)
 context.use_privatekey_file(sys.argv[1])
 context.use_certificate_file(sys.argv[2])

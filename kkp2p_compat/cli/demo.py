@@ -37,7 +37,7 @@ from gevent import socket, ssl
 from .._codes import CONNECT_AUTO, CONNECT_RELAY, TRANSMIT_RELAY
 from ._programs import Failure, Programs
 
-__all__ = ["MODES", "PROTOCOLS", "add_parser"]
+__all__ = ["CLIENTS", "MODES", "PROTOCOLS", "add_parser", "make_certificate"]
 
 PEER_ID = "demo-server"
 LIMIT_S = 60  # our choice: for the whole; it takes a few seconds, and more on a busy machine
@@ -128,7 +128,7 @@ def _show(programs: Programs) -> int:
     print(f"   it serves at {login}")
 
     _say(next(steps), "A key and a certificate, as openssl req -x509 makes them")
-    key, certificate = _make_certificate(programs.folder)
+    key, certificate = make_certificate(programs.folder)
     print(f"   {key}\n   {certificate}")
 
     _say(next(steps), "The https server")
@@ -232,7 +232,8 @@ def _check_answer(lines: list[str], protocol: str) -> None:
         raise Failure("the answer does not end with the time")
 
 
-def _make_certificate(folder: Path) -> tuple[str, str]:
+def make_certificate(folder: Path) -> tuple[str, str]:
+    """A key and a self-signed certificate for a day: the paths of the two PEM files."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
     now = datetime.datetime.now(datetime.timezone.utc)

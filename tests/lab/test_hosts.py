@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from certificates import make_certificate
 from netns import Host, Lab
 from support import SECRET
+
+from kkp2p_compat.cli.demo import make_certificate
 
 TESTS = Path(__file__).parents[1]
 SAMPLES = TESTS.parent / "samples"
