@@ -7,13 +7,14 @@ every transfer asks the kernel not to wait (MSG_DONTWAIT), and the waiting is do
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 import select
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gevent
@@ -21,7 +22,9 @@ from gevent import getcurrent, monkey
 from gevent._hub_local import get_hub_if_exists  # the one way to ask without making a hub
 from gevent.hub import Waiter
 
-__all__ = ["Buffer", "Signal", "hung_up", "in_greenlet_world", "receive", "send", "wait_fd"]
+__all__ = [
+    "Buffer", "Signal", "hung_up", "in_greenlet_world", "receive", "send", "time_limit", "wait_fd",
+]  # fmt: skip
 
 Buffer = Any  # an object with the buffer protocol; typing has no name for it before 3.12
 
@@ -90,6 +93,24 @@ class Signal:
         if watcher is not None:
             watcher.stop()
             watcher.close()
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float, error: Exception) -> Iterator[None]:
+    """Raise ``error`` when the body takes longer; any other time-out passes as it is.
+
+    Inside the body it is a gevent.Timeout, so that what catches our own errors there (to try the
+    next server, say) does not catch this one.
+    """
+    timeout = gevent.Timeout.start_new(seconds)
+    try:
+        yield
+    except gevent.Timeout as caught:
+        if caught is not timeout:
+            raise
+        raise error from None
+    finally:
+        timeout.close()
 
 
 def wait_fd(fd: int, events: int, timeout_s: float | None) -> bool:
