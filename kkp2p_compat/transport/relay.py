@@ -12,7 +12,13 @@ from gevent import socket
 
 from .._errors import BadPacket, CallRefused, LinkLost, from_os_error
 from . import tcp
-from .relay_wire import PAIRED, hello, status_text, token_from_text_untrusted
+from .relay_wire import (
+    PAIRED,
+    hello,
+    parse_address_untrusted,
+    status_text,
+    token_from_text_untrusted,
+)
 
 __all__ = ["RelayPlace", "open_relay", "parse_place_untrusted", "wait_for_pairing"]
 
@@ -24,12 +30,9 @@ def parse_place_untrusted(place: Any, default: tuple[str, int]) -> RelayPlace:
     if not isinstance(place, list) or len(place) != 3:
         raise BadPacket("a relay field that is not [host, port, token]")
     host, port, token = place
-    host = default[0] if host is None else host
-    port = default[1] if port is None else port
-    if not isinstance(host, str) or not 0 < len(host) <= 253:
-        raise BadPacket("a relay field with a bad host")
-    if not isinstance(port, int) or not 0 < port < 65536:
-        raise BadPacket("a relay field with a bad port")
+    host, port = parse_address_untrusted(
+        default[0] if host is None else host, default[1] if port is None else port
+    )
     return host, port, token_from_text_untrusted(token)
 
 

@@ -11,6 +11,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+import re
 import struct
 from typing import NamedTuple
 
@@ -34,6 +35,7 @@ __all__ = [
     "TokenRefused",
     "hello",
     "make_token",
+    "parse_address_untrusted",
     "parse_hello_untrusted",
     "status_text",
     "token_from_text_untrusted",
@@ -48,6 +50,8 @@ MAC_BYTES = 32
 _BODY = struct.Struct(f"!BBI{SESSION_BYTES}s")  # version, side, expiry (Unix s), session
 TOKEN_BYTES = _BODY.size + MAC_BYTES
 HELLO_BYTES = len(MAGIC) + 1 + TOKEN_BYTES
+
+_HOST = re.compile(r"[0-9A-Za-z_.:%-]{1,253}")  # it is resolved, and logged
 
 # Sides of a session.
 CALLER = 0
@@ -132,6 +136,15 @@ def parse_hello_untrusted(data: bytes) -> bytes:
     if len(data) != HELLO_BYTES or not data.startswith(head):
         raise TokenRefused(BAD)
     return data[len(head) :]
+
+
+def parse_address_untrusted(host: object, port: object) -> tuple[str, int]:
+    """A host (name or address) and a port out of JSON values."""
+    if not isinstance(host, str) or _HOST.fullmatch(host) is None:
+        raise BadPacket("an address with a bad host")
+    if type(port) is not int or not 0 < port < 65536:
+        raise BadPacket("an address with a bad port")
+    return host, port
 
 
 def token_to_text(token: bytes) -> str:
