@@ -31,7 +31,9 @@ from .._errors import (
     PeerOffline,
     TimedOut,
 )
+from .._io import time_limit
 from ..transport import tcp
+from ..transport.relay_wire import parse_address_untrusted
 from .binding import end_point_binding
 from .resolver import numeric
 from .wire import PROTOCOL_VERSION, LineReader, Message, encode
@@ -43,7 +45,12 @@ OfferHandler = Callable[["Link", Message], object]
 
 # Our choices, in seconds.
 OPEN_TIMEOUT_S = 10  # TCP and TLS handshake with one address
-ANSWER_TIMEOUT_S = 10  # for the cloud's answer to route, login and heartbeats
+ANSWER_TIMEOUT_S = 10  # for the cloud's answer to route, login and heartbeats, and to take a line
+
+# Our choices: what a server may make us hold.
+MAX_UNSENT_BYTES = 1 << 20  # lines that it does not read
+MAX_TRACKS = 16  # of one peer; a route's answer has the best first
+MAX_CALL_CHARS = 128  # the name that a track gives an offer
 
 # scramp takes up to 10 million; a hostile server could keep the engine busy for seconds with that.
 MAX_SCRAM_ITERATIONS = 100_000
@@ -100,7 +107,10 @@ class Link:
         self._context = context
         self._server_name = server_name
         self._sock: Any = None
-        self._send_lock = RLock()
+        self._unsent: list[bytes] = []
+        self._unsent_bytes = 0  # including those that are being sent
+        self._send_more = Event()
+        self._takes_offers = False
         self._reply: AsyncResult[Message] | None = None
         self._unclaimed = 0  # answers under way that nobody waits for any more
         self._asking = RLock()
@@ -112,22 +122,30 @@ class Link:
 
     def open(self) -> None:
         """Connect and shake hands; raises CloudUnreachable (also for a bad certificate)."""
-        raw = None
+        late = CloudUnreachable(f"{self._name}: no TLS handshake in time")
+        opened = False
         try:
-            with gevent.Timeout(OPEN_TIMEOUT_S, TimedOut("no TLS handshake in time")):
+            with time_limit(OPEN_TIMEOUT_S, late):
                 host, port = self.address
                 self.reached = numeric(host, OPEN_TIMEOUT_S), port
                 raw = tcp.connect(*self.reached)
-                tcp.tune(raw)
-                self._sock = self._context.wrap_socket(raw, server_hostname=self._server_name)
+                try:
+                    tcp.tune(raw)
+                    self._sock = self._context.wrap_socket(
+                        raw, server_hostname=self._server_name, do_handshake_on_connect=False
+                    )
+                finally:
+                    raw.close()  # nothing, once it is wrapped
+                self._sock.do_handshake()
+            opened = True
         except _stdlib_ssl.SSLCertVerificationError:
             raise  # the owner decides whether to go on without
         except (OSError, KKP2PError, ValueError) as error:
             raise CloudUnreachable(f"{self._name}: {error}") from error
         finally:
-            if self._sock is None and raw is not None:
-                raw.close()
-        self._greenlets.append(gevent.spawn(self._read))
+            if not opened:
+                self.close()
+        self._greenlets += [gevent.spawn(self._read), gevent.spawn(self._write)]
 
     def close(self, reason: KKP2PError | None = None) -> None:
         """End the connection; every waiter gets ``reason``, LinkLost if none is given."""
@@ -143,6 +161,7 @@ class Link:
         for call in self._calls.values():
             call.fail(error)
         self._calls.clear()
+        self._unsent.clear()
         current = gevent.getcurrent()
         for greenlet in self._greenlets:
             if greenlet is not current:
@@ -159,40 +178,56 @@ class Link:
         """The tracks of a peer, best first; empty: this very connection."""
         message = self._ask(encode("route", v=PROTOCOL_VERSION, peer=peer_id), "track")
         tracks = message.get("tracks")
-        try:
-            return [(str(host), int(port)) for host, port in tracks]  # type: ignore[union-attr]
-        except (TypeError, ValueError) as error:
-            raise BadPacket("a track message without tracks") from error
+        if not isinstance(tracks, list) or not all(
+            isinstance(track, list) and len(track) == 2 for track in tracks
+        ):
+            raise BadPacket("a track message without tracks")
+        return [parse_address_untrusted(*track) for track in tracks[:MAX_TRACKS]]
 
     def login(self, peer_id: str, secret: str) -> None:
         """SCRAM-SHA-256-PLUS (RFC 5802); raises LoginRefused with -110 or -111.
 
-        Afterwards heartbeats run by themselves.
+        Afterwards heartbeats run by themselves.  When it fails in any way the link is closed: a
+        half-made login cannot be continued.
         """
-        certificate = self._sock.getpeercert(binary_form=True)
-        binding = ("tls-server-end-point", end_point_binding(certificate))
-        client = ScramClient(
-            ["SCRAM-SHA-256-PLUS"], peer_id, secret, channel_binding=binding, c_nonce=None
-        )
+        self._takes_offers = True  # the first one may come together with the welcome
+        logged_in = False
         try:
-            first = encode(
-                "login", v=PROTOCOL_VERSION, peer=peer_id, scram=client.get_client_first()
-            )
-            challenge = self._ask(first, "challenge").get("scram")
-            _check_iterations_untrusted(challenge)
-            client.set_server_first(challenge)
-            proof = encode("proof", scram=client.get_client_final())
-            welcome = self._ask(proof, "welcome")
-            client.set_server_final(welcome.get("scram"))
-        except (ScramException, TypeError, AttributeError, ValueError) as error:
+            welcome = self._log_in(peer_id, secret)
+            logged_in = True
+        except ScramException as error:
             raise LoginRefused(
                 f"the cloud at {self._name} does not know the secret itself, or somebody is "
                 f"in the middle: {error}"
             ) from error
+        finally:
+            if not logged_in:
+                self.close()
         self.peer_id = peer_id
         beat = welcome.get("beat")
         beat_s = beat if isinstance(beat, int | float) and 0.1 <= beat <= 600 else 25
         self._greenlets.append(gevent.spawn(self._keep_alive, beat_s))
+
+    def _log_in(self, peer_id: str, secret: str) -> Message:
+        try:
+            certificate = self._sock.getpeercert(binary_form=True)
+            binding = ("tls-server-end-point", end_point_binding(certificate))
+        except ValueError as error:
+            raise BadPacket(f"{self._name}: {error}") from error
+        try:
+            client = ScramClient(
+                ["SCRAM-SHA-256-PLUS"], peer_id, secret, channel_binding=binding, c_nonce=None
+            )
+            first = client.get_client_first()
+        except ScramException as error:
+            raise LoginRefused(f"no cloud takes such a secret: {error}") from error
+        line = encode("login", v=PROTOCOL_VERSION, peer=peer_id, scram=first)
+        challenge = self._ask(line, "challenge").get("scram")
+        _check_iterations_untrusted(challenge)
+        client.set_server_first(challenge)
+        welcome = self._ask(encode("proof", scram=client.get_client_final()), "welcome")
+        client.set_server_final(welcome.get("scram"))
+        return welcome
 
     # Calls.
 
@@ -216,26 +251,47 @@ class Link:
             self.close(LinkLost(f"no heartbeat: {error}"))
 
     def send(self, line: bytes) -> None:
-        """Send one line; raises LinkLost."""
-        try:
-            with self._send_lock, gevent.Timeout(ANSWER_TIMEOUT_S, TimedOut("the cloud is stuck")):
-                if not self.closed.is_set():
-                    self._sock.sendall(line)
-        except (OSError, TimedOut) as error:
-            self.close(LinkLost(f"{self._name}: {error}"))
+        """Queue one line; raises why the link is closed.  Does not wait.
+
+        A greenlet sends them: one that asks may be killed at any time, and must not leave half a
+        line behind, nor take longer than its own time-out because the cloud does not read.
+        """
+        self._unsent_bytes += len(line)
+        if self._unsent_bytes > MAX_UNSENT_BYTES:
+            self.close(LinkLost(f"{self._name}: the cloud does not read"))
         if self.close_reason is not None:
             raise self.close_reason
+        self._unsent.append(line)
+        self._send_more.set()
 
     # Inside.
+
+    def _write(self) -> None:
+        stuck = LinkLost(f"{self._name}: the cloud does not read")
+        try:
+            while self._send_more.wait():
+                self._send_more.clear()
+                lines = b"".join(self._unsent)
+                self._unsent.clear()
+                with time_limit(ANSWER_TIMEOUT_S, stuck):
+                    self._sock.sendall(lines)
+                self._unsent_bytes -= len(lines)
+        except OSError as error:
+            self.close(LinkLost(f"{self._name}: {error}"))
+        except LinkLost as error:
+            self.close(error)
 
     def _ask(self, line: bytes, answer: str) -> Message:
         with self._asking:
             reply = self._reply = AsyncResult()
             self.send(line)
+            late = LinkLost(f"{self._name}: no {answer} in time")
             try:
-                error = TimedOut(f"{self._name}: no {answer} in time")
-                with gevent.Timeout(ANSWER_TIMEOUT_S, error):
-                    message = reply.get()
+                with time_limit(ANSWER_TIMEOUT_S, late):
+                    message: Message = reply.get()
+            except LinkLost as error:
+                self.close(error)
+                raise
             finally:
                 # Whoever asks next must not get the answer that we no longer wait for.
                 self._unclaimed += not reply.ready()
@@ -272,9 +328,13 @@ class Link:
             reason = message.get("reason")
             if reason in ("duplicate", "removed"):
                 raise _login_error(reason)
-            raise LinkLost(f"{self._name} says good-bye: {str(reason)[:80]}")
+            raise LinkLost(f"{self._name} says good-bye: {str(reason)[:80]!r}")
         elif op in ("offer", "cancel"):
-            self._on_offer(self, message)
+            call = message.get("call")
+            if not isinstance(call, str) or not 0 < len(call) <= MAX_CALL_CHARS:
+                raise BadPacket(f"{self._name}: an offer without the name of a call")
+            if self._takes_offers:
+                self._on_offer(self, message)
         elif op in ("calling", "answer", "declined"):
             self._handle_call_untrusted(op, message)
         elif op == "error":
@@ -290,7 +350,7 @@ class Link:
 
     def _handle_call_untrusted(self, op: str, message: Message) -> None:
         number = message.get("call")
-        call = self._calls.get(number) if isinstance(number, int) else None
+        call = self._calls.get(number) if type(number) is int else None
         if call is None:
             return  # we gave up before the answer came
         if op == "calling" and not call.relay.ready():
