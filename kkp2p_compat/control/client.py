@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from logging import Logger
+from weakref import WeakValueDictionary
 
 import gevent
 from gevent import ssl
@@ -22,6 +23,7 @@ from .._codes import KKP2P_ERROR_PARAMETER
 from .._errors import (
     CloudUnreachable,
     DuplicateLogin,
+    EngineClosed,
     KKP2PError,
     LinkLost,
     LoginRefused,
@@ -78,11 +80,12 @@ class CloudClient:
         self._on_login_lost = on_login_lost
         self._rng = random.Random()
         self._links: dict[Address, Link] = {}
-        self._opening: dict[Address, RLock] = {}
+        self._opening: WeakValueDictionary[Address, RLock] = WeakValueDictionary()
         self._entry_lock = RLock()
         self._tracks: OrderedDict[str, tuple[float, list[Address]]] = OrderedDict()
         self._home: gevent.Greenlet[..., None] | None = None
         self._home_link: Link | None = None
+        self._closed = False
         self._name = None if "|" in login_domain or is_address(login_domain) else login_domain
         self._must_verify = ca_file is not None
         self._verified = _context(ca_file)
@@ -107,6 +110,7 @@ class CloudClient:
         self._home = self._home_link = None
 
     def close(self) -> None:
+        self._closed = True
         self.logout()
         for link in list(self._links.values()):
             link.close()
@@ -177,12 +181,13 @@ class CloudClient:
     def _entry(self) -> Link:
         """An open link to one of the login addresses: at random, the others on failure."""
         with self._entry_lock:
+            for host in self.addresses:
+                link = self._link((host, self._port))
+                if link is not None:
+                    return link
             if self._name is not None and time.monotonic() - self._resolved_at > RESOLVE_AGAIN_S:
                 self._resolve_again()
             addresses = [(address, self._port) for address in self.addresses]
-            for address in addresses:
-                if address in self._links:
-                    return self._links[address]
             self._rng.shuffle(addresses)
             problem: KKP2PError = CloudUnreachable()
             for address in addresses:
@@ -194,20 +199,32 @@ class CloudClient:
             raise problem
 
     def _resolve_again(self) -> None:
+        self._resolved_at = time.monotonic()  # also when it fails: not every caller shall wait
         try:
             self.addresses = resolve(self._domain, RESOLVE_TIMEOUT_S)
-            self._resolved_at = time.monotonic()
         except KKP2PError as error:
             self._log.error("%s; going on with %s", error, ", ".join(self.addresses))
 
+    def _link(self, address: Address) -> Link | None:
+        link = self._links.get(address)
+        return None if link is None or link.closed.is_set() else link
+
     def _open(self, address: Address) -> Link:
         with self._opening.setdefault(address, RLock()):
-            if address in self._links:
-                return self._links[address]
+            link = self._link(address)
+            if link is not None:
+                return link
             link = self._connect(address)
+            if self._closed:  # meanwhile
+                link.close()
+                raise EngineClosed
             self._links[address] = link
-            link.closed.rawlink(lambda _: self._links.pop(address, None))
+            link.closed.rawlink(lambda _: self._forget(address, link))
             return link
+
+    def _forget(self, address: Address, link: Link) -> None:
+        if self._links.get(address) is link:
+            del self._links[address]
 
     def _connect(self, address: Address) -> Link:
         """Connect, verifying the certificate where something can vouch for it.

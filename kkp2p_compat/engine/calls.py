@@ -17,7 +17,8 @@ import gevent
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from .. import _codes
-from .._errors import BadPacket, NotSupported, PeerOffline, TimedOut
+from .._errors import BadPacket, KKP2PError, LinkLost, NotSupported, PeerOffline, TimedOut
+from .._io import time_limit
 from .._structs import connect_ctx_t
 from ..control.client import CloudClient
 from ..control.link import Link
@@ -61,7 +62,7 @@ class Offer:
 def make_call(client: CloudClient, ctx: connect_ctx_t, timeout_s: float) -> Connection:
     """Call a peer; raises TimedOut, PeerOffline, CallRefused, CloudUnreachable or LinkLost."""
     late = TimedOut(f"not connected to {ctx.peer_id} within {ctx.timeout} ms")
-    with gevent.Timeout(timeout_s, late):
+    with time_limit(timeout_s, late):
         offline = PeerOffline("no track of the peer lives")
         for link in client.links_to(ctx.peer_id):
             try:
@@ -103,7 +104,11 @@ def _call_by(link: Link, ctx: connect_ctx_t) -> Connection:
 
 def _go_to_relay(place: object, link: Link) -> Any:
     host, port, token = parse_place_untrusted(place, link.reached)
-    return open_relay((numeric(host, RESOLVE_TIMEOUT_S), port, token))
+    try:
+        host = numeric(host, RESOLVE_TIMEOUT_S)
+    except KKP2PError as error:
+        raise LinkLost(f"relay: {error}") from error
+    return open_relay((host, port, token))
 
 
 def answer_call(link: Link, message: Message, offer: Offer, own_text: str) -> Connection:

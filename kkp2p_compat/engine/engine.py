@@ -23,13 +23,13 @@ from .._errors import (
     BadPacket,
     EngineClosed,
     KKP2PError,
-    LinkLost,
     NotSupported,
     OutOfDescriptors,
     ParameterError,
     TimedOut,
     from_os_error,
 )
+from .._io import time_limit
 from .._structs import connect_ctx_t, engine_conf_t
 from ..control.client import CloudClient
 from ..control.link import Link
@@ -49,6 +49,7 @@ __all__ = ["ACCEPT_QUEUE_PLACES", "Engine"]
 
 # Our choices.
 ACCEPT_QUEUE_PLACES = 1024  # calls that nobody has accepted yet; one more is refused as busy
+MAX_ANSWERING = 2 * ACCEPT_QUEUE_PLACES  # offers that are being answered, or refused
 VERDICT_S = 3.0  # how long join_net waits for the cloud's word
 DESTROY_S = 5.0  # how long engine_destroy lets written data go out
 SWEEP_S = 5.0  # how often channels are looked at for what no event tells
@@ -254,8 +255,11 @@ class Engine:
 
     def _handle_offer(self, link: Link, message: Message) -> None:
         """An offer, or the news that its caller gave up."""
-        key = link, str(message.get("call"))
+        key = link, message["call"]
         if message["op"] == "offer" and key not in self._answering:
+            if len(self._answering) >= MAX_ANSWERING:
+                self._decline(link, message, "busy")
+                return
             greenlet = self.thread.spawn(self._answer, link, message)
             self._answering[key] = greenlet
             greenlet.rawlink(lambda _: self._answering.pop(key, None))
@@ -285,7 +289,7 @@ class Engine:
         offer = parse_offer_untrusted(text)
         if not isinstance(budget_ms, int) or not 0 < budget_ms <= MAX_BUDGET_MS:
             raise BadPacket("an offer with a bad time budget")
-        with gevent.Timeout(budget_ms / 1000, TimedOut("the caller did not come to the relay")):
+        with time_limit(budget_ms / 1000, TimedOut("the caller did not come to the relay")):
             connection = answer_call(link, message, offer, str(text))
         channel = adopt(self, connection, self._peer_id)
         self.log.info(
@@ -297,7 +301,7 @@ class Engine:
     def _decline(self, link: Link, message: Message, reason: str) -> None:
         try:
             link.send(encode("decline", call=message.get("call"), reason=reason))
-        except LinkLost as error:
+        except KKP2PError as error:
             self.log.error("%s: cannot decline: %s", self._peer_id, error)
 
     # Channels and proxies.
