@@ -68,9 +68,10 @@ class Channel:
         except OSError:
             return False
 
-    def forget(self) -> None:
+    def forget(self, reason: object) -> None:
         """The engine is done with it.  The descriptor stays the application's to close."""
-        self.engine.channels.pop(self.channel_id, None)
+        if self.engine.channels.pop(self.channel_id, None) is not None:
+            self.engine.log.info("%s: channel %d: %s", self.peer_id, self.channel_id, reason)
 
     def duplicate_fd(self) -> int | None:
         """Our own copy of a descriptor that is about to be closed; None: not needed, or gone."""
@@ -96,9 +97,6 @@ class Channel:
         """In the engine, every few seconds: notice what no event tells."""
         raise NotImplementedError
 
-    def _log_end(self, reason: object) -> None:
-        self.engine.log.info("%s: channel %d: %s", self.peer_id, self.channel_id, reason)
-
 
 class RawChannel(Channel):
     """The descriptor is the TCP socket to the relay."""
@@ -111,8 +109,7 @@ class RawChannel(Channel):
             return None
 
     def fd_closed(self, duplicate: int | None) -> None:
-        self.forget()
-        self._log_end("closed by the application")
+        self.forget("closed by the application")
         if duplicate is not None:
             sock = gsocket.socket(_socket.AF_INET, _socket.SOCK_STREAM, fileno=duplicate)
             self.engine.linger(sock)
@@ -122,11 +119,9 @@ class RawChannel(Channel):
 
     def sweep(self) -> None:
         if not self.owns_fd():
-            self.forget()
-            self._log_end("closed by the application")
+            self.forget("closed by the application")
         elif tcp.unresponsive(self.fd):
-            self.forget()
-            self._log_end("broken: the relay does not answer")
+            self.forget("broken: the relay does not answer")
             tcp.give_up(self.fd)
 
 
@@ -153,14 +148,12 @@ class SealedChannel(Channel):
         try:
             error = self._stream.run()
         finally:
-            self.forget()
+            self.forget("ended" if error is None else f"broken: {error}")
             self._plain.close()
             if error is None:
                 self.engine.linger(self._wire)
-                self._log_end("ended")
             else:
                 self._wire.close()
-                self._log_end(f"broken: {error}")
 
     def fd_closed(self, duplicate: int | None) -> None:
         self.engine.thread.spawn(self._stream.application_closed)
