@@ -1,0 +1,159 @@
+"""A server of TLS lines that does what a test's script says, good or bad."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+from gevent import socket
+from gevent.pool import Group
+from scramp import ScramMechanism
+from support import SECRET
+
+from kkp2p_compat.cloud.certificate import TLSIdentity
+from kkp2p_compat.control.wire import LineReader, Message, encode
+
+Script = Callable[["Visitor"], object]
+
+
+class Gone(Exception):
+    """the client has closed the connection"""
+
+
+class Visitor:
+    """One connection, from the server's side."""
+
+    def __init__(self, server: LineServer, sock: Any) -> None:
+        self.server = server
+        self.sock = sock
+        self._reader = LineReader()
+        self._messages: list[Message] = []
+
+    def send(self, op: str, **fields: Any) -> None:
+        self.send_raw(encode(op, **fields))
+
+    def send_raw(self, data: bytes) -> None:
+        try:
+            self.sock.sendall(data)
+        except OSError as error:
+            raise Gone from error
+
+    def receive(self, op: str | None = None) -> Message:
+        """The next line; it must be ``op`` if that is given."""
+        while not self._messages:
+            try:
+                data = self.sock.recv(65536)
+            except OSError as error:
+                raise Gone from error
+            if not data:
+                raise Gone
+            self._reader.feed(data)
+            self._messages += self._reader.messages()
+        message = self._messages.pop(0)
+        assert op is None or message["op"] == op, message
+        return message
+
+    def wait_until_gone(self) -> None:
+        while True:
+            self.receive()
+
+    def scram(self, iterations: int = 4096) -> Any:
+        mechanism = ScramMechanism("SCRAM-SHA-256-PLUS")
+        kept = mechanism.make_auth_info(SECRET, iterations)
+        binding = "tls-server-end-point", self.server.identity.binding
+        return mechanism.make_server(lambda _: kept, channel_binding=binding)
+
+    def log_in(self, **welcome: Any) -> None:
+        """Be a good cloud until the welcome; its fields may be replaced."""
+        scram = self.scram()
+        scram.set_client_first(self.receive("login")["scram"])
+        self.send("challenge", scram=scram.get_server_first())
+        scram.set_client_final(self.receive("proof")["scram"])
+        self.send("welcome", **{"scram": scram.get_server_final(), "beat": 60} | welcome)
+
+
+class LineServer:
+    """Runs ``script(visitor)`` for each connection, and closes it when that returns.
+
+    What a script raises, other than Gone, is raised by ``close``.  ``script`` may be replaced at
+    any time.
+    """
+
+    def __init__(self, identity: TLSIdentity, script: Script) -> None:
+        self.script = script
+        self.identity = identity
+        self.visits = 0
+        self._problems: list[BaseException] = []
+        self._listener = socket.socket()
+        self._listener.bind(("127.0.0.1", 0))
+        self._listener.listen(100)
+        self.address: tuple[str, int] = self._listener.getsockname()
+        self._greenlets = Group()
+        self._greenlets.spawn(self._accept)
+
+    def _accept(self) -> None:
+        while True:
+            self._greenlets.spawn(self._serve, self._listener.accept()[0])
+
+    def _serve(self, raw: Any) -> None:
+        self.visits += 1
+        try:
+            sock = self.identity.context.wrap_socket(
+                raw, server_side=True, do_handshake_on_connect=False
+            )
+        except OSError:
+            raw.close()  # the client was gone before
+            return
+        try:
+            sock.do_handshake()
+            self.script(Visitor(self, sock))
+        except (Gone, OSError):
+            return
+        except Exception as error:  # noqa: BLE001 - raised again by close
+            self._problems.append(error)
+        finally:
+            sock.close()
+
+    def close(self) -> None:
+        self._greenlets.kill()
+        self._listener.close()
+        if self._problems:
+            raise self._problems[0]
+
+
+class RawServer:
+    """The same without TLS: ``script(socket)``; a socket is closed with the server."""
+
+    def __init__(self, script: Callable[[Any], object]) -> None:
+        self._script = script
+        self._listener = socket.socket()
+        self._listener.bind(("127.0.0.1", 0))
+        self._listener.listen(100)
+        self.address: tuple[str, int] = self._listener.getsockname()
+        self._socks: list[Any] = []
+        self._greenlets = Group()
+        self._greenlets.spawn(self._accept)
+
+    def _accept(self) -> None:
+        while True:
+            sock, _ = self._listener.accept()
+            self._socks.append(sock)
+            self._greenlets.spawn(self._serve, sock)
+
+    def _serve(self, sock: Any) -> None:
+        try:
+            self._script(sock)
+        except OSError:
+            return
+
+    def close(self) -> None:
+        self._greenlets.kill()
+        for sock in (*self._socks, self._listener):
+            sock.close()
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    """Bounded by the time limit of every test."""
+    while not condition():
+        gevent.sleep(0.001)
