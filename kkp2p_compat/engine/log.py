@@ -79,14 +79,11 @@ class _File(RotatingFileHandler):
     def emit(self, record: logging.LogRecord) -> None:
         if self._ended:
             return  # the file would be opened again
-        try:
-            if self.stream is not None and not self._is_ours(self.stream):
-                self.stream.close()
-                self.stream = self._open()
-        except OSError:
-            self.handleError(record)
-        else:
-            super().emit(record)
+        stream = self.stream
+        if stream is not None and not self._is_ours(stream):
+            self.stream = None  # the next line opens the new one
+            stream.close()
+        super().emit(record)
 
     def _is_ours(self, stream: IO[str]) -> bool:
         try:
