@@ -345,9 +345,10 @@ def start_proxy(engine: engine_t, ip: str, port: int, ctx: connect_ctx_t, proxy_
     check_value(ctx.channel_type, 0, 0, "ctx.channel_type")
     if ctx.func is not None or ctx.func_param is not None:
         raise ParameterError("a proxy has no callback: ctx.func and ctx.func_param must be None")
-    if not hasattr(proxy_id, "value"):
-        raise ParameterError("proxy_id has no .value")
-    proxy_id.value = 0  # fails here rather than with a proxy under way
+    try:
+        proxy_id.value = 0  # fails here rather than with a proxy under way
+    except (AttributeError, TypeError) as error:
+        raise ParameterError(f"proxy_id: {error}") from error
     proxy_id.value = engine.start_proxy(ip, port, ctx).proxy_id
     return KKP2P_SUCCESS
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, TypeVar
 
 from ._codes import (
@@ -41,7 +42,9 @@ def check_value(
     value: Any, lowest: int, highest: int, name: str, code: int = KKP2P_ERROR_PARAMETER
 ) -> int:
     if not isinstance(value, int) or not lowest <= value <= highest:
-        raise KKP2PError(f"{name} is {value!r}, not {lowest} to {highest}", code)
+        # Not the value of any type and size: that may take an error or a long time to print.
+        shown = value if type(value) is int and abs(value) < 2**64 else type(value).__name__
+        raise KKP2PError(f"{name} is {shown}, not {lowest} to {highest}", code)
     return value
 
 
@@ -62,8 +65,12 @@ def check_text(value: Any, name: str) -> str:
         except UnicodeDecodeError as error:
             raise ParameterError(f"{name} is not UTF-8") from error
     value = check_type(value, str, name)
-    if "\0" in value or not value:
-        raise ParameterError(f"{name} is empty or holds a zero byte")
+    try:
+        valid = value != "" and b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:
+        valid = False
+    if not valid:
+        raise ParameterError(f"{name} is empty, or holds what is no character")
     return value
 
 
@@ -85,7 +92,7 @@ def check_length(buff: Any, length: Any, *, writable: bool) -> memoryview:
     check_value(length, 1, 2**63 - 1, "length")
     try:
         view = memoryview(buff).cast("B")
-    except TypeError as error:
+    except (TypeError, ValueError, BufferError) as error:
         raise ParameterError(f"buff: {error}") from error
     if writable and view.readonly:
         raise ParameterError("buff is read-only")
