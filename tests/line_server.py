@@ -1,17 +1,23 @@
-"""A server of TLS lines that does what a test's script says, good or bad."""
+"""A server of TLS lines that does what a test's script says, good or bad; links to it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import ssl
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gevent
+import pytest
 from gevent import socket
+from gevent import ssl as gssl
 from gevent.pool import Group
 from scramp import ScramMechanism
 from support import SECRET
 
-from kkp2p_compat.cloud.certificate import TLSIdentity
+from kkp2p_compat.cloud.certificate import TLSIdentity, load_identity
+from kkp2p_compat.control import link as link_module
+from kkp2p_compat.control.link import Link
 from kkp2p_compat.control.wire import LineReader, Message, encode
 
 Script = Callable[["Visitor"], object]
@@ -157,3 +163,78 @@ def wait_for(condition: Callable[[], object]) -> None:
     """Bounded by the time limit of every test."""
     while not condition():
         gevent.sleep(0.001)
+
+
+# Fixtures: conftest.py imports them.
+
+Serve = Callable[[Script], LineServer]
+MakeLink = Callable[[tuple[str, int]], Link]
+OpenLink = Callable[[Script], Link]
+
+
+@pytest.fixture(scope="session")
+def identity(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return load_identity(tmp_path_factory.mktemp("identity"))
+
+
+@pytest.fixture
+def serve(identity: Any) -> Iterator[Serve]:
+    servers: list[LineServer] = []
+
+    def start(script: Script) -> LineServer:
+        servers.append(LineServer(identity, script))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+def client_context() -> gssl.SSLContext:
+    context = gssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+class Offers(list[Message]):
+    def take(self, _: Link, message: Message) -> None:
+        self.append(message)
+
+
+@pytest.fixture
+def offers() -> Offers:
+    return Offers()
+
+
+@pytest.fixture
+def make_link(offers: Offers) -> Iterator[MakeLink]:
+    links: list[Link] = []
+
+    def make(address: tuple[str, int]) -> Link:
+        log = logging.getLogger("test")
+        links.append(Link(address, log, offers.take, client_context(), None))
+        return links[-1]
+
+    yield make
+    for link in links:
+        link.close()
+
+
+@pytest.fixture
+def open_link(make_link: MakeLink, serve: Serve) -> OpenLink:
+    """A link to a server that runs the script."""
+
+    def open_(script: Script) -> Link:
+        link = make_link(serve(script).address)
+        link.open()
+        return link
+
+    return open_
+
+
+@pytest.fixture
+def quick_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "OPEN_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(link_module, "ANSWER_TIMEOUT_S", 0.1)
