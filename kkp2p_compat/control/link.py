@@ -107,6 +107,7 @@ class Link:
         self._context = context
         self._server_name = server_name
         self._sock: Any = None
+        self._certificate = b""  # DER
         self._unsent: list[bytes] = []
         self._unsent_bytes = 0  # including those that are being sent
         self._send_more = Event()
@@ -137,6 +138,7 @@ class Link:
                 finally:
                     raw.close()  # nothing, once it is wrapped
                 self._sock.do_handshake()
+                self._certificate = self._sock.getpeercert(binary_form=True)
             opened = True
         except _stdlib_ssl.SSLCertVerificationError:
             raise  # the owner decides whether to go on without
@@ -210,8 +212,7 @@ class Link:
 
     def _log_in(self, peer_id: str, secret: str) -> Message:
         try:
-            certificate = self._sock.getpeercert(binary_form=True)
-            binding = ("tls-server-end-point", end_point_binding(certificate))
+            binding = ("tls-server-end-point", end_point_binding(self._certificate))
         except ValueError as error:
             raise BadPacket(f"{self._name}: {error}") from error
         try:
@@ -276,7 +277,7 @@ class Link:
                 with time_limit(ANSWER_TIMEOUT_S, stuck):
                     self._sock.sendall(lines)
                 self._unsent_bytes -= len(lines)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: closed meanwhile
             self.close(LinkLost(f"{self._name}: {error}"))
         except LinkLost as error:
             self.close(error)
@@ -312,7 +313,7 @@ class Link:
                 for message in reader.messages():
                     self._handle_untrusted(message)
             error: KKP2PError = LinkLost(f"{self._name}: closed by the cloud")
-        except OSError as problem:
+        except (OSError, ValueError) as problem:  # ValueError: closed meanwhile
             error = LinkLost(f"{self._name}: {problem}")
         except KKP2PError as problem:
             error = problem
