@@ -81,7 +81,8 @@ def resolve(login_domain: str, timeout_s: float) -> list[str]:
 
 
 def numeric(host: str, timeout_s: float) -> str:
-    """An address of a host that another server named."""
+    """An address of a host that another server named; raises as resolve does."""
+    (host,) = split_domain(host)
     return host if is_address(host) else _resolve_name(host, timeout_s)[0]
 
 
