@@ -97,7 +97,7 @@ def _call_by(link: Link, ctx: connect_ctx_t) -> Connection:
     finally:
         if not call.relay.ready():  # the track answers at once, whatever the callee does
             gevent.spawn(link.check_alive)
-        link.forget(call, cancel=not answered)
+        link.forget(call, cancel=not answered and call.answer.exception is None)
         if sock is not None:
             sock.close()
 
