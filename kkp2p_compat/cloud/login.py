@@ -6,8 +6,9 @@ LoginRefused, whose ``reason`` is one of docs/protocol.rst.
 
 from __future__ import annotations
 
+from typing import Any
+
 from scramp import ScramException, ScramMechanism
-from scramp.utils import ServerError
 
 from .._errors import BadPacket
 from .accounts import MECHANISM, Accounts, Verifier
@@ -19,12 +20,13 @@ BINDING_NAME = "tls-server-end-point"
 # Longest SCRAM message.  Our choice: ours are under 300 characters.
 MAX_SCRAM_CHARS = 2048
 
+# By the server-error-value of RFC 5802 section 7, which every release of scramp knows.
 _REASONS = {
-    ServerError.UNKNOWN_USER: "unknown-peer",
-    ServerError.INVALID_PROOF: "bad-secret",
-    ServerError.CHANNEL_BINDINGS_DONT_MATCH: "bad-binding",
+    "unknown-user": "unknown-peer",
+    "invalid-proof": "bad-secret",
+    "channel-bindings-dont-match": "bad-binding",
     # The client says that it has no binding, or that it thinks we have none: a downgrade.
-    ServerError.SERVER_DOES_SUPPORT_CHANNEL_BINDING: "bad-binding",
+    "server-does-support-channel-binding": "bad-binding",
 }
 
 
@@ -74,5 +76,7 @@ def _check_untrusted(message: object) -> str:
 
 
 def _refusal(error: Exception) -> LoginRefused:
-    reason = _REASONS.get(getattr(error, "server_error", None), "bad-message")
+    value: Any = getattr(error, "server_error", None)
+    # A text up to scramp 1.4, the last release for Python 3.10; then an enumeration.
+    reason = _REASONS.get(getattr(value, "value", value), "bad-message")
     return LoginRefused(reason, str(error))
