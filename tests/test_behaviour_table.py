@@ -12,6 +12,7 @@ import select
 import socket
 import stat
 from collections.abc import Callable
+from pathlib import Path
 
 import gevent
 import pytest
@@ -123,9 +124,9 @@ def test_connect_without_login_domain(make_engine: Callable[..., kkp2p.engine_t]
     assert kkp2p.connect(engine, ctx, kkp2p.channel_t()) == -109
 
 
-def test_domain_that_does_not_resolve() -> None:
+def test_domain_that_does_not_resolve(tmp_path: Path) -> None:
     """engine_init, domain that does not resolve | NULL; error_no -101 or -102"""
-    conf = kkp2p.engine_conf_t("no-such-name.invalid", 3080)
+    conf = kkp2p.engine_conf_t("no-such-name.invalid", 3080, log_path=str(tmp_path))
     assert kkp2p.engine_init(conf, LONG) is None
     assert kkp2p.error_no() in (-101, -102)
 
