@@ -65,7 +65,7 @@ _SIOCOUTQ = 0x5411
 POLL_FIRST_S = 0.005
 POLL_MAX_S = 0.5
 GRACE_S = 0.2  # our choice: after the last acknowledgement, for the other side to end by itself
-_DISCARD_BYTES = 65536
+_discarded = bytearray(65536)  # shared: nobody looks at what is in it
 
 _LINUX = sys.platform == "linux"
 # Not socket.socket(fileno=fd): under socket.setdefaulttimeout() that changes the descriptor's mode.
@@ -220,12 +220,11 @@ def _drain_then_reset(sock: socket.socket, timeout_s: float) -> bool:
 def _discard_until_acknowledged(sock: socket.socket, timeout_s: float) -> bool:
     loop = get_hub().loop
     deadline, pause, acknowledged = loop.now() + timeout_s, POLL_FIRST_S, False
-    scratch = bytearray(_DISCARD_BYTES)
     readable = loop.io(sock.fileno(), 1)
     try:
         while True:
             try:
-                if sock.recv_into(scratch) == 0:
+                if sock.recv_into(_discarded) == 0:
                     return True  # nothing unread can cause a reset now: the kernel sees to the rest
             except BlockingIOError:
                 pass
@@ -236,7 +235,7 @@ def _discard_until_acknowledged(sock: socket.socket, timeout_s: float) -> bool:
             if left <= 0:
                 return acknowledged
             with contextlib.suppress(TimeoutError):
-                wait(readable, min(pause, left), TimeoutError())
+                wait(readable, left if acknowledged else min(pause, left), TimeoutError())
             pause = min(pause * 2, POLL_MAX_S)
     finally:
         readable.close()
