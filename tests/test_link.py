@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from kkp2p_compat.cloud.certificate import load_identity
 from kkp2p_compat.control import link as link_module
 from kkp2p_compat.control.link import Link
 from kkp2p_compat.control.wire import Message, encode
+from kkp2p_compat.transport import tcp
 
 # Opening.
 
@@ -60,6 +62,30 @@ def test_nobody_listens(make_link: MakeLink) -> None:
         unused.bind(("127.0.0.1", 0))
         with pytest.raises(CloudUnreachable, match="refused"):
             make_link(unused.getsockname()).open()
+
+
+def test_reset_before_the_handshake(make_link: MakeLink, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gevent's wrap_socket drops a socket without closing it then, which is a warning."""
+    connect = tcp.connect
+
+    def slowly(host: str, port: int) -> Any:
+        sock = connect(host, port)
+        while not tcp.ended(sock):
+            gevent.sleep(0.001)
+        return sock
+
+    monkeypatch.setattr(tcp, "connect", slowly)
+    reset = struct.pack("ii", 1, 0)
+    server = RawServer(
+        lambda sock: (
+            gevent.sleep(0.02),
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset),
+            sock.close(),
+        )
+    )
+    with pytest.raises(CloudUnreachable):
+        make_link(server.address).open()
+    server.close()
 
 
 def test_an_old_tls(make_link: MakeLink, tmp_path: Path) -> None:

@@ -65,11 +65,17 @@ _REFUSALS: dict[str, tuple[type[KKP2PError], str]] = {
 }
 
 
+def _show(value: object) -> str:
+    """What a server sent as a text, for the log.  Nested lists and such can make repr fail."""
+    return repr(value[:80]) if isinstance(value, str) else f"<{type(value).__name__}>"
+
+
 def refusal(reason: object) -> KKP2PError:
     """The error for a reason that the cloud or the callee gave for refusing a call."""
     if reason == "unsupported":
         return CallRefused("the peer cannot do this channel type or mode", KKP2P_ERROR_PARAMETER)
-    kind, text = _REFUSALS.get(str(reason), (CallRefused, f"refused: {str(reason)[:80]!r}"))
+    known = reason if isinstance(reason, str) else ""
+    kind, text = _REFUSALS.get(known, (CallRefused, f"refused: {_show(reason)}"))
     return kind(text)
 
 
@@ -132,6 +138,7 @@ class Link:
                 raw = tcp.connect(*self.reached)
                 try:
                     tcp.tune(raw)
+                    raw.getpeername()  # fails if it is reset: gevent's wrap_socket would leak it
                     self._sock = self._context.wrap_socket(
                         raw, server_hostname=self._server_name, do_handshake_on_connect=False
                     )
@@ -172,7 +179,7 @@ class Link:
 
     @property
     def _name(self) -> str:
-        return f"{self.address[0]}:{self.address[1]}"
+        return f"cloud {self.address[0]}:{self.address[1]}"
 
     # Questions with one answer.
 
@@ -199,7 +206,7 @@ class Link:
             logged_in = True
         except ScramException as error:
             raise LoginRefused(
-                f"the cloud at {self._name} does not know the secret itself, or somebody is "
+                f"{self._name} does not know the secret itself, or somebody is "
                 f"in the middle: {error}"
             ) from error
         finally:
@@ -297,7 +304,7 @@ class Link:
                 # Whoever asks next must not get the answer that we no longer wait for.
                 self._unclaimed += not reply.ready()
         if message["op"] != answer:
-            raise BadPacket(f"{self._name}: {message['op']!r} instead of {answer}")
+            raise BadPacket(f"{self._name}: {_show(message['op'])} instead of {answer}")
         return message
 
     def _keep_alive(self, beat_s: float) -> None:
@@ -329,7 +336,7 @@ class Link:
             reason = message.get("reason")
             if reason in ("duplicate", "removed"):
                 raise _login_error(reason)
-            raise LinkLost(f"{self._name} says good-bye: {str(reason)[:80]!r}")
+            raise LinkLost(f"{self._name} says good-bye: {_show(reason)}")
         elif op in ("offer", "cancel"):
             call = message.get("call")
             if not isinstance(call, str) or not 0 < len(call) <= MAX_CALL_CHARS:
@@ -339,7 +346,7 @@ class Link:
         elif op in ("calling", "answer", "declined"):
             self._handle_call_untrusted(op, message)
         elif op == "error":
-            self._log.error("cloud %s: error %.200r", self._name, message.get("reason"))
+            self._log.error("%s: error %s", self._name, _show(message.get("reason")))
             if message.get("re") in ("route", "login", "proof", "beat"):
                 self._take_reply(message)
 
@@ -374,7 +381,7 @@ def _login_error(reason: object) -> KKP2PError:
         return LoginRefused("the account was removed or changed", KKP2P_ERROR_INVALID_PEER_ID)
     if reason in ("bad-secret", "bad-binding"):
         return LoginRefused(f"the cloud refuses the login: {reason}")
-    return LinkLost(f"the cloud refuses the login for now: {str(reason)[:80]!r}")
+    return LinkLost(f"the cloud refuses the login for now: {_show(reason)}")
 
 
 def _check_iterations_untrusted(server_first: object) -> None:
