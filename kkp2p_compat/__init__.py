@@ -321,7 +321,7 @@ def _connect(engine: engine_t, ctx: connect_ctx_t, channel: channel_t | None, la
         try:
             result: Channel | KKP2PError = engine.open_channel(ctx, lan)
         except KKP2PError as error:
-            engine.log.error("%s: asynchronous connect: %s", ctx.peer_id, error)
+            engine.log.error("asynchronous connect: %s", error)
             result = error
         done(result)
 

@@ -86,6 +86,8 @@ class CloudClient:
         self._home: gevent.Greenlet[..., None] | None = None
         self._home_link: Link | None = None
         self._closed = False
+        self._failed: set[Address] = set()  # of the login addresses
+        self._warned = False  # that a certificate was not verified
         self._name = None if "|" in login_domain or is_address(login_domain) else login_domain
         self._must_verify = ca_file is not None
         self._verified = _context(ca_file)
@@ -97,6 +99,8 @@ class CloudClient:
 
     def login(self, peer_id: str, secret: str) -> AsyncResult[None]:
         """Stay logged in from now on; the result is the first verdict of the cloud."""
+        if self._closed:
+            raise EngineClosed
         self.logout()
         verdict: AsyncResult[None] = AsyncResult()
         self._home = gevent.spawn(self._stay_online, peer_id, secret, verdict)
@@ -121,7 +125,7 @@ class CloudClient:
             try:
                 link = self._home_link = next(self.links_to(peer_id))
                 link.login(peer_id, secret)
-                self._log.info("%s: logged in at %s:%d", peer_id, *link.address)
+                self._log.warning("%s: logged in at %s:%d", peer_id, *link.address)
                 backoff.reset()
                 if not verdict.ready():
                     verdict.set(None)
@@ -189,14 +193,19 @@ class CloudClient:
                 self._resolve_again()
             addresses = [(address, self._port) for address in self.addresses]
             self._rng.shuffle(addresses)
-            problem: KKP2PError = CloudUnreachable()
+            addresses.sort(key=self._failed.__contains__)  # those that failed last time come last
+            problem: KKP2PError | None = None
             for address in addresses:
+                if problem is not None:
+                    self._log.error("%s; trying another address", problem)
                 try:
-                    return self._open(address)
+                    self._failed.add(address)  # also when our caller's time is up meanwhile
+                    link = self._open(address)
+                    self._failed.discard(address)
+                    return link
                 except CloudUnreachable as error:
-                    self._log.error("cloud: %s", error)
                     problem = error
-            raise problem
+            raise problem or CloudUnreachable()
 
     def _resolve_again(self) -> None:
         self._resolved_at = time.monotonic()  # also when it fails: not every caller shall wait
@@ -233,6 +242,7 @@ class CloudClient:
         safe all the same (SCRAM is bound to the certificate); a caller without one trusts the path.
         """
         name = address[0] if self._name is None or not is_address(address[0]) else self._name
+        reason = "no login_ca is set"
         if self._must_verify or self._name is not None:
             link = Link(address, self._log, self._on_offer, self._verified, name)
             try:
@@ -242,14 +252,15 @@ class CloudClient:
                     raise CloudUnreachable(
                         f"{address[0]}:{address[1]}: certificate refused: {error.verify_message}",
                     ) from error
-                self._log.warning("cloud %s: certificate not verified: %s", name, error)
+                reason = error.verify_message
             else:
                 self._must_verify = True  # it could once: from now on anything less is an attack
                 return link
-        else:
-            self._log.info("cloud %s: certificate not verified: no login_ca is set", name)
         link = Link(address, self._log, self._on_offer, self._unverified, None)
         link.open()
+        if not self._warned:
+            self._warned = True  # once: each reconnect would say it again
+            self._log.warning("cloud %s: certificate not verified: %s", name, reason)
         return link
 
 

@@ -61,7 +61,7 @@ class Offer:
 
 def make_call(client: CloudClient, ctx: connect_ctx_t, timeout_s: float) -> Connection:
     """Call a peer; raises TimedOut, PeerOffline, CallRefused, CloudUnreachable or LinkLost."""
-    late = TimedOut(f"not connected to {ctx.peer_id} within {ctx.timeout} ms")
+    late = TimedOut(f"not connected within {ctx.timeout} ms")
     with time_limit(timeout_s, late):
         offline = PeerOffline("no track of the peer lives")
         for link in client.links_to(ctx.peer_id):
@@ -95,11 +95,11 @@ def _call_by(link: Link, ctx: connect_ctx_t) -> Connection:
         sock = None
         return connection
     finally:
+        if sock is not None:
+            sock.close()  # first: the link may be broken, too
         if not call.relay.ready():  # the track answers at once, whatever the callee does
             gevent.spawn(link.check_alive)
         link.forget(call, cancel=not answered and call.answer.exception is None)
-        if sock is not None:
-            sock.close()
 
 
 def _go_to_relay(place: object, link: Link) -> Any:

@@ -80,11 +80,13 @@ class Engine:
         self._lingering = Group()
         self._answering: dict[tuple[Link, str], gevent.Greenlet[..., Any]] = {}
         self._peer_id = ""
+        self._refusing = False  # calls, because the accept queue is full
         self._torn_down: Event | None = None  # set at the end; None: not yet being destroyed
         try:
             self.thread.start()
             self.thread.call(self._set_up, timeout_s)
-        except BaseException:
+        except BaseException as error:
+            self.log.error("engine_init: %s", error)
             self.destroy()
             raise
         _alive.add(self)
@@ -135,7 +137,7 @@ class Engine:
             try:
                 result = self._open_channel(ctx, lan)
             except KKP2PError as error:
-                self.log.error("%s: asynchronous connect: %s", ctx.peer_id, error)
+                self.log.error("asynchronous connect: %s", error)
                 result = error
 
         def connected(_: object) -> None:
@@ -238,10 +240,10 @@ class Engine:
         if self._client is None or lan:
             # C searches the LAN here for as long as it may; so shall we (docs/status.rst).
             gevent.sleep(timeout_s)
-            raise TimedOut(f"{ctx.peer_id}: not found on the LAN")
+            raise TimedOut("not found on the LAN")
         if ctx.channel_type != _codes.KKP2P_TCP_CHANNEL or ctx.connect_mode == _codes.CONNECT_P2P:
             raise NotSupported(
-                f"{ctx.peer_id}: channel_type {ctx.channel_type}, connect_mode {ctx.connect_mode}",
+                f"no channel_type {ctx.channel_type} in connect_mode {ctx.connect_mode} yet",
                 _codes.KKP2P_ERROR_CONNECT_TIMEOUT
                 if ctx.connect_mode == _codes.CONNECT_P2P
                 else None,
@@ -249,7 +251,10 @@ class Engine:
         return make_call(self._client, ctx, timeout_s)
 
     def _open_channel(self, ctx: connect_ctx_t, lan: bool) -> Channel:
-        channel = adopt(self, self.connect(ctx, lan), ctx.peer_id)
+        try:
+            channel = adopt(self, self.connect(ctx, lan), ctx.peer_id)
+        except KKP2PError as error:
+            raise KKP2PError(f"{ctx.peer_id}: {error}", error.code) from error
         self.log.info("%s: channel %d: connected by relay", ctx.peer_id, channel.channel_id)
         return channel
 
@@ -268,14 +273,18 @@ class Engine:
 
     def _answer(self, link: Link, message: Message) -> None:
         if not self.accepted.reserve():
-            self.log.error("%s: a call is refused: the accept queue is full", self._peer_id)
+            if not self._refusing:  # once: a stranger must not be able to fill the log
+                self.log.error("%s: calls are refused: the accept queue is full", self._peer_id)
+            self._refusing = True
             self._decline(link, message, "busy")
             return
+        self._refusing = False
         channel = None
         try:
             channel = self._accept_call(link, message)
         except KKP2PError as error:
-            self.log.error("%s: a call failed: %s", self._peer_id, error)
+            # Not an error of ours: any stranger can make as many of these as the cloud lets pass.
+            self.log.info("%s: a call from %s failed: %s", self._peer_id, _caller(message), error)
             reasons = {NotSupported: "unsupported", BadPacket: "bad-message", TimedOut: "timeout"}
             self._decline(link, message, reasons.get(type(error), "relay"))
         finally:
@@ -293,8 +302,8 @@ class Engine:
             connection = answer_call(link, message, offer, str(text))
         channel = adopt(self, connection, self._peer_id)
         self.log.info(
-            "%s: channel %d: accepted by relay from %.32r, desc %d",
-            self._peer_id, channel.channel_id, message.get("from"), offer.desc,
+            "%s: channel %d: accepted by relay from %s, desc %d",
+            self._peer_id, channel.channel_id, _caller(message), offer.desc,
         )  # fmt: skip
         return channel
 
@@ -329,6 +338,12 @@ class Engine:
         proxy.stop()
         self.log.warning("%s: proxy %d stopped", proxy.peer_id, proxy_id)
         return True
+
+
+def _caller(message: Message) -> str:
+    """Who calls, for the log: the cloud knows those that have logged in."""
+    peer_id = message.get("from")
+    return repr(peer_id[: _codes.MAX_PEER_ID]) if isinstance(peer_id, str) else "a stranger"
 
 
 def _open_log(conf: engine_conf_t) -> EngineLog:

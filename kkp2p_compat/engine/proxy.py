@@ -85,7 +85,7 @@ class Proxy:
     def _accept(self) -> None:
         while True:
             try:
-                local, _ = self._listener.accept()
+                local, address = self._listener.accept()
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     self._log_error(f"cannot accept: {error}")
@@ -95,27 +95,30 @@ class Proxy:
                 self._log_error(f"over {MAX_CONNECTIONS} connections: one more is reset")
                 _reset(local)
                 continue
-            greenlet = self._engine.thread.spawn(self._serve, local)
+            greenlet = self._engine.thread.spawn(self._serve, local, address[1])
             self._connections.add(greenlet)
             greenlet.rawlink(self._connections.discard)
 
-    def _serve(self, local: Any) -> None:
+    def _serve(self, local: Any, port: int) -> None:
+        """One connection.  ``port`` is the local program's: the log names the connection by it."""
         try:
             connection = self._engine.connect(self._ctx)
         except BaseException as error:
             _reset(local)
             if not isinstance(error, KKP2PError):
                 raise
-            self._log_error(str(error))
+            self._log_error(f"port {port}: {error}")
             return
-        self._engine.log.info("%s: proxy %d: connected", self._ctx.peer_id, self.proxy_id)
+        self._log_info(f"port {port}: connected by relay")
         tcp.tune(local)
-        if connection.keys is None:
-            self._splice(local, connection)
-        else:
-            self._carry_sealed(local, connection)
+        carry = self._splice if connection.keys is None else self._carry_sealed
+        errors = carry(local, connection)
+        for broken in errors:
+            self._log_error(f"port {port}: broken: {broken}")
+        if not errors:
+            self._log_info(f"port {port}: ended")
 
-    def _splice(self, local: Any, connection: Connection) -> None:
+    def _splice(self, local: Any, connection: Connection) -> list[Exception]:
         result: AsyncResult[Outcome] = AsyncResult()
         splice = Splice(local, connection.sock, self._engine.carriers, result.set)
         splice.start()
@@ -129,11 +132,9 @@ class Proxy:
             raise
         finally:
             self._checks.discard(splice.check)
-        for error in (outcome.error_a, outcome.error_b):
-            if error is not None:
-                self._log_error(f"broken: {error}")
+        return [error for error in (outcome.error_a, outcome.error_b) if error is not None]
 
-    def _carry_sealed(self, local: Any, connection: Connection) -> None:
+    def _carry_sealed(self, local: Any, connection: Connection) -> list[Exception]:
         stream = SealedStream(local, connection.sock, *connection.seal())
         error: KKP2PError | None = EngineClosed("the proxy is stopped")
         self._checks.add(stream.check)
@@ -147,11 +148,13 @@ class Proxy:
             else:
                 connection.sock.close()
                 _reset(local)
-        if error is not None:
-            self._log_error(f"broken: {error}")
+        return [] if error is None else [error]
 
     def _log_error(self, text: str) -> None:
         self._engine.log.error("%s: proxy %d: %s", self._ctx.peer_id, self.proxy_id, text)
+
+    def _log_info(self, text: str) -> None:
+        self._engine.log.info("%s: proxy %d: %s", self._ctx.peer_id, self.proxy_id, text)
 
 
 def _reset(local: Any) -> None:
