@@ -156,13 +156,14 @@ class SealedChannel(Channel):
                 self._wire.close()
 
     def fd_closed(self, duplicate: int | None) -> None:
-        self.engine.thread.spawn(self._stream.application_closed)
+        self.close(None)
 
     def close(self, duplicate: int | None) -> None:
         if self.channel_id in self.engine.channels:
-            # What is in the pair still goes out; to the application it is an end of stream.
+            # What is in the pair still goes out; to the application it is an end of stream, and to
+            # us, whoever has a copy of its descriptor (a forked child).
             self._plain.shutdown(_socket.SHUT_RDWR)
-            self.fd_closed(None)
+            self.engine.thread.spawn(self._stream.application_closed)
 
     def sweep(self) -> None:
         self._stream.check()
