@@ -23,8 +23,14 @@ __all__ = ["MAX_ADDRESSES", "numeric", "resolve", "split_domain"]
 
 MAX_ADDRESSES = 16  # our choice: more login servers than any one peer has use for
 
+# Our choice: native threads that look up names at once, in the process.  None can be stopped, and
+# servers name hosts as well: without a bound, names that nobody answers for would fill the process.
+MAX_LOOKUPS = 64
+
 _getaddrinfo = monkey.get_original("socket", "getaddrinfo")
 _NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")
+
+_free_places = list(range(MAX_LOOKUPS))  # of lookups; pop and append are atomic
 
 # The name exists; not every system has these, and some have EAI_NONAME for them.
 _NO_ADDRESS = [getattr(socket, name, None) for name in ("EAI_NODATA", "EAI_ADDRFAMILY")]
@@ -88,6 +94,13 @@ def numeric(host: str, timeout_s: float) -> str:
 
 def _resolve_name(name: str, timeout_s: float) -> list[str]:
     answer: list[Any] = []
+    try:
+        place = _free_places.pop()
+    except IndexError:
+        raise KKP2PError(
+            f"{name}: {MAX_LOOKUPS} names are being looked up already",
+            _codes.KKP2P_ERROR_ANALYSIS_DOMAIN_TIMEOUT,
+        ) from None
     done = Signal()
 
     def look_up() -> None:
@@ -95,9 +108,19 @@ def _resolve_name(name: str, timeout_s: float) -> list[str]:
             answer.append(_getaddrinfo(name, None, 0, socket.SOCK_STREAM))
         except (OSError, UnicodeError) as error:
             answer.append(error)
+        finally:
+            _free_places.append(place)
         done.set()
 
-    monkey.get_original("_thread", "start_new_thread")(look_up, ())
+    try:
+        monkey.get_original("_thread", "start_new_thread")(look_up, ())
+    except RuntimeError as error:
+        _free_places.append(place)
+        done.close()
+        raise KKP2PError(
+            f"{name}: no thread to look it up: {error}",
+            _codes.KKP2P_ERROR_ANALYSIS_DOMAIN_FAILURE,
+        ) from error
     try:
         with gevent.Timeout(timeout_s, False):
             done.wait()

@@ -10,6 +10,7 @@ The table of descriptors is shared by all engines: ``close_fd`` gets nothing but
 
 from __future__ import annotations
 
+import errno
 import os
 import socket as _socket
 from typing import TYPE_CHECKING
@@ -72,6 +73,9 @@ class Channel:
         """The engine is done with it.  The descriptor stays the application's to close."""
         if self.engine.channels.pop(self.channel_id, None) is not None:
             self.engine.log.info("%s: channel %d: %s", self.peer_id, self.channel_id, reason)
+        with _lock:
+            if _by_fd.get(self.fd) is self and not self.owns_fd():
+                del _by_fd[self.fd]
 
     def duplicate_fd(self) -> int | None:
         """Our own copy of a descriptor that is about to be closed; None: not needed, or gone."""
@@ -103,10 +107,16 @@ class RawChannel(Channel):
 
     def duplicate_fd(self) -> int | None:
         try:
-            return os.dup(self.fd) if self.owns_fd() else None
+            duplicate = os.dup(self.fd)
         except OSError as error:
-            self.engine.log.error("channel %d: closed at once: %s", self.channel_id, error)
+            if error.errno != errno.EBADF:
+                self.engine.log.error("channel %d: closed at once: %s", self.channel_id, error)
             return None
+        # Looked at afterwards: the number may change hands in another thread at any moment.
+        if _identity(duplicate) == self._identity:
+            return duplicate
+        os.close(duplicate)
+        return None
 
     def fd_closed(self, duplicate: int | None) -> None:
         self.forget("closed by the application")
@@ -120,9 +130,10 @@ class RawChannel(Channel):
     def sweep(self) -> None:
         if not self.owns_fd():
             self.forget("closed by the application")
-        elif tcp.unresponsive(self.fd):
+        elif tcp.unresponsive(self.fd) and (duplicate := self.duplicate_fd()) is not None:
+            tcp.give_up(duplicate)
+            os.close(duplicate)
             self.forget("broken: the relay does not answer")
-            tcp.give_up(self.fd)
 
 
 class SealedChannel(Channel):

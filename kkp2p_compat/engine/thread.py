@@ -67,6 +67,7 @@ class EngineThread:
         self._group = Group()
         self._stop = Event()
         self._running = False
+        self._abandoned = False  # nobody will stop a thread that was not running by then
         self._waiting_for_end: list[Signal] = []
         self._start_error: OSError | None = None
 
@@ -78,6 +79,9 @@ class EngineThread:
             started.wait()
         except RuntimeError as error:
             raise KKP2PError(f"no thread: {error}", KKP2P_ERROR_START_THREAD_POOL) from error
+        except BaseException:  # killed, or timed out: the thread may be on its way up
+            self._abandoned = True
+            raise
         finally:
             started.close()
         if self._start_error is not None:
@@ -161,6 +165,8 @@ class EngineThread:
         self._async = hub.loop.async_()
         self._async.start(self._drain)
         self._running = True
+        if self._abandoned:
+            self._stop.set()
         started.set()
         self._stop.wait()
         with self._mutex:

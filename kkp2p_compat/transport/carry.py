@@ -10,6 +10,7 @@ from __future__ import annotations
 import socket as _socket
 from typing import Any
 
+import gevent
 from gevent.event import AsyncResult
 from gevent.lock import RLock
 from gevent.pool import Group
@@ -31,6 +32,7 @@ __all__ = ["SealedStream"]
 # Our choice: four full records at a time, on the wire exactly so many, so that none is cut in two.
 CHUNK_BYTES = 4 * MAX_PLAINTEXT_BYTES
 WIRE_CHUNK_BYTES = 4 * (MAX_PLAINTEXT_BYTES + RECORD_OVERHEAD_BYTES)
+CLOSE_TIMEOUT_S = 30.0  # our choice: how long the peer may take for the rest, as for raw channels
 PAIR_CHUNKS = 16  # more than a pair of sockets holds
 
 
@@ -68,8 +70,15 @@ class SealedStream:
         """The local side takes nothing any more: the peer is told to stop sending.  May wait."""
         if not self._application_gone:
             self._application_gone = True
+            if not self._outcome.ready():
+                self._greenlets.spawn(self._limit_the_rest)
             self._send_reset()
             self._check()
+
+    def _limit_the_rest(self) -> None:
+        """A peer that is alive and never reads must not keep what nobody uses any more."""
+        gevent.sleep(CLOSE_TIMEOUT_S)
+        self._finish(LinkLost("the peer does not take the rest"))
 
     def check(self) -> None:
         """Notice what no event tells; to be called every few seconds."""
