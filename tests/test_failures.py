@@ -16,6 +16,7 @@ from support import PATIENCE_S, SECRET, CloudProcess, listen, read_all, write_al
 import kkp2p_compat as kkp2p
 from kkp2p_compat.cloud.certificate import load_identity
 from kkp2p_compat.control import client as client_module
+from kkp2p_compat.engine import engine as engine_module
 
 LONG = PATIENCE_S * 1000
 ACCOUNT = ("--account", f"peer:{SECRET}")
@@ -150,6 +151,47 @@ def test_wrong_secret_and_unknown_peer(engine: kkp2p.engine_t) -> None:
     assert kkp2p.join_net(engine, "peer", "wrong") == kkp2p.KKP2P_ERROR_INVALID_PEER_KEY
     assert kkp2p.join_net(engine, "stranger", "any") == kkp2p.KKP2P_ERROR_INVALID_PEER_ID
     assert kkp2p.join_net(engine, "peer", SECRET) == 0  # the same engine may try again
+
+
+def test_refused_after_join_net_has_returned(
+    start_cloud: Callable[..., CloudProcess],
+    make_engine: Callable[..., kkp2p.engine_t],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The cloud was away when join_net asked, and knows no such peer when it comes: accept tells."""
+    monkeypatch.setattr(engine_module, "VERDICT_S", 0.1)
+    monkeypatch.setattr(client_module, "BACKOFF_MOST_S", 1.0)
+    listener = listen()
+    port = listener.getsockname()[1]
+    listener.close()
+    engine = make_engine(login_port=port)
+    assert kkp2p.join_net(engine, "peer", SECRET) == 0
+    start_cloud("--account", f"somebody:{SECRET}", port=port)
+    assert kkp2p.accept(engine, LONG, kkp2p.channel_t()) == kkp2p.KKP2P_ERROR_INVALID_PEER_ID
+
+
+def test_refused_when_coming_back(
+    start_cloud: Callable[..., CloudProcess],
+    make_engine: Callable[..., kkp2p.engine_t],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A refusal by whoever answers at a reconnect proves nothing: the peer goes on trying."""
+    monkeypatch.setattr(client_module, "BACKOFF_MOST_S", 1.0)
+    cloud = start_cloud(*ACCOUNT)
+    engine = make_engine(login_port=cloud.port)
+    assert kkp2p.join_net(engine, "peer", SECRET) == 0
+    cloud.kill()
+    impostor = start_cloud("--account", f"somebody:{SECRET}", data="impostor", port=cloud.port)
+    with gevent.Timeout(PATIENCE_S):
+        while not any("unknown-peer" in line for line in impostor.output):
+            gevent.sleep(0.05)
+    impostor.kill()
+    start_cloud(*ACCOUNT, port=cloud.port)
+    caller, mine = make_engine(login_port=cloud.port), kkp2p.channel_t()
+    with gevent.Timeout(PATIENCE_S):
+        while connect(caller, mine) != 0:
+            gevent.sleep(0.1)
+    kkp2p.close_fd(mine.fd)
 
 
 def test_peer_that_is_not_online(engine: kkp2p.engine_t) -> None:

@@ -122,17 +122,22 @@ class CloudClient:
     def _stay_online(self, peer_id: str, secret: str, verdict: AsyncResult[None]) -> None:
         backoff = Backoff(self._rng, BACKOFF_FIRST_S, BACKOFF_MOST_S)
         while True:
+            link, since = None, time.monotonic()
             try:
                 link = self._home_link = next(self.links_to(peer_id))
                 link.login(peer_id, secret)
                 self._log.warning("%s: logged in at %s:%d", peer_id, *link.address)
-                backoff.reset()
                 if not verdict.ready():
                     verdict.set(None)
                 link.closed.wait()
                 raise link.close_reason or LinkLost()
             except KKP2PError as error:
-                if isinstance(error, LoginRefused | DuplicateLogin):
+                was_online = link is not None and link.peer_id is not None
+                # A refusal is final, but not on a connection that has proved nothing when we were
+                # online before: somebody in the middle could keep us offline with one word.
+                if isinstance(error, LoginRefused | DuplicateLogin) and (
+                    was_online or not verdict.ready()
+                ):
                     self._log.error("%s: offline: %s", peer_id, error)
                     if not verdict.ready():
                         verdict.set_exception(error)
@@ -140,9 +145,11 @@ class CloudClient:
                         self._on_login_lost(error)
                     return
                 # A half-made login cannot be continued on the same connection.
-                if self._home_link is not None:
-                    self._home_link.close(error)
+                if link is not None:
+                    link.close(error)
                 self._tracks.pop(peer_id, None)
+                if was_online and time.monotonic() - since > BACKOFF_MOST_S:
+                    backoff.reset()  # a cloud that drops us at once is not asked every second
                 pause_s = backoff.next()
                 self._log.error("%s: offline: %s; next try in %.1f s", peer_id, error, pause_s)
             gevent.sleep(pause_s)

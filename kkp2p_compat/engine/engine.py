@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
+import itertools
 import os
 import secrets
 import weakref
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import gevent
-from gevent.event import Event
+from gevent.event import AsyncResult, Event
 from gevent.pool import Group
 
 from .. import _codes
@@ -76,6 +77,7 @@ class Engine:
         self._callbacks = Callbacks(CALLBACK_THREADS if conf.enable_engine_thread_pool else 1)
         self._client: CloudClient | None = None
         self._proxies: dict[int, Proxy] = {}
+        self._proxy_ids = itertools.count(1)  # never used twice: a late stop_proxy hits nobody
         self.pumps = Group()  # of sealed channels
         self._lingering = Group()
         self._answering: dict[tuple[Link, str], gevent.Greenlet[..., Any]] = {}
@@ -227,6 +229,11 @@ class Engine:
             verdict.get(timeout=VERDICT_S)
         except gevent.Timeout:
             self.log.error("%s: the cloud does not answer; logging in goes on", peer_id)
+            verdict.rawlink(self._handle_late_verdict)
+
+    def _handle_late_verdict(self, verdict: AsyncResult[None]) -> None:
+        if verdict.exception is not None:
+            self._handle_login_lost(verdict.exception)
 
     def _handle_login_lost(self, error: KKP2PError) -> None:
         """The cloud ended our login for good: accept says so, once."""
@@ -321,7 +328,7 @@ class Engine:
         return channel_id
 
     def _start_proxy(self, ip: str, port: int, ctx: connect_ctx_t) -> Proxy:
-        proxy_id = 1 + max(self._proxies, default=0)
+        proxy_id = next(self._proxy_ids)
         proxy = Proxy(self, proxy_id, ctx)
         proxy.start(ip, port)
         self._proxies[proxy_id] = proxy
