@@ -126,6 +126,7 @@ class Connection:
     def start(self) -> None:
         self._gate.deadlines.add(self)
         try:
+            self._sock.getpeername()  # fails if it is reset: gevent's wrap_socket would leak it
             self._sock = self._context.wrap_socket(
                 self._sock, server_side=True, do_handshake_on_connect=False
             )
