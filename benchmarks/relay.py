@@ -27,6 +27,7 @@ from .programs import CHUNK, REQUEST
 PEER = "bench"
 CLOUD = ("-m", "kkp2p_compat", "cloud", "--listen", "127.0.0.1:0")
 MIB = 1 << 20
+ROUNDS = 11  # taken in turns, so that a busy moment of the machine hits all alike
 
 
 class Program:
@@ -111,7 +112,7 @@ def transfer_mb_s(port: int, what: bytes, size: int) -> float:
 def measure_throughput(direct: int, plain: int, sealed: int, size: int) -> None:
     for what, name in ((b"U", "upload"), (b"D", "download")):
         rates: dict[str, list[float]] = {"direct": [], "plain": [], "sealed": []}
-        for _ in range(3):
+        for _ in range(ROUNDS):
             rates["direct"].append(transfer_mb_s(direct, what, size))
             rates["plain"].append(transfer_mb_s(plain, what, size))
             rates["sealed"].append(transfer_mb_s(sealed, what, size))
@@ -240,7 +241,7 @@ def run(quick: bool) -> None:
         direct = baseline.answer()["port"]
 
         print(f"link: loopback; {os.cpu_count()} cores; Python {sys.version.split()[0]}")
-        measure_throughput(direct, plain, sealed, 1024 * MIB // scale)
+        measure_throughput(direct, plain, sealed, 256 * MIB // scale)
         for label, where in (
             ("direct TCP", direct), ("relay", plain), ("relay, encrypted", sealed),
         ):  # fmt: skip
