@@ -158,7 +158,7 @@ def test_refused_after_join_net_has_returned(
     make_engine: Callable[..., kkp2p.engine_t],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The cloud was away when join_net asked, and knows no such peer when it comes: accept tells."""
+    """The cloud was away when join_net asked; when it comes it knows no such peer: accept tells."""
     monkeypatch.setattr(engine_module, "VERDICT_S", 0.1)
     monkeypatch.setattr(client_module, "BACKOFF_MOST_S", 1.0)
     listener = listen()
