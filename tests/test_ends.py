@@ -13,7 +13,8 @@ import pytest
 from cloud_client import tcp_pair
 from gevent import monkey
 from gevent import socket as gsocket
-from line_server import wait_for
+from gevent.event import Event
+from line_server import LineServer, Visitor, wait_for
 from support import PATIENCE_S
 
 import kkp2p_compat as kkp2p
@@ -180,3 +181,24 @@ def test_a_descriptor_that_the_application_closed_is_forgotten(
     wait_for(lambda: not lone_engine.channels)
     assert channels._by_fd.get(channel.fd) is not channel
     theirs.close()
+
+
+def test_a_connect_that_engine_destroy_cuts_short(
+    engine_conf: Conf, serve: Callable[..., LineServer]
+) -> None:
+    """It is no fault of the network's: -1, as for every other call of an engine that is gone."""
+    asked = Event()
+
+    def script(visitor: Visitor) -> None:
+        visitor.receive("route")
+        asked.set()
+        visitor.wait_until_gone()
+
+    port = serve(script).address[1]
+    engine = kkp2p.engine_init(engine_conf(login_domain="127.0.0.1", login_port=port), 0)
+    assert engine is not None
+    ctx = kkp2p.connect_ctx_t("peer", timeout=PATIENCE_S * 1000)
+    connecting = gevent.spawn(kkp2p.connect, engine, ctx, kkp2p.channel_t())
+    asked.wait()
+    kkp2p.engine_destroy(engine)
+    assert connecting.get() == kkp2p.KKP2P_ERROR

@@ -140,3 +140,23 @@ def test_linger_on_a_broken_connection_just_closes(pair: Pair) -> None:
     pair[1].close()
     assert not tcp.linger(pair[0], 15)
     assert pair[0].fileno() == -1
+
+
+@linux_only
+def test_linger_frees_a_writer_that_waits_for_room() -> None:
+    """After SHUT_RD the kernel tells of no room: the writer would wait for tcp_fin_timeout."""
+    ours, theirs = tcp_pair()
+    ours.sendall(b"bye")
+    theirs.settimeout(0.3)
+    with pytest.raises(TimeoutError):
+        theirs.sendall(bytes(100_000_000))
+    ours.shutdown(socket.SHUT_RDWR)  # the last that the other side hears of: no room
+    while ours.recv(1 << 20):
+        pass
+    theirs.settimeout(None)
+    writing = gevent.spawn(theirs.sendall, b"y" * 100_000_000)
+    assert tcp.linger(ours, 15)
+    with pytest.raises(OSError, match=r"reset|pipe"), gevent.Timeout(20):
+        writing.get()
+    assert theirs.recv(100) == b"bye"
+    theirs.close()

@@ -117,7 +117,7 @@ class CloudClient:
         self._closed = True
         self.logout()
         for link in list(self._links.values()):
-            link.close()
+            link.close(EngineClosed())
 
     def _stay_online(self, peer_id: str, secret: str, verdict: AsyncResult[None]) -> None:
         backoff = Backoff(self._rng, BACKOFF_FIRST_S, BACKOFF_MOST_S)

@@ -56,10 +56,12 @@ DEAD_PROBES = 4  # window probes without an answer in that time
 _TCP_USER_TIMEOUT = 18
 _TCP_RTO_MAX_MS = 44  # since Linux 6.15
 _TCP_CLOSE = 7  # the state of a connection that was reset or timed out
+_TCP_FIN_WAIT = (4, 5)  # we have ended our direction, the other side has not ended its own
 _TCP_INFO = getattr(socket, "TCP_INFO", 11)
 # struct tcp_info: state, ca_state, retransmits, probes; 20 bytes; unacked; 28 bytes; last_ack_recv
 _INFO = struct.Struct("=BxBB20xI28xI")
 _SIOCOUTQ = 0x5411
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, for 0 s
 
 # ``linger``: how the send queue is watched, since the kernel has no event for "all acknowledged".
 POLL_FIRST_S = 0.005
@@ -206,6 +208,12 @@ def linger(sock: socket.socket, timeout_s: float, *, reset: bool = False) -> boo
 
 
 def _drain_then_reset(sock: socket.socket, timeout_s: float) -> bool:
+    done = _wait_until_acknowledged(sock, timeout_s)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    return done
+
+
+def _wait_until_acknowledged(sock: socket.socket, timeout_s: float) -> bool:
     now = get_hub().loop.now
     deadline, pause, done = now() + timeout_s, POLL_FIRST_S, False
     while not (done := not _unsent_bytes(sock)) and now() < deadline:
@@ -213,7 +221,23 @@ def _drain_then_reset(sock: socket.socket, timeout_s: float) -> bool:
             break
         sleep(min(pause, max(deadline - now(), 0)))
         pause = min(pause * 2, POLL_MAX_S)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    return done
+
+
+def _only_we_have_ended(sock: socket.socket) -> bool:
+    info = _tcp_info(sock)
+    return info is not None and info[0] in _TCP_FIN_WAIT
+
+
+def _reset_when_acknowledged(sock: socket.socket, timeout_s: float) -> bool:
+    """After SHUT_RD: the other side may wait for room, which the kernel no longer tells of.
+
+    A mere close leaves it waiting for 60 s (net.ipv4.tcp_fin_timeout); a reset, once it has all
+    that was written, makes its writes fail at once.
+    """
+    done = _wait_until_acknowledged(sock, timeout_s)
+    if done:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
     return done
 
 
@@ -225,6 +249,8 @@ def _discard_until_acknowledged(sock: socket.socket, timeout_s: float) -> bool:
         while True:
             try:
                 if sock.recv_into(_discarded) == 0:
+                    if _only_we_have_ended(sock):  # we had read enough before
+                        return _reset_when_acknowledged(sock, deadline - loop.now())
                     return True  # nothing unread can cause a reset now: the kernel sees to the rest
             except BlockingIOError:
                 pass
