@@ -23,8 +23,16 @@ from gevent._hub_local import get_hub_if_exists  # the one way to ask without ma
 from gevent.hub import Waiter
 
 __all__ = [
-    "Buffer", "Signal", "hung_up", "in_greenlet_world", "receive", "send", "time_limit", "wait_fd",
-]  # fmt: skip
+    "Buffer",
+    "Signal",
+    "hung_up",
+    "in_greenlet_world",
+    "receive",
+    "send",
+    "shut_down",
+    "time_limit",
+    "wait_fd",
+]
 
 Buffer = Any  # an object with the buffer protocol; typing has no name for it before 3.12
 
@@ -140,6 +148,14 @@ def hung_up(fd: int) -> bool:
     poll = _poll()
     poll.register(fd, 0)
     return any(events & (select.POLLHUP | select.POLLERR) for _, events in poll.poll(0))
+
+
+def shut_down(fd: int) -> None:
+    """shutdown(SHUT_RDWR), the kernel's: what has arrived can still be read, then comes the end.
+
+    gevent's makes a greenlet that waits to read fail at once, even if bytes have just arrived.
+    """
+    _libc.shutdown(fd, socket.SHUT_RDWR)
 
 
 def receive(fd: int, buff: Buffer, length: int, timeout_s: float | None) -> int | None:

@@ -54,6 +54,20 @@ def test_written_just_before_the_close_arrives(
     assert reading.get(timeout=PATIENCE_S) == data
 
 
+def test_close_before_the_engine_has_read(make_pair: MakePair, engine: kkp2p.engine_t) -> None:
+    """Write and close within one turn of the engine's hub: its reader still waits, and must not
+    be failed by the close."""
+    caller, callee = make_pair(encrypt=1)
+    channel = engine.channels[caller.channel_id]
+
+    def write_and_close() -> None:
+        os.write(caller.fd, b"last")
+        channel.close(None)
+
+    engine.thread.call(write_and_close)
+    assert read_all(callee.fd) == b"last"
+
+
 @both_kinds
 def test_close_channel_alone(make_pair: MakePair, peer: kkp2p.engine_t, encrypt: int) -> None:
     """What was written arrives; the descriptor stays open, and is at its end."""

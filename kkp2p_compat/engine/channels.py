@@ -20,6 +20,7 @@ from gevent import socket as gsocket
 
 from .._codes import KKP2P_TCP_CHANNEL, TRANSMIT_RELAY
 from .._errors import EngineClosed, KKP2PError, from_os_error
+from .._io import shut_down
 from .._structs import channel_t
 from ..transport import tcp
 from ..transport.carry import SealedStream
@@ -173,7 +174,7 @@ class SealedChannel(Channel):
         if self.channel_id in self.engine.channels:
             # What is in the pair still goes out; to the application it is an end of stream, and to
             # us, whoever has a copy of its descriptor (a forked child).
-            self._plain.shutdown(_socket.SHUT_RDWR)
+            shut_down(self._plain.fileno())
             self.engine.thread.spawn(self._stream.application_closed)
 
     def sweep(self) -> None:
