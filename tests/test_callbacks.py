@@ -117,3 +117,26 @@ def test_unused_callbacks_start_no_thread() -> None:
     callbacks = Callbacks(4)
     callbacks.close()
     assert callbacks.submit(int) is False
+
+
+def test_no_thread_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is raised into whoever logs; what was started is used, and ended by close."""
+    allowed, seen = 0, []
+
+    def limited(function: object) -> None:
+        nonlocal allowed
+        if not allowed:
+            raise RuntimeError("can't start new thread")
+        allowed -= 1
+        start_thread(function, ())
+
+    monkeypatch.setattr(callbacks_module, "native_thread", limited)
+    callbacks = Callbacks(2)
+    assert not callbacks.submit(seen.append, 1)
+    allowed = 1
+    assert callbacks.submit(seen.append, 2)
+    allowed = 5
+    assert callbacks.submit(seen.append, 3)
+    assert allowed == 4
+    callbacks.close()
+    wait_for(lambda: sorted(seen) == [2, 3])

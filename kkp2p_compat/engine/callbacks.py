@@ -29,20 +29,23 @@ class Callbacks:
     def __init__(self, threads: int) -> None:
         self._threads = threads
         self._lock = monkey.get_original("_thread", "allocate_lock")()
-        self._started = False
+        self._missing = threads  # not started yet
         self._closed = False
         self._work: SimpleQueue[tuple[Callable[..., object], tuple[Any, ...]] | None]
         self._work = SimpleQueue()
 
     def submit(self, function: Callable[..., object], *args: Any) -> bool:
-        """Queue a call; False when it was dropped: closed, or too many wait."""
+        """Queue a call; False when it was dropped: closed, too many wait, or no thread to be had."""
         with self._lock:
             if self._closed or self._work.qsize() >= MAX_WAITING:
                 return False
-            if not self._started:
-                for _ in range(self._threads):
+            try:
+                while self._missing:
                     native_thread(self._main)
-                self._started = True
+                    self._missing -= 1
+            except RuntimeError:  # the host's limit; the next call tries again
+                if self._missing == self._threads:
+                    return False
             self._work.put((function, args))
             return True
 
