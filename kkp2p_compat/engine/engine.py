@@ -10,6 +10,7 @@ import atexit
 import dataclasses
 import itertools
 import os
+import resource
 import secrets
 import weakref
 from collections.abc import Callable
@@ -68,7 +69,7 @@ class Engine:
         self.thread = EngineThread(self.log)
         self.channels: dict[int, Channel] = {}
         try:
-            self.accepted: AcceptQueue[Channel] = AcceptQueue(ACCEPT_QUEUE_PLACES)
+            self.accepted: AcceptQueue[Channel] = AcceptQueue(_places())
         except OSError as error:
             self.log.close()
             raise from_os_error(error, "accept queue") from error
@@ -361,6 +362,12 @@ def _open_log(conf: engine_conf_t) -> EngineLog:
         if isinstance(problem, OutOfDescriptors):
             raise problem from error
         raise ParameterError(str(problem)) from error
+
+
+def _places() -> int:
+    """Of the accept queue.  Strangers fill it, so it takes a quarter of the descriptors at most."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return ACCEPT_QUEUE_PLACES if soft < 0 else min(ACCEPT_QUEUE_PLACES, max(1, soft // 4))
 
 
 @atexit.register
