@@ -82,12 +82,11 @@ class Channel:
         """Our own copy of a descriptor that is about to be closed; None: not needed, or gone."""
         return None
 
-    def fd_closed(self, duplicate: int | None) -> None:
-        """In the engine: the application has closed its descriptor, by us or by itself."""
-        raise NotImplementedError
-
     def close(self, duplicate: int | None) -> None:
-        """In the engine: close_channel.  What was written still arrives."""
+        """In the engine: the application has called close_fd or close_channel, and is done.
+
+        What was written still arrives.  ``duplicate`` is what duplicate_fd returned.
+        """
         raise NotImplementedError
 
     def discard(self) -> None:
@@ -96,7 +95,7 @@ class Channel:
             _by_fd.pop(self.fd, None)
         if self.owns_fd():
             os.close(self.fd)
-        self.fd_closed(None)
+        self.close(None)
 
     def sweep(self) -> None:
         """In the engine, every few seconds: notice what no event tells."""
@@ -119,14 +118,11 @@ class RawChannel(Channel):
         os.close(duplicate)
         return None
 
-    def fd_closed(self, duplicate: int | None) -> None:
+    def close(self, duplicate: int | None) -> None:
         self.forget("closed by the application")
         if duplicate is not None:
             sock = gsocket.socket(_socket.AF_INET, _socket.SOCK_STREAM, fileno=duplicate)
             self.engine.linger(sock)
-
-    def close(self, duplicate: int | None) -> None:
-        self.fd_closed(duplicate)
 
     def sweep(self) -> None:
         if not self.owns_fd():
@@ -167,9 +163,6 @@ class SealedChannel(Channel):
             else:
                 self._wire.close()
 
-    def fd_closed(self, duplicate: int | None) -> None:
-        self.close(None)
-
     def close(self, duplicate: int | None) -> None:
         if self.channel_id in self.engine.channels:
             # What is in the pair still goes out; to the application it is an end of stream, and to
@@ -202,7 +195,7 @@ def close_fd(fd: int) -> bool:
     thread = channel.engine.thread
     duplicate = channel.duplicate_fd() if thread.usable else None
     os.close(fd)
-    if not thread.post(lambda: channel.fd_closed(duplicate)) and duplicate is not None:
+    if not thread.post(lambda: channel.close(duplicate)) and duplicate is not None:
         os.close(duplicate)
     return True
 

@@ -33,8 +33,7 @@ __all__ = ["Proxy"]
 BACKLOG = 1024  # our choice: a burst of browsers; the kernel bounds it by net.core.somaxconn
 MAX_CONNECTIONS = 10_000  # our choice: per proxy; one more is reset
 OUT_OF_DESCRIPTORS_PAUSE_S = 0.2
-LINGER_S = 30  # our choice: how long a local program may take to read the rest
-STOP_TIMEOUT_S = 1  # our choice: the same, once the connection is broken or the proxy stopped
+STOP_TIMEOUT_S = 1  # our choice: for the rest, when the connection is broken or the proxy stopped
 
 
 class Proxy:
@@ -125,7 +124,7 @@ class Proxy:
         self._checks.add(splice.check)
         try:
             outcome = result.get()
-            close_both(local, connection.sock, outcome, LINGER_S)
+            close_both(local, connection.sock, outcome)
         except BaseException:
             splice.stop(EngineClosed("the proxy is stopped"))  # nothing, if it has ended
             close_both(local, connection.sock, result.get(), STOP_TIMEOUT_S)
