@@ -7,8 +7,6 @@ it (a descriptor for the application, or a proxied stream) is the business of ot
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +14,7 @@ from typing import Any
 import gevent
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from .. import _codes
+from .. import _base64url, _codes
 from .._errors import BadPacket, KKP2PError, LinkLost, NotSupported, PeerOffline, TimedOut
 from .._io import time_limit
 from .._structs import connect_ctx_t
@@ -30,6 +28,7 @@ from ..transport.sealed import DirectionKeys, Opener, Sealer, derive_keys
 __all__ = ["Connection", "Offer", "answer_call", "make_call", "parse_offer_untrusted"]
 
 RESOLVE_TIMEOUT_S = 5  # our choice: for a relay that has a name
+PUBLIC_KEY_BYTES = 32  # X25519, RFC 7748
 MAX_BUDGET_MS = 60_000  # docs/protocol.rst: what a track keeps a call for at most
 
 
@@ -157,7 +156,7 @@ def _key_untrusted(answer: str) -> bytes:
 def _to_text(**fields: Any) -> str:
     for name, value in list(fields.items()):
         if isinstance(value, bytes):
-            fields[name] = base64.urlsafe_b64encode(value).rstrip(b"=").decode()
+            fields[name] = _base64url.encode(value)
         elif value is None:
             del fields[name]
     return json.dumps(fields, separators=(",", ":"))
@@ -174,9 +173,4 @@ def _from_text_untrusted(text: object) -> dict[str, Any]:
 
 
 def _decode_key_untrusted(text: object) -> bytes:
-    if not isinstance(text, str) or len(text) != 43:
-        raise BadPacket("a public key of the wrong length")
-    try:
-        return base64.b64decode(text.encode("ascii") + b"=", altchars=b"-_", validate=True)
-    except (UnicodeError, binascii.Error) as error:
-        raise BadPacket("a public key that is not base64url") from error
+    return _base64url.decode_untrusted(text, PUBLIC_KEY_BYTES, "a public key")

@@ -7,14 +7,13 @@ relay checks them, a peer only carries them and needs no more than ``hello`` and
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import hmac
 import re
 import struct
 from typing import NamedTuple
 
+from .. import _base64url
 from .._errors import BadPacket
 
 __all__ = [
@@ -148,19 +147,10 @@ def parse_address_untrusted(host: object, port: object) -> tuple[str, int]:
 
 
 def token_to_text(token: bytes) -> str:
-    """A token as it stands in JSON: base64url without padding (RFC 4648 section 5)."""
-    return base64.urlsafe_b64encode(token).rstrip(b"=").decode()
+    """A token as it stands in JSON."""
+    return _base64url.encode(token)
 
 
 def token_from_text_untrusted(text: object) -> bytes:
     """A token out of a JSON value; BadPacket if it is not one."""
-    if not isinstance(text, str):
-        raise BadPacket("a relay token that is not text")
-    try:
-        padded = text.encode("ascii") + b"=" * (-len(text) % 4)
-        token = base64.b64decode(padded, altchars=b"-_", validate=True)
-    except (ValueError, binascii.Error) as error:
-        raise BadPacket("a relay token that is not base64url") from error
-    if len(token) != TOKEN_BYTES:
-        raise BadPacket(f"a relay token of {len(token)} bytes, not {TOKEN_BYTES}")
-    return token
+    return _base64url.decode_untrusted(text, TOKEN_BYTES, "a relay token")
