@@ -234,6 +234,22 @@ def test_full_accept_queue(
         kkp2p.close_fd(channel.fd)
 
 
+@pytest.mark.parametrize(("soft", "places"), [(12, 3), (1, 1), (65536, 1024), (-1, 1024)])
+def test_accept_queue_leaves_descriptors(
+    monkeypatch: pytest.MonkeyPatch,
+    make_engine: Callable[..., kkp2p.engine_t],
+    soft: int,
+    places: int,
+) -> None:
+    """It takes a quarter of the process's descriptors at most; -1: there is no limit."""
+    monkeypatch.setattr(engine_module.resource, "getrlimit", lambda _: (soft, soft))
+    queue = make_engine(login_domain=None).accepted
+    taken = 0
+    while queue.reserve():
+        taken += 1
+    assert taken == places
+
+
 def test_time_out_of_the_caller_itself(make_engine: Callable[..., kkp2p.engine_t]) -> None:
     """A gevent.Timeout of the application passes through every call that waits."""
     engine = make_engine(login_domain=None)
