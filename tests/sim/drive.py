@@ -16,6 +16,17 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+from kkp2p_compat.transport.udp.events import (
+    ChannelOffered,
+    Closed,
+    Event,
+    MessageReceived,
+    Readable,
+    Reset,
+    Stopped,
+    Writable,
+)  # fmt: skip
+
 from .simnet import Address, Link, Network, coalesce
 
 __all__ = ["Body", "Incoming", "Outgoing", "Peer"]
@@ -87,14 +98,14 @@ class Peer:
     ) -> None:
         self.network, self.name, self.connection = network, name, connection
         self.address, self.link = address, link
-        self.events: list[Any] = []
+        self.events: list[Event] = []
         self.closed: Exception | None = None
         self.outgoing: dict[int, Outgoing] = {}
         self.incoming: dict[int, Incoming] = {}
-        self.offers: deque[Any] = deque()
+        self.offers: deque[ChannelOffered] = deque()
         self.messages: list[bytes] = []
         # Decides on an offered channel: called with the event, after which the peer is driven.
-        self.on_offer: Callable[[Any], object] = self.offers.append
+        self.on_offer: Callable[[ChannelOffered], object] = self.offers.append
         self.strays = 0
         self._unread: set[int] = set()
         self._armed_at = math.inf
@@ -170,23 +181,21 @@ class Peer:
                 self.network.fail(f"{self.name}: does not stop to tell events: {event}")
         return count
 
-    def _handle(self, event: Any) -> None:
-        kind = type(event).__name__
-        if kind not in ("Readable", "Writable", "MessageReceived"):
+    def _handle(self, event: Event) -> None:
+        if not isinstance(event, (Readable, Writable, MessageReceived)):
             self.events.append(event)
-        if kind == "ChannelOffered":
+        if isinstance(event, ChannelOffered):
             self.on_offer(event)
-        elif kind in ("Readable", "Reset"):
+        elif isinstance(event, Readable):
             self._unread.add(event.stream_id)
-            if kind == "Reset":
-                self.incoming.setdefault(
-                    event.stream_id, Incoming(Body(0))
-                ).reset_reason = event.reason
-        elif kind == "Stopped":
+        elif isinstance(event, Reset):
+            reader = self.incoming.setdefault(event.stream_id, Incoming(Body(0)))
+            reader.reset_reason = event.reason
+        elif isinstance(event, Stopped):
             self.outgoing.pop(event.stream_id, None)
-        elif kind == "MessageReceived":
+        elif isinstance(event, MessageReceived):
             self.messages.append(event.data)
-        elif kind == "Closed":
+        elif isinstance(event, Closed):
             self.closed = event.error
 
     # The application
