@@ -1,0 +1,308 @@
+"""Find a peer on the local network by asking everybody, and answer those who ask for us.
+
+A search is broadcast on every interface and repeated until an answer comes; a Responder listens on
+the search port and answers the searches for its peer id.  Both run in the engine's hub.  The texts
+carried are the engine's offer and answer: their meaning, and their keys, are not known here.
+The datagrams, and what is remembered of them, are lan_wire's.
+
+Nobody proves anything here: who hears a search may answer it, as with the C SDK.  So nothing
+leaves the local network: routes through a gateway are not used (SO_DONTROUTE), and searches from
+addresses that are in no network of this host are dropped.
+
+One host, many engines: each binds the port with SO_REUSEADDR, and the kernel then gives a broadcast
+to every one of them (a unicast only to the last that has bound it).  127.255.255.255 is the
+broadcast address of lo, and loopback behaves the same: measured on Linux 6.18, each of the sockets
+bound to the wildcard address gets its copy, also where lo is the only interface.  A broadcast on
+any other interface comes back to this host's sockets, too; a firewall may drop it there, so lo is
+searched in any case.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable
+from logging import INFO, WARNING, Logger
+from typing import Any
+
+import gevent
+import netifaces
+from gevent import socket
+from gevent.pool import Pool
+
+from .._codes import KKP2P_ERROR_SOCKET_BIND, KKP2P_ERROR_SOCKET_REUSE_ADDR
+from .._errors import BadPacket, KKP2PError, TimedOut, from_os_error
+from .._io import READ, time_limit
+from ..transport.udp.events import Address
+from .lan_wire import (
+    ANSWER,
+    ID_BYTES,
+    SEARCH,
+    SEARCH_BYTES,
+    Heard,
+    Message,
+    SearchMemory,
+    Verdict,
+    encode,
+    parse_untrusted,
+)
+
+__all__ = ["Responder", "search"]
+
+# Our choices.
+FIRST_REPEAT_S = 0.05  # an answer on a LAN takes a few ms: one that is not there by then is lost
+MAX_REPEAT_S = 1.0  # reached after five repeats; a peer that comes later is found within it
+MAX_ANSWERING = 32  # answers that are being made at once, by one responder
+READS_PER_TURN = 64  # datagrams read before others of the hub get their turn
+NETWORKS_S = 1.0  # how long the list of this host's networks is trusted; making it takes 0.25 ms
+
+LIMITS = (Verdict.LIMIT, Verdict.SOURCE_LIMIT)  # what is worth a line in the log
+
+AnswerFunction = Callable[[str, Address], "str | None"]
+
+
+class _Once:
+    """Log each problem once: a search meets it at every repeat, and strangers could fill a log."""
+
+    def __init__(self, peer_id: str, log: Logger) -> None:
+        self._peer_id = peer_id
+        self._log = log
+        self._seen: set[object] = set()
+
+    def warn(self, key: object, text: str, *args: object, level: int = WARNING) -> None:
+        if key not in self._seen:
+            self._seen.add(key)
+            self._log.log(level, "%s: LAN: " + text, self._peer_id, *args)
+
+
+def _networks(once: _Once) -> list[tuple[str, ipaddress.IPv4Interface]]:
+    """The IPv4 networks of this host, and their interfaces' names."""
+    found = []
+    try:
+        for name in netifaces.interfaces():
+            entries: dict[Any, Any] = netifaces.ifaddresses(name)
+            for entry in entries.get(netifaces.AF_INET, []):
+                interface = ipaddress.IPv4Interface(f"{entry['addr']}/{entry['mask']}")
+                found.append((name, interface))
+    except RuntimeError as error:  # what netifaces raises when it is out of descriptors
+        once.warn("networks", "cannot list the interfaces: %s", error)
+    return found
+
+
+def _broadcasts(once: _Once) -> list[str]:
+    """Every network's broadcast address, loopback's last: peers see our address on the LAN first.
+
+    Computed: netifaces reports the interface's own address where none was configured, and the
+    kernel has a broadcast route for this one in any case.  Not 255.255.255.255: the kernel sends it
+    to one interface only, and to none without a default route.
+    """
+    found: dict[str, bool] = {}
+    for name, interface in _networks(once):
+        if interface.network.prefixlen > 30:  # RFC 3021: no broadcast address in it
+            text = "no search on %s: %s has no broadcast address"
+            once.warn((name, interface), text, name, interface, level=INFO)
+        else:
+            found[str(interface.network.broadcast_address)] = interface.is_loopback
+    return sorted(found, key=lambda address: found[address])
+
+
+def _open_socket() -> Any:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_DONTROUTE, 1)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+# The side that looks.
+
+
+def search(
+    peer_id: str, offer_text: str, port: int, timeout_s: float, log: Logger
+) -> tuple[str, str]:
+    """Ask the LAN for a peer: its answer's text, and the IPv4 address that it came from.
+
+    Raises TimedOut after ``timeout_s``, with 0 at once; ValueError if the offer is over 1,000 bytes
+    (UTF-8).  An interface that cannot send is logged, and tried again at each repeat.  Called in a
+    greenlet of the engine.
+    """
+    question = Message(SEARCH, secrets.token_bytes(ID_BYTES), peer_id, offer_text)
+    datagram = encode(question)
+    not_found = TimedOut(f"nobody answered the LAN search on port {port}")
+    if timeout_s <= 0:
+        raise not_found
+    once = _Once(peer_id, log)
+    sock = None
+    try:
+        sock = _open_socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        with time_limit(timeout_s, not_found):
+            return _ask(sock, datagram, question, port, once)
+    except OSError as error:
+        raise from_os_error(error, "LAN search") from error
+    finally:
+        if sock is not None:
+            sock.close()
+
+
+def _ask(sock: Any, datagram: bytes, question: Message, port: int, once: _Once) -> tuple[str, str]:
+    interval_s = FIRST_REPEAT_S
+    while True:
+        for address in _broadcasts(once):
+            try:
+                sock.sendto(datagram, (address, port))
+            except OSError as error:
+                once.warn((address, error.errno), "cannot search %s: %s", address, error)
+        answer = _wait_for_answer(sock, question, interval_s, once)
+        if answer is not None:
+            return answer
+        interval_s = min(2 * interval_s, MAX_REPEAT_S)
+
+
+def _wait_for_answer(
+    sock: Any, question: Message, seconds: float, once: _Once
+) -> tuple[str, str] | None:
+    deadline = time.monotonic() + seconds
+    while (left_s := deadline - time.monotonic()) > 0:
+        sock.settimeout(left_s)
+        try:
+            data, source = sock.recvfrom(SEARCH_BYTES + 1)
+        except TimeoutError:
+            return None
+        try:
+            message = parse_untrusted(data)
+            if message[:3] == (ANSWER, question.search_id, question.peer_id):
+                return message.text, source[0]
+        except BadPacket as error:
+            once.warn("bad", "%s:%d sent %s", *source, error)
+        gevent.sleep(0)  # a flood must not keep timers and others from running
+    return None
+
+
+# The side that is found.
+
+
+class Responder:
+    """Answers searches for ``peer_id``.  ``start``, then ``close``, both in the engine's hub.
+
+    ``answer(offer_text, source)`` is called once for each search, in a greenlet that may wait; what
+    it returns (at most 1,000 bytes of UTF-8) is sent, and again when the search is repeated.  With
+    None or a KKP2PError the search has no answer, however often it is repeated.  Its time should be
+    bounded: MAX_ANSWERING searches are answered at once, more are dropped, and come again.
+    """
+
+    def __init__(self, peer_id: str, port: int, answer: AnswerFunction, log: Logger) -> None:
+        self.port = port  # of 0 ``start`` makes a free one
+        self.dropped: Counter[str] = Counter()  # datagrams, by reason
+        self._peer_id = peer_id
+        self._make_answer = answer
+        self._log = log
+        self._once = _Once(peer_id, log)
+        self._memory = SearchMemory()
+        self._pool = Pool(MAX_ANSWERING)
+        self._sock: Any = None
+        self._watcher: Any = None
+        self._networks: list[ipaddress.IPv4Network] = []
+        self._networks_at = -NETWORKS_S
+
+    def start(self) -> None:
+        """Raises an error with the code -115 when another program has the port for itself."""
+        try:
+            sock = _open_socket()
+        except OSError as error:
+            raise from_os_error(error, "LAN search port") from error
+        code = KKP2P_ERROR_SOCKET_REUSE_ADDR
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            code = KKP2P_ERROR_SOCKET_BIND
+            sock.bind(("", self.port))
+        except OSError as error:
+            sock.close()
+            raise KKP2PError(f"LAN search port {self.port}: {error}", code) from error
+        sock.setblocking(False)
+        self.port = sock.getsockname()[1]
+        self._sock = sock
+        self._watcher = gevent.get_hub().loop.io(sock.fileno(), READ)
+        self._watcher.start(self._handle_readable)
+
+    def close(self) -> None:
+        """Answers that are being made are given up.  May be called again."""
+        watcher, self._watcher = self._watcher, None
+        if watcher is not None:
+            watcher.stop()
+            watcher.close()
+            self._sock.close()
+        self._pool.kill()
+
+    def _handle_readable(self) -> None:
+        for _ in range(READS_PER_TURN):
+            try:
+                data, source = self._sock.recvfrom(SEARCH_BYTES + 1)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._once.warn(error.errno, "cannot receive: %s", error)
+                return
+            try:
+                message = parse_untrusted(data)
+            except BadPacket as error:
+                self.dropped[str(error)] += 1
+            else:
+                self._handle_message(message, source)
+
+    def _handle_message(self, message: Message, source: Address) -> None:
+        if message.kind != SEARCH or message.peer_id != self._peer_id:
+            self.dropped["for another peer"] += 1
+            return
+        if not self._is_local(source):
+            self._drop("from no network of this host", source)
+            return
+        verdict, heard = self._memory.hear(message.search_id, source, time.monotonic())
+        if heard is None:
+            self._drop(verdict.value, source, quietly=verdict not in LIMITS)
+        elif verdict is Verdict.REPEAT:
+            self._send(heard)
+        elif self._pool.free_count():
+            self._pool.spawn(self._answer, message, heard)
+        else:
+            self._memory.forget(message.search_id)
+            self._drop("too many answers are being made", source)
+
+    def _drop(self, reason: str, source: Address, quietly: bool = False) -> None:
+        self.dropped[reason] += 1
+        if not quietly:
+            self._once.warn(reason, "a search from %s:%d is dropped: %s", *source, reason)
+
+    def _is_local(self, source: Address) -> bool:
+        now = time.monotonic()
+        if now - self._networks_at >= NETWORKS_S:
+            self._networks = [interface.network for _, interface in _networks(self._once)]
+            self._networks_at = now
+        address = ipaddress.IPv4Address(source[0])
+        return source[1] != 0 and any(address in network for network in self._networks)
+
+    def _answer(self, message: Message, heard: Heard) -> None:
+        try:
+            text = self._make_answer(message.text, heard.source)
+        except KKP2PError as error:
+            self._log.info(
+                "%s: LAN: the search from %s:%d: %s", self._peer_id, *heard.source, error
+            )
+            return
+        if text is None:
+            self._log.info("%s: LAN: no answer to %s:%d", self._peer_id, *heard.source)
+            return
+        heard.answer = encode(message._replace(kind=ANSWER, text=text))
+        heard.sent_at = time.monotonic()
+        self._send(heard)
+        self._log.info("%s: LAN: found by %s:%d", self._peer_id, *heard.source)
+
+    def _send(self, heard: Heard) -> None:
+        try:
+            self._sock.sendto(heard.answer, heard.source)
+        except OSError as error:  # the search is repeated, and so is this
+            self._once.warn(("send", error.errno), "no answer to %s:%d: %s", *heard.source, error)
