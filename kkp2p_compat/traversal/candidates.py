@@ -1,0 +1,224 @@
+"""Addresses of the two peers: which of ours to tell, and which of the peer's to try.
+
+A candidate travels in an offer or an answer as text: ``host <priority> <ip> <port>``.  The peer's
+list is a stranger's word, and whatever is in it gets packets from us: ``parse_untrusted`` bounds it
+and leaves out what is never a peer, and ``plausible`` judges private and loopback addresses.
+
+Loopback is a candidate only on a host that has no other address.  Peers on one host need it only
+then: each of them reaches any address of the host, and answers come back by the same one.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import netifaces
+
+from .._errors import BadPacket
+from .stun import Address
+
+__all__ = [
+    "MAX_CANDIDATES", "Candidate", "family_of", "host_candidates", "may_be_peer",
+    "parse_untrusted", "plausible", "reflexive_priority",
+]  # fmt: skip
+
+# RFC 8445 section 5.1.2.2, recommended type preferences.
+HOST_PREFERENCE = 126
+REFLEXIVE_PREFERENCE = 110
+COMPONENT = 1  # 5.1.2.1: we have one component
+MAX_LOCAL_PREFERENCE = 65535
+MAX_PRIORITY = 2**31 - 1  # 5.1.2
+
+# Our choices.
+MAX_CANDIDATES = 32  # of one peer: a dozen of each family, and some to be learnt later
+MAX_OWN_PER_FAMILY = 12  # a host with more has them for other purposes
+MAX_TEXT = 80  # characters of one candidate; the longest possible one has 65
+
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+KINDS = {"host"}
+
+# Where only a host of the same network can be: RFC 1918, RFC 6598, RFC 3927, RFC 4193.
+PRIVATE = [
+    ipaddress.ip_network(text)
+    for text in (
+        "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "169.254.0.0/16",
+        "fc00::/7",
+    )
+]  # fmt: skip
+# What is never one peer: "this network" (RFC 791), reserved and broadcast (RFC 1112), addresses
+# of another family in disguise (RFC 4291), which would slip past what is said of that family.
+NEVER = [
+    ipaddress.ip_network(text)
+    for text in ("0.0.0.0/8", "240.0.0.0/4", "::ffff:0:0/96", "::/128", "fec0::/10")
+]
+# Addresses behind the default routes: of the documentation networks (RFC 5737, RFC 3849).
+FAR = {int(socket.AF_INET6): "2001:db8::1", int(socket.AF_INET): "198.51.100.1"}
+
+
+class Candidate(NamedTuple):
+    kind: str
+    priority: int  # 1 to 2^31-1, the higher the better
+    address: str  # numeric ip, no scope
+    port: int
+
+    @property
+    def text(self) -> str:
+        return f"{self.kind} {self.priority} {self.address} {self.port}"
+
+
+def family_of(ip: str) -> int:
+    """AF_INET or AF_INET6 of a numeric address."""
+    return int(socket.AF_INET6 if ":" in ip else socket.AF_INET)
+
+
+def host_candidates(
+    ports: Mapping[int, int], addresses: Iterable[str] | None = None
+) -> list[Candidate]:
+    """Our own addresses, best first: IPv6 before IPv4, then in the order of the interfaces.
+
+    ``ports``: the bound port for each address family that we have a socket of.
+    ``addresses``: of this host, the preferred interface's first; read from the system by default.
+    Asks the system (some 100 us), and so tells the state of this moment: call it for each call.
+    """
+    usable = [
+        ip
+        # An address with a scope (fe80::1%eth0) is none of ours: only its network could use it.
+        for ip in map(_parse_ip, _own_addresses() if addresses is None else addresses)
+        if ip is not None and family_of(str(ip)) in ports and _is_one_host(ip)
+    ]
+    usable = [ip for ip in usable if not ip.is_loopback] or usable
+    chosen: list[IPAddress] = []
+    for version in (6, 4):
+        same_family = dict.fromkeys(ip for ip in usable if ip.version == version)
+        chosen += list(same_family)[:MAX_OWN_PER_FAMILY]
+    return [
+        Candidate(
+            "host",
+            _priority(HOST_PREFERENCE, MAX_LOCAL_PREFERENCE - place),
+            str(ip),
+            ports[family_of(str(ip))],
+        )
+        for place, ip in enumerate(chosen)
+    ]
+
+
+def _own_addresses() -> list[str]:
+    """What leaves by the default routes first, then every interface's in the kernel's order."""
+    found = [ip for family in FAR for ip in _source_address(family)]
+    for _, name in socket.if_nameindex():
+        try:
+            entries: dict[Any, Any] = netifaces.ifaddresses(name)
+        except ValueError:  # it went away just now
+            continue
+        for family in (netifaces.AF_INET6, netifaces.AF_INET):
+            found += [entry["addr"] for entry in entries.get(family, []) if "addr" in entry]
+    return found
+
+
+def _source_address(family: int) -> list[str]:
+    """The address that the system would send from, if it has a way out at all.
+
+    Connecting a UDP socket sends nothing.  (The list of gateways of netifaces2 starts a process.)
+    """
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((FAR[family], 9))
+            return [probe.getsockname()[0]]
+    except OSError:  # no such family, or no route
+        return []
+
+
+def _priority(kind_preference: int, local_preference: int) -> int:
+    """RFC 8445 section 5.1.2.1."""
+    return (kind_preference << 24) + (local_preference << 8) + (256 - COMPONENT)
+
+
+def reflexive_priority(own: Sequence[Candidate], family: int) -> int:
+    """What our own address would be worth if the peer learnt it from a check (7.1.1)."""
+    host = max((c.priority for c in own if family_of(c.address) == family), default=0)
+    return _priority(REFLEXIVE_PREFERENCE, host >> 8 & MAX_LOCAL_PREFERENCE)
+
+
+def parse_untrusted(texts: object) -> list[Candidate]:
+    """The peer's list, as it came in JSON.  BadPacket if it is too long or not well-formed.
+
+    Left out: kinds that we do not know, a repeated address, and what is never one peer: multicast,
+    broadcast, unspecified and link-local IPv6 addresses (their scope is not the peer's to know).
+    """
+    if not isinstance(texts, list) or len(texts) > MAX_CANDIDATES:
+        raise BadPacket(f"not a list of up to {MAX_CANDIDATES} candidates")
+    found: dict[Address, Candidate] = {}
+    for text in texts:
+        candidate = _parse_one_untrusted(text)
+        if candidate.kind in KINDS and may_be_peer(candidate.address, candidate.port):
+            found.setdefault((candidate.address, candidate.port), candidate)
+    return list(found.values())
+
+
+def _parse_one_untrusted(text: object) -> Candidate:
+    if not isinstance(text, str) or len(text) > MAX_TEXT or not text.isascii():
+        raise BadPacket("a candidate that is not a short text")
+    fields = text.split(" ")
+    if len(fields) != 4:
+        raise BadPacket("a candidate that is not four fields")
+    kind, priority, address, port = fields
+    ip = _parse_ip(address)
+    if ip is None:
+        raise BadPacket("a candidate without an address")
+    return Candidate(
+        kind,
+        _parse_number_untrusted(priority, 1, MAX_PRIORITY),
+        str(ip),
+        _parse_number_untrusted(port, 0, 65535),
+    )
+
+
+def _parse_number_untrusted(text: str, lowest: int, highest: int) -> int:
+    if not text.isdecimal() or not lowest <= int(text) <= highest:
+        raise BadPacket("a candidate with a number out of range")
+    return int(text)
+
+
+def _parse_ip(text: str) -> IPAddress | None:
+    try:
+        return None if "%" in text else ipaddress.ip_address(text)
+    except ValueError:
+        return None
+
+
+def _is_one_host(ip: IPAddress) -> bool:
+    if ip.is_multicast or (ip.version == 6 and ip.is_link_local):
+        return False
+    return not any(ip in network for network in NEVER)
+
+
+def may_be_peer(address: str, port: int) -> bool:
+    """Whether a packet from there may be answered and probed: a single host's address."""
+    ip = _parse_ip(address)
+    return ip is not None and port != 0 and _is_one_host(ip)
+
+
+def plausible(address: str, own: Sequence[Candidate]) -> bool:
+    """Whether an address that the peer only named may be the peer's, seen from here.
+
+    Not without a socket and an address of its family.  Loopback: only if we have nothing else
+    either, so that the peer may be on this host.  Private: only if we have a private address, or
+    none but loopback.  So a caller cannot make a public server probe the network behind it.
+    A peer that is there in spite of it reaches us by its own checks.
+    """
+    ip = ipaddress.ip_address(address)
+    same_family = [ipaddress.ip_address(c.address) for c in own]
+    same_family = [mine for mine in same_family if mine.version == ip.version]
+    on_this_host = any(mine.is_loopback for mine in same_family)
+    if ip.is_loopback:
+        return on_this_host
+    if _is_private(ip):
+        return on_this_host or any(map(_is_private, same_family))
+    return bool(same_family)
+
+
+def _is_private(ip: IPAddress) -> bool:
+    return any(ip in network for network in PRIVATE)

@@ -1,0 +1,424 @@
+"""One call's connectivity checks: which of the peer's addresses packets get through to.
+
+Sans-IO.  Both peers probe each other's addresses by STUN requests with the call's credentials, and
+the caller (the *controlling* side) chooses.  Follows RFC 8445 (ICE); we depart from it where one
+socket for each family, fixed roles and a path that the transport can move later make it simpler:
+
+- A pair is a remote address: the kernel picks the local one.  Its priority is the remote
+  candidate's, as only the caller compares them.  An answer from another address than the probed one
+  (a host with several) does not verify the probed one (7.2.5.2.1), but we learn its source.
+- No role conflict (7.3.1.1): the caller controls.  A request with our own role is dropped.
+- Nomination takes no round trip of its own.  The caller selects the first verified address at once,
+  unless a better one is still in its first round trip, and tells by USE-CANDIDATE until that is
+  answered.  The callee selects the nominated address when its own check of it has been answered
+  (7.3.1.5).  There is one nomination, so both sides end on the same path.
+- Timing: an offer has a few candidates, so the first checks leave at once and the first
+  retransmissions soon, instead of at Ta = 50 ms and RTO = 500 ms (14.2, 14.3).
+
+On a path without loss the caller has its address one round trip after it got the answer, the callee
+half a round trip later.  A better address that is dead costs GRACE_S more.
+
+Whatever the peer names gets few packets: at most MAX_CANDIDATES addresses, MAX_PORTS_PER_IP of
+one ip, MAX_PROBES_PER_ADDRESS and MAX_PROBES in all.  Beyond the list, at most MAX_LEARNT addresses
+from which authentic messages came.  A request that is replayed changes nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import re
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from .._errors import BadPacket
+from .candidates import (
+    MAX_CANDIDATES,
+    Candidate,
+    family_of,
+    may_be_peer,
+    plausible,
+    reflexive_priority,
+)
+from .stun import UNKNOWN_ATTRIBUTE, Address, Kind, Message
+
+if TYPE_CHECKING:
+    from random import Random
+
+__all__ = ["Checks", "Credentials"]
+
+# Our choices: pace.
+BURST = 8  # checks that may leave at once: the addresses of an ordinary peer
+PACE_S = 0.005  # then one in this time; 124-byte datagrams, so 0.2 Mbit/s
+FIRST_INTERVAL_S = 0.05  # to the first retransmission, then doubled (as 14.3 does)
+MAX_INTERVAL_S = 2.0
+TRIGGER_GAP_S = 0.01  # after a check that is still under way another one would tell nothing new
+# Our choices: patience with a better address when one is verified.
+GRACE_S = 0.005  # beyond twice the round trip of the verified one
+MAX_WAIT_S = 0.1  # in all: one retransmission more on a short path
+# Our choices: bounds.
+MAX_PROBES_PER_ADDRESS = 40  # 70 s at the intervals above: more than the longest call's 60
+MAX_PROBES = 800  # 100 KB, to addresses that the peer has not been heard from
+MAX_PORTS_PER_IP = 4  # or a list would be a port scan
+MAX_LEARNT = 8
+MAX_REQUESTS = 2048  # remembered; a peer of our kind sends fewer: 1,640 at most
+
+UFRAG_BYTES = 6  # RFC 8445 section 5.3: at least 24 random bits
+PASSWORD_BYTES = 18  # 5.3: at least 128 random bits
+ICE_TEXT = re.compile(r"[A-Za-z0-9+/]*", re.ASCII)  # 5.3: ice-char
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """A username fragment and a password of one side of one call; travel in the offer or answer.
+
+    ``repr`` hides the password, so that no log gets it.
+    """
+
+    ufrag: str
+    password: str
+
+    def __repr__(self) -> str:
+        return f"Credentials({self.ufrag!r})"
+
+    @classmethod
+    def make(cls, random: Random) -> Credentials:
+        """Fresh ones; ``random`` is a SystemRandom outside tests."""
+        return cls(_text(random.randbytes(UFRAG_BYTES)), _text(random.randbytes(PASSWORD_BYTES)))
+
+    @classmethod
+    def parse_untrusted(cls, ufrag: object, password: object) -> Credentials:
+        """The peer's, from JSON."""
+        return cls(_ice_untrusted(ufrag, UFRAG_BYTES), _ice_untrusted(password, PASSWORD_BYTES))
+
+    @property
+    def key(self) -> bytes:
+        """Of MESSAGE-INTEGRITY, for requests to this side and its answers."""
+        return self.password.encode()
+
+    @property
+    def tag(self) -> bytes:
+        """How the transaction ids of this side's requests start: by it an answer finds us."""
+        return base64.b64decode(self.ufrag)
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _ice_untrusted(value: object, size: int) -> str:
+    if not isinstance(value, str) or len(value) != size * 4 // 3 or not ICE_TEXT.fullmatch(value):
+        raise BadPacket("credentials that are not of their form")
+    return value
+
+
+class _Pair:
+    """A remote address, and what became of it."""
+
+    __slots__ = (
+        "address", "first_sent_at", "heard", "interval_s", "last_sent_at", "next_probe_at",
+        "nominated", "priority", "probes", "round_trip_s", "valid",
+    )  # fmt: skip
+
+    def __init__(self, address: Address, priority: int, now: float) -> None:
+        self.address = address
+        self.priority = priority
+        self.probes = 0
+        self.first_sent_at = math.inf
+        self.last_sent_at = -math.inf
+        self.next_probe_at = now
+        self.interval_s = FIRST_INTERVAL_S
+        self.heard = False  # an authenticated message came from there
+        self.valid = False  # a check of ours was answered from there
+        self.round_trip_s = 0.0
+        self.nominated = False  # by the peer
+
+
+class _Probe(NamedTuple):
+    pair: _Pair
+    sent_at: float  # s
+    nominates: bool
+
+
+class Checks:
+    """Feed ``handle_message`` and ``handle_timer``; after each, send all that ``poll_transmit``
+    gives, look at ``selected``, and come back at ``next_timer``.  The first checks are ready at
+    once.  Time is in seconds of a monotonic clock.
+
+    Add it to a CheckTable, which authenticates every message.  Keep it there after the choice:
+    until ``settled``, and then for as long as the peer may have missed our last answer.
+    The caller's time-out is not kept here.
+    """
+
+    def __init__(
+        self,
+        *,
+        controlling: bool,
+        local: Credentials,
+        remote: Credentials,
+        local_candidates: Sequence[Candidate],
+        candidates: Iterable[Candidate],
+        now: float,
+        random: Random,
+    ) -> None:
+        """``controlling``: we are the caller.  ``candidates``: the peer's, of ``parse_untrusted``.
+
+        ``local_candidates``: those we told the peer.  ``random``: a SystemRandom outside tests.
+        """
+        self.local = local
+        self.remote = remote
+        self.selected: Address | None = None
+        self.settled = False  # both sides know; nothing more to send but answers
+        self.ignored = 0  # candidates of the peer that we do not try
+        self._controlling = controlling
+        self._own = local_candidates
+        self._random = random
+        self._tie_breaker = random.getrandbits(64)  # 16.1 asks for it; never compared
+        self._pairs: dict[Address, _Pair] = {}
+        self._listed: set[Address] = set()
+        self._learnt = 0
+        self._budget = MAX_PROBES
+        self._probes: dict[bytes, _Probe] = {}
+        self._requests: dict[bytes, Address] = {}  # transaction ids seen, and where from
+        self._outbox: deque[tuple[bytes, Address]] = deque()
+        self._now = now
+        self._pace_at = -math.inf
+        self._nominee: _Pair | None = None
+        self._first_valid_at = math.inf
+        self._nominate_at = math.inf
+        self.add_candidates(candidates)
+        self.handle_timer(now)
+
+    @property
+    def round_trip_s(self) -> float | None:
+        """Of the check that verified the selected address."""
+        return self._pairs[self.selected].round_trip_s if self.selected else None
+
+    def add_candidates(self, candidates: Iterable[Candidate]) -> None:
+        """Try these too, from the next ``handle_timer`` on, which is due at once."""
+        for candidate in candidates:
+            address = candidate.address, candidate.port
+            if address in self._listed:
+                continue
+            if (
+                len(self._listed) >= MAX_CANDIDATES
+                or sum(ip == candidate.address for ip, _ in self._listed) >= MAX_PORTS_PER_IP
+                or not may_be_peer(*address)
+                or not plausible(candidate.address, self._own)
+            ):
+                self.ignored += 1
+                continue
+            self._listed.add(address)
+            known = self._pairs.setdefault(address, _Pair(address, candidate.priority, self._now))
+            known.priority = candidate.priority  # of one that was learnt: 7.3.1.3
+
+    # Input.
+
+    def handle_message(self, message: Message, source: Address, now: float) -> str | None:
+        """A message of this call that is authentic: the CheckTable has seen to that.
+
+        Returns why it was dropped, or None.
+        """
+        self._now = max(self._now, now)
+        if message.kind is Kind.REQUEST:
+            return self._handle_request(message, source)
+        if message.kind is Kind.INDICATION:
+            return "an indication"
+        return self._handle_answer(message, source)
+
+    def handle_timer(self, now: float) -> None:
+        self._now = max(self._now, now)
+        if self._choice_is_made():
+            self._repeat_nomination()
+            return
+        self._consider_nominating()
+        if self._choice_is_made():
+            return
+        due = [p for p in self._pairs.values() if p.next_probe_at <= self._now and self._may(p)]
+        for pair in sorted(due, key=lambda pair: (pair.probes, -pair.priority)):
+            # A check may use up what the budget has for the others.
+            if self._pace_at <= self._now and self._may(pair):
+                self._probe(pair)
+
+    # Output.
+
+    def poll_transmit(self) -> tuple[bytes, Address] | None:
+        return self._outbox.popleft() if self._outbox else None
+
+    def next_timer(self) -> float | None:
+        """When to call ``handle_timer``; None: never, unless something else happens."""
+        if self._choice_is_made():
+            nominee = self._nominee
+            waits = nominee and not self.settled and nominee.probes < MAX_PROBES_PER_ADDRESS
+            return nominee.next_probe_at if nominee and waits else None
+        probe_at = min(
+            (pair.next_probe_at for pair in self._pairs.values() if self._may(pair)),
+            default=math.inf,
+        )
+        due_at = min(max(probe_at, self._pace_at), self._nominate_at)
+        return due_at if due_at < math.inf else None
+
+    # Requests of the peer.
+
+    def _handle_request(self, message: Message, source: Address) -> str | None:
+        ours, theirs = message.controlling, message.controlled
+        if not self._controlling:
+            ours, theirs = theirs, ours
+        if ours is not None or theirs is None:
+            return "a request with the wrong role"
+        if message.priority is None:
+            return "a request without a priority"
+        if not may_be_peer(*source):
+            return "a request from no peer's address"
+        seen_from = self._requests.get(message.transaction_id)
+        if seen_from not in (None, source):
+            return "a replayed request"
+        if seen_from is None and len(self._requests) >= MAX_REQUESTS:
+            return "too many requests"
+        self._requests[message.transaction_id] = source
+        self._answer(message, source)
+        if seen_from is None and not message.unknown:
+            self._take_request(message, source)
+        return None
+
+    def _answer(self, request: Message, source: Address) -> None:
+        if request.unknown:  # RFC 8489 section 6.3.1
+            answer = Message(
+                Kind.ERROR,
+                request.transaction_id,
+                error=UNKNOWN_ATTRIBUTE,
+                not_understood=request.unknown,
+            )
+        else:
+            answer = Message(Kind.RESPONSE, request.transaction_id, mapped=source)
+        self._outbox.append((answer.encode(self.local.key), source))
+
+    def _take_request(self, message: Message, source: Address) -> None:
+        pair = self._pair_of(source, message.priority or 0)
+        if pair is None:
+            return
+        if message.use_candidate and not self._controlling:
+            pair.nominated = True
+            self._select_if_nominated(pair)
+        self._hear(pair)
+
+    def _pair_of(self, source: Address, priority: int) -> _Pair | None:
+        """The pair of an address that an authentic message came from; None: too many are learnt."""
+        pair = self._pairs.get(source)
+        if pair is None and self._learnt < MAX_LEARNT:
+            self._learnt += 1
+            pair = self._pairs[source] = _Pair(source, priority, self._now)
+        return pair
+
+    def _hear(self, pair: _Pair) -> None:
+        """The peer is there: a triggered check (7.3.1.4), unless one is under way."""
+        if not pair.heard:
+            pair.heard = True
+            pair.interval_s = FIRST_INTERVAL_S
+        if self._choice_is_made() or not self._may(pair):
+            return
+        pair.next_probe_at = min(pair.next_probe_at, pair.last_sent_at + TRIGGER_GAP_S)
+        if pair.next_probe_at <= self._now:
+            self._probe(pair)
+
+    # Answers to our checks.
+
+    def _handle_answer(self, message: Message, source: Address) -> str | None:
+        probe = self._probes.pop(message.transaction_id, None)
+        if probe is None:
+            return "an answer to no check of ours"
+        if message.kind is Kind.ERROR or message.unknown:
+            return "a refusal"
+        pair = probe.pair
+        if source != pair.address:
+            if not may_be_peer(*source):
+                return "an answer from no peer's address"
+            other = self._pair_of(source, pair.priority)
+            if other is not None:
+                self._hear(other)
+            return None
+        pair.heard = True
+        if not pair.valid:
+            pair.valid = True
+            pair.round_trip_s = self._now - probe.sent_at
+            self._first_valid_at = min(self._first_valid_at, self._now)
+        if probe.nominates:
+            self.settled = True
+        self._select_if_nominated(pair)
+        self._consider_nominating()
+        return None
+
+    # The choice.
+
+    def _choice_is_made(self) -> bool:
+        return self.selected is not None
+
+    def _select_if_nominated(self, pair: _Pair) -> None:
+        if pair.nominated and pair.valid and not self._choice_is_made():
+            self.selected = pair.address
+            self.settled = True
+
+    def _consider_nominating(self) -> None:
+        """The caller's: take the best verified address, or wait a little for a better one."""
+        valid = [pair for pair in self._pairs.values() if pair.valid]
+        if not self._controlling or self._choice_is_made() or not valid:
+            return
+        best = max(valid, key=lambda pair: pair.priority)
+        self._nominate_at = min(
+            max((self._patience_with(p, best) for p in self._pairs.values()), default=-math.inf),
+            self._first_valid_at + MAX_WAIT_S,
+        )
+        if self._nominate_at > self._now:
+            return
+        self.selected = best.address
+        self._nominee = best
+        best.probes = 0
+        best.interval_s = FIRST_INTERVAL_S
+        self._probe(best)
+
+    def _patience_with(self, pair: _Pair, best: _Pair) -> float:
+        """Until when this one may still turn out better than the best verified one."""
+        if pair.valid or pair.priority <= best.priority or not self._may(pair):
+            return -math.inf
+        return pair.first_sent_at + 2 * best.round_trip_s + GRACE_S
+
+    def _repeat_nomination(self) -> None:
+        pair = self._nominee
+        if pair is None or self.settled or pair.probes >= MAX_PROBES_PER_ADDRESS:
+            return
+        if pair.next_probe_at <= self._now:
+            self._probe(pair)
+
+    # Checks.
+
+    def _may(self, pair: _Pair) -> bool:
+        """Whether another check of this one is within the bounds, and tells anything."""
+        return (
+            not pair.valid
+            and pair.probes < MAX_PROBES_PER_ADDRESS
+            and (pair.heard or self._budget > 0)
+        )
+
+    def _probe(self, pair: _Pair) -> None:
+        nominates = pair is self._nominee
+        transaction_id = self.local.tag + self._random.randbytes(12 - UFRAG_BYTES)
+        self._probes[transaction_id] = _Probe(pair, self._now, nominates)
+        request = Message(
+            Kind.REQUEST,
+            transaction_id,
+            username=f"{self.remote.ufrag}:{self.local.ufrag}",
+            priority=reflexive_priority(self._own, family_of(pair.address[0])),
+            use_candidate=nominates,
+            controlling=self._tie_breaker if self._controlling else None,
+            controlled=None if self._controlling else self._tie_breaker,
+        )
+        self._outbox.append((request.encode(self.remote.key), pair.address))
+        self._budget -= not pair.heard
+        self._pace_at = max(self._pace_at, self._now - BURST * PACE_S) + PACE_S
+        pair.probes += 1
+        pair.first_sent_at = min(pair.first_sent_at, self._now)
+        pair.last_sent_at = self._now
+        pair.next_probe_at = self._now + pair.interval_s
+        pair.interval_s = min(2 * pair.interval_s, MAX_INTERVAL_S)

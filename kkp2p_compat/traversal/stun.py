@@ -1,0 +1,271 @@
+"""STUN binding messages (RFC 8489) with the attributes of ICE (RFC 8445): bytes in, and out.
+
+Every byte that comes in is a stranger's: ``parse_untrusted`` raises BadPacket and nothing else,
+and takes no message over MAX_BYTES.  What it returns is well-formed, not true: ask ``verify``.
+
+Of an attribute that comes twice only the first counts (RFC 8489 section 14).  After
+MESSAGE-INTEGRITY only FINGERPRINT counts, which must be last (14.5, 14.7).  Attributes that we do
+not know are left out; the types of those that must be understood are in ``unknown``.
+Not here: long-term credentials, SOFTWARE, MESSAGE-INTEGRITY-SHA256 (RFC 8445 keeps to HMAC-SHA1).
+Errors say no number of the message: they are counted by their text.
+"""
+
+from __future__ import annotations
+
+import binascii
+import hmac
+import ipaddress
+import struct
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from .._errors import BadPacket
+
+__all__ = ["MAX_BYTES", "UNKNOWN_ATTRIBUTE", "Address", "Kind", "Message", "parse_untrusted"]
+
+Address = tuple[str, int]  # numeric ip without a scope, port
+
+# RFC 8489.
+MAGIC = 0x2112A442  # section 5
+MAX_BYTES = 548  # 6.1: 576 bytes less the headers of IPv4 and UDP, when the path's MTU is unknown
+MAX_USERNAME_BYTES = 508  # 14.3: less than 509
+FINGERPRINT_XOR = 0x5354554E  # 14.7
+UNKNOWN_ATTRIBUTE = 420  # 14.8
+
+HEADER = struct.Struct(">HHI12s")  # type, bytes after the header, magic, transaction id
+ATTRIBUTE = struct.Struct(">HH")  # type, bytes of the value; the value is padded to 4 bytes
+ADDRESS = struct.Struct(">xBH")  # family, port; then the ip
+INTEGRITY_BYTES = 20  # HMAC-SHA1
+
+# Attribute types: RFC 8489 section 18.3, RFC 8445 section 16.1.
+MAPPED_ADDRESS = 0x0001
+USERNAME = 0x0006
+MESSAGE_INTEGRITY = 0x0008
+ERROR_CODE = 0x0009
+UNKNOWN_ATTRIBUTES = 0x000A
+XOR_MAPPED_ADDRESS = 0x0020
+PRIORITY = 0x0024
+USE_CANDIDATE = 0x0025
+FINGERPRINT = 0x8028
+ICE_CONTROLLED = 0x8029
+ICE_CONTROLLING = 0x802A
+
+UNDERSTOOD = {
+    MAPPED_ADDRESS, USERNAME, MESSAGE_INTEGRITY, ERROR_CODE, UNKNOWN_ATTRIBUTES,
+    XOR_MAPPED_ADDRESS, PRIORITY, USE_CANDIDATE,
+}  # fmt: skip
+MUST_BE_UNDERSTOOD_BELOW = 0x8000  # section 14
+
+
+class Kind(IntEnum):
+    """The message types of the method Binding (section 5)."""
+
+    REQUEST = 0x0001
+    INDICATION = 0x0011
+    RESPONSE = 0x0101
+    ERROR = 0x0111
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message; an attribute that is missing is None, False or empty."""
+
+    kind: Kind
+    transaction_id: bytes  # 12 bytes
+    username: str | None = None
+    mapped: Address | None = None  # XOR-MAPPED-ADDRESS
+    priority: int | None = None  # 32 bits
+    use_candidate: bool = False
+    controlling: int | None = None  # the tie-breaker, 64 bits
+    controlled: int | None = None
+    error: int | None = None  # 300 to 699
+    not_understood: tuple[int, ...] = ()  # what an error says that its sender did not understand
+
+    # Known of received messages only.
+    unknown: tuple[int, ...] = ()  # types in this message that we ought to understand
+    has_fingerprint: bool = field(default=False, compare=False)
+    _wire: bytes = field(default=b"", repr=False, compare=False)
+    _integrity_at: int = field(default=0, repr=False, compare=False)
+
+    def encode(self, key: bytes | None) -> bytes:
+        """The bytes, with MESSAGE-INTEGRITY under ``key`` unless it is None, and FINGERPRINT."""
+        body = b""
+        for kind, value in (
+            (USERNAME, None if self.username is None else self.username.encode()),
+            (PRIORITY, None if self.priority is None else struct.pack(">I", self.priority)),
+            (USE_CANDIDATE, b"" if self.use_candidate else None),
+            (ICE_CONTROLLING, _tie_breaker(self.controlling)),
+            (ICE_CONTROLLED, _tie_breaker(self.controlled)),
+            (XOR_MAPPED_ADDRESS, self.mapped and _encode_address(self.mapped, self.transaction_id)),
+            (ERROR_CODE, None if self.error is None else _encode_error(self.error)),
+            (UNKNOWN_ATTRIBUTES, _encode_types(self.not_understood)),
+        ):
+            if value is not None:
+                body += _encode_attribute(kind, value)
+        if key is not None:
+            covered = self._header(len(body) + ATTRIBUTE.size + INTEGRITY_BYTES) + body
+            body += _encode_attribute(MESSAGE_INTEGRITY, hmac.digest(key, covered, "sha1"))
+        covered = self._header(len(body) + ATTRIBUTE.size + 4) + body
+        return covered + _encode_attribute(FINGERPRINT, _fingerprint(covered))
+
+    def _header(self, body_bytes: int) -> bytes:
+        return HEADER.pack(self.kind, body_bytes, MAGIC, self.transaction_id)
+
+    def verify(self, key: bytes) -> bool:
+        """Whether a received message has MESSAGE-INTEGRITY, and under this key."""
+        start = self._integrity_at
+        if not start:
+            return False
+        # The length covers the message as it was when the attribute was added (14.5).
+        end = start + ATTRIBUTE.size + INTEGRITY_BYTES
+        covered = self._header(end - HEADER.size) + self._wire[HEADER.size : start]
+        given = self._wire[start + ATTRIBUTE.size : end]
+        return hmac.compare_digest(hmac.digest(key, covered, "sha1"), given)
+
+
+def _tie_breaker(value: int | None) -> bytes | None:
+    return None if value is None else struct.pack(">Q", value)
+
+
+def _encode_error(code: int) -> bytes:
+    return struct.pack(">HBB", 0, *divmod(code, 100))
+
+
+def _encode_types(types: tuple[int, ...]) -> bytes | None:
+    return struct.pack(f">{len(types)}H", *types) if types else None
+
+
+def _encode_attribute(kind: int, value: bytes) -> bytes:
+    return ATTRIBUTE.pack(kind, len(value)) + value + bytes(-len(value) % 4)
+
+
+def _fingerprint(covered: bytes) -> bytes:
+    return struct.pack(">I", binascii.crc32(covered) ^ FINGERPRINT_XOR)
+
+
+def _mask(transaction_id: bytes, size: int) -> int:
+    """What an address is XORed with, so that no NAT finds and rewrites it (14.2)."""
+    return int.from_bytes((struct.pack(">I", MAGIC) + transaction_id)[:size], "big")
+
+
+def _encode_address(address: Address, transaction_id: bytes) -> bytes:
+    ip = ipaddress.ip_address(address[0])
+    size = len(ip.packed)
+    hidden = int(ip) ^ _mask(transaction_id, size)
+    family = 1 if size == 4 else 2
+    return ADDRESS.pack(family, address[1] ^ MAGIC >> 16) + hidden.to_bytes(size, "big")
+
+
+def _parse_address_untrusted(value: bytes, transaction_id: bytes) -> Address:
+    size = len(value) - ADDRESS.size
+    if size not in (4, 16):
+        raise BadPacket("a mapped address of a wrong length")
+    family, port = ADDRESS.unpack_from(value)
+    if family != (1 if size == 4 else 2):
+        raise BadPacket("a mapped address of a wrong family")
+    number = int.from_bytes(value[ADDRESS.size :], "big") ^ _mask(transaction_id, size)
+    if size == 4:
+        return str(ipaddress.IPv4Address(number)), port ^ MAGIC >> 16
+    ip = ipaddress.IPv6Address(number)
+    return str(ip.ipv4_mapped or ip), port ^ MAGIC >> 16
+
+
+def parse_untrusted(data: bytes) -> Message:
+    """The binding message that is exactly ``data``; BadPacket if it is none."""
+    if not HEADER.size <= len(data) <= MAX_BYTES:
+        raise BadPacket("a STUN message that is too short or too long")
+    number, length, magic, transaction_id = HEADER.unpack_from(data)
+    if magic != MAGIC or length != len(data) - HEADER.size or length % 4:
+        raise BadPacket("not a STUN message")
+    try:
+        kind = Kind(number)
+    except ValueError:
+        raise BadPacket("not a binding message") from None
+    values, unknown, integrity_at = _split_untrusted(data)
+    return Message(
+        kind,
+        transaction_id,
+        username=_parse_username_untrusted(values.get(USERNAME)),
+        mapped=_parse_address_untrusted(values[XOR_MAPPED_ADDRESS], transaction_id)
+        if XOR_MAPPED_ADDRESS in values
+        else None,
+        priority=_parse_number_untrusted(values, PRIORITY, 4),
+        use_candidate=_parse_number_untrusted(values, USE_CANDIDATE, 0) is not None,
+        controlling=_parse_number_untrusted(values, ICE_CONTROLLING, 8),
+        controlled=_parse_number_untrusted(values, ICE_CONTROLLED, 8),
+        error=_parse_error_untrusted(values.get(ERROR_CODE)),
+        not_understood=_parse_types_untrusted(values.get(UNKNOWN_ATTRIBUTES, b"")),
+        unknown=tuple(unknown),
+        has_fingerprint=FINGERPRINT in values,
+        _wire=data,
+        _integrity_at=integrity_at,
+    )
+
+
+def _split_untrusted(data: bytes) -> tuple[dict[int, bytes], list[int], int]:
+    """Values by type, types that we ought to understand, where MESSAGE-INTEGRITY starts or 0."""
+    values: dict[int, bytes] = {}
+    unknown: list[int] = []
+    integrity_at = 0
+    start = HEADER.size
+    while start < len(data):
+        # The header fits: everything so far has been a multiple of four bytes.
+        kind, length = ATTRIBUTE.unpack_from(data, start)
+        value = data[start + ATTRIBUTE.size : start + ATTRIBUTE.size + length]
+        if len(value) < length:
+            raise BadPacket("an attribute over the end of its message")
+        if kind == FINGERPRINT:
+            if start + ATTRIBUTE.size + length != len(data):
+                raise BadPacket("a fingerprint that is not last")
+            if value != _fingerprint(data[:start]):
+                raise BadPacket("a wrong fingerprint")
+            values[kind] = value
+        elif not integrity_at:
+            if kind == MESSAGE_INTEGRITY:
+                if length != INTEGRITY_BYTES:
+                    raise BadPacket("a message integrity of a wrong length")
+                integrity_at = start
+            elif kind < MUST_BE_UNDERSTOOD_BELOW and kind not in UNDERSTOOD:
+                unknown.append(kind)
+            else:
+                values.setdefault(kind, value)
+        start += ATTRIBUTE.size + length + -length % 4
+    return values, unknown, integrity_at
+
+
+def _parse_username_untrusted(value: bytes | None) -> str | None:
+    if value is None:
+        return None
+    if len(value) > MAX_USERNAME_BYTES:
+        raise BadPacket("a username that is too long")
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise BadPacket("a username that is not UTF-8") from None
+
+
+def _parse_number_untrusted(values: dict[int, bytes], kind: int, size: int) -> int | None:
+    value = values.get(kind)
+    if value is None:
+        return None
+    if len(value) != size:
+        raise BadPacket(f"attribute {kind:#06x} of a wrong length")
+    return int.from_bytes(value, "big")
+
+
+def _parse_error_untrusted(value: bytes | None) -> int | None:
+    """The code; the reason phrase is for people, and a stranger's."""
+    if value is None:
+        return None
+    if len(value) < 4:
+        raise BadPacket("an error code of a wrong length")
+    hundreds, rest = value[2] & 0x07, value[3]
+    if not 3 <= hundreds <= 6 or rest > 99:
+        raise BadPacket("an error code out of range")
+    return 100 * hundreds + rest
+
+
+def _parse_types_untrusted(value: bytes) -> tuple[int, ...]:
+    if len(value) % 2:
+        raise BadPacket("unknown attributes of a wrong length")
+    return struct.unpack(f">{len(value) // 2}H", value)
