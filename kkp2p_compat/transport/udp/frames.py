@@ -293,7 +293,7 @@ def encode_ack(received: RangeSet, delay_s: float, room: int = MAX_ACK_BYTES) ->
         acked = min(stop - start, _U32_MAX)
         numbers += (below - stop, acked)
         below = stop - acked
-    delay_us = min(max(int(delay_s * 1e6), 0), _U32_MAX)
+    delay_us = min(max(round(delay_s * 1e6), 0), _U32_MAX)
     header = ACK_HEADER.pack(ACK, largest, delay_us, first, len(numbers) // 2)
     return header + struct.pack(f">{len(numbers)}I", *numbers)
 
