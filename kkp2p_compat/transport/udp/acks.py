@@ -1,0 +1,61 @@
+"""Which of the peer's packets came, and when we owe it an acknowledgement.
+
+A number is taken once: what repeats one, or is too old to tell, is a replay.  An acknowledgement
+is due at once for packets out of order and for every second batch's worth, else after
+MAX_ACK_DELAY_S (RFC 9000 section 13.2).
+"""
+
+from __future__ import annotations
+
+from .frames import ACK_GAP_BYTES, ACK_HEADER, encode_ack
+from .ranges import RangeSet
+from .recovery import MAX_ACK_DELAY_S
+
+__all__ = ["Received"]
+
+ELICITING_PER_ACK = 2  # RFC 9000 section 13.2.2
+
+# Our choices.
+KEPT_RANGES = 64  # what older packets were is forgotten; they count as replays
+ACK_BYTES = ACK_HEADER.size + 32 * ACK_GAP_BYTES  # for the newest 33 ranges
+
+
+class Received:
+    """The packet numbers of one direction."""
+
+    def __init__(self) -> None:
+        self.ack_at: float | None = None  # when an acknowledgement is due
+        self.largest = -1
+        self._largest_at = 0.0
+        self._numbers = RangeSet()
+        self._floor = 0  # everything below is a replay
+        self._unacknowledged = 0  # packets that ask for an acknowledgement
+
+    def is_new(self, number: int) -> bool:
+        return number > self.largest or (
+            number >= self._floor and number not in self._numbers
+        )  # fmt: skip
+
+    def add(self, start: int, stop: int, now: float) -> None:
+        """Packets ``start`` to ``stop`` - 1 came; all of them are new."""
+        gap = start != self.largest + 1
+        self._numbers.add(start, stop)
+        if stop > self.largest:
+            self.largest = stop - 1
+            self._largest_at = now
+        if len(self._numbers) > KEPT_RANGES:
+            _, self._floor = self._numbers.pop_first()
+        if gap and self._unacknowledged == 0:
+            self._unacknowledged = ELICITING_PER_ACK - 1  # the next that asks is answered at once
+
+    def want_ack(self, count: int, now: float) -> None:
+        """``count`` of the packets that came ask for an acknowledgement."""
+        self._unacknowledged += count
+        due = now if self._unacknowledged >= ELICITING_PER_ACK else now + MAX_ACK_DELAY_S
+        self.ack_at = due if self.ack_at is None else min(self.ack_at, due)
+
+    def take_ack(self, now: float) -> bytes:
+        """An ACK frame, to be sent now."""
+        self.ack_at = None
+        self._unacknowledged = 0
+        return encode_ack(self._numbers, now - self._largest_at, ACK_BYTES)

@@ -1,0 +1,33 @@
+"""One channel of a connection: its two halves, its messages, and the windows it announces."""
+
+from __future__ import annotations
+
+from ..._codes import KKP2P_UDP_CHANNEL
+from .messages import Assembler, Splitter
+from .streams import ReceiveStream, ReceiveWindow, SendStream
+
+__all__ = ["INITIAL_STREAM_WINDOW_BYTES", "Channel"]
+
+# Our choice; a constant of the protocol: what each side may send before it hears of a limit.
+INITIAL_STREAM_WINDOW_BYTES = 512 * 1024
+
+
+class Channel:
+    """What a connection knows of one stream id."""
+
+    def __init__(self, stream_id: int, channel_type: int, ours: bool, largest_window: int) -> None:
+        self.stream_id = stream_id
+        self.ours = ours  # we opened it
+        self.opened = False  # both sides agreed
+        self.send = SendStream(stream_id, INITIAL_STREAM_WINDOW_BYTES)
+        self.receive = ReceiveStream(ReceiveWindow(INITIAL_STREAM_WINDOW_BYTES, largest_window))
+        self.writer_waits = False  # the application was told that there is no room
+        self.splitter: Splitter | None = None
+        self.assembler: Assembler | None = None
+        if channel_type == KKP2P_UDP_CHANNEL:
+            self.splitter = Splitter(stream_id)
+            self.assembler = Assembler()
+
+    @property
+    def done(self) -> bool:
+        return self.send.done and self.receive.done

@@ -1,0 +1,668 @@
+"""A connection with a peer over UDP: datagrams and time in, datagrams and events out.
+
+Opens no socket, reads no clock, throws no dice.  The driver's loop is always the same:
+
+1. an input (``handle_datagrams``, ``handle_timer``) or a command of the application,
+2. ``poll_event`` until it is None,
+3. ``poll_transmit`` until it is None, sending each as it comes,
+4. one timer for ``next_timer``.
+
+The handshake is over before there is a connection: a call has given both sides the secrets, the
+connection ids and an address that works.  RFC 9000 is the model; docs/protocol.rst, "The UDP
+transport", has the format and says where we depart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ..._errors import BadPacket, KKP2PError, LinkLost
+from . import frames as f
+from .acks import Received
+from .channel import Channel
+from .congestion import DeliveryRate, Pacer, Update, make_controller
+from .events import (
+    Address,
+    ChannelOffered,
+    ChannelOpened,
+    ChannelRefused,
+    Closed,
+    Event,
+    MessageReceived,
+    PathChanged,
+    Readable,
+    Reset,
+    Stopped,
+    Transmit,
+    Writable,
+)
+from .mtu import MtuSearch
+from .packing import INITIAL_DATA_WINDOW_BYTES, Packer
+from .paths import PathCheck
+from .protection import Opener, Sealer
+from .ranges import RangeSet
+from .recovery import Flight, Recovery
+from .streams import ReceiveWindow
+
+__all__ = ["CLOSE_NORMAL", "CLOSE_PROTOCOL_ERROR", "REFUSED_BUSY", "Connection", "Settings"]
+
+# CLOSE codes and REFUSED reasons: our choice, docs/protocol.rst.
+CLOSE_NORMAL = 0
+CLOSE_PROTOCOL_ERROR = 1
+REFUSED_BUSY = 1
+REFUSED_UNSUPPORTED = 2
+
+# Our choices.
+MAX_CHANNELS = 16_384  # that a peer may hold open
+MAX_ID_RANGES = 1024  # gaps among the ids that a peer opened: reordering makes a few
+MAX_CONTROL_FRAMES = 65_536  # waiting: a peer that makes us owe more breaks the protocol
+MAX_PATH_RESPONSES = 4  # waiting to be sent
+CLOSE_PACKETS = 3  # how often a CLOSE is sent, a probe time-out apart
+BLACK_HOLE_PTOS = 3  # probe time-outs in a row: perhaps the path carries no large packets any more
+MIN_UNSENT_BYTES, MAX_UNSENT_BYTES = 16 * 1024, 256 * 1024  # taken from a writer before it is sent
+UNSENT_BYTES = 4 * 1024 * 1024  # of all writers together, as long as the minimum leaves it so
+
+
+class Random(Protocol):
+    """The parts of ``random.Random`` that are used; not for anything secret but path tokens."""
+
+    def random(self) -> float: ...
+
+    def randbytes(self, n: int, /) -> bytes: ...
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What may differ between the two sides; times in seconds, sizes in bytes."""
+
+    idle_timeout_s: float = 30.0  # of silence, after which the peer counts as dead
+    keepalive_s: float = 10.0  # below the 20 s that some NATs keep a binding
+    congestion: str = "bbr"  # or "cubic"
+    max_stream_window_bytes: int = 16 * 1024 * 1024
+    max_data_window_bytes: int = 24 * 1024 * 1024
+    max_datagram_bytes: int = 1472  # what path MTU discovery may find: 1200 to 65507
+    max_message_queue_bytes: int = 1024 * 1024  # of UDP channels, waiting to be sent
+
+
+class Connection:
+    """Secrets, ids and the first address come from the call; ``now`` is any monotonic clock."""
+
+    def __init__(
+        self, *, send_secret: bytes, receive_secret: bytes, cipher: str, is_caller: bool,
+        local_id: int, remote_id: int, address: Address, now: float, random: Random,
+        settings: Settings | None = None,
+    ) -> None:  # fmt: skip
+        self.settings = settings = settings or Settings()
+        self.local_id = local_id
+        self.remote_id = remote_id
+        self.address = address
+        self.is_caller = is_caller
+        self.terminated = False  # Closed was put out; nothing happens any more
+        self.channels: dict[int, Channel] = {}
+        self.recovery = Recovery()
+        self.dropped: dict[str, int] = {}  # packets, by the reason
+        self._random = random
+        self._now = now
+        self._opener = Opener(receive_secret, cipher)
+        self._received = Received()
+        self._events: deque[Event] = deque()
+        self._readable: set[int] = set()  # ids with a Readable that was not polled yet
+        self._next_id = 0 if is_caller else 1
+        self._peer_ids = RangeSet()  # of the channels that the peer opened, halved
+        self._data_window = ReceiveWindow(INITIAL_DATA_WINDOW_BYTES, settings.max_data_window_bytes)
+        self._data_received = 0
+        self._data_consumed = 0
+        self._heard_at = now  # a genuine packet
+        self._path_check: PathCheck | None = None
+        self._special: deque[tuple[Address, bytes]] = deque()  # frames for one packet each
+        self._closing: bytes | None = None  # the CLOSE frame that ends us
+        self._close_error: KKP2PError | None = None
+        self._close_at = 0.0
+        self._closes_left = 0
+        self._packer = Packer(
+            Sealer(send_secret, cipher),
+            remote_id,
+            self.recovery,
+            self._received,
+            settings.max_message_queue_bytes,
+        )
+        self._start_path(now)
+
+    def _start_path(self, now: float) -> None:
+        """Nothing is known of the path (any more)."""
+        self.mtu = MtuSearch(self.settings.max_datagram_bytes, now)
+        self.rate = DeliveryRate()
+        self.controller = make_controller(
+            self.settings.congestion, self.mtu.size, now, self._random
+        )
+        self._packer.start_path(self.mtu, self.rate, self.controller, Pacer(now))
+
+    # Input.
+
+    def handle_datagrams(
+        self, data: bytes, segment_bytes: int, address: Address, now: float
+    ) -> None:
+        """Datagrams of ``segment_bytes`` one behind the other, the last perhaps shorter."""
+        self._now = now
+        if self.terminated:
+            return
+        received, open_untrusted = self._received, self._opener.open_untrusted
+        channels = self.channels
+        unpack = f.STREAM_HEADER.unpack_from
+        largest_before = received.largest
+        run_start = run_stop = eliciting = 0
+        try:
+            for place in range(0, len(data), segment_bytes):
+                try:
+                    number, plain = open_untrusted(data[place : place + segment_bytes])
+                except BadPacket as error:
+                    self._count_drop(str(error))
+                    continue
+                if number != run_stop or number <= received.largest:
+                    if run_stop > run_start:
+                        received.add(run_start, run_stop, now)
+                    run_start = run_stop = number
+                    if not received.is_new(number):
+                        self._count_drop("a packet that came before")
+                        continue
+                run_stop = number + 1
+                if plain[0] == f.STREAM:
+                    # The hot path: a bulk transfer is made of these.
+                    eliciting += 1
+                    _, stream_id, offset = unpack(plain)
+                    channel = channels.get(stream_id)
+                    if channel is not None:
+                        self._handle_stream(channel, offset, memoryview(plain)[13:], False)
+                elif self._handle_frames(f.parse_untrusted(plain), address):
+                    eliciting += 1
+                if self.terminated or self._closing:
+                    break
+        except BadPacket as error:
+            self._fail(error)
+        if run_stop > run_start:
+            received.add(run_start, run_stop, now)
+        if eliciting:
+            received.want_ack(eliciting, now)
+        if received.largest >= 0 and run_stop > run_start:
+            self._heard_at = now
+        if self._closing is not None:
+            self._close_at = min(self._close_at, now) if self._closes_left else self._close_at
+        elif received.largest > largest_before and address != self.address:
+            self._suspect_move(address, now)
+
+    def _count_drop(self, reason: str) -> None:
+        self.dropped[reason] = self.dropped.get(reason, 0) + 1
+        if self._opener.exhausted:
+            self._fail(LinkLost("too many forged packets"))
+
+    def _handle_frames(self, parsed: Iterable[f.Frame], address: Address) -> bool:
+        """Whether one of them asks for an acknowledgement."""
+        eliciting = False
+        for frame in parsed:
+            kind = type(frame)
+            if kind is not f.Ack and kind is not f.Close:
+                eliciting = True
+            handler = self._handlers.get(kind)
+            if handler is not None:
+                handler(self, frame)
+            elif kind is f.PathChallenge:
+                if len(self._special) < MAX_PATH_RESPONSES:
+                    self._special.append((address, f.encode_path_response(frame.token)))  # type: ignore[union-attr]
+            elif kind is f.PathResponse:
+                self._handle_path_response(frame.token, address)  # type: ignore[union-attr]
+        return eliciting
+
+    def _handle_stream(self, channel: Channel, offset: int, data: memoryview, fin: bool) -> None:
+        receive = channel.receive
+        before = receive.highest
+        fresh = receive.handle_data(offset, data, fin)
+        if receive.highest != before:
+            self._data_received += receive.highest - before
+            if self._data_received > self._data_window.limit:
+                raise BadPacket("more data than the connection's limit")
+            if receive.stopped:
+                self._take_up(receive.highest - before)
+        if fresh and channel.stream_id not in self._readable:
+            self._readable.add(channel.stream_id)
+            self._events.append(Readable(channel.stream_id))
+        if receive.done:
+            self._forget_if_done(channel)
+
+    def _handle_stream_frame(self, frame: f.Stream) -> None:
+        channel = self.channels.get(frame.stream)
+        if channel is not None:  # else it is over, and the peer repeats itself
+            self._handle_stream(channel, frame.offset, frame.data, frame.fin)
+
+    def _handle_ack(self, ack: f.Ack) -> None:
+        if ack.largest >= self._packer.next_number:
+            raise BadPacket("an acknowledgement of what was never sent")
+        now, recovery = self._now, self.recovery
+        in_flight_before = recovery.in_flight
+        acked = recovery.handle_ack(ack.ranges, ack.delay_s, now)
+        if not acked:
+            return
+        acked_bytes = 0
+        touched: dict[int, None] = {}
+        newest = acked[0]
+        for flight in acked:
+            flight.tell_acked()
+            for frame in flight.frames:
+                self._handle_frame_acked(frame)
+            if flight.stream is not None:
+                touched[flight.stream.stream_id] = None
+            for piece in flight.pieces:
+                touched[piece[0].stream_id] = None
+            if flight.mtu_probe:
+                self._handle_mtu_probe_acked(flight)
+            else:
+                acked_bytes += flight.size
+                self.rate.acked(flight.snapshot, flight.size, now)
+                self.mtu.handle_acked(flight.packet_bytes, now)
+            if flight.stop > newest.stop:
+                newest = flight
+        largest_is_new = newest.stop - 1 == ack.largest
+        self._digest_losses(
+            now, in_flight_before, acked_bytes, newest.sent_at,
+            recovery.rtt.latest_s if largest_is_new else None,
+        )  # fmt: skip
+        for stream_id in touched:
+            channel = self.channels.get(stream_id)
+            if channel is not None and channel.send.done:
+                self._forget_if_done(channel)
+
+    def _handle_frame_acked(self, frame: bytes) -> None:
+        if frame[0] == f.RESET:
+            channel = self.channels.get(int.from_bytes(frame[1:5], "big"))
+            if channel is not None:
+                channel.send.handle_reset_acked()
+                self._forget_if_done(channel)
+
+    def _handle_mtu_probe_acked(self, flight: Flight) -> None:
+        if self.mtu.handle_probe_acked(flight.packet_bytes, self._now):
+            self.controller.set_datagram_bytes(self.mtu.size)
+
+    def _digest_losses(
+        self, now: float, in_flight_before: int, acked_bytes: int, sent_at: float | None,
+        rtt_s: float | None,
+    ) -> None:  # fmt: skip
+        """Give up what is lost, and tell the controller of it and of what was acknowledged."""
+        recovery = self.recovery
+        given_up = recovery.detect_lost(now)
+        lost = []
+        for flight in given_up:
+            if flight.mtu_probe:
+                self.mtu.handle_probe_lost(now)
+                continue
+            lost.append((flight.snapshot, flight.size))
+            self.rate.lost(flight.size)
+            self._packer.repeat(flight)
+            if self.mtu.handle_lost(flight.packet_bytes, flight.stop - flight.first, now):
+                self.controller.set_datagram_bytes(self.mtu.size)
+        sample = self.rate.sample(now, recovery.rtt.min_s)
+        if not acked_bytes and not lost:
+            return
+        self.controller.update(
+            Update(
+                now, acked_bytes, lost, in_flight_before, recovery.in_flight, rtt_s,
+                recovery.rtt.smoothed_s, recovery.rtt.min_s, sample, sent_at,
+            )
+        )  # fmt: skip
+        if lost and recovery.persistent_congestion(given_up):
+            self.controller.handle_persistent_congestion(now)
+
+    def _handle_open(self, frame: f.Open) -> None:
+        index, ours = frame.stream >> 1, (frame.stream & 1) == (0 if self.is_caller else 1)
+        if ours:
+            raise BadPacket("a channel opened under our number")
+        if index in self._peer_ids:
+            return  # repeated
+        self._peer_ids.add(index, index + 1)
+        if len(self._peer_ids) > MAX_ID_RANGES:
+            raise BadPacket("channel numbers with too many gaps")
+        if len(self.channels) >= MAX_CHANNELS:
+            self._control(f.encode_refused(frame.stream, REFUSED_BUSY))
+            return
+        self.channels[frame.stream] = self._new_channel(frame.stream, frame.channel_type)
+        self._events.append(
+            ChannelOffered(frame.stream, frame.channel_type, frame.encrypt_data, frame.desc)
+        )
+
+    def _handle_opened(self, frame: f.Opened) -> None:
+        channel = self.channels.get(frame.stream)
+        if channel is not None and channel.ours and not channel.opened:
+            channel.opened = True
+            self._events.append(ChannelOpened(frame.stream))
+
+    def _handle_refused(self, frame: f.Refused) -> None:
+        channel = self.channels.get(frame.stream)
+        if channel is not None and channel.ours and not channel.opened:
+            self._forget(channel)
+            self._events.append(ChannelRefused(frame.stream, frame.reason))
+
+    def _handle_reset(self, frame: f.Reset) -> None:
+        channel = self.channels.get(frame.stream)
+        if channel is None:
+            return
+        receive = channel.receive
+        before, taken = receive.highest, receive.consumed
+        tell = receive.handle_reset(frame.final_size)
+        self._data_received += receive.highest - before
+        if self._data_received > self._data_window.limit:
+            raise BadPacket("more data than the connection's limit")
+        if receive.was_reset:
+            self._take_up(receive.highest - taken)
+            receive.consumed = receive.highest
+        if tell:
+            self._events.append(Reset(frame.stream, frame.reason))
+        self._forget_if_done(channel)
+
+    def _handle_stop(self, frame: f.Stop) -> None:
+        channel = self.channels.get(frame.stream)
+        if channel is None or channel.send.reset or channel.send.done:
+            return
+        self.reset(frame.stream, 0)
+        self._events.append(Stopped(frame.stream))
+
+    def _handle_datagram(self, frame: f.Datagram) -> None:
+        channel = self.channels.get(frame.stream)
+        if channel is None or channel.assembler is None or channel.receive.stopped:
+            return
+        message = channel.assembler.add_untrusted(
+            frame.message, frame.part, frame.parts, frame.data, self._now
+        )
+        if message is not None:
+            self._events.append(MessageReceived(frame.stream, message))
+
+    def _handle_max_data(self, frame: f.MaxData) -> None:
+        if frame.limit > self._packer.max_data:
+            self._packer.max_data = frame.limit
+            self._packer.activate(channel.send for channel in self.channels.values())
+
+    def _handle_max_stream_data(self, frame: f.MaxStreamData) -> None:
+        channel = self.channels.get(frame.stream)
+        if channel is not None and frame.limit > channel.send.limit:
+            channel.send.limit = frame.limit
+            self._packer.activate((channel.send,))
+
+    def _handle_close(self, frame: f.Close) -> None:
+        error = LinkLost(f"the peer closed the connection: code {frame.code}, {frame.reason!r}")
+        self._end(error)
+
+    _handlers: dict[type, Callable[[Any, Any], None]] = {  # noqa: RUF012
+        f.Ack: _handle_ack,
+        f.Stream: _handle_stream_frame,
+        f.Open: _handle_open,
+        f.Opened: _handle_opened,
+        f.Refused: _handle_refused,
+        f.Reset: _handle_reset,
+        f.Stop: _handle_stop,
+        f.Datagram: _handle_datagram,
+        f.MaxData: _handle_max_data,
+        f.MaxStreamData: _handle_max_stream_data,
+        f.Close: _handle_close,
+    }
+
+    def handle_timer(self, now: float) -> None:
+        self._now = now
+        if self.terminated or self._closing is not None:
+            return
+        if now >= self._heard_at + self.settings.idle_timeout_s:
+            self._end(LinkLost(f"the peer is silent for {self.settings.idle_timeout_s:.0f} s"))
+            return
+        recovery = self.recovery
+        if recovery.loss_time is not None:
+            if now >= recovery.loss_time:
+                self._digest_losses(now, recovery.in_flight, 0, None, None)
+        elif (pto := recovery.pto_time()) is not None and now >= pto:
+            recovery.pto_count += 1
+            self._packer.probe()
+            if recovery.pto_count == BLACK_HOLE_PTOS:
+                self.mtu.fall_back(now)
+                self.controller.set_datagram_bytes(self.mtu.size)
+        if now >= self._packer.eliciting_at + self.settings.keepalive_s:
+            self.ping()
+        check = self._path_check
+        if check is not None and check.failed and now >= check.next_at:
+            self._path_check = None
+
+    def next_timer(self) -> float | None:
+        if self.terminated:
+            return None
+        if self._closing is not None:
+            return self._close_at
+        recovery = self.recovery
+        candidates = [
+            self._heard_at + self.settings.idle_timeout_s,
+            self._packer.eliciting_at + self.settings.keepalive_s,
+            self._received.ack_at,
+            recovery.pto_time() if recovery.loss_time is None else recovery.loss_time,
+            self._packer.paced_until,
+            self.mtu.next_time(),
+            self._path_check.next_at if self._path_check is not None else None,
+        ]
+        return min((time for time in candidates if time is not None), default=math.inf)
+
+    # The path.
+
+    def _suspect_move(self, address: Address, now: float) -> None:
+        """A genuine packet, newer than all others, came from elsewhere."""
+        if self._path_check is None or self._path_check.address != address:
+            token = self._random.randbytes(f.TOKEN_BYTES)
+            self._path_check = PathCheck(address, token, now, self.recovery.rtt.pto_s)
+
+    def _handle_path_response(self, token: bytes, address: Address) -> None:
+        check = self._path_check
+        if check is None or not check.proved_by(token) or check.address != address:
+            return
+        moved = check.address[0] != self.address[0]
+        self._path_check = None
+        self.address = check.address
+        if moved:  # RFC 9000 section 9.4: only a new port is most likely the same path
+            for flight in self.recovery.forget_path():
+                self._packer.repeat(flight)
+            self._start_path(self._now)
+        self.recovery.pto_count = 0
+        self._events.append(PathChanged(self.address))
+
+    # Commands.
+
+    def open_channel(self, channel_type: int, encrypt_data: int, desc: int) -> int:
+        """Ask the peer for a channel; ChannelOpened or ChannelRefused follows, or Closed."""
+        stream_id = self._next_id
+        self._next_id += 2
+        self.channels[stream_id] = self._new_channel(stream_id, channel_type, ours=True)
+        self._control(f.encode_open(stream_id, channel_type, encrypt_data, desc))
+        return stream_id
+
+    def accept_channel(self, stream_id: int) -> None:
+        self.channels[stream_id].opened = True
+        self._control(f.encode_opened(stream_id))
+
+    def refuse_channel(self, stream_id: int, reason: int) -> None:
+        self._forget(self.channels[stream_id])
+        self._control(f.encode_refused(stream_id, reason))
+
+    def writable_bytes(self, stream_id: int) -> int:
+        """How much ``write`` takes now; after 0 a Writable follows."""
+        channel = self.channels.get(stream_id)
+        if channel is None or channel.send.finished:
+            return 0
+        room = self._unsent_limit() - channel.send.unsent_bytes
+        if room <= 0:
+            channel.writer_waits = True
+            return 0
+        return room
+
+    def _unsent_limit(self) -> int:
+        share = UNSENT_BYTES // max(1, self._packer.active)
+        return max(MIN_UNSENT_BYTES, min(MAX_UNSENT_BYTES, share))
+
+    def write(self, stream_id: int, data: bytes) -> None:
+        """ValueError after ``finish``, KeyError after the end of the channel."""
+        send = self.channels[stream_id].send
+        send.write(data)
+        self._packer.activate((send,))
+
+    def finish(self, stream_id: int) -> None:
+        """End of stream behind what was written."""
+        channel = self.channels.get(stream_id)
+        if channel is not None:
+            channel.send.finish()
+            self._packer.activate((channel.send,))
+
+    def reset(self, stream_id: int, reason: int) -> None:
+        """Give up what was written."""
+        channel = self.channels.get(stream_id)
+        if channel is not None:
+            sent = channel.send.next_offset
+            if channel.send.give_up():
+                self._packer.drop(channel.send)
+                self._control(f.encode_reset(stream_id, sent, reason))
+
+    def peek(self, stream_id: int) -> list[memoryview]:
+        """What can be read, in order; it stays until ``consume``."""
+        channel = self.channels.get(stream_id)
+        return channel.receive.peek() if channel is not None else []
+
+    def consume(self, stream_id: int, count: int) -> None:
+        """The application has the first ``count`` bytes of what ``peek`` showed."""
+        channel = self.channels[stream_id]
+        receive = channel.receive
+        receive.consume(count)
+        if receive.final_size is None and receive.window.renew(
+            receive.consumed, self._now, self.recovery.rtt.smoothed_s
+        ):
+            self._packer.announce_stream(channel)
+        self._take_up(count)
+        if receive.done:
+            self._forget_if_done(channel)
+
+    def _take_up(self, count: int) -> None:
+        self._data_consumed += count
+        if self._data_window.renew(self._data_consumed, self._now, self.recovery.rtt.smoothed_s):
+            self._packer.announce_data(self._data_window)
+
+    def at_end(self, stream_id: int) -> bool:
+        """Whether all was read, to the end that the peer set."""
+        channel = self.channels.get(stream_id)
+        return channel is None or channel.receive.at_end
+
+    def stop(self, stream_id: int) -> None:
+        """Read no more; the peer is told not to send."""
+        channel = self.channels.get(stream_id)
+        if channel is None or channel.receive.stopped or channel.receive.done:
+            return
+        receive = channel.receive
+        taken = receive.consumed
+        receive.stop()
+        self._take_up(receive.consumed - taken)
+        self._control(f.encode_stop(stream_id))
+        self._forget_if_done(channel)
+
+    def send_message(self, stream_id: int, data: bytes) -> None:
+        """Send a message of a UDP channel once, whole or not at all."""
+        channel = self.channels[stream_id]
+        if channel.splitter is None:
+            raise ValueError("not a UDP channel")
+        self._packer.queue_message(stream_id, channel.splitter, data)
+
+    def ping(self) -> None:
+        self._control(f.encode_ping())
+
+    def close(self, code: int, reason: str, now: float) -> None:
+        """End the connection; Closed follows when the peer has had the chance to hear of it."""
+        self._now = now
+        if self._closing is None and not self.terminated:
+            self._begin_close(code, LinkLost(reason))
+
+    def _fail(self, error: KKP2PError) -> None:
+        """The peer breaks the protocol."""
+        if self._closing is None and not self.terminated:
+            self._begin_close(CLOSE_PROTOCOL_ERROR, error)
+            self._closes_left = 1
+
+    def _begin_close(self, code: int, error: KKP2PError) -> None:
+        self._closing = f.encode_close(code, str(error))
+        self._close_error = error
+        self._closes_left = CLOSE_PACKETS
+        self._close_at = self._now
+
+    def _end(self, error: KKP2PError) -> None:
+        if not self.terminated:
+            self.terminated = True
+            self._events.append(Closed(error))
+            self.channels.clear()
+            self._packer.clear()
+
+    # Channels.
+
+    def _new_channel(self, stream_id: int, channel_type: int, ours: bool = False) -> Channel:
+        largest = self.settings.max_stream_window_bytes
+        return Channel(stream_id, channel_type, ours, largest)
+
+    def _forget_if_done(self, channel: Channel) -> None:
+        if channel.done:
+            self._forget(channel)
+
+    def _forget(self, channel: Channel) -> None:
+        self.channels.pop(channel.stream_id, None)
+        self._packer.drop(channel.send)
+
+    def _control(self, frame: bytes) -> None:
+        self._packer.control.append(frame)
+        if len(self._packer.control) > MAX_CONTROL_FRAMES:
+            self._fail(BadPacket("more to answer than can be kept"))
+
+    # Output.
+
+    def poll_event(self) -> Event | None:
+        if not self._events:
+            return None
+        event = self._events.popleft()
+        if type(event) is Readable:
+            self._readable.discard(event.stream_id)
+        return event
+
+    def poll_transmit(self, now: float) -> Transmit | None:
+        self._now = now
+        if self.terminated:
+            return None
+        if self._closing is not None:
+            return self._poll_close(now)
+        if self._special:
+            address, frame = self._special.popleft()
+            return self._packer.single(frame, address)
+        check = self._path_check
+        if check is not None and check.poll(now):
+            return self._packer.single(f.encode_path_challenge(check.token), check.address)
+        probe = self.mtu.poll_probe(now)
+        if probe is not None:
+            return self._packer.mtu_probe(probe, self.address, now)
+        transmit = self._packer.pack(self.address, now)
+        if transmit is not None:
+            self._wake_writers()
+        return transmit
+
+    def _wake_writers(self) -> None:
+        limit = self._unsent_limit()
+        for stream_id in self._packer.take_progress():
+            channel = self.channels.get(stream_id)
+            if channel is None or not channel.writer_waits:
+                continue
+            if channel.send.unsent_bytes <= limit // 2:
+                channel.writer_waits = False
+                self._events.append(Writable(stream_id))
+
+    def _poll_close(self, now: float) -> Transmit | None:
+        if now < self._close_at:
+            return None
+        if not self._closes_left:
+            self._end(self._close_error or LinkLost())
+            return None
+        self._closes_left -= 1
+        self._close_at = now + self.recovery.rtt.pto_s
+        return self._packer.single(self._closing or b"", self.address)

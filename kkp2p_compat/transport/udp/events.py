@@ -1,0 +1,120 @@
+"""What a Connection tells the program that drives it.
+
+Each is delivered once, in the order in which things happened; ``Readable`` and ``Writable`` only
+say "look again", so several of them for one stream may be one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..._errors import KKP2PError
+
+__all__ = [
+    "Address",
+    "ChannelOffered",
+    "ChannelOpened",
+    "ChannelRefused",
+    "Closed",
+    "Event",
+    "MessageReceived",
+    "PathChanged",
+    "Readable",
+    "Reset",
+    "Stopped",
+    "Transmit",
+    "Writable",
+]
+
+Address = tuple[str, int]  # numeric IPv4 or IPv6 address, port
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelOffered:
+    """The peer opened a channel: accept or refuse it."""
+
+    stream_id: int
+    channel_type: int
+    encrypt_data: int
+    desc: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelOpened:
+    """The peer took a channel that we opened."""
+
+    stream_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelRefused:
+    """The peer did not take a channel that we opened."""
+
+    stream_id: int
+    reason: int
+
+
+@dataclass(frozen=True, slots=True)
+class Readable:
+    """There is data in order, or the end of it: see ``peek`` and ``at_end``."""
+
+    stream_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Writable:
+    """``writable_bytes`` was too small, and has grown."""
+
+    stream_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The peer will not read what we write from here on."""
+
+    stream_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reset:
+    """The peer gave up what it was sending; what is not read yet is lost."""
+
+    stream_id: int
+    reason: int
+
+
+@dataclass(frozen=True, slots=True)
+class MessageReceived:
+    """A whole message of a UDP channel."""
+
+    stream_id: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PathChanged:
+    """The peer is now reached at another address, which has proved that it is the peer."""
+
+    address: Address
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The end: nothing more will be sent, and the connection can be forgotten."""
+
+    error: KKP2PError
+
+
+Event = (
+    ChannelOffered | ChannelOpened | ChannelRefused | Readable | Writable | Stopped | Reset
+    | MessageReceived | PathChanged | Closed
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Transmit:
+    """Datagrams to one address: ``data`` cut into pieces of ``segment_bytes``, the last shorter."""
+
+    data: bytes
+    segment_bytes: int
+    address: Address

@@ -1,0 +1,374 @@
+"""Decide what goes into the next packets, seal them, and remember what was in them.
+
+A batch is what one system call can send: packets of one size, only the last may be shorter.  A
+stream with enough to send fills whole packets (a *bulk* flight); everything else, an
+acknowledgement, control frames, messages and the ends of streams, is put together in one packet
+that also takes as many streams' bytes as fit.
+
+Acknowledgements and control frames go at once.  Stream data and messages wait for the window of
+congestion control and for the pacer, except after a probe time-out.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+from . import frames as f
+from .acks import Received
+from .channel import Channel
+from .congestion import Controller, DeliveryRate, Pacer
+from .events import Address, Transmit
+from .messages import Splitter
+from .mtu import MtuSearch
+from .protection import OVERHEAD_BYTES, Sealer
+from .recovery import Flight, Recovery
+from .streams import ReceiveWindow, SendStream
+
+__all__ = ["INITIAL_DATA_WINDOW_BYTES", "Packer"]
+
+INITIAL_DATA_WINDOW_BYTES = 1024 * 1024  # our choice; a constant of the protocol
+MAX_BATCH_PACKETS = 64  # Linux: UDP_MAX_SEGMENTS
+MAX_BATCH_BYTES = 65_507  # of UDP payload, over IPv4
+PROBE_PACKETS = 2  # RFC 9002 section 6.2.4
+STREAM_BYTES = f.STREAM_HEADER.size
+SIZED_BYTES = f.STREAM_SIZED_HEADER.size
+
+
+class Packer:
+    """The sending half of a connection."""
+
+    def __init__(
+        self, sealer: Sealer, remote_id: int, recovery: Recovery, received: Received,
+        max_message_queue_bytes: int,
+    ) -> None:  # fmt: skip
+        self.next_number = 0
+        self.max_data = INITIAL_DATA_WINDOW_BYTES  # the peer's limit for all streams together
+        self.control: deque[bytes] = deque()  # frames that go first
+        self.eliciting_at = 0.0  # when we last asked for an acknowledgement
+        self.paced_until: float | None = None  # data waits for the pacer
+        self.sent_packets = 0
+        self.sent_bytes = 0  # of datagrams
+        self.lost_packets = 0
+        self._sealer = sealer
+        self._remote_id = remote_id
+        self._recovery = recovery
+        self._received = received
+        self._sending: dict[SendStream, None] = {}  # with something to send, the next one first
+        self._data_sent = 0  # new bytes of all streams
+        self._data_window: ReceiveWindow | None = None  # to be announced
+        self._channel_windows: dict[int, Channel] = {}  # to be announced
+        self._messages: deque[list[bytes]] = deque()  # what is left of each, frames in order
+        self._message_bytes = 0
+        self._max_message_bytes = max_message_queue_bytes
+        self._probes = 0  # packets to send whatever the window says
+        self._progress: set[int] = set()  # streams that sent new bytes
+
+    def start_path(
+        self, mtu: MtuSearch, rate: DeliveryRate, controller: Controller, pacer: Pacer
+    ) -> None:
+        self._mtu = mtu
+        self._rate = rate
+        self._controller = controller
+        self._pacer = pacer
+
+    @property
+    def active(self) -> int:
+        """Streams that have something to send."""
+        return len(self._sending)
+
+    # What there is to send.
+
+    def activate(self, streams: Iterable[SendStream]) -> None:
+        """Something about these streams has changed."""
+        credit = self.max_data - self._data_sent
+        for stream in streams:
+            if stream not in self._sending and stream.sendable(credit):
+                self._sending[stream] = None
+
+    def drop(self, stream: SendStream) -> None:
+        self._sending.pop(stream, None)
+        self._channel_windows.pop(stream.stream_id, None)
+
+    def clear(self) -> None:
+        self._sending.clear()
+        self._channel_windows.clear()
+        self._messages.clear()
+        self.control.clear()
+
+    def announce_data(self, window: ReceiveWindow) -> None:
+        self._data_window = window
+
+    def announce_stream(self, channel: Channel) -> None:
+        self._channel_windows[channel.stream_id] = channel
+
+    def queue_message(self, stream_id: int, splitter: Splitter, data: bytes) -> None:
+        """The oldest messages make room: they are worth least."""
+        self._messages.append(splitter.split(data, self._room))
+        self._message_bytes += len(data)
+        while self._message_bytes > self._max_message_bytes and len(self._messages) > 1:
+            dropped = self._messages.popleft()
+            self._message_bytes -= _data_bytes(dropped)
+
+    def repeat(self, flight: Flight) -> None:
+        """A flight was lost: what it carried has to go again."""
+        self.lost_packets += flight.stop - flight.first
+        self._repeat_data(flight)
+
+    def _repeat_data(self, flight: Flight) -> None:
+        flight.tell_lost()
+        self.control.extend(flight.frames)
+        if flight.stream is not None:
+            self.activate((flight.stream,))
+        self.activate(stream for stream, *_ in flight.pieces)
+
+    def probe(self) -> None:
+        """Nothing was heard for a probe time-out: ask, with the oldest data (RFC 9002 6.2.4)."""
+        self._probes = PROBE_PACKETS
+        oldest = self._recovery.oldest()
+        if oldest is not None:
+            self._repeat_data(oldest)
+
+    def take_progress(self) -> set[int]:
+        progress, self._progress = self._progress, set()
+        return progress
+
+    # Single packets.
+
+    @property
+    def _room(self) -> int:
+        return self._mtu.size - OVERHEAD_BYTES
+
+    def single(self, frame: bytes, address: Address) -> Transmit:
+        """A packet with a frame that is not repeated when it is lost."""
+        data = b"".join(self._seal([frame]))
+        return Transmit(data, len(data), address)
+
+    def mtu_probe(self, size: int, address: Address, now: float) -> Transmit:
+        payload = f.encode_ping().ljust(size - OVERHEAD_BYTES, b"\0")
+        number = self.next_number
+        data = b"".join(self._seal([payload]))
+        self._recovery.sent(Flight(number, number + 1, size, now, None, mtu_probe=True))
+        self.eliciting_at = now
+        return Transmit(data, len(data), address)
+
+    def _seal(self, payloads: list[bytes]) -> list[bytes]:
+        number = self.next_number
+        self.next_number += len(payloads)
+        self.sent_packets += len(payloads)
+        return self._sealer.seal(number, self._remote_id, payloads)
+
+    # Batches.
+
+    def pack(self, address: Address, now: float) -> Transmit | None:
+        """The next batch; None: nothing may go now.  Sets ``paced_until``."""
+        size = self._mtu.size
+        budget = self._budget(size, now)
+        data_waits = bool(self._sending or self._messages)
+        send_data = data_waits and budget >= size
+        ack_at = self._received.ack_at
+        if not (send_data or self._must_say_something() or (ack_at is not None and now >= ack_at)):
+            return None
+        limit = max(1, min(MAX_BATCH_PACKETS, MAX_BATCH_BYTES // size, budget // size))
+        batch = _Batch(self, size - OVERHEAD_BYTES, now)
+        if ack_at is not None or self._must_say_something():
+            batch.mixed(send_data)
+        while send_data and batch.full and len(batch.payloads) < limit:
+            if self._sending and not self._messages and batch.bulk(limit):
+                continue
+            if not batch.mixed(True):
+                break
+        if not batch.payloads:
+            return None
+        if send_data and not self._sending and not self._messages:
+            self._rate.app_limited(self._recovery.in_flight)
+        data = b"".join(self._seal(batch.payloads))
+        self.sent_bytes += len(data)
+        if self._probes:
+            self._probes = max(0, self._probes - len(batch.payloads))
+        return Transmit(data, min(size, len(data)), address)
+
+    def _must_say_something(self) -> bool:
+        return bool(
+            self.control or self._channel_windows or self._data_window is not None or self._probes
+        )
+
+    def _budget(self, size: int, now: float) -> int:
+        """Bytes that may go now."""
+        self.paced_until = None
+        if self._probes:
+            return self._probes * size
+        controller = self._controller
+        room = controller.window_bytes - self._recovery.in_flight
+        if room < size or not (self._sending or self._messages):
+            return 0
+        pacing = controller.pacing_bytes_per_s
+        paced = self._pacer.budget(now, pacing, controller.quantum_bytes)
+        if paced < size:
+            self.paced_until = self._pacer.next_send(now, pacing)
+            if paced <= 0:
+                return 0
+        return min(room, max(paced, size))
+
+    def take_control(self, room: int) -> tuple[list[bytes], list[bytes]]:
+        """Frames that fit, and those of them that have to be repeated if they are lost."""
+        if self._data_window is not None:
+            self.control.append(f.encode_max_data(self._data_window.limit))
+            self._data_window = None
+        for stream_id, channel in self._channel_windows.items():
+            self.control.append(f.encode_max_stream_data(stream_id, channel.receive.window.limit))
+        self._channel_windows.clear()
+        taken, repeated = [], []
+        while self.control and len(self.control[0]) <= room:
+            frame = self.control.popleft()
+            room -= len(frame)
+            taken.append(frame)
+            if frame[0] != f.PING:
+                repeated.append(frame)
+        return taken, repeated
+
+    def take_messages(self, room: int) -> list[bytes]:
+        taken = []
+        while self._messages:
+            frames = self._messages[0]
+            frame = frames[0]
+            if len(frame) > room:
+                if len(frame) > self._room:  # the path has become narrower: it goes no more
+                    self._message_bytes -= _data_bytes(self._messages.popleft())
+                    continue
+                break
+            room -= len(frame)
+            taken.append(frame)
+            self._message_bytes -= len(frame) - f.DATAGRAM_HEADER.size
+            del frames[0]
+            if not frames:
+                self._messages.popleft()
+        return taken
+
+    def next_stream(self) -> tuple[SendStream, int, int] | None:
+        """The stream whose turn it is, and the range that it should send."""
+        credit = self.max_data - self._data_sent
+        for stream in self._sending:
+            if stream.sendable(credit):
+                start, stop = stream.next_range(credit)
+                return stream, start, stop
+            del self._sending[stream]
+            return self.next_stream()
+        return None
+
+    def mark_sent(self, stream: SendStream, start: int, stop: int) -> None:
+        new = stream.mark_sent(start, stop)
+        if new:
+            self._data_sent += new
+            self._progress.add(stream.stream_id)
+
+    def end_turn(self, stream: SendStream) -> None:
+        self._sending.pop(stream, None)
+        if stream.sendable(self.max_data - self._data_sent):
+            self._sending[stream] = None
+
+    def record(self, flight: Flight, now: float, data: bool) -> None:
+        """A flight is on its way; ``data``: congestion control let it go."""
+        size, in_flight = flight.size, self._recovery.in_flight
+        self._controller.handle_sent(now, size, in_flight)
+        flight.snapshot = self._rate.sent(size, in_flight, now)
+        self._recovery.sent(flight)
+        self._pacer.sent(size, now, self._controller.pacing_bytes_per_s)
+        self.eliciting_at = now
+
+
+class _Batch:
+    """Packets that will leave together."""
+
+    def __init__(self, packer: Packer, room: int, now: float) -> None:
+        self.payloads: list[bytes] = []
+        self.full = True  # another packet may follow
+        self._packer = packer
+        self._room = room
+        self._now = now
+
+    def bulk(self, limit: int) -> bool:
+        """Fill packets from one stream; False: it has too little for one."""
+        packer = self._packer
+        turn = packer.next_stream()
+        if turn is None:
+            return False
+        stream, start, stop = turn
+        chunk = self._room - STREAM_BYTES
+        count = min((stop - start) // chunk, limit - len(self.payloads))
+        if not count:
+            return False
+        stop = start + count * chunk
+        view = stream.view(start, stop)
+        first = packer.next_number + len(self.payloads)
+        stream_id, kind, pack = stream.stream_id, f.STREAM, f.STREAM_HEADER.pack
+        self.payloads += [
+            pack(kind, stream_id, start + place) + view[place : place + chunk]
+            for place in range(0, stop - start, chunk)
+        ]
+        packer.mark_sent(stream, start, stop)
+        packer.end_turn(stream)
+        flight = Flight(
+            first, first + count, self._room + OVERHEAD_BYTES, self._now, None,
+            stream=stream, offset=start, chunk=chunk, data_stop=stop,
+        )  # fmt: skip
+        packer.record(flight, self._now, True)
+        return True
+
+    def mixed(self, send_data: bool) -> bool:
+        """One packet of whatever is there; False: there was nothing."""
+        packer, room = self._packer, self._room
+        parts: list[bytes | memoryview] = []
+        if packer._received.ack_at is not None:
+            parts.append(packer._received.take_ack(self._now))
+        room -= sum(map(len, parts))
+        acks = len(parts)
+        control, repeated = packer.take_control(room)
+        parts += control
+        room -= sum(map(len, control))
+        pieces: list[tuple[SendStream, int, int, bool]] = []
+        if send_data:
+            messages = packer.take_messages(room)
+            parts += messages
+            room -= sum(map(len, messages))
+            room = self._add_streams(parts, pieces, room)
+        if len(parts) == acks and packer._probes:
+            parts.append(f.encode_ping())
+            room -= 1
+        if not parts:
+            return False
+        payload = b"".join(parts)
+        self.full = len(payload) == self._room
+        number = packer.next_number + len(self.payloads)
+        self.payloads.append(payload)
+        if len(parts) > acks:
+            size = len(payload) + OVERHEAD_BYTES
+            flight = Flight(
+                number, number + 1, size, self._now, None, pieces=pieces, frames=repeated
+            )
+            packer.record(flight, self._now, send_data)
+        return True
+
+    def _add_streams(
+        self, parts: list[bytes | memoryview], pieces: list[tuple[SendStream, int, int, bool]],
+        room: int,
+    ) -> int:  # fmt: skip
+        packer = self._packer
+        while room > SIZED_BYTES and (turn := packer.next_stream()) is not None:
+            stream, start, stop = turn
+            stop = min(stop, start + room - SIZED_BYTES)
+            packer.mark_sent(stream, start, stop)
+            fin = stream.ends_at(stop)
+            kind = f.STREAM_SIZED_FIN if fin else f.STREAM_SIZED
+            header = f.STREAM_SIZED_HEADER.pack(kind, stream.stream_id, start, stop - start)
+            parts.append(header)
+            if stop > start:
+                parts.append(stream.view(start, stop))
+            pieces.append((stream, start, stop, fin))
+            room -= SIZED_BYTES + stop - start
+            packer.end_turn(stream)
+        return room
+
+
+def _data_bytes(frames: list[bytes]) -> int:
+    return sum(map(len, frames)) - len(frames) * f.DATAGRAM_HEADER.size

@@ -1,0 +1,285 @@
+"""Which of our packets arrived, which are lost, and how long a round trip takes.
+
+Book-keeping is by *flights*: packets with consecutive numbers that were sent at one instant and
+carry consecutive pieces of one stream, all of the same size.  An acknowledgement of a whole flight
+is one step, however many packets it has; one of a part splits it.  A packet with anything else in
+it is a flight of its own.
+
+Follows RFC 9002 (sections 5 and 6, appendix A).  Departures: one packet number space, because our
+handshake is over before the first packet; the reordering that a path shows raises the thresholds
+of section 6.1, as RFC 8985 (RACK) does; the probe time-out stops doubling at MAX_PTO_S, so that a
+path which was dead for seconds is used again soon after it comes back.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Any
+
+from .ranges import RangeSet
+from .streams import SendStream
+
+__all__ = ["MAX_ACK_DELAY_S", "Flight", "Recovery", "RoundTrip"]
+
+# Recommended by RFC 9002.
+PACKET_THRESHOLD = 3  # 6.1.1: this many newer packets acknowledged
+TIME_THRESHOLD = 9 / 8  # 6.1.2: or unacknowledged for this many round trips
+GRANULARITY_S = 0.001  # 6.1.2
+INITIAL_RTT_S = 0.333  # 6.2.2
+PERSISTENT_CONGESTION_THRESHOLD = 3  # 7.6.1
+
+# Our choices.
+MAX_ACK_DELAY_S = 0.010  # what a peer may wait before it acknowledges; RFC 9000's default is 25 ms
+MAX_PTO_S = 2.0
+MAX_PACKET_THRESHOLD = 256
+MAX_TIME_THRESHOLD = 2.0
+REMEMBERED_LOSSES = 64  # ranges of packets declared lost, to notice when they arrive after all
+
+
+class Flight:
+    """Packets ``first`` to ``stop`` - 1, each of ``packet_bytes``, sent at one instant.
+
+    With a ``stream``: packet ``first`` + i carries ``chunk`` bytes from ``offset`` + i * ``chunk``,
+    the last one up to ``data_stop``.  Without: one packet, with ``pieces`` of streams (stream,
+    start, stop, fin) and control ``frames`` that are to be repeated if it is lost.
+    """
+
+    __slots__ = (
+        "chunk", "data_stop", "first", "frames", "mtu_probe", "offset", "packet_bytes", "pieces",
+        "sent_at", "snapshot", "stop", "stream",
+    )  # fmt: skip
+
+    def __init__(
+        self, first: int, stop: int, packet_bytes: int, sent_at: float, snapshot: Any,
+        *, stream: SendStream | None = None, offset: int = 0, chunk: int = 0, data_stop: int = 0,
+        pieces: Sequence[tuple[SendStream, int, int, bool]] = (), frames: Sequence[bytes] = (),
+        mtu_probe: bool = False,
+    ) -> None:  # fmt: skip
+        self.first = first
+        self.stop = stop
+        self.packet_bytes = packet_bytes
+        self.sent_at = sent_at
+        self.snapshot = snapshot
+        self.stream = stream
+        self.offset = offset
+        self.chunk = chunk
+        self.data_stop = data_stop
+        self.pieces = pieces
+        self.frames = frames
+        self.mtu_probe = mtu_probe  # tests the path; its loss says nothing of congestion
+
+    @property
+    def size(self) -> int:
+        return (self.stop - self.first) * self.packet_bytes
+
+    def part(self, first: int, stop: int) -> Flight:
+        """The same packets, fewer of them."""
+        if first == self.first and stop == self.stop:
+            return self
+        offset = self.offset + (first - self.first) * self.chunk
+        return Flight(
+            first, stop, self.packet_bytes, self.sent_at, self.snapshot, stream=self.stream,
+            offset=offset, chunk=self.chunk,
+            data_stop=min(offset + (stop - first) * self.chunk, self.data_stop),
+        )  # fmt: skip
+
+    def tell_acked(self) -> None:
+        if self.stream is not None:
+            self.stream.handle_acked(self.offset, self.data_stop, False)
+        for stream, start, stop, fin in self.pieces:
+            stream.handle_acked(start, stop, fin)
+
+    def tell_lost(self) -> None:
+        if self.stream is not None:
+            self.stream.handle_lost(self.offset, self.data_stop, False)
+        for stream, start, stop, fin in self.pieces:
+            stream.handle_lost(start, stop, fin)
+
+
+class RoundTrip:
+    """The estimate of the path's round trip (RFC 9002 section 5), in seconds."""
+
+    def __init__(self) -> None:
+        self.latest_s: float | None = None
+        self.min_s = float("inf")
+        self.smoothed_s = INITIAL_RTT_S
+        self.variation_s = INITIAL_RTT_S / 2
+
+    def update(self, latest_s: float, ack_delay_s: float) -> None:
+        first = self.latest_s is None
+        self.latest_s = latest_s
+        self.min_s = min(self.min_s, latest_s)
+        if first:
+            self.smoothed_s, self.variation_s = latest_s, latest_s / 2
+            return
+        adjusted = latest_s
+        if latest_s >= self.min_s + ack_delay_s:
+            adjusted -= ack_delay_s
+        self.variation_s += (abs(self.smoothed_s - adjusted) - self.variation_s) / 4
+        self.smoothed_s += (adjusted - self.smoothed_s) / 8
+
+    @property
+    def pto_s(self) -> float:
+        """Section 6.2.1, without backoff."""
+        return self.smoothed_s + max(4 * self.variation_s, GRANULARITY_S) + MAX_ACK_DELAY_S
+
+
+class Recovery:
+    """The packets on their way.  ``handle_ack`` and ``detect_lost`` return flights, or parts."""
+
+    def __init__(self) -> None:
+        self.rtt = RoundTrip()
+        self.in_flight = 0  # bytes that congestion control counts
+        self.pto_count = 0
+        self.largest_acked = -1
+        self.largest_acked_sent_at = 0.0
+        self.loss_time: float | None = None  # when a packet is lost by time, if nothing comes
+        self._last_eliciting_at = 0.0
+        self._flights: list[Flight] = []  # by packet number, ascending
+        self._packet_threshold = PACKET_THRESHOLD
+        self._time_threshold = TIME_THRESHOLD
+        self._declared_lost = RangeSet()
+
+    def __bool__(self) -> bool:
+        """Whether something that asks for an acknowledgement is on its way."""
+        return bool(self._flights)
+
+    def sent(self, flight: Flight) -> None:
+        self._flights.append(flight)
+        self._last_eliciting_at = flight.sent_at
+        if not flight.mtu_probe:
+            self.in_flight += flight.size
+
+    def handle_ack(
+        self, ranges: Sequence[tuple[int, int]], ack_delay_s: float, now: float
+    ) -> list[Flight]:
+        """What is newly acknowledged by ``ranges`` (half-open, the highest first)."""
+        acked: list[Flight] = []
+        flights = self._flights
+        newest: Flight | None = None
+        for start, stop in ranges:
+            if not flights:
+                break
+            if stop <= flights[0].first:
+                break  # this range and all below it were acknowledged before
+            index = bisect_right(flights, start, key=_last_number)
+            begin = index
+            replacement: list[Flight] = []
+            while index < len(flights) and flights[index].first < stop:
+                flight = flights[index]
+                first, last = max(start, flight.first), min(stop, flight.stop)
+                if first > flight.first:
+                    replacement.append(flight.part(flight.first, first))
+                if last < flight.stop:
+                    replacement.append(flight.part(last, flight.stop))
+                part = flight.part(first, last)
+                acked.append(part)
+                if newest is None or part.stop > newest.stop:
+                    newest = part
+                index += 1
+            if index > begin:
+                flights[begin:index] = replacement
+        largest = ranges[0][1] - 1
+        if newest is not None and newest.stop - 1 == largest:
+            self.rtt.update(now - newest.sent_at, min(ack_delay_s, MAX_ACK_DELAY_S))
+        if newest is not None and largest > self.largest_acked:
+            self.largest_acked_sent_at = newest.sent_at
+        self.largest_acked = max(self.largest_acked, largest)
+        for part in acked:
+            if not part.mtu_probe:
+                self.in_flight -= part.size
+        if self._declared_lost:
+            self._notice_late(ranges)
+        if acked:
+            self.pto_count = 0
+        return acked
+
+    def _notice_late(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Packets that were declared lost arrive after all: the path reorders more than we knew."""
+        late = False
+        for start, stop in ranges:
+            for first, last in list(self._declared_lost):
+                if first < stop and start < last:
+                    late = True
+                    self._declared_lost.subtract(max(first, start), min(last, stop))
+        if late:
+            self._packet_threshold = min(2 * self._packet_threshold, MAX_PACKET_THRESHOLD)
+            self._time_threshold = min(self._time_threshold + 1 / 8, MAX_TIME_THRESHOLD)
+
+    def detect_lost(self, now: float) -> list[Flight]:
+        """Give up what RFC 9002 section 6.1 calls lost; sets ``loss_time``."""
+        self.loss_time = None
+        lost: list[Flight] = []
+        flights = self._flights
+        if not flights or flights[0].first >= self.largest_acked:
+            return lost
+        latest = self.rtt.latest_s or self.rtt.smoothed_s
+        delay = max(self._time_threshold * max(latest, self.rtt.smoothed_s), GRANULARITY_S)
+        by_number = self.largest_acked - self._packet_threshold + 1
+        kept: list[Flight] = []
+        index = 0
+        for flight in flights:
+            if flight.first >= self.largest_acked:
+                break
+            index += 1
+            if flight.sent_at + delay <= now:
+                until = min(flight.stop, self.largest_acked)
+            else:
+                until = max(flight.first, min(flight.stop, by_number))
+                if until < min(flight.stop, self.largest_acked) and self.loss_time is None:
+                    self.loss_time = flight.sent_at + delay
+            if until > flight.first:
+                lost.append(flight.part(flight.first, until))
+            if until < flight.stop:
+                kept.append(flight.part(until, flight.stop))
+        if lost:
+            flights[:index] = kept
+            for part in lost:
+                if not part.mtu_probe:
+                    self.in_flight -= part.size
+                self._declared_lost.add(part.first, part.stop)
+            while len(self._declared_lost) > REMEMBERED_LOSSES:
+                self._declared_lost.pop_first()
+        return lost
+
+    def persistent_congestion(self, lost: Sequence[Flight]) -> bool:
+        """Whether these losses span so long that nothing got through (RFC 9002 section 7.6)."""
+        if self.rtt.latest_s is None:
+            return False
+        limit = PERSISTENT_CONGESTION_THRESHOLD * self.rtt.pto_s
+        begin: Flight | None = None
+        before: Flight | None = None
+        for flight in lost:
+            if begin is None or before is None or flight.first != before.stop:
+                begin = flight
+            before = flight
+            if flight.sent_at - begin.sent_at > limit:
+                return True
+        return False
+
+    def pto_time(self) -> float | None:
+        """When to send a probe, because nothing was heard of what is on its way."""
+        if not self._flights:
+            return None
+        return self._last_eliciting_at + min(self.rtt.pto_s * 2**self.pto_count, MAX_PTO_S)
+
+    def oldest(self) -> Flight | None:
+        """The oldest packet on its way."""
+        for flight in self._flights:
+            if not flight.mtu_probe:
+                return flight.part(flight.first, flight.first + 1)
+        return None
+
+    def forget_path(self) -> list[Flight]:
+        """The peer has moved: what is on its way counts as lost, and the estimates start anew."""
+        flights, self._flights = self._flights, []
+        self.in_flight = 0
+        self.pto_count = 0
+        self.loss_time = None
+        self.rtt = RoundTrip()
+        return flights
+
+
+def _last_number(flight: Flight) -> int:
+    return flight.stop - 1
