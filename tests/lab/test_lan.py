@@ -1,0 +1,138 @@
+"""The LAN search between real processes on hosts of their own, joined by a switch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from netns import Host, Lab
+from support import PATIENCE_S
+
+PROGRAM = str(Path(__file__).with_name("lan_host.py"))
+PORT = "3549"
+Serve = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Start a program with responders on a host."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(host: Host, *peer_ids: str) -> subprocess.Popen[str]:
+        process = host.python(PROGRAM, "serve", PORT, *peer_ids)
+        processes.append(process)
+        wait_for(process, "ready")
+        return process
+
+    yield start
+    for process in processes:
+        if process.poll() is None:
+            process.terminate()
+        process.communicate(timeout=PATIENCE_S)
+
+
+def wait_for(process: subprocess.Popen[str], text: str) -> str:
+    assert process.stdout is not None
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if text in line:
+            return line
+    raise AssertionError(f"{process.args} ended before {text!r}: {''.join(seen)}")
+
+
+def look(host: Host, peer_id: str, seconds: float = PATIENCE_S) -> subprocess.Popen[str]:
+    return host.python(PROGRAM, "find", PORT, peer_id, str(seconds))
+
+
+def end_of(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate("", timeout=2 * PATIENCE_S)
+    assert process.returncode == 0, output
+    return output
+
+
+def test_many_peers_on_several_hosts(lab: Lab, serve: Serve) -> None:
+    """Four peers in three processes on one host, one on another; searched for from everywhere."""
+    many, one, client = lab.host("many"), lab.host("one"), lab.host("client")
+    peers = {"a": many, "b": many, "c": many, "d": many, "e": one}
+    servers = [serve(many, "a"), serve(many, "b", "c"), serve(many, "d"), serve(one, "e")]
+    searches = {(peer, host): look(host, peer) for peer in peers for host in (many, one, client)}
+    for (peer, host), process in searches.items():
+        # A host's own peers may be heard over lo first, or not.
+        output = end_of(process).replace("127.0.0.1", host.address)
+        assert output.startswith(f"found {peers[peer].address}: {peer} "), output
+        assert output.endswith(f" to an offer at {host.address}\n")
+    # Each peer was asked once for each search, however often a search was heard.
+    for peer in peers:
+        assert end_of(look(client, peer)).split(": ")[1].startswith(f"{peer} 4 to ")
+    for server in servers:
+        assert "for another peer" in end_of(server)
+    assert end_of(look(client, "e", 0.3)) == "not found: -109\n"
+
+
+def test_a_search_heard_in_three_networks_is_answered_once(lab: Lab, serve: Serve) -> None:
+    home, client = lab.host("home"), lab.host("client")
+    for number, host in enumerate((home, client), 1):
+        for network in ("10.78.0", "10.79.0"):
+            host.run("ip", "address", "add", f"{network}.{number}/24", "dev", "eth0")
+    server = serve(home, "peer")
+    for number in range(1, 6):
+        output = end_of(look(client, "peer"))
+        assert f": peer {number} to an offer at 10.7" in output
+    assert "heard from another address of the same host before" in end_of(server)
+
+
+def test_a_host_alone_finds_its_own_peers(lab: Lab, serve: Serve) -> None:
+    """With lo only, with an interface that is down, and with a default route that leads nowhere."""
+    host = lab.host("alone")
+    host.run("ip", "route", "add", "default", "via", "10.77.0.99")
+    serve(host, "peer")
+    assert ": peer 1 to an offer" in end_of(look(host, "peer"))
+    host.run("ip", "link", "set", "eth0", "down")
+    search = end_of(look(host, "stranger", 0.4))
+    assert search.count("cannot search 10.77.0.255: [Errno 101] Network is unreachable") == 1
+    assert search.endswith("not found: -109\n")
+    assert "found 127.0.0.1: peer 2 to an offer at 127.0.0.1\n" in end_of(look(host, "peer"))
+    host.run("ip", "address", "flush", "dev", "eth0")
+    assert end_of(look(host, "peer")) == "found 127.0.0.1: peer 3 to an offer at 127.0.0.1\n"
+
+
+def test_an_interface_that_comes_up_during_the_search(lab: Lab, serve: Serve) -> None:
+    home, client = lab.host("home"), lab.host("client")
+    serve(home, "peer")
+    client.run("ip", "address", "flush", "dev", "eth0")
+    client.run("ip", "address", "add", "10.80.0.1/32", "dev", "eth0")
+    searching = look(client, "peer")
+    wait_for(searching, "no search on eth0: 10.80.0.1/32 has no broadcast address")
+    client.run("ip", "address", "add", f"{client.address}/24", "dev", "eth0")
+    assert end_of(searching) == f"found {home.address}: peer 1 to an offer at {client.address}\n"
+
+
+def test_a_cable_that_is_plugged_in_during_the_search(lab: Lab, serve: Serve) -> None:
+    home, client = lab.host("home"), lab.host("client")
+    serve(home, "peer")
+    home.unplug()
+    assert end_of(look(client, "peer", 0.3)) == "not found: -109\n"
+    searching = look(client, "peer")
+    home.plug_in()
+    assert end_of(searching) == f"found {home.address}: peer 1 to an offer at {client.address}\n"
+
+
+def test_a_search_from_elsewhere_gets_no_answer(lab: Lab, serve: Serve) -> None:
+    """Sent straight to the peer, from an address that is in none of its networks."""
+    home, far = lab.host("home"), lab.host("far")
+    home.run("ip", "route", "add", "10.88.0.9/32", "dev", "eth0")
+    far.run("ip", "address", "add", "10.88.0.9/32", "dev", "eth0")
+    server = serve(home, "peer")
+    far.run(
+        sys.executable, "-c",
+        "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM);"
+        "s.bind(('10.88.0.9', 7));"
+        "s.sendto(b'KKLS' + bytes([1, 1]) + bytes(16) + b'peer'.ljust(32, bytes(1)) + bytes(1002),"
+        f"('{home.address}', {PORT}))",
+    )  # fmt: skip
+    wait_for(server, "peer: LAN: a search from 10.88.0.9:7 is dropped: from no network of this")
+    assert end_of(look(far, "peer")).endswith(f"peer 1 to an offer at {far.address}\n")
