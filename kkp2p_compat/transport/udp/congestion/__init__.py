@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from .bbr import Bbr
 from .controller import Controller, Random, Update
 from .cubic import Cubic
 from .delivery_rate import DeliveryRate, RateSample, Snapshot
@@ -25,6 +26,7 @@ __all__ = [
 ]
 
 _MAKERS: dict[str, Callable[[int, float, Random], Controller]] = {
+    "bbr": Bbr,
     "cubic": lambda datagram_bytes, now, random: Cubic(datagram_bytes, now),
 }
 
