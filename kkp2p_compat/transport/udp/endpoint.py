@@ -1,0 +1,485 @@
+"""The sockets, the timer and the clock for all UDP connections of an engine.
+
+Every connection of an engine, and its STUN and connectivity checks, share one socket per address
+family.  What arrives is told apart by its first byte (RFC 9443), and by the connection id.
+
+The rules:
+- Everything runs in callbacks of the hub's watchers, never in a greenlet: a switch to one costs as
+  much as the datagram.  So a handler must not wait.
+- The order is always the same: feed what has arrived, then let each connection that was touched
+  give its events, then its datagrams, then its next deadline.  There is one timer for all.
+- A turn is bounded, so that the other watchers of the hub get theirs.
+- What a full socket does not take waits for room, one batch a connection; the connection is not
+  asked for more meanwhile.
+- A stranger's datagram is counted and forgotten: it gets no answer and no line in the log.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import socket
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from logging import Logger
+from typing import Any, Protocol
+
+from gevent import get_hub
+
+from ..._codes import KKP2P_ERROR_SYSTEM_INTERNAL
+from ..._errors import KKP2PError, OutOfDescriptors, from_os_error
+from .batch_socket import BatchSocket
+from .events import Address, Closed, Event, Transmit
+from .protection import FIRST_BYTE, HEADER_BYTES, OVERHEAD_BYTES
+
+__all__ = ["Driven", "Endpoint", "SansIO"]
+
+STUN_FIRST_BYTES = 4  # RFC 7983 section 7: a STUN message begins with a byte of 0 to 3
+INTERNAL_ERROR = 1  # the code in CLOSE; RFC 9000 section 20.1
+
+# Our choice, as all below: a turn takes about a millisecond.
+RECEIVE_TURN_BYTES = 512 << 10
+RECEIVE_TURN_CALLS = 64
+TRANSMIT_TURN_CALLS = 16  # a connection's; 64 KB each at most
+BLOCKED_TIMER_S = 0.01  # a connection that waits for room may have a deadline that room must meet
+SPARE_DEADLINES = 64  # outdated ones in the heap before it is made anew
+
+_READ, _WRITE = 1, 2  # libev's EV_READ and EV_WRITE
+_now = time.monotonic
+_Batch = tuple[bytes, int, Address]  # as in a Transmit
+
+
+class SansIO(Protocol):
+    """What is used of a Connection."""
+
+    def handle_datagrams(
+        self, data: bytes, segment_bytes: int, address: Address, now: float
+    ) -> object: ...
+    def handle_timer(self, now: float) -> object: ...
+    def poll_event(self) -> Event | None: ...
+    def poll_transmit(self, now: float) -> Transmit | None: ...
+    def next_timer(self) -> float | None: ...
+    def close(self, code: int, reason: str, now: float) -> object: ...
+
+
+class Driven(Protocol):
+    """A connection with its owner.  ``local_id`` is what the peer writes into its packets."""
+
+    @property
+    def connection(self) -> SansIO: ...
+    @property
+    def local_id(self) -> int: ...
+    def handle_event(self, event: Event) -> object: ...
+
+
+class _Member:
+    """A connection, and what the endpoint keeps of it."""
+
+    __slots__ = (
+        "alive", "connection", "deadline", "failed", "key", "link", "queued", "ready", "waiting",
+    )  # fmt: skip
+
+    def __init__(self, link: Driven) -> None:
+        self.link = link
+        self.connection = link.connection
+        self.key = _key(link)
+        self.alive = True
+        self.failed = False  # closed after a bug
+        self.ready = False  # in the endpoint's list of those to drive
+        self.deadline = math.inf
+        self.queued = math.inf  # the one of its entries in the heap that counts
+        self.waiting: _Batch | None = None  # what a full socket did not take
+
+
+class _Door:
+    """The socket of one family with its watchers, and who waits for room in it."""
+
+    __slots__ = ("readable", "socket", "waiting", "writable")
+
+    def __init__(self, batch_socket: BatchSocket, loop: Any) -> None:
+        self.socket = batch_socket
+        self.waiting: deque[_Member] = deque()
+        self.readable = loop.io(batch_socket.fileno(), _READ)
+        self.writable = loop.io(batch_socket.fileno(), _WRITE)
+
+    def close(self) -> None:
+        self.readable.close()
+        self.writable.close()
+        self.socket.close()
+
+
+def _key(link: Driven) -> bytes:
+    return link.local_id.to_bytes(8, "big")
+
+
+class Endpoint:
+    """Belongs to the hub of the thread that makes it, as do all its methods.
+
+    ``on_stun(data, address)`` gets what begins like a STUN message.  ``dropped`` counts by reason
+    what nobody got or what could not be sent, beside the sockets' own ``failures()``.
+    A handler may call any method, for its own connection and others.
+    """
+
+    def __init__(self, log: Logger, port: int = 0) -> None:
+        """Opens the sockets; ``port`` 0: free ones.  One family is enough.
+
+        Raises OutOfDescriptors, or LinkLost when there is no socket of either family.
+        """
+        self.on_stun: Callable[[bytes, Address], object] | None = None
+        self.dropped: Counter[str] = Counter()
+        self._log = log
+        self._loop = get_hub().loop
+        self._members: dict[bytes, _Member] = {}
+        self._ready: list[_Member] = []
+        self._in_turn = False  # the ready ones are driven at its end, else by the callback
+        self._callback: Any = None
+        self._heap: list[tuple[float, int, _Member]] = []
+        self._pushed = 0
+        self._timer: Any = None
+        self._timer_at = math.inf
+        self._closed = False
+        self._doors = self._open(port)
+        for door in self._doors.values():
+            door.readable.start(self._turn, self._receive, door)
+
+    def _open(self, port: int) -> dict[socket.AddressFamily, _Door]:
+        doors: dict[socket.AddressFamily, _Door] = {}
+        for family in (socket.AF_INET, socket.AF_INET6):
+            try:
+                doors[family] = _Door(BatchSocket(family, self._log, port), self._loop)
+            except OSError as cause:
+                error = from_os_error(cause, "UDP socket")
+                last = family == socket.AF_INET6 and not doors
+                if last or isinstance(error, OutOfDescriptors):
+                    for door in doors.values():
+                        door.close()
+                    raise error from cause
+                self._log.info("no UDP over %s: %s", family.name, cause)
+        return doors
+
+    def ports(self) -> dict[socket.AddressFamily, int]:
+        """The families that there are, and where each is bound."""
+        return {family: door.socket.port for family, door in self._doors.items()}
+
+    def failures(self) -> Counter[str]:
+        """System calls that failed, by errno name."""
+        return sum((door.socket.failures for door in self._doors.values()), Counter())
+
+    def add(self, link: Driven) -> None:
+        """Drive this connection from now on.  ValueError: its id is taken."""
+        if self._closed:
+            return
+        member = _Member(link)
+        if member.key in self._members:
+            raise ValueError(f"connection id {link.local_id:016x} is taken")
+        self._members[member.key] = member
+        self._make_ready(member)
+
+    def remove(self, link: Driven) -> None:
+        """Forget this connection; what it has to send yet (CLOSE) goes, if the socket takes it.
+
+        No handler of it is called any more.  An unknown one is ignored.
+        """
+        member = self._members.get(_key(link))
+        if member is None or member.link is not link:
+            return
+        del self._members[member.key]
+        member.alive = False
+        member.waiting = None
+        self._heap = [entry for entry in self._heap if entry[2] is not member]
+        heapq.heapify(self._heap)
+        try:
+            now = _now()
+            for _ in range(TRANSMIT_TURN_CALLS):
+                transmit = member.connection.poll_transmit(now)
+                if transmit is None:
+                    break
+                self._send_or_drop(transmit.data, transmit.segment_bytes, transmit.address)
+        except Exception:  # noqa: BLE001 - the others must not suffer
+            self._log.exception("bug in connection %s as it ends", member.key.hex())
+
+    def wake(self, link: Driven) -> None:
+        """The application gave it something to do: drive it in this turn of the loop."""
+        member = self._members.get(_key(link))
+        if member is not None:
+            self._make_ready(member)
+
+    def send_check(self, data: bytes, address: Address) -> None:
+        """Send one datagram, now or never."""
+        self._send_or_drop(data, len(data), address)
+
+    def _send_or_drop(self, data: bytes, segment_bytes: int, address: Address) -> None:
+        door = self._door(address)
+        if door is not None and door.socket.send(data, segment_bytes, address) < len(data):
+            self.dropped["socket full"] += 1
+
+    def close(self) -> None:
+        """Remove all connections, and close the sockets.  May be called at any time, and again."""
+        if self._closed:
+            return
+        for member in list(self._members.values()):
+            self.remove(member.link)
+        self._closed = True
+        self._ready.clear()
+        for thing in (self._callback, self._timer):
+            if thing is not None:
+                thing.close()
+        for door in self._doors.values():
+            door.close()
+
+    # What arrives.
+
+    def _receive(self, door: _Door) -> None:
+        received = 0
+        for _ in range(RECEIVE_TURN_CALLS):
+            datagrams = door.socket.receive()
+            if datagrams is None:
+                break
+            data, segment_bytes, address = datagrams
+            if len(data) <= segment_bytes or _for_one(data, segment_bytes):
+                self._dispatch(data, segment_bytes, address)
+            else:
+                for run in _runs(data, segment_bytes):
+                    self._dispatch(run, segment_bytes, address)
+            if self._closed:
+                return
+            received += len(data)
+            if received >= RECEIVE_TURN_BYTES:
+                break
+
+    def _dispatch(self, data: bytes, segment_bytes: int, address: Address) -> None:
+        """Datagrams that begin alike."""
+        if len(data) >= OVERHEAD_BYTES and data[0] == FIRST_BYTE:
+            member = self._members.get(data[8:HEADER_BYTES])
+            if member is None:
+                self.dropped["unknown connection"] += 1
+                return
+            try:
+                member.connection.handle_datagrams(data, segment_bytes, address, _now())
+            except Exception:  # noqa: BLE001 - logged; the other connections must not suffer
+                self._fail(member)
+            self._make_ready(member)
+        elif data and data[0] < STUN_FIRST_BYTES and self.on_stun is not None:
+            for start in range(0, len(data), segment_bytes):
+                self._hand_to_stun(data[start : start + segment_bytes], address)
+        else:
+            self.dropped["not ours"] += 1
+
+    def _hand_to_stun(self, data: bytes, address: Address) -> None:
+        if self.on_stun is None or self._closed:
+            return
+        try:
+            self.on_stun(data, address)
+        except Exception:  # noqa: BLE001 - logged; the connections must not suffer
+            self._log.exception("bug in %r", self.on_stun)
+
+    # Turns: what a watcher brings, then every connection that it touched.
+
+    def _turn(self, function: Callable[..., object], *args: object) -> None:
+        self._in_turn = True
+        try:
+            function(*args)
+        finally:
+            self._drive_ready()
+
+    def _make_ready(self, member: _Member) -> None:
+        if member.ready or not member.alive:
+            return
+        member.ready = True
+        self._ready.append(member)
+        if not self._in_turn:
+            self._call_later()
+
+    def _call_later(self) -> None:
+        if self._callback is None:
+            self._callback = self._loop.run_callback(self._on_callback)
+
+    def _on_callback(self) -> None:
+        self._callback = None
+        self._drive_ready()
+
+    def _drive_ready(self) -> None:
+        """Ends a turn.  Who becomes ready meanwhile is for the callback."""
+        self._in_turn = True
+        ready, self._ready = self._ready, []
+        try:
+            for member in ready:
+                try:
+                    if member.alive:
+                        self._drive(member)
+                except Exception:  # noqa: BLE001 - logged; the other connections must not suffer
+                    self._fail(member)
+            self._arm()
+        finally:
+            self._in_turn = False
+            if self._ready:
+                self._call_later()
+
+    def _drive(self, member: _Member) -> None:
+        connection = member.connection
+        while (event := connection.poll_event()) is not None:
+            member.link.handle_event(event)
+            if not member.alive:
+                return
+        member.ready = False  # not before: what a handler wrote is sent below
+        now = _now()
+        more = member.waiting is None and self._transmit(member, now)
+        deadline = connection.next_timer()
+        if more:
+            # By the timer and not the callback: the hub runs callbacks that bring callbacks for
+            # up to 5 ms (sys.getswitchinterval) before it looks at the sockets again.
+            deadline = now
+        elif deadline is None:
+            deadline = math.inf
+        elif member.waiting is not None:
+            deadline = max(deadline, now + BLOCKED_TIMER_S)
+        member.deadline = deadline
+        if deadline < member.queued:
+            self._push(member)
+
+    # What goes out.
+
+    def _transmit(self, member: _Member, now: float) -> bool:
+        """Whether there is more to send, which can be sent."""
+        poll_transmit = member.connection.poll_transmit
+        for _ in range(TRANSMIT_TURN_CALLS):
+            transmit = poll_transmit(now)
+            if transmit is None:
+                return False
+            door = self._door(transmit.address)
+            if door is None:
+                continue
+            batch = transmit.data, transmit.segment_bytes, transmit.address
+            if door.waiting:
+                member.waiting = batch
+            elif self._send(member, door, batch):
+                continue
+            door.waiting.append(member)
+            if not door.writable.active:
+                door.writable.start(self._turn, self._send_rest, door)
+            return False
+        return True
+
+    def _send(self, member: _Member, door: _Door, batch: _Batch) -> bool:
+        data, segment_bytes, address = batch
+        done = door.socket.send(data, segment_bytes, address)
+        if done < len(data):
+            member.waiting = data[done:], segment_bytes, address
+            return False
+        return True
+
+    def _send_rest(self, door: _Door) -> None:
+        while door.waiting:
+            member = door.waiting.popleft()
+            batch, member.waiting = member.waiting, None
+            if batch is None:
+                continue  # removed meanwhile
+            try:
+                if not self._send(member, door, batch):
+                    door.waiting.appendleft(member)
+                    return
+            except Exception:  # noqa: BLE001 - logged; the other connections must not suffer
+                self._fail(member)
+            self._make_ready(member)
+        if not self._closed:
+            door.writable.stop()
+
+    def _door(self, address: Address) -> _Door | None:
+        door = self._doors.get(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
+        if door is None or self._closed:
+            self.dropped["no socket"] += 1
+            return None
+        return door
+
+    # Time.
+
+    def _push(self, member: _Member) -> None:
+        if len(self._heap) > 2 * len(self._members) + SPARE_DEADLINES:
+            self._heap = [entry for entry in self._heap if entry[0] == entry[2].queued]
+            heapq.heapify(self._heap)
+        member.queued = member.deadline
+        self._pushed += 1  # so that no two entries are equal, and members need no order
+        heapq.heappush(self._heap, (member.deadline, self._pushed, member))
+
+    def _handle_deadlines(self) -> None:
+        self._timer_at = math.inf
+        now = _now()
+        while self._heap and self._heap[0][0] <= now:
+            at, _, member = heapq.heappop(self._heap)
+            if at != member.queued:
+                continue  # an earlier one has taken its place
+            member.queued = math.inf
+            if member.deadline > now:
+                if member.deadline < math.inf:
+                    self._push(member)  # it has moved on, as most do
+                continue
+            member.deadline = math.inf
+            try:
+                due = member.connection.next_timer()
+                if due is not None and due <= now:
+                    member.connection.handle_timer(now)
+            except Exception:  # noqa: BLE001 - logged; the other connections must not suffer
+                self._fail(member)
+            self._make_ready(member)
+
+    def _arm(self) -> None:
+        """A timer that is due too early is left alone: it finds nothing to do."""
+        if self._closed or not self._heap or self._heap[0][0] >= self._timer_at:
+            return
+        if self._timer is not None:
+            self._timer.close()
+        self._timer_at = self._heap[0][0]
+        self._timer = self._loop.timer(max(0.0, self._timer_at - _now()))
+        self._timer.start(self._turn, self._handle_deadlines, update=True)
+
+    # Bugs.
+
+    def _fail(self, member: _Member) -> None:
+        """Call while handling an exception: logs it, and closes the connection that raised it."""
+        name = member.key.hex()
+        self._log.exception("bug in connection %s: it is closed", name)
+        if not member.alive:
+            return
+        try:
+            if not member.failed:
+                member.failed = True
+                member.connection.close(INTERNAL_ERROR, "internal error", _now())
+                member.ready = False  # it may have failed while it was driven
+                self._make_ready(member)
+                return
+            self.remove(member.link)
+            error = KKP2PError("bug in the connection", KKP2P_ERROR_SYSTEM_INTERNAL)
+            member.link.handle_event(Closed(error))
+        except Exception:  # noqa: BLE001 - logged
+            self._log.exception("bug in connection %s as it is closed", name)
+            self.remove(member.link)
+
+
+def _for_one(data: bytes, segment_bytes: int) -> bool:
+    """Whether all these datagrams begin alike, and none is too short to be a packet.
+
+    Looks at the first byte and the last two of the connection id, in a microsecond instead of the
+    ten that a loop takes.  Ids are random; a packet of another connection that has the same two
+    bytes would fail authentication, and be sent again.
+    """
+    if segment_bytes < OVERHEAD_BYTES or 0 < len(data) % segment_bytes < OVERHEAD_BYTES:
+        return False
+    for place in (0, HEADER_BYTES - 2, HEADER_BYTES - 1):
+        column = data[place::segment_bytes]
+        if column != column[:1] * len(column):
+            return False
+    return True
+
+
+def _runs(data: bytes, segment_bytes: int) -> Iterator[bytes]:
+    """Cut joined datagrams where first byte or connection id change, or one is too short."""
+    first, last = 0, None
+    for start in range(0, len(data), segment_bytes):
+        end = min(start + segment_bytes, len(data))
+        head = data[start], data[start + 8 : start + HEADER_BYTES], end - start < OVERHEAD_BYTES
+        if head != last and start:
+            yield data[first:start]
+            first = start
+        last = head
+    yield data[first:]
