@@ -81,7 +81,7 @@ def host_candidates(
 
     ``ports``: the bound port for each address family that we have a socket of.
     ``addresses``: of this host, the preferred interface's first; read from the system by default.
-    Asks the system (some 100 us), and so tells the state of this moment: call it for each call.
+    Asks the system, 0.1 ms for each interface, and so tells the state of this moment.
     """
     usable = [
         ip
