@@ -5,13 +5,15 @@ from __future__ import annotations
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kkp2p_compat._errors import BadPacket
 from kkp2p_compat.transport.udp import messages
 from kkp2p_compat.transport.udp.frames import Datagram, parse_untrusted
 from kkp2p_compat.transport.udp.messages import MAX_MESSAGE_BYTES, Assembler, Splitter
+
+repeatable = settings(deadline=None, derandomize=True)
 
 STREAM = 6
 DATAGRAM_HEADER_BYTES = 15
@@ -31,6 +33,7 @@ def put(assembler: Assembler, frame: Datagram, now: float = 0.0) -> bytes | None
     return assembler.add_untrusted(frame.message, frame.part, frame.parts, frame.data, now)
 
 
+@repeatable
 @given(st.lists(st.binary(max_size=600), max_size=12), st.integers(17, 400), st.randoms())
 def test_parts_in_any_order_and_many_times_make_each_message_once(
     sent: list[bytes], room: int, random: Random
@@ -203,6 +206,7 @@ def test_the_memory_of_numbers_is_bounded_and_nothing_is_delivered_twice() -> No
     assert len(late) - forgotten >= messages.MAX_GAPS - 1
 
 
+@repeatable
 @given(
     st.lists(
         st.tuples(
