@@ -21,6 +21,7 @@ class Channel:
         self.opened = False  # both sides agreed
         self.send = SendStream(stream_id, INITIAL_STREAM_WINDOW_BYTES)
         self.receive = ReceiveStream(ReceiveWindow(INITIAL_STREAM_WINDOW_BYTES, largest_window))
+        self.send.held = ours  # until it is opened: the peer would not know whose bytes these are
         self.writer_waits = False  # the application was told that there is no room
         self.splitter: Splitter | None = None
         self.assembler: Assembler | None = None

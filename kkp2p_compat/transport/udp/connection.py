@@ -170,7 +170,7 @@ class Connection:
                         self._count_drop("a packet that came before")
                         continue
                 run_stop = number + 1
-                if plain[0] == f.STREAM:
+                if len(plain) >= f.STREAM_HEADER.size and plain[0] == f.STREAM:
                     # The hot path: a bulk transfer is made of these.
                     eliciting += 1
                     _, stream_id, offset = unpack(plain)
@@ -295,7 +295,7 @@ class Connection:
         lost = []
         for flight in given_up:
             if flight.mtu_probe:
-                self.mtu.handle_probe_lost(now)
+                self.mtu.handle_probe_lost(flight.packet_bytes, now)
                 continue
             lost.append((flight.snapshot, flight.size))
             self.rate.lost(flight.size)
@@ -335,6 +335,8 @@ class Connection:
         channel = self.channels.get(frame.stream)
         if channel is not None and channel.ours and not channel.opened:
             channel.opened = True
+            channel.send.held = False
+            self._packer.activate((channel.send,))
             self._events.append(ChannelOpened(frame.stream))
 
     def _handle_refused(self, frame: f.Refused) -> None:
@@ -547,9 +549,17 @@ class Connection:
             self._packer.announce_data(self._data_window)
 
     def at_end(self, stream_id: int) -> bool:
-        """Whether all was read, to the end that the peer set."""
+        """Whether all was read, to the end that the peer set.
+
+        Ask after each Readable: an end that nobody has seen is kept.
+        """
         channel = self.channels.get(stream_id)
-        return channel is None or channel.receive.at_end
+        if channel is None or not channel.receive.at_end:
+            return False
+        if not channel.receive.end_seen:
+            channel.receive.end_seen = True
+            self._forget_if_done(channel)
+        return True
 
     def stop(self, stream_id: int) -> None:
         """Read no more; the peer is told not to send."""
@@ -595,7 +605,6 @@ class Connection:
         if not self.terminated:
             self.terminated = True
             self._events.append(Closed(error))
-            self.channels.clear()
             self._packer.clear()
 
     # Channels.

@@ -100,7 +100,7 @@ class PathChanged:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """The end: nothing more will be sent, and the connection can be forgotten."""
+    """The end: nothing more will be sent.  What has come can still be read, then forget it."""
 
     error: KKP2PError
 

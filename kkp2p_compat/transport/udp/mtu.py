@@ -65,7 +65,9 @@ class MtuSearch:
         self._settle(now)
         return grew
 
-    def handle_probe_lost(self, now: float) -> None:
+    def handle_probe_lost(self, size: int, now: float) -> None:
+        if self._sizes[:1] != [size]:
+            return  # the search was given up meanwhile
         self._probing = False
         self._probes += 1
         if self._probes >= MAX_PROBES:

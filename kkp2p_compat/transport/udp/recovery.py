@@ -13,7 +13,7 @@ path which was dead for seconds is used again soon after it comes back.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,7 +34,7 @@ MAX_ACK_DELAY_S = 0.010  # what a peer may wait before it acknowledges; RFC 9000
 MAX_PTO_S = 2.0
 MAX_PACKET_THRESHOLD = 256
 MAX_TIME_THRESHOLD = 2.0
-REMEMBERED_LOSSES = 64  # ranges of packets declared lost, to notice when they arrive after all
+REMEMBERED_LOSSES = 16  # ranges of packets declared lost, to notice when they arrive after all
 
 
 class Flight:
@@ -163,7 +163,7 @@ class Recovery:
                 break
             if stop <= flights[0].first:
                 break  # this range and all below it were acknowledged before
-            index = bisect_right(flights, start, key=_last_number)
+            index = bisect_right(flights, start, key=_stop)
             begin = index
             replacement: list[Flight] = []
             while index < len(flights) and flights[index].first < stop:
@@ -198,11 +198,12 @@ class Recovery:
     def _notice_late(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Packets that were declared lost arrive after all: the path reorders more than we knew."""
         late = False
-        for start, stop in ranges:
-            for first, last in list(self._declared_lost):
-                if first < stop and start < last:
-                    late = True
-                    self._declared_lost.subtract(max(first, start), min(last, stop))
+        for first, last in list(self._declared_lost):
+            # ``ranges`` descend: look at the highest one that begins below ``last``.
+            index = bisect_left(ranges, 1 - last, key=_negated_start)
+            if index < len(ranges) and ranges[index][1] > first:
+                late = True
+                self._declared_lost.subtract(first, last)
         if late:
             self._packet_threshold = min(2 * self._packet_threshold, MAX_PACKET_THRESHOLD)
             self._time_threshold = min(self._time_threshold + 1 / 8, MAX_TIME_THRESHOLD)
@@ -262,7 +263,8 @@ class Recovery:
         """When to send a probe, because nothing was heard of what is on its way."""
         if not self._flights:
             return None
-        return self._last_eliciting_at + min(self.rtt.pto_s * 2**self.pto_count, MAX_PTO_S)
+        pto_s = self.rtt.pto_s
+        return self._last_eliciting_at + max(pto_s, min(pto_s * 2**self.pto_count, MAX_PTO_S))
 
     def oldest(self) -> Flight | None:
         """The oldest packet on its way."""
@@ -281,5 +283,9 @@ class Recovery:
         return flights
 
 
-def _last_number(flight: Flight) -> int:
-    return flight.stop - 1
+def _stop(flight: Flight) -> int:
+    return flight.stop
+
+
+def _negated_start(item: tuple[int, int]) -> int:
+    return -item[0]

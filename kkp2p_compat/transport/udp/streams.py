@@ -28,6 +28,7 @@ class SendStream:
 
     def __init__(self, stream_id: int, limit: int) -> None:
         self.stream_id = stream_id
+        self.held = False  # nothing may go yet
         self.limit = limit  # the peer's MAX_STREAM_DATA: it takes offsets below this
         self.end = 0  # offset behind the last byte written
         self.next_offset = 0  # of the first byte that was never sent
@@ -79,11 +80,10 @@ class SendStream:
 
     def sendable(self, credit: int) -> bool:
         """Whether there is something to send; ``credit``: new bytes that the connection allows."""
-        if self.reset:
+        if self.reset or self.held:
             return False
-        return bool(self.lost) or self.fin_pending or (
-            credit > 0 and self.next_offset < min(self.end, self.limit)
-        )  # fmt: skip
+        new = self.next_offset < min(self.end, self.limit) and credit > 0
+        return new or bool(self.lost) or (self.fin_pending and self.next_offset == self.end)
 
     def next_range(self, credit: int) -> tuple[int, int]:
         """What to send next: what was lost first, then new bytes, at most ``credit`` of them."""
@@ -102,7 +102,7 @@ class SendStream:
 
     def ends_at(self, offset: int) -> bool:
         """Whether a frame whose data stops here carries the end, too, which then counts as sent."""
-        if self.fin_pending and offset == self.end and not self.lost:
+        if self.fin_pending and offset == self.end == self.next_offset and not self.lost:
             self.fin_pending = False
             return True
         return False
@@ -195,6 +195,7 @@ class ReceiveStream:
         self.final_size: int | None = None
         self.stopped = False  # nobody wants it any more
         self.was_reset = False
+        self.end_seen = False  # by the application
         self._ready: list[memoryview] = []
         self._starts: list[int] = []  # of the pieces out of order, ascending, none overlapping
         self._pieces: dict[int, memoryview] = {}
@@ -204,7 +205,7 @@ class ReceiveStream:
         """Whether nothing is left to come or to take."""
         if self.final_size is None:
             return False
-        return self.was_reset or self.stopped or self.consumed == self.final_size
+        return self.was_reset or self.stopped or self.end_seen
 
     @property
     def at_end(self) -> bool:
@@ -283,10 +284,11 @@ class ReceiveStream:
         """The peer gave up; True: the application has to be told."""
         if final_size > self.window.limit:
             raise BadPacket("a reset beyond the limit that was announced")
+        whole = self.final_size is not None and self.next_offset == self.final_size
         self._set_final_size(final_size)
         self.highest = final_size
-        if self.was_reset or self.next_offset == final_size:
-            return False  # all of it came before: RFC 9000 section 3.2 lets us deliver it
+        if whole or self.was_reset:
+            return False  # RFC 9000 section 3.2 lets us deliver what came to its end before
         self.was_reset = True
         self._discard()
         return not self.stopped
