@@ -95,9 +95,11 @@ def test_round_trip(candidates: list[Candidate]) -> None:
     assert parse_untrusted([c.text for c in candidates]) == candidates
 
 
-@given(
-    st.lists(st.text(max_size=90) | st.from_regex(r"host [0-9]+ [0-9.]+ [0-9]+")) | st.integers()
-)
+FIELDS = ["host", "", "0", "1", "70000", "-1", "10.0.0.1", "255.255.255.255", "::1", "fe80::1", "x"]
+TEXTS = st.lists(st.sampled_from(FIELDS), min_size=3, max_size=5).map(" ".join)
+
+
+@given(st.lists(st.text(max_size=90) | TEXTS) | st.integers())
 def test_any_text(texts: object) -> None:
     try:
         found = parse_untrusted(texts)
