@@ -6,6 +6,7 @@ Everything is named after this process and removed at the end, also what a kille
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -32,6 +33,14 @@ def _ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True, capture_output=True, timeout=PATIENCE_S)
 
 
+def _remove_left_behind() -> None:
+    """What a killed run could not remove: the names begin with its process id."""
+    for namespace in Path("/run/netns").glob("kkp2p*-*"):
+        process = re.match(r"kkp2p(\d+)-", namespace.name)
+        if process and not Path("/proc", process[1]).exists():
+            _ip("netns", "delete", namespace.name)
+
+
 class Host:
     """A namespace with one interface.  ``start`` runs a program in it."""
 
@@ -39,20 +48,20 @@ class Host:
         self.address = f"{NETWORK}.{number}"
         self.folder = lab.folder / name
         self.folder.mkdir()
-        self._namespace = f"{lab.prefix}-{name}"
+        self.namespace = f"{lab.prefix}-{name}"
         self._switch = lab.switch
         self._port = f"p{number}"
-        _ip("netns", "add", self._namespace)
+        _ip("netns", "add", self.namespace)
         _ip("-n", lab.switch, "link", "add", self._port, "type", "veth",
-            "peer", "name", "eth0", "netns", self._namespace)  # fmt: skip
+            "peer", "name", "eth0", "netns", self.namespace)  # fmt: skip
         _ip("-n", lab.switch, "link", "set", self._port, "master", "br0", "up")
         for device in ("lo", "eth0"):
-            _ip("-n", self._namespace, "link", "set", device, "up")
-        _ip("-n", self._namespace, "address", "add", f"{self.address}/24", "dev", "eth0")
+            _ip("-n", self.namespace, "link", "set", device, "up")
+        _ip("-n", self.namespace, "address", "add", f"{self.address}/24", "dev", "eth0")
 
     def start(self, *command: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            ["ip", "netns", "exec", self._namespace, *command],
+            ["ip", "netns", "exec", self.namespace, *command],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             cwd=self.folder, env={**ENVIRONMENT, "TMPDIR": str(self.folder)},
         )  # fmt: skip
@@ -73,8 +82,12 @@ class Host:
     def plug_in(self) -> None:
         _ip("-n", self._switch, "link", "set", self._port, "master", "br0")
 
+    def pull_out(self) -> None:
+        """Remove the interface, for another kind of link (``link.joined``) to take its place."""
+        subprocess.run(["ip", "-n", self.namespace, "link", "delete", "eth0"], capture_output=True)
+
     def remove(self) -> None:
-        subprocess.run(["ip", "netns", "delete", self._namespace], capture_output=True)
+        subprocess.run(["ip", "netns", "delete", self.namespace], capture_output=True)
 
 
 class Lab:
@@ -85,6 +98,7 @@ class Lab:
         self.prefix = f"kkp2p{os.getpid()}"
         self.switch = f"{self.prefix}-switch"
         self._hosts: list[Host] = []
+        _remove_left_behind()
         _ip("netns", "add", self.switch)
         _ip("-n", self.switch, "link", "add", "br0", "type", "bridge")
         _ip("-n", self.switch, "link", "set", "br0", "up")
