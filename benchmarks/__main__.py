@@ -1,20 +1,26 @@
-"""``python -m benchmarks relay``: run one benchmark and print what it measured."""
+"""``python -m benchmarks WHAT``: run one benchmark and print what it measured."""
 
 from __future__ import annotations
 
 import argparse
 
-from . import relay
+from . import p2p, relay
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("what", choices=["relay"])
-    parser.add_argument(
-        "--quick", action="store_true", help="a hundredth of the load: does it run at all?"
-    )
-    args = parser.parse_args()
-    relay.run(quick=args.quick)
+    quick = argparse.ArgumentParser(add_help=False)
+    quick.add_argument("--quick", action="store_true", help="a small load: does it run at all?")
+    what = parser.add_subparsers(dest="what", required=True)
+    what.add_parser("relay", parents=[quick], help="through proxy and relay, on loopback")
+    direct = what.add_parser("p2p", parents=[quick], help="between two hosts; needs root")
+    direct.add_argument("--only", action="append", choices=p2p.SECTIONS, help="one of its parts")
+    direct.add_argument("--mode", type=int, choices=[1, 2], default=1, help="2: over the relay")
+    options = parser.parse_args()
+    if options.what == "relay":
+        relay.run(quick=options.quick)
+    else:
+        p2p.run(options.quick, options.only or [], options.mode)
 
 
 main()

@@ -33,9 +33,10 @@ ROUNDS = 11  # taken in turns, so that a busy moment of the machine hits all ali
 class Program:
     """A process of the benchmark.  It ends when its standard input does."""
 
-    def __init__(self, *command: str, folder: Path) -> None:
+    def __init__(self, *command: str, folder: Path, within: tuple[str, ...] = ()) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            [*within, sys.executable, *command],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             cwd=folder, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
         )  # fmt: skip
 
@@ -49,6 +50,11 @@ class Program:
     def answer(self) -> dict[str, Any]:
         answer: dict[str, Any] = json.loads(self.line())
         return answer
+
+    def ask(self, what: str, **fields: object) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"do": what, **fields}) + "\n")
+        self.process.stdin.flush()
 
     def rss_kb(self) -> int:
         pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
@@ -68,8 +74,9 @@ class Program:
 
 
 @contextmanager
-def started(*command: str, folder: Path) -> Iterator[Program]:
-    program = Program(*command, folder=folder)
+def started(*command: str, folder: Path, within: tuple[str, ...] = ()) -> Iterator[Program]:
+    """``within``: a command that runs this one, as ``ip netns exec NAME`` does."""
+    program = Program(*command, folder=folder, within=within)
     try:
         yield program
     finally:
