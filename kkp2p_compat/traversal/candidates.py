@@ -115,7 +115,17 @@ def _own_addresses() -> list[str]:
             continue
         for family in (netifaces.AF_INET6, netifaces.AF_INET):
             found += [entry["addr"] for entry in entries.get(family, []) if "addr" in entry]
-    return found
+    return [ip for ip in dict.fromkeys(found) if _works(ip)]
+
+
+def _works(ip: str) -> bool:
+    """An IPv6 address whose link is down, or that another host has too, takes no packets."""
+    try:
+        with socket.socket(family_of(ip), socket.SOCK_DGRAM) as probe:
+            probe.bind((ip, 0))
+            return True
+    except OSError:
+        return False
 
 
 def _source_address(family: int) -> list[str]:
