@@ -1,0 +1,409 @@
+"""What is fuzzed: each target takes a stranger's bytes, and may raise nothing but what it asserts.
+
+A parser may refuse with BadPacket.  What it takes must come out the same when it is encoded and
+parsed again, and what holds a peer's bytes must keep to its bounds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+from collections.abc import Callable
+from random import Random
+from typing import NamedTuple
+
+from kkp2p_compat._errors import BadPacket
+from kkp2p_compat.transport.udp import frames, messages
+from kkp2p_compat.transport.udp.connection import Connection
+from kkp2p_compat.transport.udp.events import ChannelOffered, Closed, Event, Readable
+from kkp2p_compat.transport.udp.messages import MAX_MESSAGE_BYTES, Assembler, Splitter
+from kkp2p_compat.transport.udp.protection import CIPHERS, Opener, Sealer
+from kkp2p_compat.transport.udp.ranges import RangeSet
+from kkp2p_compat.traversal import lan_wire, stun
+from kkp2p_compat.traversal.candidates import Candidate, parse_untrusted
+from kkp2p_compat.traversal.check_table import CheckTable
+from kkp2p_compat.traversal.checks import Checks, Credentials
+
+__all__ = ["TARGETS", "Target"]
+
+AES = "aes-128-gcm"
+SECRETS = bytes(range(32)), bytes(range(32, 64))
+PEER = ("192.0.2.1", 4000)
+
+
+class Target(NamedTuple):
+    run: Callable[[bytes], None]
+    seeds: list[bytes]  # inputs that get far
+
+
+def pieces_of(data: bytes) -> list[bytes]:
+    """Cut by u16 lengths, so that one input can be several datagrams."""
+    pieces = []
+    while len(data) >= 2:
+        length = int.from_bytes(data[:2], "big")
+        pieces.append(data[2 : 2 + length])
+        data = data[2 + length :]
+    return pieces
+
+
+def joined(*pieces: bytes) -> bytes:
+    return b"".join(struct.pack(">H", len(piece)) + piece for piece in pieces)
+
+
+# Packets: what was not sealed does not open.
+
+
+def fuzz_packets(data: bytes) -> None:
+    for cipher in CIPHERS:
+        opener = Opener(SECRETS[0], cipher)
+        genuine = b"".join(Sealer(SECRETS[0], cipher).seal(3, 9, [b"hello"]))
+        mask = data[: len(genuine)].ljust(len(genuine), b"\0")
+        altered = bytes(a ^ b for a, b in zip(genuine, mask, strict=True))
+        for packet in (data, altered, genuine + data, genuine[: len(data)]):
+            if packet == genuine:
+                continue
+            try:
+                opened = opener.open_untrusted(packet)
+            except BadPacket:
+                continue
+            raise AssertionError(f"a forged packet opened: {packet!r} as {opened}")
+        assert opener.open_untrusted(genuine) == (3, b"hello")
+
+
+# Frames.
+
+ENCODERS: dict[type, Callable[..., bytes]] = {
+    frames.Ping: frames.encode_ping,
+    frames.Open: frames.encode_open,
+    frames.Opened: frames.encode_opened,
+    frames.Refused: frames.encode_refused,
+    frames.Reset: frames.encode_reset,
+    frames.Stop: frames.encode_stop,
+    frames.Stream: frames.encode_stream_sized,
+    frames.Datagram: frames.encode_datagram,
+    frames.MaxData: frames.encode_max_data,
+    frames.MaxStreamData: frames.encode_max_stream_data,
+    frames.PathChallenge: frames.encode_path_challenge,
+    frames.PathResponse: frames.encode_path_response,
+    frames.Close: frames.encode_close,
+}
+
+
+def encode_frame(frame: frames.Frame) -> bytes:
+    if isinstance(frame, frames.Ack):
+        return frames.encode_ack(RangeSet(frame.ranges), frame.delay_s)
+    return ENCODERS[type(frame)](*frame)
+
+
+def fuzz_frames(data: bytes) -> None:
+    try:
+        parsed = frames.parse_untrusted(data)
+    except BadPacket:
+        return
+    if parsed:
+        assert frames.parse_untrusted(b"".join(map(encode_frame, parsed))) == parsed
+
+
+FRAMES = [
+    encode_frame(frame)
+    for frame in (
+        frames.Ping(),
+        frames.Ack(0, 0.001, [(0, 1)]),
+        frames.Open(1, 0, 1, -5),
+        frames.Stream(1, 0, memoryview(b"abc"), False),
+        frames.Stream(1, 5, memoryview(b""), True),
+        frames.Open(3, 1, 0, 7),
+        frames.Datagram(3, 0, 0, 2, b"x"),
+        frames.Datagram(3, 0, 1, 2, b"y"),
+        frames.Opened(0),
+        frames.Refused(2, 1),
+        frames.Reset(1, 5, 2),
+        frames.Stop(1),
+        frames.MaxData(2**30),
+        frames.MaxStreamData(0, 2**30),
+        frames.PathChallenge(b"12345678"),
+        frames.PathResponse(b"12345678"),
+        frames.Close(1, "bye"),
+    )
+]
+ALL_FRAMES = b"".join(FRAMES)
+MANY_RANGES = frames.Ack(99, 0.001, [(90, 100), (50, 60), (0, 1)])
+
+
+# Messages: parts in any order.
+
+PART = struct.Struct(">IHHB")  # message, part, parts, time since the last in 1/64 s
+
+
+def fuzz_messages(data: bytes) -> None:
+    assembler, now = Assembler(), 0.0
+    for piece in pieces_of(data):
+        if len(piece) < PART.size:
+            continue
+        message, part, parts, wait = PART.unpack_from(piece)
+        now += wait / 64
+        # A message's size is reached with short inputs.
+        body = piece[PART.size :] * (1 + 64 * (wait & 1))
+        try:
+            whole = assembler.add_untrusted(message, part, parts, body[:65535], now)
+        except BadPacket:
+            continue
+        assert whole is None or len(whole) <= MAX_MESSAGE_BYTES
+        assert assembler._held <= messages.MAX_HELD_BYTES
+        assert len(assembler._unfinished) <= messages.MAX_UNFINISHED
+        assert len(assembler._done) <= messages.MAX_GAPS
+    assert sum(entry.cost for entry in assembler._unfinished.values()) == assembler._held
+    # An honest sender's messages get through all the same.
+    splitter = Splitter(2)
+    splitter._next = (max([assembler._done.largest, *assembler._unfinished]) + 1) % 2**32
+    later = now + 2 * messages.MAX_WAIT_S
+    encoded = splitter.split(data, 17 + len(data) % 50)
+    parts = [frames.parse_untrusted(frame)[0] for frame in encoded]
+    received = [
+        assembler.add_untrusted(part.message, part.part, part.parts, part.data, later)
+        for part in parts
+        if isinstance(part, frames.Datagram)
+    ]
+    assert received == [None] * (len(parts) - 1) + [data]
+
+
+def part_of(message: int, part: int, parts: int, data: bytes, wait: int = 0) -> bytes:
+    return PART.pack(message, part, parts, wait) + data
+
+
+# A connection whose peer has the keys, and sends what it likes.
+
+MAX_TURNS = 10_000  # of anything that a connection does at one instant
+
+
+def fuzz_connection(data: bytes) -> None:
+    """Pieces: a byte that says how the packet comes, and its plaintext."""
+    sealer = Sealer(SECRETS[0], AES)
+    connection = Connection(
+        send_secret=SECRETS[1], receive_secret=SECRETS[0], cipher=AES, is_caller=True,
+        local_id=9, remote_id=8, address=PEER, now=0.0, random=Random(1),
+    )  # fmt: skip
+    connection.write(connection.open_channel(0, 0, 0), bytes(3000))
+    connection.open_channel(1, 0, 0)
+    number, now, closed = 0, 0.0, 0
+    closed += drive(connection, now)
+    for piece in pieces_of(data):
+        if not piece:
+            continue
+        how = piece[0]
+        number += how & 3
+        packet = b"".join(sealer.seal(number, 9, [piece[1:]]))
+        number += 1
+        now += (how >> 2 & 7) / 32
+        source = PEER if how & 32 else ("192.0.2.2", 5000)
+        connection.handle_datagrams(packet * (1 + (how >> 6 & 1)), len(packet), source, now)
+        closed += drive(connection, now)
+        due = connection.next_timer()
+        if how & 128 and due is not None:
+            now = max(now, due)
+            connection.handle_timer(now)
+            closed += drive(connection, now)
+    for _ in range(MAX_TURNS):  # silence ends it
+        due = connection.next_timer()
+        if due is None:
+            break
+        now = max(now, due)
+        connection.handle_timer(now)
+        closed += drive(connection, now)
+    assert closed == 1
+
+
+def drive(connection: Connection, now: float) -> int:
+    """What the endpoint and an application do; returns how often Closed was said."""
+    closed = 0
+    for _ in range(MAX_TURNS):
+        event = connection.poll_event()
+        if event is not None:
+            closed += isinstance(event, Closed)
+            handle(connection, event)
+        elif connection.poll_transmit(now) is None:
+            event = connection.poll_event()  # the last datagram may have made one
+            if event is None:
+                return closed
+            closed += isinstance(event, Closed)
+            handle(connection, event)
+    raise AssertionError("events or datagrams without an end")
+
+
+def handle(connection: Connection, event: Event) -> None:
+    if isinstance(event, ChannelOffered) and event.desc % 4 == 3:
+        connection.refuse_channel(event.stream_id, 1)
+    elif isinstance(event, ChannelOffered):
+        connection.accept_channel(event.stream_id)
+    elif isinstance(event, Readable):
+        size = sum(map(len, connection.peek(event.stream_id)))
+        if size:
+            connection.consume(event.stream_id, size)
+        if connection.at_end(event.stream_id):
+            connection.finish(event.stream_id)
+
+
+def packet_of(frame: bytes, how: int = 32) -> bytes:
+    return bytes([how]) + frame
+
+
+# STUN, alone and behind a call's checks.
+
+LOCAL = Credentials("AAAAAAAA", "B" * 24)
+REMOTE = Credentials("CCCCCCCC", "D" * 24)
+
+
+def fuzz_stun(data: bytes) -> None:
+    try:
+        message = stun.parse_untrusted(data)
+    except BadPacket:
+        return
+    assert not message.verify(LOCAL.key)  # 160 bits by chance
+    again = message.encode(LOCAL.key)
+    if len(again) <= stun.MAX_BYTES:
+        parsed = stun.parse_untrusted(again)
+        assert parsed.verify(LOCAL.key)
+        assert dataclasses.replace(parsed, unknown=message.unknown) == message
+
+
+CHECK = struct.Struct(">BBBIH")  # how it comes, kind and flags, time in 1/64 s, priority, error
+
+
+def fuzz_checks(data: bytes) -> None:
+    """Pieces are authentic messages of the call, or any datagram; nothing is sent without bound."""
+    table, random = CheckTable(), Random(1)
+    checks = Checks(
+        controlling=bool(len(data) & 1), local=LOCAL, remote=REMOTE,
+        local_candidates=[Candidate("host", 2, "192.0.2.9", 4001)],
+        candidates=[Candidate("host", 2**24, *PEER)], now=0.0, random=random,
+    )  # fmt: skip
+    table.add(checks)
+    now, sent = 0.0, poll_all(checks)
+    for piece in pieces_of(data):
+        datagram = piece
+        source = PEER
+        answerable = True
+        if len(piece) == CHECK.size:
+            how, what, wait, priority, error = CHECK.unpack(piece)
+            now += wait / 64
+            source = (f"192.0.2.{1 + (how & 15)}", 4000 + (how >> 4))
+            datagram = authentic(what, priority, error, sent)
+        elif stun_verifies(piece):
+            continue
+        else:
+            answerable = False
+        table.handle_datagram_untrusted(datagram, source, now)
+        answers = poll_all(checks)
+        assert answerable or not answers
+        checks.handle_timer(now)
+        sent += answers + poll_all(checks)
+    turns = 0
+    while (due := checks.next_timer()) is not None and not len(data) & 14:  # takes its time
+        assert (turns := turns + 1) < MAX_TURNS
+        checks.handle_timer(now := max(now, due))
+        sent += poll_all(checks)
+    assert len(sent) <= 1000 + len(data)  # 800 probes, and an answer to each request
+
+
+def stun_verifies(datagram: bytes) -> bool:
+    try:
+        message = stun.parse_untrusted(datagram)
+    except BadPacket:
+        return False
+    return message.verify(LOCAL.key) or message.verify(REMOTE.key)
+
+
+def authentic(what: int, priority: int, error: int, sent: list[bytes]) -> bytes:
+    """A message that the peer of the call could send."""
+    kind = list(stun.Kind)[what & 3]
+    if kind in (stun.Kind.REQUEST, stun.Kind.INDICATION):
+        message = stun.Message(
+            kind, struct.pack(">III", what >> 6, priority, error), username="AAAAAAAA:CCCCCCCC",
+            priority=priority if what & 4 else None, use_candidate=bool(what & 8),
+            controlling=1 if what & 16 else None, controlled=1 if what & 32 else None,
+        )  # fmt: skip
+        return message.encode(LOCAL.key)
+    requests = [datagram for datagram in sent if datagram[:2] == b"\0\x01"]
+    transaction_id = requests[priority % len(requests)][8:20] if requests else bytes(12)
+    failed = kind is stun.Kind.ERROR
+    message = stun.Message(
+        kind, transaction_id, mapped=PEER if what & 4 else None,
+        error=300 + error % 400 if failed else None,
+    )  # fmt: skip
+    return message.encode(REMOTE.key)
+
+
+def poll_all(checks: Checks) -> list[bytes]:
+    sent = []
+    for _ in range(MAX_TURNS):
+        transmit = checks.poll_transmit()
+        if transmit is None:
+            return sent
+        sent.append(transmit[0])
+    raise AssertionError("datagrams without an end")
+
+
+def fuzz_candidates(data: bytes) -> None:
+    try:
+        candidates = parse_untrusted(data.decode("utf-8", "surrogateescape").split("\n"))
+    except BadPacket:
+        return
+    assert parse_untrusted([candidate.text for candidate in candidates]) == candidates
+
+
+# LAN searches.
+
+
+def fuzz_lan(data: bytes) -> None:
+    memory, now = lan_wire.SearchMemory(), 0.0
+    for piece in [data, *pieces_of(data)]:
+        for datagram in (piece, piece.ljust(lan_wire.SEARCH_BYTES, b"\0")):
+            try:
+                message = lan_wire.parse_untrusted(datagram)
+            except BadPacket:
+                continue
+            again = lan_wire.encode(message)
+            assert lan_wire.parse_untrusted(again) == message
+            assert len(again) == len(datagram)
+            now += len(message.text) / 64
+            verdict, heard = memory.hear(message.search_id, PEER, now)
+            new = verdict is lan_wire.Verdict.NEW
+            assert (heard is not None) == (new or verdict is lan_wire.Verdict.REPEAT)
+            if heard is not None:
+                heard.answer = datagram
+
+
+REQUEST = stun.Message(
+    stun.Kind.REQUEST, bytes(12), username="AAAAAAAA:CCCCCCCC", priority=5, controlling=7,
+    use_candidate=True,
+)  # fmt: skip
+RESPONSE = stun.Message(stun.Kind.RESPONSE, bytes(12), mapped=("2001:db8::1", 9))
+REFUSAL = stun.Message(stun.Kind.ERROR, bytes(12), error=420, not_understood=(1, 2))
+SEARCH = lan_wire.encode(lan_wire.Message(lan_wire.SEARCH, bytes(16), "bob", "{}"))
+ANSWER = lan_wire.encode(lan_wire.Message(lan_wire.ANSWER, bytes(16), "bob", "{}"))
+
+TARGETS = {
+    "packets": Target(fuzz_packets, [bytes(16), b"\x40" + bytes(40)]),
+    "frames": Target(fuzz_frames, [ALL_FRAMES, encode_frame(MANY_RANGES)]),
+    "messages": Target(
+        fuzz_messages,
+        [joined(part_of(0, 0, 2, b"a"), part_of(1, 0, 1, b"b", 64), part_of(0, 1, 2, b"c", 1))],
+    ),
+    "connection": Target(
+        fuzz_connection,
+        [
+            joined(packet_of(ALL_FRAMES)),
+            joined(*(packet_of(frame) for frame in FRAMES), packet_of(b"\x08" + bytes(20))),
+        ],
+    ),
+    "stun": Target(fuzz_stun, [each.encode(b"key") for each in (REQUEST, RESPONSE, REFUSAL)]),
+    "checks": Target(
+        fuzz_checks,
+        [
+            joined(*(CHECK.pack(how, what, 1, how, 0) for how, what in ((0, 45), (0, 6), (1, 44)))),
+            joined(REQUEST.encode(b"key")),
+        ],
+    ),
+    "candidates": Target(fuzz_candidates, [b"host 5 192.0.2.1 9\nsrflx 7 2001:db8::1 10"]),
+    "lan": Target(fuzz_lan, [SEARCH, ANSWER, joined(SEARCH, ANSWER, SEARCH)]),
+}
