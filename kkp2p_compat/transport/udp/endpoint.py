@@ -7,7 +7,7 @@ The rules:
 - Everything runs in callbacks of the hub's watchers, never in a greenlet: a switch to one costs as
   much as the datagram.  So a handler must not wait.
 - The order is always the same: feed what has arrived, then let each connection that was touched
-  give its events, then its datagrams, then its next deadline.  There is one timer for all.
+  give its events and datagrams in turns, then its next deadline.  There is one timer for all.
 - A turn is bounded, so that the other watchers of the hub get theirs.
 - What a full socket does not take waits for room, one batch a connection; the connection is not
   asked for more meanwhile.
@@ -16,12 +16,11 @@ The rules:
 
 from __future__ import annotations
 
-import heapq
 import math
 import socket
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from logging import Logger
 from typing import Any, Protocol
 
@@ -30,20 +29,21 @@ from gevent import get_hub
 from ..._codes import KKP2P_ERROR_SYSTEM_INTERNAL
 from ..._errors import KKP2PError, OutOfDescriptors, from_os_error
 from .batch_socket import BatchSocket
+from .deadlines import Deadlines
+from .demultiplex import connection_id, runs
 from .events import Address, Closed, Event, Transmit
-from .protection import FIRST_BYTE, HEADER_BYTES, OVERHEAD_BYTES
+from .protection import FIRST_BYTE, OVERHEAD_BYTES
 
-__all__ = ["Driven", "Endpoint", "SansIO"]
+__all__ = ["CLOSE_INTERNAL_ERROR", "Driven", "Endpoint", "SansIO"]
 
 STUN_FIRST_BYTES = 4  # RFC 7983 section 7: a STUN message begins with a byte of 0 to 3
-INTERNAL_ERROR = 1  # the code in CLOSE; RFC 9000 section 20.1
+CLOSE_INTERNAL_ERROR = 2  # our choice, docs/protocol.rst
 
 # Our choice, as all below: a turn takes about a millisecond.
 RECEIVE_TURN_BYTES = 512 << 10
 RECEIVE_TURN_CALLS = 64
 TRANSMIT_TURN_CALLS = 16  # a connection's; 64 KB each at most
 BLOCKED_TIMER_S = 0.01  # a connection that waits for room may have a deadline that room must meet
-SPARE_DEADLINES = 64  # outdated ones in the heap before it is made anew
 
 _READ, _WRITE = 1, 2  # libev's EV_READ and EV_WRITE
 _now = time.monotonic
@@ -77,7 +77,7 @@ class _Member:
     """A connection, and what the endpoint keeps of it."""
 
     __slots__ = (
-        "alive", "connection", "deadline", "failed", "key", "link", "queued", "ready", "waiting",
+        "alive", "connection", "failed", "key", "link", "ready", "waiting",
     )  # fmt: skip
 
     def __init__(self, link: Driven) -> None:
@@ -87,8 +87,6 @@ class _Member:
         self.alive = True
         self.failed = False  # closed after a bug
         self.ready = False  # in the endpoint's list of those to drive
-        self.deadline = math.inf
-        self.queued = math.inf  # the one of its entries in the heap that counts
         self.waiting: _Batch | None = None  # what a full socket did not take
 
 
@@ -134,8 +132,7 @@ class Endpoint:
         self._ready: list[_Member] = []
         self._in_turn = False  # the ready ones are driven at its end, else by the callback
         self._callback: Any = None
-        self._heap: list[tuple[float, int, _Member]] = []
-        self._pushed = 0
+        self._deadlines: Deadlines[_Member] = Deadlines()
         self._timer: Any = None
         self._timer_at = math.inf
         self._closed = False
@@ -158,8 +155,8 @@ class Endpoint:
                 self._log.info("no UDP over %s: %s", family.name, cause)
         return doors
 
-    def ports(self) -> dict[socket.AddressFamily, int]:
-        """The families that there are, and where each is bound."""
+    def ports(self) -> dict[int, int]:
+        """The families that there are, socket.AF_INET and AF_INET6, and where each is bound."""
         return {family: door.socket.port for family, door in self._doors.items()}
 
     def failures(self) -> Counter[str]:
@@ -187,8 +184,7 @@ class Endpoint:
         del self._members[member.key]
         member.alive = False
         member.waiting = None
-        self._heap = [entry for entry in self._heap if entry[2] is not member]
-        heapq.heapify(self._heap)
+        self._deadlines.remove(member)
         try:
             now = _now()
             for _ in range(TRANSMIT_TURN_CALLS):
@@ -202,7 +198,7 @@ class Endpoint:
     def wake(self, link: Driven) -> None:
         """The application gave it something to do: drive it in this turn of the loop."""
         member = self._members.get(_key(link))
-        if member is not None:
+        if member is not None and member.link is link:
             self._make_ready(member)
 
     def send_check(self, data: bytes, address: Address) -> None:
@@ -237,11 +233,8 @@ class Endpoint:
             if datagrams is None:
                 break
             data, segment_bytes, address = datagrams
-            if len(data) <= segment_bytes or _for_one(data, segment_bytes):
-                self._dispatch(data, segment_bytes, address)
-            else:
-                for run in _runs(data, segment_bytes):
-                    self._dispatch(run, segment_bytes, address)
+            for run in runs(data, segment_bytes):
+                self._dispatch(run, segment_bytes, address)
             if self._closed:
                 return
             received += len(data)
@@ -250,8 +243,8 @@ class Endpoint:
 
     def _dispatch(self, data: bytes, segment_bytes: int, address: Address) -> None:
         """Datagrams that begin alike."""
-        if len(data) >= OVERHEAD_BYTES and data[0] == FIRST_BYTE:
-            member = self._members.get(data[8:HEADER_BYTES])
+        if min(len(data), segment_bytes) >= OVERHEAD_BYTES and data[0] == FIRST_BYTE:
+            member = self._members.get(connection_id(data))
             if member is None:
                 self.dropped["unknown connection"] += 1
                 return
@@ -318,35 +311,44 @@ class Endpoint:
 
     def _drive(self, member: _Member) -> None:
         connection = member.connection
-        while (event := connection.poll_event()) is not None:
-            member.link.handle_event(event)
-            if not member.alive:
-                return
-        member.ready = False  # not before: what a handler wrote is sent below
         now = _now()
-        more = member.waiting is None and self._transmit(member, now)
+        calls_left = TRANSMIT_TURN_CALLS
+        event = connection.poll_event()
+        while True:
+            while event is not None:
+                member.link.handle_event(event)
+                if not member.alive:
+                    return
+                event = connection.poll_event()
+            if member.waiting is None:
+                calls_left = self._transmit(member, now, calls_left)
+            if calls_left == 0:
+                break
+            event = connection.poll_event()  # what was sent may have made room for a writer
+            if event is None:
+                break
+        member.ready = False  # not before: what a handler wrote has been sent
         deadline = connection.next_timer()
-        if more:
+        if deadline is None:
+            deadline = math.inf
+        if member.waiting is not None:
+            deadline = max(deadline, now + BLOCKED_TIMER_S)
+        elif calls_left == 0:
             # By the timer and not the callback: the hub runs callbacks that bring callbacks for
             # up to 5 ms (sys.getswitchinterval) before it looks at the sockets again.
             deadline = now
-        elif deadline is None:
-            deadline = math.inf
-        elif member.waiting is not None:
-            deadline = max(deadline, now + BLOCKED_TIMER_S)
-        member.deadline = deadline
-        if deadline < member.queued:
-            self._push(member)
+        self._deadlines.set(member, deadline)
 
     # What goes out.
 
-    def _transmit(self, member: _Member, now: float) -> bool:
-        """Whether there is more to send, which can be sent."""
+    def _transmit(self, member: _Member, now: float, calls_left: int) -> int:
+        """Send until there is no more, the socket is full or no calls are left; returns those."""
         poll_transmit = member.connection.poll_transmit
-        for _ in range(TRANSMIT_TURN_CALLS):
+        while calls_left > 0:
             transmit = poll_transmit(now)
             if transmit is None:
-                return False
+                break
+            calls_left -= 1
             door = self._door(transmit.address)
             if door is None:
                 continue
@@ -358,8 +360,8 @@ class Endpoint:
             door.waiting.append(member)
             if not door.writable.active:
                 door.writable.start(self._turn, self._send_rest, door)
-            return False
-        return True
+            break
+        return calls_left
 
     def _send(self, member: _Member, door: _Door, batch: _Batch) -> bool:
         data, segment_bytes, address = batch
@@ -394,27 +396,10 @@ class Endpoint:
 
     # Time.
 
-    def _push(self, member: _Member) -> None:
-        if len(self._heap) > 2 * len(self._members) + SPARE_DEADLINES:
-            self._heap = [entry for entry in self._heap if entry[0] == entry[2].queued]
-            heapq.heapify(self._heap)
-        member.queued = member.deadline
-        self._pushed += 1  # so that no two entries are equal, and members need no order
-        heapq.heappush(self._heap, (member.deadline, self._pushed, member))
-
     def _handle_deadlines(self) -> None:
         self._timer_at = math.inf
         now = _now()
-        while self._heap and self._heap[0][0] <= now:
-            at, _, member = heapq.heappop(self._heap)
-            if at != member.queued:
-                continue  # an earlier one has taken its place
-            member.queued = math.inf
-            if member.deadline > now:
-                if member.deadline < math.inf:
-                    self._push(member)  # it has moved on, as most do
-                continue
-            member.deadline = math.inf
+        while (member := self._deadlines.pop_due(now)) is not None:
             try:
                 due = member.connection.next_timer()
                 if due is not None and due <= now:
@@ -425,12 +410,13 @@ class Endpoint:
 
     def _arm(self) -> None:
         """A timer that is due too early is left alone: it finds nothing to do."""
-        if self._closed or not self._heap or self._heap[0][0] >= self._timer_at:
+        earliest = self._deadlines.earliest()
+        if earliest >= self._timer_at or self._closed:
             return
         if self._timer is not None:
             self._timer.close()
-        self._timer_at = self._heap[0][0]
-        self._timer = self._loop.timer(max(0.0, self._timer_at - _now()))
+        self._timer_at = earliest
+        self._timer = self._loop.timer(max(0.0, earliest - _now()))
         self._timer.start(self._turn, self._handle_deadlines, update=True)
 
     # Bugs.
@@ -441,45 +427,18 @@ class Endpoint:
         self._log.exception("bug in connection %s: it is closed", name)
         if not member.alive:
             return
-        try:
-            if not member.failed:
-                member.failed = True
-                member.connection.close(INTERNAL_ERROR, "internal error", _now())
+        if not member.failed:
+            member.failed = True
+            try:
+                member.connection.close(CLOSE_INTERNAL_ERROR, "internal error", _now())
                 member.ready = False  # it may have failed while it was driven
                 self._make_ready(member)
                 return
-            self.remove(member.link)
+            except Exception:  # noqa: BLE001 - logged; then it goes without a word to its peer
+                self._log.exception("bug in connection %s: it cannot be closed", name)
+        self.remove(member.link)
+        try:
             error = KKP2PError("bug in the connection", KKP2P_ERROR_SYSTEM_INTERNAL)
             member.link.handle_event(Closed(error))
-        except Exception:  # noqa: BLE001 - logged
-            self._log.exception("bug in connection %s as it is closed", name)
-            self.remove(member.link)
-
-
-def _for_one(data: bytes, segment_bytes: int) -> bool:
-    """Whether all these datagrams begin alike, and none is too short to be a packet.
-
-    Looks at the first byte and the last two of the connection id, in a microsecond instead of the
-    ten that a loop takes.  Ids are random; a packet of another connection that has the same two
-    bytes would fail authentication, and be sent again.
-    """
-    if segment_bytes < OVERHEAD_BYTES or 0 < len(data) % segment_bytes < OVERHEAD_BYTES:
-        return False
-    for place in (0, HEADER_BYTES - 2, HEADER_BYTES - 1):
-        column = data[place::segment_bytes]
-        if column != column[:1] * len(column):
-            return False
-    return True
-
-
-def _runs(data: bytes, segment_bytes: int) -> Iterator[bytes]:
-    """Cut joined datagrams where first byte or connection id change, or one is too short."""
-    first, last = 0, None
-    for start in range(0, len(data), segment_bytes):
-        end = min(start + segment_bytes, len(data))
-        head = data[start], data[start + 8 : start + HEADER_BYTES], end - start < OVERHEAD_BYTES
-        if head != last and start:
-            yield data[first:start]
-            first = start
-        last = head
-    yield data[first:]
+        except Exception:  # noqa: BLE001 - logged; nobody is left to tell
+            self._log.exception("bug in the owner of connection %s", name)
