@@ -226,13 +226,18 @@ def join_net(engine: engine_t, peer_id: str, secret: str) -> int:
 
 @_api(...)
 def join_lan(engine: engine_t, peer_id: str) -> int:
-    """Answer LAN searches for ``peer_id``.  Not built yet: -110 for a bad id, else -1.
+    """Answer LAN searches for ``peer_id`` on the engine's lan_search_port, until engine_destroy.
 
-    C: ``kkp2p_join_lan``.
+    A second call takes the place of the first.  Whoever is on the LAN can connect: there is no
+    secret.  Returns 0, -110 (no such peer id), -106 (the engine's lan_search_port is 0), -115
+    (another program has the port).  C: ``kkp2p_join_lan``.
     """
     check_engine(engine)
     check_peer_id(peer_id)
-    raise KKP2PError("LAN search is not built yet; see docs/status.rst")
+    if not engine.conf.lan_search_port:
+        raise ParameterError("join_lan needs a lan_search_port")
+    engine.join_lan(peer_id)
+    return KKP2P_SUCCESS
 
 
 @_api(...)
@@ -282,10 +287,10 @@ def connect(engine: engine_t, ctx: connect_ctx_t, channel: channel_t | None) -> 
 
 @_api(...)
 def lan_search(engine: engine_t, ctx: connect_ctx_t, channel: channel_t | None) -> int:
-    """As connect, over the LAN only; connect_mode must be 1.  Finds nobody yet.
+    """As connect, over the LAN only: finds who has called join_lan.  connect_mode must be 1.
 
-    Returns -112 (another connect_mode), -109 after ctx.timeout ms, -110, -106.
-    C: ``kkp2p_lan_search``.
+    Searches on the engine's lan_search_port.  Returns 0, -112 (another connect_mode), -109 (not
+    found within ctx.timeout ms), -110, -106.  C: ``kkp2p_lan_search``.
     """
     check_engine(engine)
     check_context(ctx)

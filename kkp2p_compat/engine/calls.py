@@ -1,4 +1,4 @@
-"""Making a connection with a peer: the caller's side and the callee's, over the cloud.
+"""Calling a peer over the cloud: offers, answers, and the connections that go by the relay.
 
 Runs in the engine's hub.  Both sides go to the relay while offer and answer are under way, so a
 relayed connection takes about three round trips.  What comes out is a Connection; what is made of
@@ -8,24 +8,36 @@ it (a descriptor for the application, or a proxied stream) is the business of ot
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import gevent
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from .. import _base64url, _codes
-from .._errors import BadPacket, KKP2PError, LinkLost, NotSupported, PeerOffline, TimedOut
-from .._io import time_limit
+from .._errors import BadPacket, KKP2PError, LinkLost, NotSupported, PeerOffline
 from .._structs import connect_ctx_t
 from ..control.client import CloudClient
-from ..control.link import Link
+from ..control.link import Link, OutgoingCall
 from ..control.resolver import numeric
 from ..control.wire import Message, encode
 from ..transport.relay import open_relay, parse_place_untrusted, wait_for_pairing
 from ..transport.sealed import DirectionKeys, Opener, Sealer, derive_keys
+from .direct_offer import DirectOffer
 
-__all__ = ["Connection", "Offer", "answer_call", "make_call", "parse_offer_untrusted"]
+__all__ = [
+    "Connection",
+    "Offer",
+    "answer_call",
+    "call_peer",
+    "encode_text",
+    "make_call",
+    "parse_answer_untrusted",
+    "parse_offer_untrusted",
+]
+
+T = TypeVar("T")
 
 RESOLVE_TIMEOUT_S = 5  # our choice: for a relay that has a name
 PUBLIC_KEY_BYTES = 32  # X25519, RFC 7748
@@ -56,49 +68,52 @@ class Offer:
     encrypt: int
     desc: int
     key: bytes | None
+    direct: DirectOffer | None = None
 
 
-def make_call(client: CloudClient, ctx: connect_ctx_t, timeout_s: float) -> Connection:
-    """Call a peer; raises TimedOut, PeerOffline, CallRefused, CloudUnreachable or LinkLost."""
-    late = TimedOut(f"not connected within {ctx.timeout} ms")
-    with time_limit(timeout_s, late):
-        offline = PeerOffline("no track of the peer lives")
-        for link in client.links_to(ctx.peer_id):
-            try:
-                return _call_by(link, ctx)
-            except PeerOffline as error:
-                offline = error
-        raise offline
-
-
-def _call_by(link: Link, ctx: connect_ctx_t) -> Connection:
+def make_call(client: CloudClient, ctx: connect_ctx_t, budget_s: float) -> Connection:
+    """Call a peer by the relay; raises PeerOffline, CallRefused, CloudUnreachable or LinkLost."""
     private = X25519PrivateKey.generate() if ctx.encrypt_data else None
-    offer = _to_text(
-        type=ctx.channel_type, mode=ctx.connect_mode, encrypt=ctx.encrypt_data,
+    offer = encode_text(
+        type=ctx.channel_type, mode=_codes.CONNECT_RELAY, encrypt=ctx.encrypt_data,
         desc=ctx.connect_desc, key=private and private.public_key().public_bytes_raw(),
     )  # fmt: skip
-    budget_ms = min(max(ctx.timeout, 1), MAX_BUDGET_MS)
-    call = link.call(ctx.peer_id, offer, budget_ms)
-    sock = None
-    answered = False
-    try:
+
+    def finish(link: Link, call: OutgoingCall) -> Connection:
         sock = _go_to_relay(call.relay.get(), link)
-        answer = call.answer.get()  # first, because a refusal comes here and not by the relay
-        answered = True
-        wait_for_pairing(sock)
-        keys = None
-        if private is not None:
-            ours, theirs = derive_keys(private, _key_untrusted(answer), offer, answer)
-            keys = ours, theirs
-        connection = Connection(sock, ctx.connect_desc, ctx.encrypt_data, keys)
-        sock = None
-        return connection
-    finally:
-        if sock is not None:
+        try:
+            answer = call.answer.get()  # first, because a refusal comes here and not by the relay
+            wait_for_pairing(sock)
+            keys = None
+            if private is not None:
+                public = parse_answer_untrusted(answer)[0]
+                keys = derive_keys(private, public, offer, answer)
+        except BaseException:
             sock.close()  # first: the link may be broken, too
-        if not call.relay.ready():  # the track answers at once, whatever the callee does
-            gevent.spawn(link.check_alive)
-        link.forget(call, cancel=not answered and call.answer.exception is None)
+            raise
+        return Connection(sock, ctx.connect_desc, ctx.encrypt_data, keys)
+
+    return call_peer(client, ctx.peer_id, offer, budget_s, finish)
+
+
+def call_peer(
+    client: CloudClient, peer_id: str, offer: str, budget_s: float,
+    finish: Callable[[Link, OutgoingCall], T],
+) -> T:  # fmt: skip
+    """Call on the tracks where the peer may be, until one has it; what ``finish`` makes of it."""
+    offline = PeerOffline("no track of the peer lives")
+    budget_ms = min(max(int(budget_s * 1000), 1), MAX_BUDGET_MS)
+    for link in client.links_to(peer_id):
+        call = link.call(peer_id, offer, budget_ms)
+        try:
+            return finish(link, call)
+        except PeerOffline as error:
+            offline = error
+        finally:
+            if not call.relay.ready():  # the track answers at once, whatever the callee does
+                gevent.spawn(link.check_alive)
+            link.forget(call, cancel=not call.answer.ready())
+    raise offline
 
 
 def _go_to_relay(place: object, link: Link) -> Any:
@@ -120,7 +135,7 @@ def answer_call(link: Link, message: Message, offer: Offer, own_text: str) -> Co
             if offer.key is None:
                 raise BadPacket("an offer to encrypt without a key")
             private = X25519PrivateKey.generate()
-            answer = _to_text(key=private.public_key().public_bytes_raw())
+            answer = encode_text(key=private.public_key().public_bytes_raw())
             theirs, ours = derive_keys(private, offer.key, own_text, answer)
             keys = ours, theirs
         link.send(encode("answer", call=message.get("call"), answer=answer))
@@ -143,17 +158,23 @@ def parse_offer_untrusted(text: object) -> Offer:
             raise BadPacket(f"an offer with a bad {name}")
         numbers.append(value)
     channel_type, mode, encrypt, desc = numbers
-    if channel_type != _codes.KKP2P_TCP_CHANNEL or mode == _codes.CONNECT_P2P:
-        raise NotSupported(f"channel_type {channel_type}, connect_mode {mode}")
     key = _decode_key_untrusted(fields["key"]) if "key" in fields else None
-    return Offer(channel_type, mode, encrypt, desc, key)
+    direct = None
+    if "direct" in fields and mode != _codes.CONNECT_RELAY:
+        direct = DirectOffer.parse_untrusted(fields["direct"])
+    elif channel_type != _codes.KKP2P_TCP_CHANNEL or mode == _codes.CONNECT_P2P:
+        raise NotSupported(f"channel_type {channel_type}, connect_mode {mode}")
+    return Offer(channel_type, mode, encrypt, desc, key, direct)
 
 
-def _key_untrusted(answer: str) -> bytes:
-    return _decode_key_untrusted(_from_text_untrusted(answer).get("key"))
+def parse_answer_untrusted(answer: str) -> tuple[bytes, DirectOffer | None]:
+    """The callee's public key, and its half of a direct connection."""
+    fields = _from_text_untrusted(answer)
+    direct = DirectOffer.parse_untrusted(fields["direct"]) if "direct" in fields else None
+    return _decode_key_untrusted(fields.get("key")), direct
 
 
-def _to_text(**fields: Any) -> str:
+def encode_text(**fields: Any) -> str:
     for name, value in list(fields.items()):
         if isinstance(value, bytes):
             fields[name] = _base64url.encode(value)

@@ -1,9 +1,10 @@
 """The channels of this process: which descriptor is whose, and how each one ends.
 
-Two kinds.  A *raw* channel is relayed without encryption: its descriptor is the TCP socket itself,
-and the engine holds no copy of it, or the application's ``close`` would not reach the peer.  The
-engine recognises the socket by its inode, and looks from time to time whether it still lives.  A
-*sealed* channel is a socket pair, one end the application's, the other pumped by the engine.
+Three kinds.  A *raw* channel is relayed without encryption: its descriptor is the TCP socket, and
+the engine holds no copy of it, or the application's ``close`` would not reach the peer.  The engine
+recognises the socket by its inode, and looks from time to time whether it still lives.  A
+*sealed* channel is a socket pair, one end the application's, the other pumped by the engine.  So
+is a *direct* one, whose bytes, or messages, go over a link to the peer.
 
 The table of descriptors is shared by all engines: ``close_fd`` gets nothing but a number.
 """
@@ -13,23 +14,33 @@ from __future__ import annotations
 import errno
 import os
 import socket as _socket
+import time
 from typing import TYPE_CHECKING
 
 from gevent import monkey
 from gevent import socket as gsocket
 
-from .._codes import KKP2P_TCP_CHANNEL, TRANSMIT_RELAY
-from .._errors import EngineClosed, KKP2PError, from_os_error
+from .._codes import KKP2P_TCP_CHANNEL, KKP2P_UDP_CHANNEL, TRANSMIT_P2P, TRANSMIT_RELAY
+from .._errors import EngineClosed, KKP2PError, LinkLost, from_os_error
 from .._io import shut_down
 from .._structs import channel_t
 from ..transport import tcp
 from ..transport.carry import SealedStream
 from .calls import Connection
+from .direct import DirectConnection
 
 if TYPE_CHECKING:
     from .engine import Engine
 
-__all__ = ["Channel", "RawChannel", "SealedChannel", "adopt", "close_channel", "close_fd"]
+__all__ = [
+    "Channel",
+    "DirectChannel",
+    "RawChannel",
+    "SealedChannel",
+    "adopt",
+    "close_channel",
+    "close_fd",
+]
 
 LINGER_S = 30  # our choice: how long what was written may take to arrive after a close
 PAIR_BUFFER_BYTES = 1 << 20  # our choice: per direction; the kernel halves it by net.core.wmem_max
@@ -41,7 +52,13 @@ _lock = monkey.get_original("_thread", "allocate_lock")()
 class Channel:
     """What both kinds share.  ``describe`` fills the application's struct."""
 
-    def __init__(self, engine: Engine, connection: Connection, peer_id: str, fd: int) -> None:
+    channel_type = KKP2P_TCP_CHANNEL
+    transmit_mode = TRANSMIT_RELAY
+    is_ipv6 = False
+
+    def __init__(
+        self, engine: Engine, connection: Connection | DirectConnection, peer_id: str, fd: int
+    ) -> None:
         self.engine = engine
         self.channel_id = engine.new_channel_id()
         self.peer_id = peer_id
@@ -55,11 +72,11 @@ class Channel:
 
     def describe(self, channel: channel_t) -> None:
         channel.peer_id = self.peer_id
-        channel.channel_type = KKP2P_TCP_CHANNEL
-        channel.transmit_mode = TRANSMIT_RELAY
+        channel.channel_type = self.channel_type
+        channel.transmit_mode = self.transmit_mode
         channel.encrypt_data = self._encrypt
         channel.channel_id = self.channel_id
-        channel.is_ipv6_p2p = 0
+        channel.is_ipv6_p2p = int(self.is_ipv6)
         channel.connect_desc = self._desc
         channel.fd = self.fd
 
@@ -138,13 +155,10 @@ class SealedChannel(Channel):
 
     def __init__(self, engine: Engine, connection: Connection, peer_id: str) -> None:
         try:
-            ours, theirs = _socket.socketpair()
-        except OSError as error:
+            ours, theirs = _make_pair(_socket.SOCK_STREAM)
+        except KKP2PError:
             connection.sock.close()
-            raise from_os_error(error, "a channel's descriptors") from error
-        for end in (ours, theirs):
-            end.setblocking(False)
-            end.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, PAIR_BUFFER_BYTES)
+            raise
         self._plain = gsocket.socket(fileno=ours.detach())
         self._wire = connection.sock
         self._stream = SealedStream(self._plain, self._wire, *connection.seal())
@@ -174,13 +188,63 @@ class SealedChannel(Channel):
         self._stream.check()
 
 
+class DirectChannel(Channel):
+    """The descriptor is one end of a socket pair; the engine's end is piped to a link."""
+
+    transmit_mode = TRANSMIT_P2P
+
+    def __init__(self, engine: Engine, connection: DirectConnection, peer_id: str) -> None:
+        self.channel_type = connection.channel_type
+        self.is_ipv6 = connection.link.is_ipv6
+        is_udp = connection.channel_type == KKP2P_UDP_CHANNEL
+        try:
+            self._ours, theirs = _make_pair(
+                _socket.SOCK_SEQPACKET if is_udp else _socket.SOCK_STREAM
+            )
+        except KKP2PError:
+            connection.link.give_up(connection.stream_id)
+            raise
+        super().__init__(engine, connection, peer_id, theirs.detach())
+        self._closed_at: float | None = None
+        self._pipe = connection.link.pipe(
+            connection.stream_id, connection.channel_type, self._ours, self._end
+        )
+
+    def _end(self, error: KKP2PError | None) -> None:
+        self._ours.close()
+        self.forget("ended" if error is None else f"broken: {error}")
+
+    def close(self, duplicate: int | None) -> None:
+        if self.channel_id in self.engine.channels:
+            shut_down(self._ours.fileno())  # as for a sealed one
+            self._closed_at = time.monotonic()
+            self._pipe.application_closed()
+
+    def sweep(self) -> None:
+        if self._closed_at is not None and time.monotonic() - self._closed_at >= LINGER_S:
+            self._pipe.abort(LinkLost("the peer does not take what was written"))
+
+
+def _make_pair(kind: int) -> tuple[_socket.socket, _socket.socket]:
+    try:
+        ours, theirs = _socket.socketpair(_socket.AF_UNIX, kind)
+    except OSError as error:
+        raise from_os_error(error, "a channel's descriptors") from error
+    for end in (ours, theirs):
+        end.setblocking(False)
+        end.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, PAIR_BUFFER_BYTES)
+    return ours, theirs
+
+
 def _identity(fd: int) -> tuple[int, int]:
     status = os.fstat(fd)
     return status.st_dev, status.st_ino
 
 
-def adopt(engine: Engine, connection: Connection, peer_id: str) -> Channel:
-    """A channel of the application's on a connection; takes over its socket."""
+def adopt(engine: Engine, connection: Connection | DirectConnection, peer_id: str) -> Channel:
+    """A channel of the application's on a connection, which it takes over."""
+    if isinstance(connection, DirectConnection):
+        return DirectChannel(engine, connection, peer_id)
     if connection.keys is not None:
         return SealedChannel(engine, connection, peer_id)
     return RawChannel(engine, connection, peer_id, connection.sock.detach())

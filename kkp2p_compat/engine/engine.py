@@ -12,6 +12,7 @@ import itertools
 import os
 import resource
 import secrets
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -23,8 +24,10 @@ from gevent.pool import Group
 from .. import _codes
 from .._errors import (
     BadPacket,
+    CallRefused,
     EngineClosed,
     KKP2PError,
+    LinkLost,
     NotSupported,
     OutOfDescriptors,
     ParameterError,
@@ -39,11 +42,22 @@ from ..control.resolver import resolve
 from ..control.wire import Message, encode
 from ..transport import tcp
 from ..transport.splice import Carriers
+from ..transport.udp.connection import REFUSED_BUSY, REFUSED_UNSUPPORTED
+from ..transport.udp.events import ChannelOffered
 from .accept_queue import AcceptQueue
 from .callbacks import Callbacks
-from .calls import MAX_BUDGET_MS, Connection, answer_call, make_call, parse_offer_untrusted
+from .calls import (
+    MAX_BUDGET_MS,
+    Connection,
+    Offer,
+    answer_call,
+    make_call,
+    parse_offer_untrusted,
+)
 from .channels import LINGER_S, Channel, adopt, close_channel
+from .direct import Direct, DirectConnection
 from .log import EngineLog
+from .peer_link import PeerLink
 from .proxy import Proxy
 from .thread import EngineThread
 
@@ -74,6 +88,7 @@ class Engine:
             self.log.close()
             raise from_os_error(error, "accept queue") from error
         self.carriers = Carriers()
+        self.direct = Direct(self, self._handle_offered)
         self._pid = os.getpid()
         self._callbacks = Callbacks(CALLBACK_THREADS if conf.enable_engine_thread_pool else 1)
         self._client: CloudClient | None = None
@@ -96,7 +111,7 @@ class Engine:
 
     def busy(self) -> bool:
         """Whether closed channels still have data on its way out, or calls are being made."""
-        return bool(self.pumps or self._lingering or self._answering)
+        return bool(self.pumps or self._lingering or self._answering or self.direct.busy)
 
     # From the application.
 
@@ -120,6 +135,9 @@ class Engine:
 
     def join_net(self, peer_id: str, secret: str) -> None:
         self.thread.call(self._join_net, peer_id, secret)
+
+    def join_lan(self, peer_id: str) -> None:
+        self.thread.call(self.direct.join_lan, peer_id)
 
     def accept(self, timeout_s: float) -> Channel | None:
         return self.accepted.take(timeout_s)
@@ -189,6 +207,7 @@ class Engine:
         self._torn_down = Event()
         if self._client is not None:
             self._client.close()
+        self.direct.leave_lan()
         gevent.killall(list(self._answering.values()))
         gevent.joinall([self.thread.spawn(self._stop_proxy, number) for number in self._proxies])
         for unseen in self.accepted.close():
@@ -196,10 +215,12 @@ class Engine:
         for channel in list(self.channels.values()):
             channel.close(channel.duplicate_fd())
         with gevent.Timeout(DESTROY_S, False):
+            self.direct.drain()
             self.pumps.join()
             self._lingering.join()
         self.pumps.kill()
         self._lingering.kill()
+        self.direct.close()
         self.carriers.close()
         self.log.warning("engine destroyed")
         self._torn_down.set()
@@ -215,6 +236,7 @@ class Engine:
                 channel.sweep()
             for proxy in self._proxies.values():
                 proxy.sweep()
+            self.direct.sweep()
 
     # The cloud.
 
@@ -243,27 +265,34 @@ class Engine:
 
     # Calls.
 
-    def connect(self, ctx: connect_ctx_t, lan: bool = False) -> Connection:
-        timeout_s = ctx.timeout / 1000
-        if self._client is None or lan:
-            # C searches the LAN here for as long as it may; so shall we (docs/status.rst).
-            gevent.sleep(timeout_s)
-            raise TimedOut("not found on the LAN")
-        if ctx.channel_type != _codes.KKP2P_TCP_CHANNEL or ctx.connect_mode == _codes.CONNECT_P2P:
-            raise NotSupported(
-                f"no channel_type {ctx.channel_type} in connect_mode {ctx.connect_mode} yet",
-                _codes.KKP2P_ERROR_CONNECT_TIMEOUT
-                if ctx.connect_mode == _codes.CONNECT_P2P
-                else None,
-            )
-        return make_call(self._client, ctx, timeout_s)
+    def connect(self, ctx: connect_ctx_t, lan: bool = False) -> Connection | DirectConnection:
+        """By the path that ctx asks for; ctx.timeout is the budget for all of it."""
+        deadline = time.monotonic() + ctx.timeout / 1000
+        with time_limit(ctx.timeout / 1000, TimedOut(f"not connected within {ctx.timeout} ms")):
+            if self._client is None or lan:
+                if ctx.connect_mode == _codes.CONNECT_RELAY:
+                    raise KKP2PError("no relay on the LAN", _codes.KKP2P_ERROR_LANMODE_MUSTUSE_P2P)
+                return self.direct.connect_lan(ctx, deadline - time.monotonic())
+            if ctx.connect_mode != _codes.CONNECT_RELAY:
+                try:
+                    return self.direct.connect(self._client, ctx, deadline - time.monotonic())
+                except (NotSupported, TimedOut, LinkLost) as error:
+                    if ctx.connect_mode == _codes.CONNECT_P2P:
+                        raise
+                    self.log.info("%s: no p2p: %s", ctx.peer_id, error)
+            if ctx.channel_type != _codes.KKP2P_TCP_CHANNEL:
+                raise NotSupported("UDP channels are p2p only")
+            return make_call(self._client, ctx, deadline - time.monotonic())
 
     def _open_channel(self, ctx: connect_ctx_t, lan: bool) -> Channel:
         try:
             channel = adopt(self, self.connect(ctx, lan), ctx.peer_id)
         except KKP2PError as error:
             raise KKP2PError(f"{ctx.peer_id}: {error}", error.code) from error
-        self.log.info("%s: channel %d: connected by relay", ctx.peer_id, channel.channel_id)
+        self.log.info(
+            "%s: channel %d: connected by %s",
+            ctx.peer_id, channel.channel_id, _path(channel),
+        )  # fmt: skip
         return channel
 
     def _handle_offer(self, link: Link, message: Message) -> None:
@@ -280,40 +309,82 @@ class Engine:
             self._answering[key].kill(block=False)
 
     def _answer(self, link: Link, message: Message) -> None:
-        if not self.accepted.reserve():
-            if not self._refusing:  # once: a stranger must not be able to fill the log
-                self.log.error("%s: calls are refused: the accept queue is full", self._peer_id)
-            self._refusing = True
-            self._decline(link, message, "busy")
-            return
-        self._refusing = False
-        channel = None
         try:
-            channel = self._accept_call(link, message)
+            text, budget_ms = message.get("offer"), message.get("ms")
+            offer = parse_offer_untrusted(text)
+            if not isinstance(budget_ms, int) or not 0 < budget_ms <= MAX_BUDGET_MS:
+                raise BadPacket("an offer with a bad time budget")
+            answer = self._accept_call if offer.direct is None else self._meet_caller
+            answer(link, message, offer, budget_ms / 1000)
         except KKP2PError as error:
             # Not an error of ours: any stranger can make as many of these as the cloud lets pass.
             self.log.info("%s: a call from %s failed: %s", self._peer_id, _caller(message), error)
-            reasons = {NotSupported: "unsupported", BadPacket: "bad-message", TimedOut: "timeout"}
+            reasons = {
+                NotSupported: "unsupported", BadPacket: "bad-message", TimedOut: "timeout",
+                CallRefused: "busy",
+            }  # fmt: skip
             self._decline(link, message, reasons.get(type(error), "relay"))
+
+    def _reserve(self) -> None:
+        """A place in the accept queue; raises CallRefused when there is none."""
+        if self.accepted.reserve():
+            self._refusing = False
+            return
+        if not self._refusing:  # once: a stranger must not be able to fill the log
+            self.log.error("%s: calls are refused: the accept queue is full", self._peer_id)
+        self._refusing = True
+        raise CallRefused("the accept queue is full")
+
+    def _accept_call(self, link: Link, message: Message, offer: Offer, budget_s: float) -> None:
+        self._reserve()
+        channel = None
+        try:
+            with time_limit(budget_s, TimedOut("the caller did not come to the relay")):
+                connection = answer_call(link, message, offer, str(message.get("offer")))
+            channel = adopt(self, connection, self._peer_id)
+            self.log.info(
+                "%s: channel %d: accepted by relay from %s, desc %d",
+                self._peer_id, channel.channel_id, _caller(message), offer.desc,
+            )  # fmt: skip
         finally:
             if channel is None:
                 self.accepted.release()
             elif not self.accepted.put(channel):
                 channel.discard()
 
-    def _accept_call(self, link: Link, message: Message) -> Channel:
-        text, budget_ms = message.get("offer"), message.get("ms")
-        offer = parse_offer_untrusted(text)
-        if not isinstance(budget_ms, int) or not 0 < budget_ms <= MAX_BUDGET_MS:
-            raise BadPacket("an offer with a bad time budget")
-        with time_limit(budget_ms / 1000, TimedOut("the caller did not come to the relay")):
-            connection = answer_call(link, message, offer, str(text))
-        channel = adopt(self, connection, self._peer_id)
-        self.log.info(
-            "%s: channel %d: accepted by relay from %s, desc %d",
-            self._peer_id, channel.channel_id, _caller(message), offer.desc,
+    def _meet_caller(self, link: Link, message: Message, offer: Offer, budget_s: float) -> None:
+        self._reserve()  # only to refuse early: what the caller opens takes a place of its own
+        self.accepted.release()
+        self.direct.answer(
+            offer, str(message.get("offer")), self._peer_id, _caller(message), budget_s,
+            lambda text: link.send(encode("answer", call=message.get("call"), answer=text)),
         )  # fmt: skip
-        return channel
+
+    def _handle_offered(self, link: PeerLink, offered: ChannelOffered) -> None:
+        """A peer opens a channel on a live link."""
+        if offered.channel_type not in (_codes.KKP2P_TCP_CHANNEL, _codes.KKP2P_UDP_CHANNEL):
+            link.refuse(offered.stream_id, REFUSED_UNSUPPORTED)
+            return
+        try:
+            self._reserve()
+        except CallRefused:
+            link.refuse(offered.stream_id, REFUSED_BUSY)
+            return
+        try:
+            connection = DirectConnection(link, offered.stream_id, offered)
+            channel = adopt(self, connection, link.own_id)
+        except KKP2PError as error:
+            self.accepted.release()
+            link.refuse(offered.stream_id, REFUSED_BUSY)
+            self.log.error("%s: a channel from %s failed: %s", link.own_id, link.name, error)
+            return
+        link.accept(offered.stream_id)
+        self.log.info(
+            "%s: channel %d: accepted by p2p from %s, desc %d",
+            link.own_id, channel.channel_id, link.name, offered.desc,
+        )  # fmt: skip
+        if not self.accepted.put(channel):
+            channel.discard()
 
     def _decline(self, link: Link, message: Message, reason: str) -> None:
         try:
@@ -346,6 +417,10 @@ class Engine:
         proxy.stop()
         self.log.warning("%s: proxy %d stopped", proxy.peer_id, proxy_id)
         return True
+
+
+def _path(channel: Channel) -> str:
+    return "p2p" if channel.transmit_mode == _codes.TRANSMIT_P2P else "relay"
 
 
 def _caller(message: Message) -> str:

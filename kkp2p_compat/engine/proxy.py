@@ -24,6 +24,7 @@ from ..transport import tcp
 from ..transport.carry import SealedStream
 from ..transport.splice import Outcome, Splice, close_both
 from .calls import Connection
+from .direct import DirectConnection
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -108,10 +109,14 @@ class Proxy:
                 raise
             self._log_error(f"port {port}: {error}")
             return
-        self._log_info(f"port {port}: connected by relay")
         tcp.tune(local)
-        carry = self._splice if connection.keys is None else self._carry_sealed
-        errors = carry(local, connection)
+        if isinstance(connection, DirectConnection):
+            self._log_info(f"port {port}: connected by p2p")
+            errors = self._pipe(local, connection)
+        else:
+            self._log_info(f"port {port}: connected by relay")
+            carry = self._splice if connection.keys is None else self._carry_sealed
+            errors = carry(local, connection)
         for broken in errors:
             self._log_error(f"port {port}: broken: {broken}")
         if not errors:
@@ -146,6 +151,28 @@ class Proxy:
                 self._engine.linger(local)
             else:
                 connection.sock.close()
+                _reset(local)
+        return [] if error is None else [error]
+
+    def _pipe(self, local: Any, connection: DirectConnection) -> list[Exception]:
+        result: AsyncResult[KKP2PError | None] = AsyncResult()
+        plain = _socket.socket(fileno=local.detach())  # which does not wait
+        pipe = connection.link.pipe(
+            connection.stream_id, connection.channel_type, plain, result.set, is_pair=False
+        )
+        self._checks.add(pipe.check)
+        try:
+            error = result.get()
+        except BaseException:
+            pipe.abort(EngineClosed("the proxy is stopped"))
+            error = result.get()
+            raise
+        finally:
+            self._checks.discard(pipe.check)
+            local = socket.socket(fileno=plain.detach())
+            if result.get() is None:
+                self._engine.linger(local)
+            else:
                 _reset(local)
         return [] if error is None else [error]
 

@@ -28,6 +28,7 @@ __all__ = [
     "DirectionKeys",
     "Opener",
     "Sealer",
+    "agree",
     "derive_keys",
 ]
 
@@ -57,6 +58,18 @@ def derive_keys(
     private: X25519PrivateKey, public: bytes, offer: str, answer: str
 ) -> tuple[DirectionKeys, DirectionKeys]:
     """The caller's sending keys, and the callee's; BadPacket if the peer's key is not usable."""
+    size = 2 * (_KEY_BYTES + _NONCE_BYTES)
+    block = agree(private, public, offer, answer, b"kkp2p sealed 1", size)
+    return (
+        DirectionKeys(block[0:16], block[32:44]),
+        DirectionKeys(block[16:32], block[44:56]),
+    )
+
+
+def agree(
+    private: X25519PrivateKey, public: bytes, offer: str, answer: str, purpose: bytes, size: int
+) -> bytes:
+    """``size`` bytes that the two sides of a call share; BadPacket if the key is not usable."""
     try:
         secret = private.exchange(X25519PublicKey.from_public_bytes(public))
     except ValueError as error:  # wrong length, or a point of small order
@@ -64,12 +77,7 @@ def derive_keys(
     salt = hashlib.sha256(
         hashlib.sha256(offer.encode()).digest() + hashlib.sha256(answer.encode()).digest()
     ).digest()
-    size = 2 * (_KEY_BYTES + _NONCE_BYTES)
-    block = HKDF(SHA256(), size, salt, b"kkp2p sealed 1").derive(secret)
-    return (
-        DirectionKeys(block[0:16], block[32:44]),
-        DirectionKeys(block[16:32], block[44:56]),
-    )
+    return HKDF(SHA256(), size, salt, purpose).derive(secret)
 
 
 class _Direction:

@@ -31,6 +31,7 @@ from .events import (
     ChannelOpened,
     ChannelRefused,
     Closed,
+    Ended,
     Event,
     MessageReceived,
     PathChanged,
@@ -94,8 +95,9 @@ class Connection:
     def __init__(
         self, *, send_secret: bytes, receive_secret: bytes, cipher: str, is_caller: bool,
         local_id: int, remote_id: int, address: Address, now: float, random: Random,
-        settings: Settings | None = None,
+        settings: Settings | None = None, rtt_s: float | None = None,
     ) -> None:  # fmt: skip
+        """``rtt_s``: a round trip that the checks of the path have measured."""
         self.settings = settings = settings or Settings()
         self.local_id = local_id
         self.remote_id = remote_id
@@ -131,6 +133,8 @@ class Connection:
             settings.max_message_queue_bytes,
         )
         self._start_path(now)
+        if rtt_s is not None:
+            self.recovery.rtt.update(rtt_s, 0.0)
 
     def _start_path(self, now: float) -> None:
         """Nothing is known of the path (any more)."""
@@ -614,8 +618,9 @@ class Connection:
         return Channel(stream_id, channel_type, ours, largest)
 
     def _forget_if_done(self, channel: Channel) -> None:
-        if channel.done:
+        if channel.done and channel.stream_id in self.channels:
             self._forget(channel)
+            self._events.append(Ended(channel.stream_id))
 
     def _forget(self, channel: Channel) -> None:
         self.channels.pop(channel.stream_id, None)

@@ -16,6 +16,7 @@ __all__ = [
     "ChannelOpened",
     "ChannelRefused",
     "Closed",
+    "Ended",
     "Event",
     "MessageReceived",
     "PathChanged",
@@ -84,6 +85,13 @@ class Reset:
 
 
 @dataclass(frozen=True, slots=True)
+class Ended:
+    """A channel is over and forgotten: the peer has all that was sent, and we have all of its."""
+
+    stream_id: int
+
+
+@dataclass(frozen=True, slots=True)
 class MessageReceived:
     """A whole message of a UDP channel."""
 
@@ -106,7 +114,7 @@ class Closed:
 
 
 Event = (
-    ChannelOffered | ChannelOpened | ChannelRefused | Readable | Writable | Stopped | Reset
+    ChannelOffered | ChannelOpened | ChannelRefused | Readable | Writable | Stopped | Reset | Ended
     | MessageReceived | PathChanged | Closed
 )  # fmt: skip
 

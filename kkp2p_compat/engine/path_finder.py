@@ -1,0 +1,120 @@
+"""Run connectivity checks over the endpoint's sockets until a path is found.
+
+Runs in the engine's hub: datagrams and timers drive the checks in callbacks, whoever wants the
+path waits for it in a greenlet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from random import SystemRandom
+from typing import Any
+
+from gevent import get_hub
+from gevent.event import AsyncResult
+
+from ..transport.udp.endpoint import Endpoint
+from ..transport.udp.events import Address
+from ..traversal.check_table import CheckTable
+from ..traversal.checks import Checks
+from .direct_offer import DirectOffer
+
+__all__ = ["Path", "PathFinder"]
+
+STAY_S = 5.0  # our choice: after the end, for answers that the peer missed
+
+Path = tuple[Address, float]  # where the peer is, and the round trip in seconds
+
+
+class PathFinder:
+    """Takes the endpoint's STUN messages."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._table = CheckTable()
+        self._searches: dict[Checks, _Search] = {}
+        endpoint.on_stun = self._handle_stun
+
+    def __len__(self) -> int:
+        return len(self._searches)
+
+    @contextlib.contextmanager
+    def searching(
+        self, ours: DirectOffer, theirs: DirectOffer, controlling: bool
+    ) -> Iterator[AsyncResult[Path]]:
+        """Look for a path inside the body, which waits for the result as long as it likes."""
+        checks = Checks(
+            controlling=controlling, local=ours.credentials, remote=theirs.credentials,
+            local_candidates=ours.candidates, candidates=theirs.candidates,
+            now=time.monotonic(), random=SystemRandom(),
+        )  # fmt: skip
+        search = _Search(checks, self._endpoint)
+        self._table.add(checks)
+        self._searches[checks] = search
+        search.poll()
+        try:
+            yield search.found
+        finally:
+            if checks.selected is None:
+                self._end(search)
+            else:
+                search.stay(lambda: self._end(search))
+
+    def _end(self, search: _Search) -> None:
+        self._table.remove(search.checks)
+        self._searches.pop(search.checks, None)
+        search.close()
+
+    def _handle_stun(self, data: bytes, source: Address) -> None:
+        checks = self._table.handle_datagram_untrusted(data, source, time.monotonic())
+        if checks is not None:
+            self._searches[checks].poll()
+
+    def close(self) -> None:
+        for search in list(self._searches.values()):
+            self._end(search)
+
+
+class _Search:
+    """The checks of one call, and their timer."""
+
+    def __init__(self, checks: Checks, endpoint: Endpoint) -> None:
+        self.checks = checks
+        self.found: AsyncResult[Path] = AsyncResult()
+        self._endpoint = endpoint
+        self._timer: Any = None
+        self._end_timer: Any = None
+
+    def poll(self) -> None:
+        checks = self.checks
+        while (transmit := checks.poll_transmit()) is not None:
+            self._endpoint.send_check(*transmit)
+        if checks.selected is not None and not self.found.ready():
+            self.found.set((checks.selected, checks.round_trip_s or 0.0))
+        self._stop_timer()
+        deadline = checks.next_timer()
+        if deadline is not None:
+            self._timer = get_hub().loop.timer(max(0.0, deadline - time.monotonic()))
+            self._timer.start(self._handle_timer, update=True)
+
+    def _handle_timer(self) -> None:
+        self.checks.handle_timer(time.monotonic())
+        self.poll()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.close()
+            self._timer = None
+
+    def stay(self, end: Any) -> None:
+        """The path is found; go on answering for a while, then ``end``."""
+        self._end_timer = get_hub().loop.timer(STAY_S)
+        self._end_timer.start(end)
+
+    def close(self) -> None:
+        self._stop_timer()
+        if self._end_timer is not None:
+            self._end_timer.close()
+            self._end_timer = None

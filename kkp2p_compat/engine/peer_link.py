@@ -1,0 +1,229 @@
+"""A live connection with a peer, and the channels on it.
+
+Runs in the engine's hub.  ``open`` waits, in a greenlet; everything else is called by the endpoint
+from the callbacks of its watchers, or from there by others, and never waits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from logging import Logger
+from typing import Any
+
+from gevent.event import AsyncResult, Event
+
+from .._codes import KKP2P_UDP_CHANNEL
+from .._errors import CallRefused, EngineClosed, KKP2PError, LinkLost
+from ..transport.udp import events as e
+from ..transport.udp.connection import CLOSE_NORMAL, REFUSED_BUSY, REFUSED_UNSUPPORTED, Connection
+from ..transport.udp.endpoint import Endpoint
+from ..transport.udp.pipe import MessagePipe, Pipe, StreamPipe
+
+__all__ = ["PeerLink"]
+
+# Our choices, in seconds.
+IDLE_S = 60.0  # how long a link without channels is kept for the next one
+UNUSED_S = 30.0  # how long a channel that nobody has (any more) may take for what was written
+
+_REFUSALS = {
+    REFUSED_BUSY: "the peer's accept queue is full",
+    REFUSED_UNSUPPORTED: "the peer takes no such channel here",
+}
+
+
+class PeerLink:
+    """``on_offered(link, event)`` accepts or refuses a channel that the peer opens."""
+
+    def __init__(
+        self, endpoint: Endpoint, connection: Connection, name: str, own_id: str, log: Logger,
+        on_offered: Callable[[PeerLink, e.ChannelOffered], object],
+        on_closed: Callable[[PeerLink], object],
+    ) -> None:  # fmt: skip
+        self.connection = connection
+        self.local_id = connection.local_id
+        self.name = name  # the peer's, for the log
+        self.own_id = own_id  # under which the peer called us; "" if we called
+        self.closed: KKP2PError | None = None
+        self.drained = Event()  # no channel has anything on its way
+        self.drained.set()
+        self._endpoint = endpoint
+        self._log = log
+        self._on_offered = on_offered
+        self._on_closed = on_closed
+        self._pipes: dict[int, Pipe] = {}
+        self._waiting: dict[int, AsyncResult[None]] = {}
+        self._unused: dict[int, float] = {}  # channels without a pipe, and since when
+        self._used_at = time.monotonic()
+        endpoint.add(self)
+
+    @property
+    def is_ipv6(self) -> bool:
+        return ":" in self.connection.address[0]
+
+    def wake(self) -> None:
+        self._endpoint.wake(self)
+
+    # Channels.
+
+    def open(self, channel_type: int, encrypt_data: int, desc: int) -> int:
+        """Open a channel and wait for the peer's word; raises CallRefused or LinkLost."""
+        if self.closed is not None:
+            raise self.closed
+        stream_id = self.connection.open_channel(channel_type, encrypt_data, desc)
+        self.drained.clear()
+        result = self._waiting[stream_id] = AsyncResult()
+        self.wake()
+        try:
+            result.get()
+        except BaseException:
+            self.give_up(stream_id)
+            raise
+        finally:
+            del self._waiting[stream_id]
+        self._unused[stream_id] = time.monotonic()
+        return stream_id
+
+    def accept(self, stream_id: int) -> None:
+        self.connection.accept_channel(stream_id)
+        self.drained.clear()
+
+    def refuse(self, stream_id: int, reason: int) -> None:
+        self.connection.refuse_channel(stream_id, reason)
+
+    def give_up(self, stream_id: int) -> None:
+        """Nobody wants this channel."""
+        self.connection.reset(stream_id, 0)
+        self.connection.stop(stream_id)
+        self.wake()
+
+    def pipe(
+        self, stream_id: int, channel_type: int, sock: Any,
+        on_end: Callable[[KKP2PError | None], object], is_pair: bool = True,
+    ) -> Pipe:  # fmt: skip
+        """Carry a channel to and from a plain non-blocking socket, until ``on_end``."""
+
+        def ended(error: KKP2PError | None) -> None:
+            del self._pipes[stream_id]
+            if stream_id in self.connection.channels:
+                self._unused[stream_id] = time.monotonic()
+            on_end(error)
+
+        self._unused.pop(stream_id, None)
+        if channel_type == KKP2P_UDP_CHANNEL:
+            pipe: Pipe = MessagePipe(self, stream_id, sock, ended)
+        else:
+            pipe = StreamPipe(self, stream_id, sock, ended, is_pair)
+        self._pipes[stream_id] = pipe
+        pipe.start()
+        if self.closed is not None:
+            pipe.handle_broken(self.closed)
+        return pipe
+
+    # From the endpoint.
+
+    def handle_event(self, event: e.Event) -> None:
+        self._handlers[type(event)](self, event)
+
+    def _handle_readable(self, event: e.Readable) -> None:
+        pipe = self._pipes.get(event.stream_id)
+        if pipe is not None:
+            pipe.handle_data()
+
+    def _handle_writable(self, event: e.Writable) -> None:
+        pipe = self._pipes.get(event.stream_id)
+        if pipe is not None:
+            pipe.handle_room()
+
+    def _handle_stopped(self, event: e.Stopped) -> None:
+        pipe = self._pipes.get(event.stream_id)
+        if pipe is not None:
+            pipe.handle_stopped()
+
+    def _handle_reset(self, event: e.Reset) -> None:
+        pipe = self._pipes.get(event.stream_id)
+        if pipe is not None:
+            pipe.handle_broken(LinkLost("the peer gave the channel up"))
+
+    def _handle_message(self, event: e.MessageReceived) -> None:
+        pipe = self._pipes.get(event.stream_id)
+        if isinstance(pipe, MessagePipe):
+            pipe.handle_message(event.data)
+
+    def _handle_offered(self, event: e.ChannelOffered) -> None:
+        self._used_at = time.monotonic()
+        self._on_offered(self, event)
+
+    def _handle_opened(self, event: e.ChannelOpened) -> None:
+        result = self._waiting.get(event.stream_id)
+        if result is not None:
+            result.set(None)
+
+    def _handle_refused(self, event: e.ChannelRefused) -> None:
+        result = self._waiting.get(event.stream_id)
+        if result is not None:
+            text = _REFUSALS.get(event.reason, f"refused: reason {event.reason}")
+            result.set_exception(CallRefused(text))
+        self._forget(event.stream_id)
+
+    def _handle_ended(self, event: e.Ended) -> None:
+        self._forget(event.stream_id)
+
+    def _forget(self, stream_id: int) -> None:
+        self._unused.pop(stream_id, None)
+        self._used_at = time.monotonic()
+        if not self.connection.channels:
+            self.drained.set()
+
+    def _handle_path_changed(self, event: e.PathChanged) -> None:
+        self._log.warning("%s: the peer is now at %s port %d", self.name, *event.address)
+
+    def _handle_closed(self, event: e.Closed) -> None:
+        self.closed = event.error
+        self._log.info("%s: p2p connection ended: %s", self.name, event.error)
+        self._endpoint.remove(self)
+        for result in self._waiting.values():
+            result.set_exception(event.error)
+        for pipe in list(self._pipes.values()):
+            pipe.handle_broken(event.error)
+        self.drained.set()
+        self._on_closed(self)
+
+    _handlers: dict[type, Callable[[Any, Any], None]] = {  # noqa: RUF012
+        e.Readable: _handle_readable,
+        e.Writable: _handle_writable,
+        e.Stopped: _handle_stopped,
+        e.Reset: _handle_reset,
+        e.MessageReceived: _handle_message,
+        e.ChannelOffered: _handle_offered,
+        e.ChannelOpened: _handle_opened,
+        e.ChannelRefused: _handle_refused,
+        e.Ended: _handle_ended,
+        e.PathChanged: _handle_path_changed,
+        e.Closed: _handle_closed,
+    }
+
+    # The end.
+
+    def sweep(self) -> None:
+        """Every few seconds: end what nobody uses."""
+        now = time.monotonic()
+        for pipe in list(self._pipes.values()):
+            pipe.check()
+        for stream_id, since in list(self._unused.items()):
+            if now - since >= UNUSED_S:
+                del self._unused[stream_id]
+                self.give_up(stream_id)
+        if not self.connection.channels and now - self._used_at >= IDLE_S:
+            self.close("not in use")
+
+    def close(self, reason: str) -> None:
+        """Tell the peer; ``on_closed`` follows."""
+        self.connection.close(CLOSE_NORMAL, reason, time.monotonic())
+        self.wake()
+
+    def destroy(self) -> None:
+        """The engine ends: the peer is told once, nothing is waited for."""
+        self.close("the engine is destroyed")
+        self._endpoint.remove(self)
+        self._handle_closed(e.Closed(EngineClosed()))

@@ -1,0 +1,295 @@
+"""Carry one channel of a connection between the connection and a local socket.
+
+``StreamPipe``: a stream channel and a stream socket, either the engine's end of a socket pair or a
+local TCP connection of a proxy.  ``MessagePipe``: a UDP channel and a SOCK_SEQPACKET pair.
+
+All work is done in callbacks of the hub's watchers: a switch to a greenlet would cost as much as
+the packets do.  Backpressure goes both ways: a socket is read only while the connection takes
+bytes, and what a socket does not take stays in the connection, whose window then closes.
+"""
+
+from __future__ import annotations
+
+import errno
+import select
+import socket as _socket
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from gevent import get_hub, monkey
+
+from ..._errors import KKP2PError, LinkLost
+from ..._io import READ, WRITE, hung_up
+from .connection import Connection
+from .messages import MAX_MESSAGE_BYTES
+
+__all__ = ["Carrier", "MessagePipe", "Pipe", "StreamPipe"]
+
+# Our choices.
+MAX_PIECES = 512  # in one sendmsg; Linux takes 1,024
+MAX_MESSAGES_PER_TURN = 64
+MAX_QUEUED_BYTES = 1 << 20  # of messages that the application does not take; then the oldest go
+
+_RETRY = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR)
+_poll: Callable[[], Any] = monkey.get_original("select", "poll")
+
+
+class Carrier(Protocol):
+    """Who owns the connection."""
+
+    @property
+    def connection(self) -> Connection: ...
+    def wake(self) -> None:
+        """The connection has something to do."""
+
+
+class Pipe:
+    """What both kinds share.  ``on_end`` is called once; then the socket is the caller's again.
+
+    Its argument is what broke the channel, None if both directions ended in order.
+    """
+
+    def __init__(
+        self, carrier: Carrier, stream_id: int, sock: Any,
+        on_end: Callable[[KKP2PError | None], object],
+    ) -> None:  # fmt: skip
+        self.stream_id = stream_id
+        self._carrier = carrier
+        self._connection = carrier.connection
+        self._sock = sock  # a plain socket: gevent's would wait
+        self._on_end = on_end
+        loop = get_hub().loop
+        self._readable = loop.io(sock.fileno(), READ)
+        self._writable = loop.io(sock.fileno(), WRITE)
+        self._sent_all = False  # nothing more will come from the socket
+        self._received_all = False  # nothing more will go to the socket
+        self._broken: KKP2PError | None = None
+        self._ended = False
+
+    def start(self) -> None:
+        self._readable.start(self._handle_readable)
+        self.handle_data()
+
+    def application_closed(self) -> None:
+        """The local side is gone: what it wrote still goes out, what comes is not wanted."""
+        self._end_receiving(unwanted=True)
+
+    def abort(self, error: KKP2PError) -> None:
+        """Give up both directions, from our side."""
+        self._connection.reset(self.stream_id, 0)
+        self._connection.stop(self.stream_id)
+        self._carrier.wake()
+        self._end(error)
+
+    def check(self) -> None:
+        """Notice what no event tells: a local side that is closed altogether, not only to send."""
+        if self._sent_all and not self._received_all and hung_up(self._sock.fileno()):
+            self._end_receiving(unwanted=True)
+
+    # From the connection's events.
+
+    def handle_data(self) -> None:
+        """Readable: there is something for the socket, or the end of it."""
+        raise NotImplementedError
+
+    def handle_room(self) -> None:
+        """Writable: the connection takes bytes again."""
+        if not self._sent_all and not self._ended and not self._readable.active:
+            self._readable.start(self._handle_readable)
+
+    def handle_stopped(self) -> None:
+        """The peer's application reads no more."""
+        if not self._sent_all:
+            self._end_sending()
+            self._shut_down(_socket.SHUT_RD)  # what the application writes now fails
+
+    def handle_broken(self, error: KKP2PError) -> None:
+        """The peer gave up, or the connection is lost: what has come is still delivered."""
+        self._broken = error
+        if not self._sent_all and not self._ended:
+            self._sent_all = True
+            self._readable.stop()
+        self._end_if_done()
+        self.handle_data()
+
+    # Inside.
+
+    def _handle_readable(self) -> None:
+        raise NotImplementedError
+
+    def _handle_writable(self) -> None:
+        self._writable.stop()
+        self.handle_data()
+
+    def _finish_sending(self) -> None:
+        self._connection.finish(self.stream_id)
+        self._carrier.wake()
+        self._end_sending()
+
+    def _end_sending(self) -> None:
+        self._sent_all = True
+        self._readable.stop()
+        self._end_if_done()
+
+    def _end_receiving(self, unwanted: bool) -> None:
+        if self._received_all or self._ended:
+            return
+        self._received_all = True
+        self._writable.stop()
+        if unwanted:
+            self._connection.stop(self.stream_id)
+            self._carrier.wake()
+        else:
+            self._shut_down(_socket.SHUT_WR)
+        self._end_if_done()
+
+    def _shut_down(self, how: int) -> None:
+        try:
+            self._sock.shutdown(how)
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:  # the other end was faster
+                raise
+
+    def _end_if_done(self) -> None:
+        if self._sent_all and self._received_all:
+            self._end(self._broken)
+
+    def _end(self, error: KKP2PError | None) -> None:
+        if self._ended:
+            return
+        self._ended = self._sent_all = self._received_all = True
+        self._readable.close()
+        self._writable.close()
+        self._on_end(error)
+
+
+class StreamPipe(Pipe):
+    """``is_pair``: the socket is one of a pair, where ECONNRESET means "closed without reading"."""
+
+    def __init__(
+        self, carrier: Carrier, stream_id: int, sock: Any,
+        on_end: Callable[[KKP2PError | None], object], is_pair: bool,
+    ) -> None:  # fmt: skip
+        super().__init__(carrier, stream_id, sock, on_end)
+        self._is_pair = is_pair
+
+    def _handle_readable(self) -> None:
+        room = self._connection.writable_bytes(self.stream_id)
+        if not room:
+            self._readable.stop()  # until handle_room
+            return
+        try:
+            data = self._sock.recv(room)
+        except OSError as error:
+            if error.errno in _RETRY:
+                return
+            if not self._is_pair:
+                self.abort(LinkLost(f"local program: {error}"))
+                return
+            data = b""
+        if data:
+            self._connection.write(self.stream_id, data)
+            self._carrier.wake()
+        else:
+            self._finish_sending()
+
+    def handle_data(self) -> None:
+        connection, stream_id = self._connection, self.stream_id
+        while not self._received_all and (pieces := connection.peek(stream_id)):
+            pieces = pieces[:MAX_PIECES]
+            try:
+                count = self._sock.sendmsg(pieces)
+            except OSError as error:
+                if error.errno in _RETRY:
+                    self._wait_for_room()
+                elif self._is_pair:
+                    self._end_receiving(unwanted=True)
+                else:
+                    self.abort(LinkLost(f"local program: {error}"))
+                return
+            connection.consume(stream_id, count)
+            self._carrier.wake()  # a window may have to be announced
+            if count < sum(map(len, pieces)):
+                self._wait_for_room()
+                return
+        if self._received_all:
+            return
+        if connection.at_end(stream_id):
+            self._end_receiving(unwanted=False)
+        elif self._broken is not None:
+            self._end(self._broken)
+
+    def _wait_for_room(self) -> None:
+        if not self._writable.active:
+            self._writable.start(self._handle_writable)
+
+
+class MessagePipe(Pipe):
+    """A message is one datagram of the pair; those that nobody takes in time are dropped."""
+
+    def __init__(
+        self, carrier: Carrier, stream_id: int, sock: Any,
+        on_end: Callable[[KKP2PError | None], object],
+    ) -> None:  # fmt: skip
+        super().__init__(carrier, stream_id, sock, on_end)
+        self.dropped = 0  # messages
+        self._queue: deque[bytes] = deque()
+        self._queued_bytes = 0
+
+    def _handle_readable(self) -> None:
+        for _ in range(MAX_MESSAGES_PER_TURN):
+            try:
+                message = self._sock.recv(MAX_MESSAGE_BYTES + 1)
+            except OSError as error:
+                if error.errno in _RETRY:
+                    return
+                message = b""
+            if not message and self._closed_by_application():
+                self._finish_sending()
+                return
+            if len(message) > MAX_MESSAGE_BYTES:
+                self.dropped += 1
+                continue
+            self._connection.send_message(self.stream_id, message)
+            self._carrier.wake()
+
+    def _closed_by_application(self) -> bool:
+        """Whether an empty message was the end: both read as nothing."""
+        poll = _poll()
+        poll.register(self._sock.fileno(), select.POLLIN | select.POLLRDHUP)
+        gone = select.POLLRDHUP | select.POLLHUP | select.POLLERR
+        return any(events & gone for _, events in poll.poll(0))
+
+    def handle_message(self, message: bytes) -> None:
+        """MessageReceived."""
+        if self._received_all:
+            return
+        self._queue.append(message)
+        self._queued_bytes += len(message)
+        self._flush()
+        while self._queued_bytes > MAX_QUEUED_BYTES:
+            self._queued_bytes -= len(self._queue.popleft())
+            self.dropped += 1
+
+    def handle_data(self) -> None:
+        self._flush()
+        if self._queue or self._received_all:
+            return
+        if self._connection.at_end(self.stream_id):
+            self._end_receiving(unwanted=False)
+        elif self._broken is not None:
+            self._end(self._broken)
+
+    def _flush(self) -> None:
+        while self._queue and not self._received_all:
+            try:
+                self._sock.send(self._queue[0])
+            except OSError as error:
+                if error.errno in _RETRY or error.errno == errno.ENOBUFS:
+                    if not self._writable.active:
+                        self._writable.start(self._handle_writable)
+                else:
+                    self._end_receiving(unwanted=True)
+                return
+            self._queued_bytes -= len(self._queue.popleft())
