@@ -188,6 +188,7 @@ class Peer:
             self.on_offer(event)
         elif isinstance(event, Readable):
             self._unread.add(event.stream_id)
+            self._read_all()  # at once, as the engine does: later events may end the stream
         elif isinstance(event, Reset):
             reader = self.incoming.setdefault(event.stream_id, Incoming(Body(0)))
             reader.reset_reason = event.reason
@@ -209,7 +210,12 @@ class Peer:
         self._unread.add(stream_id)
         return made
 
+    def look(self, stream_id: int) -> None:
+        """Read on the next turn, without having been told that there is something."""
+        self._unread.add(stream_id)
+
     def resume(self, stream_id: int) -> None:
+        """Go on to read a stream that was paused."""
         self.incoming[stream_id].paused = False
         self._unread.add(stream_id)
         self.drive()
@@ -217,14 +223,17 @@ class Peer:
     def _pump(self) -> None:
         if self.closed is not None:
             return
-        for stream_id in list(self._unread):
-            reader = self.incoming.get(stream_id)
-            if reader is not None and self._read(stream_id, reader):
-                self._unread.discard(stream_id)
+        self._read_all()
         for stream_id, writer in list(self.outgoing.items()):
             self._write(stream_id, writer)
             if writer.finished or (not writer.finish and writer.written == writer.body.size):
                 del self.outgoing[stream_id]
+
+    def _read_all(self) -> None:
+        for stream_id in list(self._unread):
+            reader = self.incoming.get(stream_id)
+            if reader is not None and self._read(stream_id, reader):
+                self._unread.discard(stream_id)
 
     def _write(self, stream_id: int, writer: Outgoing) -> None:
         connection, body = self.connection, writer.body

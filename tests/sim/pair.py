@@ -1,0 +1,133 @@
+"""Two Connections that know each other, in the simulated network, and transfers between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from kkp2p_compat._codes import KKP2P_TCP_CHANNEL
+from kkp2p_compat.transport.udp.connection import Connection, Settings
+from kkp2p_compat.transport.udp.events import ChannelOffered
+
+from .drive import Body, Incoming, Peer
+from .simnet import Conditions, Link, Network
+
+__all__ = ["Pair", "Transfer", "mbit_per_s"]
+
+CIPHER = "aes-128-gcm"
+
+
+def mbit_per_s(rate: float) -> float:
+    """A rate in bytes per second."""
+    return rate * 1e6 / 8
+
+
+@dataclass
+class Transfer:
+    """A body each way over one channel, and its readers."""
+
+    stream_id: int
+    up: Body
+    down: Body
+    at_caller: Incoming
+    at_callee: Incoming
+
+    @property
+    def done(self) -> bool:
+        return self.at_caller.done and self.at_callee.done
+
+
+class Pair:
+    """A caller, a callee, and a link each way; or, ``beside`` another pair, on its links."""
+
+    def __init__(
+        self,
+        seed: object = 1,
+        there: Conditions | None = None,
+        back: Conditions | None = None,
+        *,
+        beside: Pair | None = None,
+        wake_s: float = 0.00025,
+        **settings: Any,
+    ) -> None:
+        if beside is None:
+            self.network = Network(seed)
+            there = there or Conditions()
+            self.there = Link(self.network, "there", there, wake_s)
+            self.back = Link(self.network, "back", back or there, wake_s)
+            self.number = 1
+        else:
+            self.network, self.there, self.back = beside.network, beside.there, beside.back
+            self.number = beside.number + 1
+        self.transfers: dict[int, Transfer] = {}
+        self.reading: dict[str, Any] = {}  # how the callee reads: see Incoming
+        number, random = self.number, self.network.random
+        secrets = random(f"secrets {number}").randbytes(32), random(f"s {number}").randbytes(32)
+        addresses = (f"192.0.2.{number}", 1000), (f"198.51.100.{number}", 2000)
+        ids = random(f"ids {number}").getrandbits(64), random(f"i {number}").getrandbits(64)
+
+        def make(name: str, me: int, link: Link) -> Peer:
+            connection = Connection(
+                send_secret=secrets[me],
+                receive_secret=secrets[1 - me],
+                cipher=CIPHER,
+                is_caller=me == 0,
+                local_id=ids[me],
+                remote_id=ids[1 - me],
+                address=addresses[1 - me],
+                now=self.network.now,
+                settings=replace(Settings(), **settings),
+                random=random(f"{name} {number}"),
+            )
+            return Peer(self.network, f"{name} {number}", connection, addresses[me], link)
+
+        self.caller = make("caller", 0, self.there)
+        self.callee = make("callee", 1, self.back)
+        self.callee.on_offer = self._accept
+        before = self.network.state
+        self.network.state = lambda: f"{before()}\n{self.caller}\n{self.callee}"
+
+    def _accept(self, offer: ChannelOffered) -> None:
+        transfer = self.transfers[offer.stream_id]
+        callee = self.callee
+        callee.connection.accept_channel(offer.stream_id)
+        callee.send(offer.stream_id, transfer.down)
+        callee.incoming[offer.stream_id] = transfer.at_callee
+        callee.look(offer.stream_id)
+
+    def start(self, up: int, down: int = 0) -> Transfer:
+        """Open a channel and send ``up`` bytes to the callee and ``down`` bytes back."""
+        caller = self.caller
+        stream_id = caller.connection.open_channel(KKP2P_TCP_CHANNEL, 0, len(self.transfers))
+        bodies = Body(up, 2 * stream_id + 1), Body(down, 2 * stream_id + 2)
+        made = Transfer(
+            stream_id,
+            *bodies,
+            at_caller=caller.expect(stream_id, bodies[1]),
+            at_callee=Incoming(bodies[0], **self.reading),
+        )
+        self.transfers[stream_id] = made
+        caller.send(stream_id, bodies[0])
+        caller.drive()
+        return made
+
+    def transfer(self, up: int, down: int = 0, limit_s: float = 600.0) -> float:
+        """``start``, and run until all has arrived; the virtual seconds that it took."""
+        made = self.start(up, down)
+        return self.run(lambda: made.done, limit_s)
+
+    def run(self, *args: Any) -> float:
+        return self.network.run(*args)
+
+    def finish(self) -> None:
+        """All is quiet soon, and an orderly close reaches the other side."""
+        self.run(None, 15.0)  # what is left of the search for the path's MTU
+        before = self.there.counts["sent"] + self.back.counts["sent"]
+        self.run(None, 5.0)
+        chatter = self.there.counts["sent"] + self.back.counts["sent"] - before
+        assert chatter <= 8, f"{chatter} packets in 5 s with nothing to do"
+        for link in (self.there, self.back):
+            link.change(loss=0.0, burst_enter=0.0, burst_leave=1.0, corrupt=0.0)
+        self.caller.connection.close(0, "done", self.network.now)
+        self.caller.drive()
+        self.run(lambda: self.caller.closed and self.callee.closed, 30.0)

@@ -1,0 +1,203 @@
+"""A path that goes dark, changes, narrows or moves in mid-transfer only costs time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from sim.pair import Pair, Transfer, mbit_per_s
+from sim.simnet import Address, Conditions
+
+from kkp2p_compat.transport.udp.events import PathChanged
+
+PATH = Conditions(rate_bytes_per_s=mbit_per_s(20), delay_s=0.02)
+SIZE = 2_000_000  # about a second
+
+
+def _midway(pair: Pair, up: int = SIZE, down: int = SIZE) -> Transfer:
+    transfer = pair.start(up, down)
+    pair.run(lambda: transfer.at_callee.received + transfer.at_caller.received > (up + down) // 4)
+    return transfer
+
+
+@pytest.mark.parametrize("ways", ["there", "back", "there and back"])
+@pytest.mark.parametrize("seconds", [0.1, 1, 5, 20])
+def test_a_blackout(seconds: float, ways: str) -> None:
+    pair = Pair(seconds, PATH)
+    transfer = _midway(pair)
+    now = pair.network.now
+    for link in (pair.there, pair.back):
+        if link.name in ways:
+            link.blackout(now, now + seconds)
+    took = pair.run(lambda: transfer.done, seconds + 30)
+    assert took < seconds + 6  # soon after the light is back
+    pair.finish()
+
+
+def test_many_short_blackouts() -> None:
+    pair = Pair("flicker", PATH)
+    for number in range(100):
+        start = pair.network.now + number * 0.25
+        pair.there.blackout(start, start + 0.1)
+        pair.back.blackout(start + 0.1, start + 0.15)
+    pair.transfer(SIZE, SIZE, 60)
+    pair.finish()
+
+
+CHANGES = {
+    "100 times slower": {"rate_bytes_per_s": mbit_per_s(0.2), "queue_bytes": 50_000},
+    "100 times faster": {"rate_bytes_per_s": mbit_per_s(2000)},
+    "half a second longer": {"delay_s": 0.52},
+    "20 ms shorter": {"delay_s": 0.0005},
+    "10 % loss": {"loss": 0.1},
+    "a queue of five packets": {"queue_bytes": 7500},
+    "reordering": {"reorder": 0.5, "reorder_s": 0.03},
+    "MTU 1228": {"mtu_bytes": 1228},
+    "MTU 1400": {"mtu_bytes": 1400},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_in_mid_transfer(change: str) -> None:
+    pair = Pair(change, PATH)
+    size = 400_000 if "slower" in change else SIZE
+    transfer = _midway(pair, size, size)
+    for link in (pair.there, pair.back):
+        link.change(**CHANGES[change])
+    pair.run(lambda: transfer.done, 120)
+    pair.finish()
+
+
+def test_a_path_that_changes_all_the_time() -> None:
+    pair = Pair("restless", PATH)
+    random = pair.network.random("changes")
+    for number in range(60):
+        for link in (pair.there, pair.back):
+            link.change_at(
+                pair.network.now + number * 0.3,
+                rate_bytes_per_s=mbit_per_s(random.choice([0.5, 5, 50])),
+                delay_s=random.choice([0.001, 0.05, 0.2]),
+                loss=random.choice([0.0, 0.0, 0.05]),
+                mtu_bytes=random.choice([1228, 1300, 1500]),
+            )
+    pair.transfer(SIZE, SIZE, 120)
+    pair.finish()
+
+
+def _largest_datagram(pair: Pair) -> int:
+    """Of those that arrive while a transfer is under way."""
+    sizes: list[int] = []
+
+    def note(packet: bytes) -> list[bytes]:
+        if len(packet) + 28 <= pair.there.conditions.mtu_bytes:
+            sizes.append(len(packet))
+        return [packet]
+
+    pair.there.filter = note
+    pair.transfer(300_000)
+    pair.there.filter = None
+    return max(sizes)
+
+
+@pytest.mark.parametrize("mtu", [1228, 1280, 1380, 1428, 1480, 1500])
+@pytest.mark.parametrize("loss", [0.0, 0.05])
+def test_datagrams_become_as_large_as_the_path_allows(mtu: int, loss: float) -> None:
+    pair = Pair(mtu, replace(PATH, mtu_bytes=mtu, loss=loss))
+    pair.transfer(300_000)
+    pair.run(None, 5.0)
+    assert mtu * 0.93 - 28 <= _largest_datagram(pair) <= mtu - 28
+
+
+def test_a_path_that_narrows_and_widens_again() -> None:
+    pair = Pair("narrow", PATH)
+    pair.transfer(300_000)
+    assert _largest_datagram(pair) == 1472
+    pair.there.change(mtu_bytes=1300)
+    assert pair.transfer(300_000) < 10
+    pair.run(None, 10.0)
+    assert 1200 <= _largest_datagram(pair) <= 1272
+    pair.there.change(mtu_bytes=1500)
+    pair.run(None, 700.0)  # RFC 8899: the path is tried again after ten minutes
+    pair.transfer(300_000)
+    assert _largest_datagram(pair) == 1472
+
+
+MOVES: dict[str, Address] = {
+    "new port": ("192.0.2.1", 4321),
+    "new address": ("203.0.113.77", 4321),
+    "from IPv4 to IPv6": ("2001:db8::77", 4321),
+}
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.1])
+@pytest.mark.parametrize("who", ["the sender", "the receiver"])
+@pytest.mark.parametrize("move", MOVES)
+def test_a_peer_that_moves(move: str, who: str, loss: float) -> None:
+    pair = Pair(move, replace(PATH, loss=loss))
+    transfer = _midway(pair, *((SIZE, 0) if who == "the sender" else (0, SIZE)))
+    pair.caller.move(MOVES[move])
+    if who == "the receiver":
+        # Nothing is known of the new address until something is sent from there.
+        pair.run(None, 0.5)
+    pair.run(lambda: transfer.done, 60)
+    assert PathChanged(MOVES[move]) in pair.callee.events
+    assert not [event for event in pair.caller.events if isinstance(event, PathChanged)]
+    pair.transfer(100_000, 100_000, 20)
+    pair.finish()
+
+
+def test_a_peer_that_moves_again_and_again() -> None:
+    pair = Pair("nomad", PATH)
+    transfer = pair.start(SIZE, SIZE)
+    for port in range(2000, 2005):
+        pair.run(None, 0.3)
+        pair.caller.move(("192.0.2.1", port))
+    pair.run(lambda: transfer.done, 60)
+    pair.finish()
+
+
+def test_both_peers_move_one_after_the_other() -> None:
+    pair = Pair("both", PATH)
+    transfer = _midway(pair)
+    pair.caller.move(("192.0.2.9", 1))
+    pair.run(None, 1.0)
+    pair.callee.move(("198.51.100.9", 2))
+    pair.run(lambda: transfer.done, 60)
+    pair.finish()
+
+
+def test_a_move_while_nothing_is_sent_is_noticed_by_the_next_packet() -> None:
+    pair = Pair("idle move", PATH)
+    pair.transfer(1000)
+    pair.caller.move(("192.0.2.9", 1))
+    pair.transfer(50_000, 50_000, 10)
+    assert PathChanged(("192.0.2.9", 1)) in pair.callee.events
+
+
+def test_a_genuine_packet_from_an_address_that_does_not_answer_moves_nothing() -> None:
+    pair = Pair("spoofed", PATH)
+    transfer = _midway(pair)
+    elsewhere: Address = ("203.0.113.66", 666)
+    sent_there: list[int] = []
+    pair.network.hosts[elsewhere] = lambda packets: sent_there.extend(
+        len(packet) for packet, _ in packets
+    )
+    stolen: list[bytes] = []
+
+    def steal(packet: bytes) -> list[bytes]:
+        """The attacker is nearer: the stolen packet arrives from his address only."""
+        if len(stolen) < 20:
+            stolen.append(packet)
+            pair.there.network.after(
+                0.001, lambda: pair.network.deliver([(packet, elsewhere)], pair.callee.address)
+            )
+            return []
+        return [packet]
+
+    pair.there.filter = steal
+    pair.run(lambda: transfer.done, 60)
+    assert len(stolen) == 20
+    assert not [event for event in pair.callee.events if isinstance(event, PathChanged)]
+    # What he gets for it: challenges, never more than he sent (RFC 9000 section 8).
+    assert 0 < sum(sent_there) <= 3 * sum(map(len, stolen))
+    pair.finish()
