@@ -1,0 +1,149 @@
+"""Takes the files that peers send with samples/send_file.py, which tells the protocol.
+
+Run it (a cloud first: `kkp2p account add PEER_ID`, `kkp2p cloud`):
+
+    python samples/recv_file.py PEER_ID SECRET FOLDER [--once] [--limit BYTES]
+
+--once: end after one sender, with 0 if its file is here.  --limit: of one file (1 GiB).  --login,
+--ca, --lan, --timeout: as for send_file.py.  A file gets its name when it is whole, with a number
+if there is such a file.  End it with Ctrl-C or `kill`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import re
+import signal
+import struct
+import sys
+import time
+
+import gevent
+from gevent.event import Event
+from gevent.pool import Pool
+
+import kkp2p_compat as kkp2p
+
+FILE_DESC = 3  # connect_desc: 1 http, 2 https (the document), 3 a file, 4 chat
+MAX_SENDERS, ACK, NAK = 64, b"\x06", b"\x15"  # at once; ASCII's
+MAX_NAME_BYTES = 240  # room for a number: file systems take 255
+CHUNK_BYTES = 64 * 1024  # must come within --timeout: a sender that trickles is not kept for ever
+UNSAFE_NAME = re.compile(
+    r"(?is)\Z|\.|.*[. ]\Z"  # hidden files, our folder, the one above; ends that Windows drops
+    r"|.*[/\\:\ufffd\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"  # paths, drives; not printable
+    r"|(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) *(\.|\Z)"  # devices on Windows
+)
+CLEAR = "\r\033[K" if sys.stderr.isatty() else ""
+bars: dict[int, str] = {}  # of each file under way, by descriptor
+
+
+def read_exactly(fd: int, length: int, timeout: int) -> bytes:
+    view = memoryview(data := bytearray(length))
+    with gevent.Timeout(timeout / 1000, TimeoutError("the sender is too slow")):
+        while view:
+            if (count := kkp2p.read(fd, view, len(view), timeout)) < 0:
+                raise ConnectionError("the sender is gone")
+            view = view[count:]
+    return bytes(data)
+
+
+def open_temporary(folder: int) -> tuple[int, str]:
+    """A file without a name, so that nothing is left when we are killed; else a hidden one."""
+    with contextlib.suppress(OSError, AttributeError):  # not every system has them
+        fd = os.open(".", os.O_TMPFILE | os.O_WRONLY, 0o666, dir_fd=folder)
+        return fd, f"/proc/self/fd/{fd}"
+    path = f".{os.urandom(8).hex()}.part"
+    return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666, dir_fd=folder), path
+
+
+def publish(source: str, folder: int, name: str) -> str:
+    """Name a finished file: link() never replaces another and never follows a symlink to one."""
+    (stem, suffix), follow = os.path.splitext(name), source.startswith("/")
+    for final in [name, *(f"{stem} ({number}){suffix}" for number in range(1, 1000))]:
+        with contextlib.suppress(FileExistsError):
+            os.link(source, final, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=follow)
+            os.fsync(folder)
+            return final
+    raise FileExistsError(f"too many files are named {name!r}")
+
+
+def serve(channel: kkp2p.channel_t, folder: int, limit: int, timeout: int) -> bool:
+    fd, answer, source = channel.fd, NAK, "/"
+    try:
+        if channel.connect_desc != FILE_DESC:
+            raise ValueError(f"unknown protocol,connect desc is :{channel.connect_desc}")
+        size, length = struct.unpack(">QH", read_exactly(fd, 10, timeout))
+        name = read_exactly(fd, length, timeout).decode("utf-8", "replace")
+        if length > MAX_NAME_BYTES or UNSAFE_NAME.match(name):
+            raise ValueError(f"unsafe name {name!a:.80}")
+        disk = os.fstatvfs(folder)
+        if size > min(limit, free := disk.f_bavail * disk.f_frsize):
+            raise ValueError(f"{name!r} has {size} bytes, --limit is {limit}, free are {free}")
+        temporary, source = open_temporary(folder)
+        start, done, rate = time.perf_counter(), 0, "0 MB/s"
+        with open(temporary, "wb") as file:
+            while chunk := min(size - done, CHUNK_BYTES):
+                done += file.write(read_exactly(fd, chunk, timeout))
+                rate = f"{done / 1e6 / (time.perf_counter() - start):.1f} MB/s"
+                bars[fd] = f"{'#' * (10 * done // size):.<10} {rate}"
+                gevent.sleep(0)  # a fast sender must not keep the others waiting
+            file.flush()
+            gevent.get_hub().threadpool.apply(os.fsync, (temporary,))
+            name, answer = publish(source, folder, name), ACK
+        print(f"{CLEAR}received {name!r}, {size} bytes, {rate}, mode is {channel.transmit_mode}.")
+    except (OSError, ValueError) as error:
+        print(f"{CLEAR}not received: {error}.", file=sys.stderr)
+    finally:
+        bars.pop(fd, None)
+        kkp2p.write(fd, answer, 1, 1000)
+        kkp2p.close_fd(fd)
+        if not source.startswith("/"):
+            os.unlink(source, dir_fd=folder)
+    return answer == ACK
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog=argv[0])
+    for name in ("peer_id", "secret", "folder", "--ca"):
+        parser.add_argument(name)
+    for name, default in (("--limit", 1 << 30), ("--timeout", 10000), ("--lan", 0)):
+        parser.add_argument(name, type=int, default=default)
+    parser.add_argument("--login", default=os.environ.get("KKP2P_LOGIN", "127.0.0.1"))
+    parser.add_argument("--once", action="store_true")
+    options = parser.parse_args(argv[1:])
+    host, port = re.findall(r"(.*?)(?::(\d+))?\Z", options.login)[0]
+    host = None if options.lan else host.strip("[]")
+    folder = os.open(options.folder, os.O_RDONLY | os.O_DIRECTORY)
+    conf = kkp2p.engine_conf_t(host, int(port or 3080), options.lan, login_ca=options.ca)
+    if (engine := kkp2p.engine_init(conf, 5000)) is None:
+        raise SystemExit(f"kkp2p_engine_init error,ret:{kkp2p.error_no()}.")
+    me, lan, once = options.peer_id, options.lan, options.once
+    pool, exit_flag = Pool(MAX_SENDERS), Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        gevent.signal_handler(number, exit_flag.set)
+    sender = None
+    try:
+        ret = kkp2p.join_lan(engine, me) if lan else kkp2p.join_net(engine, me, options.secret)
+        print(f"waiting for files as {me}." if ret >= 0 else f"join error,ret:{ret}.")
+        while ret >= 0 and not exit_flag.is_set():
+            if CLEAR:
+                print(f"{CLEAR}{'  '.join(bars.values()):.79}", end="", file=sys.stderr, flush=True)
+            if once and sender is not None:
+                exit_flag.wait(0.25)
+            elif (ret := kkp2p.accept(engine, 250, channel := kkp2p.channel_t())) > 0:
+                sender = pool.spawn(serve, channel, folder, options.limit, options.timeout)
+                sender.rawlink(lambda _: once and exit_flag.set())
+        return int(ret < 0 or (once and not (sender is not None and sender.value)))
+    finally:
+        pool.kill()
+        kkp2p.engine_destroy(engine)
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        sys.exit(main(sys.argv))
+    except OSError as error:
+        sys.exit(f"{error}.")

@@ -1,0 +1,148 @@
+"""Sends a file to a peer that runs samples/recv_file.py.
+
+Run it (samples/recv_file.py says how to start the other side first):
+
+    python samples/send_file.py PEER_ID FILE [--mode auto|p2p|relay] [--encrypt]
+
+--login HOST[:PORT]: the cloud (default: $KKP2P_LOGIN, else 127.0.0.1:3080).  --ca FILE: its
+certificate must verify with this one.  --lan PORT: no cloud, search the LAN on that UDP port (3549
+in the document).  --timeout MS: for the connect, and for each wait for the peer.  Ends with 0 when
+the file is on the peer's disk.  On the wire: the size (8 bytes, big-endian), the length of the name
+(2 bytes), the name in UTF-8, the file; back comes one byte, ACK once it is on the disk, else NAK.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import stat
+import struct
+import sys
+import time
+from typing import BinaryIO
+
+import kkp2p_compat as kkp2p
+
+FILE_DESC = 3  # connect_desc: 1 http, 2 https (the document), 3 a file, 4 chat
+MODES = {"auto": 0, "p2p": 1, "relay": 2}
+HEADER = struct.Struct(">QH")
+ACK, NAK = 0x06, 0x15  # ASCII's
+CHUNK_BYTES = 64 * 1024
+REDRAW_S = 0.25
+DISK_BYTES_PER_MS = 10_000  # the slowest disk that the last wait allows for
+
+
+class Failed(Exception):
+    """The file did not arrive; the text is for the user."""
+
+
+class Bar:
+    """The progress, on a terminal only; redrawn a few times a second."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.done, self.drawn, self.start = size, 0, 0.0, time.perf_counter()
+
+    def move(self, count: int) -> None:
+        self.done += count
+        now = time.perf_counter()
+        if sys.stderr.isatty() and now - self.drawn >= REDRAW_S:
+            self.drawn, part = now, self.done / self.size
+            text = f"{'#' * int(30 * part):.<30} {part:4.0%} {self.rate():.1f} MB/s"
+            print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+    def rate(self) -> float:
+        return self.done / 1e6 / (time.perf_counter() - self.start)
+
+    def clear(self) -> None:
+        print("\r\033[K" if self.drawn else "", end="", file=sys.stderr, flush=True)
+
+
+def check_answer(fd: int, timeout: int) -> bool:
+    """True: ACK.  False: no answer in time.  Anything else is a failure."""
+    buff = bytearray(1)
+    count = kkp2p.read(fd, buff, 1, timeout)
+    if count < 0:
+        raise Failed("the connection broke")
+    if count and buff[0] != ACK:
+        raise Failed("the peer refused it" if buff[0] == NAK else "the peer answered nonsense")
+    return count > 0
+
+
+def send_all(fd: int, view: memoryview, timeout: int) -> None:
+    while view:
+        if check_answer(fd, 0):
+            raise Failed("the peer acknowledged too early")
+        if (wl := kkp2p.write(fd, view, len(view), timeout)) <= 0:
+            check_answer(fd, 0)  # a refusal that came before the end says more
+            raise Failed("the connection broke" if wl else "the peer has stopped reading")
+        view = view[wl:]
+
+
+def send_file(fd: int, file: BinaryIO, name: bytes, bar: Bar, timeout: int) -> None:
+    send_all(fd, memoryview(bytearray(HEADER.pack(bar.size, len(name)) + name)), timeout)
+    view, before = memoryview(bytearray(CHUNK_BYTES)), os.fstat(file.fileno())
+    while left := bar.size - bar.done:
+        count = file.readinto(view[: min(left, CHUNK_BYTES)])  # type: ignore[attr-defined]
+        now = os.fstat(file.fileno())
+        # Looked at before the last bytes go: without them the peer keeps nothing.
+        if count == 0 or (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+            raise Failed("it was changed while it was being sent")
+        send_all(fd, view[:count], timeout)
+        bar.move(count)
+    if not check_answer(fd, timeout + bar.size // DISK_BYTES_PER_MS):
+        raise Failed("the peer did not say whether it has the file")
+
+
+def run(engine: kkp2p.engine_t, options: argparse.Namespace) -> None:
+    name = os.path.basename(options.file).encode()
+    if not stat.S_ISREG(os.stat(options.file).st_mode):
+        raise Failed("not a regular file")
+    with open(options.file, "rb", buffering=0) as file:
+        ctx = kkp2p.connect_ctx_t(options.peer_id, kkp2p.KKP2P_TCP_CHANNEL, timeout=options.timeout)
+        ctx.connect_mode = MODES["p2p" if options.lan else options.mode]
+        ctx.encrypt_data, ctx.connect_desc = int(options.encrypt), FILE_DESC
+        channel = kkp2p.channel_t()
+        connect = kkp2p.lan_search if options.lan else kkp2p.connect
+        if (ret := connect(engine, ctx, channel)) < 0:
+            raise Failed(f"connect error,ret:{ret} (kkp2p_engine.log says why)")
+        bar = Bar(os.fstat(file.fileno()).st_size)
+        try:
+            send_file(channel.fd, file, name, bar, options.timeout)
+        finally:
+            bar.clear()
+            kkp2p.close_fd(channel.fd)
+            kkp2p.close_channel(engine, channel.channel_id)
+    print(f"sent {bar.size} bytes, {bar.rate():.1f} MB/s, mode is {channel.transmit_mode}.")
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog=argv[0])
+    parser.add_argument("peer_id")
+    parser.add_argument("file")
+    parser.add_argument("--mode", choices=MODES, default="auto")
+    parser.add_argument("--encrypt", action="store_true")
+    parser.add_argument("--login", default=os.environ.get("KKP2P_LOGIN", "127.0.0.1"))
+    parser.add_argument("--ca")
+    parser.add_argument("--lan", type=int, metavar="PORT")
+    parser.add_argument("--timeout", type=int, default=10000, metavar="MS")
+    options = parser.parse_args(argv[1:])
+    host, _, port = options.login.rpartition(":")
+    host, port = (host, port) if port.isdecimal() else (options.login, "3080")
+    domain = None if options.lan else host.strip("[]")
+    conf = kkp2p.engine_conf_t(domain, int(port), options.lan or 0, login_ca=options.ca)
+    engine = kkp2p.engine_init(conf, options.timeout)
+    try:
+        if engine is None:
+            raise Failed(f"engine_init error,ret:{kkp2p.error_no()}")
+        run(engine, options)
+        return 0
+    except (Failed, OSError, UnicodeError, KeyboardInterrupt) as error:
+        print(f"{options.file!r} was not sent: {str(error) or 'interrupted'}.", file=sys.stderr)
+        return 1
+    finally:
+        if engine is not None:
+            kkp2p.engine_destroy(engine)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
