@@ -187,18 +187,22 @@ def test_other_requests_that_are_not_taken() -> None:
 
 
 def test_a_nomination_by_the_callee_is_none() -> None:
-    network, request = first_request()
-    network.receive(network.callee, request, CALLER)
-    check = parse_untrusted(network.sent_by(network.callee)[1][1])
-    nominating = Message(
+    """The caller goes on waiting for a better address."""
+    network = lan()
+    network.start_both()
+    four = "192.0.2.2", 4000
+    request = Message(
         Kind.REQUEST,
         bytes(12),
-        username=check.username,
-        priority=check.priority,
+        username=f"{network.caller.credentials.ufrag}:{network.callee.credentials.ufrag}",
+        priority=1,
         use_candidate=True,
-        controlled=check.controlled,
+        controlled=1,
     )
-    network.receive(network.caller, nominating.encode(network.caller.credentials.key), CALLEE)
+    assert network.receive(network.caller, request.encode(network.caller.credentials.key), four)
+    check = next(data for target, data in network.sent_by(network.caller) if target == four)
+    answer = Message(Kind.RESPONSE, parse_untrusted(check).transaction_id)
+    assert network.receive(network.caller, answer.encode(network.callee.credentials.key), four)
     assert network.caller.checks.selected is None
 
 
