@@ -54,7 +54,7 @@ def test_pieces_in_any_order_overlap_and_repetition(
     for (start, stop), fin, take in steps:
         fin = fin and stop == SIZE
         before = known.in_order
-        told = stream.handle_data(start, memoryview(BODY)[start:stop], fin)
+        told = stream.handle_data(start, [BODY[start:stop]], fin)
         known.add(start, stop)
         ended = ended or fin
         assert stream.next_offset == known.in_order
@@ -74,7 +74,7 @@ def test_every_order_of_all_pieces_gives_the_whole(order: list[int], size: int) 
     stream = _receiver(20 * size)
     for index in order:
         start = index * size
-        stream.handle_data(start, memoryview(BODY)[start : start + size], index == 19)
+        stream.handle_data(start, [BODY[start : start + size]], index == 19)
     assert _readable(stream) == BODY[: 20 * size]
     stream.consume(20 * size)
     assert stream.at_end
@@ -86,19 +86,19 @@ def test_a_breach_of_limit_or_end_is_an_error_and_changes_nothing_that_is_here(
 ) -> None:
     stream = _receiver(SIZE)
     for (start, stop), _, _ in steps:
-        stream.handle_data(start, memoryview(BODY)[start:stop], False)
+        stream.handle_data(start, [BODY[start:stop]], False)
     before = _readable(stream)
     with pytest.raises(BadPacket):
-        stream.handle_data(SIZE, memoryview(b"x"), False)
+        stream.handle_data(SIZE, [b"x"], False)
     if last[1] < stream.highest:
         with pytest.raises(BadPacket):
-            stream.handle_data(last[0], memoryview(BODY)[slice(*last)], True)
-    stream.handle_data(stream.highest, memoryview(b""), True)
+            stream.handle_data(last[0], [BODY[slice(*last)]], True)
+    stream.handle_data(stream.highest, [b""], True)
     with pytest.raises(BadPacket):
-        stream.handle_data(stream.highest + 1, memoryview(b""), True)
+        stream.handle_data(stream.highest + 1, [b""], True)
     if stream.highest < SIZE:
         with pytest.raises(BadPacket):
-            stream.handle_data(stream.highest, memoryview(b"x"), False)
+            stream.handle_data(stream.highest, [b"x"], False)
     assert _readable(stream) == before
 
 
@@ -108,13 +108,13 @@ def test_a_reset_discards_what_is_not_read(
 ) -> None:
     stream = _receiver(2 * SIZE)
     for (start, stop), _, _ in steps:
-        stream.handle_data(start, memoryview(BODY)[start:stop], False)
+        stream.handle_data(start, [BODY[start:stop]], False)
     assert stream.handle_reset(stream.highest + extra)
     assert _readable(stream) == b""
     assert not stream.at_end  # what was given up is not whole, even if all of it came
     assert stream.done
     assert stream.held_bytes == 0
-    assert not stream.handle_data(0, memoryview(BODY)[: stream.highest], False)
+    assert not stream.handle_data(0, [BODY[: stream.highest]], False)
     assert not stream.handle_reset(stream.highest)  # told once
     with pytest.raises(BadPacket):
         stream.handle_reset(stream.highest + 1)
@@ -122,7 +122,7 @@ def test_a_reset_discards_what_is_not_read(
 
 def test_a_reset_behind_a_whole_stream_and_its_end_takes_nothing_away() -> None:
     stream = _receiver(SIZE)
-    stream.handle_data(0, memoryview(BODY)[:SIZE], True)
+    stream.handle_data(0, [BODY[:SIZE]], True)
     assert not stream.handle_reset(SIZE)
     assert _readable(stream) == BODY[:SIZE]
     stream.consume(SIZE)
@@ -135,14 +135,14 @@ def test_a_stream_that_nobody_wants_holds_nothing(
 ) -> None:
     stream = _receiver(SIZE)
     for (start, stop), _, _ in before:
-        stream.handle_data(start, memoryview(BODY)[start:stop], False)
+        stream.handle_data(start, [BODY[start:stop]], False)
     stream.stop()
     for (start, stop), _, _ in after:
-        assert not stream.handle_data(start, memoryview(BODY)[start:stop], False)
+        assert not stream.handle_data(start, [BODY[start:stop]], False)
     assert stream.held_bytes == 0
     assert stream.peek() == []
     assert stream.consumed == stream.highest  # so that the sender is not kept waiting
-    stream.handle_data(stream.highest, memoryview(b""), True)
+    stream.handle_data(stream.highest, [b""], True)
     assert stream.done
 
 
@@ -172,7 +172,7 @@ class Flight:
 
     def arrive(self, index: int, acknowledge: bool) -> None:
         start, stop, fin, data = self.flying.pop(index)
-        self.receiver.handle_data(start, memoryview(data), fin)
+        self.receiver.handle_data(start, [bytes(data)], fin)
         fresh = _readable(self.receiver)
         self.read += fresh
         self.receiver.consume(len(fresh))

@@ -26,6 +26,7 @@ class Received:
     def __init__(self) -> None:
         self.ack_at: float | None = None  # when an acknowledgement is due
         self.largest = -1
+        self.heard_at = -1.0  # when the last of them came
         self._largest_at = 0.0
         self._numbers = RangeSet()
         self._floor = 0  # everything below is a replay
@@ -38,6 +39,7 @@ class Received:
 
     def add(self, start: int, stop: int, now: float) -> None:
         """Packets ``start`` to ``stop`` - 1 came; all of them are new."""
+        self.heard_at = now
         gap = start != self.largest + 1
         self._numbers.add(start, stop)
         if stop > self.largest:

@@ -154,49 +154,67 @@ class Connection:
         self._now = now
         if self.terminated:
             return
-        received, open_untrusted = self._received, self._opener.open_untrusted
-        channels = self.channels
-        unpack = f.STREAM_HEADER.unpack_from
+        received = self._received
         largest_before = received.largest
-        run_start = run_stop = eliciting = 0
+        eliciting = place = 0
         try:
-            for place in range(0, len(data), segment_bytes):
+            while place < len(data) and not (self.terminated or self._closing):
                 try:
-                    number, plain = open_untrusted(data[place : place + segment_bytes])
+                    number, plains = self._opener.open_run_untrusted(data, place, segment_bytes)
                 except BadPacket as error:
                     self._count_drop(str(error))
+                    place += segment_bytes
                     continue
-                if number != run_stop or number <= received.largest:
-                    if run_stop > run_start:
-                        received.add(run_start, run_stop, now)
-                    run_start = run_stop = number
-                    if not received.is_new(number):
+                place += len(plains) * segment_bytes
+                if number > received.largest:
+                    eliciting += self._handle_packets(plains, address)
+                    received.add(number, number + len(plains), now)
+                    continue
+                for plain in plains:  # out of order: each may be a repetition
+                    if received.is_new(number):
+                        eliciting += self._handle_packets([plain], address)
+                        received.add(number, number + 1, now)
+                    else:
                         self._count_drop("a packet that came before")
-                        continue
-                run_stop = number + 1
-                if len(plain) >= f.STREAM_HEADER.size and plain[0] == f.STREAM:
-                    # The hot path: a bulk transfer is made of these.
-                    eliciting += 1
-                    _, stream_id, offset = unpack(plain)
-                    channel = channels.get(stream_id)
-                    if channel is not None:
-                        self._handle_stream(channel, offset, memoryview(plain)[13:], False)
-                elif self._handle_frames(f.parse_untrusted(plain), address):
-                    eliciting += 1
-                if self.terminated or self._closing:
-                    break
+                    number += 1
         except BadPacket as error:
             self._fail(error)
-        if run_stop > run_start:
-            received.add(run_start, run_stop, now)
         if eliciting:
             received.want_ack(eliciting, now)
-        if received.largest >= 0 and run_stop > run_start:
+        if received.heard_at == now:
             self._heard_at = now
         if self._closing is not None:
             self._close_at = min(self._close_at, now) if self._closes_left else self._close_at
         elif received.largest > largest_before and address != self.address:
             self._suspect_move(address, now)
+
+    def _handle_packets(self, plains: list[bytes], address: Address) -> int:
+        """The plaintexts of new packets; how many of them ask for an acknowledgement."""
+        eliciting = index = 0
+        count = len(plains)
+        unpack, header_bytes, kind = f.STREAM_HEADER.unpack_from, f.STREAM_HEADER.size, f.STREAM
+        while index < count:
+            plain = plains[index]
+            index += 1
+            if len(plain) <= header_bytes or plain[0] != kind:
+                eliciting += self._handle_frames(f.parse_untrusted(plain), address)
+                continue
+            # The hot path: a bulk transfer is made of packets of one stream, in order.
+            _, stream_id, offset = unpack(plain)
+            pieces = [plain[header_bytes:]]
+            stop = offset + len(plain) - header_bytes
+            while index < count:
+                plain = plains[index]
+                if len(plain) <= header_bytes or unpack(plain) != (kind, stream_id, stop):
+                    break
+                pieces.append(plain[header_bytes:])
+                stop += len(plain) - header_bytes
+                index += 1
+            eliciting += len(pieces)
+            channel = self.channels.get(stream_id)
+            if channel is not None:  # else it is over, and the peer repeats itself
+                self._handle_stream(channel, offset, pieces, False)
+        return eliciting
 
     def _count_drop(self, reason: str) -> None:
         self.dropped[reason] = self.dropped.get(reason, 0) + 1
@@ -220,14 +238,12 @@ class Connection:
                 self._handle_path_response(frame.token, address)  # type: ignore[union-attr]
         return eliciting
 
-    def _handle_stream(self, channel: Channel, offset: int, data: memoryview, fin: bool) -> None:
+    def _handle_stream(self, channel: Channel, offset: int, pieces: list[bytes], fin: bool) -> None:
         receive = channel.receive
         before = receive.highest
-        fresh = receive.handle_data(offset, data, fin)
+        fresh = receive.handle_data(offset, pieces, fin)
         if receive.highest != before:
-            self._data_received += receive.highest - before
-            if self._data_received > self._data_window.limit:
-                raise BadPacket("more data than the connection's limit")
+            self._count_received(receive.highest - before)
             if receive.stopped:
                 self._take_up(receive.highest - before)
         if fresh and channel.stream_id not in self._readable:
@@ -239,7 +255,15 @@ class Connection:
     def _handle_stream_frame(self, frame: f.Stream) -> None:
         channel = self.channels.get(frame.stream)
         if channel is not None:  # else it is over, and the peer repeats itself
-            self._handle_stream(channel, frame.offset, frame.data, frame.fin)
+            self._handle_stream(channel, frame.offset, [bytes(frame.data)], frame.fin)
+
+    def _count_received(self, count: int) -> None:
+        self._data_received += count
+        window = self._data_window
+        if self._data_received > window.limit:
+            raise BadPacket("more data than the connection's limit")
+        if window.make_room(self._data_received, self._data_consumed):
+            self._packer.announce_data(window)
 
     def _handle_ack(self, ack: f.Ack) -> None:
         if ack.largest >= self._packer.next_number:
@@ -356,9 +380,7 @@ class Connection:
         receive = channel.receive
         before, taken = receive.highest, receive.consumed
         tell = receive.handle_reset(frame.final_size)
-        self._data_received += receive.highest - before
-        if self._data_received > self._data_window.limit:
-            raise BadPacket("more data than the connection's limit")
+        self._count_received(receive.highest - before)
         if receive.was_reset:
             self._take_up(receive.highest - taken)
             receive.consumed = receive.highest
@@ -529,7 +551,7 @@ class Connection:
                 self._packer.drop(channel.send)
                 self._control(f.encode_reset(stream_id, sent, reason))
 
-    def peek(self, stream_id: int) -> list[memoryview]:
+    def peek(self, stream_id: int) -> list[bytes]:
         """What can be read, in order; it stays until ``consume``."""
         channel = self.channels.get(stream_id)
         return channel.receive.peek() if channel is not None else []

@@ -20,6 +20,7 @@ __all__ = ["ReceiveStream", "ReceiveWindow", "SendStream"]
 
 # Our choices.
 MERGE_BYTES = 2048  # a last chunk shorter than this grows, so that tiny writes stay few objects
+MAX_UNTAKEN_BYTES = 8 << 20  # that applications which do not read may make a connection hold
 MAX_PIECES = 32_768  # out of order at once: 2.5 times what 16 MiB of 1,200-byte packets can be
 
 
@@ -173,6 +174,17 @@ class ReceiveWindow:
         self._largest = largest
         self._renewed_at = 0.0
 
+    def make_room(self, received: int, consumed: int) -> bool:
+        """Widen for what came and is not taken, up to a bound; True: the peer has to be told.
+
+        For the window of all streams together: a few that nobody reads must not stop the others.
+        """
+        if self.limit - received > self.bytes // 2 or self.bytes >= MAX_UNTAKEN_BYTES:
+            return False
+        self.bytes = min(2 * self.bytes, MAX_UNTAKEN_BYTES)
+        self.limit = consumed + self.bytes
+        return True
+
     def renew(self, consumed: int, now: float, rtt_s: float) -> bool:
         """Raise the limit if it is time; True: the peer has to be told."""
         if self.limit - consumed > self.bytes // 2:
@@ -196,9 +208,9 @@ class ReceiveStream:
         self.stopped = False  # nobody wants it any more
         self.was_reset = False
         self.end_seen = False  # by the application
-        self._ready: list[memoryview] = []
+        self._ready: list[bytes] = []
         self._starts: list[int] = []  # of the pieces out of order, ascending, none overlapping
-        self._pieces: dict[int, memoryview] = {}
+        self._pieces: dict[int, bytes] = {}
 
     @property
     def done(self) -> bool:
@@ -215,9 +227,12 @@ class ReceiveStream:
     def held_bytes(self) -> int:
         return sum(map(len, self._ready)) + sum(map(len, self._pieces.values()))
 
-    def handle_data(self, offset: int, data: memoryview, fin: bool) -> bool:
-        """Take a piece; True: something new can be read.  Raises BadPacket for a breach."""
-        stop = offset + len(data)
+    def handle_data(self, offset: int, pieces: list[bytes], fin: bool) -> bool:
+        """Take ``pieces`` that follow each other from ``offset`` on; True: something can be read.
+
+        Raises BadPacket for a breach.
+        """
+        stop = offset + sum(map(len, pieces))
         if stop > self.window.limit:
             raise BadPacket("stream data beyond the limit that was announced")
         if fin:
@@ -232,13 +247,15 @@ class ReceiveStream:
             self.consumed = self.next_offset = self.highest
             return False
         if offset == self.next_offset and not self._starts:
-            if data:
-                self._ready.append(data)
+            if stop > offset:
+                self._ready += pieces
                 self.next_offset = stop
-            return bool(data) or fin
+            return stop > offset or fin
         if stop <= self.next_offset:
             return fin and self.next_offset == self.final_size
-        self._keep(offset, stop, data)
+        for piece in pieces:
+            self._keep(offset, offset + len(piece), piece)
+            offset += len(piece)
         return self._advance()
 
     def _set_final_size(self, size: int) -> None:
@@ -246,7 +263,7 @@ class ReceiveStream:
             raise BadPacket("a stream with two ends")
         self.final_size = size
 
-    def _keep(self, offset: int, stop: int, data: memoryview) -> None:
+    def _keep(self, offset: int, stop: int, data: bytes) -> None:
         """Store the parts of a piece that are not here yet."""
         start = max(offset, self.next_offset)
         starts, pieces = self._starts, self._pieces
@@ -304,7 +321,7 @@ class ReceiveStream:
         self._starts.clear()
         self._pieces.clear()
 
-    def peek(self) -> list[memoryview]:
+    def peek(self) -> list[bytes]:
         return self._ready
 
     def consume(self, count: int) -> None:
