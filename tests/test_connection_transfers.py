@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from sim.pair import Pair, mbit_per_s
 from sim.simnet import Conditions
@@ -113,7 +113,8 @@ any_conditions = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+# The seed says all, and to shrink whole transfers would take minutes.
+@settings(max_examples=40, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(
     st.integers(0, 1000),
     any_conditions,

@@ -120,14 +120,14 @@ class Pair:
         return self.network.run(*args)
 
     def finish(self) -> None:
-        """All is quiet soon, and an orderly close reaches the other side."""
-        self.run(None, 15.0)  # what is left of the search for the path's MTU
+        """On a path that is good again all is quiet soon, and a close reaches the other side."""
+        for link in (self.there, self.back):
+            link.change(loss=0.0, burst_enter=0.0, burst_leave=1.0, corrupt=0.0)
+        self.run(None, 60.0)  # what is left of the search for the path's MTU
         before = self.there.counts["sent"] + self.back.counts["sent"]
         self.run(None, 5.0)
         chatter = self.there.counts["sent"] + self.back.counts["sent"] - before
         assert chatter <= 8, f"{chatter} packets in 5 s with nothing to do"
-        for link in (self.there, self.back):
-            link.change(loss=0.0, burst_enter=0.0, burst_leave=1.0, corrupt=0.0)
         self.caller.connection.close(0, "done", self.network.now)
         self.caller.drive()
         self.run(lambda: self.caller.closed and self.callee.closed, 30.0)
