@@ -220,6 +220,13 @@ def test_any_flipped_bit(cipher: str) -> None:
     assert opener.open_untrusted(genuine) == (5, b"hello")
 
 
+@pytest.mark.parametrize("first_byte", [0, 3, 0x3F, 0x41, 0x7F, 0x80, 0xFF])
+def test_another_first_byte(first_byte: int) -> None:
+    (genuine,) = packets(Sealer(SECRET, AES), 5, [b"hello"])
+    with pytest.raises(BadPacket, match="another first byte"):
+        Opener(SECRET, AES).open_untrusted(bytes([first_byte]) + genuine[1:])
+
+
 @each_cipher
 def test_cut_short_at_every_byte_or_with_trailing_bytes(cipher: str) -> None:
     (genuine,) = packets(Sealer(SECRET, cipher), 5, [b"hello"])
