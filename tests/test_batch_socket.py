@@ -256,6 +256,24 @@ def test_the_rest_is_sent_from_where_the_socket_was_full(
     assert rounds == len(Faulty.calls) - rounds + 1
 
 
+def test_the_rest_of_the_second_part(pair: tuple[BatchSocket, BatchSocket]) -> None:
+    """Segmentation is refused, and the socket is full, beyond what one call can take."""
+    sender, receiver = pair
+    room = [90]
+
+    def fault(name: str, data: bytes) -> None:
+        if name == "sendmsg":
+            raise OSError(errno.EIO, "not through this device")
+        room[0] -= 1
+        if room[0] < 0:
+            raise BlockingIOError(errno.EAGAIN, "full")
+
+    Faulty.fault = fault
+    data = datagrams(150, 1000, 1)
+    assert sender.send(data, 1000, address_of(receiver)) == 90_000
+    assert receive_all(receiver, 90_000) == cut(data[:90_000], 1000)
+
+
 @pytest.mark.parametrize("number", [errno.ENETUNREACH, errno.EPERM, errno.ENOBUFS])
 @pytest.mark.parametrize("data", [bytes(100), bytes(5000)])
 def test_a_failure_is_counted_and_logged_once(

@@ -117,6 +117,17 @@ def test_a_long_receiver_lets_others_have_their_turn(ours: Endpoint, stranger: B
     assert link.connection.calls.count("next timer") >= 3
 
 
+def test_a_turn_ends_after_so_many_bytes(
+    ours: Endpoint, stranger: BatchSocket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint, "RECEIVE_TURN_BYTES", 300)
+    link = added(ours, 1)
+    for _ in range(9):
+        send(stranger, ours, packet(1, b"", 100))
+    link.connection.wait_for(lambda: len(link.connection.received) == 9)
+    assert link.connection.calls.count("next timer") >= 2
+
+
 def test_ids(ours: Endpoint) -> None:
     link = added(ours, 1)
     with pytest.raises(ValueError, match="taken"):
@@ -225,7 +236,10 @@ def test_what_waits_for_room_is_sent_once_and_in_order(
 
 
 def test_a_connection_that_ends_while_it_waits_for_room(
-    make: Callable[[], Endpoint], monkeypatch: pytest.MonkeyPatch, stranger: BatchSocket
+    make: Callable[[], Endpoint],
+    monkeypatch: pytest.MonkeyPatch,
+    stranger: BatchSocket,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(batch_socket, "_new_socket", Full)
     ours = make()
@@ -241,6 +255,26 @@ def test_a_connection_that_ends_while_it_waits_for_room(
     assert ours.dropped == {"socket full": 1}
     Full.room = 2
     assert arrives(stranger) == [packet(2, b"")]
+    assert not caplog.records
+
+
+def test_a_deadline_that_needs_room_does_not_spin(
+    make: Callable[[], Endpoint], monkeypatch: pytest.MonkeyPatch, stranger: BatchSocket
+) -> None:
+    monkeypatch.setattr(batch_socket, "_new_socket", Full)
+    ours = make()
+    Full.room = 0
+    blocked, later = added(ours, 1), added(ours, 2)
+    blocked.connection.handle_timer = lambda now: blocked.connection.calls.append("timer")  # type: ignore[method-assign]
+    start = time.monotonic()
+    blocked.connection.deadline = start  # to send, and it stays until it can
+    later.connection.deadline = start + 0.05
+    blocked.connection.transmits.append(Transmit(b"x", 1, ("127.0.0.1", stranger.port)))
+    for link in blocked, later:
+        ours.wake(link)
+    later.connection.wait_for(lambda: "timer" in later.connection.calls)
+    most = (time.monotonic() - start) / endpoint.BLOCKED_TIMER_S + 1
+    assert 0 < blocked.connection.calls.count("timer") <= most
 
 
 # Where there is little.

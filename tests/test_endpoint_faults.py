@@ -225,6 +225,7 @@ def test_close_in_the_middle_of_a_turn(by: str, stranger: BatchSocket) -> None:
     assert handled == (0 if by == "stun" else 1)
     assert ours.ports()
     assert ours.dropped["no socket"] == 1
+    assert not ours.failures(), "a closed socket was used"
 
 
 def test_close_with_everything_under_way(stranger: BatchSocket) -> None:

@@ -353,9 +353,7 @@ class Endpoint:
             if door is None:
                 continue
             batch = transmit.data, transmit.segment_bytes, transmit.address
-            if door.waiting:
-                member.waiting = batch
-            elif self._send(member, door, batch):
+            if self._send(member, door, batch):
                 continue
             door.waiting.append(member)
             if not door.writable.active:
