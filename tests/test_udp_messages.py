@@ -96,6 +96,13 @@ def test_numbers_go_round_and_messages_still_arrive_once() -> None:
         assert fresh.add_untrusted(0xFFFFFFFD, 0, 1, b"", 0) is None
 
 
+def test_numbers_are_counted_on_from_what_was_dropped_too() -> None:
+    assembler = Assembler()
+    assembler.add_untrusted(1, 0, 1, b"x", 0)
+    assembler.add_untrusted(2**31, 0, 2, b"never whole", 0)
+    assert assembler.add_untrusted(2**31 + 1, 0, 1, b"y", 5.0) == b"y"
+
+
 @pytest.mark.parametrize("number", [2**32 - 1, 2**32 - 2, 2**31])
 def test_a_number_before_the_first_is_ignored(number: int) -> None:
     assembler = Assembler()

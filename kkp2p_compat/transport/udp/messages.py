@@ -85,8 +85,8 @@ class Assembler:
         """Take a part; the whole message if this completes it.  BadPacket for a breach."""
         if part >= parts or (parts > 1 and not data):
             raise BadPacket(f"part {part} of {parts} of a message, {len(data)} bytes")
-        number = self._full_number(message)
         self.expire(now)
+        number = self._full_number(message)
         if number < 0 or number in self._done:
             return None
         entry = self._unfinished.get(number) or _Unfinished(parts, now)
