@@ -7,6 +7,8 @@ MAX_ACK_DELAY_S (RFC 9000 section 13.2).
 
 from __future__ import annotations
 
+from collections import deque
+
 from .frames import ACK_GAP_BYTES, ACK_HEADER, encode_ack
 from .ranges import RangeSet
 from .recovery import MAX_ACK_DELAY_S
@@ -16,6 +18,7 @@ __all__ = ["Received"]
 ELICITING_PER_ACK = 2  # RFC 9000 section 13.2.2
 
 # Our choices.
+REPORTS = 16  # ACKs that tell of a packet; if all are lost, it is sent again for nothing
 KEPT_RANGES = 64  # what older packets were is forgotten; they count as replays
 ACK_BYTES = ACK_HEADER.size + 32 * ACK_GAP_BYTES  # for the newest 33 ranges
 
@@ -29,6 +32,8 @@ class Received:
         self.heard_at = -1.0  # when the last of them came
         self._largest_at = 0.0
         self._numbers = RangeSet()
+        self._reported = RangeSet()  # those that the next ACK tells of
+        self._largest_of_acks = deque([0] * REPORTS)  # what was the largest in the last ACKs
         self._floor = 0  # everything below is a replay
         self._unacknowledged = 0  # packets that ask for an acknowledgement
 
@@ -42,6 +47,7 @@ class Received:
         self.heard_at = now
         gap = start != self.largest + 1
         self._numbers.add(start, stop)
+        self._reported.add(start, stop)
         if stop > self.largest:
             self.largest = stop - 1
             self._largest_at = now
@@ -60,4 +66,7 @@ class Received:
         """An ACK frame, to be sent now."""
         self.ack_at = None
         self._unacknowledged = 0
-        return encode_ack(self._numbers, now - self._largest_at, ACK_BYTES)
+        frame = encode_ack(self._reported, now - self._largest_at, ACK_BYTES)
+        self._largest_of_acks.append(self.largest)
+        self._reported.drop_below(self._largest_of_acks.popleft())
+        return frame
