@@ -19,7 +19,15 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from gevent.event import AsyncResult
 
 from .. import _codes
-from .._errors import BadPacket, CallRefused, EngineClosed, KKP2PError, NotSupported, TimedOut
+from .._errors import (
+    BadPacket,
+    CallRefused,
+    EngineClosed,
+    KKP2PError,
+    LinkLost,
+    NotSupported,
+    TimedOut,
+)
 from .._io import time_limit
 from .._structs import connect_ctx_t
 from ..control.client import CloudClient
@@ -175,8 +183,13 @@ class Direct:
         def finish(link: Link, call: OutgoingCall) -> str:
             return call.answer.get()
 
-        with time_limit(budget_s, late):
-            answer = call_peer(client, ctx.peer_id, offer, budget_s, finish)
+        try:
+            with time_limit(budget_s, late):
+                answer = call_peer(client, ctx.peer_id, offer, budget_s, finish)
+        except CallRefused as error:
+            if error.code == _codes.KKP2P_ERROR_PARAMETER:
+                raise NotSupported(str(error)) from error
+            raise
         left_s = budget_s - (time.monotonic() - started)
         if ctx.connect_mode == _codes.CONNECT_AUTO:
             left_s = min(left_s, HEAD_START_S)
@@ -230,9 +243,13 @@ class Direct:
         """Answer by ``send``, and wait for the path; raises KKP2PError."""
         if offer.direct is None or offer.key is None:
             raise BadPacket("a direct offer without a key")
-        if len(self._links) >= MAX_LINKS or len(self._need_finder()) >= MAX_MEETING:
+        try:
+            finder = self._need_finder()
+            half = _Half(self, offer.direct)
+        except LinkLost as error:
+            raise NotSupported(f"no UDP here: {error}") from error
+        if len(self._links) >= MAX_LINKS or len(finder) >= MAX_MEETING:
             raise CallRefused("too many connections with peers")
-        half = _Half(self, offer.direct)
 
         def text() -> str:
             return encode_text(key=half.public, direct=half.direct.fields())
@@ -240,7 +257,7 @@ class Direct:
         answer = _fit(half, text)
         theirs, ours = half.secrets(offer.key, own_text, answer)
         late = TimedOut("no path to the caller was found")
-        with self._need_finder().searching(half.direct, offer.direct, controlling=False) as found:
+        with finder.searching(half.direct, offer.direct, controlling=False) as found:
             send(answer)
             with time_limit(budget_s, late):
                 path = found.get()
