@@ -17,6 +17,7 @@ import os
 import sys
 from dataclasses import dataclass, field
 
+import gevent
 from gevent.event import Event
 
 import kkp2p_compat as kkp2p
@@ -44,7 +45,7 @@ class Work:
 
 
 def on_connect(result: int, channel: kkp2p.channel_t, work: Work) -> None:
-    """The SDK calls it in a greenlet of its own, so it may wait without holding up the others."""
+    """It has a greenlet of its own, so it may wait without holding up the others."""
     if result < 0:  # as in C it is -1, whatever the reason: kkp2p_engine.log tells
         print(f"{channel.peer_id}: connect error,ret:{result}.")
         work.count(failed=True)
@@ -97,6 +98,7 @@ def main(argv: list[str]) -> int:
     host, port = (host, port) if port.isdecimal() else (options.login, "3080")
     domain = None if options.lan else host.strip("[]")
     conf = kkp2p.engine_conf_t(domain, int(port), options.lan, login_ca=options.ca)
+    gevent.get_hub()  # callbacks come in greenlets of a thread that has a hub
     engine = kkp2p.engine_init(conf, 5000)
     if engine is None:
         print(f"engine_init error,ret:{kkp2p.error_no()}.", file=sys.stderr)

@@ -21,8 +21,7 @@ import sys
 import time
 
 import gevent
-from gevent.event import Event
-from gevent.pool import Pool
+from gevent import event, pool
 
 import kkp2p_compat as kkp2p
 
@@ -41,11 +40,12 @@ bars: dict[int, str] = {}  # of each file under way, by descriptor
 
 def read_exactly(fd: int, length: int, timeout: int) -> bytes:
     view = memoryview(data := bytearray(length))
-    with gevent.Timeout(timeout / 1000, TimeoutError("the sender is too slow")):
-        while view:
-            if (count := kkp2p.read(fd, view, len(view), timeout)) < 0:
-                raise ConnectionError("the sender is gone")
-            view = view[count:]
+    end = time.perf_counter() + timeout / 1000
+    while view:
+        left = max(0, round((end - time.perf_counter()) * 1000))
+        if (count := kkp2p.read(fd, view, len(view), left)) <= 0:
+            raise ConnectionError("the sender is gone" if count else "the sender is too slow")
+        view = view[count:]
     return bytes(data)
 
 
@@ -92,7 +92,8 @@ def serve(channel: kkp2p.channel_t, folder: int, limit: int, timeout: int) -> bo
             file.flush()
             gevent.get_hub().threadpool.apply(os.fsync, (temporary,))
             name, answer = publish(source, folder, name), ACK
-        print(f"{CLEAR}received {name!r}, {size} bytes, {rate}, mode is {channel.transmit_mode}.")
+        print(CLEAR, end="", file=sys.stderr)
+        print(f"received {name!r}, {size} bytes, {rate}, mode is {channel.transmit_mode}.")
     except (OSError, ValueError) as error:
         print(f"{CLEAR}not received: {error}.", file=sys.stderr)
     finally:
@@ -120,7 +121,7 @@ def main(argv: list[str]) -> int:
     if (engine := kkp2p.engine_init(conf, 5000)) is None:
         raise SystemExit(f"kkp2p_engine_init error,ret:{kkp2p.error_no()}.")
     me, lan, once = options.peer_id, options.lan, options.once
-    pool, exit_flag = Pool(MAX_SENDERS), Event()
+    senders, exit_flag = pool.Pool(MAX_SENDERS), event.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         gevent.signal_handler(number, exit_flag.set)
     sender = None
@@ -128,16 +129,15 @@ def main(argv: list[str]) -> int:
         ret = kkp2p.join_lan(engine, me) if lan else kkp2p.join_net(engine, me, options.secret)
         print(f"waiting for files as {me}." if ret >= 0 else f"join error,ret:{ret}.")
         while ret >= 0 and not exit_flag.is_set():
-            if CLEAR:
-                print(f"{CLEAR}{'  '.join(bars.values()):.79}", end="", file=sys.stderr, flush=True)
+            print(CLEAR and f"{CLEAR}{'  '.join(bars.values()):.79}", end="", file=sys.stderr)
             if once and sender is not None:
                 exit_flag.wait(0.25)
             elif (ret := kkp2p.accept(engine, 250, channel := kkp2p.channel_t())) > 0:
-                sender = pool.spawn(serve, channel, folder, options.limit, options.timeout)
+                sender = senders.spawn(serve, channel, folder, options.limit, options.timeout)
                 sender.rawlink(lambda _: once and exit_flag.set())
         return int(ret < 0 or (once and not (sender is not None and sender.value)))
     finally:
-        pool.kill()
+        senders.kill()
         kkp2p.engine_destroy(engine)
 
 
