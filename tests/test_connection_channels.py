@@ -172,8 +172,8 @@ def test_the_first_packets_may_be_lost(size: int, lost: set[int]) -> None:
 
 
 def test_a_reader_that_does_not_read_costs_its_window_and_no_more() -> None:
-    pair = Pair("paused", FAST)
-    window = pair.caller.connection.settings.max_stream_window_bytes
+    window = 2 * MIB
+    pair = Pair("paused", FAST, max_stream_window_bytes=window)
     pair.transfer(4 * MIB)  # so that the windows have grown
     pair.reading = {"paused": True}
     transfer = pair.start(3 * window)

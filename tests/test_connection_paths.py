@@ -10,8 +10,8 @@ from sim.simnet import Address, Conditions
 
 from kkp2p_compat.transport.udp.events import PathChanged
 
-PATH = Conditions(rate_bytes_per_s=mbit_per_s(20), delay_s=0.02)
-SIZE = 2_000_000  # about a second
+PATH = Conditions(rate_bytes_per_s=mbit_per_s(8), delay_s=0.02)
+SIZE = 800_000  # about a second
 
 
 def _midway(pair: Pair, up: int = SIZE, down: int = SIZE) -> Transfer:
@@ -45,8 +45,8 @@ def test_many_short_blackouts() -> None:
 
 
 CHANGES = {
-    "100 times slower": {"rate_bytes_per_s": mbit_per_s(0.2), "queue_bytes": 50_000},
-    "100 times faster": {"rate_bytes_per_s": mbit_per_s(2000)},
+    "100 times slower": {"rate_bytes_per_s": mbit_per_s(0.1), "queue_bytes": 50_000},
+    "100 times faster": {"rate_bytes_per_s": mbit_per_s(800)},
     "half a second longer": {"delay_s": 0.52},
     "20 ms shorter": {"delay_s": 0.0005},
     "10 % loss": {"loss": 0.1},
@@ -60,7 +60,7 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_change_in_mid_transfer(change: str) -> None:
     pair = Pair(change, PATH)
-    size = 400_000 if "slower" in change else SIZE
+    size = 150_000 if "slower" in change else SIZE
     transfer = _midway(pair, size, size)
     for link in (pair.there, pair.back):
         link.change(**CHANGES[change])
