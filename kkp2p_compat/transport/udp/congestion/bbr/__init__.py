@@ -1,8 +1,8 @@
 """BBR: congestion control by a model of the path, so that loss alone does not slow it down.
 
 Follows draft-ietf-ccwg-bbr (version 3 of BBR), without ECN.  Where it departs from the draft, the
-module that does says so: ``bounds`` on which loss counts, ``model`` on round trips, aggregation and
-batches.
+module that does says so: ``bounds`` on which loss counts and on queues that stand, ``model`` on
+round trips, full pipes and batches.
 
 ``Bbr`` turns the model into the three numbers the transport needs.  A file per mode decides when
 the mode ends; ``modes`` has the gains and the transitions.
@@ -46,8 +46,10 @@ class Bbr:
             self._set_initial_pacing(update.rtt_s)
         model.update(update, self.window_bytes)
         lost_too_much = self.bounds.notice_probe_loss(update, self.window_bytes)
-        if model.round_ended is not None:
-            self.bounds.end_round(model.round_ended, self.mode in PROBING, self.window_bytes)
+        self.bounds.learn_ambient(update)
+        if model.round_ended is not None and self.mode not in PROBING:
+            self.bounds.yield_to_loss(model.round_ended, self.window_bytes)
+            self.bounds.yield_to_queue(model.round_ended)
         self._enter(self._next_mode(update, lost_too_much))
         if update.sample is not None:
             self._restarts_from_idle = False
@@ -111,7 +113,10 @@ class Bbr:
         self._pace(rate)
 
     def _set_pacing(self, gain: float) -> None:
-        rate = gain * self.model.bytes_per_s * params.PACING_MARGIN
+        rate = self.model.bytes_per_s
+        if self.mode not in PROBING:
+            rate = min(rate, self.bounds.pacing_bytes_per_s)
+        rate *= gain * params.PACING_MARGIN
         if self.model.full_bw_reached or rate > self.pacing_bytes_per_s:
             self._pace(rate)
 

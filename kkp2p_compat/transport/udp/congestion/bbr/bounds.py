@@ -1,21 +1,30 @@
-"""What loss says: how much may be in flight, in the short term and in the long term.
+"""What loss and queues say: how much may be in flight, in the short term and in the long term.
 
 Follows draft-ietf-ccwg-bbr, section "Updating the Model Upon Packet Loss", but for the question
 whether a loss means anything.  The draft asks whether more than 2 % of what was in flight is lost.
 On a path that loses 3 % whatever we do, that is always so, and the rate sinks by 3 % in each round
 until nothing is left of it.  Slowing down helps only where a queue overflows.  So:
 
-- A queue that overflows was full, and a full queue shows in the round trip.  The 2 % count only in
-  a round in which every round trip is longer than the smallest.  Where no queue shows, 10 % count:
-  a policer or a very short queue loses that much when it is overrun.
+- A queue that overflows was full, and a full queue shows in the round trip of the packets that came
+  through just after the lost one.  The 2 % count for those losses only.  Where no queue shows, 10 %
+  count: a policer or a very short queue loses that much when it is overrun.
 - Both count on top of the *ambient* loss: the rate at which packets are lost while we cannot be the
-  cause, that is in rounds that show no queue, or with less in flight than fills the path.  Random
-  loss varies, so the ambient rate is taken two standard deviations high.
+  cause, because no queue shows or because less is in flight than fills the path.  Random loss
+  varies, so the ambient rate is taken two standard deviations high.
 
 A loss that is not congestion by these rules changes nothing: the bandwidth is measured by what is
 delivered, so it accounts for it.
 
-Another departure: nothing is undone when a loss turns out to be a late packet.  The transport
+Two more departures:
+
+A queue that stands for a whole round shows that those who share it send faster, together, than it
+is emptied.  Each BBR believes the most it ever got, so their sum is too high, and then only the
+windows decide who gets how much.  Outside probes the pace is therefore bounded by what the round
+delivered, until a round trip shows an empty queue.  It takes a third off the queue of two BBRs, and
+lets a late one have its share sooner.  The window is not bounded, so that CUBIC's queue does not
+push BBR aside.
+
+Nothing is undone when a loss turns out to be a late packet.  The transport
 raises its reordering threshold instead.
 """
 
@@ -38,12 +47,14 @@ class Bounds:
         self._model = model
         self.long_term_bytes = math.inf  # inflight_longterm
         self.short_term_bytes = math.inf  # inflight_shortterm
+        self.pacing_bytes_per_s = math.inf
         self.probing = False  # what is lost now was sent to probe (is_bw_probe_sample)
         self.probe_was_too_high = False  # prev_probe_too_high
         self._lost_bytes = 0  # since the connection began
         self._ambient_lost_bytes = 0.0
         self._ambient_bytes = 0.0
-        self._ambient_rounds = 0
+        self._ambient_since_round = 0
+        self._startup_lost_before = False
 
     @property
     def ambient_loss(self) -> float:
@@ -59,22 +70,16 @@ class Bounds:
 
     def forget_short_term(self) -> None:
         self.short_term_bytes = self._model.short_term_bytes_per_s = math.inf
-
-    def is_excessive(self, lost_bytes: int, of_bytes: float, threshold: float) -> bool:
-        """Whether so much loss is more than the ambient loss and a share of ``threshold``."""
-        expected = self.ambient_loss * of_bytes / self._model.datagram_bytes
-        deviation = params.AMBIENT_DEVIATIONS * math.sqrt(expected)
-        explained = (expected + deviation) * self._model.datagram_bytes
-        return lost_bytes > explained + threshold * of_bytes
+        self.pacing_bytes_per_s = math.inf
 
     def notice_probe_loss(self, update: Update, window_bytes: int) -> bool:
         """Whether the probe that is under way lost too much; then the long-term bound is set."""
-        threshold = self._threshold(self._model.round)
+        threshold = self._threshold()
         too_high = False
         for snapshot, size in update.lost:
             self._lost_bytes += size
             lost_bytes = max(self._lost_bytes - snapshot.lost_bytes, size)
-            if self.probing and self.is_excessive(lost_bytes, snapshot.in_flight, threshold):
+            if self.probing and self._is_excessive(lost_bytes, snapshot.in_flight, threshold):
                 self.probing = False  # once for a probe
                 self.probe_was_too_high = too_high = True
                 if not snapshot.is_app_limited:
@@ -87,41 +92,74 @@ class Bounds:
         sample = update.sample
         if sample is None or sample.in_flight <= self.long_term_bytes:
             return
-        if not self.is_excessive(sample.lost, sample.in_flight, self._threshold(self._model.round)):
+        if not self._is_excessive(sample.lost, sample.in_flight, self._threshold()):
             self.long_term_bytes = sample.in_flight
 
-    def end_round(self, ended: Round, probing: bool, window_bytes: int) -> None:
-        """Learn the ambient loss, or yield to the loss of a round that was not a probe."""
+    def learn_ambient(self, update: Update) -> None:
+        """Count what is lost, of what, while we are not the cause."""
+        model, sample = self._model, update.sample
+        if sample is None or update.rtt_s is None:
+            return
+        full_bytes = model.bdp_bytes(model.max_bytes_per_s)
+        if model.queue_shows and sample.in_flight > (1 - params.HEADROOM) * full_bytes:
+            return
+        lost_bytes = sum(size for _, size in update.lost)
+        self._ambient_lost_bytes += lost_bytes
+        self._ambient_bytes += update.acked_bytes + lost_bytes
+        enough = 2 * params.AMBIENT_PACKETS * model.datagram_bytes
+        rounds = model.round_count - self._ambient_since_round
+        if self._ambient_bytes > enough and rounds > 2 * params.AMBIENT_ROUNDS:
+            self._ambient_lost_bytes /= 2
+            self._ambient_bytes /= 2
+            self._ambient_since_round += rounds // 2
+
+    def yield_to_loss(self, ended: Round, window_bytes: int) -> None:
+        """A round that was not a probe is over: slow down if a queue overflowed in it."""
         model = self._model
-        total = ended.acked_bytes + ended.lost_bytes
-        queue = model.shows_queue(ended.rtt_s)
-        full = model.bdp_bytes(model.max_bytes_per_s)
-        if not queue or ended.in_flight <= (1 - params.HEADROOM) * full:
-            self._learn_ambient(ended.lost_bytes, total)
-        if probing or not self.is_excessive(
-            ended.lost_bytes, total, 0.0 if queue else params.BLIND_LOSS_THRESHOLD
-        ):
+        if not self._is_congested(ended, 0.0):
             return
         rate = min(model.short_term_bytes_per_s, model.max_bytes_per_s)
         volume = min(self.short_term_bytes, window_bytes)
         model.short_term_bytes_per_s = max(ended.best_bytes_per_s, params.BETA * rate)
         self.short_term_bytes = max(ended.most_delivered, params.BETA * volume)
 
+    def yield_to_queue(self, ended: Round) -> None:
+        """A round that was not a probe is over: slow down if the queue was never empty in it."""
+        model = self._model
+        if ended.app_limited or math.isinf(ended.rtt_s):
+            return
+        if model.shows_queue(ended.rtt_s):
+            least = params.BETA * model.max_bytes_per_s  # the smallest round trip may be outdated
+            self.pacing_bytes_per_s = max(ended.best_bytes_per_s, least)
+        else:
+            self.pacing_bytes_per_s = math.inf
+
     def startup_lost_too_much(self, ended: Round) -> bool:
         """CheckStartupHighLoss: a whole round of overflowing, rather than one burst."""
         model = self._model
-        total = ended.acked_bytes + ended.lost_bytes
-        if ended.lost_runs < params.STARTUP_LOSS_RUNS or not self.is_excessive(
-            ended.lost_bytes, total, self._threshold(ended)
-        ):
+        lost_before, self._startup_lost_before = self._startup_lost_before, ended.lost_bytes > 0
+        if not lost_before or ended.lost_runs < params.STARTUP_LOSS_RUNS:
+            return False
+        if not self._is_congested(ended, params.LOSS_THRESHOLD):
             return False
         self.long_term_bytes = max(model.bdp_bytes(model.bytes_per_s), ended.most_delivered)
         return True
 
-    def _threshold(self, of: Round) -> float:
-        if self._model.shows_queue(of.rtt_s):
-            return params.LOSS_THRESHOLD
-        return params.BLIND_LOSS_THRESHOLD
+    def _is_congested(self, ended: Round, threshold: float) -> bool:
+        total = ended.acked_bytes + ended.lost_bytes
+        return self._is_excessive(
+            ended.lost_in_queue_bytes, total, threshold
+        ) or self._is_excessive(ended.lost_bytes, total, params.BLIND_LOSS_THRESHOLD)
+
+    def _is_excessive(self, lost_bytes: int, of_bytes: float, threshold: float) -> bool:
+        """Whether so much loss is more than the ambient loss and a share of ``threshold``."""
+        expected = self.ambient_loss * of_bytes / self._model.datagram_bytes
+        deviation = params.AMBIENT_DEVIATIONS * math.sqrt(expected)
+        explained = (expected + deviation) * self._model.datagram_bytes
+        return lost_bytes > explained + threshold * of_bytes
+
+    def _threshold(self) -> float:
+        return params.LOSS_THRESHOLD if self._model.queue_shows else params.BLIND_LOSS_THRESHOLD
 
     def _target(self, window_bytes: int) -> float:
         """TargetInflight."""
@@ -135,13 +173,3 @@ class Bounds:
         before = snapshot.in_flight - size
         lost_before = lost_bytes - size
         return before + max((share * before - lost_before) / (1 - share), 0.0)
-
-    def _learn_ambient(self, lost_bytes: int, total_bytes: int) -> None:
-        self._ambient_lost_bytes += lost_bytes
-        self._ambient_bytes += total_bytes
-        self._ambient_rounds += 1
-        enough = 2 * params.AMBIENT_PACKETS * self._model.datagram_bytes
-        if self._ambient_bytes > enough and self._ambient_rounds > 2 * params.AMBIENT_ROUNDS:
-            self._ambient_lost_bytes /= 2
-            self._ambient_bytes /= 2
-            self._ambient_rounds //= 2

@@ -30,8 +30,8 @@ class Round:
         "acked_bytes",
         "app_limited",
         "best_bytes_per_s",
-        "in_flight",
         "lost_bytes",
+        "lost_in_queue_bytes",
         "lost_runs",
         "most_delivered",
         "rtt_s",
@@ -42,8 +42,8 @@ class Round:
         self.most_delivered = 0  # inflight_latest
         self.acked_bytes = 0
         self.lost_bytes = 0
+        self.lost_in_queue_bytes = 0  # of these, what was lost while a queue showed
         self.lost_runs = 0
-        self.in_flight = 0  # the most there was
         self.rtt_s = math.inf  # the least
         self.app_limited = False
 
@@ -78,6 +78,7 @@ class Model:
         self.recent_min_rtt_s = math.inf  # probe_rtt_min_delay
         self.recent_min_rtt_at = now
         self.recent_min_rtt_expired = False
+        self.queue_shows = False
         # Aggregation.
         self._extra_acked: list[tuple[int, float]] = []  # (round, bytes), ever smaller
         self._burst_bytes = 0
@@ -115,8 +116,8 @@ class Model:
         return max(gain * self.bdp_bytes(rate) + extra + budget, self.min_window_bytes)
 
     def shows_queue(self, rtt_s: float) -> bool:
-        queue_s = rtt_s - self.min_rtt_s
-        return queue_s > max(params.QUEUE_RTT * self.min_rtt_s, params.QUEUE_S)
+        queue_s = max(params.QUEUE_RTT * self.min_rtt_s, params.QUEUE_S)
+        return rtt_s > self.min_rtt_s + queue_s
 
     # What modes say.
 
@@ -155,9 +156,10 @@ class Model:
         self.now = update.now
         self.in_flight = update.in_flight
         self.recent_min_rtt_expired = False
-        self.round_ended = ended = self._measure_round(update)
         if update.rtt_s is not None:
             self._measure_rtt(update.rtt_s)
+            self.round.rtt_s = min(self.round.rtt_s, update.rtt_s)
+        self.round_ended = ended = self._measure_round(update)
         if update.sample is not None:
             self._measure_aggregation(update.acked_bytes, window_bytes)
         if ended is not None:
@@ -167,12 +169,11 @@ class Model:
         """The round that ends with this update, if it does."""
         current = self.round
         current.acked_bytes += update.acked_bytes
-        current.in_flight = max(current.in_flight, update.in_flight_before)
         current.lost_runs += len(update.lost)
         for _, size in update.lost:
             current.lost_bytes += size
-        if update.rtt_s is not None:
-            current.rtt_s = min(current.rtt_s, update.rtt_s)
+            if self.queue_shows:
+                current.lost_in_queue_bytes += size
         sample = update.sample
         if sample is None:
             return None
@@ -214,6 +215,7 @@ class Model:
         if self.recent_min_rtt_s < self.min_rtt_s or expired:
             self.min_rtt_s = self.recent_min_rtt_s
             self._min_rtt_at = self.recent_min_rtt_at
+        self.queue_shows = self.shows_queue(rtt_s)
 
     def _measure_aggregation(self, acked_bytes: int, window_bytes: int) -> None:
         rate = self.bytes_per_s

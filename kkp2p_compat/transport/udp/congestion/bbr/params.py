@@ -30,7 +30,7 @@ OFFLOAD_QUANTA = 3  # TCP Offload Budget: one being sent, one on the link, one b
 FIRST_RTT_S = 0.001  # InitPacingRate, while there is no round trip
 
 # Our choices.  The reasons are with the code that uses them.
-QUEUE_RTT = 1 / 8  # a queue shows when all round trips of a round are longer by this share
+QUEUE_RTT = 1 / 8  # a queue shows when a round trip is longer than the smallest by this share
 QUEUE_S = 0.002  # and by this much: below it, batches and timers hide it
 BLIND_LOSS_THRESHOLD = 0.10  # instead of LOSS_THRESHOLD, when no queue shows
 AMBIENT_PACKETS = 1000  # the ambient loss rate is an average over as many packets

@@ -118,7 +118,11 @@ class ProbeBw:
         model, bounds = self._model, self._bounds
         if bounds.probe_was_too_high and model.in_flight >= bounds.long_term_bytes:
             self._was_cautious = True
-        elif self._is_window_limited() and window_bytes >= bounds.long_term_bytes:
+        elif (
+            self._is_window_limited()
+            and window_bytes >= bounds.long_term_bytes
+            and not model.queue_shows
+        ):
             model.seek_more_than(model.sample_bytes_per_s)  # the bound, not the path, is full
             return False
         elif not model.full_bw_now:
