@@ -52,6 +52,23 @@ def test_engine_init_killed_while_the_thread_starts(
     gate.release()  # the leak check of every test sees whether the thread ends
 
 
+def test_a_watcher_that_is_left_does_not_keep_the_thread(lone_engine: kkp2p.engine_t) -> None:
+    """A bug of ours would be enough, or a program's own watcher in our hub."""
+    left, other = socket.socketpair()
+
+    def leave() -> Any:
+        watcher = gevent.get_hub().loop.io(left.fileno(), 1)
+        watcher.start(int)
+        return watcher
+
+    watcher = lone_engine.thread.call(leave)
+    with gevent.Timeout(PATIENCE_S):
+        kkp2p.engine_destroy(lone_engine)
+    del watcher
+    left.close()
+    other.close()
+
+
 def test_nobody_logs_in_after_the_end(engine_conf: Conf) -> None:
     conf = engine_conf(login_domain="127.0.0.1", login_port=1)
     engine = kkp2p.engine_init(conf, 0)

@@ -107,6 +107,7 @@ class Direct:
         self._making: dict[str, AsyncResult[PeerLink]] = {}
         self._blocked: dict[str, float] = {}
         self._responder: lan.Responder | None = None
+        self._closed = False
 
     # The caller's side.
 
@@ -303,13 +304,16 @@ class Direct:
         return host_candidates({int(family): port for family, port in ports.items()})
 
     def _need_endpoint(self) -> Endpoint:
+        if self._closed:
+            raise EngineClosed
         if self._endpoint is None:
             self._endpoint = Endpoint(self._log)
         return self._endpoint
 
     def _need_finder(self) -> PathFinder:
+        endpoint = self._need_endpoint()
         if self._finder is None:
-            self._finder = PathFinder(self._need_endpoint())
+            self._finder = PathFinder(endpoint)
         return self._finder
 
     def _link(
@@ -364,6 +368,8 @@ class Direct:
             link.sweep()
 
     def close(self) -> None:
+        """Calls that are still under way fail: nothing is opened again."""
+        self._closed = True
         self.leave_lan()
         for link in list(self._links):
             link.destroy()

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import gevent
 from gevent import monkey
 from gevent.event import Event
+from gevent.exceptions import HubDestroyed
 from gevent.pool import Group
 
 from .._codes import KKP2P_ERROR_START_THREAD_POOL, KKP2P_ERROR_SYSTEM_INTERNAL
@@ -191,7 +192,9 @@ class EngineThread:
                 self._log.exception("bug in %r", command)
 
     def _handle_error(self, context: object, kind: Any, value: Any, trace: Any) -> None:
-        if kind is not None and not issubclass(kind, gevent.GreenletExit):
+        if kind is HubDestroyed:
+            self._hub.loop.break_()  # as the hub's own does, or a watcher would keep the loop going
+        elif kind is not None and not issubclass(kind, gevent.GreenletExit):
             self._log.error("bug in %r", context, exc_info=(kind, value, trace))
 
 
