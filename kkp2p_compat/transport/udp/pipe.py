@@ -101,8 +101,8 @@ class Pipe:
     def handle_stopped(self) -> None:
         """The peer's application reads no more."""
         if not self._sent_all:
+            self._refuse_writes()
             self._end_sending()
-            self._shut_down(_socket.SHUT_RD)  # what the application writes now fails
 
     def handle_broken(self, error: KKP2PError) -> None:
         """The peer gave up, or the connection is lost: what has come is still delivered."""
@@ -143,6 +143,10 @@ class Pipe:
         else:
             self._shut_down(_socket.SHUT_WR)
         self._end_if_done()
+
+    def _refuse_writes(self) -> None:
+        """What the application writes from now on fails."""
+        self._shut_down(_socket.SHUT_RD)
 
     def _shut_down(self, how: int) -> None:
         try:
@@ -219,6 +223,12 @@ class StreamPipe(Pipe):
             self._end_receiving(unwanted=False)
         elif self._broken is not None:
             self._end(self._broken)
+
+    def _refuse_writes(self) -> None:
+        # Not of a TCP connection: what the local program sends after SHUT_RD and our FIN makes the
+        # kernel reset it, and the program may lose the peer's last words.
+        if self._is_pair:
+            super()._refuse_writes()
 
     def _wait_for_room(self) -> None:
         if not self._writable.active:
