@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import pytest
 from support import PATIENCE_S, SECRET, CloudProcess
 
 import kkp2p_compat as kkp2p
+from kkp2p_compat.engine import direct
+from kkp2p_compat.traversal import lan
+from kkp2p_compat.traversal.candidates import host_candidates
 
 LONG = PATIENCE_S * 1000
 PEERS = ("peer", "other")
@@ -70,16 +74,45 @@ def peer(make_engine: Callable[..., kkp2p.engine_t]) -> kkp2p.engine_t:
 
 
 @pytest.fixture
+def on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines that meet on lo, and search nothing but lo: no packet leaves this host."""
+    monkeypatch.setattr(
+        direct, "host_candidates", lambda ports: host_candidates(ports, ["127.0.0.1"])
+    )
+    address = [{"addr": "127.0.0.1", "mask": "255.0.0.0"}]
+    monkeypatch.setattr(lan.netifaces, "interfaces", lambda: ["lo"])
+    monkeypatch.setattr(lan.netifaces, "ifaddresses", lambda _: {socket.AF_INET: address})
+
+
+@pytest.fixture
+def lan_port() -> int:
+    """A free port for LAN searches."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+@pytest.fixture
+def lan_pair(
+    on_loopback: None, lan_port: int, make_engine: Callable[..., kkp2p.engine_t]
+) -> tuple[kkp2p.engine_t, kkp2p.engine_t]:
+    """Engines without a cloud: a caller, and a callee that is found as "lan-peer"."""
+    caller, callee = (make_engine(login_domain=None, lan_search_port=lan_port) for _ in range(2))
+    assert kkp2p.join_lan(callee, "lan-peer") == 0
+    return caller, callee
+
+
+@pytest.fixture
 def make_pair(
-    engine: kkp2p.engine_t, peer: kkp2p.engine_t
+    on_loopback: None, engine: kkp2p.engine_t, peer: kkp2p.engine_t
 ) -> Iterator[Callable[..., tuple[kkp2p.channel_t, kkp2p.channel_t]]]:
     """Connected channels (the caller's, the callee's); closed by the test, or afterwards."""
     made: list[kkp2p.channel_t] = []
 
-    def make(*, encrypt: int = 0, desc: int = 1) -> tuple[kkp2p.channel_t, kkp2p.channel_t]:
-        ctx = kkp2p.connect_ctx_t(
-            "peer", connect_mode=2, encrypt_data=encrypt, timeout=LONG, connect_desc=desc
-        )
+    def make(
+        *, mode: int = 2, kind: int = 0, encrypt: int = 0, desc: int = 1
+    ) -> tuple[kkp2p.channel_t, kkp2p.channel_t]:
+        ctx = kkp2p.connect_ctx_t("peer", kind, mode, encrypt, LONG, desc)
         caller, callee = kkp2p.channel_t(), kkp2p.channel_t()
         assert kkp2p.connect(engine, ctx, caller) == 0
         assert kkp2p.accept(peer, LONG, callee) == 1

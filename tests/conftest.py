@@ -11,15 +11,24 @@ from pathlib import Path
 
 import gevent
 import pytest
-from cloud_fixtures import cloud, engine, make_engine, make_pair, peer
+from cloud_fixtures import (
+    cloud,
+    engine,
+    lan_pair,
+    lan_port,
+    make_engine,
+    make_pair,
+    on_loopback,
+    peer,
+)
 from line_server import identity, make_link, offers, open_link, quick_link, serve
 from support import PATIENCE_S
 
 import kkp2p_compat as kkp2p
 
 __all__ = [
-    "cloud", "engine", "identity", "make_engine", "make_link", "make_pair", "offers", "open_link",
-    "peer", "quick_link", "serve",
+    "cloud", "engine", "identity", "lan_pair", "lan_port", "make_engine", "make_link", "make_pair",
+    "offers", "on_loopback", "open_link", "peer", "quick_link", "serve",
 ]  # fmt: skip
 
 # What the process keeps for good: the hub of the tests, and the first thread of its pool.

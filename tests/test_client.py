@@ -22,12 +22,13 @@ from kkp2p_compat._errors import (
     PeerOffline,
     TimedOut,
 )
+from kkp2p_compat._io import time_limit
 from kkp2p_compat.control import client as client_module
 from kkp2p_compat.control import link as link_module
 from kkp2p_compat.control.client import CloudClient
 from kkp2p_compat.control.wire import Message
 from kkp2p_compat.engine import engine as engine_module
-from kkp2p_compat.engine.calls import make_call
+from kkp2p_compat.engine.calls import Connection, make_call
 from kkp2p_compat.transport.relay_wire import CALLEE, make_token, token_to_text
 
 TOKEN = token_to_text(make_token(b"key", bytes(16), CALLEE, 2**32 - 1))
@@ -194,11 +195,17 @@ def test_a_link_that_has_closed_is_never_used_again(make: Make, serve: Serve) ->
     assert next(client.links_to("bob")) is second
 
 
+def call_within(client: CloudClient, seconds: float) -> Connection:
+    """As the engine calls: the time limit is around all that is tried."""
+    with time_limit(seconds, TimedOut(f"not connected within {seconds * 1000:.0f} ms")):
+        return make_call(client, ctx(), seconds)
+
+
 def test_a_time_out_of_the_call_is_no_reason_to_try_the_next_address(make: Make) -> None:
     server = RawServer(lambda sock: gevent.sleep(PATIENCE_S))
     addresses = tuple(f"127.0.0.{i}" for i in range(1, 17))
     with pytest.raises(TimedOut, match="within 50 ms"):
-        make_call(make(server, addresses), ctx(50), 0.05)
+        call_within(make(server, addresses), 0.05)
     server.close()
 
 
@@ -215,7 +222,7 @@ def test_a_time_out_of_a_call_leaves_the_link_to_the_others(make: Make, serve: S
         visitor.wait_until_gone()
 
     client = make(serve(script))
-    first = gevent.spawn(make_call, client, ctx(100), 0.1)
+    first = gevent.spawn(call_within, client, 0.1)
     second = gevent.spawn(make_call, client, ctx(), PATIENCE_S)
     with pytest.raises(TimedOut):
         first.get()

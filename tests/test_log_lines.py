@@ -52,11 +52,12 @@ def test_who_called(
     assert line in text(tmp_path, 1)
 
 
+@pytest.mark.parametrize(("mode", "path"), [(1, "p2p"), (2, "relay")])
 def test_connections_of_a_proxy_have_their_port(
-    engine: kkp2p.engine_t, peer: kkp2p.engine_t, tmp_path: Path
+    engine: kkp2p.engine_t, peer: kkp2p.engine_t, tmp_path: Path, mode: int, path: str
 ) -> None:
     proxy_id, channel = ctypes.c_uint32(), kkp2p.channel_t()
-    ctx = kkp2p.connect_ctx_t("peer", timeout=LONG)
+    ctx = kkp2p.connect_ctx_t("peer", connect_mode=mode, timeout=LONG)
     assert kkp2p.start_proxy(engine, "127.0.0.1", 0, ctx, proxy_id) == 0
     address = kkp2p.proxy_address(engine, proxy_id)
     with socket.create_connection(address) as local:
@@ -65,7 +66,7 @@ def test_connections_of_a_proxy_have_their_port(
     assert read_all(channel.fd) == b""
     kkp2p.close_fd(channel.fd)
     kkp2p.stop_proxy(engine, proxy_id)
-    assert f"peer: proxy 1: port {port}: connected by relay" in text(tmp_path, 0)
+    assert f"peer: proxy 1: port {port}: connected by {path}" in text(tmp_path, 0)
 
 
 def test_why_engine_init_failed(engine_conf: Callable[..., kkp2p.engine_conf_t]) -> None:
