@@ -50,9 +50,9 @@ BROKEN_SERVERS = {
     "another mode": (
         "import builtins\n"
         "real = print\n"
-        "builtins.print = lambda text: real(text.replace('mode is 2', 'mode is 1'))\n"
+        "builtins.print = lambda text: real(text.replace('mode is 1', 'mode is 2'))\n"
         "run(arguments)",
-        "FAILED: the server does not tell of a connection, mode 2",
+        "FAILED: the server does not tell of a connection, mode 1",
     ),
     "another header": (
         "from kkp2p_compat import tls\n"

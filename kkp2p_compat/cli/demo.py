@@ -34,7 +34,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from gevent import socket, ssl
 
-from .._codes import CONNECT_AUTO, CONNECT_RELAY, TRANSMIT_RELAY
+from .._codes import CONNECT_AUTO, CONNECT_RELAY, TRANSMIT_P2P, TRANSMIT_RELAY
 from ._programs import Failure, Programs
 
 __all__ = ["CLIENTS", "MODES", "PROTOCOLS", "add_parser", "make_certificate"]
@@ -58,7 +58,7 @@ class Protocol(NamedTuple):
 
 
 MODES = (
-    Mode("auto", CONNECT_AUTO, TRANSMIT_RELAY),  # no p2p path yet: docs/status.rst
+    Mode("auto", CONNECT_AUTO, TRANSMIT_P2P),  # all of it is on one host
     Mode("relay only", CONNECT_RELAY, TRANSMIT_RELAY),
 )
 PROTOCOLS = (Protocol("http", 1), Protocol("https", 2))
