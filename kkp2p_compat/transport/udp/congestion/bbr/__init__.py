@@ -29,6 +29,7 @@ class Bbr:
 
     def __init__(self, datagram_bytes: int, now: float, random: Random) -> None:
         self.mode = Mode.STARTUP
+        self._gains = GAINS[self.mode]
         self.model = Model(datagram_bytes, now)
         self.bounds = Bounds(self.model)
         self._startup = Startup(self.model, self.bounds)
@@ -38,6 +39,7 @@ class Bbr:
         self._window_before_probe_rtt = 0  # prior_cwnd
         self._restarts_from_idle = False
         self.window_bytes = initial_window(datagram_bytes)
+        self.pacing_bytes_per_s = 0.0
         self._set_initial_pacing(params.FIRST_RTT_S)
 
     def update(self, update: Update) -> None:
@@ -53,7 +55,7 @@ class Bbr:
         self._enter(self._next_mode(update, lost_too_much))
         if update.sample is not None:
             self._restarts_from_idle = False
-        self._set_pacing(GAINS[self.mode].pacing)
+        self._set_pacing(self._gains.pacing)
         self._set_window(update.acked_bytes)
 
     def handle_sent(self, now: float, size: int, in_flight_before: int) -> None:
@@ -95,6 +97,7 @@ class Bbr:
         if mode not in FOLLOWERS[before]:
             raise ValueError(f"BBR cannot go from {before.value} to {mode.value}")
         self.mode = mode
+        self._gains = GAINS[mode]
         if before is Mode.PROBE_RTT:
             self.bounds.forget_short_term()
             self.window_bytes = max(self.window_bytes, self._window_before_probe_rtt)
@@ -121,24 +124,25 @@ class Bbr:
             self._pace(rate)
 
     def _pace(self, rate_bytes_per_s: float) -> None:
-        # Never nothing: a rate of a packet a second is no rate, but it cannot divide by zero.
+        if rate_bytes_per_s == self.pacing_bytes_per_s:
+            return
+        # Never nothing: the pacer divides by it.
         self.pacing_bytes_per_s = max(rate_bytes_per_s, float(self.model.datagram_bytes))
         self.quantum_bytes = quantum(self.pacing_bytes_per_s, self.model.datagram_bytes)
 
     def _set_window(self, acked_bytes: int) -> None:
         model, bounds = self.model, self.bounds
-        most = model.most_in_flight(GAINS[self.mode].window)
+        most = model.most_in_flight(self._gains.window)
         window: float = self.window_bytes
         if model.full_bw_reached:
             window = min(window + acked_bytes, most)
         elif window < most or model.delivered_bytes < initial_window(model.datagram_bytes):
             window += acked_bytes
         if self.mode is Mode.PROBE_RTT:
-            window = min(window, self._probe_rtt.most_in_flight())
-        bound = math.inf
-        if self.mode in (Mode.CRUISE, Mode.PROBE_RTT):
-            bound = bounds.with_headroom()
+            window = min(window, self._probe_rtt.most_in_flight(), bounds.with_headroom())
+        elif self.mode is Mode.CRUISE:
+            window = min(window, bounds.with_headroom())
         elif self.mode in PROBE_BW:
-            bound = bounds.long_term_bytes
-        window = min(window, bound, bounds.short_term_bytes)
+            window = min(window, bounds.long_term_bytes)
+        window = min(window, bounds.short_term_bytes)
         self.window_bytes = int(max(window, model.min_window_bytes))

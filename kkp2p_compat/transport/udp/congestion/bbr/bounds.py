@@ -74,6 +74,8 @@ class Bounds:
 
     def notice_probe_loss(self, update: Update, window_bytes: int) -> bool:
         """Whether the probe that is under way lost too much; then the long-term bound is set."""
+        if not update.lost:
+            return False
         threshold = self._threshold()
         too_high = False
         for snapshot, size in update.lost:
@@ -100,15 +102,16 @@ class Bounds:
         model, sample = self._model, update.sample
         if sample is None or update.rtt_s is None:
             return
-        full_bytes = model.bdp_bytes(model.max_bytes_per_s)
-        if model.queue_shows and sample.in_flight > (1 - params.HEADROOM) * full_bytes:
-            return
-        lost_bytes = sum(size for _, size in update.lost)
+        if model.queue_shows:
+            full_bytes = model.bdp_bytes(model.max_bytes_per_s)
+            if sample.in_flight > (1 - params.HEADROOM) * full_bytes:
+                return
+        lost_bytes = sum(size for _, size in update.lost) if update.lost else 0
         self._ambient_lost_bytes += lost_bytes
         self._ambient_bytes += update.acked_bytes + lost_bytes
-        enough = 2 * params.AMBIENT_PACKETS * model.datagram_bytes
         rounds = model.round_count - self._ambient_since_round
-        if self._ambient_bytes > enough and rounds > 2 * params.AMBIENT_ROUNDS:
+        enough = 2 * params.AMBIENT_PACKETS * model.datagram_bytes
+        if rounds > 2 * params.AMBIENT_ROUNDS and self._ambient_bytes > enough:
             self._ambient_lost_bytes /= 2
             self._ambient_bytes /= 2
             self._ambient_since_round += rounds // 2

@@ -64,8 +64,8 @@ class Model:
         # Rate.
         self.sample_bytes_per_s = 0.0  # of this update
         self.is_app_limited = False
-        self._cycle_best_bytes_per_s = 0.0  # the best of this cycle, and of the one before
-        self._last_cycle_best_bytes_per_s = 0.0
+        self.max_bytes_per_s = 0.0  # the best of this cycle and the one before
+        self._cycle_best_bytes_per_s = 0.0
         self.short_term_bytes_per_s = math.inf  # bw_shortterm
         # The full pipe.
         self.full_bw_reached = False
@@ -84,10 +84,6 @@ class Model:
         self._burst_bytes = 0
         self._burst_began_at = now
         self._ignored_until = 0  # delivered bytes
-
-    @property
-    def max_bytes_per_s(self) -> float:
-        return max(self._cycle_best_bytes_per_s, self._last_cycle_best_bytes_per_s)
 
     @property
     def bytes_per_s(self) -> float:
@@ -130,8 +126,9 @@ class Model:
 
     def begin_cycle(self) -> None:
         """A probe for bandwidth is over; forget the one before the last."""
-        self._last_cycle_best_bytes_per_s = self._cycle_best_bytes_per_s
-        self._cycle_best_bytes_per_s = 0.0
+        if not self._cycle_best_bytes_per_s:
+            return  # no sample of this cycle could be used
+        self.max_bytes_per_s, self._cycle_best_bytes_per_s = self._cycle_best_bytes_per_s, 0.0
 
     def seek_full_pipe(self) -> None:
         self._full_bytes_per_s = 0.0
@@ -170,10 +167,11 @@ class Model:
         current = self.round
         current.acked_bytes += update.acked_bytes
         current.lost_runs += len(update.lost)
-        for _, size in update.lost:
-            current.lost_bytes += size
+        if update.lost:
+            lost_bytes = sum(size for _, size in update.lost)
+            current.lost_bytes += lost_bytes
             if self.queue_shows:
-                current.lost_in_queue_bytes += size
+                current.lost_in_queue_bytes += lost_bytes
         sample = update.sample
         if sample is None:
             return None
@@ -181,11 +179,16 @@ class Model:
         rate = self.sample_bytes_per_s = sample.bytes_per_s
         ignored = sample.prior_delivered <= self._ignored_until and self._ignored_until > 0
         self.is_app_limited = sample.is_app_limited or ignored
-        current.best_bytes_per_s = max(current.best_bytes_per_s, rate)
-        current.most_delivered = max(current.most_delivered, sample.delivered)
+        if rate > current.best_bytes_per_s:
+            current.best_bytes_per_s = rate
+        if sample.delivered > current.most_delivered:
+            current.most_delivered = sample.delivered
         current.app_limited |= self.is_app_limited
-        if rate >= self.max_bytes_per_s or not self.is_app_limited:
-            self._cycle_best_bytes_per_s = max(self._cycle_best_bytes_per_s, rate)
+        if rate > self._cycle_best_bytes_per_s and (
+            rate >= self.max_bytes_per_s or not self.is_app_limited
+        ):
+            self._cycle_best_bytes_per_s = rate
+            self.max_bytes_per_s = max(self.max_bytes_per_s, rate)
         if sample.prior_delivered < self._round_ends_at:
             return None
         self.begin_round()

@@ -104,6 +104,8 @@ class ProbeBw:
         model = self._model
         if model.now > self._cycle_began_at + self._wait_s:
             return True
+        if model.round_ended is None:
+            return False
         target = min(model.bdp_bytes(model.bytes_per_s), window_bytes)
         rounds = min(target / model.datagram_bytes, params.RENO_ROUNDS)
         return model.round_count - self._counts_from_round >= rounds
