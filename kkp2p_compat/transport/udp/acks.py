@@ -1,8 +1,10 @@
 """Which of the peer's packets came, and when we owe it an acknowledgement.
 
 A number is taken once: what repeats one, or is too old to tell, is a replay.  An acknowledgement
-is due at once for packets out of order and for every second batch's worth, else after
-MAX_ACK_DELAY_S (RFC 9000 section 13.2).
+is due at once for packets out of order and after some packets in order, else after a part of a
+round trip, at most MAX_ACK_DELAY_S.  RFC 9000 section 13.2.2 suggests every second packet; that is
+kept while a connection is young and the sender's window small.  Later fewer do
+(draft-ietf-quic-ack-frequency): each costs both sides as much as many packets of data.
 """
 
 from __future__ import annotations
@@ -15,9 +17,13 @@ from .recovery import MAX_ACK_DELAY_S
 
 __all__ = ["Received"]
 
-ELICITING_PER_ACK = 2  # RFC 9000 section 13.2.2
+YOUNG_PER_ACK = 2  # RFC 9000 section 13.2.2
 
 # Our choices.
+YOUNG_PACKETS = 200  # received: so long a connection is young
+PER_ACK = 10
+DELAY_RTTS = 1 / 8
+MIN_ACK_DELAY_S = 0.001
 REPORTS = 16  # ACKs that tell of a packet; if all are lost, it is sent again for nothing
 KEPT_RANGES = 64  # what older packets were is forgotten; they count as replays
 ACK_BYTES = ACK_HEADER.size + 32 * ACK_GAP_BYTES  # for the newest 33 ranges
@@ -54,13 +60,15 @@ class Received:
         if len(self._numbers) > KEPT_RANGES:
             _, self._floor = self._numbers.pop_first()
         if gap and self._unacknowledged == 0:
-            self._unacknowledged = ELICITING_PER_ACK - 1  # the next that asks is answered at once
+            self._unacknowledged = PER_ACK - 1  # the next that asks is answered at once
 
-    def want_ack(self, count: int, now: float) -> None:
+    def want_ack(self, count: int, now: float, rtt_s: float) -> None:
         """``count`` of the packets that came ask for an acknowledgement."""
         self._unacknowledged += count
-        due = now if self._unacknowledged >= ELICITING_PER_ACK else now + MAX_ACK_DELAY_S
-        self.ack_at = due if self.ack_at is None else min(self.ack_at, due)
+        if self._unacknowledged >= (YOUNG_PER_ACK if self.largest < YOUNG_PACKETS else PER_ACK):
+            self.ack_at = now
+        elif self.ack_at is None:
+            self.ack_at = now + min(max(DELAY_RTTS * rtt_s, MIN_ACK_DELAY_S), MAX_ACK_DELAY_S)
 
     def take_ack(self, now: float) -> bytes:
         """An ACK frame, to be sent now."""

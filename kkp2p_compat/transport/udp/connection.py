@@ -14,7 +14,6 @@ transport", has the format and says where we depart.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -180,7 +179,7 @@ class Connection:
         except BadPacket as error:
             self._fail(error)
         if eliciting:
-            received.want_ack(eliciting, now)
+            received.want_ack(eliciting, now, self.recovery.rtt.smoothed_s)
         if received.heard_at == now:
             self._heard_at = now
         if self._closing is not None:
@@ -462,17 +461,16 @@ class Connection:
             return None
         if self._closing is not None:
             return self._close_at
-        recovery = self.recovery
-        candidates = [
-            self._heard_at + self.settings.idle_timeout_s,
-            self._packer.eliciting_at + self.settings.keepalive_s,
-            self._received.ack_at,
-            recovery.pto_time() if recovery.loss_time is None else recovery.loss_time,
-            self._packer.paced_until,
-            self.mtu.next_time(),
-            self._path_check.next_at if self._path_check is not None else None,
-        ]
-        return min((time for time in candidates if time is not None), default=math.inf)
+        settings, recovery, packer = self.settings, self.recovery, self._packer
+        earliest = min(
+            self._heard_at + settings.idle_timeout_s, packer.eliciting_at + settings.keepalive_s
+        )
+        loss = recovery.pto_time() if recovery.loss_time is None else recovery.loss_time
+        path = None if self._path_check is None else self._path_check.next_at
+        for time in (self._received.ack_at, loss, packer.paced_until, self.mtu.next_time(), path):
+            if time is not None and time < earliest:
+                earliest = time
+        return earliest
 
     # The path.
 

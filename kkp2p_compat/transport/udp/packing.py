@@ -162,16 +162,21 @@ class Packer:
 
     def pack(self, address: Address, now: float) -> Transmit | None:
         """The next batch; None: nothing may go now.  Sets ``paced_until``."""
-        size = self._mtu.size
-        budget = self._budget(size, now)
-        data_waits = bool(self._sending or self._messages)
-        send_data = data_waits and budget >= size
+        self.paced_until = None
         ack_at = self._received.ack_at
-        if not (send_data or self._must_say_something() or (ack_at is not None and now >= ack_at)):
+        must_say = bool(
+            self.control or self._probes or self._channel_windows or self._data_window is not None
+        )
+        size = self._mtu.size
+        budget = 0
+        if self._sending or self._messages:
+            budget = self._budget(size, now)
+        send_data = budget >= size
+        if not (send_data or must_say or (ack_at is not None and now >= ack_at)):
             return None
         limit = max(1, min(MAX_BATCH_PACKETS, MAX_BATCH_BYTES // size, budget // size))
         batch = _Batch(self, size - OVERHEAD_BYTES, now)
-        if ack_at is not None or self._must_say_something():
+        if ack_at is not None or must_say:
             batch.mixed(send_data)
         while send_data and batch.full and len(batch.payloads) < limit:
             if self._sending and not self._messages and batch.bulk(limit):
@@ -188,19 +193,13 @@ class Packer:
             self._probes = max(0, self._probes - len(batch.payloads))
         return Transmit(data, min(size, len(data)), address)
 
-    def _must_say_something(self) -> bool:
-        return bool(
-            self.control or self._channel_windows or self._data_window is not None or self._probes
-        )
-
     def _budget(self, size: int, now: float) -> int:
         """Bytes that may go now."""
-        self.paced_until = None
         if self._probes:
             return self._probes * size
         controller = self._controller
         room = controller.window_bytes - self._recovery.in_flight
-        if room < size or not (self._sending or self._messages):
+        if room < size:
             return 0
         pacing = controller.pacing_bytes_per_s
         paced = self._pacer.budget(now, pacing, controller.quantum_bytes)
