@@ -26,6 +26,7 @@ Address = tuple[str, int]
 Receiver = Callable[[list[tuple[bytes, Address]]], None]
 
 WIRE_OVERHEAD_BYTES = 28  # RFC 791 and 768: the IPv4 and UDP headers of a packet
+LONGEST_BURST_S = 1.0  # or one would last ever longer as its sender slows down
 # Linux: what UDP_GRO merges into one buffer.
 GRO_SEGMENTS = 64
 GRO_BYTES = 65_507
@@ -148,6 +149,7 @@ class Link:
         self._random = self.network.random(self.name)
         self._free_at = 0.0  # when what is in the queue has left
         self._bad = False  # Gilbert-Elliott's state
+        self._bad_until = 0.0
         self._last_arrival = 0.0
         self._blackouts: list[tuple[float, float]] = []
         # (arrival, order, departure, packet, source, destination)
@@ -249,10 +251,12 @@ class Link:
 
     def _lost_in_burst(self) -> bool:
         random, conditions = self._random.random, self.conditions
+        now = self.network.now
         if self._bad:
-            self._bad = random() >= conditions.burst_leave
+            self._bad = random() >= conditions.burst_leave and now < self._bad_until
         else:
             self._bad = random() < conditions.burst_enter
+            self._bad_until = now + LONGEST_BURST_S
         return self._bad and random() < conditions.burst_loss
 
     def _flip_a_bit(self, packet: bytes) -> bytes:
