@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from dataclasses import dataclass, field
 
@@ -98,7 +99,9 @@ def main(argv: list[str]) -> int:
     host, port = (host, port) if port.isdecimal() else (options.login, "3080")
     domain = None if options.lan else host.strip("[]")
     conf = kkp2p.engine_conf_t(domain, int(port), options.lan, login_ca=options.ca)
-    gevent.get_hub()  # callbacks come in greenlets of a thread that has a hub
+    # Python's own handler raises anywhere.  (It also makes this thread one with a hub: without one
+    # the callbacks would come on a thread of the SDK's.)
+    gevent.signal_handler(signal.SIGINT, gevent.kill, gevent.getcurrent(), KeyboardInterrupt)
     engine = kkp2p.engine_init(conf, 5000)
     if engine is None:
         print(f"engine_init error,ret:{kkp2p.error_no()}.", file=sys.stderr)

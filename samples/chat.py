@@ -16,6 +16,7 @@ import argparse
 import codecs
 import os
 import re
+import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -131,14 +132,14 @@ def main(argv: list[str]) -> int:
     host, port = re.findall(r"(.*?)(?::(\d+))?\Z", options.login)[0]
     host = None if options.lan else host.strip("[]")
     conf = kkp2p.engine_conf_t(host, int(port or 3080), options.lan, login_ca=options.ca)
+    gevent.signal_handler(signal.SIGINT, gevent.kill, gevent.getcurrent(), KeyboardInterrupt)
     if (engine := kkp2p.engine_init(conf, 5000)) is None:
         raise SystemExit(f"engine_init error,ret:{kkp2p.error_no()}.")
     try:
         run(engine, options)
         return 0
     except (OSError, KeyboardInterrupt) as error:
-        print(f"{str(error) or 'interrupted'}.", file=sys.stderr)
-        return 1
+        raise SystemExit(f"{str(error) or 'interrupted'}.") from error
     finally:
         kkp2p.engine_destroy(engine)
 

@@ -79,13 +79,13 @@ def send_all(fd: int, view: memoryview, timeout: int) -> None:
 
 
 def send_file(fd: int, file: BinaryIO, name: bytes, bar: Bar, timeout: int) -> None:
+    mtime_ns, view = os.fstat(file.fileno()).st_mtime_ns, memoryview(bytearray(CHUNK_BYTES))
     send_all(fd, memoryview(bytearray(HEADER.pack(bar.size, len(name)) + name)), timeout)
-    view, before = memoryview(bytearray(CHUNK_BYTES)), os.fstat(file.fileno())
     while left := bar.size - bar.done:
         count = file.readinto(view[: min(left, CHUNK_BYTES)])  # type: ignore[attr-defined]
         now = os.fstat(file.fileno())
         # Looked at before the last bytes go: without them the peer keeps nothing.
-        if count == 0 or (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+        if count == 0 or (now.st_size, now.st_mtime_ns) != (bar.size, mtime_ns):
             raise Failed("it was changed while it was being sent")
         send_all(fd, view[:count], timeout)
         bar.move(count)
