@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from sim.pair import Pair, Transfer, mbit_per_s
@@ -44,7 +45,7 @@ def test_many_short_blackouts() -> None:
     pair.finish()
 
 
-CHANGES = {
+CHANGES: dict[str, dict[str, Any]] = {
     "100 times slower": {"rate_bytes_per_s": mbit_per_s(0.1), "queue_bytes": 50_000},
     "100 times faster": {"rate_bytes_per_s": mbit_per_s(800)},
     "half a second longer": {"delay_s": 0.52},

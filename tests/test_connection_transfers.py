@@ -28,7 +28,7 @@ PATHS = {
     "loss 20 %": replace(FAST, loss=0.2),
     "loss 20 %, RTT 200 ms": replace(FAST, loss=0.2, delay_s=0.1),
     "bursts": replace(FAST, burst_enter=0.005, burst_leave=0.1),
-    "long bursts": replace(FAST, burst_enter=0.002, burst_leave=0.02),
+    "long bursts": replace(FAST, burst_enter=0.01, burst_leave=0.02),
     "reordering": replace(FAST, reorder=0.2, reorder_s=0.01),
     "wild reordering": replace(FAST, reorder=0.5, reorder_s=0.05),
     "jitter": replace(FAST, jitter_s=0.02),
@@ -77,7 +77,7 @@ def test_sixteen_megabytes_and_back() -> None:
 def test_every_path(path: str, congestion: str) -> None:
     size = 60_000 if path == "200 kbit/s" else 400_000
     pair = Pair(path, PATHS[path], congestion=congestion)
-    pair.transfer(size, size // 4)
+    pair.transfer(size, size // 4, 60)
     pair.finish()
 
 
