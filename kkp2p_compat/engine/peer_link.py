@@ -26,6 +26,8 @@ __all__ = ["PeerLink"]
 IDLE_S = 60.0  # how long a link without channels is kept for the next one
 UNUSED_S = 30.0  # how long a channel that nobody has (any more) may take for what was written
 
+MAX_EARLY_MESSAGES = 16  # our choice: of a UDP channel that was opened a moment ago
+
 _REFUSALS = {
     REFUSED_BUSY: "the peer's accept queue is full",
     REFUSED_UNSUPPORTED: "the peer takes no such channel here",
@@ -54,6 +56,7 @@ class PeerLink:
         self._pipes: dict[int, Pipe] = {}
         self._waiting: dict[int, AsyncResult[None]] = {}
         self._unused: dict[int, float] = {}  # channels without a pipe, and since when
+        self._early: dict[int, list[e.Event]] = {}  # what came before our side has its pipe
         self._used_at = time.monotonic()
         endpoint.add(self)
 
@@ -73,6 +76,7 @@ class PeerLink:
         stream_id = self.connection.open_channel(channel_type, encrypt_data, desc)
         self.drained.clear()
         result = self._waiting[stream_id] = AsyncResult()
+        self._early[stream_id] = []
         self.wake()
         try:
             result.get()
@@ -93,6 +97,7 @@ class PeerLink:
 
     def give_up(self, stream_id: int) -> None:
         """Nobody wants this channel."""
+        self._early.pop(stream_id, None)
         self.connection.reset(stream_id, 0)
         self.connection.stop(stream_id)
         self.wake()
@@ -115,6 +120,8 @@ class PeerLink:
         else:
             pipe = StreamPipe(self, stream_id, sock, ended, is_pair)
         self._pipes[stream_id] = pipe
+        for event in self._early.pop(stream_id, ()):
+            self.handle_event(event)  # before the end of a stream that ``start`` may find
         pipe.start()
         if self.closed is not None:
             pipe.handle_broken(self.closed)
@@ -139,16 +146,27 @@ class PeerLink:
         pipe = self._pipes.get(event.stream_id)
         if pipe is not None:
             pipe.handle_stopped()
+        else:
+            self._keep(event.stream_id, event)
 
     def _handle_reset(self, event: e.Reset) -> None:
         pipe = self._pipes.get(event.stream_id)
         if pipe is not None:
             pipe.handle_broken(LinkLost("the peer gave the channel up"))
+        else:
+            self._keep(event.stream_id, event)
 
     def _handle_message(self, event: e.MessageReceived) -> None:
         pipe = self._pipes.get(event.stream_id)
         if isinstance(pipe, MessagePipe):
             pipe.handle_message(event.data)
+        elif len(self._early.get(event.stream_id, ())) < MAX_EARLY_MESSAGES:
+            self._keep(event.stream_id, event)
+
+    def _keep(self, stream_id: int, event: e.Event) -> None:
+        """Until whoever opened the channel has been woken and asks for a pipe."""
+        if stream_id in self._early:
+            self._early[stream_id].append(event)
 
     def _handle_offered(self, event: e.ChannelOffered) -> None:
         self._used_at = time.monotonic()

@@ -68,7 +68,8 @@ class Pipe:
         self._ended = False
 
     def start(self) -> None:
-        self._readable.start(self._handle_readable)
+        if not self._sent_all:
+            self._readable.start(self._handle_readable)
         self.handle_data()
 
     def application_closed(self) -> None:
