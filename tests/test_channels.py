@@ -1,9 +1,11 @@
-"""Channels between two engines of this process over a real relay: from whatever calls."""
+"""Channels between engines of this process: what they tell, whatever calls, what they leave.
+
+The streams themselves are test_streams.py's.
+"""
 
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import gevent
 import pytest
-from support import ENVIRONMENT, PATIENCE_S, SECRET, CloudProcess, in_thread, read_all, write_all
+from support import ENVIRONMENT, PATIENCE_S, SECRET, CloudProcess, in_thread, read_all
 
 import kkp2p_compat as kkp2p
 from kkp2p_compat.engine import engine as engine_module
@@ -20,38 +22,24 @@ from kkp2p_compat.engine import engine as engine_module
 LONG = PATIENCE_S * 1000
 Pair = tuple[kkp2p.channel_t, kkp2p.channel_t]
 MakePair = Callable[..., Pair]
-both_kinds = pytest.mark.parametrize("encrypt", [0, 1], ids=["plain", "encrypted"])
+all_kinds = pytest.mark.parametrize(
+    ("mode", "encrypt"), [(1, 0), (1, 1), (2, 0), (2, 1)],
+    ids=["direct", "direct, encrypted", "plain", "encrypted"],
+)  # fmt: skip
 
 
-def ctx_to(peer_id: str, encrypt: int = 0) -> kkp2p.connect_ctx_t:
-    return kkp2p.connect_ctx_t(peer_id, connect_mode=2, encrypt_data=encrypt, timeout=LONG)
+def ctx_to(peer_id: str, mode: int = 2, encrypt: int = 0) -> kkp2p.connect_ctx_t:
+    return kkp2p.connect_ctx_t(peer_id, connect_mode=mode, encrypt_data=encrypt, timeout=LONG)
 
 
-@both_kinds
-def test_what_both_sides_are_told(make_pair: MakePair, encrypt: int) -> None:
-    for channel in make_pair(encrypt=encrypt, desc=-7):
+@all_kinds
+def test_what_both_sides_are_told(make_pair: MakePair, mode: int, encrypt: int) -> None:
+    for channel in make_pair(mode=mode, encrypt=encrypt, desc=-7):
         assert channel.channel_type == kkp2p.KKP2P_TCP_CHANNEL
-        assert channel.transmit_mode == 2
+        assert channel.transmit_mode == mode
         assert channel.encrypt_data == encrypt
         assert channel.is_ipv6_p2p == 0
         assert channel.connect_desc == -7
-
-
-@both_kinds
-@pytest.mark.parametrize("unread", [0, 100_000])
-def test_written_just_before_the_close_arrives(
-    make_pair: MakePair, peer: kkp2p.engine_t, encrypt: int, unread: int
-) -> None:
-    """Also when the closing side has data that it never read, which makes plain TCP reset."""
-    caller, callee = make_pair(encrypt=encrypt)
-    write_all(caller.fd, bytes(unread) + b"!")
-    gevent.socket.wait_read(callee.fd, timeout=PATIENCE_S)
-    data = os.urandom(1_000_000)
-    reading = gevent.spawn(read_all, caller.fd)
-    write_all(callee.fd, data)
-    kkp2p.close_fd(callee.fd)
-    kkp2p.close_channel(peer, callee.channel_id)
-    assert reading.get(timeout=PATIENCE_S) == data
 
 
 def test_close_before_the_engine_has_read(make_pair: MakePair, engine: kkp2p.engine_t) -> None:
@@ -66,66 +54,6 @@ def test_close_before_the_engine_has_read(make_pair: MakePair, engine: kkp2p.eng
 
     engine.thread.call(write_and_close)
     assert read_all(callee.fd) == b"last"
-
-
-@both_kinds
-def test_close_channel_alone(make_pair: MakePair, peer: kkp2p.engine_t, encrypt: int) -> None:
-    """What was written arrives; the descriptor stays open, and is at its end."""
-    caller, callee = make_pair(encrypt=encrypt)
-    write_all(callee.fd, b"last")
-    kkp2p.close_channel(peer, callee.channel_id)
-    assert read_all(caller.fd) == b"last"
-    assert kkp2p.read(callee.fd, bytearray(1), 1, LONG) == -1
-    with gevent.Timeout(PATIENCE_S):
-        while (result := kkp2p.write(callee.fd, b"x", 1, 1000)) == 1:
-            gevent.sleep(0.01)
-    assert result == -1
-    kkp2p.close_channel(peer, callee.channel_id)  # unknown by now: nothing happens, as in C
-
-
-@both_kinds
-def test_half_close(make_pair: MakePair, encrypt: int) -> None:
-    """shutdown(SHUT_WR) is end of stream at the peer; the other direction lives on."""
-    caller, callee = make_pair(encrypt=encrypt)
-    with socket.socket(fileno=os.dup(caller.fd)) as sock:
-        write_all(caller.fd, b"question")
-        sock.shutdown(socket.SHUT_WR)
-    assert read_all(callee.fd) == b"question"
-    write_all(callee.fd, b"answer" * 50_000)
-    kkp2p.close_fd(callee.fd)
-    assert read_all(caller.fd) == b"answer" * 50_000
-
-
-@both_kinds
-def test_descriptor_closed_by_the_application_itself(make_pair: MakePair, encrypt: int) -> None:
-    caller, callee = make_pair(encrypt=encrypt)
-    write_all(caller.fd, b"bye")
-    os.close(caller.fd)
-    assert read_all(callee.fd) == b"bye"
-
-
-@both_kinds
-def test_blocking_descriptor_in_a_native_thread(make_pair: MakePair, encrypt: int) -> None:
-    """A thread that sets the descriptor blocking and uses nothing of ours."""
-    caller, callee = make_pair(encrypt=encrypt)
-
-    def answer() -> bytes:
-        with socket.socket(fileno=os.dup(callee.fd)) as sock:
-            sock.setblocking(True)
-            got = sock.recv(5, socket.MSG_WAITALL)
-            sock.sendall(got[::-1] * 100_000)
-            return got
-
-    waiting = gevent.spawn(in_thread, answer)
-    write_all(caller.fd, b"12345")
-    data = bytearray()
-    buff = bytearray(65536)
-    while len(data) < 500_000:
-        count = kkp2p.read(caller.fd, buff, len(buff), LONG)
-        assert count > 0
-        data += buff[:count]
-    assert data == b"54321" * 100_000
-    assert waiting.get() == b"12345"
 
 
 def test_whole_program_in_native_threads(cloud: CloudProcess, tmp_path: Path) -> None:
@@ -156,7 +84,7 @@ if sys.argv[3] == "patched":
 import kkp2p_compat as kkp2p, threading
 def run(engine, name):
     mine, theirs = kkp2p.channel_t(), kkp2p.channel_t()
-    ctx = kkp2p.connect_ctx_t("other", connect_mode=2, timeout=20000)
+    ctx = kkp2p.connect_ctx_t("other", connect_mode=int(name) % 3, timeout=20000)
     ctx.encrypt_data = int(name) % 2
     assert kkp2p.connect(engine, ctx, mine) == 0, kkp2p.error_no()
     assert kkp2p.accept(engine, 20000, theirs) == 1
@@ -207,7 +135,7 @@ def test_several_engines_at_once(make_engine: Callable[..., kkp2p.engine_t]) -> 
     for caller in (make_engine(), make_engine(), *callees.values()):
         for name, engine in callees.items():
             mine, theirs = kkp2p.channel_t(), kkp2p.channel_t()
-            assert kkp2p.connect(caller, ctx_to(name, 1), mine) == 0
+            assert kkp2p.connect(caller, ctx_to(name, 2, 1), mine) == 0
             assert kkp2p.accept(engine, LONG, theirs) == 1
             assert theirs.peer_id == name
             kkp2p.close_fd(mine.fd)
@@ -277,28 +205,9 @@ def test_destroy_wakes_everybody(make_engine: Callable[..., kkp2p.engine_t]) -> 
         assert [greenlet.get() for greenlet in waiting] == [-1, -1, -1]
 
 
-@both_kinds
-def test_destroy_with_channels_open(
-    make_engine: Callable[..., kkp2p.engine_t], peer: kkp2p.engine_t, encrypt: int
-) -> None:
-    """What was written arrives at the other side; our descriptor is at its end."""
-    engine, mine, theirs = make_engine(), kkp2p.channel_t(), kkp2p.channel_t()
-    assert kkp2p.connect(engine, ctx_to("peer", encrypt), mine) == 0
-    assert kkp2p.accept(peer, LONG, theirs) == 1
-    reading = gevent.spawn(read_all, theirs.fd)
-    write_all(mine.fd, b"z" * 300_000)
-    kkp2p.engine_destroy(engine)
-    assert reading.get(timeout=PATIENCE_S) == b"z" * 300_000
-    assert kkp2p.read(mine.fd, bytearray(1), 1, LONG) == -1
-    kkp2p.close_fd(mine.fd)
-    kkp2p.close_fd(theirs.fd)
-    with pytest.raises(OSError, match="Bad file"):
-        os.fstat(mine.fd)
-
-
-@both_kinds
+@all_kinds
 def test_a_thousand_connects_leave_nothing(
-    engine: kkp2p.engine_t, peer: kkp2p.engine_t, encrypt: int
+    on_loopback: None, engine: kkp2p.engine_t, peer: kkp2p.engine_t, mode: int, encrypt: int
 ) -> None:
     """No descriptor, greenlet or table entry; threads are looked at by the fixture of all tests."""
     theirs = kkp2p.channel_t()
@@ -306,7 +215,7 @@ def test_a_thousand_connects_leave_nothing(
     def connect_and_close(count: int) -> None:
         for _ in range(count):
             mine = kkp2p.channel_t()
-            assert kkp2p.connect(engine, ctx_to("peer", encrypt), mine) == 0
+            assert kkp2p.connect(engine, ctx_to("peer", mode, encrypt), mine) == 0
             assert kkp2p.accept(peer, LONG, theirs) == 1
             for channel, owner in ((mine, engine), (theirs, peer)):
                 kkp2p.close_fd(channel.fd)
@@ -321,5 +230,5 @@ def test_a_thousand_connects_leave_nothing(
     connect_and_close(10)
     before = settled()
     with gevent.Timeout(6 * PATIENCE_S):
-        connect_and_close(500)  # two kinds of five hundred
+        connect_and_close(250)  # four kinds
     assert settled() == before
