@@ -31,7 +31,7 @@ def _share(pair: Pair, transfer: Transfer, start: float, stop: float) -> float:
 
 @pytest.mark.parametrize(("loss", "least"), [(0.0, 0.9), (0.01, 0.85)], ids=["clean", "loss 1 %"])
 @pytest.mark.parametrize(
-    ("mbit", "queue_rtts"), [(100, 1.0), (30, 4.0)], ids=["100 Mbit/s", "30 Mbit/s, long queue"]
+    ("mbit", "queue_rtts"), [(100, 4.0), (30, 1.0)], ids=["100 Mbit/s", "30 Mbit/s, short queue"]
 )
 def test_a_connection_fills_a_link_and_keeps_its_queue_short(
     mbit: float, queue_rtts: float, loss: float, least: float

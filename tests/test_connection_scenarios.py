@@ -123,3 +123,14 @@ def test_a_life_drawn_by_lot(seed: int) -> None:
     pair.run(life.over, 120)
     pair.run(lambda: not pair.caller.connection.channels and not pair.callee.connection.channels)
     pair.finish()
+
+
+def test_the_same_seed_gives_the_same_life() -> None:
+    ends = []
+    for _ in range(2):
+        life = Life(7)
+        pair = life.pair
+        pair.run(None, LIFE_S)
+        pair.run(life.over, 120)
+        ends.append((pair.network.now, pair.network.events, pair.there.counts, pair.back.counts))
+    assert ends[0] == ends[1]
