@@ -33,7 +33,8 @@ ANSWER = (
     r"\r\n"
     r"(\d+)\n"
 )
-ACCEPTED = r"accept new connection,fd:\d+, mode is 2,channel id:\d+\.\n"
+ACCEPTED = r"accept new connection,fd:\d+, mode is %s,channel id:\d+\.\n"
+DIRECT = ACCEPTED % 1
 
 
 class Sample:
@@ -220,24 +221,25 @@ def test_proxy_that_cannot_listen(start: Callable[..., Sample]) -> None:
 # What the document shows.
 
 
-@pytest.mark.parametrize("mode", [0, 2])
+# Auto: by p2p, unless this host is so busy that the head start of p2p runs out.
+@pytest.mark.parametrize(("mode", "told"), [(0, "[12]"), (1, "1"), (2, "2")])
 def test_http_and_https(
-    server: Sample, proxy: Callable[[int, int], tuple[str, int]], mode: int
+    server: Sample, proxy: Callable[[int, int], tuple[str, int]], mode: int, told: str
 ) -> None:
     _check(_get_http(proxy(mode, 1)), "http")
-    assert re.fullmatch(ACCEPTED, server.line())
+    assert re.fullmatch(ACCEPTED % told, server.line())
     https = proxy(mode, 2)
     for _ in range(3):
         _check(_get_https(https), "https")
-        assert re.fullmatch(ACCEPTED, server.line())
+        assert re.fullmatch(ACCEPTED % told, server.line())
     assert server.end() == (0, "")
 
 
 def test_an_unknown_protocol_is_closed(
     server: Sample, proxy: Callable[[int, int], tuple[str, int]]
 ) -> None:
-    with socket.create_connection(proxy(0, -7)) as sock:
-        assert re.fullmatch(ACCEPTED, server.line())
+    with socket.create_connection(proxy(1, -7)) as sock:
+        assert re.fullmatch(DIRECT, server.line())
         assert server.line() == "unkown protocol,connect desc is :-7.\n"
         assert sock.recv(1) == b""
     assert server.end() == (0, "")
@@ -248,40 +250,40 @@ def test_curl(
     server: Sample, proxy: Callable[[int, int], tuple[str, int]], protocol: str, desc: int
 ) -> None:
     curl = _need("curl")
-    host, port = proxy(0, desc)
+    host, port = proxy(1, desc)
     url = f"{protocol}://{host}:{port}"
     for _ in range(5):
         _check(_run(curl, "-sS", "--noproxy", "*", "--insecure", "-i", url), protocol)
-        assert re.fullmatch(ACCEPTED, server.line())
+        assert re.fullmatch(DIRECT, server.line())
 
 
 def test_openssl(server: Sample, proxy: Callable[[int, int], tuple[str, int]]) -> None:
     openssl = _need("openssl")
-    host, port = proxy(0, 2)
+    host, port = proxy(1, 2)
     command = [openssl, "s_client", "-quiet", "-connect", f"{host}:{port}"]
     _check(_run(*command, data=REQUEST), "https")
-    assert re.fullmatch(ACCEPTED, server.line())
+    assert re.fullmatch(DIRECT, server.line())
 
 
 def test_clients_that_say_nothing_or_garbage(
     server: Sample, proxy: Callable[[int, int], tuple[str, int]]
 ) -> None:
     """The server serves on beside them, and they do not keep it from ending."""
-    https = proxy(0, 2)
+    https = proxy(1, 2)
     with socket.create_connection(https) as silent:
-        assert re.fullmatch(ACCEPTED, server.line())
+        assert re.fullmatch(DIRECT, server.line())
         with socket.create_connection(https) as sock:
             sock.sendall(REQUEST)  # no TLS
-            assert re.fullmatch(ACCEPTED, server.line())
+            assert re.fullmatch(DIRECT, server.line())
             assert server.line() == "SSL_accept error,ret:1.\n"
             assert "http request" in server.line()
         with socket.create_connection(https):
             pass  # gone before it said anything
-        assert re.fullmatch(ACCEPTED, server.line())
+        assert re.fullmatch(DIRECT, server.line())
         assert server.line() == "SSL_accept error,ret:5.\n"
         assert server.line() == "unexpected end of stream.\n"
         _check(_get_https(https), "https")
-        assert re.fullmatch(ACCEPTED, server.line())
+        assert re.fullmatch(DIRECT, server.line())
         assert server.end()[0] == 0  # the silent one is told off on the way out
         assert silent.recv(1) == b""
 
@@ -296,12 +298,12 @@ def test_sigusr1_ends_a_server_that_waits(server: Sample) -> None:
 def test_sigusr1_ends_a_proxy_with_connections(
     server: Sample, start: Callable[..., Sample], cloud: CloudProcess
 ) -> None:
-    arguments = ["127.0.0.1", "0", "peer", "0", "2", "--login", f"127.0.0.1:{cloud.port}"]
+    arguments = ["127.0.0.1", "0", "peer", "1", "2", "--login", f"127.0.0.1:{cloud.port}"]
     sample = start("proxy_client", *arguments)
     match = re.search(r":(\d+)\)", sample.line())
     assert match
     with socket.create_connection(("127.0.0.1", int(match[1]))):
-        assert re.fullmatch(ACCEPTED, server.line())
+        assert re.fullmatch(DIRECT, server.line())
         assert sample.end() == (0, "")
 
 
@@ -321,7 +323,7 @@ def test_single_process(
     status, output = start("single_process", "peer", SECRET, *files, "--login", login).end(None)
     assert status == 0, output
     assert re.fullmatch(
-        r"client: https://127\.0\.0\.1:\d+/\nserver: a call, mode 2, desc 2\n"
+        r"client: https://127\.0\.0\.1:\d+/\nserver: a call, mode [12], desc 2\n"
         r"HTTP/1\.1 200 OK\nX-Powered-By: kkp2p https\nContent-Length: 11\n\n\d+\n",
         output,
     )
