@@ -63,7 +63,7 @@ MAX_CONTROL_FRAMES = 65_536  # waiting: a peer that makes us owe more breaks the
 MAX_PATH_RESPONSES = 4  # waiting to be sent
 CLOSE_PACKETS = 3  # how often a CLOSE is sent, a probe time-out apart
 BLACK_HOLE_PTOS = 3  # probe time-outs in a row: perhaps the path carries no large packets any more
-MIN_UNSENT_BYTES, MAX_UNSENT_BYTES = 16 * 1024, 256 * 1024  # taken from a writer before it is sent
+MIN_UNSENT_BYTES, MAX_UNSENT_BYTES = 16 * 1024, 1024 * 1024  # taken from a writer before it is sent
 UNSENT_BYTES = 4 * 1024 * 1024  # of all writers together, as long as the minimum leaves it so
 
 

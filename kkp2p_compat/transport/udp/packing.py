@@ -55,6 +55,7 @@ class Packer:
         self._recovery = recovery
         self._received = received
         self._sending: dict[SendStream, None] = {}  # with something to send, the next one first
+        self._blocked: set[SendStream] = set()  # with something, but the peer's limit forbids it
         self._data_sent = 0  # new bytes of all streams
         self._data_window: ReceiveWindow | None = None  # to be announced
         self._channel_windows: dict[int, Channel] = {}  # to be announced
@@ -83,15 +84,24 @@ class Packer:
         """Something about these streams has changed."""
         credit = self.max_data - self._data_sent
         for stream in streams:
-            if stream not in self._sending and stream.sendable(credit):
-                self._sending[stream] = None
+            if stream not in self._sending:
+                self._put_in_line(stream, credit)
+
+    def _put_in_line(self, stream: SendStream, credit: int) -> None:
+        if stream.sendable(credit):
+            self._sending[stream] = None
+            self._blocked.discard(stream)
+        elif stream.unsent_bytes and not stream.reset:
+            self._blocked.add(stream)
 
     def drop(self, stream: SendStream) -> None:
         self._sending.pop(stream, None)
+        self._blocked.discard(stream)
         self._channel_windows.pop(stream.stream_id, None)
 
     def clear(self) -> None:
         self._sending.clear()
+        self._blocked.clear()
         self._channel_windows.clear()
         self._messages.clear()
         self.control.clear()
@@ -185,7 +195,7 @@ class Packer:
                 break
         if not batch.payloads:
             return None
-        if send_data and not self._sending and not self._messages:
+        if send_data and not self._sending and not self._messages and not self._blocked:
             self._rate.app_limited(self._recovery.in_flight)
         data = b"".join(self._seal(batch.payloads))
         self.sent_bytes += len(data)
@@ -252,6 +262,7 @@ class Packer:
                 start, stop = stream.next_range(credit)
                 return stream, start, stop
             del self._sending[stream]
+            self._put_in_line(stream, credit)
             return self.next_stream()
         return None
 
@@ -263,8 +274,7 @@ class Packer:
 
     def end_turn(self, stream: SendStream) -> None:
         self._sending.pop(stream, None)
-        if stream.sendable(self.max_data - self._data_sent):
-            self._sending[stream] = None
+        self._put_in_line(stream, self.max_data - self._data_sent)
 
     def record(self, flight: Flight, now: float, data: bool) -> None:
         """A flight is on its way; ``data``: congestion control let it go."""

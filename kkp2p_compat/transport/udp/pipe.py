@@ -98,6 +98,7 @@ class Pipe:
         """Writable: the connection takes bytes again."""
         if not self._sent_all and not self._ended and not self._readable.active:
             self._readable.start(self._handle_readable)
+            self._handle_readable()  # now, so that the path does not run dry until the next turn
 
     def handle_stopped(self) -> None:
         """The peer's application reads no more."""
