@@ -1,59 +1,83 @@
-"""``python p2p_peer.py NAME HOST PORT PEER SECRET BYTES``: one end of a transfer in mode 1.
+"""One end of a transfer in mode 1: ``python p2p_peer.py receive HOST PORT PEER SECRET`` or
+``python p2p_peer.py send HOST PORT PEER BYTES [TIMEOUT_MS]``.
 
-receive: joins, takes one channel to its end; prints how many bytes came, and their SHA-256.
-send: calls, and sends BYTES; prints the same of what went out.  Both print their mode, and the
-result of the call that failed.
+receive: joins, takes one channel to its end.  send: calls, and sends BYTES, the same ones every
+time, or fewer when its standard input says anything.  Both print transmit_mode and is_ipv6_p2p, now
+and then how much has passed and when, and at the end what the last read or write gave, how much has
+passed, and its SHA-256.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import random
+import select
 import sys
+import time
 
 import kkp2p_compat as kkp2p
 
 CHUNK = 1 << 18
-PATIENCE_MS = 60_000
+STEP = 1 << 25  # bytes between two words on the progress
+PATIENCE_MS = 100_000  # for each read and write
 
 
-def receive(engine: kkp2p.engine_t, peer: str, secret: str, _: int) -> None:
+class Count:
+    """What has passed."""
+
+    def __init__(self, channel: kkp2p.channel_t) -> None:
+        print("mode", channel.transmit_mode, "ipv6", channel.is_ipv6_p2p, flush=True)
+        self._digest, self.total = hashlib.sha256(), 0
+
+    def add(self, data: memoryview) -> None:
+        self._digest.update(data)
+        steps = self.total // STEP
+        self.total += len(data)
+        if self.total // STEP > steps:
+            print("moved", self.total, time.monotonic(), flush=True)
+
+    def end(self, result: int) -> None:
+        print("end", result, self.total, self._digest.hexdigest(), flush=True)
+
+
+def receive(engine: kkp2p.engine_t, peer: str, secret: str) -> None:
     print("joined", kkp2p.join_net(engine, peer, secret), flush=True)
-    channel = kkp2p.channel_t()
+    channel, buffer = kkp2p.channel_t(), bytearray(CHUNK)
     assert kkp2p.accept(engine, PATIENCE_MS, channel) == 1
-    print("mode", channel.transmit_mode, flush=True)
-    digest, total, buffer = hashlib.sha256(), 0, bytearray(CHUNK)
-    while (count := kkp2p.read(channel.fd, buffer, CHUNK, PATIENCE_MS)) > 0:
-        digest.update(memoryview(buffer)[:count])
-        total += count
-    print("end", count, total, digest.hexdigest(), flush=True)
+    passed = Count(channel)
+    while (result := kkp2p.read(channel.fd, buffer, CHUNK, PATIENCE_MS)) > 0:
+        passed.add(memoryview(buffer)[:result])
+    passed.end(result)
     kkp2p.close_fd(channel.fd)
 
 
-def send(engine: kkp2p.engine_t, peer: str, _: str, size: int) -> None:
+def send(engine: kkp2p.engine_t, peer: str, size: str, timeout: str = "20000") -> None:
     channel = kkp2p.channel_t()
-    ctx = kkp2p.connect_ctx_t(peer, connect_mode=1, timeout=20_000)
+    ctx = kkp2p.connect_ctx_t(peer, connect_mode=1, timeout=int(timeout))
     result = kkp2p.connect(engine, ctx, channel)
-    assert result >= 0, result
-    print("mode", channel.transmit_mode, flush=True)
-    digest, total = hashlib.sha256(), 0
-    data = memoryview(os.urandom(CHUNK + 1))
-    while total < size:
-        start = total % (CHUNK // 3)  # so that bytes in the wrong place are not the same ones
-        piece = data[start : start + size - total]
-        count = kkp2p.write(channel.fd, piece, len(piece), PATIENCE_MS)
-        if count <= 0:
+    print("connect", result, flush=True)
+    if result < 0:
+        return
+    passed, number, piece = Count(channel), 0, memoryview(b"")
+    data = memoryview(random.Random(1).randbytes(2 * CHUNK))
+    while (left := int(size) - passed.total) and not select.select([sys.stdin], [], [], 0)[0]:
+        if not piece:  # no two chunks are alike, so that bytes in the wrong place are wrong
+            start, number = number * 7919 % CHUNK, number + 1
+            piece = data[start : start + min(CHUNK, left)]
+        result = kkp2p.write(channel.fd, piece, len(piece), PATIENCE_MS)
+        if result <= 0:
             break
-        digest.update(piece[:count])
-        total += count
-    print("end", total - size, total, digest.hexdigest(), flush=True)
+        passed.add(piece[:result])
+        piece = piece[result:]
+    passed.end(result)
     kkp2p.close_fd(channel.fd)
-    kkp2p.engine_destroy(engine)
 
 
 if __name__ == "__main__":
-    name, host, port, peer_id, key, number = sys.argv[1:]
+    name, host, port, *arguments = sys.argv[1:]
     conf = kkp2p.engine_conf_t(host, int(port), log_path=os.environ["TMPDIR"])
     started = kkp2p.engine_init(conf, 5000)
     assert started is not None
-    {"receive": receive, "send": send}[name](started, peer_id, key, int(number))
+    {"receive": receive, "send": send}[name](started, *arguments)
+    kkp2p.engine_destroy(started)

@@ -1,92 +1,130 @@
-"""Mode 1 between hosts: the documented programs, and what bad links and dead peers do to it."""
+"""The documented programs in mode 1 between hosts: over IPv4, IPv6 and the LAN, and when UDP is
+stopped on the way."""
 
 from __future__ import annotations
 
 import re
 import signal
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from link import Link, joined
-from netns import Lab
+from netns import Host, Lab
+from programs import PORT, SAMPLES, Run, need, output_of, start_cloud, wait_for
 from support import SECRET
-from test_hosts import PORT, SAMPLES, run, start_cloud, wait_for
 
 from kkp2p_compat.cli.demo import make_certificate
 
-__all__ = ["run"]
-
-Run = Callable[..., subprocess.Popen[str]]
-PEER = str(Path(__file__).with_name("p2p_peer.py"))
-DEAD_S = 60  # twice what a peer may be silent before its connection counts as lost
-
-# (bytes to send, link)
-LINKS = {
-    "10 Mbit/s, 3 % loss": (2 << 20, Link(10e6, 0.020, 0.03, 128 << 10)),
-    "trains, 200 Mbit/s": (64 << 20, Link(200e6, 0.005, 0.0, 256 << 10, trains=True)),
-    "200 ms, 1 % loss": (1 << 20, Link(20e6, 0.200, 0.01, 512 << 10)),
-}
+LAB = Path(__file__).parent
+PEER = str(LAB / "p2p_peer.py")
+LAN_PORT = "3549"  # in the document's programs
+# The server says nothing when it is online: curl asks until it is answered.
+RETRY = ("--retry", "20", "--retry-all-errors", "--retry-delay", "1", "-sS", "-i", "--insecure")
 
 
-def test_the_documents_run_in_mode_1(lab: Lab, run: Run) -> None:
-    """As on the relay (test_hosts), but every call says mode 1."""
-    cloud = start_cloud(lab, run)
-    login = ("--login", f"{cloud.address}:{PORT}")
-    serving, calling = lab.host("server"), lab.host("client")
-    key, certificate = make_certificate(serving.folder)
-    server = serving.python(
-        str(SAMPLES / "https_server.py"), "peer", SECRET, key, certificate, *login
-    )
-    for desc in (1, 2):
-        program = str(SAMPLES / "proxy_client.py"), "127.0.0.1", f"808{desc}"
-        run(calling, "success", *program, "peer", "1", str(desc), *login)
-    retry = ("--retry", "20", "--retry-all-errors", "--retry-delay", "1")
-    http = calling.run("curl", "-sS", "-i", *retry, "http://127.0.0.1:8081/")
-    assert "X-Powered-By: kkp2p http\n" in http
-    https = calling.run("curl", "-sS", "-i", "--insecure", "https://127.0.0.1:8082/")
-    assert "X-Powered-By: kkp2p https\n" in https
+def start_server(run: Run, host: Host, login: str) -> subprocess.Popen[str]:
+    files = make_certificate(host.folder)
+    program = str(SAMPLES / "https_server.py")
+    return run(host, None, program, "peer", SECRET, *files, "--login", login)
+
+
+def start_proxies(run: Run, host: Host, mode: str, login: str) -> None:
+    """Ports 8081 (http) and 8082 (https)."""
+    program = str(SAMPLES / "proxy_client.py")
+    for desc in ("1", "2"):
+        address = ("127.0.0.1", f"808{desc}")
+        run(host, "success", program, *address, "peer", mode, desc, "--login", login)
+
+
+def fetch(run: Run, host: Host) -> None:
+    """http and https with curl, and https with openssl, as in the document."""
+    for protocol, port in (("http", "8081"), ("https", "8082")):
+        url = f"{protocol}://127.0.0.1:{port}/"
+        page = output_of(run(host, None, *RETRY, url, program="curl"))
+        assert f"X-Powered-By: kkp2p {protocol}\n" in page
     openssl = ("openssl", "s_client", "-quiet", "-connect", "127.0.0.1:8082")
-    page = calling.run(*openssl, stdin="GET / HTTP/1.0\r\n\r\n")
+    page = host.run(*openssl, stdin="GET / HTTP/1.0\r\n\r\n")
     assert "X-Powered-By: kkp2p https" in page
+
+
+def modes(server: subprocess.Popen[str]) -> list[str]:
+    """End it; of what calls it told, in which mode."""
     server.send_signal(signal.SIGUSR1)
-    output, _ = server.communicate(timeout=20)
-    assert len(re.findall("accept new connection,fd:[0-9]+, mode is 1", output)) >= 3, output
+    output = output_of(server)
+    return re.findall("accept new connection,fd:[0-9]+, mode is ([0-9]),", output)
 
 
-@pytest.mark.parametrize("name", LINKS)
-def test_every_byte_arrives(lab: Lab, run: Run, name: str) -> None:
-    size, link = LINKS[name]
-    one, two = lab.host("receiver"), lab.host("sender")
-    with joined(one, two, link):
-        cloud = ("-m", "kkp2p_compat", "cloud", "--data", "data")
-        run(one, PORT, *cloud, "--account", f"peer:{SECRET}")
-        login = (one.address, PORT, "peer", SECRET)
-        receiver = run(one, "joined 0", PEER, "receive", *login, "0")
-        sender = run(two, "mode 1", PEER, "send", *login, str(size))
-        sent = wait_for(sender, "^end")
-        assert sent.split()[1:3] == ["0", str(size)]
-        received = wait_for(receiver, "^end")
-        assert received.split()[2:] == sent.split()[2:]
+def use_ipv6_only(host: Host) -> None:
+    number = host.address.rpartition(".")[2]
+    host.address = f"fd77::{number}"
+    host.run("ip", "-4", "address", "flush", "dev", "eth0")
+    host.run("ip", "address", "add", f"{host.address}/64", "dev", "eth0", "nodad")
 
 
-def test_the_other_side_is_told_of_a_killed_process(lab: Lab, run: Run) -> None:
-    """SIGKILL in mid-transfer, of a receiver and of a sender: nobody says goodbye, so it is the
-    idle time-out that ends it."""
-    cloud = start_cloud(lab, run, "--account", f"other:{SECRET}")
-    one, two = lab.host("receiver"), lab.host("sender")
-    pairs = []
-    for peer in ("peer", "other"):
-        login = (cloud.address, PORT, peer, SECRET)
-        receiver = run(one, "joined 0", PEER, "receive", *login, "0")
-        sender = run(two, "mode 1", PEER, "send", *login, str(1 << 50))
-        wait_for(receiver, "mode 1")
-        pairs.append((receiver, sender))
-    pairs[0][0].kill()
-    pairs[1][1].kill()
-    for left in (pairs[0][1], pairs[1][0]):
-        output, _ = left.communicate(timeout=DEAD_S)
-        end, total = re.findall(r"^end (-\d+) (\d+)", output, re.MULTILINE)[0]
-        assert int(end) < 0
-        assert int(total) < 1 << 50
+@pytest.mark.parametrize("ipv6", [0, 1], ids=["IPv4", "IPv6"])
+def test_the_documents_run(lab: Lab, run: Run, ipv6: int) -> None:
+    """As on the relay (test_hosts), but every call says mode 1."""
+    cloud, serving, calling = hosts = [lab.host(name) for name in ("cloud", "server", "client")]
+    options: tuple[str, ...] = ("--account", f"other:{SECRET}")
+    if ipv6:
+        options += ("--listen", f"[::]:{PORT}")
+        for host in hosts:
+            use_ipv6_only(host)
+    start_cloud(lab, run, *options, host=cloud)
+    login = f"[{cloud.address}]:{PORT}" if ipv6 else f"{cloud.address}:{PORT}"
+    server = start_server(run, serving, login)
+    start_proxies(run, calling, "1", login)
+    fetch(run, calling)
+    found = modes(server)
+    assert len(found) >= 3
+    assert set(found) == {"1"}
+    # The document's programs do not show is_ipv6_p2p.
+    receiver = run(serving, "joined 0", PEER, "receive", cloud.address, PORT, "other", SECRET)
+    sender = run(calling, "connect 0", PEER, "send", cloud.address, PORT, "other", "1")
+    for process in (sender, receiver):
+        wait_for(process, f"^mode 1 ipv6 {ipv6}\n")
+
+
+def test_the_documents_run_without_a_cloud(lab: Lab, run: Run) -> None:
+    """The server logs in where nobody answers, and is found on the LAN nevertheless."""
+    serving, calling = lab.host("server"), lab.host("client")
+    server = start_server(run, serving, f"127.0.0.1:{PORT}")
+    for desc in ("1", "2"):
+        run(calling, "success", str(LAB / "lan_proxy.py"), LAN_PORT, f"808{desc}", "peer", desc)
+    fetch(run, calling)
+    found = modes(server)
+    assert len(found) >= 3
+    assert set(found) == {"1"}
+
+
+@pytest.mark.parametrize("verdict", ["drop", "reject"])
+def test_udp_does_not_pass_between_the_peers(lab: Lab, run: Run, verdict: str) -> None:
+    """Auto mode ends on the relay, mode 1 with -109; without the wall, mode 1 works."""
+    need("nft")
+    cloud = start_cloud(lab, run)
+    login = f"{cloud.address}:{PORT}"
+    serving, calling = lab.host("server"), lab.host("client")
+    wall = (
+        "table inet wall {"
+        "  chain in { type filter hook input priority 0;"
+        f"   ip saddr {calling.address} meta l4proto udp counter {verdict}; }};"
+        "  chain out { type filter hook output priority 0;"
+        f"   ip daddr {calling.address} meta l4proto udp counter {verdict}; }};"
+        "}"
+    )
+    serving.run("nft", "-f", "-", stdin=wall)
+    server = start_server(run, serving, login)
+    start_proxies(run, calling, "0", login)
+    fetch(run, calling)
+    call = (PEER, "send", cloud.address, PORT, "peer", "1")
+    output = output_of(run(calling, None, *call, "3000"))
+    assert output == "connect -109\n"
+    counted = re.findall("counter packets ([0-9]+)", serving.run("nft", "list", "ruleset"))
+    assert len(counted) == 2
+    assert "0" not in counted
+    serving.run("nft", "delete", "table", "inet", "wall")
+    run(calling, "mode 1", *call)
+    found = modes(server)
+    assert len(found) >= 4
+    assert set(found[:-1]) == {"2"}
+    assert found[-1] == "1"
