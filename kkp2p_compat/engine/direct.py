@@ -33,7 +33,8 @@ from .._structs import connect_ctx_t
 from ..control.client import CloudClient
 from ..control.link import Link, OutgoingCall
 from ..transport.sealed import agree
-from ..transport.udp.connection import REFUSED_UNSUPPORTED, Connection, Settings
+from ..transport.udp.channel_table import REFUSED_UNSUPPORTED
+from ..transport.udp.connection import Connection, Settings
 from ..transport.udp.endpoint import Endpoint
 from ..transport.udp.events import Address, ChannelOffered
 from ..transport.udp.route import route_datagram_bytes

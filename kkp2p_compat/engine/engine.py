@@ -42,7 +42,7 @@ from ..control.resolver import resolve
 from ..control.wire import Message, encode
 from ..transport import tcp
 from ..transport.splice import Carriers
-from ..transport.udp.connection import REFUSED_BUSY, REFUSED_UNSUPPORTED
+from ..transport.udp.channel_table import REFUSED_BUSY, REFUSED_UNSUPPORTED
 from ..transport.udp.events import ChannelOffered
 from .accept_queue import AcceptQueue
 from .callbacks import Callbacks

@@ -16,7 +16,8 @@ from gevent.event import AsyncResult, Event
 from .._codes import KKP2P_UDP_CHANNEL
 from .._errors import CallRefused, EngineClosed, KKP2PError, LinkLost
 from ..transport.udp import events as e
-from ..transport.udp.connection import CLOSE_NORMAL, REFUSED_BUSY, REFUSED_UNSUPPORTED, Connection
+from ..transport.udp.channel_table import REFUSED_BUSY, REFUSED_UNSUPPORTED
+from ..transport.udp.connection import CLOSE_NORMAL, Connection
 from ..transport.udp.endpoint import Endpoint
 from ..transport.udp.pipe import MessagePipe, Pipe, StreamPipe
 
