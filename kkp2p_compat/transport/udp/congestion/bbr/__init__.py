@@ -104,7 +104,7 @@ class Bbr:
         if mode is Mode.PROBE_RTT:
             self._window_before_probe_rtt = self.window_bytes
             self._probe_rtt.enter()
-            self._probe_bw.stop_probing()
+            self._probe_bw.interrupt(before)
         elif mode is Mode.DRAIN:
             self._drain.enter()
         elif mode in PROBE_BW:
@@ -139,7 +139,7 @@ class Bbr:
         elif window < most or model.delivered_bytes < initial_window(model.datagram_bytes):
             window += acked_bytes
         if self.mode is Mode.PROBE_RTT:
-            window = min(window, self._probe_rtt.most_in_flight(), bounds.with_headroom())
+            window = min(window, self._probe_rtt.most_in_flight, bounds.with_headroom())
         elif self.mode is Mode.CRUISE:
             window = min(window, bounds.with_headroom())
         elif self.mode in PROBE_BW:

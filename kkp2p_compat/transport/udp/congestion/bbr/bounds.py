@@ -8,9 +8,8 @@ until nothing is left of it.  Slowing down helps only where a queue overflows.  
 - A queue that overflows was full, and a full queue shows in the round trip of the packets that came
   through just after the lost one.  The 2 % count for those losses only.  Where no queue shows, 10 %
   count: a policer or a very short queue loses that much when it is overrun.
-- Both count on top of the *ambient* loss: the rate at which packets are lost while we cannot be the
-  cause, because no queue shows or because less is in flight than fills the path.  Random loss
-  varies, so the ambient rate is taken two standard deviations high.
+- Both count on top of the *ambient* loss: the rate at which packets are lost while no queue shows.
+  Random loss varies, so the ambient rate is taken two standard deviations high.
 
 A loss that is not congestion by these rules changes nothing: the bandwidth is measured by what is
 delivered, so it accounts for it.
@@ -59,7 +58,9 @@ class Bounds:
     @property
     def ambient_loss(self) -> float:
         """The share of packets that is lost whatever we do."""
-        return self._ambient_lost_bytes / self._ambient_bytes if self._ambient_bytes else 0.0
+        if not self._ambient_bytes:
+            return 0.0
+        return min(self._ambient_lost_bytes / self._ambient_bytes, params.MAX_AMBIENT_LOSS)
 
     def with_headroom(self) -> float:
         """The long-term bound, less what is left to others (InflightWithHeadroom)."""
@@ -99,13 +100,9 @@ class Bounds:
 
     def learn_ambient(self, update: Update) -> None:
         """Count what is lost, of what, while we are not the cause."""
-        model, sample = self._model, update.sample
-        if sample is None or update.rtt_s is None:
+        model = self._model
+        if update.rtt_s is None or model.queue_shows:
             return
-        if model.queue_shows:
-            full_bytes = model.bdp_bytes(model.max_bytes_per_s)
-            if sample.in_flight > (1 - params.HEADROOM) * full_bytes:
-                return
         lost_bytes = sum(size for _, size in update.lost) if update.lost else 0
         self._ambient_lost_bytes += lost_bytes
         self._ambient_bytes += update.acked_bytes + lost_bytes
@@ -132,8 +129,8 @@ class Bounds:
         if ended.app_limited or math.isinf(ended.rtt_s):
             return
         if model.shows_queue(ended.rtt_s):
-            least = params.BETA * model.max_bytes_per_s  # the smallest round trip may be outdated
-            self.pacing_bytes_per_s = max(ended.best_bytes_per_s, least)
+            before = min(self.pacing_bytes_per_s, model.max_bytes_per_s)
+            self.pacing_bytes_per_s = max(ended.best_bytes_per_s, params.BETA * before)
         else:
             self.pacing_bytes_per_s = math.inf
 

@@ -144,6 +144,7 @@ class Model:
         self._ignored_until = self.delivered_bytes + self.in_flight
 
     def restart_from_idle(self, now: float) -> None:
+        self.now = now
         self._burst_began_at = now
         self._burst_bytes = 0
 

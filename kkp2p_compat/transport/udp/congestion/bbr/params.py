@@ -33,6 +33,7 @@ FIRST_RTT_S = 0.001  # InitPacingRate, while there is no round trip
 QUEUE_RTT = 1 / 8  # a queue shows when a round trip is longer than the smallest by this share
 QUEUE_S = 0.002  # and by this much: below it, batches and timers hide it
 BLIND_LOSS_THRESHOLD = 0.10  # instead of LOSS_THRESHOLD, when no queue shows
+MAX_AMBIENT_LOSS = 0.20  # more is no accident, even if no queue shows: a policer drops it
 AMBIENT_PACKETS = 1000  # the ambient loss rate is an average over as many packets
 AMBIENT_ROUNDS = 10  # and rounds
 AMBIENT_DEVIATIONS = 2.0  # random loss varies by so many standard deviations

@@ -50,10 +50,15 @@ class ProbeBw:
             model.seek_more_than(model.sample_bytes_per_s)
             self._raise_faster(model.in_flight)
 
-    def stop_probing(self) -> None:
-        """No more probing packets are sent; those on their way have a round to come back."""
-        self._awaits_verdict = True
-        self._model.begin_round()
+    def interrupt(self, mode: Mode) -> None:
+        """ProbeRTT begins.  If it cuts a probe short, the cycle ends at once.
+
+        The draft goes on with the cycle.  On a path that has become slower, every probe may be cut
+        short in turn, and the old bandwidth is never forgotten.
+        """
+        if mode is Mode.UP or self._awaits_verdict:
+            self._model.begin_cycle()
+        self._stop_probing()
 
     def update(self, mode: Mode, update: Update, lost_too_much: bool, window_bytes: int) -> Mode:
         model = self._model
@@ -97,7 +102,12 @@ class ProbeBw:
         self._cycle_began_at = model.now
         self._up_bytes_per_packet = math.inf
         model.forget_round()
-        self.stop_probing()
+        self._stop_probing()
+
+    def _stop_probing(self) -> None:
+        """No more probing packets are sent; those on their way have a round to come back."""
+        self._awaits_verdict = True
+        self._model.begin_round()
 
     def _is_time_to_probe(self, window_bytes: int) -> bool:
         """As often as Reno would need to come back to this window, but at least every 3 s."""

@@ -4,7 +4,9 @@ the bare path shows.
 Needed only when no round trip near the smallest was seen for ``PROBE_RTT_INTERVAL_S``: others keep
 the queue filled, or the bandwidth is believed too high.
 
-Follows draft-ietf-ccwg-bbr, section "ProbeRTT".
+Follows draft-ietf-ccwg-bbr, section "ProbeRTT".  Departure: half of what fills the path is reckoned
+by the rate that came through last.  When the path has become slower, half by the best rate known
+would still fill the queue, and what is then measured would make it worse.
 """
 
 from __future__ import annotations
@@ -21,22 +23,22 @@ class ProbeRtt:
 
     def __init__(self, model: Model) -> None:
         self._model = model
+        self.most_in_flight = 0.0
         self._done_at: float | None = None  # None: there is still too much in flight
         self._round_done = False
 
     def enter(self) -> None:
-        self._done_at = None
-
-    def most_in_flight(self) -> float:
         model = self._model
-        product = GAINS[Mode.PROBE_RTT].window * model.bdp_bytes(model.bytes_per_s)
-        return max(product, model.min_window_bytes)
+        rate = min(model.bytes_per_s, model.sample_bytes_per_s)
+        product = GAINS[Mode.PROBE_RTT].window * model.bdp_bytes(rate)
+        self.most_in_flight = max(product, model.min_window_bytes)
+        self._done_at = None
 
     def update(self) -> Mode:
         model = self._model
         model.ignore_in_flight()
         if self._done_at is None:
-            if model.in_flight <= self.most_in_flight():
+            if model.in_flight <= self.most_in_flight:
                 self._done_at = model.now + params.PROBE_RTT_S
                 self._round_done = False
                 model.begin_round()
