@@ -4,59 +4,19 @@ from __future__ import annotations
 
 import re
 import signal
-import subprocess
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pytest
-from netns import Host, Lab
-from support import SECRET
+from netns import Lab
+from programs import PORT, SAMPLES, Run, start_cloud, wait_for
+from support import ROOT, SECRET
 
 from kkp2p_compat.cli.demo import make_certificate
 
-TESTS = Path(__file__).parents[1]
-SAMPLES = TESTS.parent / "samples"
-PORT = "3080"
+ECHO = str(ROOT / "tests" / "echo_peer.py")
+CALLER = str(Path(__file__).with_name("caller.py"))
 
 
-@pytest.fixture
-def run(lab: Lab) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start a Python program on a host, and wait for a line; ended by the test or afterwards."""
-    processes: list[subprocess.Popen[str]] = []
-
-    def start(host: Host, line: str, *command: str) -> subprocess.Popen[str]:
-        process = host.python(*command)
-        processes.append(process)
-        wait_for(process, line)
-        return process
-
-    yield start
-    for process in processes:
-        if process.poll() is None:
-            process.terminate()
-        process.communicate(timeout=20)
-
-
-def wait_for(process: subprocess.Popen[str], line: str) -> str:
-    assert process.stdout is not None
-    seen = []
-    for text in process.stdout:
-        seen.append(text)
-        if re.search(line, text):
-            return text
-    raise AssertionError(f"{process.args} ended before {line!r}: {''.join(seen)}")
-
-
-def start_cloud(lab: Lab, run: Callable[..., subprocess.Popen[str]], *options: str) -> Host:
-    host = lab.host("cloud")
-    run(
-        host, PORT, "-m", "kkp2p_compat", "cloud", "--data", "data",
-        "--account", f"peer:{SECRET}", *options,
-    )  # fmt: skip
-    return host
-
-
-def test_the_documents_run(lab: Lab, run: Callable[..., subprocess.Popen[str]]) -> None:
+def test_the_documents_run(lab: Lab, run: Run) -> None:
     """Cloud, server and proxy client on three hosts; curl and openssl beside the client."""
     cloud = start_cloud(lab, run)
     login = ("--login", f"{cloud.address}:{PORT}")
@@ -88,21 +48,19 @@ def test_the_documents_run(lab: Lab, run: Callable[..., subprocess.Popen[str]]) 
     assert len(re.findall("accept new connection,fd:[0-9]+, mode is 2", output)) >= 3
 
 
-def test_pulled_cable(lab: Lab, run: Callable[..., subprocess.Popen[str]]) -> None:
+def test_pulled_cable(lab: Lab, run: Run) -> None:
     """Idle channels end with an error on both sides, nobody having closed anything; the same
     peer gets in from elsewhere at once, and is called there."""
     cloud = start_cloud(lab, run)
-    echo = str(TESTS / "echo_peer.py")
-    program = (echo, "server", PORT, "peer", SECRET, cloud.address)
+    program = (ECHO, "server", PORT, "peer", SECRET, cloud.address)
     home, elsewhere, calling = lab.host("home"), lab.host("elsewhere"), lab.host("caller")
     server = run(home, "joined", *program)
     callers = [
-        run(calling, "echo 1", str(TESTS / "lab" / "caller.py"), cloud.address, PORT, "peer", kind)
-        for kind in ("0", "1")
+        run(calling, "echo 1", CALLER, cloud.address, PORT, "peer", kind) for kind in ("0", "1")
     ]
     home.unplug()
     run(elsewhere, "joined", *program)
-    run(calling, "echo 1", str(TESTS / "lab" / "caller.py"), cloud.address, PORT, "peer", "1")
+    run(calling, "echo 1", CALLER, cloud.address, PORT, "peer", "1")
     for caller in callers:
         assert wait_for(caller, "^end") == "end -1\n"
     for _ in callers:
