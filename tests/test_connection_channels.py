@@ -8,7 +8,6 @@ from sim.pair import Pair, Transfer, mbit_per_s
 from sim.simnet import Conditions
 
 from kkp2p_compat._codes import KKP2P_TCP_CHANNEL, KKP2P_UDP_CHANNEL
-from kkp2p_compat.transport.udp.channel import INITIAL_STREAM_WINDOW_BYTES
 from kkp2p_compat.transport.udp.events import (
     ChannelOffered,
     ChannelOpened,
