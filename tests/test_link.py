@@ -27,6 +27,7 @@ from kkp2p_compat._errors import (
     CloudUnreachable,
     KKP2PError,
     LinkLost,
+    NotSupported,
     PeerOffline,
     TimedOut,
 )
@@ -301,7 +302,7 @@ def test_calls(open_link: OpenLink) -> None:
         ("busy", CallRefused, -108),
         ("left", CallRefused, -108),
         ("relay", CallRefused, -108),
-        ("unsupported", CallRefused, -106),
+        ("unsupported", NotSupported, -106),
         ("limit", LinkLost, -107),
         ("never heard of", CallRefused, -108),
         (None, CallRefused, -108),

@@ -19,7 +19,7 @@ from gevent.event import AsyncResult, Event
 from gevent.lock import RLock
 from scramp import ScramClient, ScramException
 
-from .._codes import KKP2P_ERROR_INVALID_PEER_ID, KKP2P_ERROR_PARAMETER
+from .._codes import KKP2P_ERROR_INVALID_PEER_ID
 from .._errors import (
     BadPacket,
     CallRefused,
@@ -28,6 +28,7 @@ from .._errors import (
     KKP2PError,
     LinkLost,
     LoginRefused,
+    NotSupported,
     PeerOffline,
     TimedOut,
 )
@@ -62,6 +63,7 @@ _REFUSALS: dict[str, tuple[type[KKP2PError], str]] = {
     "relay": (CallRefused, "the peer could not reach the relay"),
     "timeout": (TimedOut, "the peer did not answer in time"),
     "limit": (LinkLost, "a limit of the cloud was met"),
+    "unsupported": (NotSupported, "the peer cannot do this channel type or mode"),
 }
 
 
@@ -72,8 +74,6 @@ def _show(value: object) -> str:
 
 def refusal(reason: object) -> KKP2PError:
     """The error for a reason that the cloud or the callee gave for refusing a call."""
-    if reason == "unsupported":
-        return CallRefused("the peer cannot do this channel type or mode", KKP2P_ERROR_PARAMETER)
     known = reason if isinstance(reason, str) else ""
     kind, text = _REFUSALS.get(known, (CallRefused, f"refused: {_show(reason)}"))
     return kind(text)

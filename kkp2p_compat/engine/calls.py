@@ -34,6 +34,7 @@ __all__ = [
     "encode_text",
     "make_call",
     "parse_answer_untrusted",
+    "parse_direct_answer_untrusted",
     "parse_offer_untrusted",
 ]
 
@@ -86,7 +87,7 @@ def make_call(client: CloudClient, ctx: connect_ctx_t, budget_s: float) -> Conne
             wait_for_pairing(sock)
             keys = None
             if private is not None:
-                public = parse_answer_untrusted(answer)[0]
+                public = parse_answer_untrusted(answer)
                 keys = derive_keys(private, public, offer, answer)
         except BaseException:
             sock.close()  # first: the link may be broken, too
@@ -167,10 +168,17 @@ def parse_offer_untrusted(text: object) -> Offer:
     return Offer(channel_type, mode, encrypt, desc, key, direct)
 
 
-def parse_answer_untrusted(answer: str) -> tuple[bytes, DirectOffer | None]:
-    """The callee's public key, and its half of a direct connection."""
+def parse_answer_untrusted(answer: str) -> bytes:
+    """The callee's public key."""
+    return _decode_key_untrusted(_from_text_untrusted(answer).get("key"))
+
+
+def parse_direct_answer_untrusted(answer: str) -> tuple[bytes, DirectOffer]:
+    """The callee's public key, and its half of a direct connection; NotSupported without that."""
     fields = _from_text_untrusted(answer)
-    direct = DirectOffer.parse_untrusted(fields["direct"]) if "direct" in fields else None
+    if "direct" not in fields:
+        raise NotSupported("the peer cannot be met directly")
+    direct = DirectOffer.parse_untrusted(fields["direct"])
     return _decode_key_untrusted(fields.get("key")), direct
 
 

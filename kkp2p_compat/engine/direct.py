@@ -40,7 +40,13 @@ from ..transport.udp.events import Address, ChannelOffered
 from ..transport.udp.route import route_datagram_bytes
 from ..traversal import lan
 from ..traversal.candidates import Candidate, host_candidates
-from .calls import Offer, call_peer, encode_text, parse_answer_untrusted, parse_offer_untrusted
+from .calls import (
+    Offer,
+    call_peer,
+    encode_text,
+    parse_direct_answer_untrusted,
+    parse_offer_untrusted,
+)
 from .direct_offer import DirectOffer
 from .path_finder import Path, PathFinder
 from .peer_link import PeerLink
@@ -185,13 +191,8 @@ class Direct:
         def finish(link: Link, call: OutgoingCall) -> str:
             return call.answer.get()
 
-        try:
-            with time_limit(budget_s, late):
-                answer = call_peer(client, ctx.peer_id, offer, budget_s, finish)
-        except CallRefused as error:
-            if error.code == _codes.KKP2P_ERROR_PARAMETER:
-                raise NotSupported(str(error)) from error
-            raise
+        with time_limit(budget_s, late):
+            answer = call_peer(client, ctx.peer_id, offer, budget_s, finish)
         left_s = budget_s - (time.monotonic() - started)
         if ctx.connect_mode == _codes.CONNECT_AUTO:
             left_s = min(left_s, HEAD_START_S)
@@ -223,9 +224,7 @@ class Direct:
     def _meet_callee(
         self, name: str, half: _Half, offer: str, answer: str, budget_s: float
     ) -> PeerLink:
-        public, theirs = parse_answer_untrusted(answer)
-        if theirs is None:
-            raise NotSupported("the peer cannot be met directly")
+        public, theirs = parse_direct_answer_untrusted(answer)
         ours, back = half.secrets(public, offer, answer)  # of the directions: the caller's first
         late = TimedOut("no path to the peer was found")
         finder = self._need_finder()
@@ -245,11 +244,8 @@ class Direct:
         """Answer by ``send``, and wait for the path; raises KKP2PError."""
         if offer.direct is None or offer.key is None:
             raise BadPacket("a direct offer without a key")
-        try:
-            finder = self._need_finder()
-            half = _Half(self, offer.direct)
-        except LinkLost as error:
-            raise NotSupported(f"no UDP here: {error}") from error
+        finder = self._need_finder()
+        half = _Half(self, offer.direct)
         if len(self._links) >= MAX_LINKS or len(finder) >= MAX_MEETING:
             raise CallRefused("too many connections with peers")
 
@@ -308,7 +304,10 @@ class Direct:
         if self._closed:
             raise EngineClosed
         if self._endpoint is None:
-            self._endpoint = Endpoint(self._log)
+            try:
+                self._endpoint = Endpoint(self._log)
+            except LinkLost as error:
+                raise NotSupported(f"this host has no UDP: {error}") from error
         return self._endpoint
 
     def _need_finder(self) -> PathFinder:

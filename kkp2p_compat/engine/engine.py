@@ -278,6 +278,8 @@ class Engine:
                     return self.direct.connect(self._client, ctx, deadline - time.monotonic())
                 except (NotSupported, TimedOut, LinkLost) as error:
                     if ctx.connect_mode == _codes.CONNECT_P2P:
+                        if isinstance(error, NotSupported):  # by the peer, or this network
+                            raise TimedOut(f"no p2p: {error}") from error
                         raise
                     self.log.info("%s: no p2p: %s", ctx.peer_id, error)
             if ctx.channel_type != _codes.KKP2P_TCP_CHANNEL:
