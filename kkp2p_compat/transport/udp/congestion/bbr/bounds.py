@@ -20,8 +20,8 @@ A queue that stands for a whole round shows that those who share it send faster,
 is emptied.  Each BBR believes the most it ever got, so their sum is too high, and then only the
 windows decide who gets how much.  Outside probes the pace is therefore bounded by what the round
 delivered, until a round trip shows an empty queue.  It takes about a third off the queue of two
-BBRs, and lets a late one have its share sooner.  The window is not bounded, so that CUBIC's queue does not
-push BBR aside.
+BBRs, and lets a late one have its share sooner.  The window is not bounded, so that CUBIC's
+queue does not push BBR aside.
 
 Nothing is undone when a loss turns out to be a late packet.  The transport raises its reordering
 threshold instead.
