@@ -38,15 +38,13 @@ def take_line(engine: kkp2p.engine_t, desc: int = CHAT_DESC) -> bytes:
     return line
 
 
-@pytest.mark.parametrize(
-    ("options", "mode"), [((), "[12]"), (RELAY, "2"), ((*RELAY, "--encrypt"), "2")]
-)
+@pytest.mark.parametrize(("options", "mode"), [((), 1), (RELAY, 2), ((*RELAY, "--encrypt"), 2)])
 def test_many_at_once(
     peer: kkp2p.engine_t,
     other: kkp2p.engine_t,
     start_sample: StartSample,
     options: tuple[str, ...],
-    mode: str,
+    mode: int,
 ) -> None:
     arguments = [*["peer", "other"] * 20, "--line", "你好", *options]
     sample = start_sample("async_connect", *arguments)

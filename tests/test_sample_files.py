@@ -26,7 +26,12 @@ from file_samples import (
     receive,
 )
 from gevent import socket
-from sample_process import StartSample, load_sample, read_terminal, start_sample
+from sample_process import (
+    StartSample,
+    load_sample,
+    read_terminal,
+    start_sample,
+)
 from support import read_all, write_all
 
 import kkp2p_compat as kkp2p
@@ -55,19 +60,19 @@ def test_sizes(
 
 
 @pytest.mark.parametrize(
-    ("options", "mode"), [((), "[12]"), (("--mode", "auto", "--encrypt"), "[12]"),
-                          ((*RELAY, "--encrypt"), "2")]
-)  # fmt: skip
+    ("options", "mode"),
+    [((), 1), (("--mode", "p2p"), 1), (("--encrypt",), 1), ((*RELAY, "--encrypt"), 2)],
+)
 def test_ways_and_once(
     receive: StartReceiver,
     start_sample: StartSample,
     tmp_path: Path,
     folder: Path,
     options: tuple[str, ...],
-    mode: str,
+    mode: int,
 ) -> None:
-    receiver = receive("--once")
     data = make_file(tmp_path / "file", 3_000_000)
+    receiver = receive("--once")
     sender = start_sample("send_file", "peer", str(tmp_path / "file"), *options)
     status, output, errors = sender.end()
     assert (status, errors) == (0, "")
