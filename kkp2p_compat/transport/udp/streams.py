@@ -20,7 +20,6 @@ __all__ = ["ReceiveStream", "ReceiveWindow", "SendStream"]
 
 # Our choices.
 MERGE_BYTES = 2048  # a last chunk shorter than this grows, so that tiny writes stay few objects
-GROWTH_RTTS = 4
 SMALL_BYTES = 256  # received pieces that are smaller on average are put together
 MAX_UNTAKEN_BYTES = 8 << 20  # that applications which do not read may make a connection hold
 MAX_PIECES = 32_768  # out of order at once: 2.5 times what 16 MiB of 1,200-byte packets can be
@@ -166,9 +165,8 @@ class SendStream:
 class ReceiveWindow:
     """A limit that moves with what the application takes, and widens when that is fast.
 
-    When half a window was taken within GROWTH_RTTS round trips, it doubles: it has to hold what the
-    sender's congestion window may be, twice the path's bandwidth-delay product, and what comes
-    while a lost piece is sent again.
+    When half a window was taken within two round trips, the window and not the path was the
+    brake, so it doubles.
     """
 
     def __init__(self, initial: int, largest: int) -> None:
@@ -192,7 +190,7 @@ class ReceiveWindow:
         """Raise the limit if it is time; True: the peer has to be told."""
         if self.limit - consumed > self.bytes // 2:
             return False
-        if now - self._renewed_at < GROWTH_RTTS * rtt_s:
+        if now - self._renewed_at < 2 * rtt_s:
             self.bytes = min(2 * self.bytes, self._largest)
         self._renewed_at = now
         self.limit = consumed + self.bytes
