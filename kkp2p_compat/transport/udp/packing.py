@@ -27,7 +27,7 @@ from .streams import ReceiveWindow, SendStream
 
 __all__ = ["INITIAL_DATA_WINDOW_BYTES", "Packer"]
 
-INITIAL_DATA_WINDOW_BYTES = 1024 * 1024  # our choice; a constant of the protocol
+INITIAL_DATA_WINDOW_BYTES = 4 * 1024 * 1024  # our choice; a constant of the protocol
 MAX_BATCH_PACKETS = 64  # Linux: UDP_MAX_SEGMENTS
 MAX_BATCH_BYTES = 65_507  # of UDP payload, over IPv4
 PROBE_PACKETS = 2  # RFC 9002 section 6.2.4
