@@ -63,6 +63,7 @@ MAX_BLOCKED = 1024  # peers remembered so
 REUSE_S = 2.0  # how long a live link may take to open a channel before a new one is made
 MAX_LINKS = 8192  # that peers made; more are declined
 MAX_MEETING = 2048  # calls of others whose path is being looked for
+ANSWER_GRACE_S = 2.0  # for the callee of a call whose time is over, if the caller was just in time
 LAN_MEETING_S = 10.0  # for the callee of a LAN search, which does not know the caller's budget
 MAX_TEXT_BYTES = 1000  # of an offer or answer: a LAN search is one datagram
 SECRETS_BYTES = 64
@@ -257,7 +258,7 @@ class Direct:
         late = TimedOut("no path to the caller was found")
         with finder.searching(half.direct, offer.direct, controlling=False) as found:
             send(answer)
-            with time_limit(budget_s, late):
+            with time_limit(budget_s + ANSWER_GRACE_S, late):
                 path = found.get()
         self._link(name, half.direct, offer.direct, ours, theirs, path, own_id)
 

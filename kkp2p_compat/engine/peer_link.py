@@ -58,6 +58,7 @@ class PeerLink:
         self._waiting: dict[int, AsyncResult[None]] = {}
         self._unused: dict[int, float] = {}  # channels without a pipe, and since when
         self._early: dict[int, list[e.Event]] = {}  # what came before our side has its pipe
+        self._abandoned: set[int] = set()  # not opened yet, and not wanted any more
         self._used_at = time.monotonic()
         endpoint.add(self)
 
@@ -97,8 +98,17 @@ class PeerLink:
         self.connection.refuse_channel(stream_id, reason)
 
     def give_up(self, stream_id: int) -> None:
-        """Nobody wants this channel."""
+        """Nobody wants this channel.
+
+        One that is not opened yet is given up when it is: the peer would not know what is meant.
+        """
         self._early.pop(stream_id, None)
+        channel = self.connection.channels.get(stream_id)
+        if channel is not None and not channel.opened:
+            if channel.ours:
+                self._abandoned.add(stream_id)
+                self._look_if_drained()
+            return
         self.connection.reset(stream_id, 0)
         self.connection.stop(stream_id)
         self.wake()
@@ -177,6 +187,9 @@ class PeerLink:
         result = self._waiting.get(event.stream_id)
         if result is not None:
             result.set(None)
+        elif event.stream_id in self._abandoned:
+            self._abandoned.discard(event.stream_id)
+            self.give_up(event.stream_id)
 
     def _handle_refused(self, event: e.ChannelRefused) -> None:
         result = self._waiting.get(event.stream_id)
@@ -186,12 +199,19 @@ class PeerLink:
         self._forget(event.stream_id)
 
     def _handle_ended(self, event: e.Ended) -> None:
+        result = self._waiting.get(event.stream_id)
+        if result is not None and not result.ready():  # its end overtook its OPENED
+            result.set_exception(CallRefused("the peer gave the channel up"))
         self._forget(event.stream_id)
 
     def _forget(self, stream_id: int) -> None:
         self._unused.pop(stream_id, None)
+        self._abandoned.discard(stream_id)
         self._used_at = time.monotonic()
-        if not self.connection.channels:
+        self._look_if_drained()
+
+    def _look_if_drained(self) -> None:
+        if len(self.connection.channels) == len(self._abandoned):
             self.drained.set()
 
     def _handle_path_changed(self, event: e.PathChanged) -> None:
