@@ -182,10 +182,14 @@ class ChannelTable:
 
     def _handle_stream(self, channel: Channel, offset: int, pieces: list[bytes], fin: bool) -> None:
         receive = channel.receive
-        before = receive.highest
+        before, keeps_up = receive.highest, receive.is_taken
         fresh = receive.handle_data(offset, pieces, fin)
         if receive.highest != before:
             self._count_received(receive.highest - before)
+            if keeps_up and receive.window.widen(
+                receive.highest, receive.consumed, self._now, self.recovery.rtt.smoothed_s
+            ):
+                self._packer.announce_stream(channel)
             if receive.stopped:
                 self._take_up(receive.highest - before)
         if fresh and channel.stream_id not in self._readable:

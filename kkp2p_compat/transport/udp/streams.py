@@ -163,20 +163,40 @@ class SendStream:
 
 
 class ReceiveWindow:
-    """A limit that moves with what the application takes, and widens when that is fast.
+    """A limit that moves with what the application takes, and widens when the sender is fast.
 
-    When half a window was taken within two round trips, the window and not the path was the
-    brake, so it doubles.
+    When half a window was used within two round trips, the window and not the path was the brake,
+    so it doubles; but not for an application that does not keep up.
     """
 
     def __init__(self, initial: int, largest: int) -> None:
         self.bytes = initial
         self.limit = initial  # what the peer was told
         self._largest = largest
-        self._renewed_at = 0.0
+        self._raised_at: float | None = None
+
+    def widen(self, highest: int, consumed: int, now: float, rtt_s: float) -> bool:
+        """Data came, and what was in order before was taken; True: tell the peer a new limit.
+
+        For a sender that is ahead of what is taken only because a lost piece is missing.
+        """
+        if self._raised_at is None:
+            self._raised_at = now
+        if self.limit - highest > self.bytes // 2 or not self._double(now, rtt_s):
+            return False
+        self._raise(consumed, now)
+        return True
+
+    def renew(self, consumed: int, now: float, rtt_s: float) -> bool:
+        """The application took something; True: tell the peer a new limit."""
+        if self.limit - consumed > self.bytes // 2:
+            return False
+        self._double(now, rtt_s)
+        self._raise(consumed, now)
+        return True
 
     def make_room(self, received: int, consumed: int) -> bool:
-        """Widen for what came and is not taken, up to a bound; True: the peer has to be told.
+        """Widen for what came and is not taken, up to a bound; True: tell the peer a new limit.
 
         For the window of all streams together: a few that nobody reads must not stop the others.
         """
@@ -186,15 +206,16 @@ class ReceiveWindow:
         self.limit = consumed + self.bytes
         return True
 
-    def renew(self, consumed: int, now: float, rtt_s: float) -> bool:
-        """Raise the limit if it is time; True: the peer has to be told."""
-        if self.limit - consumed > self.bytes // 2:
+    def _double(self, now: float, rtt_s: float) -> bool:
+        fast = self._raised_at is None or now - self._raised_at < 2 * rtt_s
+        if not fast or self.bytes >= self._largest:
             return False
-        if now - self._renewed_at < 2 * rtt_s:
-            self.bytes = min(2 * self.bytes, self._largest)
-        self._renewed_at = now
-        self.limit = consumed + self.bytes
+        self.bytes = min(2 * self.bytes, self._largest)
         return True
+
+    def _raise(self, consumed: int, now: float) -> None:
+        self._raised_at = now
+        self.limit = consumed + self.bytes
 
 
 class ReceiveStream:
@@ -223,6 +244,11 @@ class ReceiveStream:
     @property
     def at_end(self) -> bool:
         return self.consumed == self.final_size and not self.was_reset
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether the application has all that is in order."""
+        return self.consumed == self.next_offset
 
     @property
     def held_bytes(self) -> int:
