@@ -85,6 +85,18 @@ def on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def out_of_reach(on_loopback: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Peers tell addresses where nobody is."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        ports = {int(socket.AF_INET): silent.getsockname()[1]}
+        monkeypatch.setattr(
+            direct, "host_candidates", lambda _: host_candidates(ports, ["127.0.0.1"])
+        )
+        yield
+
+
+@pytest.fixture
 def lan_port() -> int:
     """A free port for LAN searches."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:

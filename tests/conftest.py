@@ -19,6 +19,7 @@ from cloud_fixtures import (
     make_engine,
     make_pair,
     on_loopback,
+    out_of_reach,
     peer,
 )
 from line_server import identity, make_link, offers, open_link, quick_link, serve
@@ -28,7 +29,7 @@ import kkp2p_compat as kkp2p
 
 __all__ = [
     "cloud", "engine", "identity", "lan_pair", "lan_port", "make_engine", "make_link", "make_pair",
-    "offers", "on_loopback", "open_link", "peer", "quick_link", "serve",
+    "offers", "on_loopback", "open_link", "out_of_reach", "peer", "quick_link", "serve",
 ]  # fmt: skip
 
 # What the process keeps for good: the hub of the tests, and the first thread of its pool.
