@@ -52,7 +52,9 @@ from ._version import __version__
 from .engine import log as _log
 from .engine.channels import Channel
 from .engine.channels import close_fd as _close_fd
+from .engine.channels import takes_messages as _takes_messages
 from .engine.engine import Engine as engine_t
+from .transport.udp.messages import MAX_MESSAGE_BYTES as _MAX_MESSAGE_BYTES
 
 __all__ = [
     "__version__", "accept", "channel_t", "close_channel", "close_fd", "connect", "connect_cb",
@@ -406,11 +408,14 @@ def write(fd: int, buff: Any, length: int, timeout: int) -> int:
     """Write up to the first ``length`` bytes of ``buff``.
 
     ``timeout``: ms, 0 or more.  Returns how many were taken, which may be fewer; 0 (none in time:
-    the peer does not read), -1 (the peer has closed; or not an open socket), -106, -121 (buff is
-    shorter).  C: ``kkp2p_write``.
+    the peer does not read), -1 (the peer has closed; or not an open socket), -106 (also: over
+    65,536 bytes on a UDP channel, where each write is one message), -121 (buff is shorter).
+    C: ``kkp2p_write``.
     """
     timeout_s = check_timeout(timeout)
     view = check_length(buff, length, writable=False)
+    if length > _MAX_MESSAGE_BYTES and _takes_messages(check_fd(fd)):
+        raise ParameterError(f"a message of {length} bytes, over {_MAX_MESSAGE_BYTES}")
     try:
         # Not the view of bytes: that is read-only, and would be copied.
         source = buff if isinstance(buff, bytes) else view

@@ -40,6 +40,7 @@ __all__ = [
     "adopt",
     "close_channel",
     "close_fd",
+    "takes_messages",
 ]
 
 LINGER_S = 30  # our choice: how long what was written may take to arrive after a close
@@ -248,6 +249,12 @@ def adopt(engine: Engine, connection: Connection | DirectConnection, peer_id: st
     if connection.keys is not None:
         return SealedChannel(engine, connection, peer_id)
     return RawChannel(engine, connection, peer_id, connection.sock.detach())
+
+
+def takes_messages(fd: int) -> bool:
+    """Whether a descriptor is a UDP channel's."""
+    channel = _by_fd.get(fd)
+    return channel is not None and channel.channel_type == KKP2P_UDP_CHANNEL and channel.owns_fd()
 
 
 def close_fd(fd: int) -> bool:

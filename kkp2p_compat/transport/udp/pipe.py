@@ -260,7 +260,7 @@ class MessagePipe(Pipe):
             if not message and self._closed_by_application():
                 self._finish_sending()
                 return
-            if len(message) > MAX_MESSAGE_BYTES:
+            if not 0 < len(message) <= MAX_MESSAGE_BYTES:
                 self.dropped += 1
                 continue
             self._connection.send_message(self.stream_id, message)
@@ -274,8 +274,8 @@ class MessagePipe(Pipe):
         return any(events & gone for _, events in poll.poll(0))
 
     def handle_message(self, message: bytes) -> None:
-        """MessageReceived."""
-        if self._received_all:
+        """MessageReceived.  An empty one would read as the end."""
+        if self._received_all or not message:
             return
         self._queue.append(message)
         self._queued_bytes += len(message)
