@@ -6,9 +6,9 @@ from the callbacks of its watchers, or from there by others, and never waits.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
-from logging import Logger
 from typing import Any
 
 from gevent.event import AsyncResult, Event
@@ -39,7 +39,8 @@ class PeerLink:
     """``on_offered(link, event)`` accepts or refuses a channel that the peer opens."""
 
     def __init__(
-        self, endpoint: Endpoint, connection: Connection, name: str, own_id: str, log: Logger,
+        self, endpoint: Endpoint, connection: Connection, name: str, own_id: str,
+        log: logging.Logger,
         on_offered: Callable[[PeerLink, e.ChannelOffered], object],
         on_closed: Callable[[PeerLink], object],
     ) -> None:  # fmt: skip
@@ -219,7 +220,8 @@ class PeerLink:
 
     def _handle_closed(self, event: e.Closed) -> None:
         self.closed = event.error
-        self._log.info("%s: p2p connection ended: %s", self.name, event.error)
+        level = logging.WARNING if self._pipes else logging.INFO
+        self._log.log(level, "%s: p2p connection ended: %s", self.name, event.error)
         self._endpoint.remove(self)
         for result in self._waiting.values():
             result.set_exception(event.error)

@@ -24,6 +24,7 @@ YOUNG_PACKETS = 200  # received: so long a connection is young
 PER_ACK = 10
 DELAY_RTTS = 1 / 8
 MIN_ACK_DELAY_S = 0.001
+MIN_ACK_GAP_S = 0.0005  # between ACKs for packets in order
 REPORTS = 16  # ACKs that tell of a packet; if all are lost, it is sent again for nothing
 KEPT_RANGES = 64  # what older packets were is forgotten; they count as replays
 ACK_BYTES = ACK_HEADER.size + 32 * ACK_GAP_BYTES  # for the newest 33 ranges
@@ -37,6 +38,7 @@ class Received:
         self.largest = -1
         self.heard_at = -1.0  # when the last of them came
         self._largest_at = 0.0
+        self._acked_at = 0.0  # when the last ACK went
         self._numbers = RangeSet()
         self._reported = RangeSet()  # those that the next ACK tells of
         self._largest_of_acks = deque([0] * REPORTS)  # what was the largest in the last ACKs
@@ -61,18 +63,22 @@ class Received:
             _, self._floor = self._numbers.pop_first()
         if gap and self._unacknowledged == 0:
             self._unacknowledged = PER_ACK - 1  # the next that asks is answered at once
+            self._acked_at = 0.0
 
     def want_ack(self, count: int, now: float, rtt_s: float) -> None:
         """``count`` of the packets that came ask for an acknowledgement."""
         self._unacknowledged += count
-        if self._unacknowledged >= (YOUNG_PER_ACK if self.largest < YOUNG_PACKETS else PER_ACK):
+        if self.largest < YOUNG_PACKETS and self._unacknowledged >= YOUNG_PER_ACK:
             self.ack_at = now
+        elif self._unacknowledged >= PER_ACK:
+            self.ack_at = max(now, self._acked_at + MIN_ACK_GAP_S)
         elif self.ack_at is None:
             self.ack_at = now + min(max(DELAY_RTTS * rtt_s, MIN_ACK_DELAY_S), MAX_ACK_DELAY_S)
 
     def take_ack(self, now: float) -> bytes:
         """An ACK frame, to be sent now."""
         self.ack_at = None
+        self._acked_at = now
         self._unacknowledged = 0
         frame = encode_ack(self._reported, now - self._largest_at, ACK_BYTES)
         self._largest_of_acks.append(self.largest)
