@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support import PATIENCE_S, SECRET, CloudProcess
+from support import PATIENCE_S, SECRET, CloudProcess, Program
 
 import kkp2p_compat as kkp2p
 from kkp2p_compat.engine import direct
@@ -94,6 +94,19 @@ def out_of_reach(on_loopback: None, monkeypatch: pytest.MonkeyPatch) -> Iterator
             direct, "host_candidates", lambda _: host_candidates(ports, ["127.0.0.1"])
         )
         yield
+
+
+@pytest.fixture
+def start_program(tmp_path: Path) -> Iterator[Callable[..., Program]]:
+    programs: list[Program] = []
+
+    def start(*arguments: str) -> Program:
+        programs.append(Program(tmp_path, *arguments))
+        return programs[-1]
+
+    yield start
+    for program in programs:
+        program.close()
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from cloud_fixtures import (
     on_loopback,
     out_of_reach,
     peer,
+    start_program,
 )
 from line_server import identity, make_link, offers, open_link, quick_link, serve
 from support import PATIENCE_S
@@ -30,6 +31,7 @@ import kkp2p_compat as kkp2p
 __all__ = [
     "cloud", "engine", "identity", "lan_pair", "lan_port", "make_engine", "make_link", "make_pair",
     "offers", "on_loopback", "open_link", "out_of_reach", "peer", "quick_link", "serve",
+    "start_program",
 ]  # fmt: skip
 
 # What the process keeps for good: the hub of the tests, and the first thread of its pool.

@@ -2,7 +2,7 @@
 
 server PORT PEER SECRET [HOST]: logs in, and echoes what each accepted channel sends, by native
 threads on blocking descriptors (it never imports gevent itself).
-proxy PORT PEER ENCRYPT: a proxy to PEER; prints where it listens.
+proxy PORT PEER MODE ENCRYPT: a proxy to PEER; prints where it listens.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def server(engine: kkp2p.engine_t, peer: str, secret: str, _host: str = "") -> N
         threading.Thread(target=echo, args=(channel,), daemon=True).start()
 
 
-def proxy(engine: kkp2p.engine_t, peer: str, encrypt: str) -> None:
+def proxy(engine: kkp2p.engine_t, peer: str, mode: str, encrypt: str) -> None:
     proxy_id = ctypes.c_uint32()
-    ctx = kkp2p.connect_ctx_t(peer, connect_mode=2, encrypt_data=int(encrypt), timeout=20000)
+    ctx = kkp2p.connect_ctx_t(peer, 0, int(mode), int(encrypt), 20000)
     assert kkp2p.start_proxy(engine, "127.0.0.1", 0, ctx, proxy_id) == 0
     address = kkp2p.proxy_address(engine, proxy_id)
     assert address is not None
@@ -54,7 +54,7 @@ def end_with_parent() -> None:
 
 if __name__ == "__main__":
     threading.Thread(target=end_with_parent, daemon=True).start()
-    host = sys.argv[5] if len(sys.argv) > 5 else "127.0.0.1"
+    host = sys.argv[5] if sys.argv[1] == "server" and len(sys.argv) > 5 else "127.0.0.1"
     conf = kkp2p.engine_conf_t(host, int(sys.argv[2]), log_path=os.environ["TMPDIR"])
     started = kkp2p.engine_init(conf, 5000)
     assert started is not None

@@ -63,6 +63,30 @@ class CloudProcess:
         return status
 
 
+class Program:
+    """An echo_peer.py process."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("echo_peer.py")), *arguments],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**ENVIRONMENT, "TMPDIR": str(folder)},
+        )  # fmt: skip
+        assert self.process.stdout is not None
+        self.first_line = self.process.stdout.readline().strip()
+
+    def peak_kb(self) -> int:
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0])
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def close(self) -> None:
+        self.process.communicate(timeout=PATIENCE_S)
+
+
 def listen() -> socket.socket:
     """A listener of greenlets: gevent.socket.create_server makes a blocking one."""
     listener = socket.socket()

@@ -1,4 +1,4 @@
-"""start_proxy and stop_proxy against real peers over a real relay."""
+"""start_proxy and stop_proxy against real peers, directly and over a real relay."""
 
 from __future__ import annotations
 
@@ -6,62 +6,31 @@ import ctypes
 import hashlib
 import os
 import socket as _socket
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import gevent
 import pytest
 from gevent import socket
-from support import ENVIRONMENT, PATIENCE_S, SECRET, CloudProcess
+from support import PATIENCE_S, SECRET, CloudProcess, Program
 
 import kkp2p_compat as kkp2p
 
 GIB = 1 << 30
 
 
-class Program:
-    """An echo_peer.py process."""
-
-    def __init__(self, folder: Path, *arguments: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("echo_peer.py")), *arguments],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env={**ENVIRONMENT, "TMPDIR": str(folder)},
-        )  # fmt: skip
-        assert self.process.stdout is not None
-        self.first_line = self.process.stdout.readline().strip()
-
-    def peak_kb(self) -> int:
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(status.partition("VmHWM:")[2].split()[0])
-
-    def close(self) -> None:
-        self.process.communicate(timeout=PATIENCE_S)
+# connect_mode, encrypt_data
+KINDS = {"direct": (1, 0), "plain": (2, 0), "encrypted": (2, 1)}
+all_kinds = pytest.mark.parametrize(("mode", "encrypt"), KINDS.values(), ids=list(KINDS))
 
 
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Program]]:
-    programs: list[Program] = []
-
-    def start_program(*arguments: str) -> Program:
-        programs.append(Program(tmp_path, *arguments))
-        return programs[-1]
-
-    yield start_program
-    for program in programs:
-        program.close()
-
-
-@pytest.fixture(params=[0, 1], ids=["plain", "encrypted"])
+@pytest.fixture(params=KINDS)
 def proxied(
-    request: pytest.FixtureRequest, cloud: CloudProcess, start: Callable[..., Program]
+    request: pytest.FixtureRequest, cloud: CloudProcess, start_program: Callable[..., Program]
 ) -> tuple[int, list[Program]]:
     """The port of a proxy to an echoing peer, all real processes."""
-    server = start("server", str(cloud.port), "peer", SECRET)
+    server = start_program("server", str(cloud.port), "peer", SECRET)
     assert server.first_line == "joined"
-    proxy = start("proxy", str(cloud.port), "peer", str(request.param))
+    proxy = start_program("proxy", str(cloud.port), "peer", *map(str, KINDS[request.param]))
     return int(proxy.first_line), [server, proxy]
 
 
@@ -92,12 +61,16 @@ def echo_through(port: int, size: int) -> None:
         assert received == (size, sending.get())
 
 
-def test_one_gib_both_ways_at_once(proxied: tuple[int, list[Program]], cloud: CloudProcess) -> None:
+def test_much_both_ways_at_once(
+    proxied: tuple[int, list[Program]], request: pytest.FixtureRequest
+) -> None:
+    """A GiB; a quarter of it where the congestion control is ours, too."""
     port, programs = proxied
+    size = GIB // 4 if "direct" in request.node.name else GIB
     echo_through(port, 32 << 20)  # what a first transfer allocates once
     before = [program.peak_kb() for program in programs]
     with gevent.Timeout(20 * PATIENCE_S):
-        echo_through(port, GIB)
+        echo_through(port, size)
     grown = [program.peak_kb() - kb for program, kb in zip(programs, before, strict=True)]
     assert max(grown) < 32 << 10, f"KB more at the peak: {grown}"
 
@@ -116,13 +89,15 @@ def test_half_closes_and_empty_connections(proxied: tuple[int, list[Program]]) -
 
 
 @pytest.fixture
-def proxy(engine: kkp2p.engine_t) -> Callable[..., tuple[ctypes.c_uint32, tuple[str, int]]]:
+def proxy(
+    on_loopback: None, engine: kkp2p.engine_t
+) -> Callable[..., tuple[ctypes.c_uint32, tuple[str, int]]]:
     """A proxy in this process: its id and where it listens."""
 
     def start_proxy(
-        peer_id: str, ip: str = "127.0.0.1", encrypt: int = 0
+        peer_id: str, ip: str = "127.0.0.1", mode: int = 2, encrypt: int = 0
     ) -> tuple[ctypes.c_uint32, tuple[str, int]]:
-        ctx = kkp2p.connect_ctx_t(peer_id, connect_mode=2, encrypt_data=encrypt, timeout=20_000)
+        ctx = kkp2p.connect_ctx_t(peer_id, 0, mode, encrypt, 20_000)
         proxy_id = ctypes.c_uint32()
         assert kkp2p.start_proxy(engine, ip, 0, ctx, proxy_id) == 0
         address = kkp2p.proxy_address(engine, proxy_id)
@@ -135,9 +110,12 @@ def proxy(engine: kkp2p.engine_t) -> Callable[..., tuple[ctypes.c_uint32, tuple[
 Start = Callable[..., tuple[ctypes.c_uint32, tuple[str, int]]]
 
 
-def test_peer_that_is_away(proxy: Start, make_engine: Callable[..., kkp2p.engine_t]) -> None:
+@pytest.mark.parametrize("mode", [0, 1, 2])
+def test_peer_that_is_away(
+    proxy: Start, make_engine: Callable[..., kkp2p.engine_t], mode: int
+) -> None:
     """The local connection is ended at once, and the proxy works when the peer is back."""
-    _, address = proxy("other")
+    _, address = proxy("other", mode=mode)
     with gevent.Timeout(PATIENCE_S):
         for _ in range(3):
             with (
@@ -156,12 +134,12 @@ def test_peer_that_is_away(proxy: Start, make_engine: Callable[..., kkp2p.engine
         assert sock.recv(10) == b""
 
 
-@pytest.mark.parametrize("encrypt", [0, 1], ids=["plain", "encrypted"])
+@all_kinds
 def test_stop_proxy_ends_its_connections(
-    proxy: Start, engine: kkp2p.engine_t, peer: kkp2p.engine_t, encrypt: int
+    proxy: Start, engine: kkp2p.engine_t, peer: kkp2p.engine_t, mode: int, encrypt: int
 ) -> None:
-    proxy_id, address = proxy("peer", encrypt=encrypt)
-    _, other_address = proxy("peer", encrypt=encrypt)
+    proxy_id, address = proxy("peer", mode=mode, encrypt=encrypt)
+    _, other_address = proxy("peer", mode=mode, encrypt=encrypt)
     channels = [kkp2p.channel_t(), kkp2p.channel_t()]
     with gevent.Timeout(PATIENCE_S):
         stopped = socket.create_connection(address)
@@ -197,9 +175,12 @@ def test_ipv6_listener(proxy: Start, peer: kkp2p.engine_t) -> None:
     kkp2p.close_fd(channel.fd)
 
 
-def test_local_reset_reaches_the_peer(proxy: Start, peer: kkp2p.engine_t) -> None:
+@all_kinds
+def test_local_reset_reaches_the_peer(
+    proxy: Start, peer: kkp2p.engine_t, mode: int, encrypt: int
+) -> None:
     """A program that breaks its connection breaks that channel only."""
-    _, address = proxy("peer")
+    _, address = proxy("peer", mode=mode, encrypt=encrypt)
     channel = kkp2p.channel_t()
     sock = socket.create_connection(address)
     assert kkp2p.accept(peer, PATIENCE_S * 1000, channel) == 1
