@@ -19,6 +19,7 @@ from support import PATIENCE_S
 
 import kkp2p_compat as kkp2p
 from kkp2p_compat._errors import KKP2PError, LinkLost, TimedOut
+from kkp2p_compat._io import time_limit
 from kkp2p_compat.control import resolver
 from kkp2p_compat.control.link import OutgoingCall
 from kkp2p_compat.engine import calls, channels
@@ -156,7 +157,7 @@ def test_the_socket_is_closed_when_the_link_breaks_with_the_call(
 
     monkeypatch.setattr(calls, "_go_to_relay", lambda place, link: ours)
     ctx = kkp2p.connect_ctx_t("peer", timeout=10)
-    with pytest.raises((LinkLost, TimedOut)):
+    with pytest.raises((LinkLost, TimedOut)), time_limit(0.01, TimedOut()):
         make_call(Client(), ctx, 0.01)  # type: ignore[arg-type]
     assert ours.fileno() == -1
     theirs.close()
