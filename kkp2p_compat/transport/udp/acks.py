@@ -1,10 +1,11 @@
 """Which of the peer's packets came, and when we owe it an acknowledgement.
 
 A number is taken once: what repeats one, or is too old to tell, is a replay.  An acknowledgement
-is due at once for packets out of order and after some packets in order, else after a part of a
-round trip, at most MAX_ACK_DELAY_S.  RFC 9000 section 13.2.2 suggests every second packet; that is
-kept while a connection is young and the sender's window small.  Later fewer do
-(draft-ietf-quic-ack-frequency): each costs both sides as much as many packets of data.
+is due at once for packets out of order and after some packets in order, else after
+MAX_ACK_DELAY_S.  RFC 9000 section 13.2.2 suggests every second packet; that is kept while a
+connection is young and the sender's window small.  Later fewer do (draft-ietf-quic-ack-frequency),
+and a packet with data does not carry an ACK for one or two packets: an ACK costs both sides
+together as much time as many packets of data, and a message and its answer would wait for it.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ YOUNG_PER_ACK = 2  # RFC 9000 section 13.2.2
 # Our choices.
 YOUNG_PACKETS = 200  # received: so long a connection is young
 PER_ACK = 10
-DELAY_RTTS = 1 / 8
-MIN_ACK_DELAY_S = 0.001
+PER_CARRIED_ACK = 5  # when a packet goes anyway
+YOUNG_ACK_DELAY_RTTS = 1 / 8
 MIN_ACK_GAP_S = 0.0005  # between ACKs for packets in order
 REPORTS = 16  # ACKs that tell of a packet; if all are lost, it is sent again for nothing
 KEPT_RANGES = 64  # what older packets were is forgotten; they count as replays
@@ -73,7 +74,19 @@ class Received:
         elif self._unacknowledged >= PER_ACK:
             self.ack_at = max(now, self._acked_at + MIN_ACK_GAP_S)
         elif self.ack_at is None:
-            self.ack_at = now + min(max(DELAY_RTTS * rtt_s, MIN_ACK_DELAY_S), MAX_ACK_DELAY_S)
+            young = self.largest < YOUNG_PACKETS
+            delay_s = YOUNG_ACK_DELAY_RTTS * rtt_s if young else MAX_ACK_DELAY_S
+            self.ack_at = now + min(delay_s, MAX_ACK_DELAY_S)
+
+    def ack_goes_along(self, now: float) -> bool:
+        """Whether a packet that goes now should carry an acknowledgement."""
+        if self.ack_at is None:
+            return False
+        return (
+            now >= self.ack_at
+            or self._unacknowledged >= PER_CARRIED_ACK
+            or self.largest < YOUNG_PACKETS
+        )
 
     def take_ack(self, now: float) -> bytes:
         """An ACK frame, to be sent now."""

@@ -137,6 +137,10 @@ class Endpoint:
         self._timer_at = math.inf
         self._closed = False
         self._doors = self._open(port)
+        # For what is due now: a timer of libev's takes at least a millisecond, but a socket that can
+        # be written to, as ours nearly always can, is found so in the next round of the loop.
+        any_door = next(iter(self._doors.values()))
+        self._soon = self._loop.io(any_door.socket.fileno(), _WRITE)
         for door in self._doors.values():
             door.readable.start(self._turn, self._receive, door)
 
@@ -218,7 +222,7 @@ class Endpoint:
             self.remove(member.link)
         self._closed = True
         self._ready.clear()
-        for thing in (self._callback, self._timer):
+        for thing in (self._callback, self._timer, self._soon):
             if thing is not None:
                 thing.close()
         for door in self._doors.values():
@@ -334,8 +338,8 @@ class Endpoint:
         if member.waiting is not None:
             deadline = max(deadline, now + BLOCKED_TIMER_S)
         elif calls_left == 0:
-            # By the timer and not the callback: the hub runs callbacks that bring callbacks for
-            # up to 5 ms (sys.getswitchinterval) before it looks at the sockets again.
+            # Not by the callback: the hub runs callbacks that bring callbacks for up to 5 ms
+            # (sys.getswitchinterval) before it looks at the sockets again.
             deadline = now
         self._deadlines.set(member, deadline)
 
@@ -406,15 +410,24 @@ class Endpoint:
                 self._fail(member)
             self._make_ready(member)
 
+    def _handle_soon(self) -> None:
+        self._soon.stop()
+        self._handle_deadlines()
+
     def _arm(self) -> None:
         """A timer that is due too early is left alone: it finds nothing to do."""
         earliest = self._deadlines.earliest()
         if earliest >= self._timer_at or self._closed:
             return
+        wait_s = earliest - _now()
+        if wait_s <= 0:
+            if not self._soon.active:
+                self._soon.start(self._turn, self._handle_soon)
+            return
         if self._timer is not None:
             self._timer.close()
         self._timer_at = earliest
-        self._timer = self._loop.timer(max(0.0, earliest - _now()))
+        self._timer = self._loop.timer(wait_s)
         self._timer.start(self._turn, self._handle_deadlines, update=True)
 
     # Bugs.

@@ -186,7 +186,7 @@ class Packer:
             return None
         limit = max(1, min(MAX_BATCH_PACKETS, MAX_BATCH_BYTES // size, budget // size))
         batch = _Batch(self, size - OVERHEAD_BYTES, now)
-        if ack_at is not None or must_say:
+        if must_say or self._received.ack_goes_along(now):
             batch.mixed(send_data)
         while send_data and batch.full and len(batch.payloads) < limit:
             if self._sending and not self._messages and batch.bulk(limit):
@@ -328,7 +328,7 @@ class _Batch:
         """One packet of whatever is there; False: there was nothing."""
         packer, room = self._packer, self._room
         parts: list[bytes | memoryview] = []
-        if packer._received.ack_at is not None:
+        if packer._received.ack_goes_along(self._now):
             parts.append(packer._received.take_ack(self._now))
         room -= sum(map(len, parts))
         acks = len(parts)
