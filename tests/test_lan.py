@@ -1,4 +1,4 @@
-"""Searching and being found, on loopback only: the lab has the rest (tests/lab/test_lan.py)."""
+"""Searching and being found, on loopback only: the lab has the rest (tests/lab/test_lan_hosts.py)."""
 
 from __future__ import annotations
 

@@ -141,6 +141,9 @@ class Direct:
         self, key: str, ctx: connect_ctx_t, make: Callable[[], PeerLink], auto: bool
     ) -> DirectConnection:
         link = self._by_peer.get(key)
+        if link is not None and link.connection.clogged:
+            del self._by_peer[key]  # it goes on with the channels it has
+            link = None
         if link is not None:
             try:
                 with time_limit(REUSE_S, TimedOut("the link does not answer")):

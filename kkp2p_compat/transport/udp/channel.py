@@ -8,9 +8,9 @@ from .streams import ReceiveStream, ReceiveWindow, SendStream
 
 __all__ = ["INITIAL_STREAM_WINDOW_BYTES", "Channel"]
 
-# Our choice; a constant of the protocol: what each side may send before it hears of a limit.  Twice
-# the bandwidth-delay product of 100 Mbit/s and 40 ms, so that it does not brake the start there.
-INITIAL_STREAM_WINDOW_BYTES = 1024 * 1024
+# Our choice; a constant of the protocol: what each side may send before it hears of a limit.  Small,
+# because a channel that nobody reads holds it; it grows as fast as a congestion window does.
+INITIAL_STREAM_WINDOW_BYTES = 256 * 1024
 
 
 class Channel:

@@ -27,7 +27,7 @@ from .events import (
 from .packing import INITIAL_DATA_WINDOW_BYTES, Packer
 from .ranges import RangeSet
 from .recovery import Recovery
-from .streams import ReceiveWindow
+from .streams import MAX_UNTAKEN_BYTES, ReceiveWindow
 
 __all__ = ["REFUSED_BUSY", "REFUSED_UNSUPPORTED", "ChannelTable"]
 
@@ -67,6 +67,12 @@ class ChannelTable:
     def _fail(self, error: KKP2PError) -> None:
         """The peer breaks the protocol."""
         raise NotImplementedError
+
+    @property
+    def clogged(self) -> bool:
+        """Whether what applications do not read takes most of what a connection may hold."""
+        untaken = self._data_received - self._data_consumed
+        return untaken > MAX_UNTAKEN_BYTES // 2 or not self._packer.data_credit
 
     # From the application.
 

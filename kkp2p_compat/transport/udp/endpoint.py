@@ -137,8 +137,8 @@ class Endpoint:
         self._timer_at = math.inf
         self._closed = False
         self._doors = self._open(port)
-        # For what is due now: a timer of libev's takes at least a millisecond, but a socket that can
-        # be written to, as ours nearly always can, is found so in the next round of the loop.
+        # For what is due now: a timer of libev's takes at least a millisecond, but a socket that
+        # can be written to, as ours nearly always can, is found in the next round of the loop.
         any_door = next(iter(self._doors.values()))
         self._soon = self._loop.io(any_door.socket.fileno(), _WRITE)
         for door in self._doors.values():

@@ -11,7 +11,7 @@ congestion control and for the pacer, except after a probe time-out.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 
 from . import frames as f
@@ -59,8 +59,10 @@ class Packer:
         self._data_sent = 0  # new bytes of all streams
         self._data_window: ReceiveWindow | None = None  # to be announced
         self._channel_windows: dict[int, Channel] = {}  # to be announced
-        self._messages: deque[list[bytes]] = deque()  # what is left of each, frames in order
+        self._messages: deque[tuple[int, list[bytes]]] = deque()  # stream id, the frames left
+        self._message_counts: Counter[int] = Counter()  # of them, by stream id
         self._message_bytes = 0
+        self._stream_turn = False  # messages and streams take turns
         self._max_message_bytes = max_message_queue_bytes
         self._probes = 0  # packets to send whatever the window says
         self._progress: set[int] = set()  # streams that sent new bytes
@@ -78,11 +80,16 @@ class Packer:
         """Streams that have something to send."""
         return len(self._sending)
 
+    @property
+    def data_credit(self) -> int:
+        """New bytes of streams that the peer's limit allows."""
+        return self.max_data - self._data_sent
+
     # What there is to send.
 
     def activate(self, streams: Iterable[SendStream]) -> None:
         """Something about these streams has changed."""
-        credit = self.max_data - self._data_sent
+        credit = self.data_credit
         for stream in streams:
             if stream not in self._sending:
                 self._put_in_line(stream, credit)
@@ -104,6 +111,7 @@ class Packer:
         self._blocked.clear()
         self._channel_windows.clear()
         self._messages.clear()
+        self._message_counts.clear()
         self.control.clear()
 
     def announce_data(self, window: ReceiveWindow) -> None:
@@ -114,11 +122,19 @@ class Packer:
 
     def queue_message(self, stream_id: int, splitter: Splitter, data: bytes) -> None:
         """The oldest messages make room: they are worth least."""
-        self._messages.append(splitter.split(data, self._room))
+        self._messages.append((stream_id, splitter.split(data, self._room)))
+        self._message_counts[stream_id] += 1
         self._message_bytes += len(data)
         while self._message_bytes > self._max_message_bytes and len(self._messages) > 1:
-            dropped = self._messages.popleft()
-            self._message_bytes -= _data_bytes(dropped)
+            self._drop_message()
+
+    def _drop_message(self) -> None:
+        """The first one is over, or given up."""
+        stream_id, frames = self._messages.popleft()
+        self._message_bytes -= _data_bytes(frames)
+        self._message_counts[stream_id] -= 1
+        if not self._message_counts[stream_id]:
+            del self._message_counts[stream_id]
 
     def repeat(self, flight: Flight) -> None:
         """A flight was lost: what it carried has to go again."""
@@ -189,8 +205,13 @@ class Packer:
         if must_say or self._received.ack_goes_along(now):
             batch.mixed(send_data)
         while send_data and batch.full and len(batch.payloads) < limit:
-            if self._sending and not self._messages and batch.bulk(limit):
-                continue
+            if not self._messages:
+                if self._sending and batch.bulk(limit):
+                    continue
+            else:
+                self._stream_turn = not self._stream_turn
+                if self._stream_turn and batch.bulk(len(batch.payloads) + 1):
+                    continue
             if not batch.mixed(True):
                 break
         if not batch.payloads:
@@ -239,25 +260,26 @@ class Packer:
     def take_messages(self, room: int) -> list[bytes]:
         taken = []
         while self._messages:
-            frames = self._messages[0]
-            frame = frames[0]
-            if len(frame) > room:
-                if len(frame) > self._room:  # the path has become narrower: it goes no more
-                    self._message_bytes -= _data_bytes(self._messages.popleft())
+            frames = self._messages[0][1]
+            if len(frames[0]) > room:
+                if len(frames[0]) > self._room:  # the path has become narrower: it goes no more
+                    self._drop_message()
                     continue
                 break
+            frame = frames.pop(0)
             room -= len(frame)
             taken.append(frame)
             self._message_bytes -= len(frame) - f.DATAGRAM_HEADER.size
-            del frames[0]
             if not frames:
-                self._messages.popleft()
+                self._drop_message()
         return taken
 
     def next_stream(self) -> tuple[SendStream, int, int] | None:
         """The stream whose turn it is, and the range that it should send."""
-        credit = self.max_data - self._data_sent
+        credit = self.data_credit
         for stream in self._sending:
+            if stream.stream_id in self._message_counts:
+                continue  # the end of a UDP channel comes behind its messages
             if stream.sendable(credit):
                 start, stop = stream.next_range(credit)
                 return stream, start, stop
@@ -274,7 +296,7 @@ class Packer:
 
     def end_turn(self, stream: SendStream) -> None:
         self._sending.pop(stream, None)
-        self._put_in_line(stream, self.max_data - self._data_sent)
+        self._put_in_line(stream, self.data_credit)
 
     def record(self, flight: Flight, now: float, data: bool) -> None:
         """A flight is on its way; ``data``: congestion control let it go."""

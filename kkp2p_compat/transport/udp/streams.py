@@ -16,12 +16,12 @@ from bisect import bisect_left, bisect_right
 from ..._errors import BadPacket
 from .ranges import RangeSet
 
-__all__ = ["ReceiveStream", "ReceiveWindow", "SendStream"]
+__all__ = ["MAX_UNTAKEN_BYTES", "ReceiveStream", "ReceiveWindow", "SendStream"]
 
 # Our choices.
 MERGE_BYTES = 2048  # a last chunk shorter than this grows, so that tiny writes stay few objects
 SMALL_BYTES = 256  # received pieces that are smaller on average are put together
-MAX_UNTAKEN_BYTES = 16 << 20  # that applications which do not read may make a connection hold
+MAX_UNTAKEN_BYTES = 64 << 20  # that applications which do not read may make a connection hold
 MAX_PIECES = 32_768  # out of order at once: 2.5 times what 16 MiB of 1,200-byte packets can be
 
 
