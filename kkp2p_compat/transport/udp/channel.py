@@ -8,8 +8,8 @@ from .streams import ReceiveStream, ReceiveWindow, SendStream
 
 __all__ = ["INITIAL_STREAM_WINDOW_BYTES", "Channel"]
 
-# Our choice; a constant of the protocol: what each side may send before it hears of a limit.  Small,
-# because a channel that nobody reads holds it; it grows as fast as a congestion window does.
+# Our choice; a constant of the protocol: what each side may send before it hears of a limit.  It is
+# small, as a channel that nobody reads holds it; it grows as fast as a congestion window does.
 INITIAL_STREAM_WINDOW_BYTES = 256 * 1024
 
 
