@@ -358,7 +358,9 @@ class Endpoint:
                 continue
             batch = transmit.data, transmit.segment_bytes, transmit.address
             if self._send(member, door, batch):
-                continue
+                if transmit.more:
+                    continue
+                break
             door.waiting.append(member)
             if not door.writable.active:
                 door.writable.start(self._turn, self._send_rest, door)

@@ -126,3 +126,4 @@ class Transmit:
     data: bytes
     segment_bytes: int
     address: Address
+    more: bool = True  # False: ``poll_transmit`` would give None now

@@ -222,7 +222,8 @@ class Packer:
         self.sent_bytes += len(data)
         if self._probes:
             self._probes = max(0, self._probes - len(batch.payloads))
-        return Transmit(data, min(size, len(data)), address)
+        more = bool(self._sending or self._messages or self.control or self._probes)
+        return Transmit(data, min(size, len(data)), address, more)
 
     def _budget(self, size: int, now: float) -> int:
         """Bytes that may go now."""
@@ -277,16 +278,18 @@ class Packer:
     def next_stream(self) -> tuple[SendStream, int, int] | None:
         """The stream whose turn it is, and the range that it should send."""
         credit = self.data_credit
+        turn, idle = None, []
         for stream in self._sending:
             if stream.stream_id in self._message_counts:
                 continue  # the end of a UDP channel comes behind its messages
             if stream.sendable(credit):
-                start, stop = stream.next_range(credit)
-                return stream, start, stop
+                turn = stream, *stream.next_range(credit)
+                break
+            idle.append(stream)
+        for stream in idle:
             del self._sending[stream]
             self._put_in_line(stream, credit)
-            return self.next_stream()
-        return None
+        return turn
 
     def mark_sent(self, stream: SendStream, start: int, stop: int) -> None:
         new = stream.mark_sent(start, stop)

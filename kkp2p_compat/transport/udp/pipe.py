@@ -28,6 +28,7 @@ __all__ = ["Carrier", "MessagePipe", "Pipe", "StreamPipe"]
 
 # Our choices.
 MAX_PIECES = 512  # in one sendmsg; Linux takes 1,024
+MIN_READ_BYTES, MAX_READ_BYTES = 4096, 1 << 20  # at once
 MAX_MESSAGES_PER_TURN = 64
 MAX_QUEUED_BYTES = 1 << 20  # of messages that the application does not take; then the oldest go
 
@@ -71,6 +72,7 @@ class Pipe:
         if not self._sent_all:
             self._readable.start(self._handle_readable)
         self.handle_data()
+        self._carrier.wake()
 
     def application_closed(self) -> None:
         """The local side is gone: what it wrote still goes out, what comes is not wanted."""
@@ -123,6 +125,7 @@ class Pipe:
     def _handle_writable(self) -> None:
         self._writable.stop()
         self.handle_data()
+        self._carrier.wake()  # a window may have to be announced
 
     def _finish_sending(self) -> None:
         self._connection.finish(self.stream_id)
@@ -179,6 +182,7 @@ class StreamPipe(Pipe):
     ) -> None:  # fmt: skip
         super().__init__(carrier, stream_id, sock, on_end)
         self._is_pair = is_pair
+        self._read_bytes = MIN_READ_BYTES  # asked for: memory for more takes time to get
 
     def _handle_readable(self) -> None:
         room = self._connection.writable_bytes(self.stream_id)
@@ -186,7 +190,7 @@ class StreamPipe(Pipe):
             self._readable.stop()  # until handle_room
             return
         try:
-            data = self._sock.recv(room)
+            data = self._sock.recv(min(room, self._read_bytes))
         except OSError as error:
             if error.errno in _RETRY:
                 return
@@ -195,6 +199,7 @@ class StreamPipe(Pipe):
                 return
             data = b""
         if data:
+            self._read_bytes = min(max(MIN_READ_BYTES, 4 * len(data)), MAX_READ_BYTES)
             self._connection.write(self.stream_id, data)
             self._carrier.wake()
         else:
@@ -205,7 +210,8 @@ class StreamPipe(Pipe):
         while not self._received_all and (pieces := connection.peek(stream_id)):
             pieces = pieces[:MAX_PIECES]
             try:
-                count = self._sock.sendmsg(pieces)
+                one = len(pieces) == 1
+                count = self._sock.send(pieces[0]) if one else self._sock.sendmsg(pieces)
             except OSError as error:
                 if error.errno in _RETRY:
                     self._wait_for_room()
@@ -215,7 +221,6 @@ class StreamPipe(Pipe):
                     self.abort(LinkLost(f"local program: {error}"))
                 return
             connection.consume(stream_id, count)
-            self._carrier.wake()  # a window may have to be announced
             if count < sum(map(len, pieces)):
                 self._wait_for_room()
                 return
