@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from sim.drive import Body, Incoming, Peer
 from sim.pair import Pair, Transfer, mbit_per_s
 from sim.simnet import Conditions
 
 from kkp2p_compat._codes import KKP2P_TCP_CHANNEL, KKP2P_UDP_CHANNEL
+from kkp2p_compat.transport.udp import streams
 from kkp2p_compat.transport.udp.events import (
     ChannelOffered,
     ChannelOpened,
@@ -197,6 +200,21 @@ def test_many_readers_that_do_not_read_leave_room_for_one_that_does() -> None:
     for transfer in paused:
         pair.callee.resume(transfer.stream_id)
     pair.run(lambda: all(transfer.done for transfer in paused))
+    _nothing_left(pair)
+
+
+def test_more_writers_than_the_credit_of_all_together_is_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(streams, "MAX_UNTAKEN_BYTES", 0)
+    pair = Pair("credit", FAST)
+    pair.reading = {"paused": True}
+    transfers = [pair.start(8000) for _ in range(sys.getrecursionlimit() + 1000)]
+    pair.run(None, 5)
+    assert not pair.caller.connection._packer.data_credit
+    for transfer in transfers:
+        pair.callee.resume(transfer.stream_id)
+    pair.run(lambda: all(transfer.done for transfer in transfers))
     _nothing_left(pair)
 
 
