@@ -269,6 +269,17 @@ def test_channels_without_end_are_refused() -> None:
     assert len(evil.offered) == len(evil.victim.connection.channels) == 16_384
 
 
+def test_padding_without_end_is_not_remembered() -> None:
+    evil = Evil("padding")
+    for _ in range(1000):
+        evil.send(bytes(1))
+        evil._number += 1  # a gap
+    received = evil.victim.connection._received
+    assert len(received._reported) <= 64
+    evil.send(f.encode_ping())
+    assert evil.end() is None
+
+
 def test_challenges_without_end_get_no_more_back_than_they_are() -> None:
     evil = Evil("challenges")
     before = evil.pair.back.counts["sent"]

@@ -62,6 +62,8 @@ class Received:
             self._largest_at = now
         if len(self._numbers) > KEPT_RANGES:
             _, self._floor = self._numbers.pop_first()
+        if len(self._reported) > KEPT_RANGES:  # as no ACK goes for packets that ask for none
+            self._reported.pop_first()
         if gap and self._unacknowledged == 0:
             self._unacknowledged = PER_ACK - 1  # the next that asks is answered at once
             self._acked_at = 0.0
