@@ -123,6 +123,24 @@ def test_a_path_that_narrows_and_widens_again() -> None:
     assert _largest_datagram(pair) == 1472
 
 
+def test_a_path_that_delivers_late_what_it_held_is_searched_again_soon() -> None:
+    pair = Pair("held", PATH)
+    held: list[bytes] = []
+
+    def hold(packet: bytes) -> list[bytes]:
+        held.append(packet)
+        return []
+
+    pair.there.filter = hold
+    pair.start(2000)  # the first probe leaves, too
+    pair.run(None, 5.0)  # probe time-outs in a row
+    pair.there.filter = None
+    assert any(len(packet) == 1472 for packet in held)
+    pair.network.deliver([(packet, pair.caller.address) for packet in held], pair.callee.address)
+    pair.run(None, 20.0)
+    assert _largest_datagram(pair) == 1472
+
+
 MOVES: dict[str, Address] = {
     "new port": ("192.0.2.1", 4321),
     "new address": ("203.0.113.77", 4321),

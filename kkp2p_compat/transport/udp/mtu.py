@@ -57,13 +57,13 @@ class MtuSearch:
 
     def handle_probe_acked(self, size: int, now: float) -> bool:
         """True: ``size`` grew."""
+        if size not in self._sizes:
+            return False  # the search was given up meanwhile
         self._probing = False
-        grew = size > self.size and size in self._sizes
-        if grew:
-            self.size = size
-            self.handle_acked(size, now)
+        self.size = size
+        self.handle_acked(size, now)
         self._settle(now)
-        return grew
+        return True
 
     def handle_probe_lost(self, size: int, now: float) -> None:
         if self._sizes[:1] != [size]:
