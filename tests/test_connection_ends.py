@@ -9,6 +9,7 @@ from sim.drive import Peer
 from sim.pair import Pair, mbit_per_s
 from sim.simnet import Conditions
 
+from kkp2p_compat._codes import KKP2P_TCP_CHANNEL
 from kkp2p_compat._errors import LinkLost
 
 PATH = Conditions(rate_bytes_per_s=mbit_per_s(100), delay_s=0.02)
@@ -80,6 +81,29 @@ def test_a_peer_that_falls_silent_is_dead_after_the_idle_time_out(busy: bool) ->
     before = _sent(pair)
     pair.run(None, 60)
     assert _sent(pair) == before
+
+
+def test_time_outs_while_the_socket_takes_nothing_pile_nothing_up() -> None:
+    pair = Pair("stuck", PATH)
+    pair.transfer(1000)
+    connection, now = pair.caller.connection, pair.network.now
+    for _ in range(100):
+        connection.open_channel(KKP2P_TCP_CHANNEL, 0, 0)
+    while connection.poll_transmit(now) is not None:
+        pass  # lost
+    for _ in range(1000):
+        now += 0.01
+        connection.handle_timer(now)
+    assert len(connection._packer.control) <= 200
+    assert connection.recovery.pto_count == 1
+
+
+def test_a_time_out_of_hours() -> None:
+    pair = Pair("hours", PATH, idle_timeout_s=4000.0)
+    pair.transfer(1000)
+    pair.there.filter = pair.back.filter = lambda packet: []
+    pair.start(1000)
+    assert pair.run(lambda: pair.caller.closed, 5000) > 3900
 
 
 def test_it_lives_while_nothing_is_done_for_ten_minutes() -> None:

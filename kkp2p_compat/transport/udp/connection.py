@@ -317,7 +317,7 @@ class Connection(ChannelTable):
         if recovery.loss_time is not None:
             if now >= recovery.loss_time:
                 self._digest_losses(now, recovery.in_flight, 0, None, None)
-        elif (pto := recovery.pto_time()) is not None and now >= pto:
+        elif not self._packer.probing and (pto := recovery.pto_time()) is not None and now >= pto:
             recovery.pto_count += 1
             self._packer.probe()
             if recovery.pto_count == BLACK_HOLE_PTOS:

@@ -148,6 +148,11 @@ class Packer:
             self.activate((flight.stream,))
         self.activate(stream for stream, *_ in flight.pieces)
 
+    @property
+    def probing(self) -> bool:
+        """Whether what ``probe`` wants has not gone yet: the socket may be full."""
+        return self._probes > 0
+
     def probe(self) -> None:
         """Nothing was heard for a probe time-out: ask, with the oldest data (RFC 9002 6.2.4)."""
         self._probes = PROBE_PACKETS

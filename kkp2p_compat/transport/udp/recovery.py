@@ -32,6 +32,7 @@ PERSISTENT_CONGESTION_THRESHOLD = 3  # 7.6.1
 # Our choices.
 MAX_ACK_DELAY_S = 0.010  # what a peer may wait before it acknowledges; RFC 9000's default is 25 ms
 MAX_PTO_S = 2.0
+MAX_PTO_DOUBLINGS = 8  # more would be over MAX_PTO_S whatever the round trip is
 MAX_PACKET_THRESHOLD = 256
 MAX_TIME_THRESHOLD = 2.0
 REMEMBERED_LOSSES = 16  # ranges of packets declared lost, to notice when they arrive after all
@@ -264,7 +265,8 @@ class Recovery:
         if not self._flights:
             return None
         pto_s = self.rtt.pto_s
-        return self._last_eliciting_at + max(pto_s, min(pto_s * 2**self.pto_count, MAX_PTO_S))
+        doubled_s = pto_s * 2 ** min(self.pto_count, MAX_PTO_DOUBLINGS)
+        return self._last_eliciting_at + max(pto_s, min(doubled_s, MAX_PTO_S))
 
     def oldest(self) -> Flight | None:
         """The oldest packet on its way."""
