@@ -269,6 +269,21 @@ def test_channels_without_end_are_refused() -> None:
     assert len(evil.offered) == len(evil.victim.connection.channels) == 16_384
 
 
+def test_channels_to_refuse_without_end_and_never_an_acknowledgement() -> None:
+    evil = Evil("refused")
+    victim = evil.victim.connection
+    evil.victim.on_offer = lambda offer: victim.refuse_channel(offer.stream_id, 1)
+    for first in range(100, 80_000, 100):
+        evil.send(
+            b"".join(
+                f.encode_open(2 * number, KKP2P_TCP_CHANNEL, 0, 0)
+                for number in range(first, first + 100)
+            )
+        )
+        assert sum(len(flight.frames) for flight in victim.recovery._flights) <= 65_536
+    assert isinstance(evil.end(), KKP2PError)
+
+
 def test_padding_without_end_is_not_remembered() -> None:
     evil = Evil("padding")
     for _ in range(1000):

@@ -38,7 +38,7 @@ REFUSED_UNSUPPORTED = 2
 # Our choices.
 MAX_CHANNELS = 16_384  # that a peer may hold open
 MAX_ID_RANGES = 1024  # gaps among the ids that a peer opened: reordering makes a few
-MAX_CONTROL_FRAMES = 65_536  # waiting: a peer that makes us owe more breaks the protocol
+MAX_CONTROL_FRAMES = 65_536  # not acknowledged: a peer that makes us owe more is at fault
 MIN_UNSENT_BYTES, MAX_UNSENT_BYTES = 16 * 1024, 1024 * 1024  # taken from a writer before it is sent
 UNSENT_BYTES = 4 * 1024 * 1024  # of all writers together, as long as the minimum leaves it so
 
@@ -306,8 +306,9 @@ class ChannelTable:
         self._packer.drop(channel.send)
 
     def _control(self, frame: bytes) -> None:
-        self._packer.control.append(frame)
-        if len(self._packer.control) > MAX_CONTROL_FRAMES:
+        packer = self._packer
+        packer.control.append(frame)
+        if len(packer.control) + packer.control_on_way > MAX_CONTROL_FRAMES:
             self._fail(BadPacket("more to answer than can be kept"))
 
     def _wake_writers(self) -> None:

@@ -225,6 +225,7 @@ class Connection(ChannelTable):
         for flight in acked:
             flight.tell_acked()
             for frame in flight.frames:
+                self._packer.control_on_way -= 1
                 self._handle_frame_acked(frame)
             if flight.stream is not None:
                 touched[flight.stream.stream_id] = None

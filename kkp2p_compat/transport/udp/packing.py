@@ -45,6 +45,7 @@ class Packer:
         self.next_number = 0
         self.max_data = INITIAL_DATA_WINDOW_BYTES  # the peer's limit for all streams together
         self.control: deque[bytes] = deque()  # frames that go first
+        self.control_on_way = 0  # frames that were sent, and are kept until they are acknowledged
         self.eliciting_at = 0.0  # when we last asked for an acknowledgement
         self.paced_until: float | None = None  # data waits for the pacer
         self.sent_packets = 0
@@ -139,6 +140,7 @@ class Packer:
     def repeat(self, flight: Flight) -> None:
         """A flight was lost: what it carried has to go again."""
         self.lost_packets += flight.stop - flight.first
+        self.control_on_way -= len(flight.frames)
         self._repeat_data(flight)
 
     def _repeat_data(self, flight: Flight) -> None:
@@ -386,6 +388,7 @@ class _Batch:
                 number, number + 1, size, self._now, None, pieces=pieces, frames=repeated
             )
             packer.record(flight, self._now, send_data)
+            packer.control_on_way += len(repeated)
         return True
 
     def _add_streams(
