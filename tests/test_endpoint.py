@@ -277,6 +277,29 @@ def test_a_deadline_that_needs_room_does_not_spin(
     assert 0 < blocked.connection.calls.count("timer") <= most
 
 
+def test_a_deadline_does_not_wait_for_a_socket_that_is_full(
+    make: Callable[[], Endpoint], monkeypatch: pytest.MonkeyPatch, stranger: BatchSocket
+) -> None:
+    monkeypatch.setattr(batch_socket, "_new_socket", Full)
+    ours = make()
+    Full.room = 0
+    one, other = socket.socketpair()
+    with one, other:
+        ours._soon.close()
+        one.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            while True:
+                one.send(bytes(1 << 16))
+        ours._soon = ours._loop.io(one.fileno(), 2)  # like a socket that the kernel calls full
+        blocked, due = added(ours, 1), added(ours, 2)
+        blocked.connection.transmits.append(Transmit(b"x", 1, ("127.0.0.1", stranger.port)))
+        due.connection.deadline = time.monotonic()
+        for link in blocked, due:
+            ours.wake(link)
+        due.connection.wait_for(lambda: "timer" in due.connection.calls)
+        ours.close()
+
+
 # Where there is little.
 
 

@@ -139,8 +139,8 @@ class Endpoint:
         self._doors = self._open(port)
         # For what is due now: a timer of libev's takes at least a millisecond, but a socket that
         # can be written to, as ours nearly always can, is found in the next round of the loop.
-        any_door = next(iter(self._doors.values()))
-        self._soon = self._loop.io(any_door.socket.fileno(), _WRITE)
+        self._soon_door = next(iter(self._doors.values()))
+        self._soon = self._loop.io(self._soon_door.socket.fileno(), _WRITE)
         for door in self._doors.values():
             door.readable.start(self._turn, self._receive, door)
 
@@ -425,7 +425,9 @@ class Endpoint:
         if wait_s <= 0:
             if not self._soon.active:
                 self._soon.start(self._turn, self._handle_soon)
-            return
+            if not self._soon_door.waiting:
+                return
+            wait_s = 0.0  # that socket is full: nothing of the others' may wait for it
         if self._timer is not None:
             self._timer.close()
         self._timer_at = earliest
