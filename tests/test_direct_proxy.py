@@ -18,7 +18,7 @@ from gevent import socket
 from support import PATIENCE_S, SECRET, CloudProcess, Program, read_all, write_all
 
 import kkp2p_compat as kkp2p
-from kkp2p_compat.engine import direct
+from kkp2p_compat.engine import direct, proxy
 
 Address = tuple[str, int]
 Dial = Callable[[], tuple[socket.socket, int]]
@@ -128,6 +128,38 @@ def test_a_peer_that_closes_first_while_the_program_sends(dial: Dial) -> None:
         program.sendall(b"more of the request")
     serving.get()
     assert received == answer
+
+
+@pytest.mark.parametrize("how", ["plain", "monkey-patched", "default time-out"])
+def test_a_program_that_does_not_read_for_long(
+    monkeypatch: pytest.MonkeyPatch, dial: Dial, engine: kkp2p.engine_t, how: str
+) -> None:
+    """Nothing waits for it in the engine's hub, whatever a new socket is like in this process."""
+    dial()  # the link: what follows concerns the proxy's sockets only
+    if how == "monkey-patched":
+        monkeypatch.setattr(proxy, "_socket", socket)
+    if how == "default time-out":
+        _socket.setdefaulttimeout(0.01)
+    try:
+        program, fd = dial()
+        program.settimeout(None)
+        program.sendall(b"hello")
+        assert kkp2p.read(fd, bytearray(5), 5, LONG) == 5
+    finally:
+        _socket.setdefaulttimeout(None)
+    answer = os.urandom(12 << 20)  # more than the buffers on the way hold
+
+    def serve() -> None:
+        write_all(fd, answer)
+        kkp2p.close_fd(fd)
+
+    serving = gevent.spawn(serve)
+    channels = links(engine)[0].connection.channels
+    streams = [channel.receive for channel in channels.values()]
+    # Its socket is full, and was asked again whenever more came.
+    until(lambda: any(stream.next_offset == stream.window.limit for stream in streams))
+    assert receive_all(program) == answer
+    serving.get()
 
 
 def test_a_link_that_breaks(

@@ -156,7 +156,9 @@ class Proxy:
 
     def _pipe(self, local: Any, connection: DirectConnection) -> list[Exception]:
         result: AsyncResult[KKP2PError | None] = AsyncResult()
-        plain = _socket.socket(fileno=local.detach())  # which does not wait
+        plain = _socket.socket(fileno=local.detach())
+        # Or it may wait: it may be gevent's, or have got socket.setdefaulttimeout()'s time-out.
+        plain.setblocking(False)
         pipe = connection.link.pipe(
             connection.stream_id, connection.channel_type, plain, result.set, is_pair=False
         )
