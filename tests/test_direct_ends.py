@@ -81,6 +81,47 @@ def test_connects_that_are_given_up(engine: kkp2p.engine_t, peer: kkp2p.engine_t
     check_carries(connect(engine), accept(peer))
 
 
+@pytest.mark.parametrize("mode", [0, 1])
+def test_a_dead_link_leaves_time_for_a_new_one(
+    engine: kkp2p.engine_t, peer: kkp2p.engine_t, mode: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The peer has restarted without a word, and the caller has less time than that takes."""
+    monkeypatch.setattr(direct, "REUSE_S", PATIENCE_S)
+    close(connect(engine), accept(peer))
+    until(lambda: settled(engine) and settled(peer))
+    for link in links(peer):
+        peer.thread.call(peer.direct._endpoint.remove, link)  # type: ignore[union-attr]
+    mine = kkp2p.channel_t()
+    assert kkp2p.connect(engine, ctx_to("peer", mode, timeout=4000), mine) == 0
+    check_carries(mine, accept(peer))
+
+
+@pytest.mark.usefixtures("out_of_reach")
+def test_auto_leaves_time_for_the_relay(
+    engine: kkp2p.engine_t, peer: kkp2p.engine_t, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is not told that there is no path by a call that had no time to look for one."""
+    mine = kkp2p.channel_t()
+    assert kkp2p.connect(engine, ctx_to("peer", timeout=200), mine) == -109
+    until(lambda: not engine.direct.busy)
+    assert not engine.direct._blocked
+    monkeypatch.setattr(direct, "HEAD_START_S", PATIENCE_S)
+    assert kkp2p.connect(engine, ctx_to("peer", 0, timeout=4000), mine) == 0
+    check_carries(mine, accept(peer))
+
+
+@pytest.mark.usefixtures("out_of_reach")
+def test_auto_does_not_wait_for_mode_1(
+    engine: kkp2p.engine_t, peer: kkp2p.engine_t, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(direct, "HEAD_START_S", 0.1)
+    waiting = gevent.spawn(kkp2p.connect, engine, ctx_to("peer"), kkp2p.channel_t())
+    until(lambda: engine.direct._making)
+    check_carries(connect(engine, 0), accept(peer))
+    assert not waiting.ready()
+    waiting.kill()
+
+
 @pytest.mark.usefixtures("out_of_reach")
 @pytest.mark.parametrize("who", ["caller", "callee"])
 def test_destroy_while_a_path_is_looked_for(

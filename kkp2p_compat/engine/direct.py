@@ -57,10 +57,11 @@ if TYPE_CHECKING:
 __all__ = ["Direct", "DirectConnection"]
 
 # Our choices.
-HEAD_START_S = 1.0  # in auto mode: how long a path is looked for before the relay is taken
+# In auto mode: how long a path is looked for; half of the caller's time is the relay's, however.
+HEAD_START_S = 1.0
 BLOCKED_S = 60.0  # in auto mode: how long a peer that could not be met counts as such
 MAX_BLOCKED = 1024  # peers remembered so
-REUSE_S = 2.0  # how long a live link may take to open a channel before a new one is made
+REUSE_S = 2.0  # how long a live link may take to open a channel; half of the time is a new one's
 MAX_LINKS = 8192  # that peers made; more are declined
 MAX_MEETING = 2048  # calls of others whose path is being looked for
 ANSWER_GRACE_S = 2.0  # for the callee of a call whose time is over, if the caller was just in time
@@ -112,7 +113,8 @@ class Direct:
         self._finder: PathFinder | None = None
         self._links: set[PeerLink] = set()
         self._by_peer: dict[str, PeerLink] = {}
-        self._making: dict[str, AsyncResult[PeerLink]] = {}
+        # By mode, too: auto must not wait for as long as somebody else's mode 1 takes.
+        self._making: dict[tuple[str, bool], AsyncResult[PeerLink]] = {}
         self._blocked: dict[str, float] = {}
         self._responder: lan.Responder | None = None
         self._closed = False
@@ -131,22 +133,25 @@ class Direct:
         def make() -> PeerLink:
             return self._call(client, ctx, budget_s)
 
-        return self._open(ctx.peer_id, ctx, make, auto)
+        return self._open(ctx.peer_id, ctx, make, auto, budget_s)
 
     def connect_lan(self, ctx: connect_ctx_t, budget_s: float) -> DirectConnection:
         """A channel to a peer that answers on the LAN."""
-        return self._open(f"{ctx.peer_id} (LAN)", ctx, lambda: self._search(ctx, budget_s), False)
+        name = f"{ctx.peer_id} (LAN)"
+        return self._open(name, ctx, lambda: self._search(ctx, budget_s), False, budget_s)
 
     def _open(
-        self, key: str, ctx: connect_ctx_t, make: Callable[[], PeerLink], auto: bool
-    ) -> DirectConnection:
+        self, key: str, ctx: connect_ctx_t, make: Callable[[], PeerLink], auto: bool,
+        budget_s: float,
+    ) -> DirectConnection:  # fmt: skip
         link = self._by_peer.get(key)
         if link is not None and link.connection.clogged:
             del self._by_peer[key]  # it goes on with the channels it has
             link = None
         if link is not None:
             try:
-                with time_limit(REUSE_S, TimedOut("the link does not answer")):
+                late = TimedOut("the link does not answer")
+                with time_limit(min(REUSE_S, budget_s / 2), late):
                     return self._open_on(link, ctx)
             except CallRefused:
                 raise
@@ -155,11 +160,11 @@ class Direct:
                 if self._by_peer.get(key) is link:
                     del self._by_peer[key]
         while True:
-            making = self._making.get(key)
+            making = self._making.get((key, auto))
             mine = making is None
             if making is None:
-                making = self._making[key] = AsyncResult()
-                self._engine.thread.spawn(self._make, key, make, making)
+                making = self._making[key, auto] = AsyncResult()
+                self._engine.thread.spawn(self._make, key, auto, make, making)
             try:
                 return self._open_on(making.get(), ctx)
             except TimedOut:
@@ -170,14 +175,16 @@ class Direct:
         stream_id = link.open(ctx.channel_type, ctx.encrypt_data, ctx.connect_desc)
         return DirectConnection(link, stream_id, ctx)
 
-    def _make(self, key: str, make: Callable[[], PeerLink], result: AsyncResult[PeerLink]) -> None:
+    def _make(
+        self, key: str, auto: bool, make: Callable[[], PeerLink], result: AsyncResult[PeerLink]
+    ) -> None:
         error: KKP2PError = EngineClosed()  # when killed
         try:
             self._by_peer[key] = make()
         except KKP2PError as caught:
             error = caught
         finally:
-            del self._making[key]
+            del self._making[key, auto]
             if (link := self._by_peer.get(key)) is not None:
                 result.set(link)
             else:
@@ -199,14 +206,17 @@ class Direct:
             answer = call_peer(client, ctx.peer_id, offer, budget_s, finish)
         left_s = budget_s - (time.monotonic() - started)
         if ctx.connect_mode == _codes.CONNECT_AUTO:
-            left_s = min(left_s, HEAD_START_S)
+            left_s = min(left_s / 2, HEAD_START_S)
         try:
-            return self._meet_callee(ctx.peer_id, half, offer, answer, left_s)
+            link = self._meet_callee(ctx.peer_id, half, offer, answer, left_s)
         except TimedOut:
-            self._blocked[ctx.peer_id] = time.monotonic() + BLOCKED_S
-            while len(self._blocked) > MAX_BLOCKED:
-                del self._blocked[next(iter(self._blocked))]
+            if left_s >= HEAD_START_S / 4:  # less says nothing about the path
+                self._blocked[ctx.peer_id] = time.monotonic() + BLOCKED_S
+                while len(self._blocked) > MAX_BLOCKED:
+                    del self._blocked[next(iter(self._blocked))]
             raise
+        self._blocked.pop(ctx.peer_id, None)
+        return link
 
     def _search(self, ctx: connect_ctx_t, budget_s: float) -> PeerLink:
         deadline = time.monotonic() + budget_s
