@@ -127,6 +127,22 @@ def test_a_peer_that_came_back(make_engine: MakeEngine, engine: kkp2p.engine_t) 
         kkp2p.engine_destroy(callee)
 
 
+@pytest.mark.parametrize("how", ["another engine", "another name"])
+def test_a_peer_that_moved(make_engine: MakeEngine, engine: kkp2p.engine_t, how: str) -> None:
+    """A live link to where it was is not a way to it."""
+    old, new = make_engine(), make_engine()
+    assert kkp2p.join_net(old, "peer", SECRET) == 0
+    mine, theirs = connect(engine), accept(old)
+    if how == "another name":
+        assert kkp2p.join_net(old, "other", SECRET) == 0
+    assert kkp2p.join_net(new, "peer", SECRET) == 0
+    if how == "another engine":
+        assert kkp2p.accept(old, LONG, kkp2p.channel_t()) == -117
+    check_carries(connect(engine), accept(new))
+    assert kkp2p.accept(old, 0, kkp2p.channel_t()) == 0
+    check_carries(mine, theirs)  # what was open stays so
+
+
 def test_a_link_that_is_not_used_is_ended(
     monkeypatch: pytest.MonkeyPatch, engine: kkp2p.engine_t, peer: kkp2p.engine_t
 ) -> None:

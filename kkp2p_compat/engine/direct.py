@@ -117,6 +117,7 @@ class Direct:
         self._making: dict[tuple[str, bool], AsyncResult[PeerLink]] = {}
         self._blocked: dict[str, float] = {}
         self._responder: lan.Responder | None = None
+        self._lan_id = ""
         self._closed = False
 
     # The caller's side.
@@ -279,6 +280,9 @@ class Direct:
         """Be found on the LAN under this id, instead of any other."""
         self._need_finder()
         self.leave_lan()
+        if peer_id != self._lan_id:
+            self.retire(self._lan_id)
+        self._lan_id = peer_id
         responder = lan.Responder(
             peer_id, self._engine.conf.lan_search_port,
             lambda text, source: self._answer_search(peer_id, text, source), self._log,
@@ -288,9 +292,14 @@ class Direct:
         self._log.warning("%s: found on the LAN by port %d", peer_id, responder.port)
 
     def leave_lan(self) -> None:
-        if self._responder is not None:
-            self._responder.close()
-            self._responder = None
+        responder, self._responder = self._responder, None
+        if responder is not None:
+            responder.close()
+
+    def retire(self, own_id: str) -> None:
+        """Who calls this peer does not mean us any more, not even on a live link."""
+        for link in self._links:
+            link.retired |= link.own_id == own_id
 
     def _answer_search(self, peer_id: str, text: str, source: Address) -> str | None:
         offer = parse_offer_untrusted(text)

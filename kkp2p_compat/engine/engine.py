@@ -42,7 +42,7 @@ from ..control.resolver import resolve
 from ..control.wire import Message, encode
 from ..transport import tcp
 from ..transport.splice import Carriers
-from ..transport.udp.channel_table import REFUSED_BUSY, REFUSED_UNSUPPORTED
+from ..transport.udp.channel_table import REFUSED_BUSY, REFUSED_MOVED, REFUSED_UNSUPPORTED
 from ..transport.udp.events import ChannelOffered
 from .accept_queue import AcceptQueue
 from .callbacks import Callbacks
@@ -247,6 +247,8 @@ class Engine:
 
     def _join_net(self, peer_id: str, secret: str) -> None:
         verdict = self._need_client().login(peer_id, secret)
+        if peer_id != self._peer_id:
+            self.direct.retire(self._peer_id)
         self._peer_id = peer_id
         try:
             verdict.get(timeout=VERDICT_S)
@@ -260,6 +262,7 @@ class Engine:
 
     def _handle_login_lost(self, error: KKP2PError) -> None:
         """The cloud ended our login for good: accept says so, once."""
+        self.direct.retire(self._peer_id)
         if not self.accepted.put(error):
             self.log.error("%s: nobody accepts: %s", self._peer_id, error)
 
@@ -364,6 +367,9 @@ class Engine:
 
     def _handle_offered(self, link: PeerLink, offered: ChannelOffered) -> None:
         """A peer opens a channel on a live link."""
+        if link.retired:
+            link.refuse(offered.stream_id, REFUSED_MOVED)
+            return
         if offered.channel_type not in (_codes.KKP2P_TCP_CHANNEL, _codes.KKP2P_UDP_CHANNEL):
             link.refuse(offered.stream_id, REFUSED_UNSUPPORTED)
             return

@@ -16,7 +16,7 @@ from gevent.event import AsyncResult, Event
 from .._codes import KKP2P_UDP_CHANNEL
 from .._errors import CallRefused, EngineClosed, KKP2PError, LinkLost
 from ..transport.udp import events as e
-from ..transport.udp.channel_table import REFUSED_BUSY, REFUSED_UNSUPPORTED
+from ..transport.udp.channel_table import REFUSED_BUSY, REFUSED_MOVED, REFUSED_UNSUPPORTED
 from ..transport.udp.connection import CLOSE_NORMAL, Connection
 from ..transport.udp.endpoint import Endpoint
 from ..transport.udp.pipe import MessagePipe, Pipe, StreamPipe
@@ -32,6 +32,7 @@ MAX_EARLY_MESSAGES = 16  # our choice: of a UDP channel that was opened a moment
 _REFUSALS = {
     REFUSED_BUSY: "the peer's accept queue is full",
     REFUSED_UNSUPPORTED: "the peer takes no such channel here",
+    REFUSED_MOVED: "the peer is elsewhere now",
 }
 
 
@@ -48,6 +49,7 @@ class PeerLink:
         self.local_id = connection.local_id
         self.name = name  # the peer's, for the log
         self.own_id = own_id  # under which the peer called us; "" if we called
+        self.retired = False  # we are not that peer any more
         self.closed: KKP2PError | None = None
         self.drained = Event()  # no channel has anything on its way
         self.drained.set()
@@ -97,6 +99,7 @@ class PeerLink:
 
     def refuse(self, stream_id: int, reason: int) -> None:
         self.connection.refuse_channel(stream_id, reason)
+        self._look_if_drained()
 
     def give_up(self, stream_id: int) -> None:
         """Nobody wants this channel.
@@ -196,7 +199,8 @@ class PeerLink:
         result = self._waiting.get(event.stream_id)
         if result is not None:
             text = _REFUSALS.get(event.reason, f"refused: reason {event.reason}")
-            result.set_exception(CallRefused(text))
+            kind = LinkLost if event.reason == REFUSED_MOVED else CallRefused
+            result.set_exception(kind(text))
         self._forget(event.stream_id)
 
     def _handle_ended(self, event: e.Ended) -> None:

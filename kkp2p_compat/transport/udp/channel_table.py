@@ -29,11 +29,12 @@ from .ranges import RangeSet
 from .recovery import Recovery
 from .streams import MAX_UNTAKEN_BYTES, ReceiveWindow
 
-__all__ = ["REFUSED_BUSY", "REFUSED_UNSUPPORTED", "ChannelTable"]
+__all__ = ["REFUSED_BUSY", "REFUSED_MOVED", "REFUSED_UNSUPPORTED", "ChannelTable"]
 
 # REFUSED reasons: our choice, docs/protocol.rst.
 REFUSED_BUSY = 1
 REFUSED_UNSUPPORTED = 2
+REFUSED_MOVED = 3
 
 # Our choices.
 MAX_CHANNELS = 16_384  # that a peer may hold open
