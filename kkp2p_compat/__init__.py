@@ -364,7 +364,7 @@ def start_proxy(engine: engine_t, ip: str, port: int, ctx: connect_ctx_t, proxy_
 def start_proxy_udp(engine: engine_t, ip: str, port: int, ctx: connect_ctx_t, proxy_id: Any) -> int:
     """As start_proxy, for UDP.  Not built yet: -106.  C: ``kkp2p_start_proxy_udp``."""
     check_engine(engine)
-    raise ParameterError("UDP channels are not built yet; see docs/status.rst")
+    raise ParameterError("start_proxy_udp is not built yet; see docs/status.rst")
 
 
 @_api(None)
