@@ -1,4 +1,4 @@
-"""Searching and being found, on loopback only: the lab has the rest (tests/lab/test_lan_hosts.py)."""
+"""Searching and being found, on loopback only.  The rest is in tests/lab/test_lan_hosts.py."""
 
 from __future__ import annotations
 
