@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import pytest
 from sim.drive import Body, Incoming, Peer
@@ -19,6 +20,8 @@ from kkp2p_compat.transport.udp.events import (
     Reset,
     Stopped,
 )  # fmt: skip
+from kkp2p_compat.transport.udp.frames import DATAGRAM_HEADER
+from kkp2p_compat.transport.udp.protection import OVERHEAD_BYTES
 
 FAST = Conditions(rate_bytes_per_s=mbit_per_s(100), delay_s=0.005)
 LOSSY = Conditions(
@@ -287,6 +290,24 @@ def test_messages_that_the_path_cannot_carry_make_room_for_newer_ones() -> None:
     limit = pair.caller.connection.settings.max_message_queue_bytes // 1000
     assert limit * 0.8 < len(numbers) <= limit + 100
     _nothing_left_of_messages(pair, stream_id)
+
+
+def test_messages_that_fill_every_packet_leave_room_for_a_stream() -> None:
+    pair = Pair("flood", replace(FAST, rate_bytes_per_s=mbit_per_s(20)))
+    stream_id = _message_channel(pair)
+    pair.run(None, 3)
+    connection = pair.caller.connection
+    message = bytes(connection.mtu.size - OVERHEAD_BYTES - DATAGRAM_HEADER.size)
+    other = connection.open_channel(KKP2P_TCP_CHANNEL, 0, 0)
+    reader = pair.callee.expect(other, Body(10 * 300))
+    for number in range(10):
+        connection.write(other, reader.body.piece(300 * number, 300))
+        for _ in range(50):
+            while connection._packer._message_bytes < 900_000:
+                connection.send_message(stream_id, message)
+            pair.caller.drive()
+            pair.run(None, 0.005)
+        assert reader.received == 300 * (number + 1)
 
 
 def _nothing_left_of_messages(pair: Pair, stream_id: int) -> None:

@@ -215,10 +215,9 @@ class Packer:
             if not self._messages:
                 if self._sending and batch.bulk(limit):
                     continue
-            else:
-                self._stream_turn = not self._stream_turn
-                if self._stream_turn and batch.bulk(len(batch.payloads) + 1):
-                    continue
+            elif self._stream_turn and batch.bulk(len(batch.payloads) + 1):
+                self._stream_turn = False
+                continue
             if not batch.mixed(True):
                 break
         if not batch.payloads:
@@ -369,6 +368,9 @@ class _Batch:
         room -= sum(map(len, control))
         pieces: list[tuple[SendStream, int, int, bool]] = []
         if send_data:
+            if packer._stream_turn:
+                room = self._add_streams(parts, pieces, room)
+            packer._stream_turn = not packer._stream_turn
             messages = packer.take_messages(room)
             parts += messages
             room -= sum(map(len, messages))
