@@ -146,7 +146,7 @@ class Direct:
         budget_s: float,
     ) -> DirectConnection:  # fmt: skip
         link = self._by_peer.get(key)
-        if link is not None and link.connection.clogged:
+        if link is not None and link.connection.clogged(time.monotonic()):
             del self._by_peer[key]  # it goes on with the channels it has
             link = None
         if link is not None:

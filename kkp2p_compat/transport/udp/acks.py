@@ -64,8 +64,8 @@ class Received:
             _, self._floor = self._numbers.pop_first()
         if len(self._reported) > KEPT_RANGES:  # as no ACK goes for packets that ask for none
             self._reported.pop_first()
-        if gap and self._unacknowledged == 0:
-            self._unacknowledged = PER_ACK - 1  # the next that asks is answered at once
+        if gap:  # the next that asks is answered at once
+            self._unacknowledged = max(self._unacknowledged, PER_ACK - 1)
             self._acked_at = 0.0
 
     def want_ack(self, count: int, now: float, rtt_s: float) -> None:

@@ -38,6 +38,7 @@ REFUSED_MOVED = 3
 
 # Our choices.
 MAX_CHANNELS = 16_384  # that a peer may hold open
+CLOGGED_S = 1.0  # without credit
 MAX_ID_RANGES = 1024  # gaps among the ids that a peer opened: reordering makes a few
 MAX_CONTROL_FRAMES = 65_536  # not acknowledged: a peer that makes us owe more is at fault
 MIN_UNSENT_BYTES, MAX_UNSENT_BYTES = 16 * 1024, 1024 * 1024  # taken from a writer before it is sent
@@ -62,6 +63,7 @@ class ChannelTable:
         self._next_id = 0 if is_caller else 1
         self._peer_ids = RangeSet()  # of the channels that the peer opened, halved
         self._data_window = ReceiveWindow(INITIAL_DATA_WINDOW_BYTES, max_data_window_bytes)
+        self._credited_at = now  # when the peer last raised its limit for all streams
         self._data_received = 0
         self._data_consumed = 0
 
@@ -69,11 +71,11 @@ class ChannelTable:
         """The peer breaks the protocol."""
         raise NotImplementedError
 
-    @property
-    def clogged(self) -> bool:
+    def clogged(self, now: float) -> bool:
         """Whether what applications do not read takes most of what a connection may hold."""
         untaken = self._data_received - self._data_consumed
-        return untaken > MAX_UNTAKEN_BYTES // 2 or not self._packer.data_credit
+        starved = not self._packer.data_credit and now - self._credited_at > CLOGGED_S
+        return untaken > MAX_UNTAKEN_BYTES // 2 or starved
 
     # From the application.
 
@@ -284,6 +286,7 @@ class ChannelTable:
     def _handle_max_data(self, frame: f.MaxData) -> None:
         if frame.limit > self._packer.max_data:
             self._packer.max_data = frame.limit
+            self._credited_at = self._now
             self._packer.activate(channel.send for channel in self.channels.values())
 
     def _handle_max_stream_data(self, frame: f.MaxStreamData) -> None:
