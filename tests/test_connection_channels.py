@@ -135,7 +135,7 @@ def test_a_reset_after_all_that_was_written_has_arrived_is_no_clean_end(path: Co
 def test_a_stop_ends_the_writer_and_costs_no_credit(path: Conditions) -> None:
     pair = Pair("stop", path)
     for count in range(1, 9):
-        transfer = _midway(pair, 600_000)
+        transfer = _midway(pair, 4_000_000)  # more than can be on its way when it stops
         pair.callee.connection.stop(transfer.stream_id)
         pair.callee.incoming.pop(transfer.stream_id)
         pair.callee.drive()
