@@ -94,6 +94,12 @@ class _Half:
     def public(self) -> bytes:
         return self._private.public_key().public_bytes_raw()
 
+    def offer(self, ctx: connect_ctx_t, mode: int) -> str:
+        return encode_text(
+            type=ctx.channel_type, mode=mode, encrypt=ctx.encrypt_data, desc=ctx.connect_desc,
+            key=self.public, direct=self.direct.fields(),
+        )  # fmt: skip
+
     def secrets(self, public: bytes, offer: str, answer: str) -> tuple[bytes, bytes]:
         """The caller's direction, the callee's."""
         block = agree(self._private, public, offer, answer, b"kkp2p udp 1", SECRETS_BYTES)
@@ -194,10 +200,7 @@ class Direct:
     def _call(self, client: CloudClient, ctx: connect_ctx_t, budget_s: float) -> PeerLink:
         started = time.monotonic()
         half = _Half(self)
-        offer = encode_text(
-            type=ctx.channel_type, mode=ctx.connect_mode, encrypt=ctx.encrypt_data,
-            desc=ctx.connect_desc, key=half.public, direct=half.direct.fields(),
-        )  # fmt: skip
+        offer = half.offer(ctx, ctx.connect_mode)
         late = TimedOut("the peer did not answer in time")
 
         def finish(link: Link, call: OutgoingCall) -> str:
@@ -222,14 +225,7 @@ class Direct:
     def _search(self, ctx: connect_ctx_t, budget_s: float) -> PeerLink:
         deadline = time.monotonic() + budget_s
         half = _Half(self)
-
-        def text() -> str:
-            return encode_text(
-                type=ctx.channel_type, mode=_codes.CONNECT_P2P, encrypt=ctx.encrypt_data,
-                desc=ctx.connect_desc, key=half.public, direct=half.direct.fields(),
-            )  # fmt: skip
-
-        offer = _fit(half, text)
+        offer = _fit(half, lambda: half.offer(ctx, _codes.CONNECT_P2P))
         answer, _ = lan.search(
             ctx.peer_id, offer, self._engine.conf.lan_search_port, budget_s, self._log
         )

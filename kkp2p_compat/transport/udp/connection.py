@@ -157,7 +157,8 @@ class Connection(ChannelTable):
         if received.heard_at == now:
             self._heard_at = now
         if self._closing is not None:
-            self._close_at = min(self._close_at, now) if self._closes_left else self._close_at
+            if self._closes_left:
+                self._close_at = min(self._close_at, now)
         elif received.largest > largest_before and address != self.address:
             self._suspect_move(address, now)
 

@@ -307,8 +307,8 @@ class Packer:
         self._sending.pop(stream, None)
         self._put_in_line(stream, self.data_credit)
 
-    def record(self, flight: Flight, now: float, data: bool) -> None:
-        """A flight is on its way; ``data``: congestion control let it go."""
+    def record(self, flight: Flight, now: float) -> None:
+        """A flight is on its way."""
         size, in_flight = flight.size, self._recovery.in_flight
         self._controller.handle_sent(now, size, in_flight)
         flight.snapshot = self._rate.sent(size, in_flight, now)
@@ -352,7 +352,7 @@ class _Batch:
             first, first + count, self._room + OVERHEAD_BYTES, self._now, None,
             stream=stream, offset=start, chunk=chunk, data_stop=stop,
         )  # fmt: skip
-        packer.record(flight, self._now, True)
+        packer.record(flight, self._now)
         return True
 
     def mixed(self, send_data: bool) -> bool:
@@ -389,7 +389,7 @@ class _Batch:
             flight = Flight(
                 number, number + 1, size, self._now, None, pieces=pieces, frames=repeated
             )
-            packer.record(flight, self._now, send_data)
+            packer.record(flight, self._now)
             packer.control_on_way += len(repeated)
         return True
 

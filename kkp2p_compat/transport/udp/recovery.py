@@ -134,7 +134,6 @@ class Recovery:
         self.in_flight = 0  # bytes that congestion control counts
         self.pto_count = 0
         self.largest_acked = -1
-        self.largest_acked_sent_at = 0.0
         self.loss_time: float | None = None  # when a packet is lost by time, if nothing comes
         self._last_eliciting_at = 0.0
         self._flights: list[Flight] = []  # by packet number, ascending
@@ -184,8 +183,6 @@ class Recovery:
         largest = ranges[0][1] - 1
         if newest is not None and newest.stop - 1 == largest:
             self.rtt.update(now - newest.sent_at, min(ack_delay_s, MAX_ACK_DELAY_S))
-        if newest is not None and largest > self.largest_acked:
-            self.largest_acked_sent_at = newest.sent_at
         self.largest_acked = max(self.largest_acked, largest)
         for part in acked:
             if not part.mtu_probe:
