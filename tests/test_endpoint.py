@@ -212,7 +212,7 @@ def test_what_waits_for_room_is_sent_once_and_in_order(
     with monkeypatch.context() as patch:
         patch.setattr(batch_socket, "_new_socket", Full)
         ours = make()
-    for door in ours._doors.values():
+    for door in ours._doors:
         door.socket.can_segment &= not plain
     links = [added(ours, number) for number in (1, 2)]
     Full.room = 0

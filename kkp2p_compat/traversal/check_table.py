@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections import Counter
 
 from .._errors import BadPacket
+from ..transport.udp.events import Address
 from .checks import UFRAG_BYTES, Checks
-from .stun import Address, Kind, Message, parse_untrusted
+from .stun import Kind, Message, parse_untrusted
 
 __all__ = ["CheckTable"]
 

@@ -34,6 +34,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from .._errors import BadPacket
+from ..transport.udp.events import Address
 from .candidates import (
     MAX_CANDIDATES,
     Candidate,
@@ -42,7 +43,7 @@ from .candidates import (
     plausible,
     reflexive_priority,
 )
-from .stun import UNKNOWN_ATTRIBUTE, Address, Kind, Message
+from .stun import UNKNOWN_ATTRIBUTE, Kind, Message
 
 if TYPE_CHECKING:
     from random import Random
@@ -204,7 +205,7 @@ class Checks:
                 continue
             if (
                 len(self._listed) >= MAX_CANDIDATES
-                or sum(ip == candidate.address for ip, _ in self._listed) >= MAX_PORTS_PER_IP
+                or sum(ip == candidate.address for ip, *_ in self._listed) >= MAX_PORTS_PER_IP
                 or not may_be_peer(*address)
                 or not plausible(candidate.address, self._own)
             ):
@@ -270,7 +271,7 @@ class Checks:
             return "a request with the wrong role"
         if message.priority is None:
             return "a request without a priority"
-        if not may_be_peer(*source):
+        if not may_be_peer(source[0], source[1]):
             return "a request from no peer's address"
         seen_from = self._requests.get(message.transaction_id)
         if seen_from not in (None, source):
@@ -292,7 +293,7 @@ class Checks:
                 not_understood=request.unknown,
             )
         else:
-            answer = Message(Kind.RESPONSE, request.transaction_id, mapped=source)
+            answer = Message(Kind.RESPONSE, request.transaction_id, mapped=source[:2])
         self._outbox.append((answer.encode(self.local.key), source))
 
     def _take_request(self, message: Message, source: Address) -> None:
@@ -333,7 +334,7 @@ class Checks:
             return "a refusal"
         pair = probe.pair
         if source != pair.address:
-            if not may_be_peer(*source):
+            if not may_be_peer(source[0], source[1]):
                 return "an answer from no peer's address"
             other = self._pair_of(source, pair.priority)
             if other is not None:

@@ -55,6 +55,13 @@ _NOT_SEGMENTED = (
 )
 
 _LINUX = sys.platform == "linux"
+_HOPS = {
+    socket.AF_INET: (socket.IPPROTO_IP, socket.IP_TTL),
+    # As a control message and as an option of the socket it has different names.
+    socket.AF_INET6: (
+        socket.IPPROTO_IPV6, socket.IPV6_HOPLIMIT if _LINUX else socket.IPV6_UNICAST_HOPS
+    ),
+}  # fmt: skip
 _U16 = struct.Struct("=H")
 _INT = struct.Struct("=i")
 _CONTROL_BYTES = socket.CMSG_SPACE(_INT.size)
@@ -65,12 +72,19 @@ _new_socket: Any = monkey.get_original("socket", "socket")
 class BatchSocket:
     """Bound to every address of its family; non-blocking.  ``fileno`` is for the watchers.
 
+    ``number``: of an extra socket; its addresses have it as their third item.  Such a one has the
+    kernel's own buffers, and moves datagrams one by one, until ``grow``: most of them are for a
+    few checks, and hundreds are opened at once.
     ``failures`` counts by reason what was not sent, or not received; each reason is logged once.
     Raises OSError where the family or the port is not to be had, or descriptors have run out.
     """
 
-    def __init__(self, family: socket.AddressFamily, log: Logger, port: int = 0) -> None:
+    def __init__(
+        self, family: socket.AddressFamily, log: Logger, port: int = 0, number: int = 0
+    ) -> None:
         self.family = family
+        self.number = number
+        self.can_segment = False
         self.failures: Counter[str] = Counter()
         self._log = log
         self._targets: dict[Address, tuple[Any, ...]] = {}
@@ -88,19 +102,28 @@ class BatchSocket:
     def _configure(self) -> None:
         if self.family == socket.AF_INET6:
             self._sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if _LINUX:
+            if self.family == socket.AF_INET6:
+                self._try_option(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE)
+            else:
+                self._try_option(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
+        self._is_large = False
+        if self.number == 0:
+            self.grow()
+
+    def grow(self) -> None:
+        """Make it fit for a connection: large buffers, and batches."""
+        if self._is_large:
+            return
+        self._is_large = True
         for force, option in (
             (_SO_RCVBUFFORCE, socket.SO_RCVBUF),
             (_SO_SNDBUFFORCE, socket.SO_SNDBUF),
         ):
             if not (_LINUX and self._try_option(socket.SOL_SOCKET, force, BUFFER_BYTES)):
                 self._try_option(socket.SOL_SOCKET, option, BUFFER_BYTES)
-        self.can_segment = False
         if not _LINUX:
             return
-        if self.family == socket.AF_INET6:
-            self._try_option(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE)
-        else:
-            self._try_option(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
         self._try_option(_SOL_UDP, _UDP_GRO, 1)
         # 0 is the default: no segmentation unless a send asks for it.  An older kernel would take
         # the control message of a send without a word and fragment the whole.
@@ -150,6 +173,27 @@ class BatchSocket:
                 refused = True
         return self._send_plain(data, segment_bytes, address, target, refused)
 
+    def send_with_ttl(self, data: bytes, address: Address, ttl: int) -> int:
+        """One datagram that ``ttl`` hops take on, and no more; returns as ``send`` does."""
+        target = self._targets.get(address) or self._resolve(address)
+        if target is None:
+            return len(data)
+        level, option = _HOPS[self.family]
+        try:
+            if _LINUX:
+                return self._sock.sendmsg((data,), ((level, option, _INT.pack(ttl)),), 0, target)
+            usual = self._sock.getsockopt(level, option)  # elsewhere it is no part of one message
+            self._sock.setsockopt(level, option, ttl)
+            try:
+                return self._sock.sendto(data, target)
+            finally:
+                self._sock.setsockopt(level, option, usual)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            self._count(error, address)
+            return len(data)
+
     def _send_in_parts(self, data: bytes, segment_bytes: int, address: Address) -> int:
         most = segment_bytes * max(1, min(MAX_SEGMENTS, MAX_SEND_BYTES // segment_bytes))
         for start in range(0, len(data), most):
@@ -187,7 +231,7 @@ class BatchSocket:
 
     def _resolve(self, address: Address) -> tuple[Any, ...] | None:
         """What the socket module takes; given a text that is no ip, it would wait for the DNS."""
-        ip, port = address
+        ip, port = address[:2]
         try:
             socket.inet_pton(self.family, ip)
             if not 0 < port < 65536:
@@ -227,4 +271,5 @@ class BatchSocket:
         for level, kind, value in control:
             if level == _SOL_UDP and kind == _UDP_GRO:
                 segment_bytes = _INT.unpack(value)[0]
-        return data, segment_bytes, source[:2]
+        ip, port = source[:2]
+        return data, segment_bytes, (ip, port, self.number) if self.number else (ip, port)

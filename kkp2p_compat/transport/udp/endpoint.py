@@ -1,7 +1,8 @@
 """The sockets, the timer and the clock for all UDP connections of an engine.
 
 Every connection of an engine, and its STUN and connectivity checks, share one socket per address
-family.  What arrives is told apart by its first byte (RFC 9443), and by the connection id.
+family; only what crosses the worst NATs needs extra ones, for a while.  What arrives is told apart
+by its first byte (RFC 9443), and by the connection id.
 
 The rules:
 - Everything runs in callbacks of the hub's watchers, never in a greenlet: a switch to one costs as
@@ -17,20 +18,19 @@ The rules:
 from __future__ import annotations
 
 import math
-import socket
 import time
-from collections import Counter, deque
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from logging import Logger
 from typing import Any, Protocol
 
 from gevent import get_hub
 
 from ..._codes import KKP2P_ERROR_SYSTEM_INTERNAL
-from ..._errors import KKP2PError, OutOfDescriptors, from_os_error
-from .batch_socket import BatchSocket
+from ..._errors import EngineClosed, KKP2PError
 from .deadlines import Deadlines
 from .demultiplex import connection_id, runs
+from .doors import Door, Doors
 from .events import Address, Closed, Event, Transmit
 from .protection import FIRST_BYTE, OVERHEAD_BYTES
 
@@ -45,7 +45,7 @@ RECEIVE_TURN_CALLS = 64
 TRANSMIT_TURN_CALLS = 16  # a connection's; 64 KB each at most
 BLOCKED_TIMER_S = 0.01  # a connection that waits for room may have a deadline that room must meet
 
-_READ, _WRITE = 1, 2  # libev's EV_READ and EV_WRITE
+_WRITE = 2  # libev's EV_WRITE
 _now = time.monotonic
 _Batch = tuple[bytes, int, Address]  # as in a Transmit
 
@@ -90,23 +90,6 @@ class _Member:
         self.waiting: _Batch | None = None  # what a full socket did not take
 
 
-class _Door:
-    """The socket of one family with its watchers, and who waits for room in it."""
-
-    __slots__ = ("readable", "socket", "waiting", "writable")
-
-    def __init__(self, batch_socket: BatchSocket, loop: Any) -> None:
-        self.socket = batch_socket
-        self.waiting: deque[_Member] = deque()
-        self.readable = loop.io(batch_socket.fileno(), _READ)
-        self.writable = loop.io(batch_socket.fileno(), _WRITE)
-
-    def close(self) -> None:
-        self.readable.close()
-        self.writable.close()
-        self.socket.close()
-
-
 def _key(link: Driven) -> bytes:
     return link.local_id.to_bytes(8, "big")
 
@@ -136,36 +119,47 @@ class Endpoint:
         self._timer: Any = None
         self._timer_at = math.inf
         self._closed = False
-        self._doors = self._open(port)
+        self._doors = Doors(log, self._loop, port)
         # For what is due now: a timer of libev's takes at least a millisecond, but a socket that
         # can be written to, as ours nearly always can, is found in the next round of the loop.
-        self._soon_door = next(iter(self._doors.values()))
+        self._soon_door = next(iter(self._doors.main.values()))
         self._soon = self._loop.io(self._soon_door.socket.fileno(), _WRITE)
-        for door in self._doors.values():
+        for door in self._doors:
             door.readable.start(self._turn, self._receive, door)
-
-    def _open(self, port: int) -> dict[socket.AddressFamily, _Door]:
-        doors: dict[socket.AddressFamily, _Door] = {}
-        for family in (socket.AF_INET, socket.AF_INET6):
-            try:
-                doors[family] = _Door(BatchSocket(family, self._log, port), self._loop)
-            except OSError as cause:
-                error = from_os_error(cause, "UDP socket")
-                last = family == socket.AF_INET6 and not doors
-                if last or isinstance(error, OutOfDescriptors):
-                    for door in doors.values():
-                        door.close()
-                    raise error from cause
-                self._log.info("no UDP over %s: %s", family.name, cause)
-        return doors
 
     def ports(self) -> dict[int, int]:
         """The families that there are, socket.AF_INET and AF_INET6, and where each is bound."""
-        return {family: door.socket.port for family, door in self._doors.items()}
+        return {family: door.socket.port for family, door in self._doors.main.items()}
 
     def failures(self) -> Counter[str]:
         """System calls that failed, by errno name."""
-        return sum((door.socket.failures for door in self._doors.values()), Counter())
+        return self._doors.failures()
+
+    def open_sockets(self, family: int, count: int) -> list[int]:
+        """``count`` sockets more, on free ports; their numbers, which never come again.
+
+        A remote address with such a number as its third item is reached by that socket.
+        At most MAX_EXTRA_SOCKETS are open at once.  Raises OutOfDescriptors or LinkLost, and then
+        none was opened.
+        """
+        if self._closed:
+            raise EngineClosed
+        doors = self._doors.open_extra(family, count)
+        for door in doors:
+            door.readable.start(self._turn, self._receive, door)
+        return [door.socket.number for door in doors]
+
+    def close_sockets(self, numbers: Iterable[int]) -> None:
+        """Close these extra ones; what connections had waiting for room in them is lost."""
+        for number in numbers:
+            door = self._doors.close_extra(number)
+            for member in door.waiting if door is not None else ():
+                member.waiting = None
+                self._make_ready(member)
+
+    def port_of(self, number: int) -> int:
+        """Where an extra socket is bound.  KeyError: it is not open."""
+        return self._doors.extra[number].socket.port
 
     def add(self, link: Driven) -> None:
         """Drive this connection from now on.  ValueError: its id is taken."""
@@ -205,9 +199,14 @@ class Endpoint:
         if member is not None and member.link is link:
             self._make_ready(member)
 
-    def send_check(self, data: bytes, address: Address) -> None:
-        """Send one datagram, now or never."""
-        self._send_or_drop(data, len(data), address)
+    def send_check(self, data: bytes, address: Address, ttl: int | None = None) -> None:
+        """Send one datagram, now or never; ``ttl``: the hops that it may take, 1 to 255."""
+        if ttl is None:
+            self._send_or_drop(data, len(data), address)
+            return
+        door = self._door(address)
+        if door is not None and door.socket.send_with_ttl(data, address, ttl) < len(data):
+            self.dropped["socket full"] += 1
 
     def _send_or_drop(self, data: bytes, segment_bytes: int, address: Address) -> None:
         door = self._door(address)
@@ -225,12 +224,11 @@ class Endpoint:
         for thing in (self._callback, self._timer, self._soon):
             if thing is not None:
                 thing.close()
-        for door in self._doors.values():
-            door.close()
+        self._doors.close()
 
     # What arrives.
 
-    def _receive(self, door: _Door) -> None:
+    def _receive(self, door: Door) -> None:
         received = 0
         for _ in range(RECEIVE_TURN_CALLS):
             datagrams = door.socket.receive()
@@ -239,7 +237,7 @@ class Endpoint:
             data, segment_bytes, address = datagrams
             for run in runs(data, segment_bytes):
                 self._dispatch(run, segment_bytes, address)
-            if self._closed:
+            if door.closed:
                 return
             received += len(data)
             if received >= RECEIVE_TURN_BYTES:
@@ -356,6 +354,7 @@ class Endpoint:
             door = self._door(transmit.address)
             if door is None:
                 continue
+            door.socket.grow()
             batch = transmit.data, transmit.segment_bytes, transmit.address
             if self._send(member, door, batch):
                 if transmit.more:
@@ -367,7 +366,7 @@ class Endpoint:
             break
         return calls_left
 
-    def _send(self, member: _Member, door: _Door, batch: _Batch) -> bool:
+    def _send(self, member: _Member, door: Door, batch: _Batch) -> bool:
         data, segment_bytes, address = batch
         done = door.socket.send(data, segment_bytes, address)
         if done < len(data):
@@ -375,8 +374,8 @@ class Endpoint:
             return False
         return True
 
-    def _send_rest(self, door: _Door) -> None:
-        while door.waiting:
+    def _send_rest(self, door: Door) -> None:
+        while door.waiting and not door.closed:
             member = door.waiting.popleft()
             batch, member.waiting = member.waiting, None
             if batch is None:
@@ -388,12 +387,12 @@ class Endpoint:
             except Exception:  # noqa: BLE001 - logged; the other connections must not suffer
                 self._fail(member)
             self._make_ready(member)
-        if not self._closed:
+        if not door.closed:
             door.writable.stop()
 
-    def _door(self, address: Address) -> _Door | None:
-        door = self._doors.get(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
-        if door is None or self._closed:
+    def _door(self, address: Address) -> Door | None:
+        door = None if self._closed else self._doors.find(address)
+        if door is None:
             self.dropped["no socket"] += 1
             return None
         return door

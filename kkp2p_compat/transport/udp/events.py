@@ -20,6 +20,7 @@ __all__ = [
     "Event",
     "MessageReceived",
     "PathChanged",
+    "PathSuspected",
     "Readable",
     "Reset",
     "Stopped",
@@ -27,7 +28,9 @@ __all__ = [
     "Writable",
 ]
 
-Address = tuple[str, int]  # numeric IPv4 or IPv6 address, port
+# A remote address: numeric ip, port; and the number of our own extra socket that it is reached by,
+# if not by the main one of the family.  A key: take [0] and [1] of it, do not unpack it to two.
+Address = tuple[str, int] | tuple[str, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,11 @@ class PathChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class PathSuspected:
+    """The peer has not been heard for several probe time-outs: look for another path."""
+
+
+@dataclass(frozen=True, slots=True)
 class Closed:
     """The end: nothing more will be sent.  What has come can still be read, then forget it."""
 
@@ -115,7 +123,7 @@ class Closed:
 
 Event = (
     ChannelOffered | ChannelOpened | ChannelRefused | Readable | Writable | Stopped | Reset | Ended
-    | MessageReceived | PathChanged | Closed
+    | MessageReceived | PathChanged | PathSuspected | Closed
 )  # fmt: skip
 
 

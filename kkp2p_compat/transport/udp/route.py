@@ -25,7 +25,7 @@ def route_datagram_bytes(address: Address) -> int:
     mtu = 1500
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect(address)
+            probe.connect(address[:2])
             if is_ipv6:
                 mtu = probe.getsockopt(socket.IPPROTO_IPV6, _IPV6_MTU)
             else:

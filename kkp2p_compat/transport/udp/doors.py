@@ -1,0 +1,115 @@
+"""The sockets of an endpoint, with their watchers: which of them a remote address is reached by.
+
+There is a main socket for each address family, and for a while some extra ones: NATs that give each
+destination another port are crossed by chance only, and each socket more is a chance more.  Such
+sockets are numbered from 1, and the number is the third item of a remote address: so the same peer
+seen by two of our sockets is two addresses to everybody above, and nobody above needs to know why.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import Counter, deque
+from collections.abc import Iterator
+from logging import Logger
+from typing import Any
+
+from ..._errors import LinkLost, OutOfDescriptors, from_os_error
+from .batch_socket import BatchSocket
+from .events import Address
+
+__all__ = ["MAX_EXTRA_SOCKETS", "Door", "Doors"]
+
+# Our choice: a birthday punch of 256, some for another to begin, and the samples of a prediction.
+# A process that may have fewer descriptors gets OutOfDescriptors earlier.
+MAX_EXTRA_SOCKETS = 640
+
+_READ, _WRITE = 1, 2  # libev's EV_READ and EV_WRITE
+
+
+class Door:
+    """A socket with its watchers, and who waits for room in it (members of the endpoint)."""
+
+    __slots__ = ("closed", "readable", "socket", "waiting", "writable")
+
+    def __init__(self, batch_socket: BatchSocket, loop: Any) -> None:
+        self.socket = batch_socket
+        self.closed = False
+        self.waiting: deque[Any] = deque()
+        self.readable = loop.io(batch_socket.fileno(), _READ)
+        self.writable = loop.io(batch_socket.fileno(), _WRITE)
+
+    def close(self) -> None:
+        self.closed = True
+        self.readable.close()
+        self.writable.close()
+        self.socket.close()
+
+
+class Doors:
+    """``main`` by family, ``extra`` by number.  The endpoint starts the watchers."""
+
+    def __init__(self, log: Logger, loop: Any, port: int) -> None:
+        """Raises as the Endpoint does."""
+        self.main: dict[int, Door] = {}
+        self.extra: dict[int, Door] = {}
+        self._log = log
+        self._loop = loop
+        self._last_number = 0
+        self._past_failures: Counter[str] = Counter()
+        for family in (socket.AF_INET, socket.AF_INET6):
+            try:
+                self.main[family] = Door(BatchSocket(family, log, port), loop)
+            except OSError as cause:
+                error = from_os_error(cause, "UDP socket")
+                last = family == socket.AF_INET6 and not self.main
+                if last or isinstance(error, OutOfDescriptors):
+                    self.close()
+                    raise error from cause
+                log.info("no UDP over %s: %s", family.name, cause)
+
+    def __iter__(self) -> Iterator[Door]:
+        yield from self.main.values()
+        yield from self.extra.values()
+
+    def find(self, address: Address) -> Door | None:
+        if len(address) == 2:
+            return self.main.get(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
+        return self.extra.get(address[2])
+
+    def open_extra(self, family: int, count: int) -> list[Door]:
+        """All of them or none.  Raises OutOfDescriptors, LinkLost."""
+        if family not in self.main:
+            raise LinkLost("this host has no UDP over that address family")
+        if len(self.extra) + count > MAX_EXTRA_SOCKETS:
+            raise OutOfDescriptors(f"no more than {MAX_EXTRA_SOCKETS} extra UDP sockets at once")
+        opened: list[Door] = []
+        try:
+            for number in range(self._last_number + 1, self._last_number + 1 + count):
+                made = BatchSocket(socket.AddressFamily(family), self._log, number=number)
+                opened.append(Door(made, self._loop))
+        except OSError as cause:
+            for door in opened:
+                door.close()
+            raise from_os_error(cause, "UDP socket") from cause
+        for door in opened:
+            self.extra[door.socket.number] = door
+        self._last_number += count
+        return opened
+
+    def close_extra(self, number: int) -> Door | None:
+        door = self.extra.pop(number, None)
+        if door is not None:
+            self._past_failures += door.socket.failures
+            door.close()
+        return door
+
+    def failures(self) -> Counter[str]:
+        return sum((door.socket.failures for door in self), Counter(self._past_failures))
+
+    def close(self) -> None:
+        """``main`` and the counters can still be read."""
+        for number in list(self.extra):
+            self.close_extra(number)
+        for door in self.main.values():
+            door.close()
