@@ -11,7 +11,9 @@ from sim.pair import Pair, Transfer, mbit_per_s
 from sim.simnet import Conditions
 
 from kkp2p_compat._codes import KKP2P_TCP_CHANNEL, KKP2P_UDP_CHANNEL
-from kkp2p_compat.transport.udp import streams
+from kkp2p_compat.transport.udp import channel_table, streams
+from kkp2p_compat.transport.udp.channel import INITIAL_STREAM_WINDOW_BYTES
+from kkp2p_compat.transport.udp.channel_table import CLOGGED_S
 from kkp2p_compat.transport.udp.events import (
     ChannelOffered,
     ChannelOpened,
@@ -21,6 +23,7 @@ from kkp2p_compat.transport.udp.events import (
     Stopped,
 )  # fmt: skip
 from kkp2p_compat.transport.udp.frames import DATAGRAM_HEADER
+from kkp2p_compat.transport.udp.packing import INITIAL_DATA_WINDOW_BYTES
 from kkp2p_compat.transport.udp.protection import OVERHEAD_BYTES
 
 FAST = Conditions(rate_bytes_per_s=mbit_per_s(100), delay_s=0.005)
@@ -219,6 +222,45 @@ def test_more_writers_than_the_credit_of_all_together_is_for(
         pair.callee.resume(transfer.stream_id)
     pair.run(lambda: all(transfer.done for transfer in transfers))
     _nothing_left(pair)
+
+
+def test_too_much_that_nobody_reads_clogs_the_connection_of_the_reader(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(channel_table, "MAX_UNTAKEN_BYTES", 2 * INITIAL_STREAM_WINDOW_BYTES)
+    pair = Pair("clogged", FAST)
+    caller, callee = pair.caller.connection, pair.callee.connection
+    pair.reading = {"paused": True}
+    transfers = [pair.start(INITIAL_STREAM_WINDOW_BYTES)]
+    pair.run(None, 5)
+    assert not callee.clogged(pair.network.now)  # exactly half of what it may hold
+    transfers.append(pair.start(1))
+    pair.run(None, 5)
+    assert callee.clogged(pair.network.now)
+    assert not caller.clogged(pair.network.now)
+    for transfer in transfers:
+        pair.callee.resume(transfer.stream_id)
+    pair.run(lambda: all(transfer.done for transfer in transfers))
+    assert not callee.clogged(pair.network.now)
+
+
+def test_no_credit_for_long_clogs_the_connection_of_the_writer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(streams, "MAX_UNTAKEN_BYTES", 0)
+    pair = Pair("starved", FAST)
+    caller = pair.caller.connection
+    pair.reading = {"paused": True}
+    count = INITIAL_DATA_WINDOW_BYTES // INITIAL_STREAM_WINDOW_BYTES + 1
+    made_at = pair.network.now  # and since then no credit has come
+    transfers = [pair.start(INITIAL_STREAM_WINDOW_BYTES) for _ in range(count)]
+    pair.run(lambda: not caller._packer.data_credit)
+    assert not caller.clogged(made_at + CLOGGED_S)
+    assert caller.clogged(made_at + CLOGGED_S + 0.001)
+    for transfer in transfers:
+        pair.callee.resume(transfer.stream_id)
+    pair.run(lambda: all(transfer.done for transfer in transfers))
+    assert not caller.clogged(pair.network.now)
 
 
 @BOTH

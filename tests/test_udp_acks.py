@@ -1,0 +1,57 @@
+"""When an acknowledgement is owed: Received alone, told the time."""
+
+from __future__ import annotations
+
+import pytest
+
+from kkp2p_compat.transport.udp.acks import PER_ACK, YOUNG_PACKETS, Received
+from kkp2p_compat.transport.udp.recovery import MAX_ACK_DELAY_S
+
+NOW = 1000.0
+RTT_S = 0.1
+
+
+@pytest.fixture
+def received() -> Received:
+    """Not young any more, and all acknowledged at NOW."""
+    made = Received()
+    made.add(0, YOUNG_PACKETS + 1, NOW)
+    made.want_ack(YOUNG_PACKETS + 1, NOW, RTT_S)
+    made.take_ack(NOW)
+    assert made.ack_at is None
+    return made
+
+
+def test_packets_in_order_are_acknowledged_together(received: Received) -> None:
+    first = YOUNG_PACKETS + 1
+    for number in range(first, first + PER_ACK - 1):
+        received.add(number, number + 1, NOW + 0.001)
+        received.want_ack(1, NOW + 0.001, RTT_S)
+        assert received.ack_at == NOW + 0.001 + MAX_ACK_DELAY_S
+    received.add(first + PER_ACK - 1, first + PER_ACK, NOW + 0.002)
+    received.want_ack(1, NOW + 0.002, RTT_S)
+    assert received.ack_at == NOW + 0.002
+
+
+def test_a_packet_behind_a_gap_and_the_one_that_fills_it_are_acknowledged_at_once(
+    received: Received,
+) -> None:
+    missing = YOUNG_PACKETS + 1
+    for number in (missing + 1, missing):
+        received.add(number, number + 1, NOW)  # as soon after the last ACK as can be
+        received.want_ack(1, NOW, RTT_S)
+        assert received.ack_at == NOW
+        received.take_ack(NOW)
+    received.add(missing + 2, missing + 3, NOW)
+    received.want_ack(1, NOW, RTT_S)
+    assert received.ack_at == NOW + MAX_ACK_DELAY_S
+
+
+def test_a_gap_before_packets_that_ask_for_nothing_makes_the_next_that_asks_urgent(
+    received: Received,
+) -> None:
+    received.add(YOUNG_PACKETS + 5, YOUNG_PACKETS + 6, NOW)
+    assert received.ack_at is None
+    received.add(YOUNG_PACKETS + 6, YOUNG_PACKETS + 7, NOW)
+    received.want_ack(1, NOW, RTT_S)
+    assert received.ack_at == NOW
