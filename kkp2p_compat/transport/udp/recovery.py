@@ -141,10 +141,6 @@ class Recovery:
         self._time_threshold = TIME_THRESHOLD
         self._declared_lost = RangeSet()
 
-    def __bool__(self) -> bool:
-        """Whether something that asks for an acknowledgement is on its way."""
-        return bool(self._flights)
-
     def sent(self, flight: Flight) -> None:
         self._flights.append(flight)
         self._last_eliciting_at = flight.sent_at
