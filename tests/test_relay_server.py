@@ -127,6 +127,7 @@ def test_many_sessions_do_not_mix(scene: Scene) -> None:
         (hellos(key=b"x" * 32)[0], wire.BAD),
         (hellos(lives_s=-5)[0], wire.EXPIRED),
     ],
+    ids=["magic", "version", "key", "expired"],  # tokens are random; the names are the same always
 )
 def test_bad_hellos(scene: Scene, hello: bytes, status: int) -> None:
     assert _refusal(scene.connect(hello)) == status
