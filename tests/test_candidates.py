@@ -14,7 +14,9 @@ from kkp2p_compat.traversal.candidates import (
     Candidate,
     family_of,
     host_candidates,
+    is_private,
     may_be_peer,
+    outer_candidate,
     parse_untrusted,
     plausible,
     reflexive_priority,
@@ -43,6 +45,28 @@ def test_reflexive_priorities() -> None:
     assert six == (110 << 24) + (65535 << 8) + 255
     assert four == (110 << 24) + (65534 << 8) + 255
     assert 0 < reflexive_priority([], socket.AF_INET) < four
+
+
+def test_outer_candidates() -> None:
+    """Host before mapped before what a check teaches before srflx, whatever the family."""
+    mine = own("2001:db8::2", "192.0.2.2", "10.0.0.2")
+    mapped = outer_candidate("mapped", ("203.0.113.1", 5000), mine)
+    assert mapped == ("mapped", (120 << 24) + (65534 << 8) + 255, "203.0.113.1", 5000)
+    six, four = (outer_candidate("srflx", (ip, 9), mine) for ip in ("2001:db8:1::1", "203.0.113.1"))
+    assert six.priority == (100 << 24) + (65535 << 8) + 255
+    assert four.priority == (100 << 24) + (65534 << 8) + 255
+    reflexive = reflexive_priority(mine, socket.AF_INET)
+    assert mine[-1].priority > mapped.priority > reflexive > six.priority > four.priority
+    assert outer_candidate("srflx", ("203.0.113.1", 9), []).priority > 0
+    listed = [*mine, mapped, six, four]
+    assert parse_untrusted([candidate.text for candidate in listed]) == listed
+
+
+def test_private_addresses() -> None:
+    for ip in ("10.1.2.3", "100.64.0.1", "169.254.1.1", "127.0.0.1", "fd00::1", "::1"):
+        assert is_private(ip), ip
+    for ip in ("100.128.0.1", "192.0.2.1", "2001:db8::1"):
+        assert not is_private(ip), ip
 
 
 def test_addresses_that_nobody_else_could_use_are_left_out() -> None:
@@ -83,7 +107,8 @@ def test_of_this_host() -> None:
 
 
 CANDIDATES = st.builds(
-    lambda priority, ip, port: Candidate("host", priority, str(ip), port),
+    lambda kind, priority, ip, port: Candidate(kind, priority, str(ip), port),
+    st.sampled_from(["host", "mapped", "srflx"]),
     st.integers(1, 2**31 - 1),
     st.ip_addresses().filter(lambda ip: may_be_peer(str(ip), 1)),
     st.integers(1, 65535),
@@ -136,7 +161,7 @@ def test_not_a_list_or_too_long(texts: object) -> None:
         "host 1 224.0.0.1 1", "host 1 ff02::1 1", "host 1 255.255.255.255 1", "host 1 0.0.0.0 1",
         "host 1 0.1.2.3 1", "host 1 240.0.0.1 1", "host 1 :: 1", "host 1 fe80::1 1",
         "host 1 ::ffff:10.0.0.1 1", "host 1 ::ffff:127.0.0.1 1", "host 1 10.0.0.1 0",
-        "relay 1 10.0.0.1 1", "tomorrow 1 10.0.0.1 1",
+        "relay 1 10.0.0.1 1", "prflx 1 10.0.0.1 1", "tomorrow 1 10.0.0.1 1",
     ],
 )  # fmt: skip
 def test_left_out(text: str) -> None:

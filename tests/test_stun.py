@@ -132,6 +132,11 @@ MESSAGES = st.builds(
     controlled=st.none() | U64,
     error=st.none() | st.integers(300, 699),
     not_understood=st.lists(U16, max_size=20).map(tuple),
+    change_ip=st.booleans(),
+    change_port=st.booleans(),
+    response_port=st.none() | U16,
+    origin=st.none() | ADDRESSES,
+    other=st.none() | ADDRESSES,
 )
 
 
@@ -211,6 +216,11 @@ USERNAME = attribute(0x0006, b"a:b")
         wire_of(attribute(0x0020, bytes.fromhex("0002000000000000"))),  # IPv6 in 4 bytes
         wire_of(attribute(0x0020, bytes.fromhex("0001") + bytes(18))),
         wire_of(attribute(0x0020, bytes(7))),
+        wire_of(attribute(0x0001, bytes(7))),  # MAPPED-ADDRESS
+        wire_of(attribute(0x0003, bytes(3))),  # CHANGE-REQUEST
+        wire_of(attribute(0x0027, bytes(3))),  # RESPONSE-PORT
+        wire_of(attribute(0x802B, bytes(9))),  # RESPONSE-ORIGIN
+        wire_of(attribute(0x802C, bytes.fromhex("0002000000000000"))),  # OTHER-ADDRESS
         wire_of(attribute(0x8028, bytes(4))),  # FINGERPRINT
         wire_of(USERNAME)[:-4],  # over the end
         seal(wire_of(USERNAME))[:-8] + attribute(0x8028, bytes(4)) + attribute(0x8028, bytes(4)),
@@ -243,9 +253,9 @@ def test_what_follows_the_integrity_is_ignored() -> None:
 def test_unknown_attributes() -> None:
     """Those below 0x8000 must be understood."""
     parsed = parse_untrusted(
-        seal(wire_of(attribute(0x7001, b"x"), attribute(0x8001, b"y"), attribute(0x0003, bytes(4))))
+        seal(wire_of(attribute(0x7001, b"x"), attribute(0x8001, b"y"), attribute(0x0002, bytes(4))))
     )
-    assert parsed.unknown == (0x7001, 0x0003)
+    assert parsed.unknown == (0x7001, 0x0002)
     assert parsed.verify(PASSWORD)
 
 
@@ -253,3 +263,36 @@ def test_an_address_in_disguise() -> None:
     """IPv4 is never written as IPv6."""
     message = Message(Kind.RESPONSE, ID, mapped=("::ffff:192.0.2.1", 1))
     assert parse_untrusted(message.encode(None)).mapped == ("192.0.2.1", 1)
+
+
+def test_the_bytes_of_rfc_5780() -> None:
+    request = Message(
+        Kind.REQUEST, ID, change_ip=True, change_port=True, response_port=4000, software="pad"
+    )
+    assert request.encode(None, fingerprint=False) == wire_of(
+        attribute(0x0003, bytes.fromhex("00000006")),
+        attribute(0x0027, bytes.fromhex("0fa00000")),
+        attribute(0x8022, b"pad"),
+    )
+    answer = Message(Kind.RESPONSE, ID, origin=("192.0.2.1", 3478), other=("2001:db8::1", 3479))
+    assert answer.encode(None, fingerprint=False) == wire_of(
+        attribute(0x802B, bytes.fromhex("0001 0d96 c0000201")),
+        attribute(0x802C, bytes.fromhex("0002 0d97 20010db8000000000000000000000001")),
+        kind=Kind.RESPONSE,
+    )
+    for value in (b"\x0f\xa0", b"\x0f\xa0\0\0"):
+        assert parse_untrusted(wire_of(attribute(0x0027, value))).response_port == 4000
+    for value, ip, port in ((0, False, False), (2, False, True), (4, True, False)):
+        parsed = parse_untrusted(wire_of(attribute(0x0003, struct.pack(">I", value))))
+        assert (parsed.change_ip, parsed.change_port) == (ip, port)
+
+
+def test_the_answer_of_an_old_server() -> None:
+    """RFC 3489 has MAPPED-ADDRESS only; where both are, the hidden one counts."""
+    plain = attribute(0x0001, bytes.fromhex("0001 0fa0 c0000201"))
+    old = wire_of(plain, attribute(0x0004, bytes(8)), attribute(0x0005, bytes(8)), kind=0x0101)
+    parsed = parse_untrusted(old)
+    assert parsed.mapped == ("192.0.2.1", 4000)
+    hidden = attribute(0x0020, bytes.fromhex("0001a147e112a643"))
+    parsed = parse_untrusted(wire_of(plain, hidden, kind=0x0101))
+    assert parsed.mapped == ("192.0.2.1", 32853)

@@ -1,8 +1,10 @@
 """Addresses of the two peers: which of ours to tell, and which of the peer's to try.
 
-A candidate travels in an offer or an answer as text: ``host <priority> <ip> <port>``.  The peer's
-list is a stranger's word, and whatever is in it gets packets from us: ``parse_untrusted`` bounds it
-and leaves out what is never a peer, and ``plausible`` judges private and loopback addresses.
+A candidate travels in an offer or an answer as text: ``<kind> <priority> <ip> <port>``.  Kinds:
+``host`` (an address of the host), ``mapped`` (one that a router forwards because it was asked to)
+and ``srflx`` (as a STUN server saw it).  The peer's list is a stranger's word, and whatever is in
+it gets packets from us: ``parse_untrusted`` bounds it and leaves out what is never a peer, and
+``plausible`` judges private and loopback addresses.
 
 Loopback is a candidate only on a host that has no other address.  Peers on one host need it only
 then: each of them reaches any address of the host, and answers come back by the same one.
@@ -21,13 +23,15 @@ from .._errors import BadPacket
 from .stun import Address
 
 __all__ = [
-    "MAX_CANDIDATES", "Candidate", "family_of", "host_candidates", "may_be_peer",
-    "parse_untrusted", "plausible", "reflexive_priority",
+    "MAX_CANDIDATES", "Candidate", "family_of", "host_candidates", "is_private", "may_be_peer",
+    "outer_candidate", "parse_untrusted", "plausible", "reflexive_priority",
 ]  # fmt: skip
 
-# RFC 8445 section 5.1.2.2, recommended type preferences.
+# Type preferences: RFC 8445 section 5.1.2.2 recommends them, but for "mapped", which is our choice:
+# it takes packets from everybody, as a host address does, so it is the next best.
 HOST_PREFERENCE = 126
-REFLEXIVE_PREFERENCE = 110
+REFLEXIVE_PREFERENCE = 110  # what a check teaches the peer ("prflx"; never in a list)
+OUTER_PREFERENCES = {"mapped": 120, "srflx": 100}
 COMPONENT = 1  # 5.1.2.1: we have one component
 MAX_LOCAL_PREFERENCE = 65535
 MAX_PRIORITY = 2**31 - 1  # 5.1.2
@@ -35,10 +39,10 @@ MAX_PRIORITY = 2**31 - 1  # 5.1.2
 # Our choices.
 MAX_CANDIDATES = 32  # of one peer: a dozen of each family, and some to be learnt later
 MAX_OWN_PER_FAMILY = 12  # a host with more has them for other purposes
-MAX_TEXT = 80  # characters of one candidate; the longest possible one has 65
+MAX_TEXT = 80  # characters of one candidate; the longest possible one has 67
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
-KINDS = {"host"}
+KINDS = {"host", *OUTER_PREFERENCES}
 
 # Where only a host of the same network can be: RFC 1918, RFC 6598, RFC 3927, RFC 4193.
 PRIVATE = [
@@ -148,8 +152,19 @@ def _priority(kind_preference: int, local_preference: int) -> int:
 
 def reflexive_priority(own: Sequence[Candidate], family: int) -> int:
     """What our own address would be worth if the peer learnt it from a check (7.1.1)."""
+    return _priority(REFLEXIVE_PREFERENCE, _local_preference(own, family))
+
+
+def outer_candidate(kind: str, address: Address, own: Sequence[Candidate]) -> Candidate:
+    """Where we are seen from outside; ``kind`` "mapped" or "srflx", ``own``: our host's."""
+    preference = _local_preference(own, family_of(address[0]))
+    return Candidate(kind, _priority(OUTER_PREFERENCES[kind], preference), *address)
+
+
+def _local_preference(own: Sequence[Candidate], family: int) -> int:
+    """As the best host candidate's of that family, which has the same base."""
     host = max((c.priority for c in own if family_of(c.address) == family), default=0)
-    return _priority(REFLEXIVE_PREFERENCE, host >> 8 & MAX_LOCAL_PREFERENCE)
+    return host >> 8 & MAX_LOCAL_PREFERENCE
 
 
 def parse_untrusted(texts: object) -> list[Candidate]:
@@ -228,6 +243,12 @@ def plausible(address: str, own: Sequence[Candidate]) -> bool:
     if _is_private(ip):
         return on_this_host or any(map(_is_private, same_family))
     return bool(same_family)
+
+
+def is_private(address: str) -> bool:
+    """Whether only a host of the same network can have this numeric address, or of this host."""
+    ip = ipaddress.ip_address(address)
+    return ip.is_loopback or _is_private(ip)
 
 
 def _is_private(ip: IPAddress) -> bool:

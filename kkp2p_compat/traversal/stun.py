@@ -1,4 +1,5 @@
-"""STUN binding messages (RFC 8489) with the attributes of ICE (RFC 8445): bytes in, and out.
+"""STUN binding messages (RFC 8489) with the attributes of ICE (RFC 8445) and of NAT behaviour
+discovery (RFC 5780): bytes in, and out.
 
 Every byte that comes in is a stranger's: ``parse_untrusted`` raises BadPacket and nothing else,
 and takes no message over MAX_BYTES.  What it returns is well-formed, not true: ask ``verify``.
@@ -6,7 +7,8 @@ and takes no message over MAX_BYTES.  What it returns is well-formed, not true: 
 Of an attribute that comes twice only the first counts (RFC 8489 section 14).  After
 MESSAGE-INTEGRITY only FINGERPRINT counts, which must be last (14.5, 14.7).  Attributes that we do
 not know are left out; the types of those that must be understood are in ``unknown``.
-Not here: long-term credentials, SOFTWARE, MESSAGE-INTEGRITY-SHA256 (RFC 8445 keeps to HMAC-SHA1).
+Servers older than RFC 5389 answer with MAPPED-ADDRESS alone: it is read where nothing better came.
+Not here: long-term credentials, MESSAGE-INTEGRITY-SHA256 (RFC 8445 keeps to HMAC-SHA1).
 Errors say no number of the message: they are counted by their text.
 """
 
@@ -34,11 +36,14 @@ UNKNOWN_ATTRIBUTE = 420  # 14.8
 
 HEADER = struct.Struct(">HHI12s")  # type, bytes after the header, magic, transaction id
 ATTRIBUTE = struct.Struct(">HH")  # type, bytes of the value; the value is padded to 4 bytes
-ADDRESS = struct.Struct(">xBH")  # family, port; then the ip
+# 14.1: family, port, ip; by the bytes of the ip.
+ADDRESS_OF = {4: struct.Struct(">xBH4s"), 16: struct.Struct(">xBH16s")}
+FAMILY_OF = {4: 1, 16: 2}
 INTEGRITY_BYTES = 20  # HMAC-SHA1
 
-# Attribute types: RFC 8489 section 18.3, RFC 8445 section 16.1.
+# Attribute types: RFC 8489 section 18.3, RFC 8445 section 16.1, RFC 5780 section 7.
 MAPPED_ADDRESS = 0x0001
+CHANGE_REQUEST = 0x0003
 USERNAME = 0x0006
 MESSAGE_INTEGRITY = 0x0008
 ERROR_CODE = 0x0009
@@ -46,15 +51,21 @@ UNKNOWN_ATTRIBUTES = 0x000A
 XOR_MAPPED_ADDRESS = 0x0020
 PRIORITY = 0x0024
 USE_CANDIDATE = 0x0025
+PADDING = 0x0026
+RESPONSE_PORT = 0x0027
+SOFTWARE = 0x8022
 FINGERPRINT = 0x8028
 ICE_CONTROLLED = 0x8029
 ICE_CONTROLLING = 0x802A
+RESPONSE_ORIGIN = 0x802B
+OTHER_ADDRESS = 0x802C
 
 UNDERSTOOD = {
     MAPPED_ADDRESS, USERNAME, MESSAGE_INTEGRITY, ERROR_CODE, UNKNOWN_ATTRIBUTES,
-    XOR_MAPPED_ADDRESS, PRIORITY, USE_CANDIDATE,
+    XOR_MAPPED_ADDRESS, PRIORITY, USE_CANDIDATE, CHANGE_REQUEST, PADDING, RESPONSE_PORT,
 }  # fmt: skip
 MUST_BE_UNDERSTOOD_BELOW = 0x8000  # section 14
+CHANGE_IP, CHANGE_PORT = 4, 2  # RFC 5780 section 7.2
 
 
 class Kind(IntEnum):
@@ -73,13 +84,19 @@ class Message:
     kind: Kind
     transaction_id: bytes  # 12 bytes
     username: str | None = None
-    mapped: Address | None = None  # XOR-MAPPED-ADDRESS
+    mapped: Address | None = None  # XOR-MAPPED-ADDRESS; received: or MAPPED-ADDRESS
     priority: int | None = None  # 32 bits
     use_candidate: bool = False
     controlling: int | None = None  # the tie-breaker, 64 bits
     controlled: int | None = None
     error: int | None = None  # 300 to 699
     not_understood: tuple[int, ...] = ()  # what an error says that its sender did not understand
+    change_ip: bool = False  # a request to be answered from the server's other address,
+    change_port: bool = False  # or from its other port
+    response_port: int | None = None  # a request to be answered to this port
+    origin: Address | None = None  # where an answer was sent from
+    other: Address | None = None  # the server's other address and port
+    software: str = field(default="", compare=False)  # sent, to pad a request; never read
 
     # Known of received messages only.
     unknown: tuple[int, ...] = ()  # types in this message that we ought to understand
@@ -87,8 +104,9 @@ class Message:
     _wire: bytes = field(default=b"", repr=False, compare=False)
     _integrity_at: int = field(default=0, repr=False, compare=False)
 
-    def encode(self, key: bytes | None) -> bytes:
+    def encode(self, key: bytes | None, fingerprint: bool = True) -> bytes:
         """The bytes, with MESSAGE-INTEGRITY under ``key`` unless it is None, and FINGERPRINT."""
+        change = CHANGE_IP * self.change_ip + CHANGE_PORT * self.change_port
         body = b""
         for kind, value in (
             (USERNAME, None if self.username is None else self.username.encode()),
@@ -99,12 +117,20 @@ class Message:
             (XOR_MAPPED_ADDRESS, self.mapped and _encode_address(self.mapped, self.transaction_id)),
             (ERROR_CODE, None if self.error is None else _encode_error(self.error)),
             (UNKNOWN_ATTRIBUTES, _encode_types(self.not_understood)),
+            (CHANGE_REQUEST, struct.pack(">I", change) if change else None),
+            # Four bytes, as others send it: the RFC leaves open if its padding counts.
+            (RESPONSE_PORT, _encode_port(self.response_port)),
+            (RESPONSE_ORIGIN, self.origin and _encode_plain_address(self.origin)),
+            (OTHER_ADDRESS, self.other and _encode_plain_address(self.other)),
+            (SOFTWARE, self.software.encode() or None),
         ):
             if value is not None:
                 body += _encode_attribute(kind, value)
         if key is not None:
             covered = self._header(len(body) + ATTRIBUTE.size + INTEGRITY_BYTES) + body
             body += _encode_attribute(MESSAGE_INTEGRITY, hmac.digest(key, covered, "sha1"))
+        if not fingerprint:
+            return self._header(len(body)) + body
         covered = self._header(len(body) + ATTRIBUTE.size + 4) + body
         return covered + _encode_attribute(FINGERPRINT, _fingerprint(covered))
 
@@ -125,6 +151,10 @@ class Message:
 
 def _tie_breaker(value: int | None) -> bytes | None:
     return None if value is None else struct.pack(">Q", value)
+
+
+def _encode_port(port: int | None) -> bytes | None:
+    return None if port is None else struct.pack(">H2x", port)
 
 
 def _encode_error(code: int) -> bytes:
@@ -149,30 +179,42 @@ def _mask(transaction_id: bytes, size: int) -> int:
 
 
 def _encode_address(address: Address, transaction_id: bytes) -> bytes:
-    ip = ipaddress.ip_address(address[0])
-    size = len(ip.packed)
-    hidden = int(ip) ^ _mask(transaction_id, size)
-    family = 1 if size == 4 else 2
-    return ADDRESS.pack(family, address[1] ^ MAGIC >> 16) + hidden.to_bytes(size, "big")
+    size = 16 if ":" in address[0] else 4
+    family, port, ip = ADDRESS_OF[size].unpack(_encode_plain_address(address))
+    hidden = int.from_bytes(ip, "big") ^ _mask(transaction_id, size)
+    return ADDRESS_OF[size].pack(family, port ^ MAGIC >> 16, hidden.to_bytes(size, "big"))
 
 
-def _parse_address_untrusted(value: bytes, transaction_id: bytes) -> Address:
-    size = len(value) - ADDRESS.size
-    if size not in (4, 16):
-        raise BadPacket("a mapped address of a wrong length")
-    family, port = ADDRESS.unpack_from(value)
-    if family != (1 if size == 4 else 2):
-        raise BadPacket("a mapped address of a wrong family")
-    number = int.from_bytes(value[ADDRESS.size :], "big") ^ _mask(transaction_id, size)
+def _encode_plain_address(address: Address) -> bytes:
+    ip = ipaddress.ip_address(address[0]).packed
+    return ADDRESS_OF[len(ip)].pack(FAMILY_OF[len(ip)], address[1], ip)
+
+
+def _parse_address_untrusted(
+    value: bytes | None, transaction_id: bytes | None = None
+) -> Address | None:
+    """``transaction_id``: what the address is hidden with, if it is."""
+    if value is None:
+        return None
+    size = len(value) - 4
+    if size not in ADDRESS_OF:
+        raise BadPacket("an address of a wrong length")
+    family, port, packed = ADDRESS_OF[size].unpack(value)
+    if family != FAMILY_OF[size]:
+        raise BadPacket("an address of a wrong family")
+    number = int.from_bytes(packed, "big")
+    if transaction_id is not None:
+        number ^= _mask(transaction_id, size)
+        port ^= MAGIC >> 16
     if size == 4:
-        return str(ipaddress.IPv4Address(number)), port ^ MAGIC >> 16
+        return str(ipaddress.IPv4Address(number)), port
     ip = ipaddress.IPv6Address(number)
-    return str(ip.ipv4_mapped or ip), port ^ MAGIC >> 16
+    return str(ip.ipv4_mapped or ip), port
 
 
-def parse_untrusted(data: bytes) -> Message:
+def parse_untrusted(data: bytes, max_bytes: int = MAX_BYTES) -> Message:
     """The binding message that is exactly ``data``; BadPacket if it is none."""
-    if not HEADER.size <= len(data) <= MAX_BYTES:
+    if not HEADER.size <= len(data) <= max_bytes:
         raise BadPacket("a STUN message that is too short or too long")
     number, length, magic, transaction_id = HEADER.unpack_from(data)
     if magic != MAGIC or length != len(data) - HEADER.size or length % 4:
@@ -182,19 +224,24 @@ def parse_untrusted(data: bytes) -> Message:
     except ValueError:
         raise BadPacket("not a binding message") from None
     values, unknown, integrity_at = _split_untrusted(data)
+    change = _parse_number_untrusted(values, CHANGE_REQUEST, 4) or 0
     return Message(
         kind,
         transaction_id,
         username=_parse_username_untrusted(values.get(USERNAME)),
-        mapped=_parse_address_untrusted(values[XOR_MAPPED_ADDRESS], transaction_id)
-        if XOR_MAPPED_ADDRESS in values
-        else None,
+        mapped=_parse_address_untrusted(values.get(XOR_MAPPED_ADDRESS), transaction_id)
+        or _parse_address_untrusted(values.get(MAPPED_ADDRESS)),
         priority=_parse_number_untrusted(values, PRIORITY, 4),
         use_candidate=_parse_number_untrusted(values, USE_CANDIDATE, 0) is not None,
         controlling=_parse_number_untrusted(values, ICE_CONTROLLING, 8),
         controlled=_parse_number_untrusted(values, ICE_CONTROLLED, 8),
         error=_parse_error_untrusted(values.get(ERROR_CODE)),
         not_understood=_parse_types_untrusted(values.get(UNKNOWN_ATTRIBUTES, b"")),
+        change_ip=bool(change & CHANGE_IP),
+        change_port=bool(change & CHANGE_PORT),
+        response_port=_parse_port_untrusted(values.get(RESPONSE_PORT)),
+        origin=_parse_address_untrusted(values.get(RESPONSE_ORIGIN)),
+        other=_parse_address_untrusted(values.get(OTHER_ADDRESS)),
         unknown=tuple(unknown),
         has_fingerprint=FINGERPRINT in values,
         _wire=data,
@@ -251,6 +298,14 @@ def _parse_number_untrusted(values: dict[int, bytes], kind: int, size: int) -> i
     if len(value) != size:
         raise BadPacket(f"attribute {kind:#06x} of a wrong length")
     return int.from_bytes(value, "big")
+
+
+def _parse_port_untrusted(value: bytes | None) -> int | None:
+    if value is None:
+        return None
+    if len(value) not in (2, 4):
+        raise BadPacket("a response port of a wrong length")
+    return int.from_bytes(value[:2], "big")
 
 
 def _parse_error_untrusted(value: bytes | None) -> int | None:
