@@ -14,6 +14,7 @@ transport", has the format and says where we depart.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from .events import (
     Closed,
     Event,
     PathChanged,
+    PathSuspected,
     Readable,
     Transmit,
 )
@@ -48,6 +50,8 @@ CLOSE_PROTOCOL_ERROR = 1
 MAX_PATH_RESPONSES = 4  # waiting to be sent
 CLOSE_PACKETS = 3  # how often a CLOSE is sent, a probe time-out apart
 BLACK_HOLE_PTOS = 3  # probe time-outs in a row: perhaps the path carries no large packets any more
+SUSPECT_PTOS = 3  # probe time-outs in a row: perhaps it carries nothing any more
+SILENCE_S = 2.0  # after something from the peer: one PING finds out whether it is still there
 
 
 class Random(Protocol):
@@ -62,7 +66,7 @@ class Random(Protocol):
 class Settings:
     """What may differ between the two sides; times in seconds, sizes in bytes."""
 
-    idle_timeout_s: float = 30.0  # of silence, after which the peer counts as dead
+    idle_timeout_s: float = 45.0  # of silence, after which the peer counts as dead
     keepalive_s: float = 10.0  # below the 20 s that some NATs keep a binding
     congestion: str = "bbr"  # or "cubic"
     max_stream_window_bytes: int = 16 * 1024 * 1024
@@ -99,6 +103,7 @@ class Connection(ChannelTable):
         self._opener = Opener(receive_secret, cipher)
         self._received = received
         self._heard_at = now  # a genuine packet
+        self._ask_at = math.inf  # when to find out whether a peer that fell silent is there
         self._path_check: PathCheck | None = None
         self._special: deque[tuple[Address, bytes]] = deque()  # frames for one packet each
         self._closing: bytes | None = None  # the CLOSE frame that ends us
@@ -185,6 +190,7 @@ class Connection(ChannelTable):
                 stop += len(plain) - header_bytes
                 index += 1
             eliciting += len(pieces)
+            self._ask_at = self._now + SILENCE_S
             channel = self.channels.get(stream_id)
             if channel is not None:  # else it is over, and the peer repeats itself
                 self._handle_stream(channel, offset, pieces, False)
@@ -202,6 +208,8 @@ class Connection(ChannelTable):
             kind = type(frame)
             if kind is not f.Ack and kind is not f.Close:
                 eliciting = True
+                if kind is not f.Ping:  # or two sides that do nothing would keep asking
+                    self._ask_at = self._now + SILENCE_S
             handler = self._handlers.get(kind)
             if handler is not None:
                 handler(self, frame)
@@ -325,7 +333,12 @@ class Connection(ChannelTable):
             if recovery.pto_count == BLACK_HOLE_PTOS:
                 self.mtu.fall_back(now)
                 self.controller.set_datagram_bytes(self.mtu.size)
-        if now >= self._packer.eliciting_at + self.settings.keepalive_s:
+            if recovery.pto_count == SUSPECT_PTOS:
+                self._events.append(PathSuspected())
+        if now >= self._ask_at:
+            self._ask_at = math.inf
+            self.ping()
+        elif now >= self._packer.eliciting_at + self.settings.keepalive_s:
             self.ping()
         check = self._path_check
         if check is not None and check.failed and now >= check.next_at:
@@ -338,8 +351,9 @@ class Connection(ChannelTable):
             return self._close_at
         settings, recovery, packer = self.settings, self.recovery, self._packer
         earliest = min(
-            self._heard_at + settings.idle_timeout_s, packer.eliciting_at + settings.keepalive_s
-        )
+            self._heard_at + settings.idle_timeout_s, packer.eliciting_at + settings.keepalive_s,
+            self._ask_at,
+        )  # fmt: skip
         loss = recovery.pto_time() if recovery.loss_time is None else recovery.loss_time
         path = None if self._path_check is None else self._path_check.next_at
         for time in (self._received.ack_at, loss, packer.paced_until, self.mtu.next_time(), path):
@@ -373,6 +387,15 @@ class Connection(ChannelTable):
 
     def ping(self) -> None:
         self._control(f.encode_ping())
+
+    def try_path(self, address: Address, now: float) -> None:
+        """The peer may be (again) at this address, say new connectivity checks."""
+        self._now = now
+        self.recovery.pto_count = 0  # what backed off for the old path has waited long enough
+        if address == self.address:
+            self.ping()
+        else:
+            self._suspect_move(address, now)
 
     def close(self, code: int, reason: str, now: float) -> None:
         """End the connection; Closed follows when the peer has had the chance to hear of it."""
