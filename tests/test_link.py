@@ -280,6 +280,7 @@ def test_calls(open_link: OpenLink) -> None:
         visitor.send("calling", call=first["call"], relay=["again"])
         visitor.send("answer", call=first["call"], answer="answer 1")
         visitor.send("declined", call=first["call"], reason="too late")
+        assert visitor.receive() == {"op": "over", "call": first["call"]}
         assert visitor.receive() == {"op": "cancel", "call": second["call"]}
         visitor.send("error", re="cancel", reason="x")
         visitor.wait_until_gone()

@@ -80,12 +80,16 @@ class Connection:
         "_writable",
         "call_tokens",
         "call_tokens_at",
+        "comes_again",
         "deadline",
         "host",
         "incoming",
+        "kept",
         "login",
+        "nat",
         "outgoing",
         "peer_id",
+        "session",
         "verifier",
     )
 
@@ -113,8 +117,12 @@ class Connection:
         self.peer_id: str | None = None  # once logged in
         self.verifier: Any = None
         self.login: Any = None  # under way
-        self.outgoing: dict[int, Any] | None = None  # calls made
-        self.incoming: set[Any] | None = None  # calls to be answered
+        self.session = ""  # which program's login it is
+        self.comes_again = False  # it was logged in before, and lost its connection
+        self.nat: str | None = None  # JSON: what it has told of its NAT
+        self.outgoing: dict[int, Any] | None = None  # calls made, not answered yet
+        self.kept: dict[int, Any] | None = None  # calls made that were answered, the oldest first
+        self.incoming: set[Any] | None = None  # calls from others
         self.call_tokens = limits.calls_per_s
         self.call_tokens_at = now
 
@@ -150,6 +158,11 @@ class Connection:
     def is_new(self) -> bool:
         """It has neither called nor logged in yet."""
         return self._quiet_s == 0
+
+    def welcome_caller(self, seconds: float) -> None:
+        """It has said what it wants, without a login: it may be so long quiet."""
+        if self.is_new and self.login is None:
+            self.allow_quiet(seconds)
 
     def has_room(self, line: bytes) -> bool:
         """Whether a line that somebody else has caused may be sent.

@@ -126,6 +126,7 @@ class Gatekeeper:
         self.empty.set()
         self.deadlines = Deadlines()
         self.open_calls: Counter[str] = Counter()  # by address
+        self.kept_calls: Counter[str] = Counter()  # by address
         self.relay_sessions: Counter[str] = Counter()  # by address
         self._connections: Counter[str] = Counter()
         self._total = 0

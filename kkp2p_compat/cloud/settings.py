@@ -39,6 +39,8 @@ class Limits:
     calls_per_s: float = _limit(1000.0, "calls per second on a connection")
     open_calls: int = _limit(512, "unanswered calls at once on a connection")
     open_calls_per_address: int = _limit(2048, "unanswered calls at once from an address")
+    kept_calls: int = _limit(512, "answered calls that are kept, on a connection")
+    kept_calls_per_address: int = _limit(2048, "answered calls that are kept, from an address")
     relay_sessions: int = _limit(20_000, "relay sessions in all, waiting ones included")
     relay_sessions_per_address: int = _limit(1024, "relay sessions at once of an address")
     relay_wait_s: float = _limit(15.0, "how long one side of a session waits for the other")

@@ -2,11 +2,15 @@
 
 Runs in the engine's hub.  Links are shared: one to a server carries the login and every call that
 goes there, and is opened by whoever needs it first.
+
+When the network has changed (``check_links``) nobody waits for a time-out: what is dead is found by
+a heartbeat with little time, a connection being opened is opened anew, and a pause ends.
 """
 
 from __future__ import annotations
 
 import random
+import secrets
 import ssl as _stdlib_ssl
 import time
 from collections import OrderedDict
@@ -16,7 +20,7 @@ from weakref import WeakValueDictionary
 
 import gevent
 from gevent import ssl
-from gevent.event import AsyncResult
+from gevent.event import AsyncResult, Event
 from gevent.lock import RLock
 
 from .._codes import KKP2P_ERROR_PARAMETER
@@ -30,6 +34,7 @@ from .._errors import (
 )
 from .link import Address, Link, OfferHandler
 from .resolver import is_address, resolve
+from .wire import Message
 
 __all__ = ["Backoff", "CloudClient"]
 
@@ -38,6 +43,10 @@ RESOLVE_AGAIN_S = 60  # an older answer for login_domain is asked for again befo
 RESOLVE_TIMEOUT_S = 5
 BACKOFF_FIRST_S = 0.5
 BACKOFF_MOST_S = 30.0
+CHECK_S = 2.0  # for the answer to a heartbeat after the network has changed
+HURRY_S = 15.0  # a login lost so soon after a change is lost to it: CHECK_S, and opening a link
+HURRY_PAUSE_S = 0.25  # at most, before the first try after a change
+SESSION_BYTES = 12  # random; names a login over all its connections
 TRACK_CACHE_S = 30  # how long a route's answer is believed
 TRACK_CACHE_SIZE = 1024
 TRACKS_TO_TRY = 2
@@ -81,11 +90,16 @@ class CloudClient:
         self._rng = random.Random()
         self._links: dict[Address, Link] = {}
         self._opening: WeakValueDictionary[Address, RLock] = WeakValueDictionary()
+        self._being_opened: set[Link] = set()
         self._entry_lock = RLock()
         self._tracks: OrderedDict[str, tuple[float, list[Address]]] = OrderedDict()
         self._home: gevent.Greenlet[..., None] | None = None
         self._home_link: Link | None = None
         self._closed = False
+        self._nat: Message | None = None
+        self._changes = 0  # of the network, as far as we were told
+        self._changed_at = -HURRY_S
+        self._changed = Event()  # ends a pause
         self._failed: set[Address] = set()  # of the login addresses
         self._warned = False  # that a certificate was not verified
         self._name = None if "|" in login_domain or is_address(login_domain) else login_domain
@@ -106,6 +120,29 @@ class CloudClient:
         self._home = gevent.spawn(self._stay_online, peer_id, secret, verdict)
         return verdict
 
+    @property
+    def online(self) -> bool:
+        """Whether we are logged in now, as far as we know."""
+        link = self._home_link
+        return link is not None and link.peer_id is not None and not link.closed.is_set()
+
+    def set_nat(self, fields: Message) -> None:
+        """Tell the tracks, and so the other sides of our calls, about our NAT; also later ones."""
+        self._nat = fields
+        for link in self._open_links():
+            if link.is_track:
+                link.tell_nat(fields)
+
+    def check_links(self) -> None:
+        """The network may have changed: find out soon which links are dead.  Does not wait."""
+        self._changes += 1
+        self._changed_at = time.monotonic()
+        self._changed.set()
+        for link in self._open_links():
+            gevent.spawn(link.check_alive, CHECK_S)
+        for link in self._being_opened:
+            link.stop_opening(CloudUnreachable("the network has changed"))
+
     def logout(self) -> None:
         if self._home is not None:
             self._home.kill(block=False)
@@ -121,11 +158,12 @@ class CloudClient:
 
     def _stay_online(self, peer_id: str, secret: str, verdict: AsyncResult[None]) -> None:
         backoff = Backoff(self._rng, BACKOFF_FIRST_S, BACKOFF_MOST_S)
+        session = secrets.token_hex(SESSION_BYTES)
         while True:
             link, since = None, time.monotonic()
             try:
                 link = self._home_link = next(self.links_to(peer_id))
-                link.login(peer_id, secret)
+                link.login(peer_id, secret, session, again=verdict.ready())
                 self._log.warning("%s: logged in at %s:%d", peer_id, *link.address)
                 if not verdict.ready():
                     verdict.set(None)
@@ -150,9 +188,12 @@ class CloudClient:
                 self._tracks.pop(peer_id, None)
                 if was_online and time.monotonic() - since > BACKOFF_MOST_S:
                     backoff.reset()  # a cloud that drops us at once is not asked every second
-                pause_s = backoff.next()
+                hurry = since < self._changed_at and time.monotonic() < self._changed_at + HURRY_S
+                pause_s = self._rng.uniform(0, HURRY_PAUSE_S) if hurry else backoff.next()
                 self._log.error("%s: offline: %s; next try in %.1f s", peer_id, error, pause_s)
-            gevent.sleep(pause_s)
+            self._changed.clear()
+            if self._changed.wait(pause_s):
+                gevent.sleep(self._rng.uniform(0, HURRY_PAUSE_S))
 
     # Where a peer is.
 
@@ -168,6 +209,7 @@ class CloudClient:
             tracks = [] if entry.serves_all else entry.route(peer_id)
             if not tracks:
                 entry.serves_all = True
+                self._tell_nat(entry)
                 yield entry
                 return
             self._tracks[peer_id] = time.monotonic() + TRACK_CACHE_S, tracks
@@ -181,6 +223,7 @@ class CloudClient:
             except CloudUnreachable as error:
                 problem = error
                 continue
+            self._tell_nat(link)
             yield link
             tried += 1
             if tried == TRACKS_TO_TRY:
@@ -188,6 +231,11 @@ class CloudClient:
         self._tracks.pop(peer_id, None)  # not where its route said: ask again next time
         if not tried and problem is not None:
             raise problem
+
+    def _tell_nat(self, link: Link) -> None:
+        link.is_track = True
+        if self._nat is not None:
+            link.tell_nat(self._nat)
 
     def _entry(self) -> Link:
         """An open link to one of the login addresses: at random, the others on failure."""
@@ -221,6 +269,9 @@ class CloudClient:
         except KKP2PError as error:
             self._log.error("%s; going on with %s", error, ", ".join(self.addresses))
 
+    def _open_links(self) -> list[Link]:
+        return [link for link in self._links.values() if not link.closed.is_set()]
+
     def _link(self, address: Address) -> Link | None:
         link = self._links.get(address)
         return None if link is None or link.closed.is_set() else link
@@ -230,7 +281,13 @@ class CloudClient:
             link = self._link(address)
             if link is not None:
                 return link
-            link = self._connect(address)
+            while link is None:
+                changes = self._changes
+                try:
+                    link = self._connect(address)
+                except CloudUnreachable:
+                    if changes == self._changes:
+                        raise
             if self._closed:  # meanwhile
                 link.close()
                 raise EngineClosed
@@ -253,7 +310,7 @@ class CloudClient:
         if self._must_verify or self._name is not None:
             link = Link(address, self._log, self._on_offer, self._verified, name)
             try:
-                link.open()
+                self._shake_hands(link)
             except _stdlib_ssl.SSLCertVerificationError as error:
                 if self._must_verify:
                     raise CloudUnreachable(
@@ -264,11 +321,18 @@ class CloudClient:
                 self._must_verify = True  # it could once: from now on anything less is an attack
                 return link
         link = Link(address, self._log, self._on_offer, self._unverified, None)
-        link.open()
+        self._shake_hands(link)
         if not self._warned:
             self._warned = True  # once: each reconnect would say it again
             self._log.warning("cloud %s: certificate not verified: %s", name, reason)
         return link
+
+    def _shake_hands(self, link: Link) -> None:
+        self._being_opened.add(link)
+        try:
+            link.open()
+        finally:
+            self._being_opened.discard(link)
 
 
 def _context(ca_file: str | None) -> ssl.SSLContext:

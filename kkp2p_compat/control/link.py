@@ -22,20 +22,17 @@ from scramp import ScramClient, ScramException
 from .._codes import KKP2P_ERROR_INVALID_PEER_ID
 from .._errors import (
     BadPacket,
-    CallRefused,
     CloudUnreachable,
     DuplicateLogin,
     KKP2PError,
     LinkLost,
     LoginRefused,
-    NotSupported,
-    PeerOffline,
-    TimedOut,
 )
 from .._io import time_limit
 from ..transport import tcp
 from ..transport.relay_wire import parse_address_untrusted
 from .binding import end_point_binding
+from .outgoing import OutgoingCall, refusal, show, trickle_untrusted
 from .resolver import numeric
 from .wire import PROTOCOL_VERSION, LineReader, Message, encode
 
@@ -56,44 +53,6 @@ MAX_CALL_CHARS = 128  # the name that a track gives an offer
 # scramp takes up to 10 million; a hostile server could keep the engine busy for seconds with that.
 MAX_SCRAM_ITERATIONS = 100_000
 
-_REFUSALS: dict[str, tuple[type[KKP2PError], str]] = {
-    "offline": (PeerOffline, "the peer is not online"),
-    "busy": (CallRefused, "the peer's accept queue is full"),
-    "left": (CallRefused, "the peer went offline during the call"),
-    "relay": (CallRefused, "the peer could not reach the relay"),
-    "timeout": (TimedOut, "the peer did not answer in time"),
-    "limit": (LinkLost, "a limit of the cloud was met"),
-    "unsupported": (NotSupported, "the peer cannot do this channel type or mode"),
-}
-
-
-def _show(value: object) -> str:
-    """What a server sent as a text, for the log.  Nested lists and such can make repr fail."""
-    return repr(value[:80]) if isinstance(value, str) else f"<{type(value).__name__}>"
-
-
-def refusal(reason: object) -> KKP2PError:
-    """The error for a reason that the cloud or the callee gave for refusing a call."""
-    known = reason if isinstance(reason, str) else ""
-    kind, text = _REFUSALS.get(known, (CallRefused, f"refused: {_show(reason)}"))
-    return kind(text)
-
-
-class OutgoingCall:
-    """A call that we make: ``relay`` is our place on the relay, ``answer`` the callee's text."""
-
-    __slots__ = ("answer", "number", "relay")
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.relay: AsyncResult[Any] = AsyncResult()
-        self.answer: AsyncResult[str] = AsyncResult()
-
-    def fail(self, error: KKP2PError) -> None:
-        for result in (self.relay, self.answer):
-            if not result.ready():
-                result.set_exception(error)
-
 
 class Link:
     """Call order: ``open``, then ``route``/``login``/``call``, ``close`` at the end."""
@@ -108,10 +67,13 @@ class Link:
         self.close_reason: KKP2PError | None = None
         self.peer_id: str | None = None  # once logged in
         self.serves_all = False  # the route said: every peer is on this very connection
+        self.is_track = False  # calls or our login go by it
+        self.told_nat: Message | None = None
         self._log = log
         self._on_offer = on_offer
         self._context = context
         self._server_name = server_name
+        self._opener: gevent.Greenlet[..., Any] | None = None
         self._sock: Any = None
         self._certificate = b""  # DER
         self._unsent: list[bytes] = []
@@ -131,6 +93,7 @@ class Link:
         """Connect and shake hands; raises CloudUnreachable (also for a bad certificate)."""
         late = CloudUnreachable(f"{self._name}: no TLS handshake in time")
         opened = False
+        self._opener = gevent.getcurrent()
         try:
             with time_limit(OPEN_TIMEOUT_S, late):
                 host, port = self.address
@@ -152,9 +115,19 @@ class Link:
         except (OSError, KKP2PError, ValueError) as error:
             raise CloudUnreachable(f"{self._name}: {error}") from error
         finally:
+            self._opener = None
             if not opened:
                 self.close()
         self._greenlets += [gevent.spawn(self._read), gevent.spawn(self._write)]
+
+    def stop_opening(self, reason: KKP2PError) -> None:
+        """An ``open`` under way fails with ``reason``: nobody need wait for its time-out."""
+
+        def stop() -> None:  # in the hub, so whoever opens is waiting for something just there
+            if self._opener is not None:
+                self._opener.throw(reason)
+
+        gevent.get_hub().loop.run_callback(stop)
 
     def close(self, reason: KKP2PError | None = None) -> None:
         """End the connection; every waiter gets ``reason``, LinkLost if none is given."""
@@ -193,16 +166,20 @@ class Link:
             raise BadPacket("a track message without tracks")
         return [parse_address_untrusted(*track) for track in tracks[:MAX_TRACKS]]
 
-    def login(self, peer_id: str, secret: str) -> None:
+    def login(
+        self, peer_id: str, secret: str, session: str | None = None, again: bool = False
+    ) -> None:
         """SCRAM-SHA-256-PLUS (RFC 5802); raises LoginRefused with -110 or -111.
 
+        ``session`` names the login over all its connections, at most 64 characters; ``again``: it
+        had one before, and must not take the place of another that was made meanwhile.
         Afterwards heartbeats run by themselves.  When it fails in any way the link is closed: a
         half-made login cannot be continued.
         """
         self._takes_offers = True  # the first one may come together with the welcome
         logged_in = False
         try:
-            welcome = self._log_in(peer_id, secret)
+            welcome = self._log_in(peer_id, secret, session, again)
             logged_in = True
         except ScramException as error:
             raise LoginRefused(
@@ -217,7 +194,7 @@ class Link:
         beat_s = beat if isinstance(beat, int | float) and 0.1 <= beat <= 600 else 25
         self._greenlets.append(gevent.spawn(self._keep_alive, beat_s))
 
-    def _log_in(self, peer_id: str, secret: str) -> Message:
+    def _log_in(self, peer_id: str, secret: str, session: str | None, again: bool) -> Message:
         try:
             binding = ("tls-server-end-point", end_point_binding(self._certificate))
         except ValueError as error:
@@ -229,7 +206,10 @@ class Link:
             first = client.get_client_first()
         except ScramException as error:
             raise LoginRefused(f"no cloud takes such a secret: {error}") from error
-        line = encode("login", v=PROTOCOL_VERSION, peer=peer_id, scram=first)
+        line = encode(
+            "login", v=PROTOCOL_VERSION, peer=peer_id, scram=first, session=session,
+            again=again or None,
+        )  # fmt: skip
         challenge = self._ask(line, "challenge").get("scram")
         _check_iterations_untrusted(challenge)
         client.set_server_first(challenge)
@@ -247,14 +227,37 @@ class Link:
         return call
 
     def forget(self, call: OutgoingCall, cancel: bool) -> None:
-        """The call is over for us; ``cancel`` tells the other side, too."""
-        if self._calls.pop(call.number, None) is not None and cancel and not self.closed.is_set():
-            self.send(encode("cancel", call=call.number))
+        """The call is over for us.  ``cancel`` tells the other side; else the track alone hears."""
+        if self._calls.pop(call.number, None) is None or self.closed.is_set():
+            return
+        if call.answer.ready() and not call.answer.successful():
+            return  # it was declined: nobody else knows of it any more
+        if cancel or call.answer.ready():
+            self.send(encode("cancel" if cancel else "over", call=call.number))
 
-    def check_alive(self) -> None:
+    def trickle(self, call: OutgoingCall, text: str) -> None:
+        """Tell the callee more: at most 64 texts of 4,096 characters a call; not when closed."""
+        self._trickle(call.number, text)
+
+    def trickle_back(self, call_id: str, text: str) -> None:
+        """The same to the caller; ``call_id`` is the ``call`` of its offer."""
+        self._trickle(call_id, text)
+
+    def _trickle(self, call: int | str, text: str) -> None:
+        if not self.closed.is_set():
+            self.send(encode("trickle", call=call, text=text))
+
+    def tell_nat(self, fields: Message) -> None:
+        """What the other sides of our calls hear of our NAT; at most 512 characters of JSON."""
+        if fields != self.told_nat:
+            self.told_nat = fields
+            self.send(encode("nat", nat=fields))
+
+    def check_alive(self, timeout_s: float = ANSWER_TIMEOUT_S) -> None:
         """Something that should have come did not: close the link if it is dead."""
         try:
-            self._ask(encode("beat"), "beat")
+            with time_limit(timeout_s, LinkLost("no answer in time")):
+                self._ask(encode("beat"), "beat")
         except KKP2PError as error:
             self.close(LinkLost(f"no heartbeat: {error}"))
 
@@ -304,7 +307,7 @@ class Link:
                 # Whoever asks next must not get the answer that we no longer wait for.
                 self._unclaimed += not reply.ready()
         if message["op"] != answer:
-            raise BadPacket(f"{self._name}: {_show(message['op'])} instead of {answer}")
+            raise BadPacket(f"{self._name}: {show(message['op'])} instead of {answer}")
         return message
 
     def _keep_alive(self, beat_s: float) -> None:
@@ -336,9 +339,13 @@ class Link:
             reason = message.get("reason")
             if reason in ("duplicate", "removed"):
                 raise _login_error(reason)
-            raise LinkLost(f"{self._name} says good-bye: {_show(reason)}")
-        elif op in ("offer", "cancel"):
+            raise LinkLost(f"{self._name} says good-bye: {show(reason)}")
+        elif op == "trickle" and not isinstance(message.get("call"), str):
+            self._handle_call_untrusted(op, message)
+        elif op in ("offer", "cancel", "trickle"):
             call = message.get("call")
+            if op == "trickle":
+                trickle_untrusted(message)
             if not isinstance(call, str) or not 0 < len(call) <= MAX_CALL_CHARS:
                 raise BadPacket(f"{self._name}: an offer without the name of a call")
             if self._takes_offers:
@@ -346,7 +353,7 @@ class Link:
         elif op in ("calling", "answer", "declined"):
             self._handle_call_untrusted(op, message)
         elif op == "error":
-            self._log.error("%s: error %s", self._name, _show(message.get("reason")))
+            self._log.error("%s: error %s", self._name, show(message.get("reason")))
             if message.get("re") in ("route", "login", "proof", "beat"):
                 self._take_reply(message)
 
@@ -361,7 +368,10 @@ class Link:
         call = self._calls.get(number) if type(number) is int else None
         if call is None:
             return  # we gave up before the answer came
-        if op == "calling" and not call.relay.ready():
+        if op == "trickle":
+            call.take_trickle(trickle_untrusted(message))
+        elif op == "calling" and not call.relay.ready():
+            call.peer_nat = message.get("nat")
             call.relay.set(message.get("relay"))
         elif op == "answer" and not call.answer.ready():
             answer = message.get("answer")
@@ -381,7 +391,7 @@ def _login_error(reason: object) -> KKP2PError:
         return LoginRefused("the account was removed or changed", KKP2P_ERROR_INVALID_PEER_ID)
     if reason in ("bad-secret", "bad-binding"):
         return LoginRefused(f"the cloud refuses the login: {reason}")
-    return LinkLost(f"the cloud refuses the login for now: {_show(reason)}")
+    return LinkLost(f"the cloud refuses the login for now: {show(reason)}")
 
 
 def _check_iterations_untrusted(server_first: object) -> None:

@@ -106,14 +106,17 @@ def call_peer(
     budget_ms = min(max(int(budget_s * 1000), 1), MAX_BUDGET_MS)
     for link in client.links_to(peer_id):
         call = link.call(peer_id, offer, budget_ms)
+        met = False
         try:
-            return finish(link, call)
+            made = finish(link, call)
+            met = True
+            return made
         except PeerOffline as error:
             offline = error
         finally:
             if not call.relay.ready():  # the track answers at once, whatever the callee does
                 gevent.spawn(link.check_alive)
-            link.forget(call, cancel=not call.answer.ready())
+            link.forget(call, cancel=not met)
     raise offline
 
 

@@ -1,0 +1,363 @@
+"""The calls of a track: offers and answers, and what the two sides tell each other besides.
+
+State lives in memory.  A call is known from ``call`` until it is declined, over, cancelled, late,
+or one of the two connections is gone.  It is always in all of its places (``_calls``, ``_due``, its
+caller's ``outgoing`` or ``kept``, its callee's ``incoming``, a counter) or in none: ``_enter`` is
+the only way in and ``_forget`` the only way out.
+
+Before the answer the callee is told how a call ended.  After it the two may have met already, and
+only what the caller says in words (``cancel``) ends anything: a control connection that breaks
+must not end a direct one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import secrets
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+from .._errors import BadPacket
+from ..control.wire import Message, encode
+from ..transport import relay_wire
+from .accounts import valid_peer_id
+from .connection import Connection
+from .limits import Gatekeeper, address_key, uncount
+
+__all__ = ["Calls", "RelayPlace", "peer_id_untrusted"]
+
+RelayPlace = tuple[str | None, int | None]  # None: where the control connection goes to
+
+# docs/protocol.rst
+MAX_CALL_MS = 60_000
+MAX_OFFER_CHARS = 32_768
+MAX_TRICKLE_CHARS = 4096
+MAX_TRICKLES = 64  # of a call and direction
+MAX_NAT_CHARS = 512  # of JSON
+
+# Our choices.
+MAX_CALL_NUMBER = 2**53  # what every JSON library carries exactly
+MAX_REASON_CHARS = 64
+TOKEN_MARGIN_S = 10  # a token outlives its call by this: the clocks of track and relay differ
+
+
+class _Call:
+    __slots__ = (
+        "answered", "callee", "caller", "caller_key", "due", "id", "number", "to_callee",
+        "to_caller",
+    )  # fmt: skip
+
+    def __init__(
+        self, call_id: str, caller: Connection, number: int, callee: Connection, due: int
+    ) -> None:
+        self.id = call_id
+        self.caller = caller
+        self.caller_key = address_key(caller.host)
+        self.number = number
+        self.callee = callee
+        self.due = due  # the second of the monotonic clock after which it is late
+        self.answered = False
+        self.to_callee = self.to_caller = 0  # trickles carried
+
+
+class Calls:
+    """``online``: the connection of each peer; ``relays``: one is chosen at random for a call."""
+
+    def __init__(
+        self, gate: Gatekeeper, online: dict[str, Connection], relays: list[RelayPlace],
+        relay_key: bytes,
+    ) -> None:  # fmt: skip
+        self.handlers: dict[str, Callable[[Connection, Message], None]] = {
+            "answer": self._on_answer,
+            "call": self._on_call,
+            "cancel": self._on_cancel,
+            "decline": self._on_decline,
+            "nat": self._on_nat,
+            "over": self._on_over,
+            "trickle": self._on_trickle,
+        }
+        self._gate = gate
+        self._limits = gate.limits
+        self._online = online
+        self._relays = relays
+        self._relay_key = relay_key
+        self._calls: dict[str, _Call] = {}
+        self._due: defaultdict[int, set[_Call]] = defaultdict(set)  # by second
+        self._swept_s = int(time.monotonic())
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    def sweep(self, now: float) -> None:
+        """To be called about once a second: calls whose time is up."""
+        while self._swept_s < int(now):
+            for call in list(self._due.pop(self._swept_s, ())):
+                self._end_quietly(call)
+            self._swept_s += 1
+
+    def gone(self, connection: Connection) -> None:
+        """The connection is over, and with it all calls from and to it."""
+        made = [*(connection.outgoing or {}).values(), *(connection.kept or {}).values()]
+        for call in made:
+            self._end_quietly(call)
+        for call in list(connection.incoming or ()):
+            self._forget(call)
+            if not call.answered:
+                call.caller.send(encode("declined", call=call.number, reason="left"))
+
+    # Making a call.
+
+    def _on_call(self, caller: Connection, message: Message) -> None:
+        number = _number_untrusted(message, "call", 0, MAX_CALL_NUMBER)
+        callee_id = peer_id_untrusted(message, "to")
+        budget_ms = _number_untrusted(message, "ms", 1, MAX_CALL_MS)
+        offer = _text_untrusted(message, "offer", MAX_OFFER_CHARS)
+        caller.welcome_caller(self._limits.idle_s)
+        before = _made_by(caller, number)
+        if before is not None and not before.answered:
+            raise BadPacket("a call number that is in use")
+        if before is not None:
+            self._forget(before)
+        refusal = self._limit_reached(caller)
+        if refusal:
+            self._gate.refused(caller.host, f"call of {caller.peer_id or 'a caller'}: {refusal}")
+            caller.send(encode("declined", call=number, reason="limit"))
+            return
+        callee = self._online.get(callee_id)
+        if callee is None:
+            caller.send(encode("declined", call=number, reason="offline"))
+            return
+        self._open(caller, number, callee, budget_ms, offer)
+
+    def _open(
+        self, caller: Connection, number: int, callee: Connection, budget_ms: int, offer: str
+    ) -> None:
+        session = secrets.token_bytes(relay_wire.SESSION_BYTES)
+        call_id = session.hex()
+        host, port = secrets.choice(self._relays)
+        expiry = math.ceil(time.time() + budget_ms / 1000) + TOKEN_MARGIN_S
+        places = []
+        for side in (relay_wire.CALLER, relay_wire.CALLEE):
+            token = relay_wire.make_token(self._relay_key, session, side, expiry)
+            places.append([host, port, relay_wire.token_to_text(token)])
+        try:
+            line = encode(
+                "offer",
+                call=call_id,
+                ms=budget_ms,
+                offer=offer,
+                relay=places[1],
+                nat=_nat_of(caller),
+                **({"from": caller.peer_id} if caller.peer_id else {}),
+            )
+        except ValueError as error:  # characters that JSON writes as six
+            raise BadPacket("an offer that is too long") from error
+        if not callee.has_room(line):
+            caller.send(encode("declined", call=number, reason="busy"))
+            return
+        due = int(time.monotonic() + budget_ms / 1000) + 1
+        self._enter(_Call(call_id, caller, number, callee, due))
+        caller.send(encode("calling", call=number, relay=places[0], nat=_nat_of(callee)))
+        callee.send(line)
+
+    def _limit_reached(self, caller: Connection) -> str:
+        """Why this caller may not call now; empty if it may."""
+        limits = self._limits
+        now = time.monotonic()
+        earned = (now - caller.call_tokens_at) * limits.calls_per_s
+        caller.call_tokens = min(limits.calls_per_s, caller.call_tokens + earned)
+        caller.call_tokens_at = now
+        if caller.call_tokens < 1:
+            return f"over {limits.calls_per_s:g} calls a second"
+        caller.call_tokens -= 1
+        if caller.outgoing is not None and len(caller.outgoing) >= limits.open_calls:
+            return f"over {limits.open_calls} open calls"
+        key = address_key(caller.host)
+        most = limits.open_calls_per_address
+        if self._gate.limited(key) and self._gate.open_calls[key] >= most:
+            return f"over {most} open calls from there"
+        return ""
+
+    # Answering it.
+
+    def _on_answer(self, callee: Connection, message: Message) -> None:
+        answer = _text_untrusted(message, "answer", MAX_OFFER_CHARS)
+        call = self._incoming_untrusted(callee, message)
+        if call is None or call.answered:
+            return
+        try:
+            line = encode("answer", call=call.number, answer=answer)
+        except ValueError as error:
+            raise BadPacket("an answer that is too long") from error
+        self._forget(call)
+        if call.caller.has_room(line):
+            self._keep(call)
+        else:
+            line = encode("declined", call=call.number, reason="limit")
+        call.caller.send(line)
+
+    def _keep(self, call: _Call) -> None:
+        """For what the two have to tell each other yet.  Where too many are kept, the oldest goes:
+        a caller that never says that a call is over may call all the same.
+        """
+        limits, caller = self._limits, call.caller
+        full = self._gate.limited(call.caller_key) and (
+            self._gate.kept_calls[call.caller_key] >= limits.kept_calls_per_address
+        )
+        if caller.kept is not None and (full or len(caller.kept) >= limits.kept_calls):
+            self._forget(next(iter(caller.kept.values())))
+        elif full:
+            return
+        call.answered = True
+        self._enter(call)
+
+    def _on_decline(self, callee: Connection, message: Message) -> None:
+        reason = _text_untrusted(message, "reason", MAX_REASON_CHARS)
+        call = self._incoming_untrusted(callee, message)
+        if call is not None and not call.answered:
+            self._forget(call)
+            call.caller.send(encode("declined", call=call.number, reason=reason))
+
+    # Telling more.
+
+    def _on_trickle(self, sender: Connection, message: Message) -> None:
+        text = _text_untrusted(message, "text", MAX_TRICKLE_CHARS)
+        if isinstance(message.get("call"), str):
+            call = self._incoming_untrusted(sender, message)
+            if call is not None and self._may_trickle(sender, call.to_caller):
+                call.to_caller += 1
+                line = encode("trickle", call=call.number, text=text)
+                self._send_if_room(sender, call.caller, line)
+        else:
+            call = _made_by(sender, _number_untrusted(message, "call", 0, MAX_CALL_NUMBER))
+            if call is not None and self._may_trickle(sender, call.to_callee):
+                call.to_callee += 1
+                line = encode("trickle", call=call.id, text=text)
+                self._send_if_room(sender, call.callee, line)
+
+    def _may_trickle(self, sender: Connection, count: int) -> bool:
+        if count < MAX_TRICKLES:
+            return True
+        self._gate.refused(sender.host, f"over {MAX_TRICKLES} trickles in a call")
+        return False
+
+    def _send_if_room(self, sender: Connection, receiver: Connection, line: bytes) -> None:
+        if receiver.has_room(line):
+            receiver.send(line)
+        else:
+            self._gate.refused(sender.host, "a trickle to somebody who reads too slowly")
+
+    def _on_nat(self, connection: Connection, message: Message) -> None:
+        nat = message.get("nat")
+        try:
+            # Kept as text: 500 characters of brackets would be fifteen times that as objects.
+            text = json.dumps(nat, separators=(",", ":"))
+        except (ValueError, RecursionError) as error:
+            raise BadPacket("nat is too deep") from error
+        if not isinstance(nat, dict) or len(text) > MAX_NAT_CHARS:
+            raise BadPacket(f"nat is not an object of at most {MAX_NAT_CHARS} characters")
+        connection.nat = text
+
+    # The end of a call.
+
+    def _on_over(self, caller: Connection, message: Message) -> None:
+        call = _made_by(caller, _number_untrusted(message, "call", 0, MAX_CALL_NUMBER))
+        if call is not None:
+            self._forget(call)
+
+    def _on_cancel(self, caller: Connection, message: Message) -> None:
+        call = _made_by(caller, _number_untrusted(message, "call", 0, MAX_CALL_NUMBER))
+        if call is not None:
+            self._cancel(call)
+
+    def _incoming_untrusted(self, callee: Connection, message: Message) -> _Call | None:
+        """The call that the callee speaks of; None if it is over: the two messages crossed."""
+        call = self._calls.get(_text_untrusted(message, "call", MAX_REASON_CHARS))
+        return call if call is not None and call.callee is callee else None
+
+    def _end_quietly(self, call: _Call) -> None:
+        """Without a word of the caller: what is answered goes on without us."""
+        if call.answered:
+            self._forget(call)
+        else:
+            self._cancel(call)
+
+    def _cancel(self, call: _Call) -> None:
+        """The caller has given up; a callee that reads too slowly to be told finds out itself."""
+        self._forget(call)
+        line = encode("cancel", call=call.id)
+        if call.callee.has_room(line):
+            call.callee.send(line)
+
+    def _enter(self, call: _Call) -> None:
+        caller, callee = call.caller, call.callee
+        self._calls[call.id] = call
+        self._due[call.due].add(call)
+        if callee.incoming is None:
+            callee.incoming = set()
+        callee.incoming.add(call)
+        if call.answered:
+            caller.kept = caller.kept or {}
+            caller.kept[call.number] = call
+            self._gate.kept_calls[call.caller_key] += 1
+        else:
+            caller.outgoing = caller.outgoing or {}
+            caller.outgoing[call.number] = call
+            self._gate.open_calls[call.caller_key] += 1
+
+    def _forget(self, call: _Call) -> None:
+        if self._calls.pop(call.id, None) is None:
+            return
+        caller, callee = call.caller, call.callee
+        due = self._due.get(call.due)
+        if due is not None:
+            due.discard(call)
+            if not due:
+                del self._due[call.due]
+        if callee.incoming is not None:
+            callee.incoming.discard(call)
+            callee.incoming = callee.incoming or None
+        if call.answered and caller.kept is not None:
+            caller.kept.pop(call.number, None)
+            caller.kept = caller.kept or None
+        elif caller.outgoing is not None:
+            caller.outgoing.pop(call.number, None)
+            caller.outgoing = caller.outgoing or None
+        gate = self._gate
+        uncount(gate.kept_calls if call.answered else gate.open_calls, call.caller_key)
+
+
+def _made_by(caller: Connection, number: int) -> _Call | None:
+    for calls in (caller.outgoing, caller.kept):
+        if calls is not None and number in calls:
+            call: _Call = calls[number]
+            return call
+    return None
+
+
+def _nat_of(connection: Connection) -> Any:
+    return None if connection.nat is None else json.loads(connection.nat)
+
+
+def _text_untrusted(message: Message, name: str, most: int) -> str:
+    value = message.get(name)
+    if not isinstance(value, str) or len(value) > most:
+        raise BadPacket(f"{name} is not a text of at most {most} characters")
+    return value
+
+
+def _number_untrusted(message: Message, name: str, least: int, most: int) -> int:
+    value = message.get(name)
+    if type(value) is not int or not least <= value <= most:
+        raise BadPacket(f"{name} is not a number from {least} to {most}")
+    return value
+
+
+def peer_id_untrusted(message: Message, name: str) -> str:
+    value = message.get(name)
+    if not valid_peer_id(value):
+        raise BadPacket(f"{name} is not a peer id")
+    return str(value)
