@@ -36,8 +36,24 @@ __all__ = [
 
 # What the process keeps for good: the hub of the tests, and the first thread of its pool.
 gevent.get_hub().threadpool.apply(int)
-gc.collect()
-gc.freeze()  # what is imported is not looked through after every test
+
+MAX_WORKERS = 8  # our choice: each starts a cloud of its own
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """For a folder two workers a CPU, as tests mostly wait; for single files none: they take time
+    to start."""
+    folder = config.invocation_params.dir
+    if not any((folder / argument).is_dir() for argument in config.args):
+        return 0
+    return min(2 * (os.cpu_count() or 1), MAX_WORKERS)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported, and the tests themselves, are not looked through after every test."""
+    gc.collect()
+    gc.freeze()
 
 
 def _descriptors() -> dict[str, str]:
