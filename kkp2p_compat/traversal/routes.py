@@ -1,0 +1,70 @@
+"""The default routes of this host: where port mappings are asked for, and what a move changes.
+
+Read from the files that Linux has in /proc/net, without starting a program.  They show the main
+table of the process's network namespace.  Where there are no such files no route is known: port
+mapping is then off, and a change of routes is seen by the addresses that come with it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+__all__ = ["DefaultRoute", "default_routes", "ipv4_gateways"]
+
+PROC = Path("/proc/net")
+MAX_CHARACTERS = 1 << 20  # of a file; our choice: about 8,000 routes, more are not looked through
+
+# linux/route.h
+RTF_UP = 0x1
+RTF_REJECT = 0x200
+
+NOWHERE = "0" * 32  # of 0.0.0.0 the first eight
+
+
+class DefaultRoute(NamedTuple):
+    family: int
+    gateway: str  # numeric; empty where the interface itself leads out (PPP, a tunnel)
+    interface: str
+
+
+def default_routes(proc: Path = PROC) -> list[DefaultRoute]:
+    """IPv4's first, each family's in the order in which the kernel prefers them."""
+    found: list[tuple[int, int, DefaultRoute]] = []
+    for fields in _lines(proc / "route"):
+        if len(fields) >= 8 and fields[1] == fields[7] == NOWHERE[:8]:
+            gateway = ipaddress.IPv4Address(int(fields[2], 16).to_bytes(4, sys.byteorder))
+            route = DefaultRoute(socket.AF_INET, str(gateway) if int(gateway) else "", fields[0])
+            found.append((int(fields[3], 16), int(fields[6]), route))
+    found.sort(key=lambda entry: entry[1])
+    of_ipv6: list[tuple[int, int, DefaultRoute]] = []
+    for fields in _lines(proc / "ipv6_route"):
+        if len(fields) >= 10 and fields[0] == NOWHERE and fields[1] == "00":
+            hop = ipaddress.IPv6Address(int(fields[4], 16))
+            route = DefaultRoute(socket.AF_INET6, str(hop) if int(hop) else "", fields[9])
+            of_ipv6.append((int(fields[8], 16), int(fields[5], 16), route))
+    found += sorted(of_ipv6, key=lambda entry: entry[1])
+    routes = [route for flags, _, route in found if flags & RTF_UP and not flags & RTF_REJECT]
+    return list(dict.fromkeys(routes))
+
+
+def _lines(path: Path) -> list[list[str]]:
+    try:
+        with path.open() as file:
+            return [line.split() for line in file.read(MAX_CHARACTERS).splitlines()]
+    except OSError:  # another system, or IPv6 is switched off
+        return []
+
+
+def ipv4_gateways() -> list[str]:
+    """The routers that IPv4 leaves by, the preferred one first."""
+    return list(
+        dict.fromkeys(
+            route.gateway
+            for route in default_routes()
+            if route.family == socket.AF_INET and route.gateway
+        )
+    )
