@@ -9,7 +9,7 @@ import pytest
 from sim.pair import Pair, Transfer, mbit_per_s
 from sim.simnet import Address, Conditions
 
-from kkp2p_compat.transport.udp.events import PathChanged
+from kkp2p_compat.transport.udp.events import PathChanged, PathRecovered, PathSuspected
 
 PATH = Conditions(rate_bytes_per_s=mbit_per_s(8), delay_s=0.02)
 SIZE = 800_000  # about a second
@@ -219,4 +219,79 @@ def test_a_genuine_packet_from_an_address_that_does_not_answer_moves_nothing() -
     assert not [event for event in pair.callee.events if isinstance(event, PathChanged)]
     # What he gets for it: challenges, never more than he sent (RFC 9000 section 8).
     assert 0 < sum(sent_there) <= 3 * sum(map(len, stolen))
+    pair.finish()
+
+
+# A path that is dead, and another that connectivity checks have found.
+
+
+def _silenced(pair: Pair) -> None:
+    now = pair.network.now
+    for link in (pair.there, pair.back):
+        link.blackout(now, now + 3600)
+
+
+def test_a_dead_path_is_suspected_and_heard_again() -> None:
+    """Whether one sends or only receives; once, until the peer is heard."""
+    for up, down in ((SIZE, 0), (0, SIZE)):
+        pair = Pair(f"suspect {up}", PATH)
+        transfer = _midway(pair, up, down)
+        now = pair.network.now
+        for link in (pair.there, pair.back):
+            link.blackout(now, now + 10)
+        for side in (pair.caller, pair.callee):
+            pair.run(lambda side=side: PathSuspected() in side.events, 5)
+        pair.run(lambda: transfer.done, 60)
+        for side in (pair.caller, pair.callee):
+            kinds = [type(e) for e in side.events if isinstance(e, PathSuspected | PathRecovered)]
+            assert kinds == [PathSuspected, PathRecovered]
+        pair.finish()
+
+
+def test_nothing_is_suspected_on_an_idle_path() -> None:
+    pair = Pair("idle", PATH)
+    pair.transfer(1000, 1000)
+    pair.run(None, 600)
+    for side in (pair.caller, pair.callee):
+        assert not any(isinstance(event, PathSuspected) for event in side.events)
+
+
+@pytest.mark.parametrize("ports_only", [False, True])
+@pytest.mark.parametrize("both_told", [True, False])
+def test_both_peers_move_at_once(ports_only: bool, both_told: bool) -> None:
+    """Neither can reach the other until new checks tell where it is; one that knows is enough."""
+    pair = Pair(f"{ports_only} {both_told}", PATH)
+    transfer = _midway(pair)
+    callers, callees = ("192.0.2.1", 11), ("198.51.100.1", 22)
+    if not ports_only:
+        callers, callees = ("192.0.2.9", 1), ("198.51.100.9", 2)
+    pair.caller.move(callers)
+    pair.callee.move(callees)
+    pair.run(lambda: PathSuspected() in pair.caller.events, 10)
+    pair.run(None, 20.0)
+    assert not transfer.done
+    now = pair.network.now
+    pair.caller.connection.try_path(callees, now)
+    pair.caller.drive()
+    if both_told:
+        pair.callee.connection.try_path(callers, now)
+        pair.callee.drive()
+    pair.run(lambda: transfer.done, 30)
+    assert PathChanged(callees) in pair.caller.events
+    assert PathChanged(callers) in pair.callee.events
+    pair.finish()
+
+
+def test_a_path_that_is_the_old_one_again_is_used_at_once() -> None:
+    pair = Pair("again", PATH)
+    transfer = _midway(pair)
+    now = pair.network.now
+    for link in (pair.there, pair.back):
+        link.blackout(now, now + 20)
+    pair.run(None, 20.1)  # probe time-outs are two seconds apart by now
+    for side, other in ((pair.caller, pair.callee), (pair.callee, pair.caller)):
+        side.connection.try_path(other.address, pair.network.now)
+        side.drive()
+    pair.run(lambda: PathRecovered() in pair.caller.events, 0.2)
+    pair.run(lambda: transfer.done, 20)
     pair.finish()

@@ -30,6 +30,7 @@ from .events import (
     Closed,
     Event,
     PathChanged,
+    PathRecovered,
     PathSuspected,
     Readable,
     Transmit,
@@ -103,6 +104,7 @@ class Connection(ChannelTable):
         self._opener = Opener(receive_secret, cipher)
         self._received = received
         self._heard_at = now  # a genuine packet
+        self._suspicious = False  # PathSuspected was put out
         self._ask_at = math.inf  # when to find out whether a peer that fell silent is there
         self._path_check: PathCheck | None = None
         self._special: deque[tuple[Address, bytes]] = deque()  # frames for one packet each
@@ -161,6 +163,9 @@ class Connection(ChannelTable):
             received.want_ack(eliciting, now, self.recovery.rtt.smoothed_s)
         if received.heard_at == now:
             self._heard_at = now
+            if self._suspicious:
+                self._suspicious = False
+                self._events.append(PathRecovered())
         if self._closing is not None:
             if self._closes_left:
                 self._close_at = min(self._close_at, now)
@@ -333,7 +338,8 @@ class Connection(ChannelTable):
             if recovery.pto_count == BLACK_HOLE_PTOS:
                 self.mtu.fall_back(now)
                 self.controller.set_datagram_bytes(self.mtu.size)
-            if recovery.pto_count == SUSPECT_PTOS:
+            if recovery.pto_count == SUSPECT_PTOS and not self._suspicious:
+                self._suspicious = True
                 self._events.append(PathSuspected())
         if now >= self._ask_at:
             self._ask_at = math.inf

@@ -20,6 +20,7 @@ __all__ = [
     "Event",
     "MessageReceived",
     "PathChanged",
+    "PathRecovered",
     "PathSuspected",
     "Readable",
     "Reset",
@@ -115,6 +116,11 @@ class PathSuspected:
 
 
 @dataclass(frozen=True, slots=True)
+class PathRecovered:
+    """The peer, after PathSuspected, was heard again."""
+
+
+@dataclass(frozen=True, slots=True)
 class Closed:
     """The end: nothing more will be sent.  What has come can still be read, then forget it."""
 
@@ -123,7 +129,8 @@ class Closed:
 
 Event = (
     ChannelOffered | ChannelOpened | ChannelRefused | Readable | Writable | Stopped | Reset | Ended
-    | MessageReceived | PathChanged | PathSuspected | Closed
+    | MessageReceived | PathChanged | PathSuspected | PathRecovered
+    | Closed
 )  # fmt: skip
 
 
