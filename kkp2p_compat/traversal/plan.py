@@ -1,0 +1,164 @@
+"""What two peers do to meet, judged by their NATs.
+
+A plan is made by both sides from what offer and answer say, so it depends on nothing else and both
+make the same.  The ordinary checks of every address always run; a plan is what is done beside them.
+
+Words: a side is *steady* when the peer sees the outside port that a STUN server saw (no NAT, or
+endpoint-independent mapping), and *symmetric* when it sees another one.  Why a plan works:
+
+- Two steady sides: each opens its own filter by its checks of the other's address.
+- One symmetric side: the other cannot know where its packets will come from.  That does not matter
+  to a filter that looks at the ip only.  Where it matters, the symmetric side's next port is
+  predicted from a few samples ("predict"), and the steady side sends to that and the following ones
+  ("aim").  Where ports are random, many sockets of the symmetric side ("spread") make it likely
+  that the steady side hits one of their ports by sending to random ones ("sweep"): with 256 of each
+  64 %, with 256 sockets and 2,000 probes 99.96 %.  (Ford, Srisuresh, Kegel 2005; RFC 5128 3.)
+- Two symmetric sides: when both can be predicted, each aims at the other's ports from one socket.
+  With random ports on one side there is nothing to aim at, and 2^32 pairs of ports to choose from.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from .candidates import Candidate, family_of, is_private
+from .nat import ADDRESS_DEPENDENT, ENDPOINT_INDEPENDENT, NatBehaviour
+
+__all__ = ["KINDS", "Plan", "Side", "make_plan"]
+
+KINDS = ("direct", "punch", "predict", "birthday", "relay")
+
+# Our choices.
+PATIENCE_S = 0.3  # for the ordinary checks, where they may do, before the costly part begins
+REMEMBERED_S = 0.6  # the same, where they did the last time
+LOW_TTL_S = 0.2  # while both have steady ports nothing is lost by opening only the own filter
+
+
+class Side(NamedTuple):
+    nat: NatBehaviour
+    candidates: Sequence[Candidate]  # as told to the other side
+
+
+class Plan(NamedTuple):
+    """Each side's part is one of "check" (no more than the checks), "predict", "aim",
+    "predict+aim", "spread" and "sweep".  A "direct" plan may have such parts, too: for later.
+    """
+
+    kind: str  # of KINDS
+    reason: str  # for people, one line
+    caller_does: str
+    callee_does: str
+    patience_s: float = 0.0  # before anything beside the checks begins
+    low_ttl_s: float = 0.0  # for how long the callee's checks need not get further than its NAT
+
+
+def make_plan(caller: Side, callee: Side, remembered: str = "") -> Plan:
+    """``remembered``: the kind of plan that last led from this caller to this callee, or "".
+
+    "relay" only where nothing else can work; what is not known yet is taken for possible.
+    """
+    families = _families(caller), _families(callee)
+    if all(families) and not families[0] & families[1]:
+        return _alone("relay", "one side has IPv4 only, the other IPv6 only")
+    easy = _easy_way(caller, callee)
+    for side, name in ((caller, "caller"), (callee, "callee")):
+        if side.nat.mapping == "blocked":
+            if _same_network(caller, callee):
+                return _alone("direct", "both may be in the same network")
+            return _alone("relay", f"UDP is blocked at the {name}")
+    plan = _by_mapping(caller.nat, callee.nat)
+    if easy:
+        if plan.caller_does == "check":
+            return _alone("direct", easy)
+        reason = f"{easy}; otherwise {plan.reason}"
+        return plan._replace(kind="direct", reason=reason, patience_s=PATIENCE_S)
+    if plan.caller_does != "check" and remembered in ("direct", "punch"):
+        reason = f"{plan.reason}; ordinary checks did the last time"
+        return plan._replace(reason=reason, patience_s=REMEMBERED_S)
+    return plan
+
+
+def _alone(kind: str, reason: str) -> Plan:
+    return Plan(kind, reason, "check", "check")
+
+
+def _by_mapping(caller: NatBehaviour, callee: NatBehaviour) -> Plan:
+    if "unknown" in (caller.mapping, callee.mapping):
+        return _alone("punch", "a NAT is not known")
+    if caller.symmetric and callee.symmetric:
+        return _both_symmetric(caller, callee)
+    if not (caller.symmetric or callee.symmetric):
+        plan = _alone("punch", "both have outside ports that do not change")
+        if caller.filtering != ENDPOINT_INDEPENDENT:
+            plan = plan._replace(low_ttl_s=LOW_TTL_S)
+        return plan
+    symmetric, steady = (caller, callee) if caller.symmetric else (callee, caller)
+    who = ("caller", "callee") if caller.symmetric else ("callee", "caller")
+    if steady.filtering in (ENDPOINT_INDEPENDENT, ADDRESS_DEPENDENT):
+        return _alone("punch", f"the {who[1]}'s NAT lets the {who[0]} in from any port")
+    if _predictable(symmetric):
+        kind, parts = "predict", ("predict", "aim")
+        reason = f"the {who[0]}'s next outside port can be predicted"
+    else:
+        kind, parts = "birthday", ("spread", "sweep")
+        reason = f"the {who[0]}'s outside ports are {symmetric.allocation}"
+    if not caller.symmetric:
+        parts = parts[::-1]
+    patience_s = PATIENCE_S if steady.filtering == "unknown" else 0.0
+    return Plan(kind, reason, *parts, patience_s)
+
+
+def _both_symmetric(caller: NatBehaviour, callee: NatBehaviour) -> Plan:
+    for nat, name in ((caller, "caller"), (callee, "callee")):
+        if nat.allocation == "random":
+            return _alone("relay", f"both are symmetric, and the {name}'s ports are random")
+    if _predictable(caller) and _predictable(callee):
+        reason = "both sides' next outside ports can be predicted"
+        return Plan("predict", reason, "predict+aim", "predict+aim")
+    return _alone("punch", "both are symmetric, with ports that are not known yet")
+
+
+def _predictable(nat: NatBehaviour) -> bool:
+    """From a fresh socket, "preserved" gives its own port to the first destination."""
+    return nat.allocation in ("sequential", "preserved")
+
+
+def _easy_way(caller: Side, callee: Side) -> str:
+    """Why ordinary checks may get through whatever the NATs' ports are, or ""."""
+    for side, name in ((caller, "caller"), (callee, "callee")):
+        if any(candidate.kind == "mapped" for candidate in side.candidates):
+            return f"the {name}'s router forwards a port"
+        if side.nat.mapping == "none" and side.nat.filtering == ENDPOINT_INDEPENDENT:
+            return f"the {name} is open to everybody"
+    if _outside(caller) & _outside(callee):
+        return "both are behind the same address"
+    if all(map(_has_ipv6, (caller, callee))):
+        return "both have IPv6"
+    return ""
+
+
+def _families(side: Side) -> set[int]:
+    return {family_of(candidate.address) for candidate in side.candidates}
+
+
+def _outside(side: Side) -> set[str]:
+    return {each.address for each in side.candidates if each.kind != "host"}
+
+
+def _has_ipv6(side: Side) -> bool:
+    return any(":" in each.address and not is_private(each.address) for each in side.candidates)
+
+
+def _same_network(caller: Side, callee: Side) -> bool:
+    """By the usual sizes of networks; those of private addresses may be two of the same name."""
+    return bool(_networks(caller) & _networks(callee))
+
+
+def _networks(side: Side) -> set[object]:
+    return {
+        ipaddress.ip_network((each.address, 64 if ":" in each.address else 24), strict=False)
+        for each in side.candidates
+        if each.kind == "host"
+    }
