@@ -1,0 +1,131 @@
+"""A host of the lab: a network namespace with a folder, in which programs run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+__all__ = ["PATIENCE_S", "Host", "Switch", "SwitchHost", "environment", "ip", "ip_batch"]
+
+PATIENCE_S = 20.0  # our choice: a bound for what must happen; never a measurement
+DEVICE = "eth0"  # every host's
+PACKAGE_FOLDER = Path(__file__).parents[2]
+
+
+def environment(given: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Of what runs on a host: as here, and with this kkp2p_compat."""
+    made = dict(os.environ if given is None else given)
+    paths = [str(PACKAGE_FOLDER), *filter(None, [made.get("PYTHONPATH")])]
+    return {**made, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+
+
+def ip(*arguments: str) -> None:
+    """The program of that name."""
+    _checked(["ip", *arguments], "")
+
+
+def ip_batch(namespace: str, commands: Sequence[str]) -> None:
+    """Several lines for it, in one process."""
+    _checked(["ip", "-n", namespace, "-batch", "-"], "\n".join(commands))
+
+
+def _checked(command: list[str], text: str) -> None:
+    ended = subprocess.run(
+        command, input=text, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
+    if ended.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {ended.stderr.strip()} ({text})")
+
+
+class Host(ABC):
+    """``start`` runs a program on it, in its ``folder``.  ``address`` is its first one."""
+
+    def __init__(self, name: str, namespace: str, folder: Path, env: Mapping[str, str]) -> None:
+        self.name = name
+        self.namespace = namespace
+        self.folder = folder
+        self.address = ""
+        folder.mkdir()
+        self._environment = {**env, "TMPDIR": str(folder)}
+        ip("netns", "add", namespace)
+
+    def start(self, *command: str) -> subprocess.Popen[str]:
+        """Its standard error goes where its standard output goes: to a pipe."""
+        return subprocess.Popen(
+            ["ip", "netns", "exec", self.namespace, *command],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            cwd=self.folder, env=self._environment,
+        )  # fmt: skip
+
+    def python(self, *command: str) -> subprocess.Popen[str]:
+        return self.start(sys.executable, *command)
+
+    def run(self, *command: str, stdin: str = "") -> str:
+        """To its end, which must be a good one within PATIENCE_S; what it has printed."""
+        process = self.start(*command)
+        output, _ = process.communicate(stdin, timeout=PATIENCE_S)
+        assert process.returncode == 0, output
+        return output
+
+    @abstractmethod
+    def unplug(self) -> None:
+        """Nothing gets in or out any more, and nobody is told."""
+
+    @abstractmethod
+    def plug_in(self) -> None:
+        """Undo ``unplug``."""
+
+    def remove(self) -> None:
+        subprocess.run(["ip", "netns", "delete", self.namespace], capture_output=True, check=False)
+
+
+class Switch:
+    """An Ethernet bridge in a namespace; hosts are joined to it by cables."""
+
+    def __init__(self, namespace: str, bridge: str, network: str) -> None:
+        """``network``: the first three numbers of its addresses."""
+        self.namespace = namespace
+        self.bridge = bridge
+        self.network = network
+        ip("-n", namespace, "link", "add", bridge, "type", "bridge")
+        ip("-n", namespace, "link", "set", bridge, "up")
+
+
+class SwitchHost(Host):
+    """A host on a switch."""
+
+    def __init__(
+        self, name: str, namespace: str, folder: Path, env: Mapping[str, str], switch: Switch,
+        number: int, gateway: str = "",
+    ) -> None:  # fmt: skip
+        super().__init__(name, namespace, folder, env)
+        self.address = f"{switch.network}.{number}"
+        self._switch = switch
+        self._port = f"p{number}"
+        ip("-n", switch.namespace, "link", "add", self._port, "type", "veth",
+           "peer", "name", DEVICE, "netns", namespace)  # fmt: skip
+        self.plug_in()
+        route = [f"route add default via {gateway}"] if gateway else []
+        ip_batch(
+            namespace,
+            [
+                "link set lo up", f"link set {DEVICE} up",
+                f"address add {self.address}/24 dev {DEVICE}", *route,
+            ],
+        )  # fmt: skip
+
+    def unplug(self) -> None:
+        ip("-n", self._switch.namespace, "link", "set", self._port, "nomaster")
+
+    def plug_in(self) -> None:
+        bridge = self._switch.bridge
+        ip("-n", self._switch.namespace, "link", "set", self._port, "master", bridge, "up")
+
+    def pull_out(self) -> None:
+        """Remove the interface, for another kind of link (``link.joined``) to take its place."""
+        command = ["ip", "-n", self.namespace, "link", "delete", DEVICE]
+        subprocess.run(command, capture_output=True, check=False)

@@ -1,0 +1,101 @@
+"""Hosts in network namespaces: on a switch, or on an internet with NATs.  Real processes, real TCP.
+
+Everything is named after this process and removed at the end, also what a killed run left behind.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from .hosts import Host, Switch, SwitchHost, environment, ip
+from .internet import PUBLIC, Internet, InternetHost, KernelNat, NatHandle
+from .nat import NatType
+
+__all__ = [
+    "Host", "Internet", "InternetHost", "KernelNat", "Lab", "NatHandle", "NatType", "SwitchHost",
+    "why_not",
+]  # fmt: skip
+
+NETWORK = "10.77.0"  # of the switch
+TOOLS = ("ip", "curl", "openssl")
+
+_numbers = itertools.count(1)
+
+
+def why_not() -> str:
+    """Why there can be no lab on this machine; empty if there can."""
+    if sys.platform != "linux":
+        return "network namespaces are Linux's"
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    if not Path("/dev/net/tun").exists():
+        return "there is no /dev/net/tun"
+    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
+    return f"not installed: {', '.join(missing)}" if missing else ""
+
+
+def _remove_left_behind() -> None:
+    """What a killed run could not remove: the names begin with its process id."""
+    for namespace in Path("/run/netns").glob("kkp2p*-*"):
+        process = re.match(r"kkp2p(\d+)-", namespace.name)
+        if process and not Path("/proc", process[1]).exists():
+            ip("netns", "delete", namespace.name)
+
+
+class Lab:
+    """``host`` adds one to the switch; ``internet`` makes one; ``close`` removes all."""
+
+    def __init__(self, folder: Path, env: Mapping[str, str] | None = None) -> None:
+        """``folder``: each host gets one in it.  ``env``: of its programs."""
+        self.folder = folder
+        self._environment = environment(env)
+        self._prefix = f"kkp2p{os.getpid()}-{next(_numbers)}"
+        self._hosts: list[SwitchHost] = []
+        self._switch: Switch | None = None
+        self._internets: list[Internet] = []
+        _remove_left_behind()
+
+    def host(self, name: str) -> SwitchHost:
+        """On the switch, all of whose hosts share one Ethernet; nothing leads out of it."""
+        if self._switch is None:
+            namespace = f"{self._prefix}-switch"
+            ip("netns", "add", namespace)
+            self._switch = Switch(namespace, "br0", NETWORK)
+        host = SwitchHost(name, *self._place(name), self._switch, len(self._hosts) + 1)
+        self._hosts.append(host)
+        return host
+
+    def internet(
+        self,
+        delay_s: float = 0.0,
+        loss: float = 0.0,
+        seed: int = 1,
+        hops: int = 6,
+        public: tuple[str, ...] = PUBLIC,
+    ) -> Internet:
+        """``delay_s``: one way between an access line and the core, so a packet takes twice that.
+        ``loss``: chance of a packet between two access lines.  ``hops``: routers between them.
+        ``public``: the networks of its addresses; their order is the order they are given in."""
+        settings = {"delay_s": delay_s, "loss": loss, "seed": seed, "hops": hops}
+        made = Internet(self._place, settings, public)
+        self._internets.append(made)
+        return made
+
+    def close(self) -> None:
+        for internet in self._internets:
+            internet.close()
+        for host in self._hosts:
+            host.remove()
+        if self._switch is not None:
+            command = ["ip", "netns", "delete", self._switch.namespace]
+            subprocess.run(command, capture_output=True, check=False)
+
+    def _place(self, name: str) -> tuple[str, Path, dict[str, str]]:
+        return f"{self._prefix}-{name}", self.folder / name, self._environment
