@@ -1,0 +1,394 @@
+"""What the NAT in front of us does, found out by asking STUN servers.  Sans-IO.
+
+The words are RFC 4787's: which outside port a socket gets (mapping) and who may answer to it
+(filtering) depend on nothing (endpoint-independent), on the other side's address, or on its address
+and port.  A NAT with address-and-port-dependent mapping is called symmetric.
+
+``Discovery`` does the tests of RFC 5780 for one address family, in three steps:
+
+1. From the main socket both ports of each server at once: our outside address, and whether it
+   depends on the port; one round trip.  The second port is the one after the first by convention,
+   until OTHER-ADDRESS tells.  Departure: our servers with one address send OTHER-ADDRESS with that.
+2. From fresh sockets, in order: how outside ports are allocated.  From the main socket the server's
+   other address, if it has one.  Without one, address-dependent mapping cannot be told from
+   endpoint-independent, nor no filtering from address-dependent: they count as these.
+3. From one of the fresh sockets: answers from where it never sent to (filtering).  Between two of
+   our sockets by their outside addresses (hairpin).
+
+What a server says is a stranger's word.  A mapped address must be one that a peer may have, and a
+private one counts only from a server with a private address.  The other address that it names must
+be as plausible, and gets one question, four datagrams.  MAX_MAPPED mapped addresses are kept.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
+from random import Random
+
+from .._errors import BadPacket
+from ..transport.udp.events import Address as Route
+from .candidates import family_of, is_private, may_be_peer
+from .stun import Address
+from .stun_client import Ask, Asks, at, over
+
+__all__ = [
+    "ADDRESS_AND_PORT_DEPENDENT", "ADDRESS_DEPENDENT", "BLOCKED", "ENDPOINT_INDEPENDENT",
+    "EXTRA_SOCKETS", "MAX_MAPPED", "MAX_SERVERS", "UNKNOWN", "Discovery", "NatBehaviour",
+    "judge_allocation",
+]  # fmt: skip
+
+ENDPOINT_INDEPENDENT = "endpoint-independent"
+ADDRESS_DEPENDENT = "address-dependent"
+ADDRESS_AND_PORT_DEPENDENT = "address-and-port-dependent"
+_BEHAVIOURS = (ENDPOINT_INDEPENDENT, ADDRESS_DEPENDENT, ADDRESS_AND_PORT_DEPENDENT, "unknown")
+_MAPPINGS = ("none", *_BEHAVIOURS, "blocked")
+_ALLOCATIONS = ("preserved", "sequential", "random", "unknown")
+
+# Our choices.
+MAX_SERVERS = 3  # asked of one family
+MAX_MAPPED = 2  # mapped addresses kept: more are a symmetric NAT's, and of no use
+EXTRA_SOCKETS = 4  # fresh ones, to see the allocation: three differences, one of which may be odd
+MAX_STEP = 64  # ports between two allocations that still count as sequential
+PATIENCE_S = 0.3  # for the other answers when the first is there, beyond two round trips
+
+
+@dataclass(frozen=True)
+class NatBehaviour:
+    """How the NATs and firewalls between us and the servers behave, all of them together."""
+
+    mapping: str = "unknown"
+    """"none": no NAT.  "blocked": UDP does not get through.  Else a behaviour, or "unknown"."""
+    filtering: str = "unknown"
+    """A behaviour, also of a firewall without a NAT; "endpoint-independent" is open."""
+    allocation: str = "unknown"
+    """The outside port: "preserved" (the socket's own), "sequential" or "random"."""
+    step: int = 0
+    """Of "sequential": from one new outside port to the next, -64 to 64, never 0."""
+    hairpin: bool | None = None
+    """Whether hosts behind it reach each other by their outside addresses; None: not known."""
+
+    @property
+    def symmetric(self) -> bool:
+        """The peer gets to see another outside port than the server did."""
+        return self.mapping in (ADDRESS_DEPENDENT, ADDRESS_AND_PORT_DEPENDENT)
+
+    @property
+    def text(self) -> str:
+        """For people."""
+        if self.mapping == "blocked":
+            return "UDP is blocked"
+        parts = {
+            "none": ["no NAT"],
+            "unknown": ["unknown mapping"],
+            ADDRESS_AND_PORT_DEPENDENT: ["symmetric"],
+        }.get(self.mapping, [f"{self.mapping} mapping"])
+        if self.mapping != "none" and self.allocation != "unknown":
+            step = f" ({self.step:+d})" if self.allocation == "sequential" else ""
+            parts.append(f"{self.allocation} ports{step}")
+        parts.append(f"{self.filtering} filtering")
+        if self.hairpin is not None:
+            parts.append("hairpin" if self.hairpin else "no hairpin")
+        return ", ".join(parts)
+
+    def fields(self) -> dict[str, str | int]:
+        """For JSON; what is not known is left out."""
+        return {
+            field.name: value
+            for field in fields(self)
+            if (value := getattr(self, field.name)) != field.default
+        }
+
+    @classmethod
+    def parse_untrusted(cls, told: object) -> NatBehaviour:
+        """What another side told as its ``fields``; None tells nothing.  Raises BadPacket.
+
+        A word of a later version counts as "unknown".
+        """
+        if told is None:
+            return UNKNOWN
+        if not isinstance(told, dict):
+            raise BadPacket("a NAT behaviour that is no object")
+        allocation = _word_untrusted(told, "allocation", _ALLOCATIONS)
+        step, hairpin = told.get("step", 0), told.get("hairpin")
+        if type(step) is not int or (step != 0) != (allocation == "sequential"):
+            raise BadPacket("a NAT behaviour with a wrong step")
+        if abs(step) > MAX_STEP or type(hairpin) not in (bool, type(None)):
+            raise BadPacket("a NAT behaviour with a value out of range")
+        return cls(
+            _word_untrusted(told, "mapping", _MAPPINGS),
+            _word_untrusted(told, "filtering", _BEHAVIOURS),
+            allocation,
+            step,
+            hairpin,
+        )
+
+
+def _word_untrusted(told: dict[object, object], name: str, words: Sequence[str]) -> str:
+    word = told.get(name, "unknown")
+    if not isinstance(word, str):
+        raise BadPacket("a NAT behaviour that is not in words")
+    return word if word in words else "unknown"
+
+
+UNKNOWN = NatBehaviour()
+BLOCKED = NatBehaviour("blocked")
+
+
+def judge_allocation(samples: Sequence[tuple[int, int]]) -> tuple[str, int]:
+    """Allocation and step, by (our port, outside port) of fresh sockets in the order of asking.
+
+    One odd difference among three is another host's doing, or the end of the NAT's range.
+    """
+    if len(samples) < 2:
+        return "unknown", 0
+    if 2 * sum(ours == outside for ours, outside in samples) >= len(samples):
+        return "preserved", 0
+    if len(samples) < 3:
+        return "unknown", 0
+    outside = [port for _, port in samples]
+    steps = [after - before for before, after in itertools.pairwise(outside)]
+    small = [step for step in steps if 0 < abs(step) <= MAX_STEP]
+    if len(small) < max(2, len(steps) - 1):
+        return "random", 0
+    # Datagrams that overtake each other turn a step or two round, never most of the way.
+    sign = 1 if sum(small) > 0 else -1
+    return "sequential", sign * math.gcd(*small)
+
+
+class Discovery:
+    """Send all that ``poll_transmit`` gives; feed ``handle_datagram_untrusted`` and
+    ``handle_timer``, which is due at ``next_timer``; look at the properties after each.
+    """
+
+    def __init__(
+        self, servers: Sequence[Address], *, port: int, extra: Mapping[int, int],
+        local: Collection[str], now: float, random: Random,
+    ) -> None:  # fmt: skip
+        """``servers``: numeric, of one family, the first MAX_SERVERS of which are asked.
+
+        ``port``: of the main socket.  ``extra``: number and port of EXTRA_SOCKETS fresh ones; with
+        fewer, less is found out.  ``local``: the addresses of this host.
+        """
+        self._servers = list(servers[:MAX_SERVERS])
+        self._port = port
+        self._extra = extra
+        self._local = local
+        self._now = now
+        self._asks = Asks(random)
+        self._main: dict[Address, Ask] = {}  # questions of the main socket
+        self._fresh: list[Ask] = []
+        self._changed_ip: Ask | None = None
+        self._changed_port: Ask | None = None
+        self._hairpins: list[Ask] = []
+        self._other: Address | None = None  # of the server that the later steps are about
+        self._server: Address | None = None
+        self._first_answer_at = math.inf
+        self._step = 1
+        self.verdict = False
+        """The first step is done: there are mapped addresses and a mapping, or UDP is blocked."""
+        for ip, first in self._servers:
+            for number in (first, first + 1):
+                self._ask_main((ip, number))
+        self._go_on()
+
+    # Input and output.
+
+    def handle_datagram_untrusted(self, data: bytes, source: Route, now: float) -> bool:
+        """Whether it was for us.  Never raises."""
+        self._now = max(self._now, now)
+        ask = self._asks.handle_datagram_untrusted(data, source, self._now)
+        if ask is None:
+            return False
+        if ask.answer_from is not None and self._mapped(ask) is None:
+            ask.refused, ask.answer = True, None
+        self._go_on()
+        return True
+
+    def handle_timer(self, now: float) -> None:
+        self._now = max(self._now, now)
+        self._asks.handle_timer(self._now)
+        self._go_on()
+
+    def poll_transmit(self) -> tuple[bytes, Route] | None:
+        return self._asks.poll_transmit()
+
+    def next_timer(self) -> float | None:
+        due_at = self._asks.next_timer()
+        if not self.verdict and self._first_answer_at < math.inf and due_at is not None:
+            due_at = min(due_at, self._patience_ends_at())
+        return due_at
+
+    # Results.
+
+    @property
+    def done(self) -> bool:
+        """Nothing more will be found out; the extra sockets can go."""
+        return self._step == 4
+
+    @property
+    def server(self) -> Address | None:
+        """One that answers, the first of those given that does."""
+        return self._server
+
+    @property
+    def mapped(self) -> list[Address]:
+        """Where the main socket is seen, as the first server that answered said first."""
+        found = [mapped for _, mapped in self._answers()]
+        return list(dict.fromkeys(found))[:MAX_MAPPED]
+
+    @property
+    def fresh_ports(self) -> list[tuple[int, int]]:
+        """(our port, outside port) of the fresh sockets, in the order of asking."""
+        pairs = ((self._extra[ask.number], self._mapped(ask)) for ask in self._fresh)
+        return [(ours, mapped[1]) for ours, mapped in pairs if mapped is not None]
+
+    @property
+    def round_trip_s(self) -> float | None:
+        """The shortest to a server."""
+        trips = [ask.round_trip_s for ask in self._main.values()]
+        return min((trip for trip in trips if trip is not None), default=None)
+
+    @property
+    def behaviour(self) -> NatBehaviour:
+        """As far as it is known by now."""
+        if not self._answers():
+            return BLOCKED if self.verdict else UNKNOWN
+        mapping, filtering = self._mapping(), self._filtering()
+        allocation, step = judge_allocation(self.fresh_ports)
+        return NatBehaviour(mapping, filtering, allocation, step, self._hairpin(mapping, filtering))
+
+    def _mapping(self) -> str:
+        answers = self._answers()
+        if all(ip in self._local and port == self._port for _, (ip, port) in answers):
+            return "none"
+        if len(answers) == 1:
+            return "unknown"
+        if len({mapped for _, mapped in answers}) == 1:
+            return ENDPOINT_INDEPENDENT
+        by_ip: dict[str, Address] = {}
+        if any(by_ip.setdefault(server[0], mapped) != mapped for server, mapped in answers):
+            return ADDRESS_AND_PORT_DEPENDENT
+        if len(by_ip) < len(answers):
+            return ADDRESS_DEPENDENT
+        return ADDRESS_AND_PORT_DEPENDENT  # it may be address-dependent: treated alike
+
+    def _filtering(self) -> str:
+        by_ip, by_port = self._changed_ip, self._changed_port
+        if by_ip is not None and by_ip.answer is not None:
+            return ENDPOINT_INDEPENDENT
+        if by_port is None or by_port.refused or not over(by_ip, by_port):
+            return "unknown"
+        if by_ip is not None and by_ip.refused:
+            return "unknown"
+        return ADDRESS_AND_PORT_DEPENDENT if by_port.failed else ADDRESS_DEPENDENT
+
+    def _hairpin(self, mapping: str, filtering: str) -> bool | None:
+        if any(ask.answer is not None for ask in self._hairpins):
+            return True
+        # Behind the others each of the two got a new outside port, which the other did not expect.
+        told = mapping == ENDPOINT_INDEPENDENT or filtering == ENDPOINT_INDEPENDENT
+        return False if told and self._hairpins and over(*self._hairpins) else None
+
+    def _answers(self) -> list[tuple[Address, Address]]:
+        """(server, where it saw the main socket)."""
+        pairs = ((to, self._mapped(ask)) for to, ask in self._main.items())
+        return [(to, mapped) for to, mapped in pairs if mapped is not None]
+
+    def _mapped(self, ask: Ask) -> Address | None:
+        """What an answer says about us, if that can be."""
+        mapped = None if ask.answer is None else ask.answer.mapped
+        return mapped if mapped is not None and _can_be(mapped, ask.to[0]) else None
+
+    # The steps.
+
+    def _ask_main(self, to: Address) -> None:
+        if to not in self._main and to[1] <= 65535:
+            self._main[to] = self._asks.ask(to, self._now)
+
+    def _go_on(self) -> None:
+        if self._answers() and self._first_answer_at == math.inf:
+            self._first_answer_at = self._now
+        if self._step == 1 and self._first_step_is_done():
+            self.verdict = True
+            self._choose_server()
+            self._step = 2 if self._server else 4
+            if self._server:
+                self._ask_fresh(self._server)
+        if self._step == 2 and over(*self._fresh):
+            self._step = 3
+            if self._server is not None:
+                self._ask_filters(self._server)
+        if self._step == 3 and over(
+            *self._main.values(), self._changed_ip, self._changed_port, *self._hairpins
+        ):
+            self._step = 4
+
+    def _first_step_is_done(self) -> bool:
+        answered = [to for to, _ in self._answers()]
+        return (
+            over(*self._main.values())
+            or len({ip for ip, _ in answered}) > 1
+            or len(answered) > len({ip for ip, _ in answered})
+            or self._now >= self._patience_ends_at()
+        )
+
+    def _patience_ends_at(self) -> float:
+        """Until when answers beside the first are waited for."""
+        started_at = min((ask.started_at for ask in self._main.values()), default=0.0)
+        return self._first_answer_at + 2 * (self._first_answer_at - started_at) + PATIENCE_S
+
+    def _choose_server(self) -> None:
+        answered = [to for to, _ in self._answers()]
+        self._server = next((to for to in self._servers if to in answered), None)
+        if self._server is None and answered:
+            self._server = answered[0]
+        answer = self._main[self._server].answer if self._server else None
+        other = answer.other if answer else None
+        if (
+            self._server
+            and other
+            and other[1] != self._server[1]
+            and _can_be(other, self._server[0])
+        ):
+            self._other = other
+
+    def _ask_fresh(self, server: Address) -> None:
+        for number in list(self._extra)[:EXTRA_SOCKETS]:
+            self._fresh.append(self._asks.ask(at(server, number), self._now))
+        if self._other is not None:
+            self._ask_main((server[0], self._other[1]))
+            self._ask_main(self._other)
+
+    def _ask_filters(self, server: Address) -> None:
+        answered = [ask for ask in self._fresh if self._mapped(ask) is not None]
+        other, ours = self._other, self.mapped
+        if answered and other is not None:
+            to = answered[0].to
+            self._changed_port = self._asks.ask(
+                to, self._now, change_port=True, answer_from=(server[0], other[1])
+            )
+            if other[0] != server[0]:
+                self._changed_ip = self._asks.ask(
+                    to, self._now, change_ip=True, change_port=True, answer_from=other
+                )
+        if len(answered) > 1 and self._mapping() != "none":
+            theirs = self._mapped(answered[1])
+            if theirs is not None and ours:
+                # Each opens its filter for the other.
+                number = answered[1].number
+                self._hairpins = [
+                    self._asks.ask_ourselves(theirs, number, self._now),
+                    self._asks.ask_ourselves(at(ours[0], number), 0, self._now),
+                ]
+
+
+def _can_be(address: Address, server_ip: str) -> bool:
+    """Whether a server may have told the truth about an address of ours, or of its own."""
+    return (
+        may_be_peer(*address)
+        and family_of(address[0]) == family_of(server_ip)
+        and (is_private(server_ip) or not is_private(address[0]))
+    )
