@@ -20,7 +20,7 @@ connect_cb = Callable[[int, "channel_t", Any], object]
 class engine_conf_t:
     """``kkp2p_engine_conf_t``: how an engine finds its cloud, and where it logs.
 
-    The last field is an extension of this port; C code never set it, zero means C's behaviour.
+    The last fields are extensions of this port; C code never set them, None means C's behaviour.
     """
 
     login_domain: str | None = None
@@ -39,6 +39,9 @@ class engine_conf_t:
     """1: connect callbacks of plain threads run on four threads instead of one.  (v2)"""
     login_ca: str | None = None
     """Extension: PEM file of certificates; the cloud must then show one that they vouch for."""
+    stun_servers: str | None = None
+    """Extension: ``host:port`` of STUN servers, joined with commas, instead of the cloud's own
+    (login_domain at login_port).  "": none is asked."""
 
 
 @dataclass

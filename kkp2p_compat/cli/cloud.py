@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import ipaddress
 import logging
 import signal
 import sqlite3
@@ -81,6 +82,17 @@ def add_parser(subparsers: Any) -> None:
         help="a secret of at least 16 bytes that tracks and relays share",
     )
     parser.add_argument(
+        "--no-stun",
+        action="store_true",
+        help="do not answer STUN requests (UDP on the same port, and on the next one)",
+    )
+    parser.add_argument(
+        "--stun-address",
+        metavar="IP",
+        type=_parse_ip,
+        help="a second address of this host: peers learn more about their NATs by it",
+    )
+    parser.add_argument(
         "--drain",
         metavar="SECONDS",
         type=_parse_seconds,
@@ -117,6 +129,13 @@ def parse_address(text: str) -> tuple[str, int]:
     if not colon or not host or not port.isdecimal() or int(port) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
     return host, int(port)
+
+
+def _parse_ip(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an IP address") from None
 
 
 def _parse_account(text: str) -> tuple[str, str]:
@@ -156,6 +175,8 @@ def _settings(options: argparse.Namespace) -> Settings:
         tracks=options.track,
         relays=options.relay,
         relay_key=options.relay_key and options.relay_key.read_bytes().strip(),
+        stun=not options.no_stun,
+        stun_address=options.stun_address,
         drain_s=options.drain,
         limits=limits,
     )
@@ -201,6 +222,8 @@ def _say_hello(cloud: Cloud) -> None:
     if cloud.fingerprint:
         source = settings.tls_cert or (settings.data and settings.data / "cloud.crt")
         lines += [f"  certificate: {source}", f"  SHA-256: {cloud.fingerprint}"]
+    if cloud.stun is not None:
+        lines.append("  STUN: UDP ports {} and {}".format(*cloud.stun.ports))
     if cloud.accounts is not None:
         count = len(cloud.accounts.list()) + len(settings.accounts)
         data = "" if settings.data == default_data() else f" --data {settings.data}"

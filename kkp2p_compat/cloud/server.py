@@ -1,4 +1,4 @@
-"""The cloud: one listening port, and the services behind it.
+"""The cloud: one listening port, and the services behind it; STUN by UDP on the same number.
 
 The first byte of a connection decides: 0x16 is a TLS record, so the control plane; ``K`` is a relay
 hello; everything else is closed.  ``Cloud`` runs in the hub of the thread that calls ``start``, and
@@ -27,6 +27,7 @@ from .limits import LOG_EVERY_S, Gatekeeper
 from .relay import Relay
 from .route import Route
 from .settings import Settings
+from .stun import StunResponder
 from .track import RelayPlace, Track
 
 __all__ = ["Cloud", "raise_descriptor_limit"]
@@ -43,6 +44,7 @@ ACCEPTS_PER_TURN = 64  # then those that are connected have their turn
 ACCEPT_PAUSE_S = 0.5  # without a free descriptor
 SPARE_DESCRIPTORS = 64  # for files, pipes and accounts
 SWEEP_S = 1.0
+PORT_TRIES = 16  # for a number that is free for TCP and UDP, when any will do
 AT_ONCE_S = 0.5  # for good-byes to arrive when nobody is waited for
 _OUT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -105,6 +107,7 @@ class Cloud:
         self.track: Track | None = None
         self.relay: Relay | None = None
         self.route: Route | None = None
+        self.stun: StunResponder | None = None
         self.gate = Gatekeeper(settings.limits)
         self._context: Any = None
         self._listener: Any = None
@@ -163,6 +166,39 @@ class Cloud:
             self.route.start()
 
     def _listen(self) -> None:
+        for tries_left in reversed(range(1 if self.settings.port else PORT_TRIES)):
+            self._open_listener()
+            try:
+                self._start_stun()
+                break
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or not tries_left:
+                    raise
+                self._listener.close()
+        listener = self._listener
+        listener.listen(BACKLOG)
+        listener.settimeout(0)
+        loop = get_hub().loop
+        self._accepting = loop.io(listener.fileno(), _READ)
+        self._accepting.start(self._on_accept)
+        sweeping, resuming = loop.timer(SWEEP_S, SWEEP_S), loop.timer(ACCEPT_PAUSE_S)
+        self._timers = [sweeping, resuming]
+        sweeping.start(self._on_sweep)
+
+    def _start_stun(self) -> None:
+        settings = self.settings
+        if not settings.serves_stun:
+            return
+        stun = StunResponder(self.gate, settings.stun_address)
+        host, port = self.address
+        try:
+            stun.start(host, port)
+        except OSError as error:
+            where = f"{host}:{port}"
+            raise OSError(error.errno, f"no STUN at {where} by UDP: {error.strerror}") from error
+        self.stun = stun
+
+    def _open_listener(self) -> None:
         settings = self.settings
         family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
         listener = self._listener = gsocket.socket(family, socket.SOCK_STREAM)
@@ -174,14 +210,6 @@ class Cloud:
         except OSError as error:
             where = f"{settings.host}:{settings.port}"
             raise OSError(error.errno, f"cannot listen on {where}: {error.strerror}") from error
-        listener.listen(BACKLOG)
-        listener.settimeout(0)
-        loop = get_hub().loop
-        self._accepting = loop.io(listener.fileno(), _READ)
-        self._accepting.start(self._on_accept)
-        sweeping, resuming = loop.timer(SWEEP_S, SWEEP_S), loop.timer(ACCEPT_PAUSE_S)
-        self._timers = [sweeping, resuming]
-        sweeping.start(self._on_sweep)
 
     def _stop_accepting(self) -> None:
         if self._accepting is not None:
@@ -193,6 +221,8 @@ class Cloud:
 
     def _close(self) -> None:
         self._stop_accepting()
+        if self.stun is not None:
+            self.stun.stop()
         for _ in range(3):  # its end, a callback of it, the greenlet that this starts
             for item in self.gate.deadlines.items():
                 item.expire()  # it did not go when it was told to

@@ -45,6 +45,8 @@ class Limits:
     relay_sessions_per_address: int = _limit(1024, "relay sessions at once of an address")
     relay_wait_s: float = _limit(15.0, "how long one side of a session waits for the other")
     relay_session_bytes: int = _limit(0, "most bytes a relay session may carry; 0: no limit")
+    stun_per_s: float = _limit(1000.0, "STUN requests per second from an address")
+    stun_total_per_s: float = _limit(10_000.0, "STUN requests per second in all")
     limit_loopback: bool = _limit(False, "hold the limits per address against loopback, too")
 
 
@@ -62,6 +64,8 @@ class Settings:
     tracks: list[tuple[str, int]] = field(default_factory=list)  # of a route
     relays: list[tuple[str, int]] = field(default_factory=list)  # of a track; none: in this process
     relay_key: bytes | None = None  # shared by track and relay; None: made at the start
+    stun: bool = True  # answer STUN requests by UDP; not in the role relay
+    stun_address: str | None = None  # a second address of this host, for STUN
     drain_s: float = 5.0  # how long ``stop`` waits for relay sessions to end by themselves
     limits: Limits = field(default_factory=Limits)
 
@@ -79,5 +83,11 @@ class Settings:
             raise ValueError("the role track needs at least one relay")
         if self.relay_key is None and (self.role in ("track", "relay") or self.relays):
             raise ValueError("a track and a relay of their own need the same relay key")
+        if self.stun_address is not None and not self.serves_stun:
+            raise ValueError("a STUN address is for a cloud that answers STUN requests")
         if self.relay_key is not None and len(self.relay_key) < 16:
             raise ValueError("a relay key has at least 16 bytes")
+
+    @property
+    def serves_stun(self) -> bool:
+        return self.stun and self.role != "relay"
