@@ -101,7 +101,7 @@ class Network:
 
     def flush(self, host: Host) -> None:
         while transmit := host.checks.poll_transmit():
-            self.send(host, *transmit)
+            self.send(host, *transmit[:2])
 
     def send(self, host: Host, data: bytes, target: Address) -> None:
         self.sent.append((self.now, host, target, data))

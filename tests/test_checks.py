@@ -313,7 +313,7 @@ class RealEnd:
 
     def turn(self) -> None:
         while transmit := self.checks.poll_transmit():
-            data, address = transmit
+            data, address, _ = transmit
             self.sockets[int(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)].sendto(
                 data, address
             )

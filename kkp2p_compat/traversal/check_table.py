@@ -11,7 +11,8 @@ from collections import Counter
 
 from .._errors import BadPacket
 from ..transport.udp.events import Address
-from .checks import UFRAG_BYTES, Checks
+from .checks import Checks
+from .credentials import UFRAG_BYTES
 from .stun import Kind, Message, parse_untrusted
 
 __all__ = ["CheckTable"]

@@ -18,22 +18,23 @@ socket for each family, fixed roles and a path that the transport can move later
 On a path without loss the caller has its address one round trip after it got the answer, the callee
 half a round trip later.  A better address that is dead costs GRACE_S more.
 
+- The callee's first check of an address behind a NAT gets no further than its own NATs (LOW_TTL):
+  that is all it is for, as the caller's filter is still closed.  Where it did arrive, a router that
+  is a Linux host might take it for its own, and then give the caller's packets another port.
+
 Whatever the peer names gets few packets: at most MAX_CANDIDATES addresses, MAX_PORTS_PER_IP of
 one ip, MAX_PROBES_PER_ADDRESS and MAX_PROBES in all.  Beyond the list, at most MAX_LEARNT addresses
 from which authentic messages came.  A request that is replayed changes nothing.
+Where a plan says so, ``guesses`` are probed beside the list, within bounds of their own.
 """
 
 from __future__ import annotations
 
-import base64
 import math
-import re
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from .._errors import BadPacket
 from ..transport.udp.events import Address
 from .candidates import (
     MAX_CANDIDATES,
@@ -43,6 +44,9 @@ from .candidates import (
     plausible,
     reflexive_priority,
 )
+from .check_pairs import FIRST_INTERVAL_S, Pair, Probe, text_of
+from .credentials import UFRAG_BYTES, Credentials
+from .guesses import LOW_TTL, Guesses
 from .stun import UNKNOWN_ATTRIBUTE, Kind, Message
 
 if TYPE_CHECKING:
@@ -53,7 +57,6 @@ __all__ = ["Checks", "Credentials"]
 # Our choices: pace.
 BURST = 8  # checks that may leave at once: the addresses of an ordinary peer
 PACE_S = 0.005  # then one in this time; 124-byte datagrams, so 0.2 Mbit/s
-FIRST_INTERVAL_S = 0.05  # to the first retransmission, then doubled (as 14.3 does)
 MAX_INTERVAL_S = 2.0
 TRIGGER_GAP_S = 0.01  # after a check that is still under way another one would tell nothing new
 # Our choices: patience with a better address when one is verified.
@@ -63,84 +66,9 @@ MAX_WAIT_S = 0.1  # in all: one retransmission more on a short path
 MAX_PROBES_PER_ADDRESS = 40  # 70 s at the intervals above: more than the longest call's 60
 MAX_PROBES = 800  # 100 KB, to addresses that the peer has not been heard from
 MAX_PORTS_PER_IP = 4  # or a list would be a port scan
-MAX_LEARNT = 8
-MAX_REQUESTS = 2048  # remembered; a peer of our kind sends fewer: 1,640 at most
-
-UFRAG_BYTES = 6  # RFC 8445 section 5.3: at least 24 random bits
-PASSWORD_BYTES = 18  # 5.3: at least 128 random bits
-ICE_TEXT = re.compile(r"[A-Za-z0-9+/]*", re.ASCII)  # 5.3: ice-char
-
-
-@dataclass(frozen=True)
-class Credentials:
-    """A username fragment and a password of one side of one call; travel in the offer or answer.
-
-    ``repr`` hides the password, so that no log gets it.
-    """
-
-    ufrag: str
-    password: str
-
-    def __repr__(self) -> str:
-        return f"Credentials({self.ufrag!r})"
-
-    @classmethod
-    def make(cls, random: Random) -> Credentials:
-        """Fresh ones; ``random`` is a SystemRandom outside tests."""
-        return cls(_text(random.randbytes(UFRAG_BYTES)), _text(random.randbytes(PASSWORD_BYTES)))
-
-    @classmethod
-    def parse_untrusted(cls, ufrag: object, password: object) -> Credentials:
-        """The peer's, from JSON."""
-        return cls(_ice_untrusted(ufrag, UFRAG_BYTES), _ice_untrusted(password, PASSWORD_BYTES))
-
-    @property
-    def key(self) -> bytes:
-        """Of MESSAGE-INTEGRITY, for requests to this side and its answers."""
-        return self.password.encode()
-
-    @property
-    def tag(self) -> bytes:
-        """How the transaction ids of this side's requests start: by it an answer finds us."""
-        return base64.b64decode(self.ufrag)
-
-
-def _text(data: bytes) -> str:
-    return base64.b64encode(data).decode()
-
-
-def _ice_untrusted(value: object, size: int) -> str:
-    if not isinstance(value, str) or len(value) != size * 4 // 3 or not ICE_TEXT.fullmatch(value):
-        raise BadPacket("credentials that are not of their form")
-    return value
-
-
-class _Pair:
-    """A remote address, and what became of it."""
-
-    __slots__ = (
-        "address", "first_sent_at", "heard", "interval_s", "last_sent_at", "next_probe_at",
-        "nominated", "priority", "probes", "round_trip_s", "valid",
-    )  # fmt: skip
-
-    def __init__(self, address: Address, priority: int, now: float) -> None:
-        self.address = address
-        self.priority = priority
-        self.probes = 0
-        self.first_sent_at = math.inf
-        self.last_sent_at = -math.inf
-        self.next_probe_at = now
-        self.interval_s = FIRST_INTERVAL_S
-        self.heard = False  # an authenticated message came from there
-        self.valid = False  # a check of ours was answered from there
-        self.round_trip_s = 0.0
-        self.nominated = False  # by the peer
-
-
-class _Probe(NamedTuple):
-    pair: _Pair
-    sent_at: float  # s
-    nominates: bool
+MAX_LEARNT = 16
+MAX_REQUESTS = 4608  # remembered; a peer of our kind sends fewer: 4,460 at most
+MAX_NOTES = 400
 
 
 class Checks:
@@ -173,20 +101,25 @@ class Checks:
         self.selected: Address | None = None
         self.settled = False  # both sides know; nothing more to send but answers
         self.ignored = 0  # candidates of the peer that we do not try
+        self.packets_sent = 0
+        self.notes: list[tuple[float, str]] = []  # what happened when; whoever reads may clear it
+        self._notes_left = MAX_NOTES
         self._controlling = controlling
         self._own = local_candidates
         self._random = random
         self._tie_breaker = random.getrandbits(64)  # 16.1 asks for it; never compared
-        self._pairs: dict[Address, _Pair] = {}
-        self._listed: set[Address] = set()
+        self._pairs: dict[Address, Pair] = {}
+        self._listed: dict[Address, Candidate] = {}
         self._learnt = 0
         self._budget = MAX_PROBES
-        self._probes: dict[bytes, _Probe] = {}
+        self.guesses = Guesses(self._listed, self._note)
+        self._probes: dict[bytes, Probe] = {}
         self._requests: dict[bytes, Address] = {}  # transaction ids seen, and where from
-        self._outbox: deque[tuple[bytes, Address]] = deque()
+        self._outbox: deque[tuple[bytes, Address, int | None]] = deque()
         self._now = now
+        self._low_ttl_until = now
         self._pace_at = -math.inf
-        self._nominee: _Pair | None = None
+        self._nominee: Pair | None = None
         self._first_valid_at = math.inf
         self._nominate_at = math.inf
         self.add_candidates(candidates)
@@ -210,10 +143,20 @@ class Checks:
                 or not plausible(candidate.address, self._own)
             ):
                 self.ignored += 1
+                self._note(f"{candidate.kind} {text_of(address)} is not tried")
                 continue
-            self._listed.add(address)
-            known = self._pairs.setdefault(address, _Pair(address, candidate.priority, self._now))
+            self._listed[address] = candidate
+            fresh = Pair(candidate.kind, address, candidate.priority, self._now)
+            known = self._pairs.setdefault(address, fresh)
             known.priority = candidate.priority  # of one that was learnt: 7.3.1.3
+
+    def listed(self) -> list[Candidate]:
+        """The peer's, as far as we try them."""
+        return list(self._listed.values())
+
+    def stay_low(self, seconds: float) -> None:
+        """For so long the callee's checks need not arrive: the caller's will, by its own."""
+        self._low_ttl_until = self._now + seconds
 
     # Input.
 
@@ -242,10 +185,13 @@ class Checks:
             # A check may use up what the budget has for the others.
             if self._pace_at <= self._now and self._may(pair):
                 self._probe(pair)
+        while (guess := self.guesses.poll(self._now)) is not None:
+            self._send_check(*guess)
 
     # Output.
 
-    def poll_transmit(self) -> tuple[bytes, Address] | None:
+    def poll_transmit(self) -> tuple[bytes, Address, int | None] | None:
+        """A datagram, where to, and how many hops it may take (None: as usual)."""
         return self._outbox.popleft() if self._outbox else None
 
     def next_timer(self) -> float | None:
@@ -258,7 +204,7 @@ class Checks:
             (pair.next_probe_at for pair in self._pairs.values() if self._may(pair)),
             default=math.inf,
         )
-        due_at = min(max(probe_at, self._pace_at), self._nominate_at)
+        due_at = min(max(probe_at, self._pace_at), self._nominate_at, self.guesses.next_at())
         return due_at if due_at < math.inf else None
 
     # Requests of the peer.
@@ -294,7 +240,7 @@ class Checks:
             )
         else:
             answer = Message(Kind.RESPONSE, request.transaction_id, mapped=source[:2])
-        self._outbox.append((answer.encode(self.local.key), source))
+        self._send(answer.encode(self.local.key), source)
 
     def _take_request(self, message: Message, source: Address) -> None:
         pair = self._pair_of(source, message.priority or 0)
@@ -305,18 +251,24 @@ class Checks:
             self._select_if_nominated(pair)
         self._hear(pair)
 
-    def _pair_of(self, source: Address, priority: int) -> _Pair | None:
+    def _pair_of(self, source: Address, priority: int) -> Pair | None:
         """The pair of an address that an authentic message came from; None: too many are learnt."""
         pair = self._pairs.get(source)
         if pair is None and self._learnt < MAX_LEARNT:
             self._learnt += 1
-            pair = self._pairs[source] = _Pair(source, priority, self._now)
+            pair = self._add_learnt(source, priority)
         return pair
 
-    def _hear(self, pair: _Pair) -> None:
+    def _add_learnt(self, source: Address, priority: int) -> Pair:
+        pair = self._pairs[source] = Pair("prflx", source, priority, self._now)
+        self._note(f"learnt {text_of(source)}")
+        return pair
+
+    def _hear(self, pair: Pair) -> None:
         """The peer is there: a triggered check (7.3.1.4), unless one is under way."""
         if not pair.heard:
             pair.heard = True
+            self._note(f"a check came from {pair.kind} {text_of(pair.address)}")
             pair.interval_s = FIRST_INTERVAL_S
         if self._choice_is_made() or not self._may(pair):
             return
@@ -332,19 +284,24 @@ class Checks:
             return "an answer to no check of ours"
         if message.kind is Kind.ERROR or message.unknown:
             return "a refusal"
-        pair = probe.pair
-        if source != pair.address:
+        pair = self._pairs.get(probe.address)
+        if source != probe.address:
             if not may_be_peer(source[0], source[1]):
                 return "an answer from no peer's address"
-            other = self._pair_of(source, pair.priority)
+            other = self._pair_of(source, pair.priority if pair else 0)
             if other is not None:
                 self._hear(other)
             return None
+        if pair is None:  # of a guess that was right
+            pair = self._add_learnt(source, reflexive_priority(self._own, family_of(source[0])))
         pair.heard = True
         if not pair.valid:
             pair.valid = True
             pair.round_trip_s = self._now - probe.sent_at
             self._first_valid_at = min(self._first_valid_at, self._now)
+            self.guesses.stop()
+            took_ms = 1000 * pair.round_trip_s
+            self._note(f"{pair.kind} {text_of(source)} answered after {took_ms:.1f} ms")
         if probe.nominates:
             self.settled = True
         self._select_if_nominated(pair)
@@ -356,10 +313,11 @@ class Checks:
     def _choice_is_made(self) -> bool:
         return self.selected is not None
 
-    def _select_if_nominated(self, pair: _Pair) -> None:
+    def _select_if_nominated(self, pair: Pair) -> None:
         if pair.nominated and pair.valid and not self._choice_is_made():
             self.selected = pair.address
             self.settled = True
+            self._note(f"the caller chose {pair.kind} {text_of(pair.address)}")
 
     def _consider_nominating(self) -> None:
         """The caller's: take the best verified address, or wait a little for a better one."""
@@ -375,11 +333,12 @@ class Checks:
             return
         self.selected = best.address
         self._nominee = best
+        self._note(f"chose {best.kind} {text_of(best.address)}")
         best.probes = 0
         best.interval_s = FIRST_INTERVAL_S
         self._probe(best)
 
-    def _patience_with(self, pair: _Pair, best: _Pair) -> float:
+    def _patience_with(self, pair: Pair, best: Pair) -> float:
         """Until when this one may still turn out better than the best verified one."""
         if pair.valid or pair.priority <= best.priority or not self._may(pair):
             return -math.inf
@@ -394,7 +353,7 @@ class Checks:
 
     # Checks.
 
-    def _may(self, pair: _Pair) -> bool:
+    def _may(self, pair: Pair) -> bool:
         """Whether another check of this one is within the bounds, and tells anything."""
         return (
             not pair.valid
@@ -402,20 +361,13 @@ class Checks:
             and (pair.heard or self._budget > 0)
         )
 
-    def _probe(self, pair: _Pair) -> None:
-        nominates = pair is self._nominee
-        transaction_id = self.local.tag + self._random.randbytes(12 - UFRAG_BYTES)
-        self._probes[transaction_id] = _Probe(pair, self._now, nominates)
-        request = Message(
-            Kind.REQUEST,
-            transaction_id,
-            username=f"{self.remote.ufrag}:{self.local.ufrag}",
-            priority=reflexive_priority(self._own, family_of(pair.address[0])),
-            use_candidate=nominates,
-            controlling=self._tie_breaker if self._controlling else None,
-            controlled=None if self._controlling else self._tie_breaker,
+    def _probe(self, pair: Pair) -> None:
+        ttl = LOW_TTL if self._need_not_arrive(pair) else None
+        self._note(
+            f"check {pair.probes + 1} of {pair.kind} {text_of(pair.address)}"
+            + (f", {ttl} hops" if ttl else "")
         )
-        self._outbox.append((request.encode(self.remote.key), pair.address))
+        self._send_check(pair.address, ttl, pair is self._nominee)
         self._budget -= not pair.heard
         self._pace_at = max(self._pace_at, self._now - BURST * PACE_S) + PACE_S
         pair.probes += 1
@@ -423,3 +375,31 @@ class Checks:
         pair.last_sent_at = self._now
         pair.next_probe_at = self._now + pair.interval_s
         pair.interval_s = min(2 * pair.interval_s, MAX_INTERVAL_S)
+
+    def _need_not_arrive(self, pair: Pair) -> bool:
+        if self._controlling or pair.heard or pair.kind != "srflx":
+            return False
+        return pair.probes == 0 or self._now < self._low_ttl_until
+
+    def _send_check(self, address: Address, ttl: int | None, nominates: bool = False) -> None:
+        transaction_id = self.local.tag + self._random.randbytes(12 - UFRAG_BYTES)
+        self._probes[transaction_id] = Probe(address, self._now, nominates)
+        request = Message(
+            Kind.REQUEST,
+            transaction_id,
+            username=f"{self.remote.ufrag}:{self.local.ufrag}",
+            priority=reflexive_priority(self._own, family_of(address[0])),
+            use_candidate=nominates,
+            controlling=self._tie_breaker if self._controlling else None,
+            controlled=None if self._controlling else self._tie_breaker,
+        )
+        self._send(request.encode(self.remote.key), address, ttl)
+
+    def _send(self, data: bytes, address: Address, ttl: int | None = None) -> None:
+        self.packets_sent += 1
+        self._outbox.append((data, address, ttl))
+
+    def _note(self, text: str) -> None:
+        if self._notes_left > 0:
+            self._notes_left -= 1
+            self.notes.append((self._now, text))

@@ -1,0 +1,118 @@
+"""Probes beside the checks of an address: to ports that were guessed, or from many sockets.
+
+They are sent once or twice, in their order and at a pace, and do not go on until they are answered.
+Whatever a peer's NAT is said to be, the bounds here are all that one call can cost a third party:
+
+- Ports are guessed only at an IPv4 address that the peer's own list names as its outside address,
+  never at a private one, and never below 1024, where services are.
+- Our many sockets send only to an address and port of that list.
+- MAX_PROBES in all, MAX_PREDICTED of them to predicted ports.
+
+When the first answer has come, nothing is guessed any more.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import socket
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from ..transport.udp.events import Address
+from .candidates import Candidate, family_of, is_private
+from .check_pairs import text_of
+
+__all__ = [
+    "LOWEST_PORT", "LOW_TTL", "MAX_PREDICTED", "MAX_PROBES", "PACE_S", "Guesses", "Wave",
+]  # fmt: skip
+
+LOWEST_PORT = 1024  # that a NAT gives to a socket (RFC 4787 REQ-3)
+
+# Our choices.
+LOW_TTL = 3  # hops: over the own NATs, a home router's and perhaps a carrier's, and not to the peer
+PACE_S = 1 / 400  # from probe to probe; of 124 bytes, so 0.4 Mbit/s
+BURST = 8  # that may leave at once, after a pause or a late timer
+MAX_PROBES = 2500  # of one call and side: a birthday punch needs 2,000 for 99.96 %
+MAX_PREDICTED = 1024  # ten rounds of a prediction, with some to spare
+
+OUTSIDE = ("mapped", "srflx")  # kinds of candidates
+Wave = tuple[float, "int | None"]  # seconds after the beginning, hops (None: as usual)
+
+
+class Guesses:
+    """``predict``, ``sweep`` or ``spread``; then at ``next_at`` send all that ``poll`` gives.
+
+    Each returns how many probes it leads to.  Of several waves each goes to all the addresses.
+    """
+
+    def __init__(self, listed: Mapping[Address, Candidate], note: Callable[[str], object]) -> None:
+        """``listed``: the peer's candidates that are tried; may grow.  ``note``: for people."""
+        self._listed = listed
+        self._note = note
+        self._waiting: list[tuple[float, int, Address, int | None]] = []
+        self._added = 0
+        self._predicted = 0
+        self._pace_at = -math.inf
+        self._stopped = False
+
+    def predict(
+        self, ip: str, ports: Iterable[int], waves: Sequence[Wave], now: float, number: int = 0
+    ) -> int:
+        """Probe these ports in their order, from our extra socket ``number`` (0: the main one)."""
+        addresses = self._at(ip, ports, number)
+        addresses = addresses[: (MAX_PREDICTED - self._predicted) // len(waves)]
+        count = self._add(addresses, waves, now, f"predicted ports of {ip}")
+        self._predicted += count
+        return count
+
+    def sweep(self, ip: str, ports: Iterable[int], now: float) -> int:
+        """Probe each of these ports once.  For plans that both sides' NATs call for, only."""
+        waves: list[Wave] = [(0.0, None)]
+        return self._add(self._at(ip, ports, 0), waves, now, f"random ports of {ip}")
+
+    def spread(
+        self, address: tuple[str, int], numbers: Iterable[int], waves: Sequence[Wave], now: float
+    ) -> int:
+        """Probe a listed address from each of our extra sockets ``numbers``."""
+        addresses: list[Address] = [
+            (*address, number) for number in numbers if address in self._listed
+        ]
+        what = f"{text_of(address)} from {len(addresses)} socket(s)"
+        return self._add(addresses, waves, now, what)
+
+    def _at(self, ip: str, ports: Iterable[int], number: int) -> list[Address]:
+        named = any(each.address == ip and each.kind in OUTSIDE for each in self._listed.values())
+        if not named or family_of(ip) != socket.AF_INET or is_private(ip):
+            return []
+        good = [port for port in ports if LOWEST_PORT <= port <= 65535]
+        return [(ip, port, number) if number else (ip, port) for port in good]
+
+    def _add(
+        self, addresses: Sequence[Address], waves: Iterable[Wave], now: float, what: str
+    ) -> int:
+        before = self._added
+        for after_s, ttl in waves:
+            for address in addresses:
+                if self._added == MAX_PROBES or self._stopped:
+                    break
+                heapq.heappush(self._waiting, (now + after_s, self._added, address, ttl))
+                self._added += 1
+        count = self._added - before
+        if count:
+            self._note(f"{count} probes of {what}")
+        return count
+
+    def poll(self, now: float) -> tuple[Address, int | None] | None:
+        if self.next_at() > now:
+            return None
+        self._pace_at = max(self._pace_at, now - BURST * PACE_S) + PACE_S
+        _, _, address, ttl = heapq.heappop(self._waiting)
+        return address, ttl
+
+    def next_at(self) -> float:
+        return max(self._waiting[0][0], self._pace_at) if self._waiting else math.inf
+
+    def stop(self) -> None:
+        """There is an answer."""
+        self._waiting.clear()
+        self._stopped = True
