@@ -1,6 +1,6 @@
 """What the direct path carries: channels between two hosts, beside kernel TCP on the same link.
 
-Two network namespaces, joined by a veth cable or by the emulated links of tests/lab/link.py.  The
+Two network namespaces, joined by a veth cable or by the emulated links of testing/link.py.  The
 cloud runs on the serving host, so that every byte passes the link.  Ours and TCP with BBR and with
 CUBIC run in turns, each turn with new processes on both hosts and nothing remembered from the last
 one.  Rates are bytes read by the receiving program / (last byte read - first byte sent).
@@ -25,13 +25,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from .relay import NO_LIMITS, Program, started
+from kkp2p_compat.testing import lab as netns
+from kkp2p_compat.testing import link as emulated
 
-# The lab is the tests': its modules import each other by their bare names.
-TESTS = Path(__file__).parents[1] / "tests"
-sys.path[:0] = [str(TESTS / "lab"), str(TESTS)]
-import link as emulated  # noqa: E402
-import netns  # noqa: E402
+from .relay import NO_LIMITS, Program, started
 
 KIB, MB = 1 << 10, 1e6
 PEER, PORT = "bench", "3080"

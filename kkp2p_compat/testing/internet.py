@@ -148,7 +148,7 @@ class KernelNat(InternetHost):
     def set_up(self, random: str, rule: str) -> None:
         self._switch = Switch(self.namespace, "lan0", self._network)
         ip_batch(self.namespace, [f"address add {self.inner_address}/24 brd + dev lan0"])
-        self.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+        self.run("sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
         rules = NFT_RULES.format(device=DEVICE, random=random, input=rule)
         self.run("nft", "-f", "-", stdin=rules)
 

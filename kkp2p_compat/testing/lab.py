@@ -24,7 +24,6 @@ __all__ = [
 ]  # fmt: skip
 
 NETWORK = "10.77.0"  # of the switch
-TOOLS = ("ip", "curl", "openssl")
 
 _numbers = itertools.count(1)
 
@@ -37,8 +36,7 @@ def why_not() -> str:
         return "network namespaces need root"
     if not Path("/dev/net/tun").exists():
         return "there is no /dev/net/tun"
-    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
-    return f"not installed: {', '.join(missing)}" if missing else ""
+    return "" if shutil.which("ip") else "not installed: ip (package iproute2)"
 
 
 def _remove_left_behind() -> None:

@@ -1,26 +1,21 @@
-"""The lab: skipped with the reason where it cannot be; KKP2P_REQUIRE_LAB=1 makes that a failure."""
+"""The lab's fixtures, with programs whose warnings are errors, and a longer time limit."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 
 import gevent
 import pytest
-from netns import Lab, why_not
-from programs import absent, run
-from support import PATIENCE_S
+from support import ENVIRONMENT, PATIENCE_S
 
-__all__ = ["run"]
+from kkp2p_compat.testing.plugin import lab, run
+
+__all__ = ["lab", "run"]
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> Iterator[Lab]:
-    if reason := why_not():
-        absent(reason)
-    made = Lab(tmp_path)
-    yield made
-    made.close()
+def lab_environment() -> Mapping[str, str]:
+    return ENVIRONMENT
 
 
 @pytest.fixture(autouse=True)

@@ -8,9 +8,17 @@ import sys
 
 import link_ends
 import pytest
-from link import VIRTIO_HEADER, Direction, Link, LinkProcess, joined, wire_bytes
-from netns import Host, Lab
 from support import PATIENCE_S
+
+from kkp2p_compat.testing.lab import Host, Lab
+from kkp2p_compat.testing.link import (
+    VIRTIO_HEADER,
+    Direction,
+    Link,
+    LinkProcess,
+    joined,
+    wire_bytes,
+)
 
 ENDS = link_ends.__file__
 ETHERNET, IPV4, TCP, UDP = 14, 20, 32, 8

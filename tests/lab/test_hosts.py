@@ -6,11 +6,12 @@ import re
 import signal
 from pathlib import Path
 
-from netns import Lab
-from programs import PORT, SAMPLES, Run, start_cloud, wait_for
+from programs import PORT, SAMPLES, start_cloud
 from support import ROOT, SECRET
 
 from kkp2p_compat.cli.demo import make_certificate
+from kkp2p_compat.testing.lab import Lab
+from kkp2p_compat.testing.programs import Run, wait_for
 
 ECHO = str(ROOT / "tests" / "echo_peer.py")
 CALLER = str(Path(__file__).with_name("caller.py"))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from netns import Host, Lab
 from support import PATIENCE_S
+
+from kkp2p_compat.testing.lab import Host, Lab
+from kkp2p_compat.testing.programs import Run, output_of, wait_for
 
 PROGRAM = str(Path(__file__).with_name("lan_host.py"))
 PORT = "3549"
@@ -17,41 +19,13 @@ Serve = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture
-def serve() -> Iterator[Serve]:
+def serve(run: Run) -> Serve:
     """Start a program with responders on a host."""
-    processes: list[subprocess.Popen[str]] = []
-
-    def start(host: Host, *peer_ids: str) -> subprocess.Popen[str]:
-        process = host.python(PROGRAM, "serve", PORT, *peer_ids)
-        processes.append(process)
-        wait_for(process, "ready")
-        return process
-
-    yield start
-    for process in processes:
-        if process.poll() is None:
-            process.terminate()
-        process.communicate(timeout=PATIENCE_S)
-
-
-def wait_for(process: subprocess.Popen[str], text: str) -> str:
-    assert process.stdout is not None
-    seen = []
-    for line in process.stdout:
-        seen.append(line)
-        if text in line:
-            return line
-    raise AssertionError(f"{process.args} ended before {text!r}: {''.join(seen)}")
+    return lambda host, *peer_ids: run(host, "ready", PROGRAM, "serve", PORT, *peer_ids)
 
 
 def look(host: Host, peer_id: str, seconds: float = PATIENCE_S) -> subprocess.Popen[str]:
     return host.python(PROGRAM, "find", PORT, peer_id, str(seconds))
-
-
-def end_of(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate("", timeout=2 * PATIENCE_S)
-    assert process.returncode == 0, output
-    return output
 
 
 def test_many_peers_on_several_hosts(lab: Lab, serve: Serve) -> None:
@@ -62,15 +36,15 @@ def test_many_peers_on_several_hosts(lab: Lab, serve: Serve) -> None:
     searches = {(peer, host): look(host, peer) for peer in peers for host in (many, one, client)}
     for (peer, host), process in searches.items():
         # A host's own peers may be heard over lo first, or not.
-        output = end_of(process).replace("127.0.0.1", host.address)
+        output = output_of(process).replace("127.0.0.1", host.address)
         assert output.startswith(f"found {peers[peer].address}: {peer} "), output
         assert output.endswith(f" to an offer at {host.address}\n")
     # Each peer was asked once for each search, however often a search was heard.
     for peer in peers:
-        assert end_of(look(client, peer)).split(": ")[1].startswith(f"{peer} 4 to ")
+        assert output_of(look(client, peer)).split(": ")[1].startswith(f"{peer} 4 to ")
     for server in servers:
-        assert "for another peer" in end_of(server)
-    assert end_of(look(client, "e", 0.3)) == "not found: -109\n"
+        assert "for another peer" in output_of(server)
+    assert output_of(look(client, "e", 0.3)) == "not found: -109\n"
 
 
 def test_a_search_heard_in_three_networks_is_answered_once(lab: Lab, serve: Serve) -> None:
@@ -80,9 +54,9 @@ def test_a_search_heard_in_three_networks_is_answered_once(lab: Lab, serve: Serv
             host.run("ip", "address", "add", f"{network}.{number}/24", "dev", "eth0")
     server = serve(home, "peer")
     for number in range(1, 6):
-        output = end_of(look(client, "peer"))
+        output = output_of(look(client, "peer"))
         assert f": peer {number} to an offer at 10.7" in output
-    assert "heard from another address of the same host before" in end_of(server)
+    assert "heard from another address of the same host before" in output_of(server)
 
 
 def test_a_host_alone_finds_its_own_peers(lab: Lab, serve: Serve) -> None:
@@ -90,14 +64,14 @@ def test_a_host_alone_finds_its_own_peers(lab: Lab, serve: Serve) -> None:
     host = lab.host("alone")
     host.run("ip", "route", "add", "default", "via", "10.77.0.99")
     serve(host, "peer")
-    assert ": peer 1 to an offer" in end_of(look(host, "peer"))
+    assert ": peer 1 to an offer" in output_of(look(host, "peer"))
     host.run("ip", "link", "set", "eth0", "down")
-    search = end_of(look(host, "stranger", 0.4))
+    search = output_of(look(host, "stranger", 0.4))
     assert search.count("cannot search 10.77.0.255: [Errno 101] Network is unreachable") == 1
     assert search.endswith("not found: -109\n")
-    assert "found 127.0.0.1: peer 2 to an offer at 127.0.0.1\n" in end_of(look(host, "peer"))
+    assert "found 127.0.0.1: peer 2 to an offer at 127.0.0.1\n" in output_of(look(host, "peer"))
     host.run("ip", "address", "flush", "dev", "eth0")
-    assert end_of(look(host, "peer")) == "found 127.0.0.1: peer 3 to an offer at 127.0.0.1\n"
+    assert output_of(look(host, "peer")) == "found 127.0.0.1: peer 3 to an offer at 127.0.0.1\n"
 
 
 def test_an_interface_that_comes_up_during_the_search(lab: Lab, serve: Serve) -> None:
@@ -108,17 +82,17 @@ def test_an_interface_that_comes_up_during_the_search(lab: Lab, serve: Serve) ->
     searching = look(client, "peer")
     wait_for(searching, "no search on eth0: 10.80.0.1/32 has no broadcast address")
     client.run("ip", "address", "add", f"{client.address}/24", "dev", "eth0")
-    assert end_of(searching) == f"found {home.address}: peer 1 to an offer at {client.address}\n"
+    assert output_of(searching) == f"found {home.address}: peer 1 to an offer at {client.address}\n"
 
 
 def test_a_cable_that_is_plugged_in_during_the_search(lab: Lab, serve: Serve) -> None:
     home, client = lab.host("home"), lab.host("client")
     serve(home, "peer")
     home.unplug()
-    assert end_of(look(client, "peer", 0.3)) == "not found: -109\n"
+    assert output_of(look(client, "peer", 0.3)) == "not found: -109\n"
     searching = look(client, "peer")
     home.plug_in()
-    assert end_of(searching) == f"found {home.address}: peer 1 to an offer at {client.address}\n"
+    assert output_of(searching) == f"found {home.address}: peer 1 to an offer at {client.address}\n"
 
 
 def test_a_search_from_elsewhere_gets_no_answer(lab: Lab, serve: Serve) -> None:
@@ -135,4 +109,4 @@ def test_a_search_from_elsewhere_gets_no_answer(lab: Lab, serve: Serve) -> None:
         f"('{home.address}', {PORT}))",
     )  # fmt: skip
     wait_for(server, "peer: LAN: a search from 10.88.0.9:7 is dropped: from no network of this")
-    assert end_of(look(far, "peer")).endswith(f"peer 1 to an offer at {far.address}\n")
+    assert output_of(look(far, "peer")).endswith(f"peer 1 to an offer at {far.address}\n")

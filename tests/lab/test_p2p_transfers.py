@@ -9,10 +9,12 @@ from pathlib import Path
 from subprocess import Popen
 
 import pytest
-from link import Link, joined
-from netns import Host, Lab
-from programs import PORT, Run, start_cloud, wait_for
+from programs import PORT, start_cloud
 from support import SECRET
+
+from kkp2p_compat.testing.lab import Host, Lab
+from kkp2p_compat.testing.link import Link, joined
+from kkp2p_compat.testing.programs import Run, wait_for
 
 PEER = str(Path(__file__).with_name("p2p_peer.py"))
 LIMIT_S = 600  # for each test: 4 GiB on a busy machine

@@ -6,9 +6,11 @@ import random
 import re
 from pathlib import Path
 
-from netns import Lab
-from programs import SAMPLES, Run, output_of
+from programs import SAMPLES
 from support import PATIENCE_S
+
+from kkp2p_compat.testing.lab import Lab
+from kkp2p_compat.testing.programs import Run, output_of
 
 LAN = ("--lan", "3549")  # in the document's programs
 

@@ -1,0 +1,89 @@
+"""Start programs on the lab's hosts, and wait for what they say.
+
+Waits are in native threads, so that a ``gevent.Timeout`` of the caller ends them.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import gevent
+
+from .hosts import PATIENCE_S, Host
+
+__all__ = ["CLOUD_PORT", "Run", "output_of", "runner", "start_cloud", "wait_for"]
+
+CLOUD_PORT = "3080"  # the document's
+MAX_WAIT_S = 6 * PATIENCE_S  # for one line or an end, unless a call says otherwise
+
+Run = Callable[..., "subprocess.Popen[str]"]
+
+
+@contextmanager
+def runner() -> Iterator[Run]:
+    """Gives ``run(host, line, *command, program=python)``: start it, and wait for a line in which
+    the pattern ``line`` is found (None: do not).  All are ended with the context."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(
+        host: Host, line: str | None, *command: str, program: str = sys.executable
+    ) -> subprocess.Popen[str]:
+        process = host.start(program, *command)
+        processes.append(process)
+        if line is not None:
+            wait_for(process, line)
+        return process
+
+    try:
+        yield start
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.terminate()
+            process.communicate(timeout=PATIENCE_S)
+
+
+def wait_for(process: subprocess.Popen[str], line: str, max_wait_s: float = MAX_WAIT_S) -> str:
+    """The next line of its output in which the pattern is found."""
+    assert process.stdout is not None
+    read = process.stdout.readline
+    with _within(max_wait_s, process, repr(line)) as seen:
+        while text := gevent.get_hub().threadpool.apply(read):
+            seen.append(text)
+            if re.search(line, text):
+                return str(text)
+    raise AssertionError(f"{process.args!r} ended before {line!r}: {''.join(seen)}")
+
+
+def output_of(process: subprocess.Popen[str], max_wait_s: float = MAX_WAIT_S) -> str:
+    """What else it prints until its end, which must be a good one."""
+    with _within(max_wait_s, process, "end"):
+        output, _ = gevent.get_hub().threadpool.apply(process.communicate)
+    assert process.returncode == 0, (process.args, output)
+    return str(output)
+
+
+def start_cloud(run: Run, host: Host, *options: str, port: str = CLOUD_PORT) -> None:
+    """``kkp2p cloud`` in its folder ``data``, such as with --account ID:SECRET, or --listen
+    '[::]:3080' for IPv6, too; it listens."""
+    listen = ("--listen", f"0.0.0.0:{port}")
+    run(host, port, "-m", "kkp2p_compat", "cloud", "--data", "data", *listen, *options)
+
+
+@contextmanager
+def _within(max_wait_s: float, process: subprocess.Popen[str], what: str) -> Iterator[list[str]]:
+    """Fails after that time, with the lines seen until then."""
+    seen: list[str] = []
+    timeout = gevent.Timeout(max_wait_s)
+    try:
+        with timeout:
+            yield seen
+    except gevent.Timeout as caught:
+        if caught is not timeout:
+            raise
+        text = f"{process.args!r}: no {what} within {max_wait_s} s: {''.join(seen)}"
+        raise AssertionError(text) from None
