@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from . import p2p, relay
+from . import p2p, reconnect, relay
 
 
 def main() -> None:
@@ -16,9 +16,12 @@ def main() -> None:
     direct = what.add_parser("p2p", parents=[quick], help="between two hosts; needs root")
     direct.add_argument("--only", action="append", choices=p2p.SECTIONS, help="one of its parts")
     direct.add_argument("--mode", type=int, choices=[1, 2], default=1, help="2: over the relay")
+    what.add_parser("reconnect", parents=[quick], help="peers after a restart of their cloud")
     options = parser.parse_args()
     if options.what == "relay":
         relay.run(quick=options.quick)
+    elif options.what == "reconnect":
+        reconnect.run(options.quick)
     else:
         p2p.run(options.quick, options.only or [], options.mode)
 

@@ -119,6 +119,55 @@ def online_peers(port: str, prefix: str, secret: str, first: str, count: str) ->
             return
 
 
+def storm_peers(port: str, prefix: str, secret: str, first: str, count: str) -> None:
+    """``count`` peers that stay online by themselves, as those of an engine do.
+
+    Whenever that has changed it tells how many are online, and how many tries have failed by then.
+    """
+    import functools
+    import logging
+
+    import gevent
+    from gevent.pool import Pool
+
+    from kkp2p_compat.control import client as client_module
+    from kkp2p_compat.control.client import CloudClient
+
+    # An engine has a TLS context of its own; hundreds in one process would be its whole memory.
+    vars(client_module)["_context"] = functools.cache(vars(client_module)["_context"])
+    failures = 0
+
+    class Failures(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            nonlocal failures
+            failures += "next try" in record.getMessage()
+
+    log = logging.getLogger("storm")
+    log.addHandler(Failures())
+    log.propagate = False
+    clients = [
+        CloudClient(
+            "127.0.0.1", int(port), ["127.0.0.1"], log, ca_file=None,
+            on_offer=lambda *_: None, on_login_lost=lambda _: None,
+        )
+        for _ in range(int(count))
+    ]  # fmt: skip
+
+    def log_in(number: int) -> None:
+        clients[number].login(f"{prefix}{int(first) + number}", secret).get()
+
+    started = time.monotonic()
+    Pool(64).map(log_in, range(int(count)))
+    say(online=int(count), seconds=round(time.monotonic() - started, 2))
+    before = int(count)
+    while True:
+        gevent.sleep(0.1)
+        online = sum(client.online for client in clients)
+        if online != before:
+            before = online
+            say(at=time.monotonic(), online=online, failures=failures)
+
+
 def _end_with_parent() -> None:
     sys.stdin.buffer.read()
     import os
@@ -132,6 +181,7 @@ if __name__ == "__main__":
         "peer_server": peer_server,
         "proxy": proxy,
         "online_peers": online_peers,
+        "storm_peers": storm_peers,
     }
     threading.Thread(target=_end_with_parent, daemon=True).start()
     programs[sys.argv[1]](*sys.argv[2:])

@@ -27,10 +27,12 @@ from kkp2p_compat.transport import relay_wire
 __all__ = [
     "Address",
     "Client",
+    "Scene",
     "cloud_process",
     "end_process",
     "open_relay",
     "running_cloud",
+    "running_scene",
     "tcp_pair",
     "time_passes",
     "until",
@@ -213,3 +215,35 @@ def open_relay(place: list[Any], default: Address) -> gsocket.socket:
     sock = gsocket.create_connection((host or default[0], port or default[1]))
     sock.sendall(relay_wire.hello(relay_wire.token_from_text_untrusted(text)))
     return sock
+
+
+SCENE_ACCOUNTS = {"callee": "c", "caller": "d"}
+
+
+class Scene:
+    """A cloud, a callee that is online and a caller without login."""
+
+    def __init__(self, cloud: Cloud) -> None:
+        assert cloud.track is not None
+        self.cloud = cloud
+        self.track = cloud.track
+        self.callee = Client(cloud.address)
+        self.caller = Client(cloud.address)
+        assert self.callee.login("callee", "c")["op"] == "welcome"
+
+    def close(self) -> None:
+        self.callee.close()
+        self.caller.close()
+
+
+@contextmanager
+def running_scene(**limits: Any) -> Iterator[Scene]:
+    with running_cloud(SCENE_ACCOUNTS, limits) as cloud:
+        made = Scene(cloud)
+        try:
+            yield made
+        finally:
+            made.close()
+        until(lambda: made.track.calls == 0)
+        assert not cloud.gate.open_calls
+        assert not cloud.gate.kept_calls

@@ -3,56 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import gevent
 import pytest
-from cloud_client import Client, open_relay, running_cloud, time_passes, until
+from cloud_client import Client, Scene, open_relay, running_scene, time_passes, until
 
-from kkp2p_compat.cloud.server import Cloud
 from kkp2p_compat.transport import relay_wire
-
-ACCOUNTS = {"callee": "c", "caller": "d"}
-
-
-class Scene:
-    """A cloud, a callee that is online and a caller without login."""
-
-    def __init__(self, cloud: Cloud) -> None:
-        assert cloud.track is not None
-        self.cloud = cloud
-        self.track = cloud.track
-        self.callee = Client(cloud.address)
-        self.caller = Client(cloud.address)
-        assert self.callee.login("callee", "c")["op"] == "welcome"
-
-    def close(self) -> None:
-        self.callee.close()
-        self.caller.close()
-
-
-@contextmanager
-def _scene(**limits: Any) -> Iterator[Scene]:
-    with running_cloud(ACCOUNTS, limits) as cloud:
-        made = Scene(cloud)
-        try:
-            yield made
-        finally:
-            made.close()
-        until(lambda: made.track.calls == 0)
-        assert not cloud.gate.open_calls
 
 
 @pytest.fixture
 def scene() -> Iterator[Scene]:
-    with _scene() as made:
+    with running_scene() as made:
         yield made
 
 
 @pytest.fixture
 def tight_scene() -> Iterator[Scene]:
-    with _scene(open_calls=3, output_bytes=100_000) as made:
+    with running_scene(open_calls=3, output_bytes=100_000) as made:
         yield made
 
 
@@ -222,7 +190,7 @@ def test_open_calls_are_limited(tight_scene: Scene) -> None:
 
 
 def test_open_calls_of_an_address_are_limited() -> None:
-    with _scene(open_calls_per_address=2) as scene:
+    with running_scene(open_calls_per_address=2) as scene:
         with Client(scene.cloud.address) as other:
             assert scene.caller.call("callee", 1)["op"] == "calling"
             assert other.call("callee", 1)["op"] == "calling"
@@ -232,7 +200,7 @@ def test_open_calls_of_an_address_are_limited() -> None:
 
 
 def test_calls_per_second_are_limited() -> None:
-    with _scene(calls_per_s=2.0) as scene:
+    with running_scene(calls_per_s=2.0) as scene:
         reasons = [scene.caller.call("nobody", number)["reason"] for number in range(3)]
         assert reasons == ["offline", "offline", "limit"]
         with Client(scene.cloud.address) as other:
@@ -241,7 +209,7 @@ def test_calls_per_second_are_limited() -> None:
 
 def test_strangers_offers_do_not_drop_a_callee_that_reads_slowly() -> None:
     """Half of its buffer is for what it has asked for itself."""
-    with _scene(output_bytes=400_000) as scene:
+    with running_scene(output_bytes=400_000) as scene:
         answers: list[dict[str, Any]] = []
         number = 0
         while not answers or answers[-1]["op"] == "calling":
