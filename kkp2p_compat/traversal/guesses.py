@@ -53,7 +53,7 @@ class Guesses:
         self._added = 0
         self._predicted = 0
         self._pace_at = -math.inf
-        self._stopped = False
+        self.stopped = False
 
     def predict(
         self, ip: str, ports: Iterable[int], waves: Sequence[Wave], now: float, number: int = 0
@@ -93,7 +93,7 @@ class Guesses:
         before = self._added
         for after_s, ttl in waves:
             for address in addresses:
-                if self._added == MAX_PROBES or self._stopped:
+                if self._added == MAX_PROBES or self.stopped:
                     break
                 heapq.heappush(self._waiting, (now + after_s, self._added, address, ttl))
                 self._added += 1
@@ -115,4 +115,4 @@ class Guesses:
     def stop(self) -> None:
         """There is an answer."""
         self._waiting.clear()
-        self._stopped = True
+        self.stopped = True

@@ -24,7 +24,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from .candidates import Candidate, family_of, is_private
-from .nat import ADDRESS_DEPENDENT, ENDPOINT_INDEPENDENT, NatBehaviour
+from .nat import (
+    ADDRESS_AND_PORT_DEPENDENT,
+    ADDRESS_DEPENDENT,
+    ENDPOINT_INDEPENDENT,
+    NatBehaviour,
+)
 
 __all__ = ["KINDS", "Plan", "Side", "make_plan"]
 
@@ -51,6 +56,7 @@ class Plan(NamedTuple):
     caller_does: str
     callee_does: str
     patience_s: float = 0.0  # before anything beside the checks begins
+    stride: int = 1  # of the caller's aim, in steps of the callee's ports; the callee's is 1
     low_ttl_s: float = 0.0  # for how long the callee's checks need not get further than its NAT
 
 
@@ -116,7 +122,9 @@ def _both_symmetric(caller: NatBehaviour, callee: NatBehaviour) -> Plan:
             return _alone("relay", f"both are symmetric, and the {name}'s ports are random")
     if _predictable(caller) and _predictable(callee):
         reason = "both sides' next outside ports can be predicted"
-        return Plan("predict", reason, "predict+aim", "predict+aim")
+        by_port = caller.mapping == callee.mapping == ADDRESS_AND_PORT_DEPENDENT
+        stride = 2 if by_port else 1  # see punch.py
+        return Plan("predict", reason, "predict+aim", "predict+aim", stride=stride)
     return _alone("punch", "both are symmetric, with ports that are not known yet")
 
 
