@@ -80,7 +80,7 @@ STRUCTS = {
         "connect_desc", "fd",
     ],
 }  # fmt: skip
-EXTENSIONS = {"engine_conf_t": ["login_ca"]}
+EXTENSIONS = {"engine_conf_t": ["login_ca", "stun_servers"]}
 
 
 def test_nothing_more_and_nothing_less() -> None:

@@ -239,6 +239,10 @@ class Discovery:
         found = [mapped for _, mapped in self._answers()]
         return list(dict.fromkeys(found))[:MAX_MAPPED]
 
+    def seen_from(self, server: Route) -> Address | None:
+        """Where this server saw the main socket."""
+        return dict(self._answers()).get((server[0], server[1]))
+
     @property
     def fresh_ports(self) -> list[tuple[int, int]]:
         """(our port, outside port) of the fresh sockets, in the order of asking."""
