@@ -39,6 +39,7 @@ Make = Callable[..., CloudClient]
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "BACKOFF_FIRST_S", 0.001)
     monkeypatch.setattr(client_module, "BACKOFF_MOST_S", 0.01)
+    monkeypatch.setattr(client_module, "BACKOFF_SPREAD_S", 0.003)
 
 
 @pytest.fixture

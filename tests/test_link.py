@@ -25,11 +25,7 @@ from kkp2p_compat._errors import (
     BadPacket,
     CallRefused,
     CloudUnreachable,
-    KKP2PError,
     LinkLost,
-    NotSupported,
-    PeerOffline,
-    TimedOut,
 )
 from kkp2p_compat.cloud.certificate import load_identity
 from kkp2p_compat.control import link as link_module
@@ -199,6 +195,9 @@ BAD_LINES = {
     "a call of the wrong type": encode("offer", call=1),
     "an empty call": encode("cancel", call=""),
     "a long call": encode("offer", call="x" * 129),
+    "a trickle without a text": encode("trickle", call="x"),
+    "a long trickle": encode("trickle", call="x", text="x" * 4097),
+    "a trickle into a long call": encode("trickle", call="x" * 129, text="x"),
 }
 
 
@@ -264,73 +263,6 @@ def test_a_caller_that_is_killed_leaves_no_half_line(open_link: OpenLink) -> Non
     gevent.killall(callers)
     link.call("bob", "last", 1000)
     wait_for(lambda: lines and lines[-1]["offer"] == "last")
-
-
-# Calls.
-
-
-def test_calls(open_link: OpenLink) -> None:
-    def script(visitor: Visitor) -> None:
-        first, second = visitor.receive("call"), visitor.receive("call")
-        assert (first["to"], first["ms"], first["offer"]) == ("bob", 700, "offer 1")
-        for number in (True, "1", 1.0, None, [1], 99):
-            visitor.send("declined", call=number, reason="busy")
-        visitor.send("answer", call=second["call"], answer="answer 2")
-        visitor.send("calling", call=first["call"], relay=["r", 1, "t"])
-        visitor.send("calling", call=first["call"], relay=["again"])
-        visitor.send("answer", call=first["call"], answer="answer 1")
-        visitor.send("declined", call=first["call"], reason="too late")
-        assert visitor.receive() == {"op": "over", "call": first["call"]}
-        assert visitor.receive() == {"op": "cancel", "call": second["call"]}
-        visitor.send("error", re="cancel", reason="x")
-        visitor.wait_until_gone()
-
-    link = open_link(script)
-    first, second = (link.call("bob", f"offer {i}", 700) for i in (1, 2))
-    assert first.relay.get() == ["r", 1, "t"]
-    assert (first.answer.get(), second.answer.get()) == ("answer 1", "answer 2")
-    link.forget(first, cancel=False)
-    link.forget(second, cancel=True)
-    link.forget(second, cancel=True)
-    assert link._calls == {}
-
-
-@pytest.mark.parametrize(
-    ("reason", "kind", "code"),
-    [
-        ("offline", PeerOffline, -109),
-        ("timeout", TimedOut, -109),
-        ("busy", CallRefused, -108),
-        ("left", CallRefused, -108),
-        ("relay", CallRefused, -108),
-        ("unsupported", NotSupported, -106),
-        ("limit", LinkLost, -107),
-        ("never heard of", CallRefused, -108),
-        (None, CallRefused, -108),
-        (["busy"], CallRefused, -108),
-    ],
-)
-def test_declined(open_link: OpenLink, reason: object, kind: type[KKP2PError], code: int) -> None:
-    def script(visitor: Visitor) -> None:
-        visitor.send("declined", call=visitor.receive("call")["call"], reason=reason)
-        visitor.wait_until_gone()
-
-    call = open_link(script).call("bob", "{}", 1000)
-    for result in (call.relay, call.answer):
-        with pytest.raises(KKP2PError) as caught:
-            result.get()
-        assert (type(caught.value), caught.value.code) == (kind, code)
-
-
-@pytest.mark.parametrize("answer", [None, 5, ["x"], {"key": "x"}])
-def test_an_answer_that_is_no_text(open_link: OpenLink, answer: object) -> None:
-    def script(visitor: Visitor) -> None:
-        visitor.send("answer", call=visitor.receive("call")["call"], answer=answer)
-        visitor.wait_until_gone()
-
-    link = open_link(script)
-    with pytest.raises(BadPacket):
-        link.call("bob", "{}", 1000).answer.get()
 
 
 def test_closing_wakes_everybody_at_once(open_link: OpenLink) -> None:

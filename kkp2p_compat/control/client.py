@@ -43,6 +43,7 @@ RESOLVE_AGAIN_S = 60  # an older answer for login_domain is asked for again befo
 RESOLVE_TIMEOUT_S = 5
 BACKOFF_FIRST_S = 0.5
 BACKOFF_MOST_S = 30.0
+BACKOFF_SPREAD_S = 5.0  # thousands that lose one cloud come back as fast as it can take them
 CHECK_S = 2.0  # for the answer to a heartbeat after the network has changed
 HURRY_S = 15.0  # a login lost so soon after a change is lost to it: CHECK_S, and opening a link
 HURRY_PAUSE_S = 0.25  # at most, before the first try after a change
@@ -55,21 +56,25 @@ TRACKS_TO_TRY = 2
 class Backoff:
     """Pauses between attempts: "decorrelated jitter", so that many peers spread out.
 
-    Each pause is drawn between ``first_s`` and three times the one before, ``most_s`` at most.
+    Each pause is drawn between ``first_s`` and three times the one before, ``most_s`` at most; the
+    first between ``first_s`` and ``spread_s``.
     """
 
-    def __init__(self, rng: random.Random, first_s: float, most_s: float) -> None:
+    def __init__(
+        self, rng: random.Random, first_s: float, most_s: float, spread_s: float
+    ) -> None:  # fmt: skip
         self._rng = rng
         self._first_s = first_s
         self._most_s = most_s
-        self._last_s = first_s
+        self._spread_s = spread_s
+        self.reset()
 
     def next(self) -> float:
         self._last_s = min(self._most_s, self._rng.uniform(self._first_s, self._last_s * 3))
         return self._last_s
 
     def reset(self) -> None:
-        self._last_s = self._first_s
+        self._last_s = self._spread_s / 3
 
 
 class CloudClient:
@@ -157,7 +162,7 @@ class CloudClient:
             link.close(EngineClosed())
 
     def _stay_online(self, peer_id: str, secret: str, verdict: AsyncResult[None]) -> None:
-        backoff = Backoff(self._rng, BACKOFF_FIRST_S, BACKOFF_MOST_S)
+        backoff = Backoff(self._rng, BACKOFF_FIRST_S, BACKOFF_MOST_S, BACKOFF_SPREAD_S)
         session = secrets.token_hex(SESSION_BYTES)
         while True:
             link, since = None, time.monotonic()
