@@ -13,6 +13,7 @@ import itertools
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +28,7 @@ PUBLIC = ("203.0.113.0/24", "198.51.100.0/24", "192.0.2.0/24")  # RFC 5737
 PRIVATE = "192.168.0.0/16"  # RFC 1918; a /24 of it for each NAT
 SITE6 = "2001:db8:0:{:x}::"  # RFC 3849; each site, a NAT or a host of its own, has a /64
 MTU = 1500
+SETTLE_S = 0.001  # our choice: how often it is asked whether packets are under way
 
 # What a home router is set to: its own services and the hosts behind it are not reached from
 # outside, unless an answer is, or a port was forwarded.  What is dropped leaves no connection
@@ -59,6 +61,7 @@ class InternetHost(Host):
         super().__init__(name, *net.place(name))
         self.addresses: list[str] = []
         self.address6 = ""
+        self.firewall = False
         self._net = net
 
     def unplug(self) -> None:
@@ -191,9 +194,10 @@ class Internet:
     # What there is.
 
     def host(self, name: str, **fields: Any) -> InternetHost:
-        """A host with public addresses: ``addresses`` of IPv4 (1; 0 for none), one of ``ipv6``
-        (False), which may be behind a ``firewall`` that lets in what answers only (False); ``udp``
-        False: UDP is dropped at its access, both ways; ``delay_s`` of its own access line."""
+        """A host with public addresses.  By keyword: ``ipv4`` (True) and how many ``addresses`` of
+        it (1); ``ipv6`` (False), one address, which may be behind a ``firewall`` that lets in what
+        answers (False); ``udp`` (True), else it is dropped at the access, both ways; ``delay_s``
+        of this access line (that of all)."""
         return self.add_host(name, self._core, **fields)
 
     def nat(
@@ -257,17 +261,18 @@ class Internet:
         to: NatHandle | Internet,
         *,
         ipv6: bool | None = None,
-        firewall: bool = False,
+        firewall: bool | None = None,
     ) -> None:
-        """To a new address, behind a NAT or in public; ``ipv6`` None: if it had it.  Its
-        interface stays, and the kernel tells of the change as ever."""
+        """To a new address, behind a NAT or in public; ``ipv6``, ``firewall`` None: as before.
+        Its interface stays, and the kernel tells of the change as ever."""
         site = to.site if isinstance(to, NatHandle) else self._core
         with_ipv6 = bool(host.address6) if ipv6 is None else ipv6
+        host.firewall = host.firewall if firewall is None else firewall
         addresses = self._take(site, len(host.addresses))
         address6 = self._take6(site) if with_ipv6 else ""
         self.ask(
             "addresses", name=host.name, network=site.network,
-            addresses=[*addresses, *filter(None, [address6])], firewall=firewall,
+            addresses=[*addresses, *filter(None, [address6])], firewall=host.firewall,
         )  # fmt: skip
         host.set_addresses(addresses, address6, site.subnet)
 
@@ -299,6 +304,13 @@ class Internet:
         lines: list[str] = self.ask("trace", on=on)
         return lines
 
+    def settle(self) -> None:
+        """Return when all that hosts had sent before the call has arrived or was dropped; for
+        hosts that do not go on sending.  What has arrived is in the sockets of its host."""
+        self.ask("flying")  # what was sent before is read by the end of the turn of this question
+        while self.ask("flying"):
+            time.sleep(SETTLE_S)
+
     def ask(self, op: str, **fields: Any) -> Any:
         """A command to the process."""
         assert self.process.stdin is not None
@@ -316,6 +328,7 @@ class Internet:
         name: str,
         site: _Site,
         *,
+        ipv4: bool = True,
         addresses: int = 1,
         ipv6: bool = False,
         firewall: bool = False,
@@ -324,8 +337,9 @@ class Internet:
     ) -> InternetHost:
         """``host`` and ``NatHandle.host``."""
         host = InternetHost(self, name)
+        host.firewall = firewall
         fields = {"firewall": firewall, "udp": udp, "delay_s": delay_s}
-        self._join(host, site, addresses, ipv6, **fields)
+        self._join(host, site, addresses * ipv4, ipv6, **fields)
         return host
 
     def _join(

@@ -189,14 +189,16 @@ class World:
     # Packets.
 
     def take(self, name: str, data: bytes, now: float) -> None:
-        """A packet that a host has sent."""
-        self._now = now
+        """A packet that a host has sent.  What has arrived by then comes first."""
+        self._arrive(now)
         port = self._ports[name]
         try:
             packet = parse_untrusted(data)
         except BadPacket as error:
             self.dropped[name, str(error)] += 1
             return
+        if packet.target.startswith("ff") and not packet.ports_at:
+            return  # the kernel's own MLD (RFC 3810): there is no router to hear it
         packet.origin = name
         if packet.source not in port.addresses:
             self._drop(packet, "not from an address of its sender")
@@ -205,6 +207,11 @@ class World:
 
     def due(self, now: float) -> list[Arrival]:
         """What has arrived until now, in its order."""
+        self._arrive(now)
+        arrivals, self._arrivals = self._arrivals, []
+        return arrivals
+
+    def _arrive(self, now: float) -> None:
         self._now = now
         flying = self._flying
         while flying and flying[0][0] <= now:
@@ -213,8 +220,10 @@ class World:
                 self._drop(packet, "firewall")
             else:
                 self._deliver(port, packet)
-        arrivals, self._arrivals = self._arrivals, []
-        return arrivals
+
+    def flying(self) -> int:
+        """Packets that are under way."""
+        return len(self._flying) + len(self._arrivals)
 
     def next_due(self) -> float:
         if self._arrivals:

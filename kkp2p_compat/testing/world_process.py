@@ -71,6 +71,7 @@ class WorldProcess:
             "cut_between": world.cut_between,
             "block_udp": world.block_udp,
             "age": world.age,
+            "flying": world.flying,
             "reboot": world.reboot,
             "bindings": world.bindings,
         }
