@@ -11,7 +11,7 @@ import pytest
 from support import PATIENCE_S, SECRET, CloudProcess, Program
 
 import kkp2p_compat as kkp2p
-from kkp2p_compat.engine import direct
+from kkp2p_compat.engine import own_addresses
 from kkp2p_compat.traversal import lan
 from kkp2p_compat.traversal.candidates import host_candidates
 
@@ -42,7 +42,8 @@ def make_engine(
 
     def make(**fields: object) -> kkp2p.engine_t:
         conf = kkp2p.engine_conf_t(
-            login_domain="127.0.0.1", log_path=str(tmp_path / f"engine{next(numbers)}")
+            login_domain="127.0.0.1", disable_upnp=1,
+            log_path=str(tmp_path / f"engine{next(numbers)}"),
         )
         for name, value in fields.items():
             setattr(conf, name, value)
@@ -77,7 +78,7 @@ def peer(make_engine: Callable[..., kkp2p.engine_t]) -> kkp2p.engine_t:
 def on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     """Engines that meet on lo, and search nothing but lo: no packet leaves this host."""
     monkeypatch.setattr(
-        direct, "host_candidates", lambda ports: host_candidates(ports, ["127.0.0.1"])
+        own_addresses, "host_candidates", lambda ports: host_candidates(ports, ["127.0.0.1"])
     )
     address = [{"addr": "127.0.0.1", "mask": "255.0.0.0"}]
     monkeypatch.setattr(lan.netifaces, "interfaces", lambda: ["lo"])
@@ -90,9 +91,9 @@ def out_of_reach(on_loopback: None, monkeypatch: pytest.MonkeyPatch) -> Iterator
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
         silent.bind(("127.0.0.1", 0))
         ports = {int(socket.AF_INET): silent.getsockname()[1]}
-        monkeypatch.setattr(
-            direct, "host_candidates", lambda _: host_candidates(ports, ["127.0.0.1"])
-        )
+        silence = host_candidates(ports, ["127.0.0.1"])
+        monkeypatch.setattr(own_addresses, "host_candidates", lambda _: silence)
+        monkeypatch.setattr(own_addresses.OwnAddresses, "candidates", lambda _: silence)
         yield
 
 

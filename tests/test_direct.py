@@ -25,7 +25,9 @@ from support import PATIENCE_S, SECRET, CloudProcess, in_thread, read_all
 
 import kkp2p_compat as kkp2p
 from kkp2p_compat._errors import CallRefused, LinkLost
-from kkp2p_compat.engine import channels, direct, peer_link
+from kkp2p_compat.engine import callee as callee_module
+from kkp2p_compat.engine import caller as caller_module
+from kkp2p_compat.engine import channels, own_addresses, peer_link, underlay
 from kkp2p_compat.engine import engine as engine_module
 from kkp2p_compat.traversal.candidates import host_candidates
 
@@ -39,7 +41,7 @@ pytestmark = pytest.mark.usefixtures("on_loopback")
 def test_fields(
     monkeypatch: pytest.MonkeyPatch, engine: kkp2p.engine_t, peer: kkp2p.engine_t, mode: int
 ) -> None:
-    monkeypatch.setattr(direct, "HEAD_START_S", PATIENCE_S)
+    monkeypatch.setattr(caller_module, "HEAD_START_S", PATIENCE_S)
     mine, theirs = connect(engine, mode, desc=-(2**31)), accept(peer)
     for channel in (mine, theirs):
         assert channel.peer_id == "peer"  # of an accepted one: the own id, as in C
@@ -51,16 +53,18 @@ def test_fields(
     check_carries(mine, theirs)
 
 
-def test_over_ipv6(
-    monkeypatch: pytest.MonkeyPatch, engine: kkp2p.engine_t, peer: kkp2p.engine_t
-) -> None:
+def test_over_ipv6(monkeypatch: pytest.MonkeyPatch, make_engine: MakeEngine) -> None:
     if (
         not Path("/proc/net/if_inet6").exists()
         or "lo" not in Path("/proc/net/if_inet6").read_text()
     ):
         (pytest.fail if os.environ.get("KKP2P_REQUIRE_LAB") == "1" else pytest.skip)("no ::1")
-    monkeypatch.setattr(direct, "host_candidates", lambda ports: host_candidates(ports, ["::1"]))
-    mine, theirs = connect(engine), accept(peer)
+    monkeypatch.setattr(
+        own_addresses, "host_candidates", lambda ports: host_candidates(ports, ["::1"])
+    )
+    peer = make_engine()
+    assert kkp2p.join_net(peer, "peer", SECRET) == 0
+    mine, theirs = connect(make_engine()), accept(peer)
     assert (mine.is_ipv6_p2p, theirs.is_ipv6_p2p) == (1, 1)
     check_carries(mine, theirs)
 
@@ -211,7 +215,7 @@ def test_out_of_descriptors(
 def test_too_many_links(
     monkeypatch: pytest.MonkeyPatch, engine: kkp2p.engine_t, peer: kkp2p.engine_t
 ) -> None:
-    monkeypatch.setattr(direct, "MAX_LINKS", 0)
+    monkeypatch.setattr(callee_module, "MAX_LINKS", 0)
     assert kkp2p.connect(engine, ctx_to("peer"), kkp2p.channel_t()) == -108
 
 
@@ -223,14 +227,14 @@ def test_no_path(
     monkeypatch: pytest.MonkeyPatch, engine: kkp2p.engine_t, peer: kkp2p.engine_t, tmp_path: Path
 ) -> None:
     """Auto takes the relay, and remembers why; mode 1 fails when the caller's time is over."""
-    monkeypatch.setattr(direct, "HEAD_START_S", 0.1)
+    monkeypatch.setattr(caller_module, "HEAD_START_S", 0.1)
     for _ in range(2):
         mine, theirs = connect(engine, 0), accept(peer)
         assert (mine.transmit_mode, theirs.transmit_mode) == (2, 2)
         check_carries(mine, theirs)
     log = log_of(tmp_path, 0)
-    assert log.count("no p2p: no path to the peer was found") == 1
-    assert log.count("no p2p: could not be met directly a moment ago") == 1
+    assert log.count("connected by relay: no path within the head start; own addresses") == 1
+    assert log.count("no p2p: a path is still being looked for") == 1
     assert kkp2p.connect(engine, ctx_to("peer", timeout=150), kkp2p.channel_t()) == -109
     udp = kkp2p.connect_ctx_t("peer", kkp2p.KKP2P_UDP_CHANNEL, timeout=LONG)
     assert kkp2p.connect(engine, udp, kkp2p.channel_t()) == -106
@@ -242,13 +246,16 @@ def no_udp(*_: object) -> None:
 
 @pytest.mark.parametrize("who", ["caller", "callee"])
 def test_a_host_without_udp(
-    monkeypatch: pytest.MonkeyPatch, engine: kkp2p.engine_t, peer: kkp2p.engine_t, who: str
+    monkeypatch: pytest.MonkeyPatch, make_engine: MakeEngine, who: str
 ) -> None:
-    target = engine if who == "caller" else peer
-    endpoint = direct.Endpoint
-    monkeypatch.setattr(
-        direct, "Endpoint", lambda log: no_udp() if log is target.log else endpoint(log)
-    )
+    endpoint = underlay.Endpoint
+    engines = {}
+    for name in ("caller", "callee"):
+        monkeypatch.setattr(underlay, "Endpoint", no_udp if name == who else endpoint)
+        engines[name] = make_engine()
+    monkeypatch.setattr(underlay, "Endpoint", no_udp)  # it is tried again
+    engine, peer = engines["caller"], engines["callee"]
+    assert kkp2p.join_net(peer, "peer", SECRET) == 0
     mine, theirs = connect(engine, 0), accept(peer)
     assert (mine.transmit_mode, theirs.transmit_mode) == (2, 2)
     check_carries(mine, theirs)

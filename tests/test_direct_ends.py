@@ -23,6 +23,7 @@ from direct_support import (
 from support import PATIENCE_S, SECRET, read_all, write_all
 
 import kkp2p_compat as kkp2p
+from kkp2p_compat.engine import caller as caller_module
 from kkp2p_compat.engine import direct
 
 pytestmark = pytest.mark.usefixtures("on_loopback")
@@ -90,7 +91,7 @@ def test_a_dead_link_leaves_time_for_a_new_one(
     close(connect(engine), accept(peer))
     until(lambda: settled(engine) and settled(peer))
     for link in links(peer):
-        peer.thread.call(peer.direct._endpoint.remove, link)  # type: ignore[union-attr]
+        peer.thread.call(peer.direct._underlay.endpoint.remove, link)  # type: ignore[union-attr]
     mine = kkp2p.channel_t()
     assert kkp2p.connect(engine, ctx_to("peer", mode, timeout=4000), mine) == 0
     check_carries(mine, accept(peer))
@@ -104,8 +105,8 @@ def test_auto_leaves_time_for_the_relay(
     mine = kkp2p.channel_t()
     assert kkp2p.connect(engine, ctx_to("peer", timeout=200), mine) == -109
     until(lambda: not engine.direct.busy)
-    assert not engine.direct._blocked
-    monkeypatch.setattr(direct, "HEAD_START_S", PATIENCE_S)
+    assert not engine.direct.caller.memory.blocked("peer")
+    monkeypatch.setattr(caller_module, "HEAD_START_S", PATIENCE_S)
     assert kkp2p.connect(engine, ctx_to("peer", 0, timeout=4000), mine) == 0
     check_carries(mine, accept(peer))
 
@@ -114,7 +115,7 @@ def test_auto_leaves_time_for_the_relay(
 def test_auto_does_not_wait_for_mode_1(
     engine: kkp2p.engine_t, peer: kkp2p.engine_t, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(direct, "HEAD_START_S", 0.1)
+    monkeypatch.setattr(caller_module, "HEAD_START_S", 0.1)
     waiting = gevent.spawn(kkp2p.connect, engine, ctx_to("peer"), kkp2p.channel_t())
     until(lambda: engine.direct._making)
     check_carries(connect(engine, 0), accept(peer))
@@ -133,7 +134,7 @@ def test_destroy_while_a_path_is_looked_for(
         gevent.spawn(kkp2p.connect, caller, ctx_to("peer", timeout=3_600_000), kkp2p.channel_t())
         for _ in range(3)
     ]
-    until(lambda: callee.direct._finder is not None and len(callee.direct._finder) == 1)
+    until(lambda: len(callee.direct._underlay.finder) == 1)
     if who == "caller":
         kkp2p.engine_destroy(caller)
         assert [greenlet.get(timeout=PATIENCE_S) for greenlet in waiting] == [-1, -1, -1]
@@ -168,7 +169,7 @@ def test_a_peer_that_is_gone_without_a_word(
     )  # fmt: skip
     mine, theirs = connect(engine), accept(peer)
     for one in (engine, peer):
-        door = one.direct._endpoint._doors[socket.AF_INET]  # type: ignore[union-attr]
+        door = one.direct._underlay.endpoint._doors.main[socket.AF_INET]  # type: ignore[union-attr]
         monkeypatch.setattr(door.socket, "send", lambda data, *_: len(data))
     assert read_all(mine.fd) == read_all(theirs.fd) == b""
     until(lambda: not links(engine) and not links(peer))

@@ -168,11 +168,11 @@ def test_a_link_that_breaks(
 ) -> None:  # fmt: skip
     """Programs must not take it for the end of their data; the proxy lives on."""
     pairs = [dial() for _ in range(3)]
-    endpoints = [one.direct._endpoint for one in (engine, peer)]
+    endpoints = [one.direct.underlay().endpoint for one in (engine, peer)]
     with monkeypatch.context() as broken:
         for endpoint in endpoints:
             assert endpoint is not None
-            for door in endpoint._doors.values():
+            for door in endpoint._doors:
                 broken.setattr(door.socket, "send", lambda data, *_: len(data))
         for program, fd in pairs:
             with pytest.raises(ConnectionResetError):

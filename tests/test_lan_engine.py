@@ -23,7 +23,7 @@ from direct_support import (
 from support import PATIENCE_S, SECRET, in_thread, read_all, write_all
 
 import kkp2p_compat as kkp2p
-from kkp2p_compat.engine import direct
+from kkp2p_compat.engine import own_addresses
 from kkp2p_compat.engine import engine as engine_module
 from kkp2p_compat.traversal.candidates import Candidate, host_candidates
 
@@ -126,7 +126,7 @@ def test_search_port_of_another_program(make_engine: MakeEngine, lan_port: int) 
 def test_a_live_link_needs_no_search(lan_pair: Engines) -> None:
     caller, callee = lan_pair
     check_carries(find(caller), accept(callee))
-    callee.thread.call(callee.direct.leave_lan)
+    callee.thread.call(callee.direct.callee.leave_lan)
     for desc in range(3):
         mine, theirs = find(caller, desc=desc), accept(callee)
         assert theirs.connect_desc == desc
@@ -201,7 +201,7 @@ def test_a_host_with_many_addresses(monkeypatch: pytest.MonkeyPatch, lan_pair: E
         others = [best._replace(address=f"127.0.100.{n}", priority=n) for n in range(31, 0, -1)]
         return [best, *others]
 
-    monkeypatch.setattr(direct, "host_candidates", candidates)
+    monkeypatch.setattr(own_addresses, "host_candidates", candidates)
     check_carries(find(lan_pair[0]), accept(lan_pair[1]))
 
 

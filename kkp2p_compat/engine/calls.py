@@ -24,7 +24,7 @@ from ..control.resolver import numeric
 from ..control.wire import Message, encode
 from ..transport.relay import open_relay, parse_place_untrusted, wait_for_pairing
 from ..transport.sealed import DirectionKeys, Opener, Sealer, derive_keys
-from .direct_offer import DirectOffer
+from .direct_offer import DirectOffer, parse_id_untrusted
 
 __all__ = [
     "Connection",
@@ -32,6 +32,7 @@ __all__ = [
     "answer_call",
     "call_peer",
     "encode_text",
+    "go_to_relay",
     "make_call",
     "parse_answer_untrusted",
     "parse_direct_answer_untrusted",
@@ -53,6 +54,7 @@ class Connection:
     desc: int
     encrypt: int
     keys: tuple[DirectionKeys, DirectionKeys] | None = None  # (ours, the peer's) if sealed
+    how: str = "relay"  # it was made, for the log
 
     def seal(self) -> tuple[Sealer, Opener]:
         if self.keys is None:
@@ -70,6 +72,7 @@ class Offer:
     desc: int
     key: bytes | None
     direct: DirectOffer | None = None
+    restarts: int | None = None  # an id of ours: only a new path for that connection is wanted
 
 
 def make_call(client: CloudClient, ctx: connect_ctx_t, budget_s: float) -> Connection:
@@ -81,7 +84,7 @@ def make_call(client: CloudClient, ctx: connect_ctx_t, budget_s: float) -> Conne
     )  # fmt: skip
 
     def finish(link: Link, call: OutgoingCall) -> Connection:
-        sock = _go_to_relay(call.relay.get(), link)
+        sock = go_to_relay(call.relay.get(), link)
         try:
             answer = call.answer.get()  # first, because a refusal comes here and not by the relay
             wait_for_pairing(sock)
@@ -120,7 +123,8 @@ def call_peer(
     raise offline
 
 
-def _go_to_relay(place: object, link: Link) -> Any:
+def go_to_relay(place: object, link: Link) -> Any:
+    """A connection to the relay that has shown its token; ``place``: of the track's message."""
     host, port, token = parse_place_untrusted(place, link.reached)
     try:
         host = numeric(host, RESOLVE_TIMEOUT_S)
@@ -131,7 +135,7 @@ def _go_to_relay(place: object, link: Link) -> Any:
 
 def answer_call(link: Link, message: Message, offer: Offer, own_text: str) -> Connection:
     """Accept an offer: go to the relay, answer, wait for the caller; raises KKP2PError."""
-    sock = _go_to_relay(message.get("relay"), link)
+    sock = go_to_relay(message.get("relay"), link)
     try:
         keys = None
         answer = "{}"
@@ -153,6 +157,8 @@ def answer_call(link: Link, message: Message, offer: Offer, own_text: str) -> Co
 def parse_offer_untrusted(text: object) -> Offer:
     """The offer in an offer message; raises BadPacket, or NotSupported for what we cannot do."""
     fields = _from_text_untrusted(text)
+    if "restart" in fields:
+        return _parse_restart_untrusted(fields)
     numbers = []
     for name, lowest, highest in (
         ("type", 0, 2), ("mode", 0, 2), ("encrypt", 0, 1), ("desc", -(2**31), 2**31 - 1),
@@ -169,6 +175,14 @@ def parse_offer_untrusted(text: object) -> Offer:
     elif channel_type != _codes.KKP2P_TCP_CHANNEL or mode == _codes.CONNECT_P2P:
         raise NotSupported(f"channel_type {channel_type}, connect_mode {mode}")
     return Offer(channel_type, mode, encrypt, desc, key, direct)
+
+
+def _parse_restart_untrusted(fields: dict[str, Any]) -> Offer:
+    connection_id = parse_id_untrusted(fields["restart"])
+    direct = DirectOffer.parse_untrusted(fields.get("direct"))
+    key = _decode_key_untrusted(fields.get("key"))
+    mode, kind = _codes.CONNECT_P2P, _codes.KKP2P_TCP_CHANNEL
+    return Offer(kind, mode, 0, 0, key, direct, connection_id)
 
 
 def parse_answer_untrusted(answer: str) -> bytes:

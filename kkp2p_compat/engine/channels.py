@@ -65,7 +65,8 @@ class Channel:
         self.peer_id = peer_id
         self.fd = fd
         self._identity = _identity(fd)
-        self._desc = connection.desc
+        self.desc = connection.desc
+        self.how = connection.how  # it was connected, for the log
         self._encrypt = connection.encrypt
         engine.channels[self.channel_id] = self
         with _lock:
@@ -78,7 +79,7 @@ class Channel:
         channel.encrypt_data = self._encrypt
         channel.channel_id = self.channel_id
         channel.is_ipv6_p2p = int(self.is_ipv6)
-        channel.connect_desc = self._desc
+        channel.connect_desc = self.desc
         channel.fd = self.fd
 
     def owns_fd(self) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
+import functools
 import itertools
 import os
 import resource
@@ -37,7 +38,7 @@ from .._errors import (
 from .._io import time_limit
 from .._structs import connect_ctx_t, engine_conf_t
 from ..control.client import CloudClient
-from ..control.link import Link
+from ..control.link import Address, Link
 from ..control.resolver import resolve
 from ..control.wire import Message, encode
 from ..transport import tcp
@@ -46,11 +47,13 @@ from ..transport.udp.channel_table import REFUSED_BUSY, REFUSED_MOVED, REFUSED_U
 from ..transport.udp.events import ChannelOffered
 from .accept_queue import AcceptQueue
 from .callbacks import Callbacks
+from .callee import Incoming
 from .calls import (
     MAX_BUDGET_MS,
     Connection,
     Offer,
     answer_call,
+    go_to_relay,
     make_call,
     parse_offer_untrusted,
 )
@@ -91,12 +94,14 @@ class Engine:
         self.direct = Direct(self, self._handle_offered)
         self._pid = os.getpid()
         self._callbacks = Callbacks(CALLBACK_THREADS if conf.enable_engine_thread_pool else 1)
-        self._client: CloudClient | None = None
+        self.client: CloudClient | None = None
+        self.stun_servers: list[Address] = []
         self._proxies: dict[int, Proxy] = {}
         self._proxy_ids = itertools.count(1)  # never used twice: a late stop_proxy hits nobody
         self.pumps = Group()  # of sealed channels
         self._lingering = Group()
         self._answering: dict[tuple[Link, str], gevent.Greenlet[..., Any]] = {}
+        self._incoming: dict[tuple[Link, str], Incoming] = {}  # of those, what may end directly
         self._peer_id = ""
         self._refusing = False  # calls, because the accept queue is full
         self._torn_down: Event | None = None  # set at the end; None: not yet being destroyed
@@ -131,13 +136,13 @@ class Engine:
             self.log.close()
 
     def get_addresses(self) -> list[str]:
-        return self.thread.call(lambda: self._client.addresses if self._client else [])
+        return self.thread.call(lambda: self.client.addresses if self.client else [])
 
     def join_net(self, peer_id: str, secret: str) -> None:
         self.thread.call(self._join_net, peer_id, secret)
 
     def join_lan(self, peer_id: str) -> None:
-        self.thread.call(self.direct.join_lan, peer_id)
+        self.thread.call(self.direct.callee.join_lan, peer_id)
 
     def accept(self, timeout_s: float) -> Channel | None:
         return self.accepted.take(timeout_s)
@@ -191,23 +196,39 @@ class Engine:
         conf = self.conf
         if conf.login_domain:
             addresses = resolve(conf.login_domain, timeout_s)
-            self._client = CloudClient(
+            self.client = CloudClient(
                 conf.login_domain, conf.login_port, addresses, self.log, ca_file=conf.login_ca,
                 on_offer=self._handle_offer, on_login_lost=self._handle_login_lost,
             )  # fmt: skip
+            self.stun_servers = self._find_stun_servers(addresses)
+            self.direct.start()
         self.thread.spawn(self._sweep)
         self.log.warning(
             "engine started: cloud %s, port %d", conf.login_domain or "none", conf.login_port
         )
+
+    def _find_stun_servers(self, cloud: list[str]) -> list[Address]:
+        """Those that the configuration names, or else the cloud's own, at its port."""
+        conf = self.conf
+        if conf.stun_servers is None:
+            return [(address, conf.login_port) for address in cloud]
+        found = []
+        for text in filter(None, conf.stun_servers.split(",")):
+            host, _, port = text.strip().rpartition(":")
+            if host and port.isdecimal() and 0 < int(port) < 65536:
+                found.append((host.strip("[]"), int(port)))
+            else:
+                self.log.error("stun_servers: %r is not HOST:PORT", text)
+        return found
 
     def _tear_down(self) -> None:
         if self._torn_down is not None:
             self._torn_down.wait()
             return
         self._torn_down = Event()
-        if self._client is not None:
-            self._client.close()
-        self.direct.leave_lan()
+        if self.client is not None:
+            self.client.close()
+        self.direct.callee.leave_lan()
         gevent.killall(list(self._answering.values()))
         gevent.joinall([self.thread.spawn(self._stop_proxy, number) for number in self._proxies])
         for unseen in self.accepted.close():
@@ -241,9 +262,9 @@ class Engine:
     # The cloud.
 
     def _need_client(self) -> CloudClient:
-        if self._client is None:
+        if self.client is None:
             raise KKP2PError("no login_domain is set", _codes.KKP2P_ERROR_INVALID_DOMAIN)
-        return self._client
+        return self.client
 
     def _join_net(self, peer_id: str, secret: str) -> None:
         verdict = self._need_client().login(peer_id, secret)
@@ -272,13 +293,13 @@ class Engine:
         """By the path that ctx asks for; ctx.timeout is the budget for all of it."""
         deadline = time.monotonic() + ctx.timeout / 1000
         with time_limit(ctx.timeout / 1000, TimedOut(f"not connected within {ctx.timeout} ms")):
-            if self._client is None or lan:
+            if self.client is None or lan:
                 if ctx.connect_mode == _codes.CONNECT_RELAY:
                     raise KKP2PError("no relay on the LAN", _codes.KKP2P_ERROR_LANMODE_MUSTUSE_P2P)
                 return self.direct.connect_lan(ctx, deadline - time.monotonic())
             if ctx.connect_mode != _codes.CONNECT_RELAY:
                 try:
-                    return self.direct.connect(self._client, ctx, deadline - time.monotonic())
+                    return self.direct.connect(self.client, ctx, deadline - time.monotonic())
                 except (NotSupported, TimedOut, LinkLost) as error:
                     if ctx.connect_mode == _codes.CONNECT_P2P:
                         if isinstance(error, NotSupported):  # by the peer, or this network
@@ -287,7 +308,7 @@ class Engine:
                     self.log.info("%s: no p2p: %s", ctx.peer_id, error)
             if ctx.channel_type != _codes.KKP2P_TCP_CHANNEL:
                 raise NotSupported("UDP channels are p2p only")
-            return make_call(self._client, ctx, deadline - time.monotonic())
+            return make_call(self.client, ctx, deadline - time.monotonic())
 
     def _open_channel(self, ctx: connect_ctx_t, lan: bool) -> Channel:
         try:
@@ -295,13 +316,12 @@ class Engine:
         except KKP2PError as error:
             raise KKP2PError(f"{ctx.peer_id}: {error}", error.code) from error
         self.log.info(
-            "%s: channel %d: connected by %s",
-            ctx.peer_id, channel.channel_id, _path(channel),
-        )  # fmt: skip
+            "%s: channel %d: connected by %s", ctx.peer_id, channel.channel_id, channel.how
+        )
         return channel
 
     def _handle_offer(self, link: Link, message: Message) -> None:
-        """An offer, or the news that its caller gave up."""
+        """An offer, what its caller trickles, or the news that the caller gave up."""
         key = link, message["call"]
         if message["op"] == "offer" and key not in self._answering:
             if len(self._answering) >= MAX_ANSWERING:
@@ -312,6 +332,10 @@ class Engine:
             greenlet.rawlink(lambda _: self._answering.pop(key, None))
         elif message["op"] == "cancel" and key in self._answering:
             self._answering[key].kill(block=False)
+        elif message["op"] == "trickle" and key in self._incoming:
+            meeting = self._incoming[key].meeting
+            if meeting is not None:
+                meeting.handle_text_untrusted(message.get("text"))
 
     def _answer(self, link: Link, message: Message) -> None:
         try:
@@ -347,10 +371,7 @@ class Engine:
             with time_limit(budget_s, TimedOut("the caller did not come to the relay")):
                 connection = answer_call(link, message, offer, str(message.get("offer")))
             channel = adopt(self, connection, self._peer_id)
-            self.log.info(
-                "%s: channel %d: accepted by relay from %s, desc %d",
-                self._peer_id, channel.channel_id, _caller(message), offer.desc,
-            )  # fmt: skip
+            self._log_accepted(channel, message)
         finally:
             if channel is None:
                 self.accepted.release()
@@ -358,11 +379,44 @@ class Engine:
                 channel.discard()
 
     def _meet_caller(self, link: Link, message: Message, offer: Offer, budget_s: float) -> None:
-        self._reserve()  # only to refuse early: what the caller opens takes a place of its own
-        self.accepted.release()
-        self.direct.answer(
+        if offer.restarts is None:
+            self._reserve()  # only to refuse early: what the caller opens takes a place of its own
+            self.accepted.release()
+        key = link, message["call"]
+        call = self._incoming[key] = Incoming(
             offer, str(message.get("offer")), self._peer_id, _caller(message), budget_s,
-            lambda text: link.send(encode("answer", call=message.get("call"), answer=text)),
+            lambda text: link.send(encode("answer", call=key[1], answer=text)),
+            functools.partial(link.trickle_back, key[1]),
+            lambda: go_to_relay(message.get("relay"), link),
+            lambda connection: self._take_relayed(connection, message),
+        )  # fmt: skip
+        try:
+            self.direct.callee.answer(call)
+        finally:
+            del self._incoming[key]
+
+    def _take_relayed(self, connection: Connection, message: Message) -> None:
+        """A caller that looked for a path has taken the relay, and counts as connected."""
+        channel = None
+        try:
+            self._reserve()
+            try:
+                channel = adopt(self, connection, self._peer_id)
+                self._log_accepted(channel, message)
+            finally:
+                if channel is None:
+                    self.accepted.release()
+        except KKP2PError as error:
+            connection.sock.close()
+            self.log.error("%s: %s is sent away: %s", self._peer_id, _caller(message), error)
+            return
+        if not self.accepted.put(channel):
+            channel.discard()
+
+    def _log_accepted(self, channel: Channel, message: Message) -> None:
+        self.log.info(
+            "%s: channel %d: accepted by relay from %s, desc %d",
+            self._peer_id, channel.channel_id, _caller(message), channel.desc,
         )  # fmt: skip
 
     def _handle_offered(self, link: PeerLink, offered: ChannelOffered) -> None:
@@ -380,16 +434,16 @@ class Engine:
             return
         try:
             connection = DirectConnection(link, offered.stream_id, offered)
-            channel = adopt(self, connection, link.own_id)
+            channel = adopt(self, connection, link.info.own_id)
         except KKP2PError as error:
             self.accepted.release()
             link.refuse(offered.stream_id, REFUSED_BUSY)
-            self.log.error("%s: a channel from %s failed: %s", link.own_id, link.name, error)
+            self.log.error("%s: a channel from %s failed: %s", link.info.own_id, link.name, error)
             return
         link.accept(offered.stream_id)
         self.log.info(
             "%s: channel %d: accepted by p2p from %s, desc %d",
-            link.own_id, channel.channel_id, link.name, offered.desc,
+            link.info.own_id, channel.channel_id, link.name, offered.desc,
         )  # fmt: skip
         if not self.accepted.put(channel):
             channel.discard()
@@ -425,10 +479,6 @@ class Engine:
         proxy.stop()
         self.log.warning("%s: proxy %d stopped", proxy.peer_id, proxy_id)
         return True
-
-
-def _path(channel: Channel) -> str:
-    return "p2p" if channel.transmit_mode == _codes.TRANSMIT_P2P else "relay"
 
 
 def _caller(message: Message) -> str:

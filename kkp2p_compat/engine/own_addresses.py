@@ -143,7 +143,7 @@ class OwnAddresses:
 
     def candidates(self) -> list[Candidate]:
         """Where peers may find us, best first."""
-        host = self._host_candidates()
+        host = self.host_candidates()
         taken = {(candidate.address, candidate.port) for candidate in host}
         outer: list[tuple[str, Address]] = []
         if self._mapper is not None and self._mapper.mapped is not None:
@@ -159,7 +159,7 @@ class OwnAddresses:
         listed.sort(key=lambda candidate: -candidate.priority)
         return listed[:MAX_CANDIDATES]
 
-    def _host_candidates(self) -> list[Candidate]:
+    def host_candidates(self) -> list[Candidate]:
         if self._host is None or not self._watched:
             ports = {int(family): port for family, port in self._endpoint.ports().items()}
             self._host = host_candidates(ports)
@@ -228,7 +228,7 @@ class OwnAddresses:
 
     @contextlib.contextmanager
     def _discovering(self, family: int, servers: list[Address]) -> Iterator[Discovery]:
-        local = [candidate.address for candidate in self._host_candidates()]
+        local = [candidate.address for candidate in self.host_candidates()]
         with self._extra_sockets(family, EXTRA_SOCKETS, needed=False) as extra:
             found = Discovery(
                 servers, port=self._endpoint.ports()[family], extra=extra,
@@ -280,7 +280,7 @@ class OwnAddresses:
 
     def _has_family(self, family: int, servers: list[Address]) -> bool:
         """Asking without an address to ask from would only look as if UDP were blocked."""
-        ours = [candidate.address for candidate in self._host_candidates()]
+        ours = [candidate.address for candidate in self.host_candidates()]
         return family in self._endpoint.ports() and (
             any(family_of(ip) == family for ip in ours) or servers[0][0] in LOOPBACK
         )

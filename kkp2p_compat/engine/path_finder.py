@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from random import SystemRandom
 from typing import Any
 
@@ -21,53 +21,56 @@ from ..traversal.check_table import CheckTable
 from ..traversal.checks import Checks
 from .direct_offer import DirectOffer
 
-__all__ = ["Path", "PathFinder"]
+__all__ = ["Path", "PathFinder", "Search"]
 
 STAY_S = 5.0  # our choice: after the end, for answers that the peer missed
 
 Path = tuple[Address, float]  # where the peer is, and the round trip in seconds
+Note = Callable[[str, float], object]  # what happened, and when
 
 
 class PathFinder:
-    """Takes the endpoint's STUN messages."""
+    """``handle_stun`` takes the endpoint's STUN messages."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._table = CheckTable()
-        self._searches: dict[Checks, _Search] = {}
-        endpoint.on_stun = self._handle_stun
+        self._searches: dict[Checks, Search] = {}
 
     def __len__(self) -> int:
         return len(self._searches)
 
     @contextlib.contextmanager
     def searching(
-        self, ours: DirectOffer, theirs: DirectOffer, controlling: bool
-    ) -> Iterator[AsyncResult[Path]]:
-        """Look for a path inside the body, which waits for the result as long as it likes."""
+        self, ours: DirectOffer, theirs: DirectOffer, controlling: bool, note: Note
+    ) -> Iterator[Search]:
+        """Look for a path inside the body, which waits for it as long as it likes.
+
+        ``note`` gets what the checks do and learn.
+        """
         checks = Checks(
             controlling=controlling, local=ours.credentials, remote=theirs.credentials,
             local_candidates=ours.candidates, candidates=theirs.candidates,
             now=time.monotonic(), random=SystemRandom(),
         )  # fmt: skip
-        search = _Search(checks, self._endpoint)
+        search = Search(checks, self._endpoint, note)
         self._table.add(checks)
         self._searches[checks] = search
         search.poll()
         try:
-            yield search.found
+            yield search
         finally:
             if checks.selected is None:
                 self._end(search)
             else:
                 search.stay(lambda: self._end(search))
 
-    def _end(self, search: _Search) -> None:
+    def _end(self, search: Search) -> None:
         self._table.remove(search.checks)
         self._searches.pop(search.checks, None)
         search.close()
 
-    def _handle_stun(self, data: bytes, source: Address) -> None:
+    def handle_stun(self, data: bytes, source: Address) -> None:
         checks = self._table.handle_datagram_untrusted(data, source, time.monotonic())
         if checks is not None:
             self._searches[checks].poll()
@@ -77,20 +80,25 @@ class PathFinder:
             self._end(search)
 
 
-class _Search:
+class Search:
     """The checks of one call, and their timer."""
 
-    def __init__(self, checks: Checks, endpoint: Endpoint) -> None:
+    def __init__(self, checks: Checks, endpoint: Endpoint, note: Note) -> None:
         self.checks = checks
+        self._note = note
         self.found: AsyncResult[Path] = AsyncResult()
         self._endpoint = endpoint
         self._timer: Any = None
         self._end_timer: Any = None
 
     def poll(self) -> None:
+        """Send what the checks want to send; call it after whatever changes them."""
         checks = self.checks
         while (transmit := checks.poll_transmit()) is not None:
             self._endpoint.send_check(*transmit)
+        for at, text in checks.notes:
+            self._note(text, at)
+        checks.notes.clear()
         if checks.selected is not None and not self.found.ready():
             self.found.set((checks.selected, checks.round_trip_s or 0.0))
         self._stop_timer()

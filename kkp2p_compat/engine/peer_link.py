@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
+import gevent
 from gevent.event import AsyncResult, Event
 
 from .._codes import KKP2P_UDP_CHANNEL
@@ -19,9 +21,13 @@ from ..transport.udp import events as e
 from ..transport.udp.channel_table import REFUSED_BUSY, REFUSED_MOVED, REFUSED_UNSUPPORTED
 from ..transport.udp.connection import CLOSE_NORMAL, Connection
 from ..transport.udp.endpoint import Endpoint
+from ..transport.udp.events import Address
 from ..transport.udp.pipe import MessagePipe, Pipe, StreamPipe
+from ..traversal.plan import Plan
+from .direct_offer import DirectOffer
+from .timeline import Timeline
 
-__all__ = ["PeerLink"]
+__all__ = ["LinkInfo", "PeerLink"]
 
 # Our choices, in seconds.
 IDLE_S = 60.0  # how long a link without channels is kept for the next one
@@ -36,19 +42,44 @@ _REFUSALS = {
 }
 
 
+@dataclass(frozen=True)
+class LinkInfo:
+    """How a link came to be."""
+
+    name: str  # the peer's, for the log
+    own_id: str  # under which the peer called us; "" if we called
+    timeline: Timeline
+    plan: Plan
+    ours: DirectOffer
+    theirs: DirectOffer
+    dials: str | None  # whom to call again when the path is dead; None: the peer will call us
+
+    @property
+    def is_caller(self) -> bool:
+        return not self.own_id
+
+
+class Roams(Protocol):
+    """Looks for another path when a peer is not heard any more."""
+
+    def handle_suspected(self, link: PeerLink) -> None: ...
+    def handle_end(self, link: PeerLink) -> None: ...
+
+
 class PeerLink:
     """``on_offered(link, event)`` accepts or refuses a channel that the peer opens."""
 
     def __init__(
-        self, endpoint: Endpoint, connection: Connection, name: str, own_id: str,
-        log: logging.Logger,
+        self, endpoint: Endpoint, connection: Connection, info: LinkInfo, log: logging.Logger,
         on_offered: Callable[[PeerLink, e.ChannelOffered], object],
-        on_closed: Callable[[PeerLink], object],
+        on_closed: Callable[[PeerLink], object], roaming: Roams,
     ) -> None:  # fmt: skip
         self.connection = connection
         self.local_id = connection.local_id
-        self.name = name  # the peer's, for the log
-        self.own_id = own_id  # under which the peer called us; "" if we called
+        self.info = info
+        self.name = info.name
+        self.search: gevent.Greenlet[..., Any] | None = None  # for another path
+        self.set_up_s = info.timeline.elapsed_s
         self.retired = False  # we are not that peer any more
         self.closed: KKP2PError | None = None
         self.drained = Event()  # no channel has anything on its way
@@ -57,6 +88,10 @@ class PeerLink:
         self._log = log
         self._on_offered = on_offered
         self._on_closed = on_closed
+        self._roaming = roaming
+        self._used = False
+        self._sockets: set[int] = set()  # extra ones of the endpoint, which are ours
+        self._keep_socket(connection.address)
         self._pipes: dict[int, Pipe] = {}
         self._waiting: dict[int, AsyncResult[None]] = {}
         self._unused: dict[int, float] = {}  # channels without a pipe, and since when
@@ -71,6 +106,40 @@ class PeerLink:
 
     def wake(self) -> None:
         self._endpoint.wake(self)
+
+    def describe(self) -> str:
+        """Where the peer is, why there, and how long it took to find out."""
+        address = self.connection.address
+        rtt_s = self.connection.recovery.rtt.smoothed_s
+        info = self.info
+        return (
+            f"p2p with {address[0]} port {address[1]}, round trip {1000 * rtt_s:.1f} ms, "
+            f"{info.plan.kind}: {info.plan.reason}; {info.timeline.summary}"
+        )
+
+    def describe_use(self) -> str:
+        """How the next channel comes to be: the first one tells of the link, too."""
+        if self._used:
+            return "p2p, on the live connection"
+        self._used = True
+        return self.describe()
+
+    # The path.
+
+    def ask(self) -> None:
+        """Something may have happened to the path: find out whether the peer is there."""
+        self.connection.ping()
+        self.wake()
+
+    def try_path(self, address: Address) -> None:
+        """Checks say that the peer is (again) at this address."""
+        self._keep_socket(address)
+        self.connection.try_path(address, time.monotonic())
+        self.wake()
+
+    def _keep_socket(self, address: Address) -> None:
+        if len(address) == 3:
+            self._sockets.add(address[2])
 
     # Channels.
 
@@ -220,13 +289,22 @@ class PeerLink:
             self.drained.set()
 
     def _handle_path_changed(self, event: e.PathChanged) -> None:
-        self._log.warning("%s: the peer is now at %s port %d", self.name, *event.address)
+        self._keep_socket(event.address)
+        self._log.warning("%s: the peer is now at %s port %d", self.name, *event.address[:2])
+
+    def _handle_path_suspected(self, event: e.PathSuspected) -> None:
+        self._roaming.handle_suspected(self)
+
+    def _handle_path_recovered(self, event: e.PathRecovered) -> None:
+        self._roaming.handle_end(self)
 
     def _handle_closed(self, event: e.Closed) -> None:
         self.closed = event.error
         level = logging.WARNING if self._pipes else logging.INFO
         self._log.log(level, "%s: p2p connection ended: %s", self.name, event.error)
+        self._roaming.handle_end(self)
         self._endpoint.remove(self)
+        self._endpoint.close_sockets(self._sockets)
         for result in self._waiting.values():
             result.set_exception(event.error)
         for pipe in list(self._pipes.values()):
@@ -245,6 +323,8 @@ class PeerLink:
         e.ChannelRefused: _handle_refused,
         e.Ended: _handle_ended,
         e.PathChanged: _handle_path_changed,
+        e.PathSuspected: _handle_path_suspected,
+        e.PathRecovered: _handle_path_recovered,
         e.Closed: _handle_closed,
     }
 

@@ -1,0 +1,174 @@
+"""The callee's side of a meeting: answer a call, look for the path, and be found on the LAN.
+
+Runs in the engine's hub.  What comes of a call is a link that the caller opens channels on, or in
+auto mode a relayed connection that the caller has taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import gevent
+from gevent.event import AsyncResult
+
+from .. import _codes
+from .._errors import BadPacket, CallRefused, KKP2PError, NotSupported, TimedOut
+from .._io import time_limit
+from ..transport.udp.events import Address
+from ..traversal import lan
+from .calls import Connection, Offer, parse_offer_untrusted
+from .half import CallKeys, Half
+from .meeting import Meeting
+from .path_finder import Path
+from .peer_link import LinkInfo, PeerLink
+from .prepared_relay import PreparedRelay
+from .timeline import Timeline
+
+if TYPE_CHECKING:
+    from .direct import Direct
+
+__all__ = ["Callee", "Incoming"]
+
+# Our choices.
+MAX_LINKS = 8192  # that peers made; more are declined
+MAX_MEETING = 2048  # calls of others whose path is being looked for
+ANSWER_GRACE_S = 2.0  # for the callee of a call whose time is over, if the caller was just in time
+RELAY_GRACE_S = 1.0  # for the callee that has a path, if the caller has just taken the relay
+LAN_MEETING_S = 10.0  # for the callee of a LAN search, which does not know the caller's budget
+
+
+class Incoming:
+    """A call that we answer, as its carrier has it: the cloud, or a LAN search.
+
+    ``answer`` and ``trickle`` take a text to the caller; on the LAN there is no trickle.
+    ``meeting`` is set when the caller may trickle.  ``go_to_relay`` makes the connection that has
+    shown its token, and ``relayed`` gets it if the caller takes it; None where there is no relay.
+    """
+
+    def __init__(
+        self, offer: Offer, text: str, own_id: str, name: str, budget_s: float,
+        answer: Callable[[str], object], trickle: Callable[[str], object] | None = None,
+        go_to_relay: Callable[[], object] | None = None,
+        relayed: Callable[[Connection], object] | None = None,
+    ) -> None:  # fmt: skip
+        self.offer = offer
+        self.text = text
+        self.own_id = own_id
+        self.name = name
+        self.budget_s = budget_s
+        self.answer = answer
+        self.trickle = trickle
+        self.go_to_relay = go_to_relay
+        self.relayed = relayed
+        self.meeting: Meeting | None = None
+
+
+class Callee:
+    """``answer`` takes a call, ``join_lan`` lets others find us."""
+
+    def __init__(self, direct: Direct) -> None:
+        self._direct = direct
+        self._engine = direct.engine
+        self._log = direct.engine.log
+        self._responder: lan.Responder | None = None
+        self._lan_id = ""
+
+    def answer(self, call: Incoming) -> None:
+        """Answer, and wait for the path; raises KKP2PError."""
+        offer, asked = call.offer, call.offer.direct
+        if asked is None or offer.key is None:
+            raise BadPacket("a direct offer without a key")
+        underlay = self._direct.underlay()
+        if len(self._direct.links) >= MAX_LINKS or len(underlay.finder) >= MAX_MEETING:
+            raise CallRefused("too many connections with peers")
+        moved = self._find_link(offer.restarts)
+        if call.trickle is None:
+            half = Half(underlay.own.host_candidates(), asked=asked)
+            answer = half.fit(half.answer)
+        else:
+            half = Half(underlay.own.candidates(), underlay.own.nat, asked=asked)
+            answer = half.answer()
+        keys = half.keys(offer.key, call.text, answer)
+        timeline = Timeline()
+        late = TimedOut("no path to the caller was found")
+        with underlay.meeting(half, asked, keys, timeline, call.trickle, False) as meeting:
+            call.meeting = meeting
+            call.answer(answer)
+            timeline.step("answered")
+            with time_limit(call.budget_s + ANSWER_GRACE_S, late):
+                path = self._wait_for_caller(meeting, call, keys)
+        timeline.step("path")
+        if moved is None:
+            info = LinkInfo(
+                call.name, call.own_id, timeline, meeting.plan, half.direct, asked, None
+            )
+            self._direct.add_link(info, keys, path)
+        else:
+            self._log.info("%s: looks for us: trying %s port %d", moved.name, *path[0][:2])
+            moved.try_path(path[0])
+
+    def _find_link(self, connection_id: int | None) -> PeerLink | None:
+        """The one that a caller wants to find a new path for."""
+        if connection_id is None:
+            return None
+        for link in self._direct.links:
+            if link.local_id == connection_id:
+                return link
+        raise NotSupported("there is no such connection here")
+
+    def _wait_for_caller(self, meeting: Meeting, call: Incoming, keys: CallKeys) -> Path:
+        """The path; the caller may take the relay meanwhile."""
+        offer, relayed = call.offer, call.relayed
+        races = offer.mode == _codes.CONNECT_AUTO and offer.channel_type == _codes.KKP2P_TCP_CHANNEL
+        if not races or call.go_to_relay is None or relayed is None:
+            return meeting.found.get()
+        relay = PreparedRelay(self._engine.thread.spawn, call.go_to_relay, is_caller=False)
+        try:
+            if meeting.plan.kind == "relay":
+                relay.hurry()
+            gevent.wait([meeting.found, relay.ready], count=1)
+            if meeting.found.ready() and relay.begun:
+                relay.ready.wait(RELAY_GRACE_S)
+            if relay.ready.successful():
+                sealed = keys.sealed if offer.encrypt else None
+                relayed(Connection(relay.take(), offer.desc, offer.encrypt, sealed))
+            return meeting.found.get()
+        finally:
+            relay.close()
+
+    def join_lan(self, peer_id: str) -> None:
+        """Be found on the LAN under this id, instead of any other."""
+        self._direct.underlay()
+        self.leave_lan()
+        if peer_id != self._lan_id:
+            self._direct.retire(self._lan_id)
+        self._lan_id = peer_id
+        responder = lan.Responder(
+            peer_id, self._engine.conf.lan_search_port,
+            lambda text, source: self._answer_search(peer_id, text, source), self._log,
+        )  # fmt: skip
+        responder.start()
+        self._responder = responder
+        self._log.warning("%s: found on the LAN by port %d", peer_id, responder.port)
+
+    def leave_lan(self) -> None:
+        responder, self._responder = self._responder, None
+        if responder is not None:
+            responder.close()
+
+    def _answer_search(self, peer_id: str, text: str, source: Address) -> str | None:
+        offer = parse_offer_untrusted(text)
+        answered: AsyncResult[str] = AsyncResult()
+        name = f"{source[0]} (LAN)"
+
+        def answer() -> None:
+            try:
+                self.answer(Incoming(offer, text, peer_id, name, LAN_MEETING_S, answered.set))
+            except KKP2PError as error:
+                if not answered.ready():
+                    answered.set_exception(error)
+                self._log.info("%s: not met: %s", name, error)
+
+        self._engine.thread.spawn(answer)
+        return answered.get()

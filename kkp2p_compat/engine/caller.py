@@ -1,0 +1,197 @@
+"""The caller's ways to a path: by the cloud, by a LAN search, and again when a path is dead.
+
+Runs in the engine's hub.  An offer goes out, an answer comes back, and a ``Meeting`` looks for the
+path.  In auto mode that is a race: the path has a head start; meanwhile both sides prepare the
+relay, and the caller takes it when the head start is over.  The path is looked for on: the next
+channel will be p2p.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import gevent
+
+from .. import _codes
+from .._errors import KKP2PError, NotSupported, TimedOut
+from .._io import time_limit
+from .._structs import connect_ctx_t
+from ..control.client import CloudClient
+from ..control.link import Link
+from ..control.outgoing import OutgoingCall
+from ..traversal import lan
+from .attempts import Attempt, Memory
+from .calls import Connection, call_peer, go_to_relay, parse_direct_answer_untrusted
+from .direct_offer import DirectOffer
+from .half import CallKeys, Half
+from .meeting import Meeting
+from .path_finder import Path
+from .peer_link import LinkInfo, PeerLink
+from .prepared_relay import PreparedRelay
+from .timeline import Timeline
+
+if TYPE_CHECKING:
+    from .direct import Direct
+
+__all__ = ["Caller"]
+
+# Our choices.
+HEAD_START_S = 1.0  # in auto mode; half of the caller's time is the relay's, however
+FIRST_LOOK_S = 0.5  # how long a call waits for what STUN says of our own addresses
+
+
+class Caller:
+    """``call`` and ``search`` make a link; ``redial`` finds a new path for one."""
+
+    def __init__(self, direct: Direct) -> None:
+        self._direct = direct
+        self._engine = direct.engine
+        self._log = direct.engine.log
+        self.memory = Memory()
+
+    def call(
+        self, client: CloudClient, ctx: connect_ctx_t, budget_s: float, attempt: Attempt
+    ) -> PeerLink:
+        deadline = time.monotonic() + budget_s
+        timeline, peer_id = attempt.timeline, ctx.peer_id
+        underlay = self._direct.underlay()
+        own = underlay.own
+        own.ready.wait(min(FIRST_LOOK_S, budget_s / 4))
+        half = Half(own.candidates(), own.nat, worked=self.memory.worked(peer_id))
+        timeline.step("own addresses")
+        timeline.note(f"our NAT: {own.nat.text}")
+        offer = half.offer(ctx, ctx.connect_mode)
+        relay_helps = (
+            ctx.connect_mode == _codes.CONNECT_AUTO and ctx.channel_type == _codes.KKP2P_TCP_CHANNEL
+        )
+
+        searching_since: list[float] = []
+
+        def finish(link: Link, call: OutgoingCall) -> PeerLink | str:
+            answer = call.answer.get()
+            timeline.step("answer")
+            searching_since.append(time.monotonic())
+            public, theirs = parse_direct_answer_untrusted(answer)
+            keys = half.keys(public, offer, answer)
+            trickle = functools.partial(link.trickle, call)
+            with underlay.meeting(half, theirs, keys, timeline, trickle, True) as meeting:
+                call.on_trickle = meeting.handle_text_untrusted
+                if relay_helps:
+                    go = functools.partial(_go_to_relay, call, link)
+                    self._race(meeting, attempt, go, ctx, keys, deadline)
+                    if attempt.relay_taken and meeting.plan.kind == "relay":
+                        return meeting.plan.reason
+                path = meeting.found.get()
+            timeline.step("path")
+            info = LinkInfo(peer_id, "", timeline, meeting.plan, half.direct, theirs, peer_id)
+            return self._direct.add_link(info, keys, path)
+
+        late = TimedOut("the peer did not answer in time")
+        try:
+            with time_limit(budget_s, late):
+                link = call_peer(client, peer_id, offer, budget_s, finish)
+            if isinstance(link, str):
+                raise NotSupported(link)
+        except (TimedOut, NotSupported) as error:
+            if error is late and searching_since:
+                late.args = ("no path to the peer was found",)
+            searched_s = time.monotonic() - searching_since[0] if searching_since else 0.0
+            # A short search says nothing about the path, but a plan that there can be none does.
+            if isinstance(error, NotSupported) or searched_s >= HEAD_START_S / 4:
+                self.memory.failed(peer_id, str(error))
+            raise
+        self.memory.succeeded(peer_id, link.info.plan.kind)
+        return link
+
+    def _race(
+        self, meeting: Meeting, attempt: Attempt, go: Callable[[], object], ctx: connect_ctx_t,
+        keys: CallKeys, deadline: float,
+    ) -> None:  # fmt: skip
+        """Wait for the path, or take the relay when its head start is over, or when it must."""
+        hopeless = meeting.plan.kind == "relay"
+        relay = PreparedRelay(self._engine.thread.spawn, go, is_caller=True)
+        try:
+            if hopeless:
+                attempt.why_relay = meeting.plan.reason
+            else:
+                left_s = deadline - time.monotonic()
+                meeting.found.wait(min(HEAD_START_S, left_s / 2))
+            relay.hurry()
+            gevent.wait([meeting.found, relay.ready], count=1)
+            if not meeting.found.ready():
+                try:
+                    attempt.take_relay(relay, lambda sock: _relayed(sock, ctx, keys))
+                except KKP2PError as error:
+                    attempt.timeline.note(f"no relay: {error}")
+                    self._log.info("%s: no relay: %s", ctx.peer_id, error)
+        finally:
+            relay.close()
+
+    def search(
+        self, peer_id: str, ctx: connect_ctx_t, budget_s: float, attempt: Attempt
+    ) -> PeerLink:
+        """A link to a peer that answers on the LAN."""
+        half = Half(self._direct.underlay().own.host_candidates())
+        offer = half.fit(lambda: half.offer(ctx, _codes.CONNECT_P2P))
+        path, meeting, theirs, keys = self._meet_on_lan(
+            peer_id, half, offer, budget_s, attempt.timeline
+        )
+        info = LinkInfo(
+            f"{peer_id} (LAN)", "", attempt.timeline, meeting.plan, half.direct, theirs, peer_id
+        )
+        return self._direct.add_link(info, keys, path)
+
+    def _meet_on_lan(
+        self, peer_id: str, half: Half, offer: str, budget_s: float, timeline: Timeline
+    ) -> tuple[Path, Meeting, DirectOffer, CallKeys]:
+        deadline = time.monotonic() + budget_s
+        port = self._engine.conf.lan_search_port
+        answer, _ = lan.search(peer_id, offer, port, budget_s, self._log)
+        timeline.step("answer")
+        public, theirs = parse_direct_answer_untrusted(answer)
+        keys = half.keys(public, offer, answer)
+        late = TimedOut("no path to the peer was found")
+        with (
+            self._direct.underlay().meeting(half, theirs, keys, timeline, None, True) as meeting,
+            time_limit(deadline - time.monotonic(), late),
+        ):
+            path = meeting.found.get()
+        timeline.step("path")
+        return path, meeting, theirs, keys
+
+    def redial(self, link: PeerLink, budget_s: float) -> Path:
+        """A new path to the peer of a link that we made."""
+        info, underlay, timeline = link.info, self._direct.underlay(), Timeline()
+        peer_id = info.dials or ""
+        connection_id = info.theirs.connection_id
+        client = self._engine.client
+        if link.name != peer_id or client is None:
+            half = Half(underlay.own.host_candidates())
+            offer = half.fit(lambda: half.restart(connection_id))
+            return self._meet_on_lan(peer_id, half, offer, budget_s, timeline)[0]
+        half = Half(underlay.own.candidates(), underlay.own.nat, worked=info.plan.kind)
+        offer = half.restart(connection_id)
+
+        def finish(carrier: Link, call: OutgoingCall) -> Path:
+            answer = call.answer.get()
+            public, theirs = parse_direct_answer_untrusted(answer)
+            keys = half.keys(public, offer, answer)
+            trickle = functools.partial(carrier.trickle, call)
+            with underlay.meeting(half, theirs, keys, timeline, trickle, True) as meeting:
+                call.on_trickle = meeting.handle_text_untrusted
+                return meeting.found.get()
+
+        with time_limit(budget_s, TimedOut("no new path was found")):
+            return call_peer(client, peer_id, offer, budget_s, finish)
+
+
+def _go_to_relay(call: OutgoingCall, link: Link) -> Any:
+    return go_to_relay(call.relay.get(), link)
+
+
+def _relayed(sock: Any, ctx: connect_ctx_t, keys: CallKeys) -> Connection:
+    sealed = keys.sealed if ctx.encrypt_data else None
+    return Connection(sock, ctx.connect_desc, ctx.encrypt_data, sealed)

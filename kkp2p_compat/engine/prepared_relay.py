@@ -1,0 +1,89 @@
+"""A place on the relay that is made ready while a direct path is looked for.
+
+Both sides of a call go there, are paired, and wait.  The caller decides: one byte says that the
+relay is taken, and after it come the bytes of the channel.  If a path is found first, the
+connections are closed, and nobody was told of any channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+from gevent.event import AsyncResult, Event
+
+from .._errors import EngineClosed, KKP2PError, LinkLost
+from ..transport.relay import wait_for_pairing
+
+__all__ = ["PreparedRelay"]
+
+PREPARE_AFTER_S = 0.25  # our choice: most paths are found before, and need no relay's place
+TAKEN = b"\x01"  # docs/protocol.rst
+
+
+class PreparedRelay:
+    """``ready`` has the socket: the caller's when both are there, the callee's when it is taken.
+
+    ``go_there`` makes the connection that has shown its token.  ``close`` it in any case.
+    """
+
+    def __init__(
+        self, spawn: Callable[..., gevent.Greenlet[..., Any]], go_there: Callable[[], Any],
+        is_caller: bool,
+    ) -> None:  # fmt: skip
+        self.ready: AsyncResult[Any] = AsyncResult()
+        self._go_there = go_there
+        self._is_caller = is_caller
+        self._now = Event()
+        self._sock: Any = None
+        self._greenlet = spawn(self._run)
+
+    @property
+    def begun(self) -> bool:
+        """Whether we have been there: the other side may have, too."""
+        return self._sock is not None
+
+    def hurry(self) -> None:
+        """No path is likely any more."""
+        self._now.set()
+
+    def _run(self) -> None:
+        error: KKP2PError = EngineClosed()  # when killed
+        try:
+            self._now.wait(PREPARE_AFTER_S)
+            self._sock = self._go_there()
+            wait_for_pairing(self._sock)
+            if not self._is_caller:
+                self._wait_until_taken()
+            self.ready.set(self._sock)
+        except KKP2PError as caught:
+            error = caught
+        finally:
+            if not self.ready.ready():
+                self.ready.set_exception(error)
+
+    def _wait_until_taken(self) -> None:
+        try:
+            said = self._sock.recv(1)
+        except OSError as error:
+            raise LinkLost(f"relay: {error}") from error
+        if said != TAKEN:
+            raise LinkLost("the caller did not need the relay")
+
+    def take(self) -> Any:
+        """The socket, which is the taker's from now on; raises why there is none."""
+        sock = self.ready.get()
+        if self._is_caller:
+            try:
+                sock.sendall(TAKEN)
+            except OSError as error:
+                raise LinkLost(f"relay: {error}") from error
+        self._sock = None
+        return sock
+
+    def close(self) -> None:
+        self._greenlet.kill(block=False)
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None

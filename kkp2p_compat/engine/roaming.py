@@ -1,0 +1,69 @@
+"""Links that outlive their path: what is done when a peer is not heard any more.
+
+A path dies when an address changes, a NAT forgets, a router starts anew.  Packets from a new
+address are followed by the connection itself, where they get through.  Where they do not, because
+the NATs let in only whom they know, both sides must look for a path again, like ICE does when it
+restarts (RFC 8445 section 2.4): the side that called calls again, and the offer names the
+connection.  The keys, the channels and what is on its way stay; the new address counts when the
+peer has answered a challenge from there under the connection's keys, so a stranger who calls in
+another's name moves nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from logging import Logger
+from random import SystemRandom
+from typing import Any
+
+import gevent
+
+from .._errors import KKP2PError
+from .path_finder import Path
+from .peer_link import PeerLink
+
+__all__ = ["Roaming"]
+
+# Our choices.
+CALL_S = 8.0  # how long one search for a new path may take
+PROVE_S = 1.0  # how long a found path has to bring the peer's voice
+PAUSE_S = (0.2, 1.0)  # between two searches: drawn, as all the peers behind a router move at once
+
+
+class Roaming:
+    """``redial`` looks for a new path to a link's peer; ``check_cloud`` if the cloud is there."""
+
+    def __init__(
+        self, redial: Callable[[PeerLink, float], Path], check_cloud: Callable[[], object],
+        log: Logger, spawn: Callable[..., gevent.Greenlet[..., Any]],
+    ) -> None:  # fmt: skip
+        self._redial = redial
+        self._check_cloud = check_cloud
+        self._log = log
+        self._spawn = spawn
+        self._random = SystemRandom()
+
+    def handle_suspected(self, link: PeerLink) -> None:
+        """The peer has not been heard for a while."""
+        self._check_cloud()  # if it is our network, the cloud has lost us, too
+        if link.info.dials is not None and link.search is None:
+            self._log.info("%s: not heard any more: looking for another path", link.name)
+            link.search = self._spawn(self._search, link)
+
+    def handle_end(self, link: PeerLink) -> None:
+        """The peer was heard again, or the link is closed."""
+        search, link.search = link.search, None
+        if search is not None:
+            search.kill(block=False)
+
+    def _search(self, link: PeerLink) -> None:
+        while link.closed is None:
+            try:
+                address, _ = self._redial(link, CALL_S)
+            except KKP2PError as error:
+                self._log.info("%s: no other path yet: %s", link.name, error)
+            else:
+                self._log.info("%s: trying %s port %d", link.name, *address[:2])
+                link.try_path(address)
+                gevent.sleep(PROVE_S)  # being heard ends this greenlet
+            gevent.sleep(self._random.uniform(*PAUSE_S))

@@ -1,0 +1,116 @@
+"""The network below all direct connections: our UDP sockets, our addresses, the search for paths.
+
+Runs in the engine's hub.  Made when something direct is wanted for the first time; from then on our
+addresses are kept fresh, a port is mapped where a router does that, and a change of the network is
+told to ``on_network_change``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from logging import Logger
+from socket import AF_INET
+from typing import Any
+
+import gevent
+
+from ..transport.udp.endpoint import Endpoint
+from ..transport.udp.events import Address
+from ..traversal.address_watch import AddressWatch
+from ..traversal.nat import (
+    ADDRESS_AND_PORT_DEPENDENT,
+    ADDRESS_DEPENDENT,
+    ENDPOINT_INDEPENDENT,
+)
+from ..traversal.port_mapping import PortMapper
+from .direct_offer import DirectOffer
+from .half import CallKeys, Half
+from .meeting import Meeting
+from .own_addresses import OwnAddresses
+from .path_finder import PathFinder
+from .timeline import Timeline
+
+__all__ = ["Underlay"]
+
+_NATS = (ENDPOINT_INDEPENDENT, ADDRESS_DEPENDENT, ADDRESS_AND_PORT_DEPENDENT)
+CLOSE_S = 2.0  # our choice: how long a router may take to remove our mapping
+
+
+class Underlay:
+    """Raises LinkLost where there is no UDP at all, OutOfDescriptors when they have run out."""
+
+    def __init__(
+        self, stun_servers: Sequence[tuple[str, int]], map_ports: bool, log: Logger,
+        spawn: Callable[..., gevent.Greenlet[..., Any]],
+        on_network_change: Callable[[], object], on_addresses: Callable[[], object],
+    ) -> None:  # fmt: skip
+        self.endpoint = Endpoint(log)
+        self.finder = PathFinder(self.endpoint)
+        self._watch = AddressWatch(self._handle_network_change, log)
+        self.mapper = PortMapper(log, spawn) if map_ports else None
+        self._mapping = False
+        self.own = OwnAddresses(
+            self.endpoint, stun_servers, log, spawn, self.mapper, self._watch
+        )
+        self._log = log
+        self._spawn = spawn
+        self._on_network_change = on_network_change
+        self._on_addresses = on_addresses
+        self._meetings: set[Meeting] = set()
+        self.endpoint.on_stun = self._handle_stun
+        self.own.on_change = self._handle_addresses
+        self.own.start()
+        self._watch.start()
+
+    def _handle_stun(self, data: bytes, source: Address) -> None:
+        if not self.own.handle_stun(data, source):
+            self.finder.handle_stun(data, source)
+
+    def _handle_network_change(self) -> None:
+        self._log.info("the network has changed")
+        self.own.refresh("the network has changed")
+        if self.mapper is not None and self._mapping:
+            self.mapper.refresh()
+        self._on_network_change()
+
+    def _handle_addresses(self) -> None:
+        """A router is asked for a port only where there is a NAT in front of us."""
+        if self.mapper is not None and not self._mapping and self.own.nat.mapping in _NATS:
+            self._mapping = True
+            self.mapper.start(self.endpoint.ports()[int(AF_INET)])
+        for meeting in list(self._meetings):
+            meeting.tell(self.own.candidates())
+        self._on_addresses()
+
+    @contextmanager
+    def meeting(
+        self, half: Half, theirs: DirectOffer, keys: CallKeys, timeline: Timeline,
+        trickle: Callable[[str], object] | None, is_caller: bool,
+    ) -> Iterator[Meeting]:  # fmt: skip
+        """Look for a path inside the body.  ``trickle``: how a text gets to the peer, if it can."""
+        meeting = Meeting(
+            self.finder, self.own, self.endpoint, is_caller=is_caller, ours=half.direct,
+            theirs=theirs, key=keys.trickle, send=trickle or _nowhere, timeline=timeline,
+            log=self._log, spawn=self._spawn,
+        )  # fmt: skip
+        with meeting:
+            self._meetings.add(meeting)
+            try:
+                if trickle is not None:
+                    meeting.tell(self.own.candidates())
+                yield meeting
+            finally:
+                self._meetings.discard(meeting)
+
+    def close(self) -> None:
+        self._watch.close()
+        self.own.close()
+        if self.mapper is not None and self._mapping:
+            self.mapper.close(CLOSE_S)
+        self.finder.close()
+        self.endpoint.close()
+
+
+def _nowhere(text: str) -> None:
+    """A LAN search carries nothing after the answer."""
