@@ -13,6 +13,7 @@ __all__ = ["PATIENCE_S", "Host", "Switch", "SwitchHost", "environment", "ip", "i
 
 PATIENCE_S = 20.0  # our choice: a bound for what must happen; never a measurement
 DEVICE = "eth0"  # every host's
+BRIDGE_MAC = "02:00:00:00:01:00"  # locally administered
 PACKAGE_FOLDER = Path(__file__).parents[2]
 
 
@@ -91,8 +92,12 @@ class Switch:
         self.namespace = namespace
         self.bridge = bridge
         self.network = network
-        ip("-n", namespace, "link", "add", bridge, "type", "bridge")
-        ip("-n", namespace, "link", "set", bridge, "up")
+        # Its own address, not that of a cable, which would go on as one of the namespace's
+        # interfaces when it is unplugged from the bridge.
+        ip_batch(
+            namespace,
+            [f"link add {bridge} address {BRIDGE_MAC} type bridge", f"link set {bridge} up"],
+        )
 
 
 class SwitchHost(Host):

@@ -91,7 +91,7 @@ class _Binding:
 
 def _scope(behaviour: str, remote: Address) -> object:
     """What of the remote address counts."""
-    if behaviour == ENDPOINT_INDEPENDENT:
+    if behaviour in (ENDPOINT_INDEPENDENT, "none"):
         return None
     return remote[0] if behaviour == ADDRESS_DEPENDENT else remote
 
