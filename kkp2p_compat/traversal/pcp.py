@@ -90,7 +90,7 @@ class PcpAnswer(NamedTuple):
 
 def parse_pcp_untrusted(data: bytes) -> PcpAnswer:
     """A server of NAT-PMP only answers with its version: a result of 1 (RFC 6886 section 3.5)."""
-    if len(data) >= 2 and data[0] == PMP_VERSION and data[1] & RESPONSE:
+    if len(data) == PMP_HEAD.size and (data[0], data[2:4]) == (PMP_VERSION, b"\0\1"):
         return PcpAnswer(data[1] & ~RESPONSE, UNSUPPORTED_VERSION, 0)
     if not ANSWER.size <= len(data) <= MAX_BYTES or len(data) % 4:
         raise BadPacket("a PCP answer of a wrong length")

@@ -1,10 +1,11 @@
 """Keep one UDP port of this host reachable from outside, if the router can be asked for that.
 
 A ``PortMapper`` asks the default gateway by PCP, NAT-PMP and UPnP-IGD.  The three probe beside each
-other, which changes nothing at the router; whatever turns up first gets to map, the next one if it
-fails.  So there is never a second mapping to clear away, and no way waits for the time-outs of
-another.  The mapping is renewed at half its lease, after a failure the search starts over, and when
-nothing can be mapped it is tried again with growing pauses.
+other, each with a short head start over the next, which changes nothing at the router; whatever
+turns up first gets to map, the next one if it fails.  So there is never a second mapping to clear
+away, no way waits for the time-outs of another, and a router that speaks PCP sees nothing else.
+The mapping is renewed at half its lease, after a failure the search starts over, and when nothing
+can be mapped it is tried again with growing pauses.
 
 A router whose own address is private is behind another NAT: a mapping there lets nobody in, so it
 is removed and ``problem`` says so.
@@ -35,6 +36,7 @@ __all__ = ["LEASE_S", "PortMapper", "sessions_of"]
 LEASE_S = 3600  # RFC 6886 section 3.3 recommends two hours; half of it outlives us less
 
 # Our choices.
+HEAD_START_S = 0.25  # of each way over the next: a router's answer takes a few ms
 FIRST_RETRY_S = 15.0  # a router that starts needs about as long
 MAX_RETRY_S = 1800.0  # most networks have no router that maps ports: ask rarely
 MIN_RENEW_S = 0.5  # whatever a router calls a lease
@@ -140,16 +142,21 @@ class PortMapper:
 
     def _search(self) -> Mapping | None:
         gateways = self._gateways()[:MAX_GATEWAYS]
-        sessions = [
-            session for gateway in gateways for session in self._sessions(gateway, self._nonce)
+        all_ways = [self._sessions(gateway, self._nonce) for gateway in gateways]
+        sessions = [session for ways in all_ways for session in ways]
+        found: Queue[Session | KKP2PError] = Queue()
+        probing = [
+            self._spawn(self._probe, session, found, place * HEAD_START_S)
+            for ways in all_ways
+            for place, session in enumerate(ways)
         ]
-        found: Queue[Session | None] = Queue()
-        probing = [self._spawn(self._probe, session, found) for session in sessions]
         problem = "no router answers" if sessions else "no router is known"
         try:
             for _ in sessions:
                 session = found.get()
-                if session is None:
+                if isinstance(session, KKP2PError):
+                    # What a router said tells more than that it was silent to another question.
+                    problem = str(session) if isinstance(session, Refused) else problem
                     continue
                 self._session = session
                 try:
@@ -170,14 +177,16 @@ class PortMapper:
         self._set(None, None, problem)
         return None
 
-    def _probe(self, session: Session, found: Queue[Session | None]) -> None:
-        result = None
+    def _probe(self, session: Session, found: Queue[Session | KKP2PError], delay_s: float) -> None:
+        result: Session | KKP2PError = KKP2PError(f"{session.method}: not asked")
         try:
+            gevent.sleep(delay_s)
             session.probe()
             result = session
         except KKP2PError as error:
             self._log.debug("port mapping: %s: %s", session.method, error)
-        finally:
+            result = error
+        finally:  # always: it is waited for
             found.put(result)
 
     def _map(self, session: Session) -> Mapping:
