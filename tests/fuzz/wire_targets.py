@@ -12,6 +12,8 @@ from collections.abc import Callable
 from random import Random
 from typing import NamedTuple
 
+from nat_targets import LIES, fuzz_behaviour, fuzz_discovery, fuzz_responder
+
 from kkp2p_compat._errors import BadPacket
 from kkp2p_compat.transport.udp import frames, messages
 from kkp2p_compat.transport.udp.connection import Connection
@@ -379,6 +381,8 @@ REQUEST = stun.Message(
 )  # fmt: skip
 RESPONSE = stun.Message(stun.Kind.RESPONSE, bytes(12), mapped=("2001:db8::1", 9))
 REFUSAL = stun.Message(stun.Kind.ERROR, bytes(12), error=420, not_understood=(1, 2))
+ASKING = stun.Message(stun.Kind.REQUEST, bytes(12), change_port=True, software="." * 60)
+ASKING_MORE = dataclasses.replace(ASKING, change_ip=True, response_port=5000)
 SEARCH = lan_wire.encode(lan_wire.Message(lan_wire.SEARCH, bytes(16), "bob", "{}"))
 ANSWER = lan_wire.encode(lan_wire.Message(lan_wire.ANSWER, bytes(16), "bob", "{}"))
 
@@ -403,6 +407,12 @@ TARGETS = {
             joined(*(CHECK.pack(how, what, 1, how, 0) for how, what in ((0, 45), (0, 6), (1, 44)))),
             joined(REQUEST.encode(b"key")),
         ],
+    ),
+    "stun server": Target(fuzz_responder, [ASKING.encode(None), ASKING_MORE.encode(None)]),
+    "nat discovery": Target(fuzz_discovery, LIES),
+    "nat behaviour": Target(
+        fuzz_behaviour,
+        [b'{"mapping":"none","filtering":"unknown","allocation":"sequential","step":-3}'],
     ),
     "candidates": Target(fuzz_candidates, [b"host 5 192.0.2.1 9\nsrflx 7 2001:db8::1 10"]),
     "lan": Target(fuzz_lan, [SEARCH, ANSWER, joined(SEARCH, ANSWER, SEARCH)]),
