@@ -50,7 +50,9 @@ AGAIN_S = 0.15  # from the end of a volley to its repetition
 LOW_ONLY_S = 0.5  # of one socket whose port the peer aims at: it has come that far by then
 SPREAD_SOCKETS = 256
 SWEPT_PORTS = 2000
-SPREAD_AGAIN_S = 4.0  # by then four of five sweeps have hit; so as not to be in the way of those
+# When the sweep is over: by what it has opened, packets that did not get over a far NAT at first
+# come in as likely as it would have hit them.  Earlier they could only be in its way.
+SPREAD_AGAIN_S = 5.5
 
 
 class Sample(NamedTuple):
@@ -188,7 +190,8 @@ class Punch:
         """Outside ports, in the order in which the sockets asked; empty: no answer."""
         self._now = max(self._now, now)
         if ports and number == self._round:
-            self._told = ports[-1], self._nat.step or 1
+            step = self._nat.step or 1
+            self._told = _furthest(ports, step), step
             self._actions.append(Open(1, number))
 
     def handle_opened(self, number: int, sockets: Sequence[tuple[int, int]], now: float) -> None:
@@ -263,6 +266,13 @@ def _prediction_untrusted(value: object) -> tuple[int, int, int]:
     if not (0 < number <= MAX_ROUNDS and 0 < port < 65536 and 0 < abs(step) <= MAX_STEP):
         raise BadPacket("a prediction with a number out of range")
     return number, port, step
+
+
+def _furthest(ports: Sequence[int], step: int) -> int:
+    """The last to be given, even if the questions overtook each other on the way to the NAT."""
+    if max(ports) - min(ports) > 65536 // 2:  # it began anew at the other end of its range
+        return ports[-1]
+    return max(ports) if step > 0 else min(ports)
 
 
 def _wrap(port: int) -> int:
