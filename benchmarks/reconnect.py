@@ -85,7 +85,11 @@ def descriptors(cloud: Program) -> int:
 
 
 def show(cloud: Program, when: str) -> None:
-    print(f"  cloud {when}: {cloud.rss_kb() / 1024:.0f} MB, {descriptors(cloud)} descriptors")
+    print(
+        f"  cloud {when}: {cloud.rss_kb() / 1024:.0f} MB, {descriptors(cloud)} descriptors,"
+        f" {cloud.cpu_s():.1f} s of processor time so far",
+        flush=True,
+    )
 
 
 def run(quick: bool) -> None:

@@ -19,6 +19,8 @@ from gevent import ssl as gssl
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kkp2p_compat.cloud import server
+from kkp2p_compat.cloud.connection import Connection
 from kkp2p_compat.cloud.server import Cloud
 
 ACCOUNTS = {"good": "g"}
@@ -364,3 +366,49 @@ def test_any_message_is_answered_or_refused(
         except (EOFError, ConnectionError) as error:
             raise AssertionError("closed without a word") from error
     assert "a fault of ours" not in caplog.text
+
+
+def test_those_that_gave_up_waiting_cost_no_handshake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When more come than can be served: in the order in which they came."""
+    begun: list[str] = []
+
+    class Recorded(Connection):
+        def start(self) -> None:
+            begun.append(self.host)
+            super().start()
+
+    with running_cloud(ACCOUNTS) as cloud:
+        monkeypatch.setattr(server, "HANDSHAKES_PER_TURN", 0)
+        monkeypatch.setattr(server, "Connection", Recorded)
+        socks = []
+        for number in range(1, 6):
+            source = (f"127.0.0.{number}", 0)
+            socks.append(gsocket.create_connection(cloud.address, source_address=source))
+            socks[-1].sendall(b"\x16")
+            until(lambda: len(cloud._waiting) == len(socks))
+        socks[1].close()
+        socks[3].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        socks[3].close()
+        assert begun == []
+        monkeypatch.setattr(server, "HANDSHAKES_PER_TURN", 1)
+        until(lambda: cloud.gate.connections == 3)
+        assert begun == ["127.0.0.1", "127.0.0.3", "127.0.0.5"]
+        for sock in socks:
+            sock.close()
+
+
+def test_waiting_for_a_handshake_has_an_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running_cloud(ACCOUNTS) as cloud:
+        monkeypatch.setattr(server, "HANDSHAKES_PER_TURN", 0)
+        sock = _connect(cloud)
+        sock.sendall(b"\x16")
+        until(lambda: len(cloud._waiting) == 1)
+        time_passes(cloud, 11)
+        assert _rest(sock) == b""
+        assert "waited too long" in caplog.text
+        monkeypatch.undo()
+        until(lambda: not cloud._waiting)
+        with Client(cloud.address) as client:
+            assert client.ask("beat") == {"op": "beat"}

@@ -12,6 +12,7 @@ import logging
 import secrets
 import socket
 import time
+from collections import deque
 from typing import Any
 
 import gevent
@@ -41,6 +42,8 @@ _RELAY_HELLO = relay_wire.MAGIC[:1]
 # Our choices.
 BACKLOG = 1024
 ACCEPTS_PER_TURN = 64  # then those that are connected have their turn
+HANDSHAKES_PER_TURN = 8  # about 8 ms; those that are under way have their turn before new ones
+TURN_S = 0.001  # at least
 ACCEPT_PAUSE_S = 0.5  # without a free descriptor
 SPARE_DESCRIPTORS = 64  # for files, pipes and accounts
 SWEEP_S = 1.0
@@ -68,12 +71,13 @@ def raise_descriptor_limit() -> int:
 class _Stranger:
     """A connection that has said nothing yet."""
 
-    __slots__ = ("_cloud", "_readable", "deadline", "host", "sock")
+    __slots__ = ("_cloud", "_readable", "deadline", "host", "reason", "sock")
 
     def __init__(self, sock: Any, host: str, cloud: Cloud, deadline: float) -> None:
         self.sock = sock
         self.host = host
         self.deadline = deadline
+        self.reason = "says nothing"  # why it could not stay
         self._cloud = cloud
         self._readable = get_hub().loop.io(sock.fileno(), _READ)
         self._readable.start(self._on_readable)
@@ -90,7 +94,7 @@ class _Stranger:
 
     def expire(self) -> None:
         self._readable.close()
-        self._cloud.dismiss(self, "says nothing")
+        self._cloud.dismiss(self, self.reason)
 
     def shut_down(self) -> None:
         self._readable.close()
@@ -113,6 +117,7 @@ class Cloud:
         self._listener: Any = None
         self._accepting: Any = None
         self._timers: list[Any] = []
+        self._waiting: deque[_Stranger] = deque()  # for a TLS handshake
         self._pause_logged = -LOG_EVERY_S
         self._closing = Group()  # the greenlets that close sockets without loss
 
@@ -182,7 +187,7 @@ class Cloud:
         self._accepting = loop.io(listener.fileno(), _READ)
         self._accepting.start(self._on_accept)
         sweeping, resuming = loop.timer(SWEEP_S, SWEEP_S), loop.timer(ACCEPT_PAUSE_S)
-        self._timers = [sweeping, resuming]
+        self._timers = [sweeping, resuming, loop.timer(0.0, TURN_S)]
         sweeping.start(self._on_sweep)
 
     def _start_stun(self) -> None:
@@ -277,19 +282,16 @@ class Cloud:
 
     def sort_untrusted(self, stranger: _Stranger, first: bytes) -> None:
         """Hand a connection to the service that its first byte asks for."""
-        service = self.track or self.route
         host, sock = stranger.host, stranger.sock
         try:
-            if first == _TLS_HANDSHAKE and service is not None:
+            if first == _TLS_HANDSHAKE and self._control is not None:
                 if not self.gate.may_shake_hands(host):
                     self.dismiss(stranger, "")
                     return
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                connection = Connection(
-                    sock, host, self.gate, service, self._context, self._closing
-                )
-                self.gate.deadlines.discard(stranger)
-                connection.start()
+                if not self._waiting:
+                    self._timers[2].start(self._shake_hands)
+                stranger.reason = "waited too long for its TLS handshake"
+                self._waiting.append(stranger)
             elif first == _RELAY_HELLO and self.relay is not None:
                 tcp.tune(sock)
                 self.gate.deadlines.discard(stranger)
@@ -298,6 +300,42 @@ class Cloud:
                 self.dismiss(stranger, f"starts with {first!r}" if first else "")
         except OSError as error:  # reset already
             self.dismiss(stranger, str(error))
+
+    @property
+    def _control(self) -> Track | Route | None:
+        return self.track or self.route
+
+    def _shake_hands(self) -> None:
+        """Begin with some of those that wait, in the order in which they came.
+
+        When more come than we can serve, some are served in time and the others give up, instead
+        of all being served too late.
+        """
+        begun = 0
+        while self._waiting and begun < HANDSHAKES_PER_TURN:
+            stranger = self._waiting.popleft()
+            if stranger.sock.fileno() < 0:
+                continue  # its time is over
+            begun += 1
+            self._begin(stranger)
+        if not self._waiting:
+            self._timers[2].stop()
+
+    def _begin(self, stranger: _Stranger) -> None:
+        host, sock = stranger.host, stranger.sock
+        if self._control is None or tcp.left(sock):
+            self.dismiss(stranger, "")  # it has given up: no signature is wasted on it
+            return
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except OSError as error:  # reset already
+            self.dismiss(stranger, str(error))
+            return
+        connection = Connection(
+            sock, host, self.gate, self._control, self._context, self._closing
+        )  # fmt: skip
+        self.gate.deadlines.discard(stranger)
+        connection.start()
 
     def dismiss(self, stranger: _Stranger, reason: str) -> None:
         """Close a connection that gets no service; an empty reason is not logged."""

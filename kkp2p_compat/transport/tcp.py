@@ -33,6 +33,7 @@ __all__ = [
     "connect",
     "ended",
     "give_up",
+    "left",
     "linger",
     "tune",
     "unresponsive",
@@ -56,6 +57,7 @@ DEAD_PROBES = 4  # window probes without an answer in that time
 _TCP_USER_TIMEOUT = 18
 _TCP_RTO_MAX_MS = 44  # since Linux 6.15
 _TCP_CLOSE = 7  # the state of a connection that was reset or timed out
+_TCP_CLOSE_WAIT = 8  # the other side has ended its direction, we have not ended ours
 _TCP_FIN_WAIT = (4, 5)  # we have ended our direction, the other side has not ended its own
 _TCP_INFO = getattr(socket, "TCP_INFO", 11)
 # struct tcp_info: state, ca_state, retransmits, probes; 20 bytes; unacked; 28 bytes; last_ack_recv
@@ -156,6 +158,12 @@ def ended(sock: HasFileno | int) -> bool:
     """True when the kernel has ended this TCP connection: reset, timed out, or closed both ways."""
     info = _tcp_info(sock)
     return info is not None and info[0] == _TCP_CLOSE
+
+
+def left(sock: HasFileno | int) -> bool:
+    """True when it has ended, or the other side has ended its direction; data may be unread."""
+    info = _tcp_info(sock)
+    return info is not None and info[0] in (_TCP_CLOSE, _TCP_CLOSE_WAIT)
 
 
 def give_up(sock: HasFileno | int) -> None:
