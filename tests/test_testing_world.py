@@ -154,6 +154,15 @@ def test_only_own_addresses_and_known_ones() -> None:
         world.set_addresses("one", "", [OTHER])
 
 
+def test_what_is_for_the_router_takes_no_port() -> None:
+    world = World()
+    world.add_nat("nat", "", [OTHER], "192.168.1.0/24", NatType())
+    world.add_host("inside", "nat", ["192.168.1.2"])
+    world.take("inside", make(("192.168.1.2", 1), ("192.168.1.1", 5351)), 0.0)
+    assert world.bindings("nat") == []
+    assert world.dropped == {("inside", "to the router itself"): 1}
+
+
 def test_only_tcp_and_udp_pass_a_nat() -> None:
     world = World()
     world.add_host("one", "", [ONE])

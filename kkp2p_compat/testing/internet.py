@@ -319,9 +319,12 @@ class Internet:
         return self._answer()
 
     def close(self) -> None:
+        """Raises RuntimeError when its process had not gone well."""
         for host in self._hosts:
             host.remove()
         self.process.communicate(timeout=PATIENCE_S)
+        if self.process.returncode:
+            raise RuntimeError(f"the internet ended with status {self.process.returncode}")
 
     def add_host(
         self,

@@ -9,9 +9,9 @@ import itertools
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 from .hosts import Host, Switch, SwitchHost, environment, ip
@@ -55,9 +55,9 @@ class Lab:
         self.folder = folder
         self._environment = environment(env)
         self._prefix = f"kkp2p{os.getpid()}-{next(_numbers)}"
-        self._hosts: list[SwitchHost] = []
+        self._numbers = itertools.count(1)  # of the hosts on the switch
         self._switch: Switch | None = None
-        self._internets: list[Internet] = []
+        self._to_remove = ExitStack()  # all of it, whatever fails
         _remove_left_behind()
 
     def host(self, name: str) -> SwitchHost:
@@ -65,9 +65,10 @@ class Lab:
         if self._switch is None:
             namespace = f"{self._prefix}-switch"
             ip("netns", "add", namespace)
+            self._to_remove.callback(ip, "netns", "delete", namespace)
             self._switch = Switch(namespace, "br0", NETWORK)
-        host = SwitchHost(name, *self._place(name), self._switch, len(self._hosts) + 1)
-        self._hosts.append(host)
+        host = SwitchHost(name, *self._place(name), self._switch, next(self._numbers))
+        self._to_remove.callback(host.remove)
         return host
 
     def internet(
@@ -83,17 +84,11 @@ class Lab:
         ``public``: the networks of its addresses; their order is the order they are given in."""
         settings = {"delay_s": delay_s, "loss": loss, "seed": seed, "hops": hops}
         made = Internet(self._place, settings, public)
-        self._internets.append(made)
+        self._to_remove.callback(made.close)
         return made
 
     def close(self) -> None:
-        for internet in self._internets:
-            internet.close()
-        for host in self._hosts:
-            host.remove()
-        if self._switch is not None:
-            command = ["ip", "netns", "delete", self._switch.namespace]
-            subprocess.run(command, capture_output=True, check=False)
+        self._to_remove.close()
 
     def _place(self, name: str) -> tuple[str, Path, dict[str, str]]:
         return f"{self._prefix}-{name}", self.folder / name, self._environment

@@ -63,6 +63,7 @@ class Network:
         self.name = name
         self.gateway = gateway
         self.subnet = IPv4Network(subnet) if subnet else None
+        self.router = str(next(self.subnet.hosts())) if self.subnet else ""
         self.ports: dict[str, Port] = {}  # by address
 
     def is_for_all(self, address: str) -> bool:
@@ -304,6 +305,8 @@ class World:
         return port.firewall.inbound(packet.protocol, target, source, now) is not None
 
     def _out_through(self, gateway: Gateway, packet: Packet) -> None:
+        if packet.target == gateway.inner.router:
+            return self._drop(packet, "to the router itself")
         if not packet.pass_routers(1):
             return self._drop(packet, "TTL")
         if packet.version == 6:

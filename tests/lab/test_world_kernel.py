@@ -107,6 +107,22 @@ def test_ttl_and_a_carrier(lab: Lab, agent: Start) -> None:
     assert server.ttls(7000) == [64 - 1 - 1 - 6]
 
 
+def test_another_address_outside(lab: Lab, agent: Start) -> None:
+    """The provider gives it a new one: it forgets what it had translated to the old one."""
+    net = lab.internet()
+    router, server_host = net.kernel_nat("router"), net.host("server")
+    inside, server = agent(router.host("inside")), agent(server_host)
+    server.heard(7000)
+    seen = []
+    for _ in range(2):
+        inside.send(4000, (server_host.address, 7000))
+        net.settle()
+        assert server.heard(7000) == [("x", router.address, 4000)]
+        seen.append(router.address)
+        net.move(router, net)
+    assert len(set(seen)) == 2
+
+
 def test_cuts_reach_behind_it(lab: Lab, agent: Start) -> None:
     net = lab.internet()
     router, server_host = net.kernel_nat("router"), net.host("server")
