@@ -250,6 +250,8 @@ class UpnpSession(Session):
         control = self._call(self._igd.selectigd, self._guard.base + path)
         if not str(control).startswith(self._guard.base + "/"):
             raise Refused(f"{self.gateway} names a control address that is not its own")
+        if control == self._guard.base + "/":  # what miniupnpc makes of none
+            raise Refused(f"{self.gateway} describes no connection to the internet")
 
     def map(self, internal_port: int, external_port: int, lease_s: int) -> Mapping:
         try:
