@@ -54,6 +54,7 @@ from .engine.channels import Channel
 from .engine.channels import close_fd as _close_fd
 from .engine.channels import takes_messages as _takes_messages
 from .engine.engine import Engine as engine_t
+from .engine.stun_servers import stun_servers_of
 from .transport.udp.messages import MAX_MESSAGE_BYTES as _MAX_MESSAGE_BYTES
 
 __all__ = [
@@ -146,6 +147,9 @@ def engine_init(conf: engine_conf_t, timeout: int) -> engine_t | None:
     for name in ("log_path", "login_ca"):
         if getattr(conf, name) is not None:
             setattr(conf, name, check_text(getattr(conf, name), name))
+    if conf.stun_servers not in (None, ""):
+        conf.stun_servers = check_text(conf.stun_servers, "stun_servers")
+    stun_servers_of(conf)  # raises what is wrong with them
     return engine_t(conf, timeout_s)
 
 
