@@ -71,6 +71,7 @@ class AddressWatch:
         self._sock: Any = None
         self._watcher: Any = None
         self._timer: Any = None
+        self._failing = False  # said once
         self._told: Group = Group()
 
     def start(self) -> None:
@@ -85,7 +86,7 @@ class AddressWatch:
             self._timer = loop.timer(DEBOUNCE_S)
             self._watcher = loop.io(self._sock.fileno(), READ)
             self._watcher.start(self._handle_readable)
-        self._seen = self._look()  # after the socket is open: no change falls between them
+        self._seen = self._try_to_look()  # after the socket is open: no change falls between
 
     def close(self) -> None:
         """May be called again, also by ``on_change``."""
@@ -118,17 +119,24 @@ class AddressWatch:
     def _check(self) -> None:
         if self._watcher is not None:
             self._timer.stop()
-        try:
-            seen = self._look()
-        except (OSError, RuntimeError) as error:  # out of descriptors: OSError, or netifaces' own
-            self._log.warning("cannot look at the addresses of this host: %s", error)
-            if self._watcher is not None:
-                self._timer.start(self._check)
-            return
-        if seen != self._seen:
+        seen = self._try_to_look()
+        if seen is not None and seen != self._seen:
             self._seen = seen
             self._log.info("the addresses or default routes of this host have changed")
             self._told.spawn(self._on_change)
+
+    def _try_to_look(self) -> object:
+        try:
+            seen = self._look()
+        except (OSError, RuntimeError) as error:  # out of descriptors: OSError, or netifaces' own
+            if not self._failing:
+                self._log.warning("cannot look at the addresses of this host: %s", error)
+            self._failing = True
+            if self._watcher is not None:  # without a message, as there may be none
+                self._timer.start(self._check)
+            return None
+        self._failing = False
+        return seen
 
 
 def _open_netlink() -> Any:
