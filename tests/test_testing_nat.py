@@ -136,6 +136,20 @@ def test_a_permission_ends_by_itself() -> None:
     assert nat.inbound(UDP, outer, OTHER_IP, 120.0) == INNER
 
 
+def test_what_has_ended_takes_no_room() -> None:
+    """Hours of ever new remotes: no more of them are remembered than two minutes have."""
+    nat = make(PORT_RESTRICTED)
+    symmetric = make(SYMMETRIC_SEQUENTIAL)
+    for second in range(9_000):
+        remote = (f"198.51.{second >> 8 & 255}.{second & 255}", 7000 + (second >> 16))
+        for each in (nat, symmetric):
+            out(each, remote, now=float(second))
+    (binding,) = nat._by_key.values()
+    assert len(binding.permitted) <= 130
+    assert len(symmetric._by_key) == len(symmetric._by_outer) <= 130
+    assert len(symmetric.bindings(8_999.0)) == 120
+
+
 def test_tcp_has_another_time_out_that_both_ways_refresh() -> None:
     nat = make(PORT_RESTRICTED)
     outer = nat.outbound(TCP, INNER, REMOTE, 0.0)

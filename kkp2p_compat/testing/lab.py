@@ -9,6 +9,7 @@ import itertools
 import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -44,7 +45,9 @@ def _remove_left_behind() -> None:
     for namespace in Path("/run/netns").glob("kkp2p*-*"):
         process = re.match(r"kkp2p(\d+)-", namespace.name)
         if process and not Path("/proc", process[1]).exists():
-            ip("netns", "delete", namespace.name)
+            # Another lab may do the same at this moment.
+            command = ["ip", "netns", "delete", namespace.name]
+            subprocess.run(command, capture_output=True, check=False)
 
 
 class Lab:

@@ -35,7 +35,7 @@ ADDRESS_AND_PORT_DEPENDENT = "address-and-port-dependent"
 BEHAVIOURS = (ENDPOINT_INDEPENDENT, ADDRESS_DEPENDENT, ADDRESS_AND_PORT_DEPENDENT)
 ALLOCATIONS = ("preserved", "sequential", "random")
 
-SWEEP_S = 10.0  # our choice: how often bindings that have ended are looked for
+SWEEP_S = 10.0  # our choice: how often what has ended is looked for
 RANDOM_TRIES = 64  # our choice: then the next free port is taken
 
 
@@ -189,9 +189,15 @@ class Nat:
         del self._by_outer[binding.protocol, binding.outer]
 
     def _sweep(self, now: float) -> None:
+        """Forget what has ended, so that it takes no room."""
         self._sweep_at = now + SWEEP_S
-        for binding in [one for one in self._by_key.values() if self._ended(one, now)]:
-            self._remove(binding)
+        for binding in list(self._by_key.values()):
+            if self._ended(binding, now):
+                self._remove(binding)
+                continue
+            since = now - self._timeout_s(binding.protocol)
+            for scope in [one for one, at in binding.permitted.items() if at <= since]:
+                del binding.permitted[scope]
 
     def _allocate(self, protocol: int, inner: Address, now: float) -> Address | None:
         if self.type.mapping == "none":
