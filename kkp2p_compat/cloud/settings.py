@@ -46,7 +46,7 @@ class Limits:
     relay_wait_s: float = _limit(15.0, "how long one side of a session waits for the other")
     relay_session_bytes: int = _limit(0, "most bytes a relay session may carry; 0: no limit")
     stun_per_s: float = _limit(1000.0, "STUN requests per second from an address")
-    stun_total_per_s: float = _limit(10_000.0, "STUN requests per second in all")
+    stun_total_per_s: float = _limit(5000.0, "STUN requests per second in all")
     limit_loopback: bool = _limit(False, "hold the limits per address against loopback, too")
 
 

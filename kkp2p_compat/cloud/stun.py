@@ -23,7 +23,6 @@ import struct
 import sys
 import time
 from collections import Counter
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from gevent import get_hub, monkey
@@ -48,7 +47,7 @@ _READ = 1  # libev's EV_READ
 
 # Our choices.
 MAX_REQUEST_BYTES = 2048  # PADDING of RFC 5780 section 7.6 fills an Ethernet frame
-DATAGRAMS_PER_TURN = 64  # then the connections have their turn
+DATAGRAMS_PER_TURN = 16  # a millisecond; then the connections have their turn
 LOWEST_RESPONSE_PORT = 1024  # below are services that one could be made to annoy
 PORT_TRIES = 16
 
@@ -84,24 +83,23 @@ def respond_untrusted(data: bytes, source: Address, asked: Address, other: Addre
     refused = request.unknown
     if request.change_ip and other[0] == asked[0]:
         refused += (CHANGE_REQUEST,)
+    tag = request.transaction_id
     if refused:
-        answers = [
-            Message(
-                Kind.ERROR, request.transaction_id, error=UNKNOWN_ATTRIBUTE, not_understood=refused
-            )
-        ]
         sender = asked
+        short = Message(Kind.ERROR, tag, error=UNKNOWN_ATTRIBUTE, not_understood=refused)
     else:
         sender = (
             other[0] if request.change_ip else asked[0],
             other[1] if request.change_port else asked[1],
         )
-        short = Message(Kind.RESPONSE, request.transaction_id, mapped=source)
-        full = replace(short, origin=sender, other=other)
-        answers = [full, short] if asked[0] else [short]
-    wires = [answer.encode(None) for answer in answers]
-    wires.append(answers[-1].encode(None, fingerprint=False))
-    for wire in wires:
+        short = Message(Kind.RESPONSE, tag, mapped=source)
+        if asked[0]:
+            full = Message(Kind.RESPONSE, tag, mapped=source, origin=sender, other=other)
+            wire = full.encode(None)
+            if len(wire) <= len(data):
+                return Reply(wire, sender, (source[0], port))
+    for fingerprint in (True, False):
+        wire = short.encode(None, fingerprint)
         if len(wire) <= len(data):
             return Reply(wire, sender, (source[0], port))
     raise BadPacket("a request that is shorter than its answer")

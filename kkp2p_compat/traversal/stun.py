@@ -17,6 +17,7 @@ from __future__ import annotations
 import binascii
 import hmac
 import ipaddress
+import socket
 import struct
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -186,7 +187,8 @@ def _encode_address(address: Address, transaction_id: bytes) -> bytes:
 
 
 def _encode_plain_address(address: Address) -> bytes:
-    ip = ipaddress.ip_address(address[0]).packed
+    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    ip = socket.inet_pton(family, address[0])  # a tenth of the time of ip_address
     return ADDRESS_OF[len(ip)].pack(FAMILY_OF[len(ip)], address[1], ip)
 
 
