@@ -255,7 +255,11 @@ class Link:
 
     def check_alive(self, timeout_s: float = ANSWER_TIMEOUT_S) -> None:
         """Something that should have come did not: close the link if it is dead."""
+        if self.closed.is_set():
+            return
         try:
+            if tcp.stranded(self._sock):
+                raise LinkLost("this host has another address now")
             with time_limit(timeout_s, LinkLost("no answer in time")):
                 self._ask(encode("beat"), "beat")
         except KKP2PError as error:

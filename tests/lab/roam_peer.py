@@ -4,13 +4,14 @@
 ``join ID SECRET``  "joined RESULT"; from then on it takes every channel that comes: "accepted MODE"
 ``call ID MODE``    "call RESULT MODE"
 ``quiet``, ``go``   stop sending, go on
+``mark N``          send a mark; the other side says "mark N" when it comes to it
 ``end``             send AFTER more bytes and the digest of all, and wait for the same
 ==================  ================================================================================
 
 Both ends of each channel send at a steady rate.  "moved N" comes at every STEP bytes received, "gap
 S until T" when something came after S seconds of nothing, "broken N" when the channel has ended
 early, and at the end "same N" or "differs N", by the digest that the other side has sent.
-"accept RESULT" is said of what is not a channel.
+"accept RESULT" is said of what is not a channel.  A channel that has ended is forgotten by ``end``.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import random
 import sys
 import threading
 import time
+from queue import SimpleQueue
 
 import kkp2p_compat as kkp2p
 
@@ -31,6 +33,7 @@ AFTER = 1 << 23
 GAP_S = 0.5
 PATIENCE_MS = 120_000  # for each read and write
 HEADER, DIGEST = 4, 32
+MARK = 2**32 - 1  # instead of a chunk's size
 
 
 def say(*words: object) -> None:
@@ -45,10 +48,14 @@ class Transfer:
         self.flowing.set()
         self.ending = threading.Event()
         self.received = 0
+        self._marks: SimpleQueue[int] = SimpleQueue()
         self._fd = fd
         self._threads = [threading.Thread(target=one) for one in (self._send, self._receive)]
         for thread in self._threads:
             thread.start()
+
+    def mark(self, number: int) -> None:
+        self._marks.put(number)
 
     def end(self) -> None:
         self.ending.set()
@@ -69,6 +76,8 @@ class Transfer:
             digest.update(chunk)
             if not self._write(CHUNK.to_bytes(HEADER, "big") + chunk):
                 return
+            while not self._marks.empty():
+                self._write(MARK.to_bytes(HEADER, "big") + self._marks.get().to_bytes(HEADER, "big"))
             if self.ending.is_set():
                 left -= CHUNK
             time.sleep(PACE_S)
@@ -88,6 +97,9 @@ class Transfer:
         digest = hashlib.sha256()
         try:
             while size := int.from_bytes(self._read(HEADER), "big"):
+                if size == MARK:
+                    say("mark", int.from_bytes(self._read(HEADER), "big"))
+                    continue
                 digest.update(self._read(size))
                 before, self.received = self.received, self.received + size
                 if before // STEP < self.received // STEP:
@@ -117,6 +129,7 @@ class Peer:
         conf = kkp2p.engine_conf_t(host, int(port), log_path=os.environ["TMPDIR"])
         engine = kkp2p.engine_init(conf, 5000)
         assert engine is not None
+        kkp2p.switch_log_level(engine, 3)
         self._engine = engine
         self._transfers: list[Transfer] = []
         self._over = False
@@ -144,6 +157,10 @@ class Peer:
         say("call", result, channel.transmit_mode, f"after {took_s:.2f} s")
         if result == 0:
             self._transfers.append(Transfer(channel.fd))
+
+    def mark(self, number: str) -> None:
+        for transfer in self._transfers:
+            transfer.mark(int(number))
 
     def quiet(self) -> None:
         for transfer in self._transfers:

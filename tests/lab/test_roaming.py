@@ -2,41 +2,15 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
-import time
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
-from programs import PORT
-from support import SECRET
+from roaming import Peer, Transfer, start_cloud
 
-from kkp2p_compat.testing import nat, programs
+from kkp2p_compat.testing import nat
 from kkp2p_compat.testing.hosts import Host
-from kkp2p_compat.testing.internet import Internet
+from kkp2p_compat.testing.internet import Internet, InternetHost, NatHandle
 from kkp2p_compat.testing.lab import Lab
-from kkp2p_compat.testing.programs import Run, wait_for
-
-PEER = str(Path(__file__).with_name("roam_peer.py"))
-BEFORE = re.compile("^moved [0-9]{7,}")
-
-
-class Peer:
-    """A process of roam_peer.py."""
-
-    def __init__(self, run: Run, host: Host, cloud: Host) -> None:
-        self.host = host
-        self.process: subprocess.Popen[str] = run(host, "ready", PEER, cloud.address, PORT)
-
-    def tell(self, line: str, answer: str = "") -> str:
-        assert self.process.stdin is not None
-        self.process.stdin.write(line + "\n")
-        self.process.stdin.flush()
-        return wait_for(self.process, answer) if answer else ""
-
-    def wait(self, line: str) -> str:
-        return wait_for(self.process, line)
+from kkp2p_compat.testing.nat import NatType
+from kkp2p_compat.testing.programs import Run
 
 
 @pytest.fixture
@@ -47,40 +21,58 @@ def net(lab: Lab) -> Internet:
 @pytest.fixture
 def cloud(net: Internet, run: Run) -> Host:
     host = net.host("cloud")
-    programs.start_cloud(run, host, "--account", f"peer:{SECRET}")
+    start_cloud(run, host)
     return host
 
 
-def test_x(net, cloud, run):
-    homes = {name: net.nat(name, nat.PORT_RESTRICTED) for name in ("a", "b", "c", "d")}
-    caller = Peer(run, homes["a"].host("caller"), cloud)
-    callee = Peer(run, homes["b"].host("callee"), cloud)
-    callee.tell(f"join peer {SECRET}", "joined 0")
-    print(caller.tell("call peer 1", "call 0 1"))
-    for p in (caller, callee): p.wait("moved")
-    def show(tag):
-        at = time.monotonic()
-        print(tag)
-        for p in (caller, callee):
-            p.tell("end")
-        for p in (caller, callee):
-            while True:
-                line = p.wait(".")
-                if line.startswith("gap"):
-                    print(p.host.name, line, float(line.split()[-1]) - at)
-                if line.startswith(("same", "broken", "differs")):
-                    print(p.host.name, line)
-                    p.wait("ended")
-                    break
-    import os
-    what = os.environ["WHAT"]
-    if "r" in what: net.move(caller.host, homes["c"])
-    if "e" in what: net.move(callee.host, homes["d"])
-    if "R" in what: homes["a"].reboot(True)
-    if "E" in what: homes["b"].reboot(True)
+KINDS = {
+    "port-restricted": (nat.PORT_RESTRICTED, nat.PORT_RESTRICTED),
+    "symmetric caller": (nat.SYMMETRIC_SEQUENTIAL, nat.PORT_RESTRICTED),
+    "symmetric callee": (nat.PORT_RESTRICTED, nat.SYMMETRIC_SEQUENTIAL),
+    "public callee": (nat.PORT_RESTRICTED, None),
+    "public caller": (None, nat.PORT_RESTRICTED),
+}
+
+
+class Side:
+    """A peer with two places to be at."""
+
+    def __init__(self, net: Internet, name: str, kind: NatType | None) -> None:
+        self._net = net
+        self._places: list[NatHandle | Internet] = [
+            net if kind is None else net.nat(f"{name} {at}", kind) for at in ("home", "cafe")
+        ]
+        self.host: InternetHost = self._places[0].host(name)
+
+    def move(self) -> None:
+        self._places.reverse()
+        self._net.move(self.host, self._places[0])
+
+    def reboot(self) -> None:
+        place = self._places[0]
+        if isinstance(place, NatHandle):
+            place.reboot(new_address=True)
+
+
+@pytest.mark.parametrize("kinds", KINDS.values(), ids=KINDS)
+def test_a_transfer_moves(
+    net: Internet, cloud: Host, run: Run, kinds: tuple[NatType | None, NatType | None]
+) -> None:
+    caller, callee = Side(net, "caller", kinds[0]), Side(net, "callee", kinds[1])
+    transfer = Transfer(Peer(run, caller.host, cloud), Peer(run, callee.host, cloud), "peer0")
     try:
-        show(what)
+        caller.move()
+        transfer.passes("the caller moves")
+        callee.move()
+        transfer.passes("the callee moves")
+        caller.move()
+        callee.move()
+        transfer.passes("both move")
+        caller.reboot()
+        transfer.passes("the caller's NAT starts anew")
+        callee.reboot()
+        transfer.passes("the callee's NAT starts anew")
+        transfer.end()
     finally:
-        for p in (caller, callee):
-            print("=== ", p.host.name)
-            print((p.host.folder / "kkp2p_engine.log").read_text())
+        for side in transfer.sides:
+            print(side.host.name, side.log())
