@@ -83,6 +83,8 @@ class Callee:
         if len(self._direct.links) >= MAX_LINKS or len(underlay.finder) >= MAX_MEETING:
             raise CallRefused("too many connections with peers")
         moved = self._find_link(offer.restarts)
+        if moved is not None:
+            underlay.own.doubt()
         if call.trickle is None:
             half = Half(underlay.own.host_candidates(), asked=asked)
             answer = half.fit(half.answer)

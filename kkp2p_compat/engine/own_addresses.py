@@ -96,6 +96,7 @@ class OwnAddresses:
         self._host: list[Candidate] | None = None
         self._pumps: list[Pump] = []
         self._wake = Event()  # something to find out
+        self._doubt = Event()  # that all is as it was
         self._progress = Event()  # of the run, or the run is of no use any more
         self._greenlet: Any = None
         self._told: object = None
@@ -126,6 +127,10 @@ class OwnAddresses:
         self._wake.set()
         self._progress.set()
         self._changed()
+
+    def doubt(self) -> None:
+        """A path has died, perhaps by our NAT: see soon if we are where we were."""
+        self._doubt.set()
 
     # What is known.
 
@@ -295,12 +300,13 @@ class OwnAddresses:
 
     def _stay(self) -> None:
         """Until it is time to find everything out again."""
-        pause_s = BLOCKED_RECHECK_S if self.udp_blocked or not self.found else RECHECK_S
-        until = _now() + pause_s
+        lost = self.udp_blocked or not self.found
+        until = _now() + (BLOCKED_RECHECK_S if lost else RECHECK_S)
         while (left_s := until - _now()) > 0:
-            if self._wake.wait(min(left_s, KEEP_S)):
-                return
-            if not self._is_as_it_was():
+            gevent.wait([self._wake, self._doubt], min(left_s, KEEP_S), count=1)
+            doubted = self._doubt.is_set()
+            self._doubt.clear()
+            if self._wake.is_set() or (doubted and lost) or not self._is_as_it_was():
                 return
 
     def _is_as_it_was(self) -> bool:
