@@ -47,19 +47,21 @@ from ._codes import (
     KKP2P_SUCCESS,
 )
 from ._errors import KKP2PError, ParameterError
-from ._structs import channel_t, connect_cb, connect_ctx_t, engine_conf_t
+from ._structs import channel_stats_t, channel_t, connect_cb, connect_ctx_t, engine_conf_t
 from ._version import __version__
 from .engine import log as _log
 from .engine.channels import Channel
 from .engine.channels import close_fd as _close_fd
 from .engine.channels import takes_messages as _takes_messages
 from .engine.engine import Engine as engine_t
+from .engine.stats import channel_stats as _channel_stats
 from .engine.stun_servers import stun_servers_of
 from .transport.udp.messages import MAX_MESSAGE_BYTES as _MAX_MESSAGE_BYTES
 
 __all__ = [
-    "__version__", "accept", "channel_t", "close_channel", "close_fd", "connect", "connect_cb",
-    "connect_ctx_t", "engine_conf_t", "engine_destroy", "engine_init", "engine_t", "error_no",
+    "__version__", "accept", "channel_stats", "channel_stats_t", "channel_t", "close_channel",
+    "close_fd", "connect", "connect_cb", "connect_ctx_t", "engine_conf_t", "engine_destroy",
+    "engine_init", "engine_t", "error_no",
     "get_domainip", "hmac_sha1", "join_lan", "join_net", "lan_search", "listen_fd", "log_destroy",
     "log_init", "log_switch_level", "proxy_address", "read", "sdk_version", "start_proxy",
     "start_proxy_udp", "stop_proxy", "switch_log_level", "write",
@@ -437,6 +439,16 @@ def close_channel(engine: engine_t, channel_id: int) -> None:
     C: ``kkp2p_close_channel``.
     """
     check_engine(engine).close_channel(check_value(channel_id, 0, 2**32 - 1, "channel_id"))
+
+
+@_api(None)
+def channel_stats(engine: engine_t, channel_id: int) -> channel_stats_t | None:
+    """What is known of a channel at this moment: path, peer's address, round trip, loss, bytes.
+
+    Returns None when there is no such channel (any more); error_no then has -106.  Not in C.
+    """
+    check_value(channel_id, 0, 2**32 - 1, "channel_id")
+    return check_engine(engine).thread.call(_channel_stats, engine, channel_id)
 
 
 @_api(None)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["channel_t", "connect_cb", "connect_ctx_t", "engine_conf_t"]
+__all__ = ["channel_stats_t", "channel_t", "connect_cb", "connect_ctx_t", "engine_conf_t"]
 
 # (result, channel, func_param).  result: >= 0, or an error code below 0 (channel.fd is then -1).
 connect_cb = Callable[[int, "channel_t", Any], object]
@@ -86,3 +86,57 @@ class connect_ctx_t:
     """Called when an asynchronous connect is over; None: connect waits."""
     func_param: Any = None
     """Handed to func."""
+
+
+@dataclass(frozen=True)
+class channel_stats_t:
+    """What is known of a channel at one moment.  Not in C; made by channel_stats.
+
+    Times are in seconds, sizes in bytes, rates in bytes a second.  Of a relayed channel everything
+    about packets is about our own TCP connection with the relay; None: the system does not tell.
+    """
+
+    channel_id: int
+    path: str
+    """"p2p" or "relay"."""
+    reason: str
+    """Why by that path, in words; empty for a relayed channel that was accepted."""
+    plan: str
+    """How the peers met, or tried to: "direct", "punch", "predict", "birthday", "relay"; or ""."""
+    address: tuple[str, int] | None
+    """IP and port: of the peer, or of the relay."""
+    is_ipv6: bool
+    is_lan: bool
+    """p2p inside a private network (or a VPN)."""
+    own_nat: str
+    """What the NATs in front of us do, in words, as it was known when the channel was made."""
+    peer_nat: str
+    """The same of the peer, as it told."""
+    set_up_s: float | None
+    """How long connect took; None: the channel was accepted."""
+    steps: tuple[tuple[float, str], ...]
+    """What happened on the way to the peer, and how long after the beginning.  A channel on a live
+    connection has that connection's."""
+    age_s: float
+    """Since the channel was made."""
+    rtt_s: float | None
+    """Round trip, smoothed."""
+    min_rtt_s: float | None
+    loss: float | None
+    """Of all packets sent, the fraction that was lost, 0 to 1; relayed: sent again."""
+    pacing_bytes_per_s: float | None
+    """How fast we may send now; 0: no limit was found yet."""
+    delivery_bytes_per_s: float | None
+    """How fast the path took what we sent last; 0: too little was sent."""
+    window_bytes: int | None
+    """The congestion window."""
+    mtu_bytes: int | None
+    """The path's: of a UDP payload for p2p, of an IP packet for the relay."""
+    bytes_sent: int | None
+    """The application's, on this channel; what has left this host, repeated bytes counted once."""
+    bytes_received: int | None
+    """The application's, on this channel; relayed without encryption: unread ones with them."""
+    connection_bytes_sent: int | None
+    """On the connection that carries the channel, with all others on it, packet headers, and what
+    was repeated; None for the relay."""
+    connection_bytes_received: int | None

@@ -64,7 +64,10 @@ FUNCTIONS = {
     "close_fd": ["fd"],
     "hmac_sha1": ["key", "data"],
 }
-OURS = {"proxy_address": ["engine", "proxy_id"]}  # not in C: where a proxy on port 0 listens
+OURS = {  # not in C: where a proxy on port 0 listens, and what is known of a channel
+    "proxy_address": ["engine", "proxy_id"],
+    "channel_stats": ["engine", "channel_id"],
+}
 
 STRUCTS = {
     "engine_conf_t": [
@@ -84,7 +87,8 @@ EXTENSIONS = {"engine_conf_t": ["login_ca", "stun_servers"]}
 
 
 def test_nothing_more_and_nothing_less() -> None:
-    expected = {*CONSTANTS, *FUNCTIONS, *OURS, *STRUCTS, "engine_t", "connect_cb", "__version__"}
+    types = {*STRUCTS, "engine_t", "connect_cb", "channel_stats_t"}
+    expected = {*CONSTANTS, *FUNCTIONS, *OURS, *types, "__version__"}
     assert sorted(kkp2p.__all__) == sorted(expected)
     assert all(hasattr(kkp2p, name) for name in kkp2p.__all__)
 

@@ -57,6 +57,7 @@ class Attempt:
             raise
         self.timeline.step("relay taken")
         connection.how = f"relay: {self.why_relay}; {self.timeline.summary}"
+        connection.reason, connection.timeline = self.why_relay, self.timeline
         self._first.set(connection)
         self.link.set_exception(NotSupported("the relay was faster"))
 

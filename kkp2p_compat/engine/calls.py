@@ -7,6 +7,7 @@ it (a descriptor for the application, or a proxied stream) is the business of ot
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +25,9 @@ from ..control.resolver import numeric
 from ..control.wire import Message, encode
 from ..transport.relay import open_relay, parse_place_untrusted, wait_for_pairing
 from ..transport.sealed import DirectionKeys, Opener, Sealer, derive_keys
+from ..traversal.nat import NatBehaviour
 from .direct_offer import DirectOffer, parse_id_untrusted
+from .timeline import Timeline
 
 __all__ = [
     "Connection",
@@ -55,6 +58,18 @@ class Connection:
     encrypt: int
     keys: tuple[DirectionKeys, DirectionKeys] | None = None  # (ours, the peer's) if sealed
     how: str = "relay"  # it was made, for the log
+    reason: str = ""  # why it is not p2p; empty if the peer knows
+    timeline: Timeline | None = None  # of the attempt that it came of, if we called
+    set_up_s: float | None = None  # if we called
+
+    @property
+    def relay(self) -> tuple[str, int] | None:
+        """The relay's address; None: the connection is broken already."""
+        try:
+            ip, port = self.sock.getpeername()[:2]
+        except OSError:
+            return None
+        return ip, port
 
     def seal(self) -> tuple[Sealer, Opener]:
         if self.keys is None:
@@ -83,11 +98,20 @@ def make_call(client: CloudClient, ctx: connect_ctx_t, budget_s: float) -> Conne
         desc=ctx.connect_desc, key=private and private.public_key().public_bytes_raw(),
     )  # fmt: skip
 
+    timeline = Timeline()
+
     def finish(link: Link, call: OutgoingCall) -> Connection:
-        sock = go_to_relay(call.relay.get(), link)
+        place = call.relay.get()
+        timeline.step("called")
+        with contextlib.suppress(BadPacket):  # a stranger's word, which is only shown
+            timeline.peer_nat = NatBehaviour.parse_untrusted(call.peer_nat)
+        sock = go_to_relay(place, link)
+        timeline.step("relay")
         try:
             answer = call.answer.get()  # first, because a refusal comes here and not by the relay
+            timeline.step("answer")
             wait_for_pairing(sock)
+            timeline.step("paired")
             keys = None
             if private is not None:
                 public = parse_answer_untrusted(answer)
@@ -95,7 +119,9 @@ def make_call(client: CloudClient, ctx: connect_ctx_t, budget_s: float) -> Conne
         except BaseException:
             sock.close()  # first: the link may be broken, too
             raise
-        return Connection(sock, ctx.connect_desc, ctx.encrypt_data, keys)
+        made = Connection(sock, ctx.connect_desc, ctx.encrypt_data, keys)
+        made.timeline = timeline
+        return made
 
     return call_peer(client, ctx.peer_id, offer, budget_s, finish)
 

@@ -24,7 +24,7 @@ from .._codes import KKP2P_TCP_CHANNEL, KKP2P_UDP_CHANNEL, TRANSMIT_P2P, TRANSMI
 from .._errors import EngineClosed, KKP2PError, LinkLost, from_os_error
 from .._io import shut_down
 from .._structs import channel_t
-from ..transport import tcp
+from ..transport import tcp, tcp_stats
 from ..transport.carry import SealedStream
 from .calls import Connection
 from .direct import DirectConnection
@@ -67,6 +67,10 @@ class Channel:
         self._identity = _identity(fd)
         self.desc = connection.desc
         self.how = connection.how  # it was connected, for the log
+        self.set_up_s = connection.set_up_s
+        self.timeline = connection.timeline
+        self.reason = connection.reason  # for going by that path
+        self.made_at = time.monotonic()
         self._encrypt = connection.encrypt
         engine.channels[self.channel_id] = self
         with _lock:
@@ -124,6 +128,11 @@ class Channel:
 class RawChannel(Channel):
     """The descriptor is the TCP socket to the relay."""
 
+    def __init__(self, engine: Engine, connection: Connection, peer_id: str) -> None:
+        self.relay = connection.relay
+        self.before = tcp_stats.passed(connection.sock)
+        super().__init__(engine, connection, peer_id, connection.sock.detach())
+
     def duplicate_fd(self) -> int | None:
         try:
             duplicate = os.dup(self.fd)
@@ -162,32 +171,33 @@ class SealedChannel(Channel):
             connection.sock.close()
             raise
         self._plain = gsocket.socket(fileno=ours.detach())
-        self._wire = connection.sock
-        self._stream = SealedStream(self._plain, self._wire, *connection.seal())
+        self.relay = connection.relay
+        self.wire = connection.sock
+        self.stream = SealedStream(self._plain, self.wire, *connection.seal())
         super().__init__(engine, connection, peer_id, theirs.detach())
         engine.pumps.add(engine.thread.spawn(self._run))
 
     def _run(self) -> None:
         error: KKP2PError | None = EngineClosed()  # when killed
         try:
-            error = self._stream.run()
+            error = self.stream.run()
         finally:
             self.forget("ended" if error is None else f"broken: {error}")
             self._plain.close()
             if error is None:
-                self.engine.linger(self._wire)
+                self.engine.linger(self.wire)
             else:
-                self._wire.close()
+                self.wire.close()
 
     def close(self, duplicate: int | None) -> None:
         if self.channel_id in self.engine.channels:
             # What is in the pair still goes out; to the application it is an end of stream, and to
             # us, whoever has a copy of its descriptor (a forked child).
             shut_down(self._plain.fileno())
-            self.engine.thread.spawn(self._stream.application_closed)
+            self.engine.thread.spawn(self.stream.application_closed)
 
     def sweep(self) -> None:
-        self._stream.check()
+        self.stream.check()
 
 
 class DirectChannel(Channel):
@@ -198,6 +208,8 @@ class DirectChannel(Channel):
     def __init__(self, engine: Engine, connection: DirectConnection, peer_id: str) -> None:
         self.channel_type = connection.channel_type
         self.is_ipv6 = connection.link.is_ipv6
+        self.link = connection.link
+        self.stream = connection.stream
         is_udp = connection.channel_type == KKP2P_UDP_CHANNEL
         try:
             self._ours, theirs = _make_pair(
@@ -249,7 +261,7 @@ def adopt(engine: Engine, connection: Connection | DirectConnection, peer_id: st
         return DirectChannel(engine, connection, peer_id)
     if connection.keys is not None:
         return SealedChannel(engine, connection, peer_id)
-    return RawChannel(engine, connection, peer_id, connection.sock.detach())
+    return RawChannel(engine, connection, peer_id)
 
 
 def takes_messages(fd: int) -> bool:

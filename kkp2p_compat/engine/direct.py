@@ -26,6 +26,7 @@ from ..transport.udp.connection import Connection as PeerConnection
 from ..transport.udp.connection import Settings
 from ..transport.udp.events import ChannelOffered
 from ..transport.udp.route import route_datagram_bytes
+from ..traversal.nat import UNKNOWN, NatBehaviour
 from .attempts import Attempt
 from .callee import Callee
 from .caller import Caller
@@ -34,6 +35,7 @@ from .half import CallKeys
 from .path_finder import Path
 from .peer_link import LinkInfo, PeerLink
 from .roaming import Roaming
+from .timeline import Timeline
 from .underlay import Underlay
 
 if TYPE_CHECKING:
@@ -41,8 +43,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Direct", "DirectConnection"]
 
-# Our choice: how long a live link may take to open a channel; half of the time is a new one's.
-REUSE_S = 2.0
+# Our choices.
+REUSE_S = 2.0  # how long a live link may take to open a channel; half of the time is a new one's
+MAX_RECENT = 16  # attempts, of which it is remembered how they went
 
 _random = SystemRandom()
 
@@ -53,7 +56,11 @@ class DirectConnection:
     def __init__(self, link: PeerLink, stream_id: int, offered: ChannelOffered | connect_ctx_t):
         self.link = link
         self.how = link.describe_use()
+        self.set_up_s: float | None = None  # if we called
+        self.timeline = link.info.timeline
+        self.reason = link.info.plan.reason
         self.stream_id = stream_id
+        self.stream = link.connection.channels.get(stream_id)  # None: it is broken already
         self.channel_type = offered.channel_type
         self.encrypt = offered.encrypt_data
         self.desc = offered.desc if isinstance(offered, ChannelOffered) else offered.connect_desc
@@ -67,6 +74,8 @@ class Direct:
     ) -> None:
         self.engine = engine
         self.links: set[PeerLink] = set()
+        self.recent: dict[str, Timeline] = {}
+        """Of the last attempts to reach peers, by peer id, or "ID (LAN)"; whatever came of them."""
         self.caller = Caller(self)
         self.callee = Callee(self)
         self._log = engine.log
@@ -133,6 +142,7 @@ class Direct:
                 if auto:
                     self._see_if_worth_it(key)
                 attempt = self._making[key, auto] = Attempt()
+                self._remember(key, attempt.timeline)
                 self.engine.thread.spawn(self._make, key, auto, make, attempt)
             elif attempt.relay_taken:
                 raise NotSupported("a path is still being looked for")
@@ -146,6 +156,12 @@ class Direct:
             except TimedOut:
                 if mine or auto:
                     raise
+
+    def _remember(self, key: str, timeline: Timeline) -> None:
+        self.recent.pop(key, None)
+        self.recent[key] = timeline
+        if len(self.recent) > MAX_RECENT:
+            del self.recent[next(iter(self.recent))]
 
     def _see_if_worth_it(self, peer_id: str) -> None:
         """Raises NotSupported where auto mode should take the relay at once."""
@@ -202,6 +218,11 @@ class Direct:
             self.underlay()
         except KKP2PError as error:
             self._log.error("no p2p: %s", error)
+
+    @property
+    def nat(self) -> NatBehaviour:
+        """Ours, as far as it is known by now."""
+        return UNKNOWN if self._underlay is None else self._underlay.own.nat
 
     def underlay(self) -> Underlay:
         if self._closed:

@@ -202,6 +202,8 @@ class Engine:
             )  # fmt: skip
             self.stun_servers = self._find_stun_servers(addresses)
             self.direct.start()
+        else:
+            self.stun_servers = self._find_stun_servers([])
         self.thread.spawn(self._sweep)
         self.log.warning(
             "engine started: cloud %s, port %d", conf.login_domain or "none", conf.login_port
@@ -291,7 +293,15 @@ class Engine:
 
     def connect(self, ctx: connect_ctx_t, lan: bool = False) -> Connection | DirectConnection:
         """By the path that ctx asks for; ctx.timeout is the budget for all of it."""
-        deadline = time.monotonic() + ctx.timeout / 1000
+        began = time.monotonic()
+        connection = self._connect(ctx, lan, began + ctx.timeout / 1000)
+        connection.set_up_s = time.monotonic() - began
+        return connection
+
+    def _connect(
+        self, ctx: connect_ctx_t, lan: bool, deadline: float
+    ) -> Connection | DirectConnection:
+        why_relay = "the relay was asked for"
         with time_limit(ctx.timeout / 1000, TimedOut(f"not connected within {ctx.timeout} ms")):
             if self.client is None or lan:
                 if ctx.connect_mode == _codes.CONNECT_RELAY:
@@ -305,10 +315,13 @@ class Engine:
                         if isinstance(error, NotSupported):  # by the peer, or this network
                             raise TimedOut(f"no p2p: {error}") from error
                         raise
-                    self.log.info("%s: no p2p: %s", ctx.peer_id, error)
+                    why_relay = str(error)
+                    self.log.info("%s: no p2p: %s", ctx.peer_id, why_relay)
             if ctx.channel_type != _codes.KKP2P_TCP_CHANNEL:
                 raise NotSupported("UDP channels are p2p only")
-            return make_call(self.client, ctx, deadline - time.monotonic())
+            connection = make_call(self.client, ctx, deadline - time.monotonic())
+            connection.reason = why_relay
+            return connection
 
     def _open_channel(self, ctx: connect_ctx_t, lan: bool) -> Channel:
         try:

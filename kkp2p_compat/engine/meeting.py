@@ -53,6 +53,8 @@ class Meeting:
         self._spawn = spawn
         self._told = set(ours.candidates)
         self._stack = ExitStack()
+        timeline.plan, timeline.own_nat, timeline.peer_nat = self.plan, ours.nat, theirs.nat
+        timeline.note(f"the peer's NAT: {theirs.nat.text}")
         timeline.note(f"plan: {self.plan.kind}: {self.plan.reason}")
 
     def __enter__(self) -> Meeting:

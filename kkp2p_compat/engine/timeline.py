@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import time
 
+from ..traversal.nat import UNKNOWN, NatBehaviour
+from ..traversal.plan import Plan
+
 __all__ = ["Timeline"]
 
 MAX_ENTRIES = 2000  # our choice: a birthday punch has most
@@ -18,7 +21,9 @@ class Timeline:
 
     def __init__(self) -> None:
         self.started_at = time.monotonic()
-        self.path = ""  # what was chosen, and why
+        self.plan: Plan | None = None
+        self.own_nat = UNKNOWN
+        self.peer_nat: NatBehaviour = UNKNOWN
         self._entries: list[tuple[float, str]] = []
         self._steps: list[tuple[float, str]] = []
 
@@ -39,6 +44,11 @@ class Timeline:
     def entries(self) -> list[tuple[float, str]]:
         """In order, with the seconds since the start."""
         return [(at - self.started_at, text) for at, text in sorted(self._entries)]
+
+    @property
+    def steps(self) -> list[tuple[float, str]]:
+        """Of the entries, what matters most."""
+        return list(self._steps)
 
     @property
     def summary(self) -> str:

@@ -24,11 +24,23 @@ class Channel:
         self.receive = ReceiveStream(ReceiveWindow(INITIAL_STREAM_WINDOW_BYTES, largest_window))
         self.send.held = ours  # until it is opened: the peer would not know whose bytes these are
         self.writer_waits = False  # the application was told that there is no room
+        self.message_bytes_sent = 0  # of a UDP channel, as far as they were given to us
+        self.message_bytes_received = 0
         self.splitter: Splitter | None = None
         self.assembler: Assembler | None = None
         if channel_type == KKP2P_UDP_CHANNEL:
             self.splitter = Splitter(stream_id)
             self.assembler = Assembler()
+
+    @property
+    def bytes_sent(self) -> int:
+        """Payload that was sent at least once."""
+        return self.send.next_offset + self.message_bytes_sent
+
+    @property
+    def bytes_received(self) -> int:
+        """Payload that the application has taken."""
+        return self.receive.consumed + self.message_bytes_received
 
     @property
     def done(self) -> bool:

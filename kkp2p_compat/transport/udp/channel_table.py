@@ -185,6 +185,7 @@ class ChannelTable:
         channel = self.channels[stream_id]
         if channel.splitter is None:
             raise ValueError("not a UDP channel")
+        channel.message_bytes_sent += len(data)
         self._packer.queue_message(stream_id, channel.splitter, data)
 
     # The peer's frames.
@@ -281,6 +282,7 @@ class ChannelTable:
             frame.message, frame.part, frame.parts, frame.data, self._now
         )
         if message is not None:
+            channel.message_bytes_received += len(message)
             self._events.append(MessageReceived(frame.stream, message))
 
     def _handle_max_data(self, frame: f.MaxData) -> None:

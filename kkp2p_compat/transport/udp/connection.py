@@ -100,6 +100,8 @@ class Connection(ChannelTable):
         self.address = address
         self.terminated = False  # Closed was put out; nothing happens any more
         self.dropped: dict[str, int] = {}  # packets, by the reason
+        self.received_packets = 0  # genuine ones, repeated ones with them
+        self.received_bytes = 0  # of these datagrams
         self._random = random
         self._opener = Opener(receive_secret, cipher)
         self._received = received
@@ -125,6 +127,11 @@ class Connection(ChannelTable):
         )
         self._packer.start_path(self.mtu, self.rate, self.controller, Pacer(now))
 
+    @property
+    def sent(self) -> Packer:
+        """Its counters are of what was sent."""
+        return self._packer
+
     # Input.
 
     def handle_datagrams(
@@ -145,6 +152,8 @@ class Connection(ChannelTable):
                     self._count_drop(str(error))
                     place += segment_bytes
                     continue
+                self.received_packets += len(plains)
+                self.received_bytes += min(len(plains) * segment_bytes, len(data) - place)
                 place += len(plains) * segment_bytes
                 if number > received.largest:
                     eliciting += self._handle_packets(plains, address)
@@ -379,7 +388,7 @@ class Connection(ChannelTable):
         check = self._path_check
         if check is None or not check.proved_by(token) or check.address != address:
             return
-        moved = check.address[0] != self.address[0]
+        moved = check.address[0] != self.address[0] or check.address == self.address
         self._path_check = None
         self.address = check.address
         if moved:  # RFC 9000 section 9.4: only a new port is most likely the same path
@@ -395,13 +404,13 @@ class Connection(ChannelTable):
         self._control(f.encode_ping())
 
     def try_path(self, address: Address, now: float) -> None:
-        """The peer may be (again) at this address, say new connectivity checks."""
+        """The peer may be (again) at this address, say new connectivity checks.
+
+        Where it is the address that we have, our own has changed: the path is another all the same.
+        """
         self._now = now
         self.recovery.pto_count = 0  # what backed off for the old path has waited long enough
-        if address == self.address:
-            self.ping()
-        else:
-            self._suspect_move(address, now)
+        self._suspect_move(address, now)
 
     def close(self, code: int, reason: str, now: float) -> None:
         """End the connection; Closed follows when the peer has had the chance to hear of it."""

@@ -66,6 +66,7 @@ class DeliveryRate:
     def __init__(self) -> None:
         self.delivered_bytes = 0
         self.lost_bytes = 0
+        self.latest_bytes_per_s = 0.0  # of the last sample that could tell
         self._delivered_at = 0.0
         self._first_sent_at = 0.0
         self._limited_until = 0  # app-limited until so many bytes are delivered; 0: it is not
@@ -113,8 +114,10 @@ class DeliveryRate:
         interval_s = max(newest.sent_at - newest.first_sent_at, now - newest.delivered_at)
         delivered = self.delivered_bytes - newest.delivered_bytes
         reliable = interval_s > 0 and interval_s >= min_rtt_s - CLOCK_ERROR_S
+        bytes_per_s = delivered / interval_s if reliable else 0.0
+        self.latest_bytes_per_s = bytes_per_s or self.latest_bytes_per_s
         return RateSample(
-            bytes_per_s=delivered / interval_s if reliable else 0.0,
+            bytes_per_s=bytes_per_s,
             delivered=delivered,
             prior_delivered=newest.delivered_bytes,
             total_delivered=self.delivered_bytes,
