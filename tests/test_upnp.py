@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,10 +17,13 @@ from router import LOOPBACK, OUTSIDE, Igd
 from support import PATIENCE_S
 
 from kkp2p_compat._errors import BadPacket, KKP2PError, TimedOut
+from kkp2p_compat.engine.thread import EngineThread
 from kkp2p_compat.traversal import upnp
 from kkp2p_compat.traversal.gateway import Mapping, Refused
+from kkp2p_compat.traversal.port_mapping import PortMapper
 from kkp2p_compat.traversal.upnp import Guard, UpnpSession, parse_answer_untrusted
 
+LOG = logging.getLogger("test.upnp")
 INSIDE = 5555
 THEIRS = "192.168.1.77"  # another host behind the router
 GATEWAY = "192.168.1.1"
@@ -291,3 +295,31 @@ def test_the_guard_outlives_a_router_that_refuses(igd: Igd) -> None:
                 assert sock.recv(100) == b""
     finally:
         guard.close()
+
+
+@with_miniupnpc
+def test_an_engine_that_ends_meanwhile(igd: Igd) -> None:
+    """The leak check of all tests then sees no thread and no descriptor left."""
+    talking = Event()
+
+    def talk(sock: Any) -> None:
+        talking.set()
+        _silent(sock)
+
+    def start() -> PortMapper:
+        mapper = PortMapper(
+            LOG,
+            thread.spawn,
+            gateways=lambda: [LOOPBACK],
+            sessions=lambda ip, nonce: [UpnpSession(ip, igd.port)],
+        )
+        mapper.start(INSIDE)
+        return mapper
+
+    igd.raw = talk
+    thread = EngineThread(LOG)
+    thread.start()
+    mapper = thread.call(start)
+    assert talking.wait(PATIENCE_S)
+    thread.call(mapper.close)
+    thread.stop()

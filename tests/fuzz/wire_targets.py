@@ -12,6 +12,7 @@ from collections.abc import Callable
 from random import Random
 from typing import NamedTuple
 
+from mapping_targets import ANSWERS, SEARCH_ANSWERS, fuzz_mapping, fuzz_search_answer
 from nat_targets import LIES, fuzz_behaviour, fuzz_discovery, fuzz_responder
 
 from kkp2p_compat._errors import BadPacket
@@ -414,6 +415,8 @@ TARGETS = {
         fuzz_behaviour,
         [b'{"mapping":"none","filtering":"unknown","allocation":"sequential","step":-3}'],
     ),
+    "port mapping": Target(fuzz_mapping, ANSWERS),
+    "upnp search": Target(fuzz_search_answer, SEARCH_ANSWERS),
     "candidates": Target(fuzz_candidates, [b"host 5 192.0.2.1 9\nsrflx 7 2001:db8::1 10"]),
     "lan": Target(fuzz_lan, [SEARCH, ANSWER, joined(SEARCH, ANSWER, SEARCH)]),
 }
