@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,6 +14,7 @@ from gevent import monkey
 from gevent import socket as gsocket
 from hypothesis import given
 from hypothesis import strategies as st
+from stun_support import start_responder
 from support import PATIENCE_S, CloudProcess
 
 from kkp2p_compat._errors import BadPacket
@@ -149,21 +149,8 @@ def start() -> Iterator[Start]:
     started: list[StunResponder] = []
 
     def start(host: str, second_ip: str | None = None, **limits: object) -> StunResponder:
-        made = StunResponder(Gatekeeper(Limits(**limits)), second_ip)  # type: ignore[arg-type]
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        for _ in range(20):
-            with socket.socket(family, socket.SOCK_DGRAM) as free:
-                free.bind((host, 0))
-                port = free.getsockname()[1]
-            try:
-                made.start(host, port)
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE:
-                    raise
-            else:
-                break
-        started.append(made)
-        return made
+        started.append(start_responder(host, second_ip, Limits(**limits)))  # type: ignore[arg-type]
+        return started[-1]
 
     yield start
     for made in started:

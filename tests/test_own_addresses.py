@@ -12,12 +12,11 @@ from random import Random
 import gevent
 import pytest
 from gevent.event import Event
+from stun_support import start_responder
 from support import PATIENCE_S
 
 from kkp2p_compat._errors import BadPacket, OutOfDescriptors, TimedOut
-from kkp2p_compat.cloud.limits import Gatekeeper
-from kkp2p_compat.cloud.settings import Limits
-from kkp2p_compat.cloud.stun import StunResponder, respond_untrusted
+from kkp2p_compat.cloud.stun import respond_untrusted
 from kkp2p_compat.engine import own_addresses
 from kkp2p_compat.engine.own_addresses import OwnAddresses
 from kkp2p_compat.testing.nat import (
@@ -150,13 +149,9 @@ def settled(own: OwnAddresses, condition: Callable[[], object]) -> None:
 
 @pytest.mark.parametrize("ip", ["127.0.0.1", "::1"])
 def test_over_loopback(make: Maker, endpoint: Endpoint, ip: str) -> None:
-    responder = StunResponder(Gatekeeper(Limits()))
-    with socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET) as free:
-        free.bind((ip, 0))
-        port = free.getsockname()[1]
-    responder.start(ip, port)
+    responder = start_responder(ip)
     try:
-        own = make(endpoint, (ip, port))
+        own = make(endpoint, (ip, responder.ports[0]))
         settled(own, lambda: own.nat.filtering != "unknown")
         assert own.ready.is_set()
         assert own.nat == NatBehaviour("none", "address-dependent", "preserved")

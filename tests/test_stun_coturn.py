@@ -15,10 +15,9 @@ import pytest
 from gevent import socket as gsocket
 from gevent.event import Event
 from gevent.subprocess import check_output
+from stun_support import start_responder
 from support import PATIENCE_S
 
-from kkp2p_compat.cloud.limits import Gatekeeper
-from kkp2p_compat.cloud.settings import Limits
 from kkp2p_compat.cloud.stun import StunResponder
 from kkp2p_compat.engine.own_addresses import OwnAddresses
 from kkp2p_compat.transport.udp.endpoint import Endpoint
@@ -105,8 +104,7 @@ def test_our_client_asks_coturn(coturn: tuple[int, int]) -> None:
 
 @pytest.fixture
 def ours() -> Iterator[StunResponder]:
-    responder = StunResponder(Gatekeeper(Limits()), SECOND)
-    responder.start(HOME, two_free_ports()[0])
+    responder = start_responder(HOME, SECOND)
     yield responder
     responder.stop()
 
