@@ -432,7 +432,7 @@ def test_a_flood_of_offers(joined: Callable[..., Any], monkeypatch: pytest.Monke
     errors = []
     link = None
     while link is None or not link.closed.is_set():
-        client = engines[0]._client
+        client = engines[0].client
         link = link or client._home_link
         gevent.sleep(0.001)
     errors.append(link.close_reason)

@@ -22,8 +22,17 @@ from hypothesis import strategies as st
 from kkp2p_compat.cloud import server
 from kkp2p_compat.cloud.connection import Connection
 from kkp2p_compat.cloud.server import Cloud
+from kkp2p_compat.transport import tcp
 
 ACCOUNTS = {"good": "g"}
+OPS = (
+    "route", "login", "proof", "beat", "call", "answer", "decline", "cancel", "over", "trickle",
+    "nat", "error", "?",
+)  # fmt: skip
+FIELDS = (
+    "v", "peer", "scram", "session", "again", "call", "to", "ms", "offer", "answer", "reason",
+    "text", "nat",
+)  # fmt: skip
 
 
 class Good:
@@ -341,11 +350,9 @@ def test_no_descriptor_is_left_after_a_thousand_connections() -> None:
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
-    op=st.sampled_from(
-        ["route", "login", "proof", "beat", "call", "answer", "decline", "cancel", "error", "?"]
-    ),
+    op=st.sampled_from(OPS),
     fields=st.dictionaries(
-        st.sampled_from(["v", "peer", "scram", "call", "to", "ms", "offer", "answer", "reason"]),
+        st.sampled_from(FIELDS),
         st.recursive(
             st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=40)),
             lambda inner: st.lists(inner, max_size=3),
@@ -389,9 +396,12 @@ def test_those_that_gave_up_waiting_cost_no_handshake(monkeypatch: pytest.Monkey
         socks[1].close()
         socks[3].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         socks[3].close()
+        gone = [False, True, False, True, False]
+        until(lambda: [tcp.left(stranger.sock) for stranger in cloud._waiting] == gone)
         assert begun == []
         monkeypatch.setattr(server, "HANDSHAKES_PER_TURN", 1)
-        until(lambda: cloud.gate.connections == 3)
+        until(lambda: not cloud._waiting)
+        assert cloud.gate.connections == 3
         assert begun == ["127.0.0.1", "127.0.0.3", "127.0.0.5"]
         for sock in socks:
             sock.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import time
@@ -16,6 +17,7 @@ from line_server import RawServer, Script, Serve, Visitor, wait_for
 from support import PATIENCE_S, SECRET
 
 from kkp2p_compat._errors import CloudUnreachable, DuplicateLogin, KKP2PError
+from kkp2p_compat.cloud.connection import Connection
 from kkp2p_compat.control import client as client_module
 from kkp2p_compat.control.client import CloudClient
 from kkp2p_compat.control.wire import Message
@@ -314,6 +316,10 @@ def test_a_hundred_peers_come_back_after_a_restart(
     def descriptors() -> int:
         return len(os.listdir("/proc/self/fd"))
 
+    def connections() -> bool:
+        gc.collect()
+        return any(isinstance(thing, Connection) for thing in gc.get_objects())
+
     with running_cloud(accounts, limits) as cloud:
         address = cloud.address
         clients = [make(address[1]) for _ in accounts]
@@ -331,3 +337,4 @@ def test_a_hundred_peers_come_back_after_a_restart(
             client.close()
         until(lambda: cloud.gate.connections == 0)
         assert descriptors() <= before - 200
+        until(lambda: not connections())
