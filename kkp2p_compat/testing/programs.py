@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import gevent
 
@@ -60,11 +60,23 @@ def wait_for(process: subprocess.Popen[str], line: str, max_wait_s: float = MAX_
 
 
 def output_of(process: subprocess.Popen[str], max_wait_s: float = MAX_WAIT_S) -> str:
-    """What else it prints until its end, which must be a good one."""
+    """Ends its input; what else it prints until its end, which must be a good one.
+
+    (``communicate`` knows nothing of lines that ``wait_for`` has read with the one it returned.)
+    """
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with suppress(BrokenPipeError):  # of what was written to it and not sent
+        process.stdin.close()
+    process.stdin = None
+    threads = gevent.get_hub().threadpool
     with _within(max_wait_s, process, "end"):
-        output, _ = gevent.get_hub().threadpool.apply(process.communicate)
+        output = str(threads.apply(process.stdout.read))
+        threads.apply(process.wait)
+    process.stdout.close()
+    process.stdout = None  # nothing is left for communicate
     assert process.returncode == 0, (process.args, output)
-    return str(output)
+    return output
 
 
 def start_cloud(run: Run, host: Host, *options: str, port: str = CLOUD_PORT) -> None:

@@ -290,3 +290,20 @@ def test_two_labs_at_once(lab: Lab, tmp_path: Path, agent: Start) -> None:
         assert [end.heard(4000) for end in ends] == [[("x", "203.0.113.1", 4000)]] * 2
     finally:
         other.close()
+
+
+def test_an_internet_that_breaks_down_fails_the_test(tmp_path: Path, lab: Lab) -> None:
+    """And all is removed in any case."""
+    folder = tmp_path / "other"
+    folder.mkdir()
+    other = Lab(folder)
+    namespaces = [other.host("switched").namespace]
+    net = other.internet()
+    namespaces += [net.nat("nat").host("inside").namespace, net.kernel_nat("router").namespace]
+    assert all(Path("/run/netns", name).exists() for name in namespaces)
+    net.process.kill()
+    with pytest.raises((RuntimeError, BrokenPipeError)):
+        net.counters()
+    with pytest.raises(RuntimeError, match="the internet ended with status -9"):
+        other.close()
+    assert not any(Path("/run/netns", name).exists() for name in namespaces)
