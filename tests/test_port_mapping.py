@@ -11,7 +11,7 @@ from gevent.event import Event
 from router import LOOPBACK, OUTSIDE, Igd, Router, until
 
 from kkp2p_compat._errors import BadPacket, KKP2PError, LinkLost, TimedOut
-from kkp2p_compat.traversal import gateway, port_mapping
+from kkp2p_compat.traversal import gateway, port_mapping, upnp
 from kkp2p_compat.traversal.gateway import Mapping, PcpSession, PmpSession, Refused, Session
 from kkp2p_compat.traversal.port_mapping import PortMapper
 from kkp2p_compat.traversal.upnp import UpnpSession
@@ -358,3 +358,20 @@ def test_a_failing_session_does_not_stop_the_search(
     )
     mapper.wait((OUTSIDE, INSIDE))
     assert mapper.method == "pcp"
+
+
+def test_without_miniupnpc(
+    router: Router,
+    make_mapper: MakeMapper,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(upnp, "miniupnpc", None)
+    ways = port_mapping.sessions_of(LOOPBACK, NONCE)
+    assert [session.method for session in ways] == ["pcp", "nat-pmp"]
+    caplog.set_level(logging.INFO, LOG.name)
+    mapper = make_mapper()
+    mapper.wait((OUTSIDE, INSIDE))
+    mapper.refresh()
+    until(lambda: len(router.requests) == 2, router.seen)
+    assert caplog.text.count("UPnP is off") == 1
