@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from . import p2p, reconnect, relay
+from . import nat, p2p, reconnect, relay
 
 
 def main() -> None:
@@ -17,9 +17,14 @@ def main() -> None:
     direct.add_argument("--only", action="append", choices=p2p.SECTIONS, help="one of its parts")
     direct.add_argument("--mode", type=int, choices=[1, 2], default=1, help="2: over the relay")
     what.add_parser("reconnect", parents=[quick], help="peers after a restart of their cloud")
+    nats = what.add_parser("nat", parents=[quick], help="through every pair of NATs; needs root")
+    nats.add_argument("--only", action="append", choices=nat.KINDS, help="pairs with this kind")
+    nats.add_argument("--jobs", type=int, default=3, help="pairs at once (default: 3)")
     options = parser.parse_args()
     if options.what == "relay":
         relay.run(quick=options.quick)
+    elif options.what == "nat":
+        nat.run(options.quick, options.only or [], options.jobs)
     elif options.what == "reconnect":
         reconnect.run(options.quick)
     else:

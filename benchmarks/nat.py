@@ -1,0 +1,241 @@
+"""Which NATs let two peers through, how often, and how long it takes: every pair of kinds.
+
+Each host is a network namespace behind a NAT of the lab (``kkp2p_compat.testing``), 10 ms away from
+the middle of the internet.  A try is a call between two engines that have just been started and
+know their NATs: by mode 1 (p2p only, 10 s) where a path should be possible, else by auto.  Needs
+root.  The table is printed as it stands in docs/nat-traversal.rst.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import combinations_with_replacement
+from pathlib import Path
+from typing import Any
+
+from kkp2p_compat.testing import nat
+from kkp2p_compat.testing.internet import Internet
+from kkp2p_compat.testing.lab import Lab
+from kkp2p_compat.testing.miniupnpd import PUBLIC, start_miniupnpd
+from kkp2p_compat.testing.nat import NatType
+from kkp2p_compat.testing.programs import Run, runner, start_cloud
+
+DELAY_S = 0.010  # one way, of each access line
+ROUND_TRIP_S = 4 * DELAY_S  # between two hosts, and to the cloud
+TRIES = 20
+TIMEOUT_MS = 10_000
+PEER, SECRET = "callee", "a secret"
+
+Made = tuple[Any, bool]  # the host, and whether its router maps a port for it
+
+
+def _behind(nat_type: NatType) -> Callable[[Run, Internet, str], Made]:
+    return lambda _, net, name: (net.nat(f"{name}-nat", nat_type).host(name), False)
+
+
+def _cgnat(_: Run, net: Internet, name: str) -> Made:
+    carrier = net.nat(f"{name}-cgn", nat.PORT_RESTRICTED)
+    return net.nat(f"{name}-nat", nat.PORT_RESTRICTED, behind=carrier).host(name), False
+
+
+def _upnp(run: Run, net: Internet, name: str) -> Made:
+    """A Linux router whose NAT is symmetric with random ports, and that maps ports when asked."""
+    router = net.kernel_nat(f"{name}-r", random="fully-random")
+    start_miniupnpd(run, router, pcp=False)
+    return router.host(name), True
+
+
+KINDS: dict[str, Callable[[Run, Internet, str], Made]] = {
+    "public": lambda _, net, name: (net.host(name, ipv6=True), False),
+    "full cone": _behind(nat.FULL_CONE),
+    "address-restricted": _behind(nat.ADDRESS_RESTRICTED),
+    "port-restricted": _behind(nat.PORT_RESTRICTED),
+    "symmetric sequential": _behind(nat.SYMMETRIC_SEQUENTIAL),
+    "symmetric random": _behind(nat.SYMMETRIC_RANDOM),
+    "CGNAT": _cgnat,
+    "UPnP router": _upnp,
+    "UDP blocked": lambda _, net, name: (net.nat(f"{name}-nat", udp=False).host(name), False),
+    "IPv6 only": lambda _, net, name: (
+        net.host(name, ipv4=False, ipv6=True, firewall=True), False,
+    ),
+}  # fmt: skip
+SAME = {"same NAT": False, "same NAT, hairpin": True}
+IPV6 = {"public", "IPv6 only"}
+
+
+def hopeless(one: str, other: str) -> bool:
+    """Pairs that the relay is for."""
+    pair = {one, other}
+    symmetric = {"symmetric sequential", "symmetric random"}
+    if "UDP blocked" in pair:
+        return True
+    if "IPv6 only" in pair:
+        return not pair <= IPV6
+    return pair <= symmetric and "symmetric random" in pair
+
+
+@dataclass
+class Result:
+    """The tries of one pair, the first kind calling."""
+
+    caller: str
+    callee: str
+    tries: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def mode(self) -> str:
+        return "auto" if hopeless(self.caller, self.callee) else "p2p"
+
+    def row(self) -> list[str]:
+        met = [one for one in self.tries if one.get("result") == 0]
+        direct = [one for one in met if one["path"].startswith("p2p")]
+        counted = direct if self.mode == "p2p" else met
+        times = sorted(1000 * one["took_s"] for one in counted)
+        paths = Counter(one["path"] for one in met)
+        seconds = [1000 * one["second_s"] for one in counted]
+        packets = [one["packets"] for one in self.tries if one.get("packets")]
+        return [
+            self.caller, self.callee, self.mode, f"{len(direct)}/{len(self.tries)}",
+            f"{statistics.median(times):.0f}" if times else "",
+            f"{times[min(len(times) - 1, int(0.95 * len(times)))]:.0f}" if times else "",
+            f"{statistics.median(seconds):.0f}" if seconds else "",
+            f"{max(packets)}" if packets else "",
+            ", ".join(path for path, _ in paths.most_common()) or "none",
+        ]  # fmt: skip
+
+
+class Ends:
+    """A pair of hosts with an agent on each."""
+
+    def __init__(self, run: Any, net: Internet, login: Sequence[str], made: Sequence[Made]) -> None:
+        self._net = net
+        self._login = login
+        self._made = made
+        self._agents = [
+            run(host, None, "-m", "benchmarks.nat_ends") for host, _ in made
+        ]
+
+    def _ask(self, which: int, **question: Any) -> dict[str, Any]:
+        agent = self._agents[which]
+        agent.stdin.write(json.dumps(question) + "\n")
+        agent.stdin.flush()
+        for line in agent.stdout:
+            if line.startswith("{"):
+                answer: dict[str, Any] = json.loads(line)
+                if "error" in answer:
+                    raise RuntimeError(answer["error"])
+                return answer
+        raise RuntimeError(f"an end is gone: {agent.wait()}")
+
+    def meet(self, mode: int) -> dict[str, Any]:
+        (_, caller_mapped), (_, callee_mapped) = self._made
+        joined = self._ask(
+            1, op="join", login=self._login[1], peer_id=PEER, secret=SECRET, mapped=callee_mapped
+        )
+        before = self._sent()
+        met = self._ask(
+            0, op="meet", login=self._login[0], peer_id=PEER, mode=mode, timeout_ms=TIMEOUT_MS,
+            mapped=caller_mapped,
+        )  # fmt: skip
+        met["packets"] = self._sent() - before
+        met["nats"] = [met.pop("nat"), joined["nat"]]
+        self._ask(1, op="leave")
+        return met
+
+    def _sent(self) -> int:
+        """Packets that left hosts for other places than the cloud, or in vain."""
+        counted = self._net.counters()
+        carried = sum(
+            count for name, targets in counted["carried"].items() if name != "cloud"
+            for target, count in targets.items() if target != "cloud"
+        )  # fmt: skip
+        dropped = (reasons for name, reasons in counted["dropped"].items() if name != "cloud")
+        return carried + sum(sum(reasons.values()) for reasons in dropped)
+
+
+@contextmanager
+def _internet() -> Iterator[tuple[Any, Internet, Any]]:
+    with tempfile.TemporaryDirectory() as folder, runner() as run:
+        lab = Lab(Path(folder))
+        try:
+            net = lab.internet(delay_s=DELAY_S, public=PUBLIC)
+            cloud = net.host("cloud", addresses=2, ipv6=True)
+            start_cloud(
+                run, cloud, "--listen", "[::]:3080", "--account", f"{PEER}:{SECRET}",
+                "--stun-address", cloud.addresses[1],
+            )  # fmt: skip
+            yield run, net, cloud
+        finally:
+            lab.close()
+
+
+def work(pairs: Sequence[Sequence[str]], tries: int) -> None:
+    """Measure these pairs, and print each as a line of JSON."""
+    with _internet() as (run, net, cloud):
+        for number, (one, other) in enumerate(pairs):
+            names = f"a{number}", f"b{number}"
+            if one in SAME:
+                home = net.nat(f"nat{number}", NatType(hairpin=SAME[one]))
+                made = [(home.host(name), False) for name in names]
+            else:
+                made = [KINDS[one](run, net, names[0]), KINDS[other](run, net, names[1])]
+            login = [
+                cloud.address6 if kind == "IPv6 only" else cloud.address for kind in (one, other)
+            ]
+            ends = Ends(run, net, login, made)
+            result = Result(one, other)
+            for _ in range(tries):
+                result.tries.append(ends.meet(0 if result.mode == "auto" else 1))
+            print(json.dumps([one, other, result.tries]), flush=True)
+
+
+def run(quick: bool, only: Sequence[str], jobs: int) -> None:
+    """``only``: kinds; pairs of others are left out."""
+    pairs = [*combinations_with_replacement(KINDS, 2), *((name, name) for name in SAME)]
+    pairs = [pair for pair in pairs if not only or set(pair) & set(only)]
+    results = []
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.nat", json.dumps(pairs[first::jobs]),
+             str(3 if quick else TRIES)],
+            stdout=subprocess.PIPE, text=True,
+        )
+        for first in range(jobs)
+    ]  # fmt: skip
+    for worker in workers:
+        assert worker.stdout is not None
+        for line in worker.stdout:
+            one, other, tries = json.loads(line)
+            results.append(Result(one, other, tries))
+            print(" ".join(results[-1].row()), file=sys.stderr, flush=True)
+        if worker.wait():
+            raise SystemExit("a worker failed")
+    results.sort(key=lambda result: pairs.index((result.caller, result.callee)))
+    _print_table([result.row() for result in results])
+
+
+HEADS = ["caller", "callee", "mode", "p2p", "p50 ms", "p95 ms", "2nd ms", "packets", "paths"]
+
+
+def _print_table(rows: list[list[str]]) -> None:
+    widths = [max(len(row[column]) for row in [HEADS, *rows]) for column in range(len(HEADS))]
+    rule = "  ".join("=" * width for width in widths)
+    print(rule)
+    for number, row in enumerate([HEADS, *rows]):
+        cells = (text.ljust(width) for text, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
+        if number == 0:
+            print(rule)
+    print(rule)
+
+
+if __name__ == "__main__":
+    work(json.loads(sys.argv[1]), int(sys.argv[2]))

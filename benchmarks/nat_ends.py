@@ -1,0 +1,143 @@
+"""The two ends of a meeting through NATs, for ``nat.py``: ``python -m benchmarks.nat_ends``.
+
+One line of JSON for each question, one for each answer.  Every meeting has engines of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from typing import Any
+
+import kkp2p_compat as kkp2p
+
+PATIENCE_MS = 15_000
+LOOK_S = 6.0  # how long an engine may take to know its NAT
+PORT = 3080
+
+_engine: Any = None
+_answering: Any = None
+
+
+def _start(login: str) -> Any:
+    """An engine that knows its NAT: what is measured is a call, not the start of a program."""
+    conf = kkp2p.engine_conf_t(login_domain=login, login_port=PORT, log_path=".")
+    engine = kkp2p.engine_init(conf, PATIENCE_MS)
+    if engine is None:
+        with open("kkp2p_engine.log") as log:
+            raise RuntimeError(f"no engine: {kkp2p.error_no()}: {log.read()[-300:]}")
+    kkp2p.switch_log_level(engine, 3)
+    return engine
+
+
+def _know(engine: Any) -> str:
+    own = engine.thread.call(lambda: engine.direct.underlay().own)
+    deadline = time.monotonic() + LOOK_S
+    while not (own.ready.is_set() and own.found and all(f.done for f in own.found.values())):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.02)  # nothing tells a program of it
+    return str(own.nat.text)
+
+
+def join(login: str, peer_id: str, secret: str, mapped: bool) -> dict[str, Any]:
+    """The callee."""
+    global _engine, _answering
+    engine = _engine = _start(login)
+    if kkp2p.join_net(engine, peer_id, secret) != 0:
+        raise RuntimeError(f"not online: {kkp2p.error_no()}")
+    nat = _know(engine)
+    if mapped:
+        _wait_for_mapping(engine)
+    _answering = threading.Thread(target=_answer, args=(engine,))
+    _answering.start()
+    return {"nat": nat}
+
+
+def _wait_for_mapping(engine: Any) -> None:
+    mapper = engine.thread.call(lambda: engine.direct.underlay().mapper)
+    deadline = time.monotonic() + LOOK_S
+    while mapper.mapped is None:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"no port is mapped: {mapper.problem}")
+        time.sleep(0.02)
+
+
+def _answer(engine: Any) -> None:
+    channel = kkp2p.channel_t()
+    while (accepted := kkp2p.accept(engine, 1000, channel)) >= 0:
+        if accepted:
+            buff = bytearray(1)
+            if kkp2p.read(channel.fd, buff, 1, PATIENCE_MS) == 1:
+                kkp2p.write(channel.fd, buff, 1, PATIENCE_MS)
+            kkp2p.close_fd(channel.fd)
+
+
+def leave() -> dict[str, Any]:
+    kkp2p.engine_destroy(_engine)
+    _answering.join()
+    return {}
+
+
+def meet(login: str, peer_id: str, mode: int, timeout_ms: int, mapped: bool) -> dict[str, Any]:
+    """The caller: one meeting, and a second channel."""
+    engine = _start(login)
+    try:
+        nat = _know(engine)
+        if mapped:
+            _wait_for_mapping(engine)
+        return {"nat": nat, **_connect_twice(engine, peer_id, mode, timeout_ms)}
+    finally:
+        kkp2p.engine_destroy(engine)
+
+
+def _connect_twice(engine: Any, peer_id: str, mode: int, timeout_ms: int) -> dict[str, Any]:
+    took = []
+    for _ in range(2):
+        channel = kkp2p.channel_t()
+        ctx = kkp2p.connect_ctx_t(peer_id, connect_mode=mode, timeout=timeout_ms)
+        started = time.monotonic()
+        result = kkp2p.connect(engine, ctx, channel)
+        took.append(time.monotonic() - started)
+        if result < 0:
+            return {"result": result, "took_s": took[0]}
+        buff = bytearray(b"?")
+        carried = kkp2p.write(channel.fd, b"!", 1, PATIENCE_MS) == 1
+        carried = carried and kkp2p.read(channel.fd, buff, 1, PATIENCE_MS) == 1 and buff == b"!"
+        kkp2p.close_fd(channel.fd)
+        if not carried:
+            return {"result": -1, "took_s": took[0]}
+    answer = {"result": 0, "path": "relay", "took_s": took[0], "second_s": took[1]}
+    if channel.transmit_mode == 1:
+        answer.update(engine.thread.call(lambda: _describe(engine)))
+    return answer
+
+
+def _describe(engine: Any) -> dict[str, Any]:
+    (link,) = engine.direct.links
+    ip, port = link.connection.address[:2]
+    kinds = {(c.address, c.port): c.kind for c in link.info.theirs.candidates}
+    return {
+        "path": f"p2p {'IPv6 ' if ':' in ip else ''}{kinds.get((ip, port), 'prflx')}",
+        "plan": link.info.plan.kind,
+        "rtt_s": link.connection.recovery.rtt.min_s,
+    }
+
+
+QUESTIONS = {"join": join, "leave": leave, "meet": meet}
+
+
+def main() -> None:
+    for line in sys.stdin:
+        question = json.loads(line)
+        try:
+            answer = QUESTIONS[question.pop("op")](**question)
+        except Exception as error:  # noqa: BLE001 - told to whoever asked
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()
