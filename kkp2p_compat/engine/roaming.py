@@ -19,6 +19,7 @@ from typing import Any
 import gevent
 
 from .._errors import KKP2PError
+from ..control.client import Backoff
 from .path_finder import Path
 from .peer_link import PeerLink
 
@@ -27,7 +28,10 @@ __all__ = ["Roaming"]
 # Our choices.
 CALL_S = 8.0  # how long one search for a new path may take
 PROVE_S = 1.0  # how long a found path has to bring the peer's voice
-PAUSE_S = (0.2, 1.0)  # between two searches: drawn, as all the peers behind a router move at once
+# Between two searches: drawn, as all the peers behind a router move at once, and growing.
+PAUSE_FIRST_S = 0.1
+PAUSE_SPREAD_S = 0.4
+PAUSE_MOST_S = 1.5
 
 
 class Roaming:
@@ -57,6 +61,7 @@ class Roaming:
             search.kill(block=False)
 
     def _search(self, link: PeerLink) -> None:
+        pauses = Backoff(self._random, PAUSE_FIRST_S, PAUSE_MOST_S, PAUSE_SPREAD_S)
         while link.closed is None:
             try:
                 address, _ = self._redial(link, CALL_S)
@@ -66,4 +71,4 @@ class Roaming:
                 self._log.info("%s: trying %s port %d", link.name, *address[:2])
                 link.try_path(address)
                 gevent.sleep(PROVE_S)  # being heard ends this greenlet
-            gevent.sleep(self._random.uniform(*PAUSE_S))
+            gevent.sleep(pauses.next())

@@ -27,9 +27,9 @@ from queue import SimpleQueue
 import kkp2p_compat as kkp2p
 
 CHUNK = 1 << 16
-PACE_S = 0.01  # between two chunks: 6.5 MB/s each way at most
+PACE_S = 0.02  # between two chunks: 3.3 MB/s each way at most
 STEP = 1 << 21
-AFTER = 1 << 23
+AFTER = 1 << 22
 GAP_S = 0.5
 PATIENCE_MS = 120_000  # for each read and write
 HEADER, DIGEST = 4, 32

@@ -84,10 +84,11 @@ class Transfer:
             print(f"{what}: {side.host.name}: {gap or 'no gap'}, {late_s:.2f} s after")
 
     def end(self) -> None:
+        began_at = time.monotonic()
         for side in self.sides:
             side.tell("end")
         for side in self.sides:
             line = side.wait("same|differs|broken")
             assert line.startswith("same"), line
-            print(f"{side.host.name}: {line}")
+            print(f"{side.host.name}: {line}, {time.monotonic() - began_at:.2f} s after the end began")
             side.wait("ended")
