@@ -296,6 +296,54 @@ def test_the_nat_forgets(make: Maker, inside: None, monkeypatch: pytest.MonkeyPa
     assert own.nat.mapping == "endpoint-independent"
 
 
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """For how long it waited until it asked again."""
+    times: list[float] = []
+    wait = gevent.wait
+
+    def recorded(things: object, timeout: float, count: int) -> object:
+        times.append(timeout)
+        return wait(things, timeout, count)
+
+    monkeypatch.setattr(own_addresses.gevent, "wait", recorded)
+    return times
+
+
+def test_bindings_that_end_soon_are_kept_by_asking_sooner(
+    make: Maker, inside: None, monkeypatch: pytest.MonkeyPatch, waits: list[float]
+) -> None:
+    monkeypatch.setattr(own_addresses, "KEEP_S", 0.04)
+    monkeypatch.setattr(own_addresses, "MIN_KEEP_S", 0.01)
+    network = Network(NatType(allocation="random"))
+
+    def forget(number: int) -> bool:
+        """With every pause the NAT's bindings end."""
+        network.ahead_s = 1000.0 * len(waits)
+        return False
+
+    network.lose = forget
+    own = make(network)
+    settled(own, lambda: 0.01 in waits)
+    assert list(dict.fromkeys(waits)) == [0.04, 0.02, 0.01]
+
+
+def test_another_port_of_a_symmetric_nat_is_no_change(
+    make: Maker, inside: None, monkeypatch: pytest.MonkeyPatch, waits: list[float]
+) -> None:
+    monkeypatch.setattr(own_addresses, "KEEP_S", 0.01)
+    network = Network(SYMMETRIC_RANDOM)
+    own = make(network)
+    settled(own, lambda: own.found and all(found.done for found in own.found.values()))
+    known = own.found[socket.AF_INET]
+    network.nat.reboot()
+    before = len(waits)
+    with gevent.Timeout(PATIENCE_S):
+        while len(waits) < before + 5:
+            gevent.sleep(0.001)
+    assert own.found[socket.AF_INET] is known
+
+
 def test_the_network_goes_away(make: Maker, inside: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(own_addresses, "KEEP_S", 0.01)
     network = Network(PORT_RESTRICTED)

@@ -53,6 +53,7 @@ __all__ = ["OwnAddresses"]
 RECHECK_S = 600.0  # the NAT rarely becomes another one without a change of our addresses
 BLOCKED_RECHECK_S = 30.0
 KEEP_S = 25.0  # RFC 4787 section 4.3: NATs with bindings of 30 s are common
+MIN_KEEP_S = 10.0  # for those with shorter ones
 RESOLVE_S = 5.0  # for all names of servers
 # How long idle bindings are tried to live, at once on as many sockets.
 IDLE_S = (5.0, 10.0, 20.0, 30.0, 45.0, 60.0, 90.0, 120.0, 180.0, 300.0, 600.0)
@@ -97,10 +98,12 @@ class OwnAddresses:
         self._pumps: list[Pump] = []
         self._wake = Event()  # something to find out
         self._doubt = Event()  # that all is as it was
+        self._sure = Event()  # or known to be otherwise
         self._progress = Event()  # of the run, or the run is of no use any more
         self._greenlet: Any = None
         self._told: object = None
         self._logged = ""
+        self._keep_s = KEEP_S
 
     def start(self) -> None:
         if self._mapper is not None:
@@ -128,9 +131,12 @@ class OwnAddresses:
         self._progress.set()
         self._changed()
 
-    def doubt(self) -> None:
-        """A path has died, perhaps by our NAT: see soon if we are where we were."""
-        self._doubt.set()
+    def make_sure(self, wait_s: float) -> None:
+        """A path has died, perhaps by our NAT: wait, if not for long, to know where we are now."""
+        if self._greenlet is not None:
+            self._sure.clear()
+            self._doubt.set()
+            self._sure.wait(wait_s)
 
     # What is known.
 
@@ -190,7 +196,7 @@ class OwnAddresses:
             self._wake.clear()
             servers = self._resolve()
             self._discover(servers)
-            self.ready.set()
+            self._verdict()
             self._changed()
             self._stay()
 
@@ -225,11 +231,15 @@ class OwnAddresses:
                 if any(found.verdict and found.mapped for found in asked.values()) or all(
                     found.verdict for found in asked.values()
                 ):
-                    self.ready.set()
+                    self._verdict()
                 self._progress.wait()
         if self._summary() != self._logged:
             self._logged = self._summary()
             self._log.info("own addresses: %s", self._logged)
+
+    def _verdict(self) -> None:
+        self.ready.set()
+        self._sure.set()
 
     @contextlib.contextmanager
     def _discovering(self, family: int, servers: list[Address]) -> Iterator[Discovery]:
@@ -303,14 +313,17 @@ class OwnAddresses:
         lost = self.udp_blocked or not self.found
         until = _now() + (BLOCKED_RECHECK_S if lost else RECHECK_S)
         while (left_s := until - _now()) > 0:
-            gevent.wait([self._wake, self._doubt], min(left_s, KEEP_S), count=1)
+            gevent.wait([self._wake, self._doubt], min(left_s, self._keep_s), count=1)
             doubted = self._doubt.is_set()
             self._doubt.clear()
-            if self._wake.is_set() or (doubted and lost) or not self._is_as_it_was():
+            if self._wake.is_set() or (doubted and lost) or not self._is_as_it_was(doubted):
                 return
 
-    def _is_as_it_was(self) -> bool:
-        """Ask again from the main socket, which keeps its bindings."""
+    def _is_as_it_was(self, doubted: bool) -> bool:
+        """Ask again from the main socket, which keeps its bindings.
+
+        ``doubted``: the NAT may have started anew; else only a binding can have ended.
+        """
         behind_nat = [
             found for found in self.found.values()
             if found.mapped and found.behaviour.mapping != "none"
@@ -319,9 +332,16 @@ class OwnAddresses:
         answers = self._ask_all(servers)
         for found, ask in zip(behind_nat, answers, strict=True):
             seen_at = ask.answer.mapped if ask.answer is not None else None
-            if seen_at != found.seen_from(ask.to):
-                self._log.info("own addresses: seen at %s, not %s", seen_at, found.mapped)
-                return False
+            before = found.seen_from(ask.to)
+            if seen_at == before:
+                continue
+            same_ip = seen_at is not None and before is not None and seen_at[0] == before[0]
+            if same_ip and found.behaviour.symmetric:
+                continue  # peers get to see another port anyway
+            if same_ip and not doubted:  # ask sooner, then the next one may live
+                self._keep_s = max(MIN_KEEP_S, self._keep_s / 2)
+            self._log.info("own addresses: seen at %s, not %s", seen_at, before)
+            return False
         return True
 
     # Questions for others.

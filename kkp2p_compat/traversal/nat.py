@@ -16,8 +16,9 @@ and port.  A NAT with address-and-port-dependent mapping is called symmetric.
    our sockets by their outside addresses (hairpin).
 
 What a server says is a stranger's word.  A mapped address must be one that a peer may have, and a
-private one counts only from a server with a private address.  The other address that it names must
-be as plausible, and gets one question, four datagrams.  MAX_MAPPED mapped addresses are kept.
+private one counts only from a server with a private address; two of ours, as told, are asked for
+step 3.  The other address that it names must be as plausible, and gets one question, four
+datagrams.  MAX_MAPPED mapped addresses are kept.
 """
 
 from __future__ import annotations
