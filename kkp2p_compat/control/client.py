@@ -67,7 +67,7 @@ class Backoff:
         self._first_s = first_s
         self._most_s = most_s
         self._spread_s = spread_s
-        self.reset()
+        self._last_s = spread_s / 3
 
     def next(self) -> float:
         self._last_s = min(self._most_s, self._rng.uniform(self._first_s, self._last_s * 3))
