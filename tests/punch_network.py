@@ -190,7 +190,7 @@ class World:
             case Close(numbers):
                 for number in numbers:
                     del peer.ports[number]
-            case Turn():
+            case Turn(_):
                 punch.handle_turn(self.now)
             case Tell(fields):
                 other = self.other(peer)

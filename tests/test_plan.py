@@ -63,7 +63,7 @@ def plan_of(caller: NatBehaviour, callee: NatBehaviour, remembered: str = "") ->
         (SEQUENTIAL, BY_ADDRESS, "predict", "predict+aim", "predict+aim"),
         (SEQUENTIAL, RANDOM, "relay", "check", "check"),
         (RANDOM, RANDOM, "relay", "check", "check"),
-        (SYMMETRIC, SEQUENTIAL, "punch", "check", "check"),
+        (SYMMETRIC, SEQUENTIAL, "predict", "predict+aim", "predict+aim"),
         (UNKNOWN, RANDOM, "punch", "check", "check"),
         (UNKNOWN, UNKNOWN, "punch", "check", "check"),
         (OPEN, BLOCKED, "relay", "check", "check"),

@@ -84,6 +84,23 @@ def test_samples_that_overtook_each_other() -> None:
     assert case.actions()[-1] == Tell({"predict": [1, 1025, 3]})
 
 
+def test_a_nat_that_is_not_known_yet() -> None:
+    """The sample tells; where it shows no step, nothing is told."""
+    unknown = NatBehaviour(APDM, APDM)
+    for ports, told in (
+        ([20000, 20002, 20006], [1, 20006, 2]),
+        ([20006, 20004, 20002], [1, 20002, -2]),
+        ([20000, 50002, 30006], None),
+        ([20000], None),
+    ):
+        case = Case(unknown, ("predict", "aim"))
+        case.punch.handle_sampled(1, ports, START)
+        assert (Open(1, 1) in case.actions()) == (told is not None)
+        if told:
+            case.punch.handle_opened(1, [(5, 41000)], START)
+            assert case.actions() == [Tell({"predict": told})]
+
+
 def test_a_nat_that_preserves_needs_no_sample() -> None:
     case = Case(NatBehaviour(APDM, APDM, "preserved"), ("predict", "aim"))
     assert case.actions() == [Open(1, 1)]
@@ -176,7 +193,7 @@ def test_patience() -> None:
 
 def test_a_birthday() -> None:
     case = Case(RANDOM, ("spread", "sweep"))
-    assert case.actions() == [Turn()]
+    assert case.actions() == [Turn("")]
     case.punch.handle_turn(START)
     assert case.actions() == [Open(256, 0)]
     case.punch.handle_opened(0, [(number, 41000) for number in range(1, 101)], START)
@@ -188,7 +205,7 @@ def test_a_birthday() -> None:
     case = Case(STEADY, ("sweep", "spread"))
     assert case.actions() == []
     case.punch.handle_fields_untrusted({"spread": 100}, START)
-    assert case.actions() == [Turn()]
+    assert case.actions() == [Turn(PEER)]
     case.punch.handle_turn(START)
     swept = case.probes(START + 99)
     assert len(swept) == len(set(swept)) == 2000
@@ -239,7 +256,7 @@ def test_a_peer_that_tells_again_and_again() -> None:
     for _ in range(3):
         with pytest.raises(BadPacket):
             case.punch.handle_fields_untrusted({"spread": 256}, START)
-    assert case.actions() == [Turn()]
+    assert case.actions() == [Turn(PEER)]
 
 
 def test_nothing_more_when_a_path_answers() -> None:

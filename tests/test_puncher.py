@@ -16,6 +16,7 @@ from gevent.event import Event
 from support import PATIENCE_S
 
 from kkp2p_compat._errors import BadPacket, LinkLost, OutOfDescriptors, TimedOut
+from kkp2p_compat.engine import puncher
 from kkp2p_compat.engine.puncher import Puncher
 from kkp2p_compat.transport.udp import doors
 from kkp2p_compat.transport.udp.endpoint import Endpoint
@@ -192,6 +193,42 @@ def test_one_that_waits_for_its_turn_is_given_up(start: Callable[..., Case]) -> 
     second.end()
     first.end()
     third.wait_told()
+
+
+def sweeps(case: Case) -> bool:
+    """Whether it begins to, when the peer says that it is ready."""
+    case.puncher.handle_fields_untrusted({"spread": 256})
+    gevent.sleep(0)
+    gevent.sleep(0)
+    return case.search.checks.guesses.next_at() < float("inf")
+
+
+def test_no_scan_of_a_third_party_by_call_after_call(
+    start: Callable[..., Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = start(STEADY, "sweep", "spread")
+    assert sweeps(first)
+    first.end()
+    second = start(STEADY, "sweep", "spread")
+    assert not sweeps(second)
+    second.end()
+    monkeypatch.setattr(puncher, "SWEEP_PAUSE_S", 0.0)
+    third = start(STEADY, "sweep", "spread")
+    assert sweeps(third)
+    third.search.checks.selected = ("192.0.2.2", 30000)
+    third.end()
+    monkeypatch.undo()
+    fourth = start(STEADY, "sweep", "spread")
+    assert sweeps(fourth), "the peer was there"
+
+
+def test_what_is_remembered_of_sweeps_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(puncher, "MAX_REMEMBERED", 3)
+    birthdays = puncher._Birthdays()
+    assert all(birthdays.may_sweep(f"192.0.2.{n}") for n in range(1, 9))
+    assert not birthdays.may_sweep("192.0.2.8")
+    assert birthdays.may_sweep("192.0.2.1")
+    assert len(birthdays._swept) == 3
 
 
 def test_engines_do_not_wait_for_each_other(

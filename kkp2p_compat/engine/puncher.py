@@ -2,7 +2,9 @@
 
 ``traversal.punch`` decides; here are the sockets, the clock and the waiting.  One greenlet, in the
 engine's hub.  Birthdays are had one at a time in an engine: each takes hundreds of sockets and of
-packets a second.  Those that have to wait do so until their call is given up.
+packets a second.  Those that have to wait do so until their call is given up.  An address whose
+ports were probed in vain is not probed again for a while: else a peer that names a third party's
+could have it scanned without end, call by call.
 """
 
 from __future__ import annotations
@@ -31,8 +33,34 @@ __all__ = ["Puncher"]
 
 FEWEST_SOCKETS = 16  # our choice: with less there is no birthday worth having
 
+SWEEP_PAUSE_S = 60.0  # our choice: it would have worked at once in 99.9 % of all cases
+MAX_REMEMBERED = 1024  # our choice: addresses that were probed in vain
+
 _now = time.monotonic
-_turns: WeakKeyDictionary[Endpoint, BoundedSemaphore] = WeakKeyDictionary()
+
+
+class _Birthdays:
+    """Of one engine."""
+
+    def __init__(self) -> None:
+        self.turn = BoundedSemaphore(1)
+        self._swept: dict[str, float] = {}  # ip: when
+
+    def may_sweep(self, ip: str) -> bool:
+        if _now() - self._swept.get(ip, -SWEEP_PAUSE_S) < SWEEP_PAUSE_S:
+            return False
+        self._swept.pop(ip, None)
+        self._swept[ip] = _now()
+        if len(self._swept) > MAX_REMEMBERED:
+            del self._swept[next(iter(self._swept))]
+        return True
+
+    def forgive(self, ip: str) -> None:
+        """The peer was there."""
+        self._swept.pop(ip, None)
+
+
+_birthdays: WeakKeyDictionary[Endpoint, _Birthdays] = WeakKeyDictionary()
 
 
 class Puncher:
@@ -51,7 +79,7 @@ class Puncher:
         self._punch = Punch(search.checks, plan, is_caller, own.nat, SystemRandom(), _now())
         self._sockets: set[int] = set()
         self._wake = Event()
-        self._turn = _turns.setdefault(endpoint, BoundedSemaphore(1))
+        self._birthdays = _birthdays.setdefault(endpoint, _Birthdays())
         self._has_turn = False
         self._closed = Event()
 
@@ -71,7 +99,7 @@ class Puncher:
         finally:
             if self._has_turn:
                 self._has_turn = False
-                self._turn.release()
+                self._birthdays.turn.release()
 
     def handle_fields_untrusted(self, fields: Mapping[str, object]) -> None:
         """What the peer told, which is authentic but need not be true.  Raises BadPacket."""
@@ -87,8 +115,10 @@ class Puncher:
         self._closed.set()
         self._wake.set()
         selected = self._search.checks.selected
-        if selected is not None and len(selected) == 3:
-            self._sockets.discard(selected[2])
+        if selected is not None:
+            self._birthdays.forgive(selected[0])
+            if len(selected) == 3:
+                self._sockets.discard(selected[2])
         self._close(self._sockets)
 
     def _do(self, action: Action) -> None:
@@ -99,10 +129,13 @@ class Puncher:
                 self._punch.handle_opened(number, self._open(sockets), _now())
             case Close(numbers):
                 self._close(numbers)
-            case Turn():
-                self._turn.acquire()
+            case Turn(ip):
+                self._birthdays.turn.acquire()
                 self._has_turn = True
-                self._punch.handle_turn(_now())
+                if not ip or self._birthdays.may_sweep(ip):
+                    self._punch.handle_turn(_now())
+                else:
+                    self._log.info("punch: %s was probed in vain a moment ago", ip)
             case Tell(fields):
                 self._send(fields)
 

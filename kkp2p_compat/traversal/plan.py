@@ -122,10 +122,11 @@ def _both_symmetric(caller: NatBehaviour, callee: NatBehaviour) -> Plan:
             return _alone("relay", f"both are symmetric, and the {name}'s ports are random")
     if _predictable(caller) and _predictable(callee):
         reason = "both sides' next outside ports can be predicted"
-        by_port = caller.mapping == callee.mapping == ADDRESS_AND_PORT_DEPENDENT
-        stride = 2 if by_port else 1  # see punch.py
-        return Plan("predict", reason, "predict+aim", "predict+aim", stride=stride)
-    return _alone("punch", "both are symmetric, with ports that are not known yet")
+    else:
+        reason = "both are symmetric, and may be found to be predictable"
+    by_port = caller.mapping == callee.mapping == ADDRESS_AND_PORT_DEPENDENT
+    stride = 2 if by_port else 1  # see punch.py
+    return Plan("predict", reason, "predict+aim", "predict+aim", stride=stride)
 
 
 def _predictable(nat: NatBehaviour) -> bool:

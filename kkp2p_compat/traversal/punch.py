@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .._errors import BadPacket
 from .candidates import Candidate, family_of, is_private
 from .guesses import LOW_TTL, LOWEST_PORT, PACE_S, Wave
-from .nat import MAX_STEP, NatBehaviour
+from .nat import MAX_STEP, NatBehaviour, judge_allocation
 from .plan import Plan
 
 if TYPE_CHECKING:
@@ -77,6 +77,9 @@ class Close(NamedTuple):
 
 class Turn(NamedTuple):
     """Answer by ``handle_turn`` when no other birthday of this engine is going on."""
+
+    sweeps: str
+    """The ip whose ports will be probed; "" if it is our ports that are looked for."""
 
 
 class Tell(NamedTuple):
@@ -131,7 +134,7 @@ class Punch:
         if self._begin_at <= self._now:
             self._begin_at = math.inf
             if self._mine == "spread":
-                self._actions.append(Turn())
+                self._actions.append(Turn(""))
             else:
                 self._start_round(1)
         if self._round_ends_at <= self._now:
@@ -165,7 +168,9 @@ class Punch:
             if self._mine != "sweep" or self._swept:
                 raise BadPacket("sockets that were not to be opened")
             self._swept = True
-            self._actions.append(Turn())
+            ip = _outside_ip(self._checks.listed())
+            if ip is not None:
+                self._actions.append(Turn(ip))
 
     # Rounds of prediction.
 
@@ -190,9 +195,11 @@ class Punch:
         """Outside ports, in the order in which the sockets asked; empty: no answer."""
         self._now = max(self._now, now)
         if ports and number == self._round:
-            step = self._nat.step or 1
-            self._told = _furthest(ports, step), step
-            self._actions.append(Open(1, number))
+            # Of a NAT that is not known better, the sample itself tells.
+            step = self._nat.step or judge_allocation([(0, port) for port in ports])[1]
+            if step:
+                self._told = _furthest(ports, step), step
+                self._actions.append(Open(1, number))
 
     def handle_opened(self, number: int, sockets: Sequence[tuple[int, int]], now: float) -> None:
         """(number, local port) of each; empty: there are none to be had."""
@@ -244,7 +251,7 @@ class Punch:
             self._actions.append(Open(SPREAD_SOCKETS, 0))
             return
         ip = _outside_ip(self._checks.listed())
-        if ip is not None:
+        if ip is not None and self._swept:
             ports = self._random.sample(range(LOWEST_PORT, 65536), SWEPT_PORTS)
             self._checks.guesses.sweep(ip, ports, self._now)
 
