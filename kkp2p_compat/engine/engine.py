@@ -61,7 +61,7 @@ from .channels import LINGER_S, Channel, adopt, close_channel
 from .direct import Direct, DirectConnection
 from .log import EngineLog
 from .peer_link import PeerLink
-from .proxy import Proxy
+from .proxy import Proxy, Watch
 from .thread import EngineThread
 
 __all__ = ["ACCEPT_QUEUE_PLACES", "Engine"]
@@ -180,8 +180,10 @@ class Engine:
         if channel is not None:
             close_channel(channel)
 
-    def start_proxy(self, ip: str, port: int, ctx: connect_ctx_t) -> Proxy:
-        return self.thread.call(self._start_proxy, ip, port, ctx, discard=self._drop_proxy)
+    def start_proxy(
+        self, ip: str, port: int, ctx: connect_ctx_t, watch: Watch | None = None
+    ) -> Proxy:
+        return self.thread.call(self._start_proxy, ip, port, ctx, watch, discard=self._drop_proxy)
 
     def proxy_address(self, proxy_id: int) -> tuple[str, int] | None:
         proxy = self._proxies.get(proxy_id)
@@ -474,9 +476,9 @@ class Engine:
             pass
         return channel_id
 
-    def _start_proxy(self, ip: str, port: int, ctx: connect_ctx_t) -> Proxy:
+    def _start_proxy(self, ip: str, port: int, ctx: connect_ctx_t, watch: Watch | None) -> Proxy:
         proxy_id = next(self._proxy_ids)
-        proxy = Proxy(self, proxy_id, ctx)
+        proxy = Proxy(self, proxy_id, ctx, watch)
         proxy.start(ip, port)
         self._proxies[proxy_id] = proxy
         self.log.warning("%s: proxy %d listens on %s:%d", ctx.peer_id, proxy_id, *proxy.address)

@@ -2,7 +2,8 @@
 
 Connections are independent of each other: a peer that is away, a refusal or a broken stream ends
 the one connection (with a reset, so that no program takes it for the end of its data), and the
-proxy lives on.  Nothing of what passes through is ever logged.
+proxy lives on.  Nothing of what passes through is ever logged.  Whoever watches a proxy is told
+when a connection is made, and when it is over.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import socket as _socket
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +27,12 @@ from ..transport.carry import SealedStream
 from ..transport.splice import Outcome, Splice, close_both
 from .calls import Connection
 from .direct import DirectConnection
+from .timeline import Timeline
 
 if TYPE_CHECKING:
     from .engine import Engine
 
-__all__ = ["Proxy"]
+__all__ = ["Proxied", "Proxy", "Watch"]
 
 BACKLOG = 1024  # our choice: a burst of browsers; the kernel bounds it by net.core.somaxconn
 MAX_CONNECTIONS = 10_000  # our choice: per proxy; one more is reset
@@ -37,15 +40,53 @@ OUT_OF_DESCRIPTORS_PAUSE_S = 0.2
 STOP_TIMEOUT_S = 1  # our choice: for the rest, when the connection is broken or the proxy stopped
 
 
-class Proxy:
-    """Call ``start`` once, then ``stop``.  ``address`` is where it listens (port 0 resolved)."""
+class Proxied:
+    """One connection of a proxy.  Bytes are the local program's."""
 
-    def __init__(self, engine: Engine, proxy_id: int, ctx: connect_ctx_t) -> None:
+    def __init__(self, port: int) -> None:
+        self.port = port  # the local program's
+        self.began_at = time.monotonic()
+        self.path = ""  # "p2p" or "relay", once it is connected
+        self.address: tuple[str, int] | None = None  # the peer's, or the relay's
+        self.reason = ""  # for that path
+        self.set_up_s: float | None = None
+        self.timeline: Timeline | None = None  # of the attempt that it came of
+        self.bytes_sent = 0  # known when it is over
+        self.bytes_received = 0
+        self.over = False
+        self.problems: list[str] = []  # what broke it; none: it ended in order
+
+    def take(self, connection: Connection | DirectConnection) -> None:
+        direct = isinstance(connection, DirectConnection)
+        self.path = "p2p" if direct else "relay"
+        if isinstance(connection, DirectConnection):
+            ip, port = connection.link.connection.address[:2]
+            self.address = ip, port
+        else:
+            self.address = connection.relay
+        self.reason, self.timeline = connection.reason, connection.timeline
+        self.set_up_s = connection.set_up_s
+
+
+Watch = Callable[[Proxied], object]
+
+
+class Proxy:
+    """Call ``start`` once, then ``stop``.  ``address`` is where it listens (port 0 resolved).
+
+    ``watch`` is called in the engine's hub, when a connection is made and when it is over; it must
+    not wait.
+    """
+
+    def __init__(
+        self, engine: Engine, proxy_id: int, ctx: connect_ctx_t, watch: Watch | None = None
+    ) -> None:
         self.proxy_id = proxy_id
         self.peer_id = ctx.peer_id
         self.address: tuple[str, int] = ("", 0)
         self._engine = engine
         self._ctx = dataclasses.replace(ctx)
+        self._watch = watch or _ignore
         self._listener: Any = None
         self._accepting: gevent.Greenlet[..., None] | None = None
         self._connections: set[gevent.Greenlet[..., None]] = set()
@@ -101,28 +142,44 @@ class Proxy:
 
     def _serve(self, local: Any, port: int) -> None:
         """One connection.  ``port`` is the local program's: the log names the connection by it."""
+        proxied = Proxied(port)
         try:
             connection = self._engine.connect(self._ctx)
         except BaseException as error:
             _reset(local)
+            proxied.over, proxied.problems = True, [str(error) or "the proxy is stopped"]
+            proxied.timeline = self._engine.direct.recent.get(self.peer_id)
+            self._watch(proxied)
             if not isinstance(error, KKP2PError):
                 raise
             self._log_error(f"port {port}: {error}")
             return
         tcp.tune(local)
-        if isinstance(connection, DirectConnection):
-            self._log_info(f"port {port}: connected by p2p")
-            errors = self._pipe(local, connection)
-        else:
-            self._log_info(f"port {port}: connected by relay")
-            carry = self._splice if connection.keys is None else self._carry_sealed
-            errors = carry(local, connection)
+        proxied.take(connection)
+        self._log_info(f"port {port}: connected by {proxied.path}")
+        self._watch(proxied)
+        errors: list[Exception] = [EngineClosed("the proxy is stopped")]  # when killed
+        try:
+            errors = self._carry(local, connection, proxied)
+        finally:
+            proxied.over, proxied.problems = True, [str(error) for error in errors]
+            self._watch(proxied)
         for broken in errors:
             self._log_error(f"port {port}: broken: {broken}")
         if not errors:
             self._log_info(f"port {port}: ended")
 
-    def _splice(self, local: Any, connection: Connection) -> list[Exception]:
+    def _carry(
+        self, local: Any, connection: Connection | DirectConnection, proxied: Proxied
+    ) -> list[Exception]:
+        """Until the end; returns what broke it, and counts the bytes."""
+        if isinstance(connection, DirectConnection):
+            return self._pipe(local, connection, proxied)
+        if connection.keys is None:
+            return self._splice(local, connection, proxied)
+        return self._carry_sealed(local, connection, proxied)
+
+    def _splice(self, local: Any, connection: Connection, proxied: Proxied) -> list[Exception]:
         result: AsyncResult[Outcome] = AsyncResult()
         splice = Splice(local, connection.sock, self._engine.carriers, result.set)
         splice.start()
@@ -136,9 +193,13 @@ class Proxy:
             raise
         finally:
             self._checks.discard(splice.check)
+            outcome = result.get()
+            proxied.bytes_sent, proxied.bytes_received = outcome.bytes_ab, outcome.bytes_ba
         return [error for error in (outcome.error_a, outcome.error_b) if error is not None]
 
-    def _carry_sealed(self, local: Any, connection: Connection) -> list[Exception]:
+    def _carry_sealed(
+        self, local: Any, connection: Connection, proxied: Proxied
+    ) -> list[Exception]:
         stream = SealedStream(local, connection.sock, *connection.seal())
         error: KKP2PError | None = EngineClosed("the proxy is stopped")
         self._checks.add(stream.check)
@@ -146,6 +207,7 @@ class Proxy:
             error = stream.run()
         finally:
             self._checks.discard(stream.check)
+            proxied.bytes_sent, proxied.bytes_received = stream.bytes_sent, stream.bytes_received
             if error is None:
                 self._engine.linger(connection.sock)
                 self._engine.linger(local)
@@ -154,7 +216,7 @@ class Proxy:
                 _reset(local)
         return [] if error is None else [error]
 
-    def _pipe(self, local: Any, connection: DirectConnection) -> list[Exception]:
+    def _pipe(self, local: Any, connection: DirectConnection, proxied: Proxied) -> list[Exception]:
         result: AsyncResult[KKP2PError | None] = AsyncResult()
         plain = _socket.socket(fileno=local.detach())
         # Or it may wait: it may be gevent's, or have got socket.setdefaulttimeout()'s time-out.
@@ -171,6 +233,9 @@ class Proxy:
             raise
         finally:
             self._checks.discard(pipe.check)
+            if (stream := connection.stream) is not None:
+                proxied.bytes_sent = stream.bytes_sent
+                proxied.bytes_received = stream.bytes_received
             local = socket.socket(fileno=plain.detach())
             if result.get() is None:
                 self._engine.linger(local)
@@ -183,6 +248,10 @@ class Proxy:
 
     def _log_info(self, text: str) -> None:
         self._engine.log.info("%s: proxy %d: %s", self._ctx.peer_id, self.proxy_id, text)
+
+
+def _ignore(proxied: Proxied) -> None:
+    """Nobody watches."""
 
 
 def _reset(local: Any) -> None:
