@@ -74,7 +74,7 @@ def test_nobody_logs_in_after_the_end(engine_conf: Conf) -> None:
     conf = engine_conf(login_domain="127.0.0.1", login_port=1)
     engine = kkp2p.engine_init(conf, 0)
     assert engine is not None
-    client = engine._client
+    client = engine.client
     kkp2p.engine_destroy(engine)
     assert client is not None
     with pytest.raises(KKP2PError):
@@ -155,7 +155,7 @@ def test_the_socket_is_closed_when_the_link_breaks_with_the_call(
         def links_to(self, peer_id: str) -> list[Broken]:
             return [Broken()]
 
-    monkeypatch.setattr(calls, "_go_to_relay", lambda place, link: ours)
+    monkeypatch.setattr(calls, "go_to_relay", lambda place, link: ours)
     ctx = kkp2p.connect_ctx_t("peer", timeout=10)
     with pytest.raises((LinkLost, TimedOut)), time_limit(0.01, TimedOut()):
         make_call(Client(), ctx, 0.01)  # type: ignore[arg-type]
