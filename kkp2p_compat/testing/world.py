@@ -20,7 +20,7 @@ import heapq
 import itertools
 from collections import Counter, deque
 from collections.abc import Mapping
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network
 from random import Random
 from typing import Any
 
@@ -62,8 +62,8 @@ class Network:
     def __init__(self, name: str, gateway: Gateway | None, subnet: str = "") -> None:
         self.name = name
         self.gateway = gateway
-        self.subnet = IPv4Network(subnet) if subnet else None
-        self.router = str(next(self.subnet.hosts())) if self.subnet else ""
+        self.router = str(next(IPv4Network(subnet).hosts())) if subnet else ""
+        self.broadcast = str(IPv4Network(subnet).broadcast_address) if subnet else ""
         self.ports: dict[str, Port] = {}  # by address
 
     def is_for_all(self, address: str) -> bool:
@@ -72,7 +72,7 @@ class Network:
             return address.startswith("ff")
         if address == "255.255.255.255" or 224 <= int(address.partition(".")[0]) < 240:
             return True
-        return self.subnet is not None and IPv4Address(address) == self.subnet.broadcast_address
+        return address == self.broadcast
 
 
 class World:
