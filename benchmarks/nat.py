@@ -14,8 +14,8 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import combinations_with_replacement
 from pathlib import Path
@@ -161,40 +161,46 @@ class Ends:
         return carried + sum(sum(reasons.values()) for reasons in dropped)
 
 
-@contextmanager
-def _internet() -> Iterator[tuple[Any, Internet, Any]]:
-    with tempfile.TemporaryDirectory() as folder, runner() as run:
-        lab = Lab(Path(folder))
-        try:
-            net = lab.internet(delay_s=DELAY_S, public=PUBLIC)
-            cloud = net.host("cloud", addresses=2, ipv6=True)
-            start_cloud(
-                run, cloud, "--listen", "[::]:3080", "--account", f"{PEER}:{SECRET}",
-                "--stun-address", cloud.addresses[1],
-            )  # fmt: skip
-            yield run, net, cloud
-        finally:
-            lab.close()
+class Room:
+    """An internet with a cloud of two addresses; ``pair`` adds two hosts to it."""
+
+    def __init__(self, lab: Lab, run: Run) -> None:
+        self._run = run
+        self._net = lab.internet(delay_s=DELAY_S, public=PUBLIC)
+        cloud = self._cloud = self._net.host("cloud", addresses=2, ipv6=True)
+        start_cloud(
+            run, cloud, "--listen", "[::]:3080", "--account", f"{PEER}:{SECRET}",
+            "--stun-address", cloud.addresses[1],
+        )  # fmt: skip
+        self._pairs = 0
+
+    def pair(self, caller: str, callee: str) -> Ends:
+        self._pairs += 1
+        run, net, names = self._run, self._net, (f"a{self._pairs}", f"b{self._pairs}")
+        if caller in SAME:
+            home = net.nat(f"nat{self._pairs}", NatType(hairpin=SAME[caller]))
+            made = [(home.host(name), False) for name in names]
+        else:
+            made = [KINDS[caller](run, net, names[0]), KINDS[callee](run, net, names[1])]
+        cloud = self._cloud
+        login = [
+            cloud.address6 if kind == "IPv6 only" else cloud.address for kind in (caller, callee)
+        ]
+        return Ends(run, net, login, made)
 
 
 def work(pairs: Sequence[Sequence[str]], tries: int) -> None:
     """Measure these pairs, and print each as a line of JSON."""
-    with _internet() as (run, net, cloud):
-        for number, (one, other) in enumerate(pairs):
-            names = f"a{number}", f"b{number}"
-            if one in SAME:
-                home = net.nat(f"nat{number}", NatType(hairpin=SAME[one]))
-                made = [(home.host(name), False) for name in names]
-            else:
-                made = [KINDS[one](run, net, names[0]), KINDS[other](run, net, names[1])]
-            login = [
-                cloud.address6 if kind == "IPv6 only" else cloud.address for kind in (one, other)
-            ]
-            ends = Ends(run, net, login, made)
-            result = Result(one, other)
-            for _ in range(tries):
-                result.tries.append(ends.meet(0 if result.mode == "auto" else 1))
-            print(json.dumps([one, other, result.tries]), flush=True)
+    with (
+        tempfile.TemporaryDirectory() as folder, runner() as run,
+        closing(Lab(Path(folder))) as lab,
+    ):  # fmt: skip
+        room = Room(lab, run)
+        for caller, callee in pairs:
+            ends = room.pair(caller, callee)
+            mode = 0 if hopeless(caller, callee) else 1
+            met = [ends.meet(mode) for _ in range(tries)]
+            print(json.dumps([caller, callee, met]), flush=True)
 
 
 def run(quick: bool, only: Sequence[str], jobs: int) -> None:
