@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Callee", "Incoming"]
 
 # Our choices.
+LOOK_S = 0.5  # how long a caller whose path is dead waits for what STUN says of our addresses
 MAX_LINKS = 8192  # that peers made; more are declined
 MAX_MEETING = 2048  # calls of others whose path is being looked for
 ANSWER_GRACE_S = 2.0  # for the callee of a call whose time is over, if the caller was just in time
@@ -84,7 +85,7 @@ class Callee:
             raise CallRefused("too many connections with peers")
         moved = self._find_link(offer.restarts)
         if moved is not None:
-            underlay.own.doubt()
+            underlay.own.make_sure(LOOK_S)
         if call.trickle is None:
             half = Half(underlay.own.host_candidates(), asked=asked)
             answer = half.fit(half.answer)

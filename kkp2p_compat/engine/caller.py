@@ -165,7 +165,7 @@ class Caller:
     def redial(self, link: PeerLink, budget_s: float) -> Path:
         """A new path to the peer of a link that we made."""
         info, underlay, timeline = link.info, self._direct.underlay(), Timeline()
-        underlay.own.doubt()  # a NAT that started anew tells nobody
+        underlay.own.make_sure(FIRST_LOOK_S)  # a NAT that started anew tells nobody
         peer_id = info.dials or ""
         connection_id = info.theirs.connection_id
         client = self._engine.client

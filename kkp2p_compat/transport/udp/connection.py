@@ -52,6 +52,7 @@ MAX_PATH_RESPONSES = 4  # waiting to be sent
 CLOSE_PACKETS = 3  # how often a CLOSE is sent, a probe time-out apart
 BLACK_HOLE_PTOS = 3  # probe time-outs in a row: perhaps the path carries no large packets any more
 SUSPECT_PTOS = 3  # probe time-outs in a row: perhaps it carries nothing any more
+SUSPECT_S = 1.0  # from the first of them: two are enough where the estimate was large
 SILENCE_S = 2.0  # after something from the peer: one PING finds out whether it is still there
 
 
@@ -107,6 +108,7 @@ class Connection(ChannelTable):
         self._received = received
         self._heard_at = now  # a genuine packet
         self._suspicious = False  # PathSuspected was put out
+        self._in_vain_since = now  # the first probe time-out of those in a row; infinite: told
         self._ask_at = math.inf  # when to find out whether a peer that fell silent is there
         self._path_check: PathCheck | None = None
         self._special: deque[tuple[Address, bytes]] = deque()  # frames for one packet each
@@ -343,12 +345,16 @@ class Connection(ChannelTable):
                 self._digest_losses(now, recovery.in_flight, 0, None, None)
         elif not self._packer.probing and (pto := recovery.pto_time()) is not None and now >= pto:
             recovery.pto_count += 1
+            if recovery.pto_count == 1:
+                self._in_vain_since = now
             self._packer.probe()
             if recovery.pto_count == BLACK_HOLE_PTOS:
                 self.mtu.fall_back(now)
                 self.controller.set_datagram_bytes(self.mtu.size)
-            if recovery.pto_count == SUSPECT_PTOS and not self._suspicious:
+            least_s = SUSPECT_S if recovery.pto_count < SUSPECT_PTOS else 0.0
+            if now >= self._in_vain_since + least_s and not self._suspicious:
                 self._suspicious = True
+                self._in_vain_since = math.inf
                 self._events.append(PathSuspected())
         if now >= self._ask_at:
             self._ask_at = math.inf
@@ -388,15 +394,16 @@ class Connection(ChannelTable):
         check = self._path_check
         if check is None or not check.proved_by(token) or check.address != address:
             return
-        moved = check.address[0] != self.address[0] or check.address == self.address
+        before, self.address = self.address, check.address
         self._path_check = None
-        self.address = check.address
-        if moved:  # RFC 9000 section 9.4: only a new port is most likely the same path
+        # RFC 9000 section 9.4: only a new port is most likely the same path.
+        if before == self.address or before[0] != self.address[0]:
             for flight in self.recovery.forget_path():
                 self._packer.repeat(flight)
             self._start_path(self._now)
         self.recovery.pto_count = 0
-        self._events.append(PathChanged(self.address))
+        if before != self.address:
+            self._events.append(PathChanged(self.address))
 
     # Commands.
 
