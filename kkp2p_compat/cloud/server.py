@@ -177,8 +177,11 @@ class Cloud:
                 self._start_stun()
                 break
             except OSError as error:
-                if error.errno != errno.EADDRINUSE or not tries_left:
+                if error.errno != errno.EADDRINUSE:
                     raise
+                if not tries_left:  # it may be the second port of another cloud on this host
+                    log.error("%s; going on without", error)
+                    break
                 self._listener.close()
         listener = self._listener
         listener.listen(BACKLOG)
