@@ -182,7 +182,7 @@ def test_a_close_under_a_flood_loses_nothing_that_was_written(sides: tuple[Side,
     with contextlib.suppress(ConnectionResetError):  # the end of who wrote to a closed peer
         while data := right.app.recv(16384):
             got += len(data)
-            gevent.sleep(0.0005)
+            gevent.sleep(tcp.GRACE_S / 20)  # in all longer than a lingering socket waits for us
     assert got == 1_000_000
     gevent.joinall([writing, flooding], raise_error=True)
     assert [side.running.get() for side in sides] == [None, None]

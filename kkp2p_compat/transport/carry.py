@@ -52,8 +52,6 @@ class SealedStream:
         self._peer_gone = False  # its application, not itself
         self._greenlets = Group()
         self._outcome: AsyncResult[KKP2PError | None] = AsyncResult()
-        self.bytes_sent = 0  # payload: to the peer
-        self.bytes_received = 0
 
     def run(self) -> KKP2PError | None:
         """Carry until the end: the error that broke the stream, None if it ended in order.
@@ -104,7 +102,6 @@ class SealedStream:
             while data := self._read_plain():
                 with self._wire_lock:
                     self._wire.sendall(self._sealer.seal(data))
-                self.bytes_sent += len(data)
             with self._wire_lock:
                 self._wire.sendall(self._sealer.end())
         except OSError as error:
@@ -128,7 +125,15 @@ class SealedStream:
             self._refuse_writes()
 
     def _refuse_writes(self) -> None:
-        """Writes of the local side must fail, not vanish."""
+        """Writes of the local side must fail, not vanish.
+
+        Not of a TCP connection before the peer's end, and all before it, has arrived: what comes in
+        with both directions shut makes the kernel reset it, and what it could not send yet is lost.
+        """
+        if self._plain.family != _socket.AF_UNIX:
+            if not self._opener.ended:
+                return
+            tcp.wait_until_acknowledged(self._plain, CLOSE_TIMEOUT_S)
         try:
             self._plain.shutdown(_socket.SHUT_RD)
             # A writer that waits for room is woken by room, not by the refusal.
@@ -181,8 +186,9 @@ class SealedStream:
             elif kind == END:
                 self._check()
                 self._plain.shutdown(_socket.SHUT_WR)
+                if self._peer_gone or self._send_error:
+                    self._refuse_writes()
             elif not self._application_gone:
                 self._plain.sendall(plaintext)
-                self.bytes_received += len(plaintext)
         except OSError:
             self.application_closed()

@@ -35,7 +35,6 @@ __all__ = [
     "give_up",
     "left",
     "linger",
-    "stranded",
     "tune",
     "unresponsive",
 ]
@@ -128,17 +127,6 @@ def tune(sock: socket.socket) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, _TCP_RTO_MAX_MS, RTO_MAX_MS)
 
 
-def stranded(sock: socket.socket) -> bool:
-    """Whether the host has lost the connection's own address: nothing will come to it any more."""
-    host, _, *scope = sock.getsockname()
-    with socket.socket(sock.family, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.bind((host, 0, *scope))
-        except OSError as error:
-            return error.errno in (errno.EADDRNOTAVAIL, errno.ENODEV)
-    return False
-
-
 def _tcp_info(sock: HasFileno | int) -> tuple[int, ...] | None:
     if not _LINUX:
         return None
@@ -228,12 +216,13 @@ def linger(sock: socket.socket, timeout_s: float, *, reset: bool = False) -> boo
 
 
 def _drain_then_reset(sock: socket.socket, timeout_s: float) -> bool:
-    done = _wait_until_acknowledged(sock, timeout_s)
+    done = wait_until_acknowledged(sock, timeout_s)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
     return done
 
 
-def _wait_until_acknowledged(sock: socket.socket, timeout_s: float) -> bool:
+def wait_until_acknowledged(sock: socket.socket, timeout_s: float) -> bool:
+    """Whether the other kernel holds all that was written, within so long; call in a greenlet."""
     now = get_hub().loop.now
     deadline, pause, done = now() + timeout_s, POLL_FIRST_S, False
     while not (done := not _unsent_bytes(sock)) and now() < deadline:
@@ -255,7 +244,7 @@ def _reset_when_acknowledged(sock: socket.socket, timeout_s: float) -> bool:
     A mere close leaves it waiting for 60 s (net.ipv4.tcp_fin_timeout); a reset, once it has all
     that was written, makes its writes fail at once.
     """
-    done = _wait_until_acknowledged(sock, timeout_s)
+    done = wait_until_acknowledged(sock, timeout_s)
     if done:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
     return done
