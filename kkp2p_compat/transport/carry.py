@@ -52,6 +52,8 @@ class SealedStream:
         self._peer_gone = False  # its application, not itself
         self._greenlets = Group()
         self._outcome: AsyncResult[KKP2PError | None] = AsyncResult()
+        self.bytes_sent = 0  # payload: to the peer
+        self.bytes_received = 0
 
     def run(self) -> KKP2PError | None:
         """Carry until the end: the error that broke the stream, None if it ended in order.
@@ -102,6 +104,7 @@ class SealedStream:
             while data := self._read_plain():
                 with self._wire_lock:
                     self._wire.sendall(self._sealer.seal(data))
+                self.bytes_sent += len(data)
             with self._wire_lock:
                 self._wire.sendall(self._sealer.end())
         except OSError as error:
@@ -190,5 +193,6 @@ class SealedStream:
                     self._refuse_writes()
             elif not self._application_gone:
                 self._plain.sendall(plaintext)
+                self.bytes_received += len(plaintext)
         except OSError:
             self.application_closed()

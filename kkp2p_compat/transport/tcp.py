@@ -35,8 +35,10 @@ __all__ = [
     "give_up",
     "left",
     "linger",
+    "stranded",
     "tune",
     "unresponsive",
+    "wait_until_acknowledged",
 ]
 
 # Our choice: an idle connection whose peer vanished is found in 15 + 3 * 5 = 30 s.
@@ -125,6 +127,17 @@ def tune(sock: socket.socket) -> None:
     if _LINUX:
         with contextlib.suppress(OSError):  # an older kernel: all works, some of it later
             sock.setsockopt(socket.IPPROTO_TCP, _TCP_RTO_MAX_MS, RTO_MAX_MS)
+
+
+def stranded(sock: socket.socket) -> bool:
+    """Whether the host has lost the connection's own address: nothing will come to it any more."""
+    host, _, *scope = sock.getsockname()
+    with socket.socket(sock.family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((host, 0, *scope))
+        except OSError as error:
+            return error.errno in (errno.EADDRNOTAVAIL, errno.ENODEV)
+    return False
 
 
 def _tcp_info(sock: HasFileno | int) -> tuple[int, ...] | None:
