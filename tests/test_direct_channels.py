@@ -14,6 +14,7 @@ from support import PATIENCE_S, SECRET, CloudProcess, Program, read_all, write_a
 
 import kkp2p_compat as kkp2p
 from kkp2p_compat.engine import channels, direct
+from kkp2p_compat.transport.udp.streams import MAX_UNTAKEN_BYTES
 
 pytestmark = pytest.mark.usefixtures("on_loopback")
 
@@ -73,7 +74,7 @@ def test_channels_that_nobody_reads_leave_room(
     held = peer.thread.call(
         lambda: sum(one.receive.held_bytes for one in link.connection.channels.values())
     )
-    assert held <= 24 << 20  # connection.Settings
+    assert held <= MAX_UNTAKEN_BYTES  # mostly far less: how the windows grow is a matter of timing
     close(theirs, *(channel for pair in stuck for channel in pair))
 
 
