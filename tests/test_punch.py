@@ -10,7 +10,7 @@ import pytest
 from kkp2p_compat._errors import BadPacket
 from kkp2p_compat.traversal.candidates import Candidate
 from kkp2p_compat.traversal.checks import Checks, Credentials
-from kkp2p_compat.traversal.guesses import LOW_TTL, MAX_PROBES
+from kkp2p_compat.traversal.guesses import LOW_TTL, MAX_PREDICTED
 from kkp2p_compat.traversal.nat import NatBehaviour
 from kkp2p_compat.traversal.plan import Plan
 from kkp2p_compat.traversal.punch import (
@@ -117,7 +117,7 @@ def test_a_side_that_aims() -> None:
     assert probes[:4] == [
         ((PEER, 65533), None), ((PEER, 1024), None), ((PEER, 1027), None), ((PEER, 1030), None),
     ]  # fmt: skip
-    assert len(probes) == 2 * AIMED
+    assert len(probes) == 2 * AIMED[0]
 
 
 def test_both_aim_when_both_have_told() -> None:
@@ -143,7 +143,8 @@ def test_rounds_go_on_until_there_are_enough() -> None:
         case.punch.handle_opened(number, [(number, 41000)], now)
         case.actions()
         due = case.punch.next_timer()
-        assert due == pytest.approx(now + ROUND_S)
+        assert due is not None
+        assert due > now + ROUND_S
         now = due
         case.punch.handle_timer(now)
     assert case.actions() == []
@@ -180,7 +181,7 @@ def test_the_peer_is_a_round_ahead() -> None:
     case.punch.handle_sampled(2, [20010], START)
     case.punch.handle_opened(2, [(5, 41000)], START)
     assert case.actions() == [Open(1, 2), Tell({"predict": [2, 20010, 3]})]
-    assert len(case.probes(START + 9)) == 2 * AIMED
+    assert len(case.probes(START + 9)) == 2 * AIMED[0]
 
 
 def test_patience() -> None:
@@ -250,7 +251,8 @@ def test_a_peer_that_tells_again_and_again() -> None:
         case.punch.handle_fields_untrusted({"predict": [number, 2000, 1]}, START)
         with pytest.raises(BadPacket):
             case.punch.handle_fields_untrusted({"predict": [number, 3000, 1]}, START)
-    assert len(case.probes(START + 999)) <= MAX_PROBES // 2
+    aimed = sum(AIMED) + (MAX_ROUNDS - len(AIMED)) * AIMED[-1]
+    assert len(case.probes(START + 999)) == 2 * aimed <= MAX_PREDICTED
     case = Case(STEADY, ("sweep", "spread"))
     case.punch.handle_fields_untrusted({"spread": 256}, START)
     for _ in range(3):

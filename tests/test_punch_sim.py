@@ -106,6 +106,12 @@ def test_sequential_against_sequential(
     assert met >= 27
 
 
+def test_sequential_ports_of_a_busy_carrier() -> None:
+    """A hundred bindings a second on both sides: found by longer volleys."""
+    kinds = SYMMETRIC_SEQUENTIAL, SYMMETRIC_SEQUENTIAL
+    assert sum(call(*kinds, seed, busy=100)[0] is not None for seed in range(10)) >= 9
+
+
 @pytest.mark.parametrize("loss", [0.1, 0.3])
 def test_probes_are_lost(loss: float) -> None:
     for caller, callee in (

@@ -33,7 +33,7 @@ LOW_TTL = 3  # hops: over the own NATs, a home router's and perhaps a carrier's,
 PACE_S = 1 / 400  # from probe to probe; of 124 bytes, so 0.4 Mbit/s
 BURST = 8  # that may leave at once, after a pause or a late timer
 MAX_PROBES = 2500  # of one call and side: a birthday punch needs 2,000 for 99.96 %
-MAX_PREDICTED = 1024  # ten rounds of a prediction, with some to spare
+MAX_PREDICTED = 2048  # ten rounds of a prediction
 
 OUTSIDE = ("mapped", "srflx")  # kinds of candidates
 Wave = tuple[float, "int | None"]  # seconds after the beginning, hops (None: as usual)

@@ -42,10 +42,11 @@ __all__ = ["Action", "Close", "Open", "Punch", "Sample", "Tell", "Turn"]
 
 # Our choices.
 SAMPLES = 3  # sockets: the last one counts, the others show the step
-ROUND_S = 1.2  # without success after the last thing that happened in the round
+ROUND_S = 1.2  # without success after the last thing that happened in the round, and its volleys
 MAX_ROUNDS = 10
-AIMED = 32  # ports; other hosts may have taken half as many on both sides together
-AIMED_LATER = 64  # from the third round on: the NAT must be a busy one
+# Ports, in the first rounds and in all others.  Other hosts may take a third as many of each side;
+# where a few are not enough, the NAT must be a busy one.
+AIMED = (32, 32, 64, 128)
 AGAIN_S = 0.15  # from the end of a volley to its repetition
 LOW_ONLY_S = 0.5  # of one socket whose port the peer aims at: it has come that far by then
 SPREAD_SOCKETS = 256
@@ -217,7 +218,7 @@ class Punch:
             self._told = port - 1, 1
         if self._told is None:
             return
-        self._round_ends_at = self._now + ROUND_S
+        self._extend_round()
         address = _steady_address(self._checks.listed())
         if self._mine == "predict" and address is not None:
             waves: list[Wave] = [(0.0, LOW_TTL), (LOW_ONLY_S, None)]
@@ -227,8 +228,11 @@ class Punch:
 
     def _aim_if_both_told(self) -> None:
         if self._mine == "predict+aim" and self._number and self._round in self._heard:
-            self._round_ends_at = self._now + ROUND_S
+            self._extend_round()
             self._aim(self._round)
+
+    def _extend_round(self) -> None:
+        self._round_ends_at = self._now + ROUND_S + 2 * PACE_S * _aimed(self._round)
 
     def _aim(self, number: int) -> None:
         ip = _outside_ip(self._checks.listed())
@@ -236,7 +240,7 @@ class Punch:
             return
         last, step = self._heard[number]
         stride = self._plan.stride if self._is_caller else 1
-        count = AIMED if number <= 2 else AIMED_LATER
+        count = _aimed(number)
         ports = [_wrap(last + step * (stride * i + 1)) for i in range(count)]
         # Where both aim, the callee's first volley only opens its own filter.
         first = LOW_TTL if self._mine == "predict+aim" and not self._is_caller else None
@@ -263,6 +267,10 @@ class Punch:
         waves: list[Wave] = [(0.0, LOW_TTL), (SPREAD_AGAIN_S, None)]
         self._checks.guesses.spread(address, numbers, waves, self._now)
         self._actions.append(Tell({"spread": len(numbers)}))
+
+
+def _aimed(number: int) -> int:
+    return AIMED[min(number, len(AIMED)) - 1]
 
 
 def _prediction_untrusted(value: object) -> tuple[int, int, int]:
