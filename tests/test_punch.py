@@ -6,6 +6,8 @@ import random
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kkp2p_compat._errors import BadPacket
 from kkp2p_compat.traversal.candidates import Candidate
@@ -229,6 +231,26 @@ def test_predictions_that_are_none(told: object, part: str) -> None:
         case.punch.handle_fields_untrusted({"predict": told}, START)
     assert case.actions() == []
     assert case.probes(START + 99) == []
+
+
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=8,
+)
+
+
+@given(st.lists(st.dictionaries(st.sampled_from(["predict", "spread", "n"]), ANY_JSON), max_size=9))
+def test_any_fields(told: list[dict[str, object]]) -> None:
+    for mine, theirs in (("aim", "predict"), ("predict+aim", "predict+aim"), ("sweep", "spread")):
+        case = Case(SEQUENTIAL, (mine, theirs))
+        for fields in told:
+            try:
+                case.punch.handle_fields_untrusted(fields, START)
+            except BadPacket:
+                continue
+        assert len(case.probes(START + 999)) <= MAX_PREDICTED
+        assert len(case.actions()) <= 3 + 2 * len(told)
 
 
 @pytest.mark.parametrize("theirs", ["check", "aim", "spread", "sweep"])
