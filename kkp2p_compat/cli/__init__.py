@@ -15,7 +15,7 @@ from .._version import __version__
 
 __all__ = ["main"]
 
-COMMANDS = ("cloud", "account", "demo")
+COMMANDS = ("cloud", "account", "demo", "netcheck", "proxy")
 
 
 def _make_parser(commands: Sequence[str]) -> argparse.ArgumentParser:

@@ -23,7 +23,6 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +35,7 @@ from gevent import socket, ssl
 
 from .._codes import CONNECT_AUTO, CONNECT_RELAY, TRANSMIT_P2P, TRANSMIT_RELAY
 from ._programs import Failure, Programs
+from ._signals import throwing
 
 __all__ = ["CLIENTS", "MODES", "PROTOCOLS", "add_parser", "make_certificate"]
 
@@ -83,7 +83,7 @@ def add_parser(subparsers: Any) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_throwing(signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+        stack.enter_context(throwing(signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
         try:
             if options.keep is None:
                 made = tempfile.TemporaryDirectory(prefix="kkp2p-demo-")
@@ -258,19 +258,3 @@ def make_certificate(folder: Path) -> tuple[str, str]:
     key_file.write_bytes(key_pem)
     certificate_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
     return str(key_file), str(certificate_file)
-
-
-@contextlib.contextmanager
-def _throwing(*numbers: int) -> Iterator[None]:
-    """Make signals an exception of this greenlet, so that what was started is ended."""
-    main = gevent.getcurrent()
-    handlers = [
-        # 128 + the signal is the exit status that shells have for it.
-        gevent.signal_handler(number, gevent.kill, main, SystemExit(128 + number))
-        for number in numbers
-    ]
-    try:
-        yield
-    finally:
-        for handler in handlers:
-            handler.cancel()

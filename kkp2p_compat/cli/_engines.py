@@ -1,0 +1,124 @@
+"""What the commands that make an engine share: its options, its log, and words for what it knows.
+
+Their engine writes no log file: with --verbose its lines go to standard error, else nowhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from .. import log_destroy, log_init
+from .._codes import CONNECT_AUTO, CONNECT_P2P, CONNECT_RELAY, MAX_PEER_ID
+from .._structs import engine_conf_t
+from ..engine.engine import Engine
+
+__all__ = [
+    "MODES", "add_options", "open_engine", "parse_peer", "parse_seconds", "show_address", "show_ms",
+]  # fmt: skip
+
+MODES = {"auto": CONNECT_AUTO, "p2p": CONNECT_P2P, "relay": CONNECT_RELAY}
+DEFAULT_LOGIN = "127.0.0.1:3080"  # where ``kkp2p cloud`` is when it is told nothing
+RESOLVE_S = 5.0  # our choice: for the cloud's name
+QUIET, DEBUG = 0, 4  # levels of the engine's log
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    where = parser.add_argument_group("where peers meet")
+    where.add_argument(
+        "--login", metavar="HOST:PORT", type=_parse_login,
+        help=f"the cloud (default: $KKP2P_LOGIN, else {DEFAULT_LOGIN})",
+    )  # fmt: skip
+    where.add_argument("--ca", metavar="FILE", help="its certificate must verify with this one")
+    where.add_argument(
+        "--lan", metavar="PORT", type=_parse_port,
+        help="no cloud: search the LAN on this UDP port",
+    )  # fmt: skip
+    where.add_argument(
+        "--stun", metavar="HOST:PORT,...", help="ask these STUN servers instead of the cloud"
+    )
+    where.add_argument(
+        "--no-upnp", action="store_true", help="do not ask the router for a port mapping"
+    )
+    parser.add_argument("--json", action="store_true", help="for programs instead of people")
+    parser.add_argument(
+        "--explain", action="store_true", help="show all that was done to reach the peer, and when"
+    )
+    parser.add_argument("--verbose", action="store_true", help="the engine's log on standard error")
+
+
+@contextlib.contextmanager
+def open_engine(options: argparse.Namespace) -> Iterator[Engine]:
+    """Raises KKP2PError, such as when the cloud's name does not resolve."""
+    conf = engine_conf_t(disable_upnp=int(options.no_upnp), stun_servers=options.stun)
+    if options.lan:
+        conf.lan_search_port = options.lan
+    else:
+        host, port = login_of(options)
+        conf.login_domain, conf.login_port, conf.login_ca = host, port, options.ca
+    log_init(_log, None, DEBUG if options.verbose else QUIET)
+    try:
+        engine = Engine(conf, RESOLVE_S)
+        try:
+            yield engine
+        finally:
+            engine.destroy()
+    finally:
+        log_destroy()
+
+
+def login_of(options: argparse.Namespace) -> tuple[str, int]:
+    return options.login or _parse_login(os.environ.get("KKP2P_LOGIN", DEFAULT_LOGIN))
+
+
+def _log(text: str, length: int, param: Any) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _parse_login(text: str) -> tuple[str, int]:
+    """HOST, HOST:PORT, [IPV6]:PORT; without a port the default one."""
+    host, _, port = text.rpartition(":")
+    if not port.isdecimal() or not host or (":" in host and not host.startswith("[")):
+        host, port = text, DEFAULT_LOGIN.rpartition(":")[2]
+    if not 0 < int(port) < 65536 or not host.strip("[]"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
+    return host.strip("[]"), int(port)
+
+
+def _parse_port(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port, 1 to 65535")
+    return int(text)
+
+
+def parse_peer(text: str) -> str:
+    if not 0 < len(text) <= MAX_PEER_ID or not all("!" <= char <= "~" for char in text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a peer id: 1 to {MAX_PEER_ID} printable ASCII characters"
+        )
+    return text
+
+
+def parse_seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 86_400:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, up to a day")
+    return value
+
+
+def show_ms(seconds: float | None) -> str:
+    return "unknown" if seconds is None else f"{1000 * seconds:.1f} ms"
+
+
+def show_address(address: tuple[str, int] | list[Any] | None) -> str:
+    if address is None:
+        return "nowhere"
+    host = f"[{address[0]}]" if ":" in address[0] else address[0]
+    return f"{host}:{address[1]}"

@@ -1,0 +1,122 @@
+"""``kkp2p netcheck --peer``: connect to one peer, by p2p, and if that fails by whatever works.
+
+The peer's program gets a channel that is closed at once, with the connect_desc that was given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from .. import close_fd
+from .._codes import CODE_NAMES, CONNECT_AUTO, CONNECT_P2P
+from .._errors import KKP2PError, PeerOffline
+from .._structs import connect_ctx_t
+from ..engine.channels import Channel
+from ..engine.engine import Engine
+from ..engine.stats import channel_stats
+from ..engine.timeline import Timeline
+from ..traversal.nat import UNKNOWN
+from ..traversal.plan import Side, make_plan
+from ._engines import show_address, show_ms
+from ._show import show
+from ._verdict import HOW
+from .explain import explain, timeline_fields
+
+__all__ = ["examine_peer", "show_peer"]
+
+
+def examine_peer(engine: Engine, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The report on the peer, growing with each attempt."""
+    report: dict[str, Any] = {"id": options.peer, "connected": False, "verdict": None, "tries": []}
+    modes = {"p2p": CONNECT_P2P} if options.lan else {"p2p": CONNECT_P2P, "auto": CONNECT_AUTO}
+    for name, mode in modes.items():
+        ctx = connect_ctx_t(
+            options.peer, connect_mode=mode, timeout=int(1000 * options.timeout),
+            connect_desc=options.desc,
+        )  # fmt: skip
+        attempt = {"mode": name} | _connect(engine, ctx, bool(options.lan))
+        report["tries"].append(attempt)
+        report["verdict"] = attempt.pop("verdict") or report["verdict"]
+        report["connected"] = not attempt["problem"]
+        if report["connected"] or attempt["is_offline"]:
+            break
+    yield report
+
+
+def _connect(engine: Engine, ctx: connect_ctx_t, lan: bool) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "problem": "", "code": 0, "is_offline": False, "stats": None, "timeline": None
+    }  # fmt: skip
+    channel: Channel | None = None
+    try:
+        channel = engine.open_channel(ctx, lan)
+    except KKP2PError as error:
+        is_offline = isinstance(error.__cause__, PeerOffline)
+        fields |= {"problem": str(error), "code": error.code, "is_offline": is_offline}
+    try:
+        fields |= engine.thread.call(_look, engine, ctx.peer_id, channel, lan)
+    finally:
+        if channel is not None:
+            close_fd(channel.fd)
+    return fields
+
+
+def _look(engine: Engine, peer_id: str, channel: Channel | None, lan: bool) -> dict[str, Any]:
+    """In the engine's hub: what came of it, and of which attempt."""
+    recent = engine.direct.recent.get(f"{peer_id} (LAN)" if lan else peer_id)
+    timeline = recent if channel is None else channel.timeline
+    if timeline is None:
+        return {"verdict": None}
+    stats = None
+    if channel is not None and channel.channel_id in engine.channels:
+        stats = dataclasses.asdict(channel_stats(engine, channel.channel_id))
+    return {
+        "verdict": _verdict(engine, timeline), "stats": stats, "timeline": timeline_fields(timeline)
+    }  # fmt: skip
+
+
+def _verdict(engine: Engine, timeline: Timeline) -> dict[str, Any] | None:
+    """What the two networks allow: the plan of the call, or one of what the peer told the cloud."""
+    plan = timeline.plan
+    if plan is None:
+        if timeline.peer_nat == UNKNOWN:
+            return None
+        own = engine.direct.underlay().own
+        plan = make_plan(Side(own.nat, own.candidates()), Side(timeline.peer_nat, []))
+    return {"plan": plan.kind, "reason": plan.reason, "peer_nat": timeline.peer_nat.text}
+
+
+def show_peer(report: dict[str, Any], explains: bool) -> None:
+    verdict = report["verdict"]
+    if verdict is None:
+        lines = ["nothing is known of its network: it has not answered"]
+    else:
+        lines = [
+            f"its NAT: {verdict['peer_nat']}",
+            f"you two should meet {HOW[verdict['plan']]} ({verdict['reason']})",
+        ]
+    show(f"The peer {report['id']}", lines)
+    for attempt in report["tries"]:
+        show(f"A connect to it, mode {attempt['mode']}", _lines(attempt, explains))
+
+
+def _lines(attempt: dict[str, Any], explains: bool) -> list[str]:
+    lines = []
+    if attempt["problem"]:
+        lines.append(f"failed: {attempt['problem']} ({CODE_NAMES.get(attempt['code'])})")
+    stats = attempt["stats"]
+    if stats is not None:
+        where = "with the peer" if stats["path"] == "p2p" else "with the relay"
+        lines += [
+            f"connected by {stats['path']} after {show_ms(stats['set_up_s'])}: {stats['reason']}",
+            f"{where} at {show_address(stats['address'])}, round trip {show_ms(stats['rtt_s'])}",
+        ]
+    timeline = attempt["timeline"]
+    if timeline is None:
+        return lines
+    if explains:
+        return lines + explain(timeline)
+    return lines + [f"{1000 * at:9.1f} ms  {text}" for at, text in timeline["steps"]]

@@ -1,0 +1,226 @@
+"""``kkp2p proxy``: a local TCP port that is a peer.
+
+Each connection to the port is one channel to the peer; a line tells when it is made, and one when
+it is over.  The engine's thread puts what it has to tell into a queue, so a terminal that does not
+read stops nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import json
+import sys
+import time
+from collections import deque
+from typing import Any
+
+import gevent
+from gevent.event import Event
+
+from .._errors import KKP2PError
+from .._structs import connect_ctx_t
+from ..engine.engine import Engine
+from ..engine.proxy import Proxied
+from ..engine.timeline import Timeline
+from ._engines import MODES, add_options, open_engine, parse_peer, show_address, show_ms
+from ._signals import setting
+from .explain import explain, timeline_fields
+
+__all__ = ["add_parser"]
+
+MAX_WAITING = 10_000  # our choice: events that are not printed yet; then the oldest go
+MAX_TIMEOUT_S = 600  # our choice
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "proxy",
+        help="a local port that is a peer",
+        description="Listens on a local TCP port; each connection to it is a connection to the "
+        "peer.  Ends on Ctrl-C or SIGTERM.",
+    )
+    parser.add_argument(
+        "listen", metavar="LISTEN", type=_parse_listen,
+        help="PORT of 127.0.0.1, or ADDRESS:PORT; port 0: any free one",
+    )  # fmt: skip
+    parser.add_argument("peer", metavar="PEER", type=parse_peer, help="peer id")
+    parser.add_argument(
+        "--desc", metavar="N", type=_parse_desc, default=0,
+        help="connect_desc: tells the peer what is wanted, as the two have agreed (default: 0)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--mode", choices=MODES, default="auto", help="auto: p2p, else relay (default)"
+    )
+    parser.add_argument(
+        "--encrypt", action="store_true",
+        help="end-to-end encryption also by the relay; p2p always has it",
+    )  # fmt: skip
+    parser.add_argument(
+        "--timeout", metavar="SECONDS", type=_parse_timeout, default=10.0,
+        help="for the connect to the peer (default: %(default)s)",
+    )  # fmt: skip
+    add_options(parser)
+    parser.set_defaults(run=_run)
+
+
+def _parse_listen(text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    host = host.strip("[]") if colon else "127.0.0.1"
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        host = ""
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not PORT or ADDRESS:PORT")
+    return host, int(port)
+
+
+def _parse_desc(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 2**31
+    if not -(2**31) <= value < 2**31:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 32 bits")
+    return value
+
+
+def _parse_timeout(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.001 <= value <= MAX_TIMEOUT_S:
+        raise argparse.ArgumentTypeError(f"{text!r} is not 0.001 to {MAX_TIMEOUT_S} seconds")
+    return value
+
+
+class _Events:
+    """From the engine's thread to ours."""
+
+    def __init__(self) -> None:
+        self.something = Event()
+        self._waiting: deque[dict[str, Any]] = deque(maxlen=MAX_WAITING)
+        self._async = gevent.get_hub().loop.async_()
+        self._async.start(self.something.set)
+
+    def put(self, event: dict[str, Any]) -> None:
+        self._waiting.append(event)
+        self._async.send()
+
+    def take(self) -> list[dict[str, Any]]:
+        """All there are by now, in order."""
+        self.something.clear()
+        return [self._waiting.popleft() for _ in range(len(self._waiting))]
+
+    def close(self) -> None:
+        self._async.close()
+
+
+class _Watch:
+    """Makes the events, in the engine's hub."""
+
+    def __init__(self, events: _Events, explains: bool) -> None:
+        self.connections = 0
+        self.failures = 0
+        self._events = events
+        self._explains = explains
+        self._explained: Timeline | None = None
+
+    def __call__(self, proxied: Proxied) -> None:
+        event: dict[str, Any] = {"port": proxied.port, "at": time.time()}
+        if not proxied.over:
+            self.connections += 1
+            event |= {
+                "event": "connected", "path": proxied.path, "address": proxied.address,
+                "reason": proxied.reason, "set_up_s": proxied.set_up_s,
+            }  # fmt: skip
+        elif not proxied.path:
+            self.failures += 1
+            event |= {"event": "failed", "problems": proxied.problems}
+        else:
+            event |= {
+                "event": "ended", "problems": proxied.problems,
+                "bytes_sent": proxied.bytes_sent, "bytes_received": proxied.bytes_received,
+            }  # fmt: skip
+        event["age_s"] = time.monotonic() - proxied.began_at
+        timeline = proxied.timeline
+        if self._explains and timeline is not None and timeline is not self._explained:
+            self._explained = timeline  # once: connections that share one came of one attempt
+            event["timeline"] = timeline_fields(timeline)
+        self._events.put(event)
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.lan and options.mode == "relay":
+        print("kkp2p proxy: there is no relay on the LAN", file=sys.stderr)
+        return 2
+    stopping = Event()
+    events = _Events()
+    with setting(stopping):
+        try:
+            with open_engine(options) as engine:
+                return _serve(engine, options, events, stopping)
+        except KKP2PError as error:
+            print(f"kkp2p proxy: {error}", file=sys.stderr)
+            return 1
+        finally:
+            events.close()
+
+
+def _serve(engine: Engine, options: argparse.Namespace, events: _Events, stopping: Event) -> int:
+    mode = "p2p" if options.lan else options.mode
+    ctx = connect_ctx_t(
+        options.peer, connect_mode=MODES[mode], encrypt_data=int(options.encrypt),
+        timeout=int(1000 * options.timeout), connect_desc=options.desc,
+    )  # fmt: skip
+    watch = _Watch(events, options.explain)
+    ip, port = options.listen
+    proxy = engine.start_proxy(ip, port, ctx, watch)
+    hello = {"event": "listening", "address": proxy.address, "peer": options.peer, "mode": mode}
+    _show(hello, options.json)
+    stopping.rawlink(lambda _: events.something.set())
+    while not stopping.is_set():
+        events.something.wait()
+        for event in events.take():
+            _show(event, options.json)
+    engine.stop_proxy(proxy.proxy_id)
+    for event in events.take():
+        _show(event, options.json)
+    _show(
+        {"event": "stopped", "connections": watch.connections, "failures": watch.failures},
+        options.json,
+    )
+    return 0
+
+
+def _show(event: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(event), flush=True)
+        return
+    print("\n".join(_lines(event)), flush=True)
+
+
+def _lines(event: dict[str, Any]) -> list[str]:
+    kind = event["event"]
+    if kind == "listening":
+        return [f"{show_address(event['address'])} is {event['peer']}, mode {event['mode']}"]
+    if kind == "stopped":
+        failed = f", {event['failures']} failed" if event["failures"] else ""
+        return [f"stopped: {event['connections']} connections{failed}"]
+    clock = time.strftime("%H:%M:%S", time.localtime(event["at"]))
+    problems = "; ".join(event.get("problems", []))
+    if kind == "connected":
+        text = f"connected in {show_ms(event['set_up_s'])}: {event['path']}"
+        text += f", {show_address(event['address'])}: {event['reason']}"
+    elif kind == "failed":
+        text = f"failed after {show_ms(event['age_s'])}: {problems}"
+    else:
+        word = f"broken: {problems}" if problems else "ended"
+        text = f"{word}, {event['bytes_sent']:,} bytes to the peer, "
+        text += f"{event['bytes_received']:,} from it, {event['age_s']:.1f} s"
+    lines = [f"{clock} port {event['port']}: {text}"]
+    if "timeline" in event:
+        lines += ["    " + line for line in explain(event["timeline"])]
+    return lines
