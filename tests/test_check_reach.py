@@ -6,7 +6,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from check_network import fresh_request, lan
+from check_network import DELAY_S, Host, Network, candidate, fresh_request, lan
 
 from kkp2p_compat.traversal import checks as checks_module
 from kkp2p_compat.traversal.candidates import Candidate
@@ -169,3 +169,20 @@ def test_notes_are_bounded() -> None:
     notes.clear()
     network.run(5)
     assert notes == [], "whoever clears them gets no more of them"
+
+
+@pytest.mark.parametrize(
+    ("dead", "round_trips"), [("10.0.0.2", 1), ("192.0.2.9", 2), ("fd00::2", 1), ("2001:db8::2", 2)]
+)
+def test_patience_with_a_better_address_that_is_dead(dead: str, round_trips: int) -> None:
+    """One in our own network would have been quicker than the one that answered."""
+    mine = "10.0.0.1", "192.0.2.1", "fd00::1", "2001:db8::1"
+    network = Network(Host(*mine), Host(dead, "192.0.2.2"))
+    listed = [candidate(dead, priority=2), candidate("192.0.2.2", priority=1)]
+    network.dead = {dead}
+    network.start(network.callee)
+    start = network.now
+    checks = network.start(network.caller, listed)
+    network.run(9, lambda: checks.selected)
+    least_s = round_trips * 2 * DELAY_S
+    assert least_s <= network.now - start <= least_s + checks_module.GRACE_S + 1e-6
