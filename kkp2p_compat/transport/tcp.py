@@ -54,6 +54,7 @@ RTO_MAX_MS = 5000
 # Our choice: the same bound for a connection with data under way.
 DEAD_AFTER_S = 30
 DEAD_PROBES = 4  # window probes without an answer in that time
+STRANDED_AFTER_S = 3  # the same if the host has lost the connection's own address
 
 # linux/tcp.h
 _TCP_USER_TIMEOUT = 18
@@ -65,6 +66,7 @@ _TCP_INFO = getattr(socket, "TCP_INFO", 11)
 # struct tcp_info: state, ca_state, retransmits, probes; 20 bytes; unacked; 28 bytes; last_ack_recv
 _INFO = struct.Struct("=BxBB20xI28xI")
 _SIOCOUTQ = 0x5411
+_SOCKADDR_BYTES = 28  # struct sockaddr_in6: family, port, address and so on
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, for 0 s
 
 # ``linger``: how the send queue is watched, since the kernel has no event for "all acknowledged".
@@ -129,15 +131,25 @@ def tune(sock: socket.socket) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, _TCP_RTO_MAX_MS, RTO_MAX_MS)
 
 
-def stranded(sock: socket.socket) -> bool:
-    """Whether the host has lost the connection's own address: nothing will come to it any more."""
-    host, _, *scope = sock.getsockname()
-    with socket.socket(sock.family, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.bind((host, 0, *scope))
-        except OSError as error:
-            return error.errno in (errno.EADDRNOTAVAIL, errno.ENODEV)
-    return False
+def stranded(sock: HasFileno | int) -> bool:
+    """Whether the host has lost the connection's own address: nothing will come to it any more.
+
+    Only known on Linux.
+    """
+    if not _LINUX:
+        return False
+    address = ctypes.create_string_buffer(_SOCKADDR_BYTES)
+    length = ctypes.c_uint(_SOCKADDR_BYTES)
+    if _libc.getsockname(_fd(sock), address, ctypes.byref(length)):
+        return False
+    address[2:4] = b"\0\0"  # any port
+    try:
+        probe = socket.socket(int.from_bytes(address[:2], sys.byteorder), socket.SOCK_DGRAM)
+    except OSError:  # out of descriptors
+        return False
+    with probe:
+        failed = _libc.bind(probe.fileno(), address, length)
+        return bool(failed) and ctypes.get_errno() in (errno.EADDRNOTAVAIL, errno.ENODEV)
 
 
 def _tcp_info(sock: HasFileno | int) -> tuple[int, ...] | None:
@@ -156,15 +168,18 @@ def unresponsive(sock: HasFileno | int) -> bool:
 
     That is: nothing was heard for DEAD_AFTER_S, although sent data was repeated or DEAD_PROBES
     window probes were sent.  (``tune``'s keepalive makes sure that an idle connection hears
-    something more often.)  A peer that is alive and does not read answers the probes: False.  A
-    closed socket or one of another kind is False too.
+    something more often.)  STRANDED_AFTER_S are enough if the host has another address now.  A
+    peer that is alive and does not read answers the probes: False.  A closed socket or one of
+    another kind is False too.
     """
     info = _tcp_info(sock)
     if info is None:
         return False
     _, retransmits, probes, unacked, last_ack_recv_ms = info
     asked = (unacked > 0 and retransmits > 0) or probes >= DEAD_PROBES
-    return asked and last_ack_recv_ms > DEAD_AFTER_S * 1000
+    if not asked or last_ack_recv_ms <= STRANDED_AFTER_S * 1000:
+        return False
+    return last_ack_recv_ms > DEAD_AFTER_S * 1000 or stranded(sock)
 
 
 def ended(sock: HasFileno | int) -> bool:

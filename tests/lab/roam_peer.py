@@ -2,16 +2,17 @@
 
 ==================  ================================================================================
 ``join ID SECRET``  "joined RESULT"; from then on it takes every channel that comes: "accepted MODE"
-``call ID MODE``    "call RESULT MODE"
+``call ID MODE``    "calling ID", then "call RESULT MODE"
 ``quiet``, ``go``   stop sending, go on
 ``mark N``          send a mark; the other side says "mark N" when it comes to it
 ``end``             send AFTER more bytes and the digest of all, and wait for the same
+``forget``          close the channels, which are broken
 ==================  ================================================================================
 
 Both ends of each channel send at a steady rate.  "moved N" comes at every STEP bytes received, "gap
 S until T" when something came after S seconds of nothing, "broken N" when the channel has ended
 early, and at the end "same N" or "differs N", by the digest that the other side has sent.
-"accept RESULT" is said of what is not a channel.  A channel that has ended is forgotten by ``end``.
+"accept RESULT" is said of what is not a channel.
 """
 
 from __future__ import annotations
@@ -77,7 +78,8 @@ class Transfer:
             if not self._write(CHUNK.to_bytes(HEADER, "big") + chunk):
                 return
             while not self._marks.empty():
-                self._write(MARK.to_bytes(HEADER, "big") + self._marks.get().to_bytes(HEADER, "big"))
+                numbers = MARK, self._marks.get()
+                self._write(b"".join(number.to_bytes(HEADER, "big") for number in numbers))
             if self.ending.is_set():
                 left -= CHUNK
             time.sleep(PACE_S)
@@ -151,12 +153,20 @@ class Peer:
 
     def call(self, peer_id: str, mode: str, timeout: str = "20000") -> None:
         channel, started = kkp2p.channel_t(), time.monotonic()
+        say("calling", peer_id)
         ctx = kkp2p.connect_ctx_t(peer_id, connect_mode=int(mode), timeout=int(timeout))
         result = kkp2p.connect(self._engine, ctx, channel)
         took_s = time.monotonic() - started
         say("call", result, channel.transmit_mode, f"after {took_s:.2f} s")
         if result == 0:
             self._transfers.append(Transfer(channel.fd))
+
+    def forget(self) -> None:
+        """Channels that are broken."""
+        for transfer in self._transfers:
+            transfer.join()
+        self._transfers.clear()
+        say("forgotten")
 
     def mark(self, number: str) -> None:
         for transfer in self._transfers:

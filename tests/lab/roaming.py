@@ -7,34 +7,50 @@ import itertools
 import re
 import subprocess
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
 from programs import PORT
 
-from kkp2p_compat.testing import programs
 from kkp2p_compat.testing.hosts import Host
+from kkp2p_compat.testing.internet import Internet
+from kkp2p_compat.testing.lab import Lab
 from kkp2p_compat.testing.programs import Run, wait_for
 
-__all__ = ["Peer", "Transfer", "start_cloud"]
+__all__ = ["Cloud", "MakePeer", "Peer", "Transfer", "cloud", "make_peer", "net", "since_text"]
 
 PEER = str(Path(__file__).with_name("roam_peer.py"))
 SECRET = "secret"
+AGAIN_S = 0.2  # before somebody who is not online is called again
 
 _numbers = itertools.count(1)
 
 
-def start_cloud(run: Run, host: Host, *options: str) -> subprocess.Popen[str]:
-    """It knows ``peer0`` to ``peer9``."""
-    accounts = [word for n in range(10) for word in ("--account", f"peer{n}:{SECRET}")]
-    return programs.start_cloud(run, host, *accounts, *options)
+class Cloud:
+    """On a host; it knows ``peer0`` to ``peer9``."""
+
+    def __init__(self, run: Run, host: Host) -> None:
+        self.host = host
+        self._run = run
+        self._process: subprocess.Popen[str]
+
+    def start(self, *options: str) -> None:
+        accounts = [word for n in range(10) for word in ("--account", f"peer{n}:{SECRET}")]
+        cloud = ("-m", "kkp2p_compat", "cloud", "--data", "data", "--listen", f"0.0.0.0:{PORT}")
+        self._process = self._run(self.host, PORT, *cloud, *accounts, *options)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.communicate()
 
 
 class Peer:
     """A process of ``roam_peer.py``."""
 
-    def __init__(self, run: Run, host: Host, cloud: Host) -> None:
+    def __init__(self, run: Run, host: Host, cloud: Cloud) -> None:
         self.host = host
-        self.process: subprocess.Popen[str] = run(host, "ready", PEER, cloud.address, PORT)
+        self.process: subprocess.Popen[str] = run(host, "ready", PEER, cloud.host.address, PORT)
 
     def tell(self, line: str) -> None:
         assert self.process.stdin is not None
@@ -50,12 +66,26 @@ class Peer:
         self.wait("joined 0")
         return self
 
-    def call(self, peer_id: str, mode: int = 1) -> None:
-        self.tell(f"call {peer_id} {mode}")
-        self.wait(f"call 0 {mode or ''}")
+    def call(self, peer_id: str, mode: int = 1, timeout_ms: int = 20_000) -> str:
+        self.tell(f"call {peer_id} {mode} {timeout_ms}")
+        return self.wait("call ")
+
+    def call_until(self, peer_id: str, mode: int = 1) -> None:
+        """As soon as the peer is reachable (again)."""
+        began_at = time.monotonic()
+        while not (said := self.call(peer_id, mode)).startswith(f"call 0 {mode}"):
+            print(self.host.name, said)
+            time.sleep(AGAIN_S)
+        print(f"{self.host.name}: {said}, {time.monotonic() - began_at:.2f} s after the first call")
+
+    def send_signal(self, number: int) -> None:
+        self.process.send_signal(number)
 
     def log(self) -> str:
         return (self.host.folder / "kkp2p_engine.log").read_text()
+
+
+MakePeer = Callable[..., Peer]
 
 
 class Transfer:
@@ -63,14 +93,18 @@ class Transfer:
 
     def __init__(self, caller: Peer, callee: Peer, peer_id: str, mode: int = 1) -> None:
         self.sides = caller, callee
-        callee.join(peer_id)
-        caller.call(peer_id, mode)
+        self.peer_id = peer_id
+        caller.call_until(peer_id, mode)
+        callee.wait(f"accepted {mode}")
+        self.moves()
+
+    def moves(self) -> None:
         for side in self.sides:
             side.wait("moved")
 
-    def passes(self, what: str) -> None:
+    def passes(self, what: str, since: float | None = None) -> None:
         """What is sent from now on arrives, both ways; says how long nothing came."""
-        began_at, number = time.monotonic(), next(_numbers)
+        began_at, number = since or time.monotonic(), next(_numbers)
         for side in self.sides:
             side.tell(f"mark {number}")
         for side in self.sides:
@@ -83,12 +117,45 @@ class Transfer:
             late_s = float(until[1]) - began_at if until else 0.0
             print(f"{what}: {side.host.name}: {gap or 'no gap'}, {late_s:.2f} s after")
 
+    def breaks(self, what: str, since: float) -> None:
+        """Both sides get to know."""
+        for side in self.sides:
+            print(f"{what}: {side.host.name}: {side.wait('broken')}, {since_text(since)}")
+
     def end(self) -> None:
-        began_at = time.monotonic()
         for side in self.sides:
             side.tell("end")
         for side in self.sides:
             line = side.wait("same|differs|broken")
             assert line.startswith("same"), line
-            print(f"{side.host.name}: {line}, {time.monotonic() - began_at:.2f} s after the end began")
             side.wait("ended")
+
+
+def since_text(at: float) -> str:
+    return f"{time.monotonic() - at:.1f} s after"
+
+
+@pytest.fixture
+def net(lab: Lab) -> Internet:
+    return lab.internet(delay_s=0.005)
+
+
+@pytest.fixture
+def cloud(net: Internet, run: Run) -> Cloud:
+    made = Cloud(run, net.host("cloud"))
+    made.start()
+    return made
+
+
+@pytest.fixture
+def make_peer(run: Run, cloud: Cloud) -> Iterator[MakePeer]:
+    """On a host, logged in under an id if there is one; their logs are shown if a test fails."""
+    made: list[Peer] = []
+
+    def make(host: Host, peer_id: str = "") -> Peer:
+        made.append(Peer(run, host, cloud))
+        return made[-1].join(peer_id) if peer_id else made[-1]
+
+    yield make
+    for peer in made:
+        print(peer.host.name, peer.log())
