@@ -177,7 +177,7 @@ def test_notes_are_bounded() -> None:
 def test_patience_with_a_better_address_that_is_dead(dead: str, round_trips: int) -> None:
     """One in our own network would have been quicker than the one that answered."""
     mine = "10.0.0.1", "192.0.2.1", "fd00::1", "2001:db8::1"
-    network = Network(Host(*mine), Host(dead, "192.0.2.2"))
+    network = Network(Host(*mine), Host("192.0.2.2", dead))
     listed = [candidate(dead, priority=2), candidate("192.0.2.2", priority=1)]
     network.dead = {dead}
     network.start(network.callee)
