@@ -103,6 +103,11 @@ class Underlay:
             finally:
                 self._meetings.discard(meeting)
 
+    @property
+    def maps(self) -> bool:
+        """Whether the router has been asked for a port."""
+        return self._mapping
+
     def close(self) -> None:
         self._watch.close()
         self.own.close()
