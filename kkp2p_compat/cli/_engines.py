@@ -15,6 +15,7 @@ from typing import Any
 from .. import log_destroy, log_init
 from .._codes import CONNECT_AUTO, CONNECT_P2P, CONNECT_RELAY, MAX_PEER_ID
 from .._structs import engine_conf_t
+from ..control.resolver import is_address
 from ..engine.engine import Engine
 
 __all__ = [
@@ -82,11 +83,12 @@ def _log(text: str, length: int, param: Any) -> None:
 def _parse_login(text: str) -> tuple[str, int]:
     """HOST, HOST:PORT, [IPV6]:PORT; without a port the default one."""
     host, _, port = text.rpartition(":")
-    if not port.isdecimal() or not host or (":" in host and not host.startswith("[")):
+    if not port.isdecimal() or is_address(text):
         host, port = text, DEFAULT_LOGIN.rpartition(":")[2]
-    if not 0 < int(port) < 65536 or not host.strip("[]"):
+    host = host.strip("[]")
+    if not 0 < int(port) < 65536 or not host or (":" in host and not is_address(host)):
         raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
-    return host.strip("[]"), int(port)
+    return host, int(port)
 
 
 def _parse_port(text: str) -> int:

@@ -73,4 +73,4 @@ def _join(names: Sequence[str]) -> str:
 def _remedy(nat: NatBehaviour) -> str:
     if not nat.symmetric:
         return ""
-    return "  A port mapping in your router (UPnP, PCP, or by hand) would let all of them in."
+    return "  A port mapping in your router (UPnP, PCP, or by hand) would let all in."
