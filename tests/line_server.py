@@ -46,7 +46,16 @@ class Visitor:
             raise Gone from error
 
     def receive(self, op: str | None = None) -> Message:
-        """The next line; it must be ``op`` if that is given."""
+        """The next line; it must be ``op`` if that is given.  An engine asks for
+        the way at its start, too, which may be seen at any time: that is answered then."""
+        message = self._receive()
+        while op not in (None, "route") and message["op"] == "route":
+            self.send("track", tracks=[])
+            message = self._receive()
+        assert op is None or message["op"] == op, message
+        return message
+
+    def _receive(self) -> Message:
         while not self._messages:
             try:
                 data = self.sock.recv(65536)
@@ -56,9 +65,7 @@ class Visitor:
                 raise Gone
             self._reader.feed(data)
             self._messages += self._reader.messages()
-        message = self._messages.pop(0)
-        assert op is None or message["op"] == op, message
-        return message
+        return self._messages.pop(0)
 
     def wait_until_gone(self) -> None:
         while True:

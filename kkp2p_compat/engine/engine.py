@@ -203,6 +203,7 @@ class Engine:
                 on_offer=self._handle_offer, on_login_lost=self._handle_login_lost,
             )  # fmt: skip
             self.stun_servers = self._find_stun_servers(addresses)
+            self.thread.spawn(self.client.prepare)
             self.direct.start()
         else:
             self.stun_servers = self._find_stun_servers([])
