@@ -207,8 +207,9 @@ def _lines(event: dict[str, Any]) -> list[str]:
     if kind == "listening":
         return [f"{show_address(event['address'])} is {event['peer']}, mode {event['mode']}"]
     if kind == "stopped":
-        failed = f", {event['failures']} failed" if event["failures"] else ""
-        return [f"stopped: {event['connections']} connections{failed}"]
+        count, failures = event["connections"], event["failures"]
+        failed = f", {failures} failed" if failures else ""
+        return [f"stopped: {count} connection{'s' * (count != 1)}{failed}"]
     clock = time.strftime("%H:%M:%S", time.localtime(event["at"]))
     problems = "; ".join(event.get("problems", []))
     if kind == "connected":

@@ -1,0 +1,163 @@
+"""``kkp2p netcheck`` and ``kkp2p proxy`` behind NATs."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from programs import PORT, start_cloud
+from support import SECRET
+
+from kkp2p_compat.testing import nat
+from kkp2p_compat.testing.hosts import Host
+from kkp2p_compat.testing.internet import Internet
+from kkp2p_compat.testing.lab import Lab
+from kkp2p_compat.testing.miniupnpd import PUBLIC, start_miniupnpd
+from kkp2p_compat.testing.nat import NatType
+from kkp2p_compat.testing.plugin import need
+from kkp2p_compat.testing.programs import Run, output_of, wait_for
+
+ECHO_PEER = str(Path(__file__).parents[1] / "echo_peer.py")
+DELAY_S = 0.005  # one way, of each access line: a round trip takes four
+
+# An echo of 100,000 bytes through a local port.
+EXCHANGE = """
+import socket, sys
+with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as sock:
+    sock.sendall(bytes(100000))
+    sock.shutdown(socket.SHUT_WR)
+    print(sum(map(len, iter(lambda: sock.recv(65536), b""))))
+"""
+
+
+class Net:
+    """A cloud on a public host, and the peer "peer", which echoes, where the test wants it."""
+
+    def __init__(self, lab: Lab, run: Run, **options: Any) -> None:
+        self.internet: Internet = lab.internet(delay_s=DELAY_S, **options)
+        self.cloud = self.internet.host("cloud")
+        start_cloud(lab, run, host=self.cloud)
+        self.login = f"{self.cloud.address}:{PORT}"
+        self._run = run
+
+    def behind(self, name: str, nat_type: NatType, **options: Any) -> Host:
+        return self.internet.nat(f"{name}-nat", nat_type, **options).host(name)
+
+    def serve(self, host: Host) -> None:
+        arguments = ("server", PORT, "peer", SECRET, self.cloud.address)
+        self._run(host, "joined", ECHO_PEER, *arguments)
+
+    def check(self, host: Host, *options: str) -> dict[str, Any]:
+        command = ("-m", "kkp2p_compat", "netcheck", "--login", self.login, "--json", *options)
+        report = json.loads(output_of(self._run(host, None, *command)))
+        assert isinstance(report, dict)
+        return report
+
+
+@pytest.fixture
+def net(lab: Lab, run: Run) -> Net:
+    return Net(lab, run)
+
+
+def test_netcheck_behind_an_ordinary_nat(net: Net) -> None:
+    home = net.internet.nat("home", nat.PORT_RESTRICTED)
+    office = net.internet.nat("office", nat.ADDRESS_RESTRICTED)
+    net.serve(office.host("server"))
+    laptop = home.host("laptop")
+    report = net.check(laptop, "--peer", "peer")
+    assert report["addresses"]["ipv4"] == [laptop.address]
+    [outside] = report["addresses"]["outside"]
+    assert outside[0] == home.address
+    assert report["nat"]["mapping"] == "endpoint-independent"
+    assert report["nat"]["allocation"] == "preserved"
+    assert report["port_mapping"]["needed"] is True
+    assert report["port_mapping"]["address"] is None
+    assert report["port_mapping"]["problem"]
+    assert report["cloud"]["tcp_s"] >= 4 * DELAY_S
+    [udp] = report["udp"]["servers"]
+    assert udp["answered"] == udp["sent"]
+    assert udp["round_trip_s"]["least"] >= 4 * DELAY_S
+    assert report["summary"]["reach"]["a symmetric NAT with random ports"] == "birthday"
+    peer = report["peer"]
+    assert (peer["connected"], peer["verdict"]["plan"]) == (True, "punch")
+    assert peer["verdict"]["peer_nat"].startswith("endpoint-independent mapping, preserved ports")
+    [attempt] = peer["tries"]
+    stats = attempt["stats"]
+    assert (stats["path"], stats["address"][0]) == ("p2p", office.address)
+    assert stats["rtt_s"] >= 4 * DELAY_S
+    assert stats["is_lan"] is False
+
+
+def test_netcheck_behind_a_symmetric_nat(net: Net) -> None:
+    report = net.check(net.behind("laptop", nat.SYMMETRIC_SEQUENTIAL), "--no-upnp")
+    assert report["nat"]["mapping"] == "address-and-port-dependent"
+    assert report["nat"]["allocation"] == "sequential"
+    reach = report["summary"]["reach"]
+    assert reach["an ordinary NAT (port-restricted cone)"] == "predict"
+    assert reach["a symmetric NAT with random ports"] == "relay"
+
+
+def test_netcheck_with_a_peer_that_udp_does_not_reach(net: Net, run: Run) -> None:
+    net.serve(net.internet.host("server", udp=False))
+    laptop = net.behind("laptop", nat.PORT_RESTRICTED)
+    options = ("--no-upnp", "--timeout", "5", "--peer", "peer")
+    peer = net.check(laptop, *options)["peer"]
+    assert peer["connected"] is True
+    assert peer["verdict"]["plan"] == "relay"
+    assert peer["verdict"]["peer_nat"] == "UDP is blocked"
+    p2p, auto = peer["tries"]
+    assert p2p["problem"]
+    assert (auto["problem"], auto["stats"]["path"]) == ("", "relay")
+    assert auto["stats"]["address"] == [net.cloud.address, int(PORT)]
+    command = ("-m", "kkp2p_compat", "netcheck", "--login", net.login, *options)
+    text = output_of(run(laptop, None, *command))
+    assert "you two should meet by the relay (UDP is blocked at the callee)" in text
+    assert "connected by relay after" in text
+
+
+def test_netcheck_where_udp_is_blocked(net: Net) -> None:
+    report = net.check(net.internet.host("laptop", udp=False))
+    assert report["nat"]["mapping"] == "blocked"
+    assert report["summary"]["usable"] is True
+    assert report["summary"]["text"].startswith("No UDP gets through")
+    assert report["udp"]["servers"][0]["answered"] == 0
+
+
+def test_netcheck_with_a_router_that_maps_ports(lab: Lab, run: Run) -> None:
+    need("miniupnpd", "nft")
+    net = Net(lab, run, public=PUBLIC)
+    router = net.internet.kernel_nat("router")
+    start_miniupnpd(run, router)
+    report = net.check(router.host("laptop"))
+    assert report["port_mapping"]["method"] == "pcp"
+    assert report["port_mapping"]["address"][0] == router.address
+    assert set(report["summary"]["reach"].values()) == {"direct"}
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "path"),
+    [
+        (nat.SYMMETRIC_RANDOM, nat.FULL_CONE, "p2p"),
+        (nat.PORT_RESTRICTED, nat.PORT_RESTRICTED, "p2p"),
+        (nat.SYMMETRIC_RANDOM, nat.SYMMETRIC_RANDOM, "relay"),
+    ],
+    ids=["to a full cone", "between ordinary ones", "between symmetric ones"],
+)
+def test_proxy(net: Net, run: Run, ours: NatType, theirs: NatType, path: str) -> None:
+    net.serve(net.behind("server", theirs))
+    laptop = net.behind("laptop", ours)
+    command = ("-m", "kkp2p_compat", "proxy", "0", "peer", "--login", net.login, "--explain")
+    proxy = run(laptop, None, *command, "--no-upnp")
+    found = re.search(r":(\d+) is peer", wait_for(proxy, " is peer, mode auto"))
+    assert found is not None
+    assert laptop.run(sys.executable, "-c", EXCHANGE, found[1]) == "100000\n"
+    assert f": {path}, " in wait_for(proxy, "connected in")
+    wait_for(proxy, "checks sent")
+    wait_for(proxy, "ended, 100,000 bytes to the peer, 100,000 from it")
+    proxy.send_signal(signal.SIGINT)
+    assert output_of(proxy) == "stopped: 1 connection\n"
