@@ -201,7 +201,10 @@ class Direct:
             link.ask()
 
     def _check_cloud(self) -> None:
+        """And what a STUN server there sees of us."""
         client = self.engine.client
+        if self._underlay is not None:
+            self._underlay.own.doubt()
         if client is not None:
             client.check_links()
 

@@ -131,11 +131,15 @@ class OwnAddresses:
         self._progress.set()
         self._changed()
 
+    def doubt(self) -> None:
+        """A path has died, perhaps by our NAT, or lives again: see soon where we are now."""
+        self._sure.clear()
+        self._doubt.set()
+
     def make_sure(self, wait_s: float) -> None:
-        """A path has died, perhaps by our NAT: wait, if not for long, to know where we are now."""
+        """The same, and wait until that is known, if not for long."""
+        self.doubt()
         if self._greenlet is not None:
-            self._sure.clear()
-            self._doubt.set()
             self._sure.wait(wait_s)
 
     # What is known.

@@ -59,6 +59,8 @@ class Roaming:
         search, link.search = link.search, None
         if search is not None:
             search.kill(block=False)
+        if link.closed is None:
+            self._check_cloud()  # what died in an outage is found now, and not when it is needed
 
     def _search(self, link: PeerLink) -> None:
         pauses = Backoff(self._random, PAUSE_FIRST_S, PAUSE_MOST_S, PAUSE_SPREAD_S)

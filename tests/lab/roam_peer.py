@@ -10,8 +10,8 @@
 ==================  ================================================================================
 
 Both ends of each channel send at a steady rate.  "moved N" comes at every STEP bytes received, "gap
-S until T" when something came after S seconds of nothing, "broken N" when the channel has ended
-early, and at the end "same N" or "differs N", by the digest that the other side has sent.
+S until T" when something came after S seconds of nothing, "broken N at T" when the channel has
+ended early, and at the end "same N" or "differs N", by the digest that the other side has sent.
 "accept RESULT" is said of what is not a channel.
 """
 
@@ -109,7 +109,7 @@ class Transfer:
             same = self._read(DIGEST) == digest.digest()
             say("same" if same else "differs", self.received)
         except EOFError:
-            say("broken", self.received)
+            say("broken", self.received, "at", f"{time.monotonic():.3f}")
 
     def _read(self, size: int) -> bytes:
         data = bytearray(size)

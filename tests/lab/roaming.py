@@ -120,7 +120,8 @@ class Transfer:
     def breaks(self, what: str, since: float) -> None:
         """Both sides get to know."""
         for side in self.sides:
-            print(f"{what}: {side.host.name}: {side.wait('broken')}, {since_text(since)}")
+            _, _, at = side.wait("broken").rpartition(" ")
+            print(f"{what}: {side.host.name} hears of it {float(at) - since:.1f} s after")
 
     def end(self) -> None:
         for side in self.sides:

@@ -53,6 +53,7 @@ CLOSE_PACKETS = 3  # how often a CLOSE is sent, a probe time-out apart
 BLACK_HOLE_PTOS = 3  # probe time-outs in a row: perhaps the path carries no large packets any more
 SUSPECT_PTOS = 3  # probe time-outs in a row: perhaps it carries nothing any more
 SUSPECT_S = 1.0  # from the first of them: two are enough where the estimate was large
+STALL_S = 1.0  # a timer that is so late tells that this host was asleep, or has far too much to do
 SILENCE_S = 2.0  # after something from the peer: one PING finds out whether it is still there
 
 
@@ -140,9 +141,9 @@ class Connection(ChannelTable):
         self, data: bytes, segment_bytes: int, address: Address, now: float
     ) -> None:
         """Datagrams of ``segment_bytes`` one behind the other, the last perhaps shorter."""
-        self._now = now
         if self.terminated:
             return
+        self._go_on(now)
         received = self._received
         largest_before = received.largest
         eliciting = place = 0
@@ -333,8 +334,10 @@ class Connection(ChannelTable):
     }
 
     def handle_timer(self, now: float) -> None:
-        self._now = now
-        if self.terminated or self._closing is not None:
+        if self.terminated:
+            return
+        self._go_on(now)
+        if self._closing is not None:
             return
         if now >= self._heard_at + self.settings.idle_timeout_s:
             self._end(LinkLost(f"the peer is silent for {self.settings.idle_timeout_s:.0f} s"))
@@ -364,6 +367,14 @@ class Connection(ChannelTable):
         check = self._path_check
         if check is not None and check.failed and now >= check.next_at:
             self._path_check = None
+
+    def _go_on(self, now: float) -> None:
+        """What has waited while we did not run says nothing of the path's round trip."""
+        if now - self._now > STALL_S:
+            due_at = self.next_timer()
+            if due_at is not None and now - due_at > STALL_S:
+                self.recovery.measure_from(now)
+        self._now = now
 
     def next_timer(self) -> float | None:
         if self.terminated:

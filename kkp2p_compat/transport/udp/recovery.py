@@ -13,6 +13,7 @@ path which was dead for seconds is used again soon after it comes back.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import Any
@@ -136,10 +137,15 @@ class Recovery:
         self.largest_acked = -1
         self.loss_time: float | None = None  # when a packet is lost by time, if nothing comes
         self._last_eliciting_at = 0.0
+        self._measured_from = -math.inf  # round trips of what was sent earlier are not looked at
         self._flights: list[Flight] = []  # by packet number, ascending
         self._packet_threshold = PACKET_THRESHOLD
         self._time_threshold = TIME_THRESHOLD
         self._declared_lost = RangeSet()
+
+    def measure_from(self, now: float) -> None:
+        """Answers to what was sent before ``now`` have waited for us."""
+        self._measured_from = now
 
     def sent(self, flight: Flight) -> None:
         self._flights.append(flight)
@@ -178,7 +184,8 @@ class Recovery:
                 flights[begin:index] = replacement
         largest = ranges[0][1] - 1
         if newest is not None and newest.stop - 1 == largest:
-            self.rtt.update(now - newest.sent_at, min(ack_delay_s, MAX_ACK_DELAY_S))
+            if newest.sent_at >= self._measured_from:
+                self.rtt.update(now - newest.sent_at, min(ack_delay_s, MAX_ACK_DELAY_S))
         self.largest_acked = max(self.largest_acked, largest)
         for part in acked:
             if not part.mtu_probe:
