@@ -4,11 +4,10 @@ Run it (samples/recv_file.py says how to start the other side first):
 
     python samples/send_file.py PEER_ID FILE [--mode auto|p2p|relay] [--encrypt]
 
---login HOST[:PORT]: the cloud (default: $KKP2P_LOGIN, else 127.0.0.1:3080).  --ca FILE: its
-certificate must verify with this one.  --lan PORT: no cloud, search the LAN on that UDP port (3549
-in the document).  --timeout MS: for the connect, and for each wait for the peer.  Ends with 0 when
-the file is on the peer's disk.  On the wire: the size (8 bytes, big-endian), the length of the name
-(2 bytes), the name in UTF-8, the file; back comes one byte, ACK once it is on the disk, else NAK.
+--login HOST[:PORT]: the cloud (default: $KKP2P_LOGIN, else 127.0.0.1:3080).  --ca FILE: must vouch
+for it.  --lan PORT: no cloud, search the LAN on that UDP port.  --timeout MS: for the connect, and
+each wait for the peer.  Ends with 0 when the file is on the peer's disk.  On the wire: its size (8
+bytes, big-endian), length of the name (2), name in UTF-8, file; back comes ACK (on disk) or NAK.
 """
 
 from __future__ import annotations
@@ -101,18 +100,20 @@ def run(engine: kkp2p.engine_t, options: argparse.Namespace) -> None:
         ctx = kkp2p.connect_ctx_t(options.peer_id, kkp2p.KKP2P_TCP_CHANNEL, timeout=options.timeout)
         ctx.connect_mode = MODES["p2p" if options.lan else options.mode]
         ctx.encrypt_data, ctx.connect_desc = int(options.encrypt), FILE_DESC
-        channel = kkp2p.channel_t()
-        connect = kkp2p.lan_search if options.lan else kkp2p.connect
+        connect, channel = kkp2p.lan_search if options.lan else kkp2p.connect, kkp2p.channel_t()
         if (ret := connect(engine, ctx, channel)) < 0:
             raise Failed(f"connect error,ret:{ret} (kkp2p_engine.log says why)")
         bar = Bar(os.fstat(file.fileno()).st_size)
         try:
             send_file(channel.fd, file, name, bar, options.timeout)
+            stats = kkp2p.channel_stats(engine, channel.channel_id)  # None if it has ended by now
         finally:
             bar.clear()
             kkp2p.close_fd(channel.fd)
             kkp2p.close_channel(engine, channel.channel_id)
     print(f"sent {bar.size} bytes, {bar.rate():.1f} MB/s, mode is {channel.transmit_mode}.")
+    if stats and stats.rtt_s is not None:
+        print(f"{stats.path}: {1000 * stats.rtt_s:.1f} ms, {stats.loss:.2%} lost, {stats.reason}.")
 
 
 def main(argv: list[str]) -> int:

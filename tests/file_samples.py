@@ -18,6 +18,7 @@ ACK, NAK = b"\x06", b"\x15"
 LONG_MS = PATIENCE_S * 1000
 RELAY = ("--mode", "relay")
 MB = r"\d+(\.\d)? MB/s"
+STATS = r"((p2p|relay): \d+\.\d ms, \d+\.\d\d% lost, .+\.\n)?"  # unless it ended before
 StartReceiver = Callable[..., SampleProcess]
 
 

@@ -16,6 +16,7 @@ from file_samples import (
     MB,
     NAK,
     RELAY,
+    STATS,
     StartReceiver,
     answer_to,
     folder,
@@ -51,7 +52,7 @@ def test_sizes(
         data = make_file(path, size)
         status, output, errors = start_sample("send_file", "peer", str(path), *RELAY).end()
         assert (status, errors) == (0, "")
-        matches(rf"sent {size} bytes, {MB}, mode is 2\.\n", output)
+        matches(rf"sent {size} bytes, {MB}, mode is 2\.\n{STATS}", output)
         line = rf"received '{size} 你好\.bin', {size} bytes, {MB}, mode is 2\.\n"
         matches(line, receiver.line())
         assert (folder / path.name).read_bytes() == data
@@ -76,7 +77,7 @@ def test_ways_and_once(
     sender = start_sample("send_file", "peer", str(tmp_path / "file"), *options)
     status, output, errors = sender.end()
     assert (status, errors) == (0, "")
-    matches(rf"sent 3000000 bytes, {MB}, mode is {mode}\.\n", output)
+    matches(rf"sent 3000000 bytes, {MB}, mode is {mode}\.\n{STATS}", output)
     status, output, errors = receiver.end()
     assert (status, errors) == (0, "")
     matches(rf"received 'file', 3000000 bytes, {MB}, mode is {mode}\.\n", output)
@@ -183,7 +184,7 @@ def test_the_sender_s_bar(
         os.close(screen)
         status, output, _ = sender.end()
         assert status == 0
-        matches(rf"sent {len(data)} bytes, {MB}, mode is 2\.\n", output)
+        matches(rf"sent {len(data)} bytes, {MB}, mode is 2\.\n{STATS}", output)
         drawn = read_terminal(watcher).decode()
     finally:
         os.close(watcher)
