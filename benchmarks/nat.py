@@ -166,8 +166,8 @@ class Room:
 
     def __init__(self, lab: Lab, run: Run) -> None:
         self._run = run
-        self._net = lab.internet(delay_s=DELAY_S, public=PUBLIC)
-        cloud = self._cloud = self._net.host("cloud", addresses=2, ipv6=True)
+        self.net = lab.internet(delay_s=DELAY_S, public=PUBLIC)
+        cloud = self.cloud = self.net.host("cloud", addresses=2, ipv6=True)
         start_cloud(
             run, cloud, "--listen", "[::]:3080", "--account", f"{PEER}:{SECRET}",
             "--stun-address", cloud.addresses[1],
@@ -176,13 +176,13 @@ class Room:
 
     def pair(self, caller: str, callee: str) -> Ends:
         self._pairs += 1
-        run, net, names = self._run, self._net, (f"a{self._pairs}", f"b{self._pairs}")
+        run, net, names = self._run, self.net, (f"a{self._pairs}", f"b{self._pairs}")
         if caller in SAME:
             home = net.nat(f"nat{self._pairs}", NatType(hairpin=SAME[caller]))
             made = [(home.host(name), False) for name in names]
         else:
             made = [KINDS[caller](run, net, names[0]), KINDS[callee](run, net, names[1])]
-        cloud = self._cloud
+        cloud = self.cloud
         login = [
             cloud.address6 if kind == "IPv6 only" else cloud.address for kind in (caller, callee)
         ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.nat import Room
+from benchmarks.nat import Ends, Room
 from kkp2p_compat.testing.lab import Lab
 from kkp2p_compat.testing.plugin import need
 from kkp2p_compat.testing.programs import Run
@@ -42,6 +42,17 @@ def test_a_path(lab: Lab, run: Run, caller: str, callee: str, path: str) -> None
         need("nft", "miniupnpd")
     met = Room(lab, run).pair(caller, callee).meet(mode=1)
     assert (met["result"], met.get("path")) == (0, path), met
+
+
+def test_linux_routers_that_take_strangers_packets(lab: Lab, run: Run) -> None:
+    """Their connection tracking remembers a peer's packet that came first, and gives ours another
+    port then: the callee's first packets must not get that far."""
+    need("nft")
+    room = Room(lab, run)
+    made = [(room.net.kernel_nat(f"r{n}", input="accept").host(f"h{n}"), False) for n in (1, 2)]
+    for _ in range(3):
+        met = Ends(run, room.net, [room.cloud.address] * 2, made).meet(mode=1)
+        assert (met["result"], met.get("path")) == (0, "p2p srflx"), met
 
 
 @pytest.mark.parametrize(("caller", "callee"), LUCKY)
