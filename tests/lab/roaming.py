@@ -18,7 +18,17 @@ from kkp2p_compat.testing.internet import Internet
 from kkp2p_compat.testing.lab import Lab
 from kkp2p_compat.testing.programs import Run, wait_for
 
-__all__ = ["Cloud", "MakePeer", "Peer", "Transfer", "cloud", "make_peer", "net", "since_text"]
+__all__ = [
+    "Cloud",
+    "MakePeer",
+    "Peer",
+    "Transfer",
+    "cloud",
+    "cloud_options",
+    "make_peer",
+    "net",
+    "since_text",
+]
 
 PEER = str(Path(__file__).with_name("roam_peer.py"))
 SECRET = "secret"
@@ -39,6 +49,9 @@ class Cloud:
         accounts = [word for n in range(10) for word in ("--account", f"peer{n}:{SECRET}")]
         cloud = ("-m", "kkp2p_compat", "cloud", "--data", "data", "--listen", f"0.0.0.0:{PORT}")
         self._process = self._run(self.host, PORT, *cloud, *accounts, *options)
+
+    def wait(self, line: str) -> None:
+        wait_for(self._process, line)
 
     def kill(self) -> None:
         self._process.kill()
@@ -142,9 +155,14 @@ def net(lab: Lab) -> Internet:
 
 
 @pytest.fixture
-def cloud(net: Internet, run: Run) -> Cloud:
+def cloud_options() -> tuple[str, ...]:
+    return ()
+
+
+@pytest.fixture
+def cloud(net: Internet, run: Run, cloud_options: tuple[str, ...]) -> Cloud:
     made = Cloud(run, net.host("cloud"))
-    made.start()
+    made.start(*cloud_options)
     return made
 
 

@@ -18,8 +18,11 @@ from kkp2p_compat.testing import nat
 from kkp2p_compat.testing.internet import Internet, InternetHost, NatHandle
 from kkp2p_compat.testing.nat import NatType
 
-cloud, make_peer, net = roaming.cloud, roaming.make_peer, roaming.net  # fixtures
+# Fixtures.
+cloud, cloud_options = roaming.cloud, roaming.cloud_options
+make_peer, net = roaming.make_peer, roaming.net
 
+LIMIT_S = 180
 LONG_S = 30.0  # longer than BINDING_S, shorter than the 45 s after which a connection gives up
 BINDING_S = 20.0
 KINDS = {

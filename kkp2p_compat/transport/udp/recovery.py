@@ -183,9 +183,9 @@ class Recovery:
             if index > begin:
                 flights[begin:index] = replacement
         largest = ranges[0][1] - 1
-        if newest is not None and newest.stop - 1 == largest:
-            if newest.sent_at >= self._measured_from:
-                self.rtt.update(now - newest.sent_at, min(ack_delay_s, MAX_ACK_DELAY_S))
+        fresh_from = self._measured_from
+        if newest is not None and newest.stop - 1 == largest and newest.sent_at >= fresh_from:
+            self.rtt.update(now - newest.sent_at, min(ack_delay_s, MAX_ACK_DELAY_S))
         self.largest_acked = max(self.largest_acked, largest)
         for part in acked:
             if not part.mtu_probe:
