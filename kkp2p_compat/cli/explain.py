@@ -53,8 +53,8 @@ def explain(fields: dict[str, Any]) -> list[str]:
     answers = sum(" answered after " in text for text in texts)
     learnt = sum(text.startswith("learnt ") for text in texts)
     lines.append(
-        f"{checks} checks sent, {guessed} guesses at ports, {answers} answers, "
-        f"{learnt} addresses learnt from checks of the peer"
+        f"checks sent: {checks}, ports guessed: {guessed}, answers: {answers}, "
+        f"addresses learnt from the peer's checks: {learnt}"
     )
     lines += [f"plan: {part}" for part in fields["parts"]]
     return lines
