@@ -98,7 +98,7 @@ def test_in_words_and_explained(
     assert "answer" in explained
     assert "path" in explained
     assert any(" answered after " in line for line in explained)
-    assert sum("checks sent" in line for line in lines) == 1  # both are of one attempt
+    assert sum("checks sent: " in line for line in lines) == 1  # both are of one attempt
 
 
 def test_a_peer_that_is_away(cloud: CloudProcess, start_tool: StartTool) -> None:

@@ -157,7 +157,7 @@ def test_proxy(net: Net, run: Run, ours: NatType, theirs: NatType, path: str) ->
     assert found is not None
     assert laptop.run(sys.executable, "-c", EXCHANGE, found[1]) == "100000\n"
     assert f": {path}, " in wait_for(proxy, "connected in")
-    wait_for(proxy, "checks sent")
+    wait_for(proxy, "checks sent: ")
     wait_for(proxy, "ended, 100,000 bytes to the peer, 100,000 from it")
     proxy.send_signal(signal.SIGINT)
     assert output_of(proxy) == "stopped: 1 connection\n"
