@@ -193,6 +193,7 @@ def test_interrupted(check: Callable[..., Tool]) -> None:
         ["--timeout", "-1"],
         ["--login", ":"],
         ["--lan", "70000"],
+        ["--desc", "-2147483649"],
         ["unexpected"],
     ],
 )

@@ -19,12 +19,14 @@ from ..control.resolver import is_address
 from ..engine.engine import Engine
 
 __all__ = [
-    "MODES", "add_options", "open_engine", "parse_peer", "parse_seconds", "show_address", "show_ms",
+    "MODES", "add_options", "login_of", "open_engine", "parse_desc", "parse_peer", "parse_seconds",
+    "show_address", "show_ms",
 ]  # fmt: skip
 
 MODES = {"auto": CONNECT_AUTO, "p2p": CONNECT_P2P, "relay": CONNECT_RELAY}
 DEFAULT_LOGIN = "127.0.0.1:3080"  # where ``kkp2p cloud`` is when it is told nothing
 RESOLVE_S = 5.0  # our choice: for the cloud's name
+MAX_S = 3600  # our choice: of any time that is given
 QUIET, DEBUG = 0, 4  # levels of the engine's log
 
 
@@ -105,13 +107,23 @@ def parse_peer(text: str) -> str:
     return text
 
 
+def parse_desc(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 2**31
+    if not -(2**31) <= value < 2**31:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 32 bits")
+    return value
+
+
 def parse_seconds(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 0 < value < 86_400:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, up to a day")
+    if not 0.001 <= value <= MAX_S:
+        raise argparse.ArgumentTypeError(f"{text!r} is not 0.001 to {MAX_S} seconds")
     return value
 
 

@@ -20,7 +20,7 @@ from .._errors import KKP2PError
 from ..control.resolver import resolve
 from ..engine.engine import Engine
 from ..traversal.nat import BLOCKED
-from ._engines import add_options, login_of, open_engine, parse_peer, parse_seconds
+from ._engines import add_options, login_of, open_engine, parse_desc, parse_peer, parse_seconds
 from ._peer_test import examine_peer, show_peer
 from ._probes import probe_tcp, probe_udp
 from ._show import show_section
@@ -50,7 +50,11 @@ def add_parser(subparsers: Any) -> None:
         "--peer", metavar="ID", type=parse_peer, help="connect to this peer, and say how it went"
     )
     parser.add_argument(
-        "--desc", metavar="N", type=int, default=0, help="connect_desc of that test (default: 0)"
+        "--desc",
+        metavar="N",
+        type=parse_desc,
+        default=0,
+        help="connect_desc of that test (default: 0)",
     )
     parser.add_argument(
         "--timeout", metavar="SECONDS", type=parse_seconds, default=10.0,

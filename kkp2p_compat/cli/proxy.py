@@ -23,14 +23,22 @@ from .._structs import connect_ctx_t
 from ..engine.engine import Engine
 from ..engine.proxy import Proxied
 from ..engine.timeline import Timeline
-from ._engines import MODES, add_options, open_engine, parse_peer, show_address, show_ms
+from ._engines import (
+    MODES,
+    add_options,
+    open_engine,
+    parse_desc,
+    parse_peer,
+    parse_seconds,
+    show_address,
+    show_ms,
+)
 from ._signals import setting
 from .explain import explain, timeline_fields
 
 __all__ = ["add_parser"]
 
 MAX_WAITING = 10_000  # our choice: events that are not printed yet; then the oldest go
-MAX_TIMEOUT_S = 600  # our choice
 
 
 def add_parser(subparsers: Any) -> None:
@@ -46,7 +54,7 @@ def add_parser(subparsers: Any) -> None:
     )  # fmt: skip
     parser.add_argument("peer", metavar="PEER", type=parse_peer, help="peer id")
     parser.add_argument(
-        "--desc", metavar="N", type=_parse_desc, default=0,
+        "--desc", metavar="N", type=parse_desc, default=0,
         help="connect_desc: tells the peer what is wanted, as the two have agreed (default: 0)",
     )  # fmt: skip
     parser.add_argument(
@@ -57,7 +65,7 @@ def add_parser(subparsers: Any) -> None:
         help="end-to-end encryption also by the relay; p2p always has it",
     )  # fmt: skip
     parser.add_argument(
-        "--timeout", metavar="SECONDS", type=_parse_timeout, default=10.0,
+        "--timeout", metavar="SECONDS", type=parse_seconds, default=10.0,
         help="for the connect to the peer (default: %(default)s)",
     )  # fmt: skip
     add_options(parser)
@@ -74,26 +82,6 @@ def _parse_listen(text: str) -> tuple[str, int]:
     if not host or not port.isdecimal() or int(port) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not PORT or ADDRESS:PORT")
     return host, int(port)
-
-
-def _parse_desc(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 2**31
-    if not -(2**31) <= value < 2**31:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 32 bits")
-    return value
-
-
-def _parse_timeout(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0.001 <= value <= MAX_TIMEOUT_S:
-        raise argparse.ArgumentTypeError(f"{text!r} is not 0.001 to {MAX_TIMEOUT_S} seconds")
-    return value
 
 
 class _Events:

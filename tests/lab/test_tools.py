@@ -34,6 +34,18 @@ with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as sock:
     print(sum(map(len, iter(lambda: sock.recv(65536), b""))))
 """
 
+# "peer" on the LAN: echoes, a channel at a time.
+LAN_PEER = """
+import kkp2p_compat as kkp2p
+engine = kkp2p.engine_init(kkp2p.engine_conf_t(lan_search_port=3549, log_path="."), 5000)
+print("joined", kkp2p.join_lan(engine, "peer"), flush=True)
+channel, buff = kkp2p.channel_t(), bytearray(65536)
+while kkp2p.accept(engine, 600_000, channel) > 0:
+    while (size := kkp2p.read(channel.fd, buff, len(buff), 60_000)) > 0:
+        kkp2p.write(channel.fd, memoryview(buff)[:size], size, 60_000)
+    kkp2p.close_fd(channel.fd)
+"""
+
 
 class Net:
     """A cloud on a public host, and the peer "peer", which echoes, where the test wants it."""
@@ -161,3 +173,20 @@ def test_proxy(net: Net, run: Run, ours: NatType, theirs: NatType, path: str) ->
     wait_for(proxy, "ended, 100,000 bytes to the peer, 100,000 from it")
     proxy.send_signal(signal.SIGINT)
     assert output_of(proxy) == "stopped: 1 connection\n"
+
+
+def test_both_on_the_lan(lab: Lab, run: Run) -> None:
+    server, laptop = lab.host("server"), lab.host("laptop")
+    run(server, "joined 0", "-c", LAN_PEER)
+    command = ("-m", "kkp2p_compat", "netcheck", "--lan", "3549", "--json", "--peer", "peer")
+    report = json.loads(output_of(run(laptop, None, *command)))
+    assert report["peer"]["connected"] is True
+    [attempt] = report["peer"]["tries"]
+    assert attempt["stats"]["address"][0] == server.address
+    assert attempt["stats"]["is_lan"] is True
+    assert [text for _, text in attempt["timeline"]["steps"]] == ["answer", "path"]
+    proxy = run(laptop, None, "-m", "kkp2p_compat", "proxy", "0", "peer", "--lan", "3549")
+    found = re.search(r":(\d+) is peer", wait_for(proxy, " is peer, mode p2p"))
+    assert found is not None
+    assert laptop.run(sys.executable, "-c", EXCHANGE, found[1]) == "100000\n"
+    wait_for(proxy, "ended, 100,000 bytes to the peer, 100,000 from it")
