@@ -1,4 +1,4 @@
-"""When the watch tells of a change.  The kernel's part is in tests/lab/test_address_watch.py."""
+"""When the watch tells of a change.  The kernel's part: tests/lab/test_lab_address_watch.py."""
 
 from __future__ import annotations
 

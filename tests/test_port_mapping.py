@@ -1,4 +1,4 @@
-"""The mapper against routers on loopback.  A real one is in tests/lab/test_port_mapping.py."""
+"""The mapper against routers on loopback.  A real one is in tests/lab/test_lab_port_mapping.py."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def start() -> Iterator[Start]:
         process.communicate()
 
 
-WAITING = "print('one', flush=True); print('two', flush=True); input()"
+WAITING = "print('one\\ntwo', flush=True); input()"
 
 
 def test_lines_and_the_end(start: Start) -> None:
@@ -60,8 +60,10 @@ def test_its_input_ends(start: Start) -> None:
 
 
 def test_a_line_that_never_comes(start: Start) -> None:
-    with pytest.raises(AssertionError, match=r"no 'three' within 0\.2 s: one\ntwo\n"):
-        wait_for(start(WAITING), "three", 0.2)
+    waiting = start(WAITING)
+    wait_for(waiting, "one")
+    with pytest.raises(AssertionError, match=r"no 'three' within 0\.2 s: two\n"):
+        wait_for(waiting, "three", 0.2)
     with pytest.raises(AssertionError, match="ended before 'two': one\n"):
         wait_for(start("print('one')"), "two")
     with pytest.raises(AssertionError, match="no end within"):

@@ -42,7 +42,7 @@ def start_pair(
 
 def check_ends(receiver: Popen[str], sender: Popen[str]) -> int:
     """What was sent has arrived; returns how much it was."""
-    _, result, total, digest = wait_for(sender, "^end").split()
+    _, result, total, digest = wait_for(sender, "^end", LIMIT_S).split()
     assert int(result) > 0
     # After the last byte there is the end of the stream, which read tells by -1.
     assert wait_for(receiver, "^end") == f"end -1 {total} {digest}\n"
