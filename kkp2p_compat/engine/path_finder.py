@@ -19,6 +19,7 @@ from ..transport.udp.endpoint import Endpoint
 from ..transport.udp.events import Address
 from ..traversal.check_table import CheckTable
 from ..traversal.checks import Checks
+from ..traversal.courtesy import Courtesy
 from .direct_offer import DirectOffer
 
 __all__ = ["Path", "PathFinder", "Search"]
@@ -35,6 +36,7 @@ class PathFinder:
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._table = CheckTable()
+        self._courtesy = Courtesy()
         self._searches: dict[Checks, Search] = {}
 
     def __len__(self) -> int:
@@ -51,7 +53,7 @@ class PathFinder:
         checks = Checks(
             controlling=controlling, local=ours.credentials, remote=theirs.credentials,
             local_candidates=ours.candidates, candidates=theirs.candidates,
-            now=time.monotonic(), random=SystemRandom(),
+            now=time.monotonic(), random=SystemRandom(), courtesy=self._courtesy,
         )  # fmt: skip
         search = Search(checks, self._endpoint, note)
         self._table.add(checks)

@@ -25,6 +25,7 @@ half a round trip later.  A better address that is dead costs GRACE_S more.
 Whatever the peer names gets few packets: at most MAX_CANDIDATES addresses, MAX_PORTS_PER_IP of
 one ip, MAX_PROBES_PER_ADDRESS and MAX_PROBES in all.  Beyond the list, at most MAX_LEARNT addresses
 from which authentic messages came.  A request that is replayed changes nothing.
+What all calls of an engine send together is bounded by their ``Courtesy``.
 Where a plan says so, ``guesses`` are probed beside the list, within bounds of their own.
 """
 
@@ -46,6 +47,7 @@ from .candidates import (
     reflexive_priority,
 )
 from .check_pairs import FIRST_INTERVAL_S, Pair, Probe, text_of
+from .courtesy import Courtesy
 from .credentials import UFRAG_BYTES, Credentials
 from .guesses import LOW_TTL, Guesses
 from .stun import UNKNOWN_ATTRIBUTE, Kind, Message
@@ -92,10 +94,12 @@ class Checks:
         candidates: Iterable[Candidate],
         now: float,
         random: Random,
+        courtesy: Courtesy | None = None,
     ) -> None:
         """``controlling``: we are the caller.  ``candidates``: the peer's, of ``parse_untrusted``.
 
         ``local_candidates``: those we told the peer.  ``random``: a SystemRandom outside tests.
+        ``courtesy``: of the engine; None: of this call alone.
         """
         self.local = local
         self.remote = remote
@@ -108,6 +112,7 @@ class Checks:
         self._controlling = controlling
         self._own = local_candidates
         self._random = random
+        self._courtesy = courtesy or Courtesy()
         self._tie_breaker = random.getrandbits(64)  # 16.1 asks for it; never compared
         self._pairs: dict[Address, Pair] = {}
         self._listed: dict[Address, Candidate] = {}
@@ -298,6 +303,7 @@ class Checks:
         pair.heard = True
         if not pair.valid:
             pair.valid = True
+            self._courtesy.met(source[0])
             pair.round_trip_s = self._now - probe.sent_at
             self._first_valid_at = min(self._first_valid_at, self._now)
             self.guesses.stop()
@@ -386,6 +392,12 @@ class Checks:
         return pair.probes == 0 or self._now < self._low_ttl_until
 
     def _send_check(self, address: Address, ttl: int | None, nominates: bool = False) -> None:
+        pair = self._pairs.get(address)
+        if pair is None or not pair.valid:
+            heard = pair is not None and pair.heard
+            if not self._courtesy.may_send(address[0], heard, self._now):
+                self._note(f"{text_of(address)} has had enough of us for now")
+                return
         transaction_id = self.local.tag + self._random.randbytes(12 - UFRAG_BYTES)
         self._probes[transaction_id] = Probe(address, self._now, nominates)
         request = Message(

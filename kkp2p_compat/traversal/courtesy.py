@@ -1,0 +1,81 @@
+"""What all calls of an engine together may send to addresses that have not answered yet.
+
+Anybody can call a peer, and make it probe addresses of third parties: each call has bounds of its
+own, but there can be thousands of them.  So every request of every call goes by here first, and
+what is over the limits is not sent; to the checks it is a packet that was lost.
+
+- To one ip (IPv4 address, IPv6 /64): PER_IP at once, then PER_IP_PER_S.  So a victim gets 50
+  packets of 152 bytes a second in the long run, 61 kbit/s, whatever is called how often.
+- In all: IN_ALL at once, then IN_ALL_PER_S; and the same once more for addresses from which a check
+  came, or else who names many victims would be in the way of every other call.
+
+An ip that has answered a check of ours begins anew: a peer is there that was meant.  Only an answer
+counts, as it repeats random bytes of ours; who calls can send requests from a forged address.
+"""
+
+from __future__ import annotations
+
+import secrets
+import socket
+
+from .candidates import family_of
+
+__all__ = ["Courtesy"]
+
+# Our choices.
+PER_IP = 3000  # a whole birthday or prediction, or 500 peers behind one NAT that call at once
+PER_IP_PER_S = 50.0
+IN_ALL = 10_000  # 1,000 calls at once to peers with a few addresses each
+IN_ALL_PER_S = 1000.0  # 1.2 Mbit/s
+SLOTS = 4096  # ips share one by chance: a table that was full would have to forget somebody's level
+
+_NETWORK_BYTES = 8  # of an IPv6 address: what one host or home has
+
+
+class _Level:
+    """A token bucket."""
+
+    __slots__ = ("_at", "_left", "_most", "_rate")
+
+    def __init__(self, most: float, rate: float, now: float) -> None:
+        self._most = most
+        self._rate = rate
+        self._left = most
+        self._at = now
+
+    def has_one(self, now: float) -> bool:
+        self._left = min(self._most, self._left + max(0.0, now - self._at) * self._rate)
+        self._at = max(self._at, now)
+        return self._left >= 1
+
+    def take(self) -> None:
+        self._left -= 1
+
+
+class Courtesy:
+    """Of one engine.  Time is in seconds of a monotonic clock."""
+
+    def __init__(self) -> None:
+        self.refused = 0  # requests that were not sent
+        self._salt = secrets.token_bytes(8)  # nobody else knows who shares a slot
+        self._by_ip: dict[int, _Level] = {}
+        self._in_all: dict[bool, _Level] = {}
+
+    def may_send(self, ip: str, heard: bool, now: float) -> bool:
+        """Whether one more request may go there.  ``heard``: a check came from the address."""
+        one = self._by_ip.setdefault(self._slot(ip), _Level(PER_IP, PER_IP_PER_S, now))
+        every = self._in_all.setdefault(heard, _Level(IN_ALL, IN_ALL_PER_S, now))
+        if not (one.has_one(now) and every.has_one(now)):
+            self.refused += 1
+            return False
+        one.take()
+        every.take()
+        return True
+
+    def met(self, ip: str) -> None:
+        """A check was answered from there."""
+        self._by_ip.pop(self._slot(ip), None)
+
+    def _slot(self, ip: str) -> int:
+        packed = socket.inet_pton(family_of(ip), ip)
+        return hash(self._salt + packed[:_NETWORK_BYTES]) % SLOTS
