@@ -52,7 +52,7 @@ MAX_PATH_RESPONSES = 4  # waiting to be sent
 CLOSE_PACKETS = 3  # how often a CLOSE is sent, a probe time-out apart
 BLACK_HOLE_PTOS = 3  # probe time-outs in a row: perhaps the path carries no large packets any more
 SUSPECT_PTOS = 3  # probe time-outs in a row: perhaps it carries nothing any more
-SUSPECT_S = 1.0  # from the first of them: two are enough where the estimate was large
+SUSPECT_S = 1.0  # after the first of them: the next ones are far away where the estimate is large
 STALL_S = 1.0  # a timer that is so late tells that this host was asleep, or has far too much to do
 SILENCE_S = 2.0  # after something from the peer: one PING finds out whether it is still there
 
@@ -109,7 +109,7 @@ class Connection(ChannelTable):
         self._received = received
         self._heard_at = now  # a genuine packet
         self._suspicious = False  # PathSuspected was put out
-        self._in_vain_since = now  # the first probe time-out of those in a row; infinite: told
+        self._suspect_at = math.inf  # unless something is acknowledged before
         self._ask_at = math.inf  # when to find out whether a peer that fell silent is there
         self._path_check: PathCheck | None = None
         self._special: deque[tuple[Address, bytes]] = deque()  # frames for one packet each
@@ -349,15 +349,17 @@ class Connection(ChannelTable):
         elif not self._packer.probing and (pto := recovery.pto_time()) is not None and now >= pto:
             recovery.pto_count += 1
             if recovery.pto_count == 1:
-                self._in_vain_since = now
+                self._suspect_at = now + max(SUSPECT_S, recovery.rtt.pto_s)
+            elif recovery.pto_count == SUSPECT_PTOS and self._suspect_at < math.inf:
+                self._suspect_at = now
             self._packer.probe()
             if recovery.pto_count == BLACK_HOLE_PTOS:
                 self.mtu.fall_back(now)
                 self.controller.set_datagram_bytes(self.mtu.size)
-            least_s = SUSPECT_S if recovery.pto_count < SUSPECT_PTOS else 0.0
-            if now >= self._in_vain_since + least_s and not self._suspicious:
+        if now >= self._suspect_at:
+            self._suspect_at = math.inf
+            if recovery.pto_count and not self._suspicious:
                 self._suspicious = True
-                self._in_vain_since = math.inf
                 self._events.append(PathSuspected())
         if now >= self._ask_at:
             self._ask_at = math.inf
@@ -384,7 +386,7 @@ class Connection(ChannelTable):
         settings, recovery, packer = self.settings, self.recovery, self._packer
         earliest = min(
             self._heard_at + settings.idle_timeout_s, packer.eliciting_at + settings.keepalive_s,
-            self._ask_at,
+            self._ask_at, self._suspect_at,
         )  # fmt: skip
         loss = recovery.pto_time() if recovery.loss_time is None else recovery.loss_time
         path = None if self._path_check is None else self._path_check.next_at
