@@ -447,8 +447,9 @@ def channel_stats(engine: engine_t, channel_id: int) -> channel_stats_t | None:
 
     Returns None when there is no such channel (any more); error_no then has -106.  Not in C.
     """
+    check_engine(engine)
     check_value(channel_id, 0, 2**32 - 1, "channel_id")
-    return check_engine(engine).thread.call(_channel_stats, engine, channel_id)
+    return engine.thread.call(_channel_stats, engine, channel_id)
 
 
 @_api(None)

@@ -25,7 +25,7 @@ FUNCTIONS = sorted(
 FAILED = {
     "sdk_version": "", "hmac_sha1": b"", "engine_init": None, "engine_destroy": None,
     "switch_log_level": None, "log_destroy": None, "log_switch_level": None, "stop_proxy": None,
-    "proxy_address": None, "close_channel": None, "close_fd": None,
+    "proxy_address": None, "close_channel": None, "close_fd": None, "channel_stats": None,
 }  # fmt: skip
 CODES = {value for name, value in vars(kkp2p).items() if name.startswith("KKP2P_ERROR")}
 
@@ -170,6 +170,7 @@ def test_a_dead_engine_and_none(name: str, dead_engine: kkp2p.engine_t) -> None:
         "close_channel": [1],
         "stop_proxy": [1],
         "proxy_address": [1],
+        "channel_stats": [1],
     }
     for engine, code in ((dead_engine, -1), (None, -106), (5, -106)):
         result = getattr(kkp2p, name)(engine, *good.get(name, []))
