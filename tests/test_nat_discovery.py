@@ -253,16 +253,16 @@ def test_a_server_that_lies_about_our_address(mapped: str) -> None:
     lie(world, mapped=(mapped, 5000))
     found = discover(world)
     assert found.mapped == []
-    assert found.behaviour == BLOCKED  # as good as
+    assert found.behaviour == UNKNOWN
 
 
 def test_a_server_that_says_nothing() -> None:
     world = Simulation(PORT_RESTRICTED)
     lie(world, mapped=None)
-    assert discover(world).behaviour == BLOCKED
+    assert discover(world).behaviour == UNKNOWN
     world = Simulation(PORT_RESTRICTED)
     lie(world, kind=Kind.ERROR, error=400)
-    assert discover(world).behaviour == BLOCKED
+    assert discover(world).behaviour == UNKNOWN
 
 
 def test_a_private_address_counts_in_a_private_network() -> None:

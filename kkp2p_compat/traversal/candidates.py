@@ -44,14 +44,20 @@ MAX_TEXT = 80  # characters of one candidate; the longest possible one has 67
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 KINDS = {"host", *OUTER_PREFERENCES}
 
-# Where only a host of the same network can be: RFC 1918, RFC 6598, RFC 3927, RFC 4193.
+# Where only a host of the same network can be: RFC 1918, RFC 6598, RFC 3927, RFC 4193; or none but
+# the host itself: RFC 7335 (464XLAT, DS-Lite), RFC 2544 (VPN programs take them for their devices).
 PRIVATE = [
     ipaddress.ip_network(text)
     for text in (
         "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "169.254.0.0/16",
-        "fc00::/7",
+        "fc00::/7", "192.0.0.0/29", "198.18.0.0/15",
     )
 ]  # fmt: skip
+# Where a translator or a tunnel of ours carries IPv6 packets to the IPv4 address that is written in
+# them: RFC 6052, RFC 8215, RFC 3056, RFC 4291 section 2.5.5.1.
+CARRIED_TO_IPV4 = [
+    ipaddress.ip_network(text) for text in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "::/96")
+]
 # What is never one peer: "this network" (RFC 791), reserved and broadcast (RFC 1112), addresses
 # of another family in disguise (RFC 4291), which would slip past what is said of that family.
 NEVER = [
@@ -94,6 +100,8 @@ def host_candidates(
         if ip is not None and family_of(str(ip)) in ports and _is_one_host(ip)
     ]
     usable = [ip for ip in usable if not ip.is_loopback] or usable
+    hidden = {_network_of(ip) for ip in usable if not _names_the_device(ip)}
+    usable = [ip for ip in usable if not (_names_the_device(ip) and _network_of(ip) in hidden)]
     chosen: list[IPAddress] = []
     for version in (6, 4):
         same_family = dict.fromkeys(ip for ip in usable if ip.version == version)
@@ -107,6 +115,18 @@ def host_candidates(
         )
         for place, ip in enumerate(chosen)
     ]
+
+
+def _names_the_device(ip: IPAddress) -> bool:
+    """Made of a MAC address (RFC 4291 appendix A), so the same in every network.
+
+    RFC 8445 section 5.1.1.1 forbids to tell it where a network has given us another one.
+    """
+    return ip.version == 6 and ip.packed[11:13] == b"\xff\xfe" and bool(ip.packed[8] & 2)
+
+
+def _network_of(ip: IPAddress) -> bytes:
+    return ip.packed[:8]
 
 
 def _own_addresses() -> list[str]:
@@ -231,7 +251,8 @@ def plausible(address: str, own: Sequence[Candidate]) -> bool:
 
     Not without a socket and an address of its family.  Loopback: only if we have nothing else
     either, so that the peer may be on this host.  Private: only if we have a private address, or
-    none but loopback.  So a caller cannot make a public server probe the network behind it.
+    none but loopback.  So a caller cannot make a public server probe the network behind it, by
+    IPv4 addresses in IPv6 ones neither.
     A peer that is there in spite of it reaches us by its own checks.
     """
     ip = ipaddress.ip_address(address)
@@ -242,7 +263,7 @@ def plausible(address: str, own: Sequence[Candidate]) -> bool:
         return on_this_host
     if _is_private(ip):
         return on_this_host or any(map(_is_private, same_family))
-    return bool(same_family)
+    return bool(same_family) and not any(ip in network for network in CARRIED_TO_IPV4)
 
 
 def is_private(address: str) -> bool:

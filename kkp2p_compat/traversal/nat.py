@@ -260,7 +260,10 @@ class Discovery:
     def behaviour(self) -> NatBehaviour:
         """As far as it is known by now."""
         if not self._answers():
-            return BLOCKED if self.verdict else UNKNOWN
+            # One that answers, whatever it says, shows that UDP gets through: its own NAT may hide
+            # from it who asks.
+            heard = any(ask.refused for ask in self._main.values())
+            return BLOCKED if self.verdict and not heard else UNKNOWN
         mapping, filtering = self._mapping(), self._filtering()
         allocation, step = judge_allocation(self.fresh_ports)
         return NatBehaviour(mapping, filtering, allocation, step, self._hairpin(mapping, filtering))
@@ -352,12 +355,12 @@ class Discovery:
             self._server = answered[0]
         answer = self._main[self._server].answer if self._server else None
         other = answer.other if answer else None
-        if (
-            self._server
-            and other
-            and other[1] != self._server[1]
-            and _can_be(other, self._server[0])
-        ):
+        if not self._server or not other or other[1] in (0, self._server[1]):
+            return
+        if is_private(other[0]) and not is_private(self._server[0]):
+            # A cloud behind a 1:1 NAT knows its inner address only; its ports are the same.
+            other = self._server[0], other[1]
+        if _can_be(other, self._server[0]):
             self._other = other
 
     def _ask_fresh(self, server: Address) -> None:
