@@ -216,7 +216,10 @@ def test_too_many_links(
     monkeypatch: pytest.MonkeyPatch, engine: kkp2p.engine_t, peer: kkp2p.engine_t
 ) -> None:
     monkeypatch.setattr(callee_module, "MAX_LINKS", 0)
-    assert kkp2p.connect(engine, ctx_to("peer"), kkp2p.channel_t()) == -108
+    assert kkp2p.connect(engine, ctx_to("peer"), kkp2p.channel_t()) == -109
+    mine, theirs = connect(engine, 0), accept(peer)
+    assert mine.transmit_mode == 2
+    check_carries(mine, theirs)
 
 
 # Without a path.
@@ -236,8 +239,6 @@ def test_no_path(
     assert log.count("connected by relay: no path within the head start; own addresses") == 1
     assert log.count("no p2p: a path is still being looked for") == 1
     assert kkp2p.connect(engine, ctx_to("peer", timeout=150), kkp2p.channel_t()) == -109
-    udp = kkp2p.connect_ctx_t("peer", kkp2p.KKP2P_UDP_CHANNEL, timeout=LONG)
-    assert kkp2p.connect(engine, udp, kkp2p.channel_t()) == -106
 
 
 def no_udp(*_: object) -> None:

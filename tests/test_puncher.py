@@ -136,9 +136,18 @@ def test_the_socket_of_the_path_stays(start: Callable[..., Case]) -> None:
     case.wait_told()
     kept = list(case.endpoint._doors.extra)[3]
     case.search.checks.selected = ("192.0.2.2", 4000, kept)
+    case.puncher.keep(case.search.checks.selected)
     case.end()
     assert list(case.endpoint._doors.extra) == [kept]
     case.endpoint.close_sockets([kept])
+
+
+def test_the_socket_of_a_path_that_nobody_took(start: Callable[..., Case]) -> None:
+    case = start(RANDOM, "spread", "sweep")
+    case.wait_told()
+    case.search.checks.selected = ("192.0.2.2", 4000, next(iter(case.endpoint._doors.extra)))
+    case.end()
+    assert case.sockets == 0
 
 
 def test_a_sample_that_fails_is_taken_again(

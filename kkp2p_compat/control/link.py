@@ -232,6 +232,7 @@ class Link:
             return
         if call.answer.ready() and not call.answer.successful():
             return  # it was declined: nobody else knows of it any more
+        cancel = cancel and not call.settled
         if cancel or call.answer.ready():
             self.send(encode("cancel" if cancel else "over", call=call.number))
 

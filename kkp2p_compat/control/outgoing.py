@@ -62,14 +62,16 @@ class OutgoingCall:
     """A call that we make: ``relay`` is our place on the relay, ``answer`` the callee's text.
 
     ``peer_nat`` is there with ``relay``: what the callee has told the track of its NAT, as it came
-    (from a stranger; None if it has told nothing).
+    (from a stranger; None if it has told nothing).  Set ``settled`` when the callee has heard by
+    another way that we are connected: then it hears of no end of the call.
     """
 
-    __slots__ = ("_early", "_on_trickle", "answer", "number", "peer_nat", "relay")
+    __slots__ = ("_early", "_on_trickle", "answer", "number", "peer_nat", "relay", "settled")
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.peer_nat: object = None
+        self.settled = False
         self._early: list[str] = []
         self._on_trickle: Callable[[str], object] | None = None
         self.relay: AsyncResult[Any] = AsyncResult()

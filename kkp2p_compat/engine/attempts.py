@@ -47,19 +47,27 @@ class Attempt:
 
     def take_relay(self, relay: PreparedRelay, make: Callable[[Any], Connection]) -> None:
         """The head start is over: the first one goes by the relay, if it still waits."""
-        self.relay_taken = True
-        if not self._wanted:
-            raise NotSupported("nobody waits for it any more")
+        self.relay_taken = True  # or would be: the others need not wait for a path either
+        self._see_if_wanted()
         try:
             connection = make(relay.take())
         except KKP2PError:
             self.relay_taken = False
+            raise
+        try:
+            self._see_if_wanted()  # still
+        except NotSupported:
+            connection.sock.close()
             raise
         self.timeline.step("relay taken")
         connection.how = f"relay: {self.why_relay}; {self.timeline.summary}"
         connection.reason, connection.timeline = self.why_relay, self.timeline
         self._first.set(connection)
         self.link.set_exception(NotSupported("the relay was faster"))
+
+    def _see_if_wanted(self) -> None:
+        if not self._wanted:
+            raise NotSupported("nobody waits for it any more")
 
     def settle(self, result: PeerLink | KKP2PError) -> None:
         """The attempt is over."""

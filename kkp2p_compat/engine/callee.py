@@ -13,7 +13,7 @@ import gevent
 from gevent.event import AsyncResult
 
 from .. import _codes
-from .._errors import BadPacket, CallRefused, KKP2PError, NotSupported, TimedOut
+from .._errors import BadPacket, KKP2PError, NotSupported, TimedOut
 from .._io import time_limit
 from ..transport.udp.events import Address
 from ..traversal import lan
@@ -35,7 +35,7 @@ LOOK_S = 0.5  # how long a caller whose path is dead waits for what STUN says of
 MAX_LINKS = 8192  # that peers made; more are declined
 MAX_MEETING = 2048  # calls of others whose path is being looked for
 ANSWER_GRACE_S = 2.0  # for the callee of a call whose time is over, if the caller was just in time
-RELAY_GRACE_S = 1.0  # for the callee that has a path, if the caller has just taken the relay
+RELAY_GRACE_S = 3.0  # for the callee that has a path, if the caller has just taken the relay
 LAN_MEETING_S = 10.0  # for the callee of a LAN search, which does not know the caller's budget
 
 
@@ -81,9 +81,10 @@ class Callee:
         if asked is None or offer.key is None:
             raise BadPacket("a direct offer without a key")
         underlay = self._direct.underlay()
-        if len(self._direct.links) >= MAX_LINKS or len(underlay.finder) >= MAX_MEETING:
-            raise CallRefused("too many connections with peers")
         moved = self._find_link(offer.restarts)
+        full = moved is None and len(self._direct.links) >= MAX_LINKS
+        if full or len(underlay.finder) >= MAX_MEETING:
+            raise NotSupported("too many connections with peers")  # but the relay is a way
         if moved is not None:
             underlay.own.make_sure(LOOK_S)
         if call.trickle is None:
@@ -95,21 +96,24 @@ class Callee:
         keys = half.keys(offer.key, call.text, answer)
         timeline = Timeline()
         late = TimedOut("no path to the caller was found")
+
+        def met(path: Path) -> None:
+            timeline.step("path")
+            if moved is not None:
+                self._log.info("%s: looks for us: trying %s port %d", moved.name, *path[0][:2])
+                moved.try_path(path[0])
+                return
+            info = LinkInfo(
+                call.name, call.own_id, timeline, meeting.plan, half.direct, asked, None
+            )
+            self._direct.add_link(info, keys, path)
+
         with underlay.meeting(half, asked, keys, timeline, call.trickle, False) as meeting:
             call.meeting = meeting
             call.answer(answer)
             timeline.step("answered")
             with time_limit(call.budget_s + ANSWER_GRACE_S, late):
-                path = self._wait_for_caller(meeting, call, keys)
-        timeline.step("path")
-        if moved is None:
-            info = LinkInfo(
-                call.name, call.own_id, timeline, meeting.plan, half.direct, asked, None
-            )
-            self._direct.add_link(info, keys, path)
-        else:
-            self._log.info("%s: looks for us: trying %s port %d", moved.name, *path[0][:2])
-            moved.try_path(path[0])
+                self._wait_for_caller(meeting, call, keys, met)
 
     def _find_link(self, connection_id: int | None) -> PeerLink | None:
         """The one that a caller wants to find a new path for."""
@@ -120,23 +124,31 @@ class Callee:
                 return link
         raise NotSupported("there is no such connection here")
 
-    def _wait_for_caller(self, meeting: Meeting, call: Incoming, keys: CallKeys) -> Path:
-        """The path; the caller may take the relay meanwhile."""
+    def _wait_for_caller(
+        self, meeting: Meeting, call: Incoming, keys: CallKeys, met: Callable[[Path], object]
+    ) -> None:
+        """Until there is a path, or none is looked for; the caller may take the relay meanwhile."""
         offer, relayed = call.offer, call.relayed
         races = offer.mode == _codes.CONNECT_AUTO and offer.channel_type == _codes.KKP2P_TCP_CHANNEL
         if not races or call.go_to_relay is None or relayed is None:
-            return meeting.found.get()
+            met(meeting.take_path())
+            return
+        hopeless = meeting.plan.kind == "relay"
         relay = PreparedRelay(self._engine.thread.spawn, call.go_to_relay, is_caller=False)
         try:
-            if meeting.plan.kind == "relay":
+            if hopeless:
                 relay.hurry()
             gevent.wait([meeting.found, relay.ready], count=1)
-            if meeting.found.ready() and relay.begun:
-                relay.ready.wait(RELAY_GRACE_S)
+            is_met = meeting.found.ready()
+            if is_met:
+                met(meeting.take_path())
+                if relay.begun:
+                    relay.ready.wait(RELAY_GRACE_S)
             if relay.ready.successful():
                 sealed = keys.sealed if offer.encrypt else None
                 relayed(Connection(relay.take(), offer.desc, offer.encrypt, sealed))
-            return meeting.found.get()
+            if not is_met and not (hopeless and relay.ready.successful()):
+                met(meeting.take_path())
         finally:
             relay.close()
 

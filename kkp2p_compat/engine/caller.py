@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -24,7 +23,14 @@ from ..control.link import Link
 from ..control.outgoing import OutgoingCall
 from ..traversal import lan
 from .attempts import Attempt, Memory
-from .calls import Connection, call_peer, go_to_relay, parse_direct_answer_untrusted
+from .calls import (
+    MAX_BUDGET_MS,
+    Connection,
+    call_peer,
+    go_to_relay,
+    may_be_relayed,
+    parse_direct_answer_untrusted,
+)
 from .direct_offer import DirectOffer
 from .half import CallKeys, Half
 from .meeting import Meeting
@@ -36,11 +42,17 @@ from .timeline import Timeline
 if TYPE_CHECKING:
     from .direct import Direct
 
-__all__ = ["Caller"]
+__all__ = ["ATTEMPT_S", "Caller", "head_start_s"]
 
 # Our choices.
 HEAD_START_S = 1.0  # in auto mode; half of the caller's time is the relay's, however
+ATTEMPT_S = MAX_BUDGET_MS / 1000  # then the callee has long given up: whoever has time calls again
 FIRST_LOOK_S = 0.5  # how long a call waits for what STUN says of our own addresses
+
+
+def head_start_s(deadline: float) -> float:
+    """How long a path is waited for before the relay is taken."""
+    return max(0.0, min(HEAD_START_S, (deadline - time.monotonic()) / 2))
 
 
 class Caller:
@@ -53,21 +65,17 @@ class Caller:
         self.memory = Memory()
 
     def call(
-        self, client: CloudClient, ctx: connect_ctx_t, budget_s: float, attempt: Attempt
+        self, client: CloudClient, ctx: connect_ctx_t, deadline: float, attempt: Attempt
     ) -> PeerLink:
-        deadline = time.monotonic() + budget_s
+        deadline = min(deadline, time.monotonic() + ATTEMPT_S)
         timeline, peer_id = attempt.timeline, ctx.peer_id
         underlay = self._direct.underlay()
         own = underlay.own
-        own.ready.wait(min(FIRST_LOOK_S, budget_s / 4))
+        own.ready.wait(max(0.0, min(FIRST_LOOK_S, (deadline - time.monotonic()) / 4)))
         half = Half(own.candidates(), own.nat, worked=self.memory.worked(peer_id))
         timeline.step("own addresses")
         timeline.note(f"our NAT: {own.nat.text}")
         offer = half.offer(ctx, ctx.connect_mode)
-        relay_helps = (
-            ctx.connect_mode == _codes.CONNECT_AUTO and ctx.channel_type == _codes.KKP2P_TCP_CHANNEL
-        )
-
         searching_since: list[float] = []
 
         def finish(link: Link, call: OutgoingCall) -> PeerLink | str:
@@ -79,20 +87,20 @@ class Caller:
             trickle = functools.partial(link.trickle, call)
             with underlay.meeting(half, theirs, keys, timeline, trickle, True) as meeting:
                 call.on_trickle = meeting.handle_text_untrusted
-                if relay_helps:
-                    go = functools.partial(_go_to_relay, call, link)
-                    self._race(meeting, attempt, go, ctx, keys, deadline)
-                    if attempt.relay_taken and meeting.plan.kind == "relay":
+                if may_be_relayed(ctx):
+                    self._race(meeting, attempt, link, call, ctx, keys, deadline)
+                    if meeting.plan.kind == "relay" and not meeting.found.ready():
                         return meeting.plan.reason
-                path = meeting.found.get()
+                path = meeting.take_path()
             timeline.step("path")
             info = LinkInfo(peer_id, "", timeline, meeting.plan, half.direct, theirs, peer_id)
             return self._direct.add_link(info, keys, path)
 
         late = TimedOut("the peer did not answer in time")
         try:
-            with time_limit(budget_s, late):
-                link = call_peer(client, peer_id, offer, budget_s, finish)
+            left_s = deadline - time.monotonic()
+            with time_limit(left_s, late):
+                link = call_peer(client, peer_id, offer, left_s, finish)
             if isinstance(link, str):
                 raise NotSupported(link)
         except (TimedOut, NotSupported) as error:
@@ -107,23 +115,24 @@ class Caller:
         return link
 
     def _race(
-        self, meeting: Meeting, attempt: Attempt, go: Callable[[], object], ctx: connect_ctx_t,
-        keys: CallKeys, deadline: float,
+        self, meeting: Meeting, attempt: Attempt, link: Link, call: OutgoingCall,
+        ctx: connect_ctx_t, keys: CallKeys, deadline: float,
     ) -> None:  # fmt: skip
         """Wait for the path, or take the relay when its head start is over, or when it must."""
         hopeless = meeting.plan.kind == "relay"
+        go = functools.partial(_go_to_relay, call, link)
         relay = PreparedRelay(self._engine.thread.spawn, go, is_caller=True)
         try:
             if hopeless:
                 attempt.why_relay = meeting.plan.reason
             else:
-                left_s = deadline - time.monotonic()
-                meeting.found.wait(min(HEAD_START_S, left_s / 2))
+                meeting.found.wait(head_start_s(deadline))
             relay.hurry()
             gevent.wait([meeting.found, relay.ready], count=1)
             if not meeting.found.ready():
                 try:
                     attempt.take_relay(relay, lambda sock: _relayed(sock, ctx, keys))
+                    call.settled = True  # a word by the track must not overtake the relay's
                 except KKP2PError as error:
                     attempt.timeline.note(f"no relay: {error}")
                     self._log.info("%s: no relay: %s", ctx.peer_id, error)
@@ -131,9 +140,10 @@ class Caller:
             relay.close()
 
     def search(
-        self, peer_id: str, ctx: connect_ctx_t, budget_s: float, attempt: Attempt
+        self, peer_id: str, ctx: connect_ctx_t, deadline: float, attempt: Attempt
     ) -> PeerLink:
         """A link to a peer that answers on the LAN."""
+        budget_s = min(deadline - time.monotonic(), ATTEMPT_S)
         half = Half(self._direct.underlay().own.host_candidates())
         offer = half.fit(lambda: half.offer(ctx, _codes.CONNECT_P2P))
         path, meeting, theirs, keys = self._meet_on_lan(
@@ -158,7 +168,7 @@ class Caller:
             self._direct.underlay().meeting(half, theirs, keys, timeline, None, True) as meeting,
             time_limit(deadline - time.monotonic(), late),
         ):
-            path = meeting.found.get()
+            path = meeting.take_path()
         timeline.step("path")
         return path, meeting, theirs, keys
 
@@ -183,7 +193,7 @@ class Caller:
             trickle = functools.partial(carrier.trickle, call)
             with underlay.meeting(half, theirs, keys, timeline, trickle, True) as meeting:
                 call.on_trickle = meeting.handle_text_untrusted
-                return meeting.found.get()
+                return meeting.take_path()
 
         with time_limit(budget_s, TimedOut("no new path was found")):
             return call_peer(client, peer_id, offer, budget_s, finish)

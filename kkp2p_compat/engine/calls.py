@@ -37,6 +37,7 @@ __all__ = [
     "encode_text",
     "go_to_relay",
     "make_call",
+    "may_be_relayed",
     "parse_answer_untrusted",
     "parse_direct_answer_untrusted",
     "parse_offer_untrusted",
@@ -88,6 +89,11 @@ class Offer:
     key: bytes | None
     direct: DirectOffer | None = None
     restarts: int | None = None  # an id of ours: only a new path for that connection is wanted
+
+
+def may_be_relayed(ctx: connect_ctx_t) -> bool:
+    """Whether a path is looked for, and the relay is a way, too: it carries streams only."""
+    return ctx.connect_mode == _codes.CONNECT_AUTO and ctx.channel_type == _codes.KKP2P_TCP_CHANNEL
 
 
 def make_call(client: CloudClient, ctx: connect_ctx_t, budget_s: float) -> Connection:

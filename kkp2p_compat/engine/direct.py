@@ -16,7 +16,6 @@ from collections.abc import Callable
 from random import SystemRandom
 from typing import TYPE_CHECKING
 
-from .. import _codes
 from .._errors import CallRefused, EngineClosed, KKP2PError, LinkLost, NotSupported, TimedOut
 from .._io import time_limit
 from .._structs import connect_ctx_t
@@ -29,8 +28,8 @@ from ..transport.udp.route import route_datagram_bytes
 from ..traversal.nat import UNKNOWN, NatBehaviour
 from .attempts import Attempt
 from .callee import Callee
-from .caller import Caller
-from .calls import Connection
+from .caller import ATTEMPT_S, Caller, head_start_s
+from .calls import Connection, may_be_relayed
 from .half import CallKeys
 from .path_finder import Path
 from .peer_link import LinkInfo, PeerLink
@@ -45,6 +44,7 @@ __all__ = ["Direct", "DirectConnection"]
 
 # Our choices.
 REUSE_S = 2.0  # how long a live link may take to open a channel; half of the time is a new one's
+RETRY_S = 1.0  # with less time a failed attempt is not followed by another
 MAX_RECENT = 16  # attempts, of which it is remembered how they went
 
 _random = SystemRandom()
@@ -85,40 +85,39 @@ class Direct:
             self.caller.redial, self._check_cloud, self._log, engine.thread.spawn
         )
         self._by_peer: dict[str, PeerLink] = {}
-        # By mode, too: auto must not wait for as long as somebody else's mode 1 takes.
+        # By whether the relay may be taken, too: who may must not wait for as long as others.
         self._making: dict[tuple[str, bool], Attempt] = {}
         self._closed = False
 
     # The caller's side.
 
     def connect(
-        self, client: CloudClient, ctx: connect_ctx_t, budget_s: float
+        self, client: CloudClient, ctx: connect_ctx_t, deadline: float
     ) -> DirectConnection | Connection:
         """A channel to a peer over the cloud's introduction; in auto mode perhaps by the relay.
 
-        In auto mode NotSupported means: call by the relay.
+        Where the relay is a way, NotSupported, TimedOut and LinkLost mean: call by the relay.
         """
-        auto = ctx.connect_mode == _codes.CONNECT_AUTO
 
         def make(attempt: Attempt) -> PeerLink:
-            return self.caller.call(client, ctx, budget_s, attempt)
+            return self.caller.call(client, ctx, deadline, attempt)
 
-        return self._open(ctx.peer_id, ctx, make, auto, budget_s)
+        return self._open(ctx.peer_id, ctx, make, may_be_relayed(ctx), deadline)
 
     def connect_lan(
-        self, ctx: connect_ctx_t, budget_s: float
+        self, ctx: connect_ctx_t, deadline: float
     ) -> DirectConnection | Connection:
         """A channel to a peer that answers on the LAN."""
         name = f"{ctx.peer_id} (LAN)"
 
         def make(attempt: Attempt) -> PeerLink:
-            return self.caller.search(ctx.peer_id, ctx, budget_s, attempt)
+            return self.caller.search(ctx.peer_id, ctx, deadline, attempt)
 
-        return self._open(name, ctx, make, False, budget_s)
+        return self._open(name, ctx, make, False, deadline)
 
     def _open(
         self, key: str, ctx: connect_ctx_t, make: Callable[[Attempt], PeerLink], auto: bool,
-        budget_s: float,
+        deadline: float,
     ) -> DirectConnection | Connection:  # fmt: skip
         link = self._by_peer.get(key)
         if link is not None and link.connection.clogged(time.monotonic()):
@@ -126,15 +125,11 @@ class Direct:
             link = None
         if link is not None:
             try:
-                late = TimedOut("the link does not answer")
-                with time_limit(min(REUSE_S, budget_s / 2), late):
-                    return self._open_on(link, ctx)
+                return self._open_soon(key, link, ctx, deadline)
             except CallRefused:
                 raise
             except KKP2PError as error:
                 self._log.info("%s: the link is not used any more: %s", key, error)
-                if self._by_peer.get(key) is link:
-                    del self._by_peer[key]
         while True:
             attempt = self._making.get((key, auto))
             mine = attempt is None
@@ -147,15 +142,39 @@ class Direct:
             elif attempt.relay_taken:
                 raise NotSupported("a path is still being looked for")
             try:
-                if mine:
-                    outcome = attempt.wait()
-                    if isinstance(outcome, Connection):
-                        return outcome
-                    return self._open_on(outcome, ctx)
-                return self._open_on(attempt.link.get(), ctx)
+                outcome = attempt.wait() if mine else self._join(attempt, auto, deadline)
+                if isinstance(outcome, Connection):
+                    return outcome
+                if auto:  # the path may carry checks and nothing more
+                    return self._open_soon(key, outcome, ctx, deadline)
+                return self._open_on(outcome, ctx)
             except TimedOut:
-                if mine or auto:
+                quick = attempt.timeline.elapsed_s < ATTEMPT_S / 2
+                if auto or (mine and (quick or deadline - time.monotonic() < RETRY_S)):
                     raise
+
+    def _join(self, attempt: Attempt, auto: bool, deadline: float) -> PeerLink:
+        """What somebody else's attempt leads to; the relay is not kept waiting for it."""
+        if not auto:
+            return attempt.link.get()
+        late = NotSupported("a path is still being looked for")
+        with time_limit(head_start_s(deadline), late):
+            return attempt.link.get()
+
+    def _open_soon(
+        self, key: str, link: PeerLink, ctx: connect_ctx_t, deadline: float
+    ) -> DirectConnection:
+        """Leave time for another way; what does not answer is not used again."""
+        late = TimedOut("the link does not answer")
+        try:
+            with time_limit(min(REUSE_S, (deadline - time.monotonic()) / 2), late):
+                return self._open_on(link, ctx)
+        except CallRefused:
+            raise
+        except KKP2PError:
+            if self._by_peer.get(key) is link:
+                del self._by_peer[key]
+            raise
 
     def _remember(self, key: str, timeline: Timeline) -> None:
         self.recent.pop(key, None)

@@ -55,6 +55,7 @@ from .calls import (
     answer_call,
     go_to_relay,
     make_call,
+    may_be_relayed,
     parse_offer_untrusted,
 )
 from .channels import LINGER_S, Channel, adopt, close_channel
@@ -309,13 +310,15 @@ class Engine:
             if self.client is None or lan:
                 if ctx.connect_mode == _codes.CONNECT_RELAY:
                     raise KKP2PError("no relay on the LAN", _codes.KKP2P_ERROR_LANMODE_MUSTUSE_P2P)
-                return self.direct.connect_lan(ctx, deadline - time.monotonic())
+                return self.direct.connect_lan(ctx, deadline)
             if ctx.connect_mode != _codes.CONNECT_RELAY:
                 try:
-                    return self.direct.connect(self.client, ctx, deadline - time.monotonic())
+                    return self.direct.connect(self.client, ctx, deadline)
                 except (NotSupported, TimedOut, LinkLost) as error:
-                    if ctx.connect_mode == _codes.CONNECT_P2P:
-                        if isinstance(error, NotSupported):  # by the peer, or this network
+                    if not may_be_relayed(ctx):
+                        # By the peer, or this network: mode 1 has no other word for it.
+                        by_mode = ctx.connect_mode == _codes.CONNECT_P2P
+                        if by_mode and isinstance(error, NotSupported):
                             raise TimedOut(f"no p2p: {error}") from error
                         raise
                     why_relay = str(error)

@@ -77,6 +77,12 @@ class Meeting:
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
+    def take_path(self) -> Path:
+        """Wait for the path.  A socket that is opened for it is the taker's from now on."""
+        path = self.found.get()
+        self._puncher.keep(path[0])
+        return path
+
     @property
     def found(self) -> AsyncResult[Path]:
         return self._search.found

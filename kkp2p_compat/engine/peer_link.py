@@ -134,6 +134,8 @@ class PeerLink:
     def try_path(self, address: Address) -> None:
         """Checks say that the peer is (again) at this address."""
         self._keep_socket(address)
+        if self.closed is not None:
+            self._endpoint.close_sockets(self._sockets)
         self.connection.try_path(address, time.monotonic())
         self.wake()
 

@@ -37,6 +37,7 @@ class PreparedRelay:
         self._is_caller = is_caller
         self._now = Event()
         self._sock: Any = None
+        self._closed = False
         self._greenlet = spawn(self._run)
 
     @property
@@ -62,6 +63,8 @@ class PreparedRelay:
         finally:
             if not self.ready.ready():
                 self.ready.set_exception(error)
+            if self._closed:  # while the connection was being made
+                self._drop()
 
     def _wait_until_taken(self) -> None:
         try:
@@ -83,7 +86,11 @@ class PreparedRelay:
         return sock
 
     def close(self) -> None:
+        self._closed = True
         self._greenlet.kill(block=False)
+        self._drop()
+
+    def _drop(self) -> None:
         if self._sock is not None:
             self._sock.close()
             self._sock = None

@@ -22,6 +22,7 @@ from gevent.lock import BoundedSemaphore
 
 from .._errors import KKP2PError, OutOfDescriptors
 from ..transport.udp.endpoint import Endpoint
+from ..transport.udp.events import Address
 from ..traversal.plan import Plan
 from ..traversal.punch import Action, Close, Open, Punch, Sample, Tell, Turn
 
@@ -107,18 +108,18 @@ class Puncher:
             self._punch.handle_fields_untrusted(fields, _now())
             self._wake.set()
 
-    def close(self) -> None:
-        """Close the extra sockets but that of the address selected: that is the connection's.
+    def keep(self, address: Address) -> None:
+        """The extra socket of this address, if it goes by one, is somebody else's from now on."""
+        if len(address) == 3:
+            self._sockets.discard(address[2])
 
-        May be called again.
-        """
+    def close(self) -> None:
+        """Close the extra sockets.  May be called again."""
         self._closed.set()
         self._wake.set()
         selected = self._search.checks.selected
         if selected is not None:
             self._birthdays.forgive(selected[0])
-            if len(selected) == 3:
-                self._sockets.discard(selected[2])
         self._close(self._sockets)
 
     def _do(self, action: Action) -> None:

@@ -1,0 +1,116 @@
+"""Direct connections, and what may come at the wrong moment: kills, short times, other callers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gevent
+import pytest
+from direct_support import (
+    accept,
+    check_carries,
+    connect,
+    ctx_to,
+    until,
+)
+from support import PATIENCE_S
+
+import kkp2p_compat as kkp2p
+from kkp2p_compat.engine import callee as callee_module
+from kkp2p_compat.engine import caller as caller_module
+from kkp2p_compat.engine import direct, prepared_relay
+from kkp2p_compat.engine.calls import parse_direct_answer_untrusted
+
+pytestmark = pytest.mark.usefixtures("on_loopback")
+
+HOUR_MS = 3_600_000
+
+
+def udp_ctx(mode: int, timeout: int) -> kkp2p.connect_ctx_t:
+    ctx = ctx_to("peer", mode, timeout)
+    ctx.channel_type = kkp2p.KKP2P_UDP_CHANNEL
+    return ctx
+
+
+# Callers that wait for the same path.
+
+
+@pytest.mark.usefixtures("out_of_reach")
+def test_auto_does_not_wait_for_a_udp_channel(
+    engine: kkp2p.engine_t, peer: kkp2p.engine_t, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which has no relay to go by, so its caller looks for a path for as long as it has time."""
+    monkeypatch.setattr(caller_module, "HEAD_START_S", 0.1)
+    waiting = gevent.spawn(kkp2p.connect, engine, udp_ctx(0, HOUR_MS), kkp2p.channel_t())
+    until(lambda: engine.direct._making)
+    check_carries(connect(engine, 0), accept(peer))
+    assert not waiting.ready()
+    waiting.kill()
+
+
+@pytest.mark.usefixtures("out_of_reach")
+def test_a_udp_channel_does_not_end_with_the_head_start_of_another(
+    engine: kkp2p.engine_t, peer: kkp2p.engine_t, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caller_module, "HEAD_START_S", 0.1)
+    check_carries(connect(engine, 0), accept(peer))
+    assert kkp2p.connect(engine, udp_ctx(0, 500), kkp2p.channel_t()) == -109
+
+
+@pytest.mark.usefixtures("out_of_reach")
+def test_the_relay_for_those_who_have_less_time(
+    engine: kkp2p.engine_t, peer: kkp2p.engine_t, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Than the head start of the first caller, which nobody waits for any more."""
+    monkeypatch.setattr(caller_module, "HEAD_START_S", PATIENCE_S / 2)
+    first = gevent.spawn(kkp2p.connect, engine, ctx_to("peer", 0), kkp2p.channel_t())
+    until(lambda: engine.direct._making)
+    mine = kkp2p.channel_t()
+    assert kkp2p.connect(engine, ctx_to("peer", 0, timeout=4000), mine) == 0
+    first.kill()
+    check_carries(mine, accept(peer))
+
+
+def test_a_dead_link_leaves_time_for_the_relay(
+    engine: kkp2p.engine_t, peer: kkp2p.engine_t, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path is found, but nothing that is sent over it arrives: neither the old one nor a new."""
+    monkeypatch.setattr(direct, "REUSE_S", PATIENCE_S)
+    monkeypatch.setattr(caller_module, "HEAD_START_S", PATIENCE_S)
+    endpoint = engine.direct.underlay().endpoint
+    monkeypatch.setattr(endpoint, "add", lambda link: None)
+    monkeypatch.setattr(endpoint, "wake", lambda link: None)
+    mine = kkp2p.channel_t()
+    assert kkp2p.connect(engine, ctx_to("peer", 0, timeout=3000), mine) == 0
+    theirs = accept(peer)
+    assert mine.transmit_mode == 2
+    check_carries(mine, theirs)
+
+
+# The relay that is kept ready.
+
+
+def test_a_path_does_not_wait_for_a_relay_that_nobody_takes(
+    engine: kkp2p.engine_t, peer: kkp2p.engine_t, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The callee has gone to the relay; the caller, which was quicker to find the path, has not."""
+    monkeypatch.setattr(callee_module, "RELAY_GRACE_S", 3600)
+    monkeypatch.setattr(caller_module, "HEAD_START_S", PATIENCE_S)
+
+    prepared: list[prepared_relay.PreparedRelay] = []
+
+    class Prepared(prepared_relay.PreparedRelay):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            self.hurry()
+            prepared.append(self)
+
+    def parse_later(answer: str) -> Any:
+        until(lambda: prepared and prepared[0].begun)
+        return parse_direct_answer_untrusted(answer)
+
+    monkeypatch.setattr(callee_module, "PreparedRelay", Prepared)
+    monkeypatch.setattr(caller_module, "parse_direct_answer_untrusted", parse_later)
+    mine, theirs = connect(engine, 0), accept(peer)
+    assert mine.transmit_mode == 1
+    check_carries(mine, theirs)
