@@ -138,13 +138,14 @@ def stranded(sock: HasFileno | int) -> bool:
     """
     if not _LINUX:
         return False
-    address = ctypes.create_string_buffer(_SOCKADDR_BYTES)
+    found = ctypes.create_string_buffer(_SOCKADDR_BYTES)
     length = ctypes.c_uint(_SOCKADDR_BYTES)
-    if _libc.getsockname(_fd(sock), address, ctypes.byref(length)):
+    if _libc.getsockname(_fd(sock), found, ctypes.byref(length)):
         return False
-    address[2:4] = b"\0\0"  # any port
+    family = found.raw[:2]
+    address = family + b"\0\0" + found.raw[4:]  # any port
     try:
-        probe = socket.socket(int.from_bytes(address[:2], sys.byteorder), socket.SOCK_DGRAM)
+        probe = socket.socket(int.from_bytes(family, sys.byteorder), socket.SOCK_DGRAM)
     except OSError:  # out of descriptors
         return False
     with probe:

@@ -410,7 +410,7 @@ class Connection(ChannelTable):
         before, self.address = self.address, check.address
         self._path_check = None
         # RFC 9000 section 9.4: only a new port is most likely the same path.
-        if before == self.address or before[0] != self.address[0]:
+        if check.searched or before[0] != self.address[0]:
             for flight in self.recovery.forget_path():
                 self._packer.repeat(flight)
             self._start_path(self._now)
@@ -426,11 +426,13 @@ class Connection(ChannelTable):
     def try_path(self, address: Address, now: float) -> None:
         """The peer may be (again) at this address, say new connectivity checks.
 
-        Where it is the address that we have, our own has changed: the path is another all the same.
+        The path is another one even if it is the address that we have: then ours has changed.
         """
         self._now = now
         self.recovery.pto_count = 0  # what backed off for the old path has waited long enough
         self._suspect_move(address, now)
+        if self._path_check is not None:
+            self._path_check.searched = True
 
     def close(self, code: int, reason: str, now: float) -> None:
         """End the connection; Closed follows when the peer has had the chance to hear of it."""

@@ -21,6 +21,7 @@ class PathCheck:
         self.address = address
         self.token = token
         self.next_at = now
+        self.searched = False  # for, because the old path is dead
         self._interval_s = interval_s
         self._sent = 0
 
