@@ -208,6 +208,14 @@ def test_two_addresses(start: Start, host: str) -> None:
         assert message.other == (there, first)
 
 
+def test_a_second_address_is_taken_as_the_system_writes_it() -> None:
+    """Or it would be taken for a third one, and named as the other address of itself."""
+    assert Settings(stun_address="2001:DB8:0::2").stun_address == "2001:db8::2"
+    for text in ("stun.example.org", "192.0.2.256", "", "fe80::1%eth0"):
+        with pytest.raises(ValueError, match="STUN address"):
+            Settings(stun_address=text)
+
+
 def test_a_second_address_of_another_host(start: Start) -> None:
     for host in ("127.0.0.1", "0.0.0.0"):
         with pytest.raises(OSError, match="assign"):

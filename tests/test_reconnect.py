@@ -19,6 +19,7 @@ from support import PATIENCE_S, SECRET
 from kkp2p_compat._errors import CloudUnreachable, DuplicateLogin, KKP2PError
 from kkp2p_compat.cloud.connection import Connection
 from kkp2p_compat.control import client as client_module
+from kkp2p_compat.control import link as link_module
 from kkp2p_compat.control.client import CloudClient
 from kkp2p_compat.control.wire import Message
 
@@ -204,6 +205,19 @@ def test_the_nat_is_told_to_each_track(make: Make, serve: Serve) -> None:
     client._home_link.close()
     wait_for(lambda: len(cloud.logins) == 2 and client.online)
     assert cloud.told[2:] == [{"mapping": "other"}]  # before the login
+
+
+def test_a_cloud_that_does_not_read_is_no_trouble_to_who_tells_the_nat(
+    make: Make, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told by whoever watches our addresses, who goes on watching."""
+    client = make(serve(Moody()).address[1])
+    client.login("me", SECRET).get()
+    link = client._home_link
+    assert link is not None
+    monkeypatch.setattr(link_module, "MAX_UNSENT_BYTES", 0)
+    client.set_nat({"mapping": "none"})
+    assert link.closed.is_set()
 
 
 def test_a_login_says_whether_it_comes_again(make: Make, serve: Serve) -> None:

@@ -6,6 +6,7 @@ help text and default that stand here.  All defaults are our choices.
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,9 +86,20 @@ class Settings:
             raise ValueError("a track and a relay of their own need the same relay key")
         if self.stun_address is not None and not self.serves_stun:
             raise ValueError("a STUN address is for a cloud that answers STUN requests")
+        if self.stun_address is not None:
+            self.stun_address = _numeric(self.stun_address)
         if self.relay_key is not None and len(self.relay_key) < 16:
             raise ValueError("a relay key has at least 16 bytes")
 
     @property
     def serves_stun(self) -> bool:
         return self.stun and self.role != "relay"
+
+
+def _numeric(ip: str) -> str:
+    """As the system writes it, as it will be compared with what that tells."""
+    family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+    try:
+        return socket.inet_ntop(family, socket.inet_pton(family, ip))
+    except OSError:
+        raise ValueError(f"a STUN address is a numeric one, not {ip!r}") from None

@@ -9,6 +9,7 @@ a heartbeat with little time, a connection being opened is opened anew, and a pa
 
 from __future__ import annotations
 
+import contextlib
 import random
 import secrets
 import ssl as _stdlib_ssl
@@ -150,7 +151,9 @@ class CloudClient:
         self._nat = fields
         for link in self._open_links():
             if link.is_track:
-                link.tell_nat(fields)
+                # One that breaks by it is closed, and has told those who use it.
+                with contextlib.suppress(LinkLost):
+                    link.tell_nat(fields)
 
     def check_links(self) -> None:
         """The network may have changed: find out soon which links are dead.  Does not wait."""
