@@ -295,3 +295,33 @@ def test_a_path_that_is_the_old_one_again_is_used_at_once() -> None:
     pair.run(lambda: PathRecovered() in pair.caller.events, 0.2)
     pair.run(lambda: transfer.done, 20)
     pair.finish()
+
+
+def test_an_address_that_did_not_answer_is_asked_again_when_checks_say_so() -> None:
+    pair = Pair("asked again", PATH)
+    transfer = _midway(pair)
+    moved = "198.51.100.9", 2
+    pair.callee.move(moved)
+    pair.caller.move(("192.0.2.9", 1))
+    connection, passes = pair.caller.connection, pair.there.filter
+    pair.there.filter = lambda packet: []
+    connection.try_path(moved, pair.network.now)
+    pair.caller.drive()
+    pair.run(lambda: connection._path_check is None or connection._path_check.failed, 60)
+    pair.there.filter = passes
+    connection.try_path(moved, pair.network.now)
+    pair.caller.drive()
+    pair.run(lambda: PathChanged(moved) in pair.caller.events, 1)
+    pair.run(lambda: transfer.done, 30)
+    pair.finish()
+
+
+def test_a_path_that_is_dead_one_way_is_suspected_again_and_again() -> None:
+    """The peer is heard, so whoever looks for another path is ended; but nothing arrives there."""
+    pair = Pair("one way", PATH)
+    transfer = _midway(pair)
+    now = pair.network.now
+    pair.there.blackout(now, now + 20)
+    pair.run(lambda: pair.caller.events.count(PathSuspected()) > 2, 20)
+    pair.run(lambda: transfer.done, 60)
+    pair.finish()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import pytest
@@ -17,6 +18,7 @@ from kkp2p_compat._errors import (
     PeerOffline,
     TimedOut,
 )
+from kkp2p_compat.control import link as link_module
 from kkp2p_compat.control.client import CloudClient
 from kkp2p_compat.control.link import Link
 from kkp2p_compat.control.outgoing import MAX_TRICKLES, OutgoingCall
@@ -189,6 +191,38 @@ def test_what_the_end_of_a_call_tells(
     link.forget(call, cancel)
     link.route("x")
     assert heard == told[cancel]
+
+
+@pytest.mark.parametrize("cancel", [True, False])
+def test_the_callee_of_a_settled_call_hears_of_no_end(open_link: OpenLink, cancel: bool) -> None:
+    """It was told by the relay; a word by the track could overtake that."""
+
+    def script(visitor: Visitor) -> None:
+        number = visitor.receive("call")["call"]
+        visitor.send("answer", call=number, answer="{}")
+        assert visitor.receive() == {"op": "over", "call": number}
+        visitor.wait_until_gone()
+
+    link = open_link(script)
+    call = link.call("bob", "{}", 1000)
+    call.answer.get()
+    call.settled = True
+    link.forget(call, cancel)
+
+
+def test_a_trickle_breaks_no_one(
+    open_link: OpenLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever tells something waits for nothing, and need not know of the link's limits."""
+    monkeypatch.setattr(link_module, "MAX_UNSENT_BYTES", 10)
+    tells: list[Callable[[Link], object]] = [
+        lambda link: link.trickle(OutgoingCall(1), "x"),
+        lambda link: link.trickle_back("abc", "x"),
+    ]
+    for tell in tells:
+        link = open_link(lambda visitor: visitor.wait_until_gone())
+        tell(link)
+        assert link.closed.is_set()
 
 
 def test_the_nat_is_told_when_it_has_changed(open_link: OpenLink) -> None:

@@ -296,6 +296,19 @@ def test_the_nat_forgets(make: Maker, inside: None, monkeypatch: pytest.MonkeyPa
     assert own.nat.mapping == "endpoint-independent"
 
 
+def test_making_sure_waits_for_no_longer_than_the_answer(make: Maker, inside: None) -> None:
+    """Whether all is as it was or not."""
+    network = Network(PORT_RESTRICTED)
+    own = make(network)
+    settled(own, lambda: own.nat.hairpin is not None)
+    with gevent.Timeout(PATIENCE_S):
+        own.make_sure(3600)
+        own.make_sure(3600)
+        network.nat.reboot(["198.51.100.8"])
+        own.make_sure(3600)
+    assert own.candidates()[-1].address == "198.51.100.8"
+
+
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """For how long it waited until it asked again."""

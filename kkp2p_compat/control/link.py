@@ -7,6 +7,7 @@ The messages are in docs/protocol.rst.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import ssl as _stdlib_ssl
 from collections.abc import Callable
@@ -246,7 +247,9 @@ class Link:
 
     def _trickle(self, call: int | str, text: str) -> None:
         if not self.closed.is_set():
-            self.send(encode("trickle", call=call, text=text))
+            # One that breaks by it is closed, and has told those who use it.
+            with contextlib.suppress(LinkLost):
+                self.send(encode("trickle", call=call, text=text))
 
     def tell_nat(self, fields: Message) -> None:
         """What the other sides of our calls hear of our NAT; at most 512 characters of JSON."""

@@ -322,6 +322,7 @@ class OwnAddresses:
             self._doubt.clear()
             if self._wake.is_set() or (doubted and lost) or not self._is_as_it_was(doubted):
                 return
+            self._sure.set()
 
     def _is_as_it_was(self, doubted: bool) -> bool:
         """Ask again from the main socket, which keeps its bindings.

@@ -177,6 +177,8 @@ class Connection(ChannelTable):
             self._heard_at = now
             if self._suspicious:
                 self._suspicious = False
+                # Unless something is acknowledged: it may carry nothing in our direction.
+                self._suspect_at = now + max(SUSPECT_S, self.recovery.rtt.pto_s)
                 self._events.append(PathRecovered())
         if self._closing is not None:
             if self._closes_left:
@@ -430,6 +432,8 @@ class Connection(ChannelTable):
         """
         self._now = now
         self.recovery.pto_count = 0  # what backed off for the old path has waited long enough
+        if self._path_check is not None and self._path_check.failed:
+            self._path_check = None  # that was before
         self._suspect_move(address, now)
         if self._path_check is not None:
             self._path_check.searched = True
