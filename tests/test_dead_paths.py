@@ -188,7 +188,7 @@ def test_the_caller_looks_until_a_path_is_found_and_the_peer_heard() -> None:
     case.roaming.handle_end(link)  # type: ignore[arg-type]
     case.greenlets[0].join()
     assert link.search is None
-    assert case.checks == 3  # at each suspicion, and when it lives again
+    assert case.checks == 2  # when it was suspected, and when it lives again
 
 
 def test_a_search_under_way_ends_when_the_peer_is_heard() -> None:
@@ -219,3 +219,15 @@ def test_a_link_that_is_closed_is_not_looked_after() -> None:
     case.greenlets[0].join()
     case.roaming.handle_end(link)  # type: ignore[arg-type]
     assert case.checks == 1
+
+
+def test_hundreds_of_links_that_die_and_live_together_ask_the_cloud_once() -> None:
+    case, links = Case(PeerOffline()), [FakeLink("peer") for _ in range(300)]
+    for link in links:
+        case.roaming.handle_suspected(link)  # type: ignore[arg-type]
+    assert case.checks == 1
+    assert len(case.greenlets) == 300
+    for link in links:
+        case.roaming.handle_end(link)  # type: ignore[arg-type]
+    assert case.checks == 2
+    gevent.joinall(case.greenlets)

@@ -11,6 +11,7 @@ another's name moves nothing.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from logging import Logger
 from random import SystemRandom
@@ -27,6 +28,7 @@ __all__ = ["Roaming"]
 
 # Our choices.
 CALL_S = 8.0  # how long one search for a new path may take
+CHECK_EVERY_S = 1.0  # at most
 PROVE_S = 1.0  # how long a found path has to bring the peer's voice
 # Between two searches: drawn, as all the peers behind a router move at once, and growing.
 PAUSE_FIRST_S = 0.1
@@ -46,10 +48,11 @@ class Roaming:
         self._log = log
         self._spawn = spawn
         self._random = SystemRandom()
+        self._checked_at: dict[str, float] = {}
 
     def handle_suspected(self, link: PeerLink) -> None:
         """The peer has not been heard for a while."""
-        self._check_cloud()  # if it is our network, the cloud has lost us, too
+        self._check("suspected")  # if it is our network, the cloud has lost us, too
         if link.info.dials is not None and link.search is None:
             self._log.info("%s: not heard any more: looking for another path", link.name)
             link.search = self._spawn(self._search, link)
@@ -60,7 +63,14 @@ class Roaming:
         if search is not None:
             search.kill(block=False)
         if link.closed is None:
-            self._check_cloud()  # what died in an outage is found now, and not when it is needed
+            self._check("heard")  # what died in an outage is found now, and not when it is needed
+
+    def _check(self, why: str) -> None:
+        """Hundreds of links die and live together: once for all of them."""
+        now = time.monotonic()
+        if now - self._checked_at.get(why, -CHECK_EVERY_S) >= CHECK_EVERY_S:
+            self._checked_at[why] = now
+            self._check_cloud()
 
     def _search(self, link: PeerLink) -> None:
         pauses = Backoff(self._random, PAUSE_FIRST_S, PAUSE_MOST_S, PAUSE_SPREAD_S)
