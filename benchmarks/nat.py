@@ -123,10 +123,13 @@ class Ends:
             run(host, None, "-m", "benchmarks.nat_ends") for host, _ in made
         ]
 
-    def _ask(self, which: int, **question: Any) -> dict[str, Any]:
+    def _ask(self, which: int, **question: Any) -> None:
+        stdin = self._agents[which].stdin
+        stdin.write(json.dumps(question) + "\n")
+        stdin.flush()
+
+    def _hear(self, which: int) -> dict[str, Any]:
         agent = self._agents[which]
-        agent.stdin.write(json.dumps(question) + "\n")
-        agent.stdin.flush()
         for line in agent.stdout:
             if line.startswith("{"):
                 answer: dict[str, Any] = json.loads(line)
@@ -137,17 +140,19 @@ class Ends:
 
     def meet(self, mode: int) -> dict[str, Any]:
         (_, caller_mapped), (_, callee_mapped) = self._made
-        joined = self._ask(
+        self._ask(
             1, op="join", login=self._login[1], peer_id=PEER, secret=SECRET, mapped=callee_mapped
         )
+        self._ask(0, op="start", login=self._login[0], mapped=caller_mapped)
+        nats = [self._hear(which)["nat"] for which in (0, 1)]
         before = self._sent()
-        met = self._ask(
-            0, op="meet", login=self._login[0], peer_id=PEER, mode=mode, timeout_ms=TIMEOUT_MS,
-            mapped=caller_mapped,
-        )  # fmt: skip
-        met["packets"] = self._sent() - before
-        met["nats"] = [met.pop("nat"), joined["nat"]]
-        self._ask(1, op="leave")
+        self._ask(0, op="meet", peer_id=PEER, mode=mode, timeout_ms=TIMEOUT_MS)
+        met = self._hear(0)
+        met.update(packets=self._sent() - before, nats=nats)
+        for which in (0, 1):
+            self._ask(which, op="leave")
+        for which in (0, 1):
+            self._hear(which)
         return met
 
     def _sent(self) -> int:

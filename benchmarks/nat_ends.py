@@ -21,7 +21,7 @@ _engine: Any = None
 _answering: Any = None
 
 
-def _start(login: str) -> Any:
+def start_engine(login: str) -> Any:
     """An engine that knows its NAT: what is measured is a call, not the start of a program."""
     conf = kkp2p.engine_conf_t(login_domain=login, login_port=PORT, log_path=".")
     engine = kkp2p.engine_init(conf, PATIENCE_MS)
@@ -32,7 +32,7 @@ def _start(login: str) -> Any:
     return engine
 
 
-def _know(engine: Any) -> str:
+def wait_for_nat(engine: Any) -> str:
     own = engine.thread.call(lambda: engine.direct.underlay().own)
     deadline = time.monotonic() + LOOK_S
     while not (own.ready.is_set() and own.found and all(f.done for f in own.found.values())):
@@ -45,10 +45,10 @@ def _know(engine: Any) -> str:
 def join(login: str, peer_id: str, secret: str, mapped: bool) -> dict[str, Any]:
     """The callee."""
     global _engine, _answering
-    engine = _engine = _start(login)
+    engine = _engine = start_engine(login)
     if kkp2p.join_net(engine, peer_id, secret) != 0:
         raise RuntimeError(f"not online: {kkp2p.error_no()}")
-    nat = _know(engine)
+    nat = wait_for_nat(engine)
     if mapped:
         _wait_for_mapping(engine)
     _answering = threading.Thread(target=_answer, args=(engine,))
@@ -76,21 +76,27 @@ def _answer(engine: Any) -> None:
 
 
 def leave() -> dict[str, Any]:
+    global _answering
     kkp2p.engine_destroy(_engine)
-    _answering.join()
+    if _answering is not None:
+        _answering.join()
+        _answering = None
     return {}
 
 
-def meet(login: str, peer_id: str, mode: int, timeout_ms: int, mapped: bool) -> dict[str, Any]:
-    """The caller: one meeting, and a second channel."""
-    engine = _start(login)
-    try:
-        nat = _know(engine)
-        if mapped:
-            _wait_for_mapping(engine)
-        return {"nat": nat, **_connect_twice(engine, peer_id, mode, timeout_ms)}
-    finally:
-        kkp2p.engine_destroy(engine)
+def start(login: str, mapped: bool) -> dict[str, Any]:
+    """The caller."""
+    global _engine
+    _engine = start_engine(login)
+    nat = wait_for_nat(_engine)
+    if mapped:
+        _wait_for_mapping(_engine)
+    return {"nat": nat}
+
+
+def meet(peer_id: str, mode: int, timeout_ms: int) -> dict[str, Any]:
+    """One meeting, and a second channel."""
+    return _connect_twice(_engine, peer_id, mode, timeout_ms)
 
 
 def _connect_twice(engine: Any, peer_id: str, mode: int, timeout_ms: int) -> dict[str, Any]:
@@ -126,7 +132,7 @@ def _describe(engine: Any) -> dict[str, Any]:
     }
 
 
-QUESTIONS = {"join": join, "leave": leave, "meet": meet}
+QUESTIONS = {"join": join, "leave": leave, "meet": meet, "start": start}
 
 
 def main() -> None:
