@@ -248,5 +248,5 @@ def test_gateways_are_those_of_ipv4(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "route").write_text(ROUTE)
     (tmp_path / "ipv6_route").write_text(IPV6_ROUTE)
     found = default_routes(tmp_path)
-    monkeypatch.setattr(routes, "default_routes", lambda: found)
+    monkeypatch.setattr(routes, "default_routes", lambda proc: found)
     assert routes.ipv4_gateways() == ["192.168.0.1", "192.168.1.1"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -23,7 +24,8 @@ from kkp2p_compat.traversal.candidates import (
     plausible,
 )
 from kkp2p_compat.traversal.nat import UNKNOWN, Discovery
-from kkp2p_compat.traversal.stun import Message
+from kkp2p_compat.traversal.routes import ipv4_gateways
+from kkp2p_compat.traversal.stun import CHANGE_REQUEST, Kind, Message
 from kkp2p_compat.traversal.stun import parse_untrusted as parse_stun_untrusted
 
 PORTS = {2: 4000, 10: 4000}  # of AF_INET, AF_INET6
@@ -85,6 +87,24 @@ def test_an_open_nat_and_a_cloud_behind_a_1_to_1_nat() -> None:
     assert discover(world).behaviour.filtering == ADDRESS_DEPENDENT
 
 
+def test_a_server_that_names_another_address_and_answers_from_none() -> None:
+    """Its refusal comes from where it was asked, and says nothing of our NAT."""
+    world = Simulation(FULL_CONE)
+    respond = world.respond
+
+    def answer(data: bytes, source: Address, asked: Address) -> list[tuple[bytes, Address]]:
+        request = parse_stun_untrusted(data)
+        if not (request.change_ip or request.change_port):
+            return respond(data, source, asked)
+        refusal = Message(
+            Kind.ERROR, request.transaction_id, error=420, not_understood=(CHANGE_REQUEST,)
+        )
+        return [(refusal.encode(None), asked)]
+
+    world.answered_by = answer
+    assert discover(world).behaviour.filtering == "unknown"
+
+
 @pytest.mark.parametrize("ip", ["192.0.0.2", "192.0.0.4", "198.18.0.1"])
 def test_addresses_that_mean_something_on_their_host_only(ip: str) -> None:
     """Of 464XLAT and DS-Lite (RFC 7335); of VPN programs (RFC 2544).  A router that has one is
@@ -114,3 +134,29 @@ def test_ipv4_addresses_in_disguise_are_not_tried(ip: str) -> None:
     """A NAT64 of ours would carry our checks to hosts of the network behind it."""
     (candidate,) = parse_untrusted([f"host 5 {ip} 80"])
     assert not plausible(candidate.address, host_candidates(PORTS, ["2001:db8::5", HOST_IP]))
+
+
+LAN = "eth0 00000000 0101A8C0 0003 0 0 100 00000000 0 0 0"  # default via 192.168.1.1
+SECOND_LAN = "wlan0 00000000 0102A8C0 0003 0 0 600 00000000 0 0 0"
+TUNNEL = "tun0 00000000 00000000 0001 0 0 50 00000000 0 0 0"
+HALVES = [  # 0.0.0.0/1 and 128.0.0.0/1 by 10.8.0.1: how OpenVPN has its way
+    "tun0 00000000 0100080A 0003 0 0 0 00000080 0 0 0",
+    "tun0 00000080 0100080A 0003 0 0 0 00000080 0 0 0",
+]
+
+
+@pytest.mark.parametrize(
+    ("lines", "gateways"),
+    [
+        ([LAN, SECOND_LAN], ["192.168.1.1", "192.168.2.1"]),
+        ([LAN, TUNNEL], []),
+        ([LAN, *HALVES], ["10.8.0.1"]),
+        ([LAN, HALVES[0]], ["192.168.1.1"]),
+    ],
+)
+def test_the_router_before_a_vpn_is_not_asked_for_ports(
+    lines: list[str], gateways: list[str], tmp_path: Path
+) -> None:
+    """What it forwards would be answered by way of the VPN, and tell who hides behind that."""
+    (tmp_path / "route").write_text("\n".join(["Iface Destination Gateway ...", *lines]))
+    assert ipv4_gateways(tmp_path) == gateways

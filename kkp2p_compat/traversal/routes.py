@@ -25,6 +25,10 @@ RTF_REJECT = 0x200
 NOWHERE = "0" * 32  # of 0.0.0.0 the first eight
 
 
+# The mask of 0.0.0.0/1, and 128.0.0.0, as /proc/net/route writes them.
+HALF = f"{int.from_bytes(bytes([128, 0, 0, 0]), sys.byteorder):08X}"
+
+
 class DefaultRoute(NamedTuple):
     family: int
     gateway: str  # numeric; empty where the interface itself leads out (PPP, a tunnel)
@@ -32,10 +36,16 @@ class DefaultRoute(NamedTuple):
 
 
 def default_routes(proc: Path = PROC) -> list[DefaultRoute]:
-    """IPv4's first, each family's in the order in which the kernel prefers them."""
+    """IPv4's first, each family's in the order in which the kernel prefers them.
+
+    Two halves of IPv4 that lead elsewhere, as VPN programs add them, stand for the default routes,
+    which nothing takes then.
+    """
     found: list[tuple[int, int, DefaultRoute]] = []
-    for fields in _lines(proc / "route"):
-        if len(fields) >= 8 and fields[1] == fields[7] == NOWHERE[:8]:
+    lines = [fields for fields in _lines(proc / "route") if len(fields) >= 8]
+    halves = {fields[1] for fields in lines if fields[7] == HALF} == {NOWHERE[:8], HALF}
+    for fields in lines:
+        if fields[1] == NOWHERE[:8] and fields[7] == (HALF if halves else NOWHERE[:8]):
             gateway = ipaddress.IPv4Address(int(fields[2], 16).to_bytes(4, sys.byteorder))
             route = DefaultRoute(socket.AF_INET, str(gateway) if int(gateway) else "", fields[0])
             found.append((int(fields[3], 16), int(fields[6]), route))
@@ -59,12 +69,9 @@ def _lines(path: Path) -> list[list[str]]:
         return []
 
 
-def ipv4_gateways() -> list[str]:
-    """The routers that IPv4 leaves by, the preferred one first."""
-    return list(
-        dict.fromkeys(
-            route.gateway
-            for route in default_routes()
-            if route.family == socket.AF_INET and route.gateway
-        )
-    )
+def ipv4_gateways(proc: Path = PROC) -> list[str]:
+    """The routers that IPv4 leaves by, the preferred one first; none where it is a tunnel."""
+    ways = [route for route in default_routes(proc) if route.family == socket.AF_INET]
+    if ways and not ways[0].gateway:
+        return []
+    return list(dict.fromkeys(route.gateway for route in ways if route.gateway))

@@ -5,8 +5,8 @@ Sans-IO: time is passed in, in seconds of a monotonic clock.  The rules:
 - A question is a binding request.  It leaves at once, and again after 100, 200 and 400 ms (RFC 8489
   section 6.2.1 has 500 ms for a start: an old value that it lets users with more knowledge lower);
   800 ms later it has failed.
-- Only what comes from the address that was asked, at the socket that is to hear it, with the
-  question's random transaction id, is its answer.  All else is left to others.
+- Only what comes from where the answer was asked to come from, at the socket that is to hear it,
+  with the question's random transaction id, is its answer.  All else is left to others.
 - Every request is at least REQUEST_BYTES long, because a good server's answer is never longer than
   its request.  It is padded with SOFTWARE: servers without RFC 5780 would refuse PADDING.
 """
@@ -119,11 +119,15 @@ class Asks:
     def handle_datagram_untrusted(self, data: bytes, source: Route, now: float) -> Ask | None:
         """The question that is now over; None: the datagram is for somebody else.  Never raises."""
         ask = self._asks.get(data[_ID])
-        if ask is None or not _is_expected(ask, source):
+        if ask is None:
             return None
         try:
             message = parse_untrusted(data, MAX_ANSWER_BYTES)
         except BadPacket:
+            return None
+        # A server that cannot answer from elsewhere, or to another port, says so from here to here.
+        refused = message.kind is Kind.ERROR and source == ask.to
+        if not (refused or _is_expected(ask, source)):
             return None
         if (message.kind is Kind.REQUEST) != (ask.answer_from is None):
             return None
