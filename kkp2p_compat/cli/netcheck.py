@@ -20,6 +20,7 @@ from .._errors import KKP2PError
 from ..control.resolver import resolve
 from ..engine.engine import Engine
 from ..traversal.nat import BLOCKED
+from ..traversal.port_mapping import NOT_ASKED
 from ._engines import add_options, login_of, open_engine, parse_desc, parse_peer, parse_seconds
 from ._peer_test import examine_peer, show_peer
 from ._probes import probe_tcp, probe_udp
@@ -77,6 +78,8 @@ def _run(options: argparse.Namespace) -> int:
                 if not options.json:
                     show_section(name, fields)
             if options.peer:
+                if not options.json:
+                    print(f"Connecting to {options.peer} ...", flush=True)
                 for fields in examine_peer(engine, options):
                     report["peer"] = fields
                     if not options.json:
@@ -173,11 +176,11 @@ def _port_mapping(engine: Engine) -> dict[str, Any]:
     mapper = underlay.mapper
     if mapper is None or not underlay.maps:
         return {"needed": False, "method": "", "address": None, "problem": ""}
-    asked = mapper.problem
-    _wait_until(lambda: mapper.mapped is not None or mapper.problem != asked, MAPPING_S)
+    _wait_until(lambda: mapper.problem != NOT_ASKED, MAPPING_S)
+    silent = mapper.problem == NOT_ASKED
     return {
         "needed": True, "method": mapper.method, "address": mapper.mapped,
-        "problem": "" if mapper.mapped else mapper.problem,
+        "problem": f"no answer in {MAPPING_S:.0f} s" if silent else mapper.problem,
     }  # fmt: skip
 
 

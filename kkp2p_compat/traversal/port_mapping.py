@@ -31,7 +31,9 @@ from .gateway import Mapping, PcpSession, PmpSession, Refused, Session, is_priva
 from .pcp import NONCE_BYTES
 from .routes import ipv4_gateways
 
-__all__ = ["LEASE_S", "PortMapper", "sessions_of"]
+__all__ = ["LEASE_S", "NOT_ASKED", "PortMapper", "sessions_of"]
+
+NOT_ASKED = "not asked yet"  # a ``problem``: no search has come to its end
 
 LEASE_S = 3600  # RFC 6886 section 3.3 recommends two hours; half of it outlives us less
 
@@ -70,7 +72,7 @@ class PortMapper:
     ) -> None:
         self.mapped: tuple[str, int] | None = None  # how we are reached from outside
         self.method = ""  # "pcp", "nat-pmp" or "upnp" while ``mapped`` is set
-        self.problem = "not asked yet"  # why ``mapped`` is None, for people; else empty
+        self.problem = NOT_ASKED  # why ``mapped`` is None, for people; else empty
         self.on_change: Callable[[], object] | None = None  # of ``mapped``; called in a greenlet
         self._log = log
         self._spawn = spawn
