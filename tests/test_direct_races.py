@@ -13,7 +13,7 @@ from direct_support import (
     ctx_to,
     until,
 )
-from support import PATIENCE_S
+from support import PATIENCE_S, SECRET
 
 import kkp2p_compat as kkp2p
 from kkp2p_compat.engine import callee as callee_module
@@ -114,3 +114,43 @@ def test_a_path_does_not_wait_for_a_relay_that_nobody_takes(
     mine, theirs = connect(engine, 0), accept(peer)
     assert mine.transmit_mode == 1
     check_carries(mine, theirs)
+
+
+# Engines that become somebody else, or end.
+
+
+@pytest.mark.usefixtures("out_of_reach")
+def test_who_was_called_is_not_here_any_more(engine: kkp2p.engine_t, peer: kkp2p.engine_t) -> None:
+    """A call that is being answered under the old id leads nowhere."""
+    calling = gevent.spawn(kkp2p.connect, engine, ctx_to("peer"), kkp2p.channel_t())
+    until(lambda: len(peer.direct.underlay().finder) == 1)
+    assert kkp2p.join_net(peer, "other", SECRET) == 0
+    until(lambda: not peer._answering and not len(peer.direct.underlay().finder))
+    calling.kill()
+
+
+@pytest.mark.usefixtures("out_of_reach")
+def test_who_was_searched_on_the_lan_is_not_here_any_more(lan_pair: Any) -> None:
+    caller, callee = lan_pair
+    calling = gevent.spawn(kkp2p.connect, caller, ctx_to("lan-peer"), kkp2p.channel_t())
+    until(lambda: len(callee.direct.underlay().finder) == 1)
+    assert kkp2p.join_lan(callee, "other") == 0
+    until(lambda: not len(callee.direct.underlay().finder))
+    calling.kill()
+
+
+def test_a_long_time_is_for_more_than_one_attempt(
+    engine: kkp2p.engine_t, peer: kkp2p.engine_t, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first finds no path, as the peer tells nothing that leads to it."""
+    monkeypatch.setattr(direct, "ATTEMPT_S", 0.3)
+    monkeypatch.setattr(caller_module, "ATTEMPT_S", 0.3)
+    candidates = type(peer.direct.underlay().own).candidates
+    made: list[object] = []
+
+    def later(own: Any) -> Any:
+        made.append(own)
+        return candidates(own) if len(made) > 4 else []
+
+    monkeypatch.setattr(type(peer.direct.underlay().own), "candidates", later)
+    check_carries(connect(engine), accept(peer))

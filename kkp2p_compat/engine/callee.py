@@ -7,13 +7,13 @@ auto mode a relayed connection that the caller has taken.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import gevent
 from gevent.event import AsyncResult
 
 from .. import _codes
-from .._errors import BadPacket, KKP2PError, NotSupported, TimedOut
+from .._errors import BadPacket, EngineClosed, KKP2PError, NotSupported, TimedOut
 from .._io import time_limit
 from ..transport.udp.events import Address
 from ..traversal import lan
@@ -74,6 +74,7 @@ class Callee:
         self._log = direct.engine.log
         self._responder: lan.Responder | None = None
         self._lan_id = ""
+        self._answering: set[gevent.Greenlet[..., Any]] = set()  # searches
 
     def answer(self, call: Incoming) -> None:
         """Answer, and wait for the path; raises KKP2PError."""
@@ -158,6 +159,7 @@ class Callee:
         self.leave_lan()
         if peer_id != self._lan_id:
             self._direct.retire(self._lan_id)
+            self._stop_answering()
         self._lan_id = peer_id
         responder = lan.Responder(
             peer_id, self._engine.conf.lan_search_port,
@@ -172,6 +174,14 @@ class Callee:
         if responder is not None:
             responder.close()
 
+    def close(self) -> None:
+        self.leave_lan()
+        self._stop_answering()
+
+    def _stop_answering(self) -> None:
+        for answering in self._answering:
+            answering.kill(block=False)
+
     def _answer_search(self, peer_id: str, text: str, source: Address) -> str | None:
         offer = parse_offer_untrusted(text)
         answered: AsyncResult[str] = AsyncResult()
@@ -185,5 +195,12 @@ class Callee:
                     answered.set_exception(error)
                 self._log.info("%s: not met: %s", name, error)
 
-        self._engine.thread.spawn(answer)
+        def ended(greenlet: gevent.Greenlet[..., Any]) -> None:
+            self._answering.discard(greenlet)
+            if not answered.ready():  # it was stopped
+                answered.set_exception(EngineClosed())
+
+        greenlet = self._engine.thread.spawn(answer)
+        self._answering.add(greenlet)
+        greenlet.rawlink(ended)
         return answered.get()

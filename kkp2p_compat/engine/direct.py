@@ -306,7 +306,7 @@ class Direct:
     def close(self) -> None:
         """Calls that are still under way fail: nothing is opened again."""
         self._closed = True
-        self.callee.leave_lan()
+        self.callee.close()
         for link in list(self.links):
             link.destroy()
         if self._underlay is not None:

@@ -234,7 +234,7 @@ class Engine:
         self._torn_down = Event()
         if self.client is not None:
             self.client.close()
-        self.direct.callee.leave_lan()
+        self.direct.callee.close()
         gevent.killall(list(self._answering.values()))
         gevent.joinall([self.thread.spawn(self._stop_proxy, number) for number in self._proxies])
         for unseen in self.accepted.close():
@@ -275,7 +275,7 @@ class Engine:
     def _join_net(self, peer_id: str, secret: str) -> None:
         verdict = self._need_client().login(peer_id, secret)
         if peer_id != self._peer_id:
-            self.direct.retire(self._peer_id)
+            self._retire()
         self._peer_id = peer_id
         try:
             verdict.get(timeout=VERDICT_S)
@@ -289,9 +289,15 @@ class Engine:
 
     def _handle_login_lost(self, error: KKP2PError) -> None:
         """The cloud ended our login for good: accept says so, once."""
-        self.direct.retire(self._peer_id)
+        self._retire()
         if not self.accepted.put(error):
             self.log.error("%s: nobody accepts: %s", self._peer_id, error)
+
+    def _retire(self) -> None:
+        """Who calls, or has just called, the peer that we were does not mean us any more."""
+        self.direct.retire(self._peer_id)
+        for answering in self._answering.values():
+            answering.kill(block=False)
 
     # Calls.
 
