@@ -100,8 +100,7 @@ def host_candidates(
         if ip is not None and family_of(str(ip)) in ports and _is_one_host(ip)
     ]
     usable = [ip for ip in usable if not ip.is_loopback] or usable
-    hidden = {_network_of(ip) for ip in usable if not _names_the_device(ip)}
-    usable = [ip for ip in usable if not (_names_the_device(ip) and _network_of(ip) in hidden)]
+    usable = _without_those_that_name_the_device(usable)
     chosen: list[IPAddress] = []
     for version in (6, 4):
         same_family = dict.fromkeys(ip for ip in usable if ip.version == version)
@@ -117,16 +116,21 @@ def host_candidates(
     ]
 
 
-def _names_the_device(ip: IPAddress) -> bool:
-    """Made of a MAC address (RFC 4291 appendix A), so the same in every network.
+def _without_those_that_name_the_device(found: list[IPAddress]) -> list[IPAddress]:
+    """IPv6 addresses made of a MAC address (RFC 4291 appendix A) are the same in every network.
 
-    RFC 8445 section 5.1.1.1 forbids to tell it where a network has given us another one.
+    RFC 8445 section 5.1.1.1 forbids to tell them where we have another one of that network.  One
+    that the system sends from anyway stays: the peer is going to see it.
     """
-    return ip.version == 6 and ip.packed[11:13] == b"\xff\xfe" and bool(ip.packed[8] & 2)
+    sends_from = next((ip for ip in found if ip.version == 6), None)
 
+    def names_it(ip: IPAddress) -> bool:
+        if ip.version == 4 or ip == sends_from:
+            return False
+        return ip.packed[11:13] == b"\xff\xfe" and bool(ip.packed[8] & 2)
 
-def _network_of(ip: IPAddress) -> bytes:
-    return ip.packed[:8]
+    others = {ip.packed[:8] for ip in found if not names_it(ip)}
+    return [ip for ip in found if not (names_it(ip) and ip.packed[:8] in others)]
 
 
 def _own_addresses() -> list[str]:
