@@ -19,6 +19,7 @@ import gevent
 from .._errors import KKP2PError
 from ..control.resolver import resolve
 from ..engine.engine import Engine
+from ..engine.own_addresses import LOOPBACK
 from ..traversal.nat import BLOCKED
 from ..traversal.port_mapping import NOT_ASKED
 from ._engines import add_options, login_of, open_engine, parse_desc, parse_peer, parse_seconds
@@ -195,6 +196,11 @@ def _summary(engine: Engine, cloud: dict[str, Any] | None) -> dict[str, Any]:
     else:
         reach = who_reaches_us(nat, own.candidates())
         text = meaning(nat, reach)
+        if any(ip in LOOPBACK for each in own.found.values() for ip, _ in each.mapped):
+            text = (
+                "The STUN server is on this very host and cannot see what is in front of it: "
+                "this holds for peers on the same network.  --stun asks another."
+            )
         if not reached:
             text = f"The cloud cannot be reached, so nobody can be called.  {text}"
     return {"usable": reached, "reach": reach, "text": text}

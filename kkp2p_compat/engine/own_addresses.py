@@ -47,7 +47,7 @@ from ..traversal.stun import Address
 from ..traversal.stun_client import Ask, Asks, at, over
 from .stun_pump import Pump
 
-__all__ = ["OwnAddresses"]
+__all__ = ["LOOPBACK", "OwnAddresses"]
 
 # Our choices.
 RECHECK_S = 600.0  # the NAT rarely becomes another one without a change of our addresses
