@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import gevent
@@ -11,6 +12,8 @@ from direct_support import (
     check_carries,
     connect,
     ctx_to,
+    links,
+    settled,
     until,
 )
 from support import PATIENCE_S, SECRET
@@ -154,3 +157,56 @@ def test_a_long_time_is_for_more_than_one_attempt(
 
     monkeypatch.setattr(type(peer.direct.underlay().own), "candidates", later)
     check_carries(connect(engine), accept(peer))
+
+
+# Sockets that were opened for one path.
+
+
+def test_sockets_go_with_their_paths(engine: kkp2p.engine_t, peer: kkp2p.engine_t) -> None:
+    mine, theirs = connect(engine), accept(peer)
+    (link,) = links(engine)
+    endpoint = engine.direct.underlay().endpoint
+    ip, port = link.connection.address[:2]
+
+    def try_by_a_fresh_socket() -> int:
+        (number,) = endpoint.open_sockets(socket.AF_INET, 1)
+        link.try_path((ip, port, number))
+        return number
+
+    extra = endpoint._doors.extra
+    # The path that there was is dead, or both would not be sure which of them is the better one.
+    engine.thread.call(endpoint._doors.main[socket.AF_INET].readable.stop)
+    for _ in range(3):
+        number = engine.thread.call(try_by_a_fresh_socket)
+        until(lambda number=number: link.connection.address == (ip, port, number))
+        until(lambda number=number: set(extra) == {number})
+    check_carries(mine, theirs)
+    until(lambda: settled(engine))
+    engine.thread.call(link.close, "of the test")
+    until(lambda: link.closed)
+    engine.thread.call(try_by_a_fresh_socket)
+    assert not extra
+
+
+@pytest.mark.usefixtures("out_of_reach")
+def test_a_path_that_nobody_waits_for_any_more(
+    engine: kkp2p.engine_t, peer: kkp2p.engine_t
+) -> None:
+    """It is found, by a socket of its own, as the callee's greenlet is killed."""
+    calling = gevent.spawn(kkp2p.connect, engine, ctx_to("peer"), kkp2p.channel_t())
+    endpoint = peer.direct.underlay().endpoint
+    until(lambda: len(peer.direct.underlay().finder) == 1)
+
+    def find_and_kill() -> None:
+        (meeting,) = peer.direct.underlay()._meetings
+        (number,) = endpoint.open_sockets(socket.AF_INET, 1)
+        meeting._puncher._sockets.add(number)
+        meeting._search.checks.selected = ("127.0.0.1", 9, number)
+        gevent.killall(list(peer._answering.values()), block=False)
+        meeting.found.set((("127.0.0.1", 9, number), 0.1))
+
+    peer.thread.call(find_and_kill)
+    until(lambda: not peer._answering)
+    assert not links(peer)
+    assert not endpoint._doors.extra
+    calling.kill()

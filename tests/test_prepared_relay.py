@@ -135,3 +135,19 @@ def test_it_is_not_gone_to_before_it_is_time(
     assert relay.begun
     relay.close()
     assert is_closed(wires[0])
+
+
+def test_closed_as_it_gets_there(wires: tuple[Any, Any]) -> None:
+    """The kill finds it no more on its way, but waiting for the other side."""
+    ours, relays = wires
+    made: list[PreparedRelay] = []
+
+    def go() -> Any:
+        made[0].close()
+        return ours
+
+    made.append(PreparedRelay(gevent.spawn, go, True))
+    with pytest.raises(KKP2PError):
+        wait(made[0])
+    assert is_closed(ours)
+    assert relays.recv(1) == b""

@@ -91,6 +91,7 @@ class PeerLink:
         self._roaming = roaming
         self._used = False
         self._sockets: set[int] = set()  # extra ones of the endpoint, which are ours
+        self._tried = connection.address  # the last one that checks have found
         self._keep_socket(connection.address)
         self._pipes: dict[int, Pipe] = {}
         self._waiting: dict[int, AsyncResult[None]] = {}
@@ -133,6 +134,7 @@ class PeerLink:
 
     def try_path(self, address: Address) -> None:
         """Checks say that the peer is (again) at this address."""
+        self._tried = address
         self._keep_socket(address)
         if self.closed is not None:
             self._endpoint.close_sockets(self._sockets)
@@ -292,6 +294,9 @@ class PeerLink:
 
     def _handle_path_changed(self, event: e.PathChanged) -> None:
         self._keep_socket(event.address)
+        in_use = {address[2] for address in (event.address, self._tried) if len(address) == 3}
+        self._endpoint.close_sockets(self._sockets - in_use)
+        self._sockets &= in_use
         self._log.warning("%s: the peer is now at %s port %d", self.name, *event.address[:2])
 
     def _handle_path_suspected(self, event: e.PathSuspected) -> None:

@@ -76,9 +76,10 @@ class Underlay:
 
     def _handle_addresses(self) -> None:
         """A router is asked for a port only where there is a NAT in front of us."""
-        if self.mapper is not None and not self._mapping and self.own.nat.mapping in _NATS:
+        port = self.endpoint.ports().get(int(AF_INET))
+        if self.mapper is not None and not self._mapping and self.own.nat.mapping in _NATS and port:
             self._mapping = True
-            self.mapper.start(self.endpoint.ports()[int(AF_INET)])
+            self.mapper.start(port)
         for meeting in list(self._meetings):
             meeting.tell(self.own.candidates())
         self._on_addresses()
