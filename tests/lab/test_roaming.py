@@ -154,17 +154,20 @@ def test_the_cloud_starts_anew_during_calls(
         transfer.end()
 
 
-@pytest.mark.parametrize("who", ["caller", "callee"])
-def test_a_relayed_channel_ends_when_a_peer_moves(
-    net: Internet, make_peer: MakePeer, who: str
-) -> None:
+def test_relayed_channels_end_when_a_peer_moves(net: Internet, make_peer: MakePeer) -> None:
     """Both sides are told, and new ones can be made at once."""
-    caller, callee = (Side(net, name, nat.PORT_RESTRICTED) for name in ("caller", "callee"))
-    peers = make_peer(caller.host), make_peer(callee.host, "peer0")
-    transfer = Transfer(*peers, "peer0", 2)
-    since = time.monotonic()
-    (caller if who == "caller" else callee).move()
-    second = Transfer(*peers, "peer0", 2)
-    print("the second channel is there", since_text(since))
-    transfer.breaks("the relayed channel", since)
-    second.end()
+    transfers, others = {}, []
+    for number, who in enumerate(("caller", "callee")):
+        sides = {side: Side(net, f"{side}{number}", None) for side in ("caller", "callee")}
+        callee = make_peer(sides["callee"].host, f"peer{number}")
+        caller = make_peer(sides["caller"].host)
+        transfer = Transfer(caller, callee, f"peer{number}", 2)
+        since = time.monotonic()
+        sides[who].move()
+        others.append(Transfer(caller, callee, f"peer{number}", 2))
+        print(f"the {who} moves: another channel is there", since_text(since))
+        transfers[f"the {who} moves"] = transfer, since
+    for what, (transfer, since) in transfers.items():
+        transfer.breaks(what, since)
+    for other in others:
+        other.end()
