@@ -120,7 +120,9 @@ class Direct:
         deadline: float,
     ) -> DirectConnection | Connection:  # fmt: skip
         link = self._by_peer.get(key)
-        if link is not None and link.connection.clogged(time.monotonic()):
+        if link is not None and (
+            link.search is not None or link.connection.clogged(time.monotonic())
+        ):
             del self._by_peer[key]  # it goes on with the channels it has
             link = None
         if link is not None:
