@@ -6,7 +6,6 @@
 ``quiet``, ``go``   stop sending, go on
 ``mark N``          send a mark; the other side says "mark N" when it comes to it
 ``end``             send AFTER more bytes and the digest of all, and wait for the same
-``forget``          close the channels, which are broken
 ==================  ================================================================================
 
 Both ends of each channel send at a steady rate.  "moved N" comes at every STEP bytes received, "gap
@@ -160,13 +159,6 @@ class Peer:
         say("call", result, channel.transmit_mode, f"after {took_s:.2f} s")
         if result == 0:
             self._transfers.append(Transfer(channel.fd))
-
-    def forget(self) -> None:
-        """Channels that are broken."""
-        for transfer in self._transfers:
-            transfer.join()
-        self._transfers.clear()
-        say("forgotten")
 
     def mark(self, number: str) -> None:
         for transfer in self._transfers:
