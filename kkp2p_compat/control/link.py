@@ -53,6 +53,9 @@ MAX_CALL_CHARS = 128  # the name that a track gives an offer
 
 # scramp takes up to 10 million; a hostile server could keep the engine busy for seconds with that.
 MAX_SCRAM_ITERATIONS = 100_000
+MIN_SCRAM_ITERATIONS = 4096  # RFC 7677 section 4
+# RFC 5802 section 7, server-first-message, without extensions; its third field.
+_CHALLENGE = re.compile(r"r=[!-+\--~]+,s=[A-Za-z0-9+/]+={0,2},i=([1-9][0-9]{0,8})")
 
 
 class Link:
@@ -182,7 +185,7 @@ class Link:
         try:
             welcome = self._log_in(peer_id, secret, session, again)
             logged_in = True
-        except ScramException as error:
+        except (ScramException, ValueError) as error:  # ValueError: what should be base64
             raise LoginRefused(
                 f"{self._name} does not know the secret itself, or somebody is "
                 f"in the middle: {error}"
@@ -212,10 +215,10 @@ class Link:
             again=again or None,
         )  # fmt: skip
         challenge = self._ask(line, "challenge").get("scram")
-        _check_iterations_untrusted(challenge)
-        client.set_server_first(challenge)
+        client.set_server_first(_challenge_untrusted(challenge))
         welcome = self._ask(encode("proof", scram=client.get_client_final()), "welcome")
-        client.set_server_final(welcome.get("scram"))
+        final = welcome.get("scram")
+        client.set_server_final(final if isinstance(final, str) else "")
         return welcome
 
     # Calls.
@@ -402,7 +405,14 @@ def _login_error(reason: object) -> KKP2PError:
     return LinkLost(f"the cloud refuses the login for now: {show(reason)}")
 
 
-def _check_iterations_untrusted(server_first: object) -> None:
-    match = re.search(r"(?:^|,)i=(\d{1,9})(?:,|$)", str(server_first))
-    if match is None or int(match[1]) > MAX_SCRAM_ITERATIONS:
-        raise BadPacket(f"a SCRAM challenge that wants over {MAX_SCRAM_ITERATIONS} iterations")
+def _challenge_untrusted(server_first: object) -> str:
+    """It must be right before scramp sees it: the 1.4 of Python 3.10 takes anything."""
+    match = _CHALLENGE.fullmatch(server_first) if isinstance(server_first, str) else None
+    if match is None:
+        raise BadPacket("what is no SCRAM challenge")
+    if not MIN_SCRAM_ITERATIONS <= int(match[1]) <= MAX_SCRAM_ITERATIONS:
+        raise BadPacket(
+            f"a SCRAM challenge that wants under {MIN_SCRAM_ITERATIONS} iterations, or over "
+            f"{MAX_SCRAM_ITERATIONS}"
+        )
+    return match[0]
