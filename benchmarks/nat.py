@@ -119,9 +119,7 @@ class Ends:
         self._net = net
         self._login = login
         self._made = made
-        self._agents = [
-            run(host, None, "-m", "benchmarks.nat_ends") for host, _ in made
-        ]
+        self._agents = [run(host, None, "-m", "benchmarks.nat_ends") for host, _ in made]
 
     def _ask(self, which: int, **question: Any) -> None:
         stdin = self._agents[which].stdin

@@ -154,7 +154,13 @@ def test_a_peer_explained(check: Callable[..., Tool], server: Program) -> None:
     assert (status, errors) == (0, "")
     assert "you two should meet directly" in output
     assert "connected by p2p after" in output
-    for words in ("own addresses", "plan: ", "check 1 of host", " answered after ", "checks sent: "):
+    for words in (
+        "own addresses",
+        "plan: ",
+        "check 1 of host",
+        " answered after ",
+        "checks sent: ",
+    ):
         assert words in output
 
 

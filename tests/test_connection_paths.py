@@ -241,7 +241,7 @@ def test_a_dead_path_is_suspected_and_heard_again() -> None:
             link.blackout(now, now + 10)
         for side in (pair.caller, pair.callee):
             pair.run(lambda side=side: PathSuspected() in side.events, 5)
-        pair.run(lambda: transfer.done, 60)
+        pair.run(lambda transfer=transfer: transfer.done, 60)
         for side in (pair.caller, pair.callee):
             kinds = [type(e) for e in side.events if isinstance(e, PathSuspected | PathRecovered)]
             assert kinds == [PathSuspected, PathRecovered]

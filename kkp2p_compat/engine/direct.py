@@ -104,9 +104,7 @@ class Direct:
 
         return self._open(ctx.peer_id, ctx, make, may_be_relayed(ctx), deadline)
 
-    def connect_lan(
-        self, ctx: connect_ctx_t, deadline: float
-    ) -> DirectConnection | Connection:
+    def connect_lan(self, ctx: connect_ctx_t, deadline: float) -> DirectConnection | Connection:
         """A channel to a peer that answers on the LAN."""
         name = f"{ctx.peer_id} (LAN)"
 

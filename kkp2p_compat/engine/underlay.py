@@ -50,9 +50,7 @@ class Underlay:
         self._watch = AddressWatch(self._handle_network_change, log)
         self.mapper = PortMapper(log, spawn) if map_ports else None
         self._mapping = False
-        self.own = OwnAddresses(
-            self.endpoint, stun_servers, log, spawn, self.mapper, self._watch
-        )
+        self.own = OwnAddresses(self.endpoint, stun_servers, log, spawn, self.mapper, self._watch)
         self._log = log
         self._spawn = spawn
         self._on_network_change = on_network_change
