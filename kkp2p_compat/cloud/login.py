@@ -41,11 +41,12 @@ class LoginRefused(BadPacket):
 class Login:
     """A login under way.  ``verifier`` is what it is checked against."""
 
-    __slots__ = ("_server", "peer_id", "verifier")
+    __slots__ = ("_is_unknown", "_server", "peer_id", "verifier")
 
     def __init__(self, accounts: Accounts, binding: bytes, peer_id: str) -> None:
         self.peer_id = peer_id
         self.verifier = accounts.get(peer_id)
+        self._is_unknown = False  # whoever the SCRAM message names
         self._server = ScramMechanism(MECHANISM).make_server(
             self._look_up, channel_binding=(BINDING_NAME, binding)
         )
@@ -54,7 +55,9 @@ class Login:
         try:
             self._server.set_client_first(_check_untrusted(client_first))
             return str(self._server.get_server_first())
-        except (ScramException, ValueError) as error:
+        except (ScramException, ValueError, TypeError) as error:
+            if self._is_unknown:  # scramp 1.4 says that by a TypeError
+                raise LoginRefused("unknown-peer", str(error)) from error
             raise _refusal(error) from error
 
     def welcome_untrusted(self, client_final: object) -> str:
@@ -66,7 +69,9 @@ class Login:
             raise _refusal(error) from error
 
     def _look_up(self, name: str) -> Verifier | None:
-        return self.verifier if name == self.peer_id else None
+        known = self.verifier if name == self.peer_id else None
+        self._is_unknown = known is None
+        return known
 
 
 def _check_untrusted(message: object) -> str:
