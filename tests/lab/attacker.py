@@ -1,8 +1,8 @@
 """``python attacker.py LOGIN PEER ATTACK``: calls a peer so that it sends packets to others.
 
-ATTACK is JSON: ``calls`` at once, each with the ``candidates`` and the ``nat`` that are given, lies;
-after each answer the texts in ``trickles`` (objects); then nothing for ``seconds``.  Prints how many
-calls were answered.
+ATTACK is JSON: ``calls`` at once, with the ``candidates`` and the ``nat`` that are given, which are
+lies; after each answer the texts in ``trickles`` (objects); then nothing for ``seconds``.
+Prints how many calls were answered.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ from kkp2p_compat.traversal.punch import SWEPT_PORTS
 LIMIT_S = 240
 ATTACKER = str(ROOT / "tests" / "lab" / "attacker.py")
 LIAR = str(ROOT / "tests" / "lab" / "liar.py")
+LIED_TO = str(ROOT / "tests" / "lab" / "lied_to.py")
 PEER = "callee"
 CHECKS = MAX_PORTS_PER_IP * MAX_PROBES_PER_ADDRESS  # of one call, to one ip
 
@@ -37,6 +38,14 @@ APDM = nat.ADDRESS_AND_PORT_DEPENDENT
 RANDOM = {"mapping": APDM, "filtering": APDM, "allocation": "random"}
 SEQUENTIAL = {"mapping": APDM, "filtering": APDM, "allocation": "sequential", "step": 1}
 SPREAD: dict[str, Any] = {"spread": 256}
+
+
+def ask(process: Any, **question: Any) -> None:
+    """An end of ``benchmarks.nat_ends``; it must answer."""
+    process.stdin.write(json.dumps(question) + "\n")
+    process.stdin.flush()
+    answer = wait_for(process, "^{")
+    assert "error" not in answer, answer
 
 
 @dataclass
@@ -50,12 +59,9 @@ class Scene:
     def callee(self, nat_type: NatType | None) -> Any:
         """An engine that is online; without a NAT it is in public."""
         home = self.net if nat_type is None else self.net.nat("home", nat_type)
-        host = home.host("callee")
-        process = self.run(host, None, "-m", "benchmarks.nat_ends")
-        join = {"op": "join", "login": self.cloud.address, "peer_id": PEER, "secret": SECRET}
-        process.stdin.write(json.dumps({**join, "mapped": False}) + "\n")
-        process.stdin.flush()
-        wait_for(process, '^{"nat"')
+        process = self.run(home.host("callee"), None, "-m", "benchmarks.nat_ends")
+        join = {"login": self.cloud.address, "peer_id": PEER, "secret": SECRET, "mapped": False}
+        ask(process, op="join", **join)
         return process
 
     def attack(
@@ -75,10 +81,10 @@ class Scene:
         assert f"answered {calls}" in output_of(attacker)
         return self.sent() - before
 
-    def sent(self) -> int:
-        """To the victim, by the callee."""
+    def sent(self, by: str = "callee") -> int:
+        """To the victim."""
         carried = self.net.counters()["carried"]
-        return int(carried.get("callee", {}).get(self.victim.name, 0))
+        return int(carried.get(by, {}).get(self.victim.name, 0))
 
 
 @pytest.fixture
@@ -140,3 +146,22 @@ def test_addresses_that_are_trickled(scene: Scene) -> None:
     nonsense: list[dict[str, Any]] = [{"candidates": 5}, {"predict": "x"}, {"spread": []}]
     sent = scene.attack(behaviour=steady, trickles=nonsense + told)
     assert 0 < sent <= CHECKS
+
+
+def test_a_stun_server_that_lies(scene: Scene) -> None:
+    """It says that the callee is at the victim's address, by a NAT that must be guessed at."""
+    run, net = scene.run, scene.net
+    liar = net.host("liar")
+    run(liar, "ready", LIAR, liar.address, "3478", scene.victim.address)
+    home = net.nat("home", nat.PORT_RESTRICTED).host("callee")
+    arguments = (scene.cloud.address, f"{liar.address}:3478", PEER, SECRET)
+    callee = run(home, "joined 0", LIED_TO, *arguments)
+    wait_for(callee, "NAT: symmetric, random ports")
+    net.settle()
+    assert 0 < scene.sent() <= MAX_PROBES_PER_ADDRESS, "only to see if it leads back to ourselves"
+    caller = net.nat("cafe", nat.PORT_RESTRICTED).host("caller")
+    process = run(caller, None, "-m", "benchmarks.nat_ends")
+    ask(process, op="start", login=scene.cloud.address, mapped=False)
+    ask(process, op="meet", peer_id=PEER, mode=1, timeout_ms=9000)
+    assert SWEPT_PORTS < scene.sent("caller") <= SWEPT_PORTS + 2 * MAX_PROBES_PER_ADDRESS
+    output_of(callee)
