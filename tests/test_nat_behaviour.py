@@ -86,6 +86,7 @@ def test_anything(told: object) -> None:
 def test_words_of_a_later_version() -> None:
     told = {"mapping": "quantum", "filtering": "quantum", "allocation": "quantum", "more": 1}
     assert NatBehaviour.parse_untrusted(told) == UNKNOWN
+    assert NatBehaviour.parse_untrusted({**told, "step": 7}) == UNKNOWN
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,8 @@ class NatBehaviour:
             raise BadPacket("a NAT behaviour that is no object")
         allocation = _word_untrusted(told, "allocation", _ALLOCATIONS)
         step, hairpin = told.get("step", 0), told.get("hairpin")
+        if allocation == "unknown" and told.get("allocation", "unknown") != "unknown":
+            step = 0  # of a way to allocate that we do not know
         if type(step) is not int or (step != 0) != (allocation == "sequential"):
             raise BadPacket("a NAT behaviour with a wrong step")
         if abs(step) > MAX_STEP or type(hairpin) not in (bool, type(None)):
