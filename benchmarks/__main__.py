@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from . import nat, p2p, reconnect, relay
+from . import calls, nat, p2p, reconnect, relay
 
 
 def main() -> None:
@@ -20,9 +20,12 @@ def main() -> None:
     nats = what.add_parser("nat", parents=[quick], help="through every pair of NATs; needs root")
     nats.add_argument("--only", action="append", choices=nat.KINDS, help="pairs with this kind")
     nats.add_argument("--jobs", type=int, default=3, help="pairs at once (default: 3)")
+    what.add_parser("calls", parents=[quick], help="500 at once to one engine; needs root")
     options = parser.parse_args()
     if options.what == "relay":
         relay.run(quick=options.quick)
+    elif options.what == "calls":
+        calls.run(options.quick)
     elif options.what == "nat":
         nat.run(options.quick, options.only or [], options.jobs)
     elif options.what == "reconnect":
