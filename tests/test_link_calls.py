@@ -210,9 +210,7 @@ def test_the_callee_of_a_settled_call_hears_of_no_end(open_link: OpenLink, cance
     link.forget(call, cancel)
 
 
-def test_a_trickle_breaks_no_one(
-    open_link: OpenLink, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_trickle_breaks_no_one(open_link: OpenLink, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever tells something waits for nothing, and need not know of the link's limits."""
     monkeypatch.setattr(link_module, "MAX_UNSENT_BYTES", 10)
     tells: list[Callable[[Link], object]] = [
