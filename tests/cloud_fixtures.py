@@ -42,7 +42,8 @@ def make_engine(
 
     def make(**fields: object) -> kkp2p.engine_t:
         conf = kkp2p.engine_conf_t(
-            login_domain="127.0.0.1", disable_upnp=1,
+            login_domain="127.0.0.1",
+            disable_upnp=1,
             log_path=str(tmp_path / f"engine{next(numbers)}"),
         )
         for name, value in fields.items():
