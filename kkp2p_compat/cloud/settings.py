@@ -26,7 +26,7 @@ class Limits:
     """What nobody may exceed.  ``_s`` is seconds; "an address" is an IPv4 address or IPv6 /64."""
 
     line_bytes: int = _limit(65536, "longest line of the control plane")
-    output_bytes: int = _limit(262144, "most that waits for a peer that reads slowly")
+    output_bytes: int = _limit(1_048_576, "most that waits for a peer that reads slowly")
     handshake_s: float = _limit(10.0, "time to finish TLS and say the first thing, or log in")
     idle_s: float = _limit(300.0, "how long a caller without login may be quiet")
     beat_s: float = _limit(25.0, "time between two heartbeats; a peer quiet for 2.5 is gone")
