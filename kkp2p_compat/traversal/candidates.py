@@ -12,6 +12,7 @@ then: each of them reaches any address of the host, and answers come back by the
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import socket
 from collections.abc import Iterable, Mapping, Sequence
@@ -40,6 +41,7 @@ MAX_PRIORITY = 2**31 - 1  # 5.1.2
 MAX_CANDIDATES = 32  # of one peer: a dozen of each family, and some to be learnt later
 MAX_OWN_PER_FAMILY = 12  # a host with more has them for other purposes
 MAX_TEXT = 80  # characters of one candidate; the longest possible one has 67
+CACHED = 1024  # addresses that are judged once: a call asks of the same few hundreds of times
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 KINDS = {"host", *OUTER_PREFERENCES}
@@ -231,6 +233,7 @@ def _parse_number_untrusted(text: str, lowest: int, highest: int) -> int:
     return int(text)
 
 
+@functools.lru_cache(CACHED)
 def _parse_ip(text: str) -> IPAddress | None:
     try:
         return None if "%" in text else ipaddress.ip_address(text)
@@ -238,6 +241,7 @@ def _parse_ip(text: str) -> IPAddress | None:
         return None
 
 
+@functools.lru_cache(CACHED)
 def _is_one_host(ip: IPAddress) -> bool:
     if ip.is_multicast or (ip.version == 6 and ip.is_link_local):
         return False
@@ -272,9 +276,10 @@ def plausible(address: str, own: Sequence[Candidate]) -> bool:
 
 def is_private(address: str) -> bool:
     """Whether only a host of the same network can have this numeric address, or of this host."""
-    ip = ipaddress.ip_address(address)
+    ip = _parse_ip(address) or ipaddress.ip_address(address)
     return ip.is_loopback or _is_private(ip)
 
 
+@functools.lru_cache(CACHED)
 def _is_private(ip: IPAddress) -> bool:
     return any(ip in network for network in PRIVATE)
