@@ -9,6 +9,7 @@ root.  The table is printed as it stands in docs/nat-traversal.rst.
 from __future__ import annotations
 
 import json
+import signal
 import statistics
 import subprocess
 import sys
@@ -121,6 +122,10 @@ class Ends:
         self._made = made
         self._agents = [run(host, None, "-m", "benchmarks.nat_ends") for host, _ in made]
 
+    def close(self) -> None:
+        for agent in self._agents:
+            agent.terminate()
+
     def _ask(self, which: int, **question: Any) -> None:
         stdin = self._agents[which].stdin
         stdin.write(json.dumps(question) + "\n")
@@ -203,6 +208,7 @@ def work(pairs: Sequence[Sequence[str]], tries: int) -> None:
             ends = room.pair(caller, callee)
             mode = 0 if hopeless(caller, callee) else 1
             met = [ends.meet(mode) for _ in range(tries)]
+            ends.close()
             print(json.dumps([caller, callee, met]), flush=True)
 
 
@@ -247,4 +253,5 @@ def _print_table(rows: list[list[str]]) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # nothing of the lab is left behind
     work(json.loads(sys.argv[1]), int(sys.argv[2]))
