@@ -87,6 +87,7 @@ class CloudClient:
         self, login_domain: str, port: int, addresses: list[str], log: Logger, *,
         ca_file: str | None, on_offer: OfferHandler,
         on_login_lost: Callable[[KKP2PError], object],
+        on_login: Callable[[], object] | None = None,
     ) -> None:  # fmt: skip
         self.addresses = addresses
         self._domain = login_domain
@@ -95,6 +96,7 @@ class CloudClient:
         self._log = log
         self._on_offer = on_offer
         self._on_login_lost = on_login_lost
+        self._on_login = on_login
         self._rng = random.Random()
         self._links: dict[Address, Link] = {}
         self._opening: WeakValueDictionary[Address, RLock] = WeakValueDictionary()
@@ -189,6 +191,8 @@ class CloudClient:
                 self._log.warning("%s: logged in at %s:%d", peer_id, *link.address)
                 if not verdict.ready():
                     verdict.set(None)
+                if self._on_login is not None:
+                    self._on_login()
                 link.closed.wait()
                 raise link.close_reason or LinkLost()
             except KKP2PError as error:

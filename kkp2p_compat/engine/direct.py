@@ -184,8 +184,6 @@ class Direct:
 
     def _see_if_worth_it(self, peer_id: str) -> None:
         """Raises NotSupported where auto mode should take the relay at once."""
-        if self.underlay().own.udp_blocked:
-            raise NotSupported("UDP does not get through from here")
         reason = self.caller.memory.blocked(peer_id)
         if reason:
             raise NotSupported(f"could not be met directly a moment ago: {reason}")
@@ -218,6 +216,11 @@ class Direct:
         self._check_cloud()
         for link in list(self.links):
             link.ask()
+
+    def handle_login(self) -> None:
+        """The cloud is there (again), and its STUN server.  What we know may be from before."""
+        if self._underlay is not None:
+            self._underlay.look_again()
 
     def _check_cloud(self) -> None:
         """And what a STUN server there sees of us."""

@@ -202,6 +202,7 @@ class Engine:
             self.client = CloudClient(
                 conf.login_domain, conf.login_port, addresses, self.log, ca_file=conf.login_ca,
                 on_offer=self._handle_offer, on_login_lost=self._handle_login_lost,
+                on_login=self.direct.handle_login,
             )  # fmt: skip
             self.stun_servers = self._find_stun_servers(addresses)
             self.thread.spawn(self.client.prepare)

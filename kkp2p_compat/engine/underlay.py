@@ -102,6 +102,12 @@ class Underlay:
             finally:
                 self._meetings.discard(meeting)
 
+    def look_again(self) -> None:
+        """We were away: the NAT or the router may have forgotten us, and nothing told us."""
+        self.own.doubt()
+        if self.mapper is not None and self._mapping:
+            self.mapper.refresh()
+
     @property
     def maps(self) -> bool:
         """Whether the router has been asked for a port."""
