@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import combinations_with_replacement
@@ -212,27 +213,30 @@ def work(pairs: Sequence[Sequence[str]], tries: int) -> None:
             print(json.dumps([caller, callee, met]), flush=True)
 
 
+def _measure_elsewhere(pairs: Sequence[Sequence[str]], tries: int) -> list[str]:
+    """``work``, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.nat", json.dumps(pairs), str(tries)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdout is not None
+        lines = []
+        for line in worker.stdout:
+            lines.append(line)
+            print(" ".join(Result(*json.loads(line)).row()), file=sys.stderr, flush=True)
+    if worker.returncode:
+        raise SystemExit("a worker failed")
+    return lines
+
+
 def run(quick: bool, only: Sequence[str], jobs: int) -> None:
     """``only``: kinds; pairs of others are left out."""
     pairs = [*combinations_with_replacement(KINDS, 2), *((name, name) for name in SAME)]
     pairs = [pair for pair in pairs if not only or set(pair) & set(only)]
     results = []
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.nat", json.dumps(pairs[first::jobs]),
-             str(3 if quick else TRIES)],
-            stdout=subprocess.PIPE, text=True,
-        )
-        for first in range(jobs)
-    ]  # fmt: skip
-    for worker in workers:
-        assert worker.stdout is not None
-        for line in worker.stdout:
-            one, other, tries = json.loads(line)
-            results.append(Result(one, other, tries))
-            print(" ".join(results[-1].row()), file=sys.stderr, flush=True)
-        if worker.wait():
-            raise SystemExit("a worker failed")
+    with ThreadPoolExecutor(jobs) as pool:
+        for lines in pool.map(
+            lambda first: _measure_elsewhere(pairs[first::jobs], 3 if quick else TRIES), range(jobs)
+        ):
+            results += [Result(*json.loads(line)) for line in lines]
     results.sort(key=lambda result: pairs.index((result.caller, result.callee)))
     _print_table([result.row() for result in results])
 
