@@ -55,6 +55,26 @@ def test_no_heartbeat(open_link: OpenLink) -> None:
     assert "beat" in str(link.close_reason)
 
 
+def test_a_heartbeat_behind_other_things(open_link: OpenLink) -> None:
+    """The link is busy, not dead; it is dead when nothing at all comes."""
+
+    def script(visitor: Visitor) -> None:
+        visitor.log_in()
+        visitor.receive("beat")
+        visitor.send("news")
+        visitor.receive("beat")
+        visitor.send("beat")
+        visitor.send("beat")
+        visitor.wait_until_gone()
+
+    link = open_link(script)
+    link.login("me", SECRET)
+    link.check_alive(1.0)
+    assert not link.closed.is_set()
+    link.check_alive(0.1)
+    assert "no answer in time" in str(link.close_reason)
+
+
 @pytest.mark.parametrize("beat", [None, "1", -1, 0, 1e9, True, [1]])
 def test_odd_heartbeats(open_link: OpenLink, beat: object) -> None:
     link = open_link(lambda visitor: (visitor.log_in(beat=beat), visitor.wait_until_gone()))
