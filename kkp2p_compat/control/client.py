@@ -10,6 +10,7 @@ a heartbeat with little time, a connection being opened is opened anew, and a pa
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
 import secrets
 import ssl as _stdlib_ssl
@@ -114,8 +115,8 @@ class CloudClient:
         self._warned = False  # that a certificate was not verified
         self._name = None if "|" in login_domain or is_address(login_domain) else login_domain
         self._must_verify = ca_file is not None
-        self._verified = _context(ca_file)
-        self._unverified = _context(None)
+        self._verified = _system_context() if ca_file is None else _context(ca_file)
+        self._unverified = _bare_context()
         self._unverified.check_hostname = False
         self._unverified.verify_mode = ssl.CERT_NONE
 
@@ -361,14 +362,24 @@ class CloudClient:
             self._being_opened.discard(link)
 
 
-def _context(ca_file: str | None) -> ssl.SSLContext:
+def _bare_context() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
+    return context
+
+
+@functools.cache
+def _system_context() -> ssl.SSLContext:
+    """One for all engines: the system's certificates take megabytes."""
+    context = _bare_context()
+    context.load_default_certs()
+    return context
+
+
+def _context(ca_file: str) -> ssl.SSLContext:
+    context = _bare_context()
     try:
-        if ca_file is None:
-            context.load_default_certs()
-        else:
-            context.load_verify_locations(ca_file)
+        context.load_verify_locations(ca_file)
     except OSError as error:
         raise KKP2PError(f"login_ca {ca_file}: {error}", KKP2P_ERROR_PARAMETER) from error
     return context
