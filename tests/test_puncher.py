@@ -204,6 +204,18 @@ def test_one_that_waits_for_its_turn_is_given_up(start: Callable[..., Case]) -> 
     third.wait_told()
 
 
+def test_nobody_keeps_the_turn(start: Callable[..., Case], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that goes on for as long as it may leaves birthdays to others."""
+    monkeypatch.setattr(puncher, "TURN_S", 0.05)
+    first, second = (start(RANDOM, "spread", "sweep") for _ in range(2))
+    first.wait_told()
+    second.wait_told()
+    assert first.sockets == second.sockets == SPREAD_SOCKETS  # of both together
+    first.end()
+    second.end()
+    start(RANDOM, "spread", "sweep").wait_told()  # it was given back once, not twice
+
+
 def sweeps(case: Case) -> bool:
     """Whether it begins to, when the peer says that it is ready."""
     case.puncher.handle_fields_untrusted({"spread": 256})

@@ -322,8 +322,6 @@ def test_a_hundred_peers_come_back_after_a_restart(
 ) -> None:
     """All of them, once each, and nothing is left of the old connections."""
     monkeypatch.setattr(client_module, "BACKOFF_SPREAD_S", 1.0)
-    context = client_module._bare_context()
-    monkeypatch.setattr(client_module, "_context", lambda _: context)
     accounts = {f"peer{number}": SECRET for number in range(100)}
     limits = {"limit_loopback": False}
 

@@ -9,6 +9,7 @@ could have it scanned without end, call by call.
 
 from __future__ import annotations
 
+import math
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -35,6 +36,7 @@ __all__ = ["Puncher"]
 FEWEST_SOCKETS = 16  # our choice: with less there is no birthday worth having
 
 SWEEP_PAUSE_S = 60.0  # our choice: it would have worked at once in 99.9 % of all cases
+TURN_S = 12.0  # our choice: the probes of a birthday have gone by then; others want theirs
 MAX_REMEMBERED = 1024  # our choice: addresses that were probed in vain
 
 _now = time.monotonic
@@ -82,6 +84,7 @@ class Puncher:
         self._wake = Event()
         self._birthdays = _birthdays.setdefault(endpoint, _Birthdays())
         self._has_turn = False
+        self._turn_ends_at = math.inf
         self._closed = Event()
 
     def run(self) -> None:
@@ -94,13 +97,22 @@ class Puncher:
                         return
                 self._search.poll()
                 due_at = self._punch.next_timer()
-                self._wake.wait(None if due_at is None else max(0.0, due_at - _now()))
+                due_at = min(math.inf if due_at is None else due_at, self._turn_ends_at)
+                self._wake.wait(None if due_at == math.inf else max(0.0, due_at - _now()))
                 self._wake.clear()
+                if self._turn_ends_at <= _now():
+                    self._close(self._sockets)
+                    self._end_turn()
                 self._punch.handle_timer(_now())
         finally:
-            if self._has_turn:
-                self._has_turn = False
-                self._birthdays.turn.release()
+            self._end_turn()
+
+    def _end_turn(self) -> None:
+        """Let others have their birthday."""
+        self._turn_ends_at = math.inf
+        if self._has_turn:
+            self._has_turn = False
+            self._birthdays.turn.release()
 
     def handle_fields_untrusted(self, fields: Mapping[str, object]) -> None:
         """What the peer told, which is authentic but need not be true.  Raises BadPacket."""
@@ -133,6 +145,7 @@ class Puncher:
             case Turn(ip):
                 self._birthdays.turn.acquire()
                 self._has_turn = True
+                self._turn_ends_at = _now() + TURN_S
                 if not ip or self._birthdays.may_sweep(ip):
                     self._punch.handle_turn(_now())
                 else:
