@@ -50,11 +50,15 @@ def _answer(engine: Any) -> None:
     channel = kkp2p.channel_t()
     while (accepted := kkp2p.accept(engine, 1000, channel)) >= 0:
         if accepted:
-            buff = bytearray(1)
-            if kkp2p.read(channel.fd, buff, 1, PATIENCE_MS) == 1:
-                kkp2p.write(channel.fd, buff, 1, PATIENCE_MS)
             _channels.append(channel)
+            threading.Thread(target=_echo, args=(channel,)).start()  # one that waits holds up none
             channel = kkp2p.channel_t()
+
+
+def _echo(channel: kkp2p.channel_t) -> None:
+    buff = bytearray(1)
+    if kkp2p.read(channel.fd, buff, 1, PATIENCE_MS) == 1:
+        kkp2p.write(channel.fd, buff, 1, PATIENCE_MS)
 
 
 def state() -> dict[str, Any]:

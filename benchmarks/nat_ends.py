@@ -59,9 +59,7 @@ def join(login: str, peer_id: str, secret: str, mapped: bool) -> dict[str, Any]:
 def _wait_for_mapping(engine: Any) -> None:
     mapper = engine.thread.call(lambda: engine.direct.underlay().mapper)
     deadline = time.monotonic() + LOOK_S
-    while mapper.mapped is None:
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"no port is mapped: {mapper.problem}")
+    while mapper.mapped is None and time.monotonic() < deadline:  # without: that is a result, too
         time.sleep(0.02)
 
 
