@@ -42,12 +42,12 @@ MAX_WORKERS = 8  # our choice: each starts a cloud of its own
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """For a folder two workers a CPU, as tests mostly wait; for single files none: they take time
-    to start."""
+    """For a folder three workers for two CPUs, as tests often wait; for single files none: to start
+    them takes time."""
     folder = config.invocation_params.dir
     if not any((folder / argument).is_dir() for argument in config.args):
         return 0
-    return min(2 * (os.cpu_count() or 1), MAX_WORKERS)
+    return min((3 * (os.cpu_count() or 1) + 1) // 2, MAX_WORKERS)
 
 
 def pytest_collection_finish() -> None:

@@ -83,6 +83,8 @@ def test_a_refused_connection_is_logged_once(
     ctx = kkp2p.connect_ctx_t("peer", timeout=LONG)
     assert kkp2p.connect(engine, ctx, kkp2p.channel_t()) < 0
     log = text(tmp_path, 0)
+    # The engine may have said already that it does not reach the cloud yet.
+    log = "".join(line for line in log.splitlines(True) if "not reached yet" not in line)
     assert log.count("refused") == 1
     assert "peer: cloud 127.0.0.1:" in log
     assert "certificate" not in log  # none was seen
