@@ -70,7 +70,9 @@ def test_maps_renews_and_removes(lab: Lab, run: Run, method: str) -> None:
     assert network.reach() == "hello"
     for _ in range(4):  # each at half the lease: the first one has ended by then
         wait_for(process, f"{method} at {network.router.inner_address} again")
-    assert network.mapped == [(PORT, network.inside.address, PORT)]
+    with gevent.Timeout(PATIENCE_S):  # that line is written before the router is asked
+        while network.mapped != [(PORT, network.inside.address, PORT)]:
+            gevent.sleep(0.1)
     assert network.reach() == "hello"
     assert process.stdin is not None
     process.stdin.write("\n")
