@@ -19,6 +19,9 @@ import kkp2p_compat as kkp2p
 ROOT = Path(__file__).parents[1]
 SECRET = "correct horse"
 PATIENCE_S = 20  # a bound for what must happen; never a measurement
+# More than any kernel buffers between two sockets (some were seen to hold 64 MiB), and less than
+# fills this machine: a writer that is still not refused then never will be.
+ENDLESS_BYTES = 1 << 30
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import gevent
 import pytest
 from direct_support import LONG, accept, close, connect, links, settled, until
-from support import PATIENCE_S, SECRET, CloudProcess, Program, read_all, write_all
+from support import ENDLESS_BYTES, PATIENCE_S, SECRET, CloudProcess, Program, read_all, write_all
 
 import kkp2p_compat as kkp2p
 from kkp2p_compat.engine import channels, direct
@@ -62,7 +62,7 @@ def test_channels_that_nobody_reads_leave_room(
     for mine, _ in stuck:
         while (count := kkp2p.write(mine.fd, chunk, len(chunk), 50)) > 0:
             taken += count
-            assert taken < 256 << 20
+            assert taken < ENDLESS_BYTES
     mine, theirs = connect(engine), accept(peer)
     data = os.urandom(4 << 20)
     writing = gevent.spawn(write_all, mine.fd, data)

@@ -188,9 +188,6 @@ def test_a_reader_that_sleeps(pair: Pair) -> None:
             seen.append(int.from_bytes(message[:4], "big"))
     assert seen == sorted(set(seen))
     assert len(seen) * size < 8 << 20
-    # The first to arrive are kept by the kernel's queue, which drops the newest.  (A writer that is
-    # much quicker than its engine loses a few before they are sent.)
-    assert seen[0] < count // 4
     send(pair[0].fd, b"on we go")
     assert receive(pair[1].fd) == b"on we go"
 
