@@ -12,7 +12,6 @@ each packet in Python, and all of it takes processor time from the callee.
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import sys
@@ -30,43 +29,14 @@ from kkp2p_compat.testing.lab import Lab
 from kkp2p_compat.testing.miniupnpd import PUBLIC
 from kkp2p_compat.testing.programs import CLOUD_PORT, Run, runner
 
+from .agents import Agent
+
 DELAY_S = 0.010
 TIMEOUT_MS = 60_000
 SETTLE_S = 75.0  # how long it may take until nothing is left of what was closed
+ENDS = "benchmarks.calls_ends"
 PEER, SECRET = "callee", "a secret"
 MODES = {"p2p": 1, "auto": 0}
-
-
-class End:
-    """A program of ``calls_ends`` on a host."""
-
-    def __init__(self, run: Run, host: Any) -> None:
-        self._process = run(host, None, "-m", "benchmarks.calls_ends")
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid  # ``ip netns exec`` becomes the program
-
-    def ask(self, op: str, **fields: Any) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"op": op, **fields}) + "\n")
-        self._process.stdin.flush()
-
-    def answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        seen = ""
-        for line in self._process.stdout:
-            if line.startswith("{"):
-                answer: dict[str, Any] = json.loads(line)
-                if "error" in answer:
-                    raise RuntimeError(answer["error"])
-                return answer
-            seen += line
-        raise RuntimeError(f"an end is gone: {self._process.wait()}: {seen}")
-
-    def do(self, op: str, **fields: Any) -> dict[str, Any]:
-        self.ask(op, **fields)
-        return self.answer()
 
 
 class Usage:
@@ -96,13 +66,13 @@ class Crowd:
         )  # fmt: skip
         threading.Thread(target=process.stdout.read, daemon=True).start()  # or its log gets stuck
         self.login = cloud.address
-        self.callee = End(run, net.nat("home", nat.PORT_RESTRICTED).host("callee"))
+        self.callee = Agent(run, net.nat("home", nat.PORT_RESTRICTED).host("callee"), ENDS)
         self.callee.do("join", login=self.login, peer_id=PEER, secret=SECRET)
-        self._ends: list[End] = []
+        self._ends: list[Agent] = []
         for number in range(nats):
             box = net.nat(f"nat{number}", nat.PORT_RESTRICTED)
             hosts = [box.host(f"c{number}x{each}") for each in range(programs)]
-            self._ends += [End(run, host) for host in hosts]
+            self._ends += [Agent(run, host, ENDS) for host in hosts]
         self._engines = engines
 
     def usage(self) -> Usage:

@@ -6,8 +6,6 @@ one host: as many engines, which share nothing.
 
 from __future__ import annotations
 
-import json
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +13,7 @@ from typing import Any
 
 import kkp2p_compat as kkp2p
 
+from .agents import serve
 from .nat_ends import PATIENCE_MS, start_engine, wait_for_nat
 
 AT_ONCE = 10  # engines being started: TLS handshakes cost processor time
@@ -166,15 +165,5 @@ QUESTIONS: dict[str, Callable[..., dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def main() -> None:
-    for line in sys.stdin:
-        question = json.loads(line)
-        try:
-            answer = QUESTIONS[question.pop("op")](**question)
-        except Exception as error:  # noqa: BLE001 - told to whoever asked
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    serve(QUESTIONS)

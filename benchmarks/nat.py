@@ -30,6 +30,8 @@ from kkp2p_compat.testing.miniupnpd import PUBLIC, start_miniupnpd
 from kkp2p_compat.testing.nat import NatType
 from kkp2p_compat.testing.programs import Run, runner, start_cloud
 
+from .agents import Agent
+
 DELAY_S = 0.010  # one way, of each access line
 ROUND_TRIP_S = 4 * DELAY_S  # between two hosts, and to the cloud
 TRIES = 20
@@ -121,42 +123,28 @@ class Ends:
         self._net = net
         self._login = login
         self._made = made
-        self._agents = [run(host, None, "-m", "benchmarks.nat_ends") for host, _ in made]
+        self._caller, self._callee = self._agents = [
+            Agent(run, host, "benchmarks.nat_ends") for host, _ in made
+        ]
 
     def close(self) -> None:
         for agent in self._agents:
-            agent.terminate()
-
-    def _ask(self, which: int, **question: Any) -> None:
-        stdin = self._agents[which].stdin
-        stdin.write(json.dumps(question) + "\n")
-        stdin.flush()
-
-    def _hear(self, which: int) -> dict[str, Any]:
-        agent = self._agents[which]
-        for line in agent.stdout:
-            if line.startswith("{"):
-                answer: dict[str, Any] = json.loads(line)
-                if "error" in answer:
-                    raise RuntimeError(answer["error"])
-                return answer
-        raise RuntimeError(f"an end is gone: {agent.wait()}")
+            agent.end()
 
     def meet(self, mode: int) -> dict[str, Any]:
         (_, caller_mapped), (_, callee_mapped) = self._made
-        self._ask(
-            1, op="join", login=self._login[1], peer_id=PEER, secret=SECRET, mapped=callee_mapped
+        self._callee.ask(
+            "join", login=self._login[1], peer_id=PEER, secret=SECRET, mapped=callee_mapped
         )
-        self._ask(0, op="start", login=self._login[0], mapped=caller_mapped)
-        nats = [self._hear(which)["nat"] for which in (0, 1)]
+        self._caller.ask("start", login=self._login[0], mapped=caller_mapped)
+        nats = [agent.answer()["nat"] for agent in self._agents]
         before = self._sent()
-        self._ask(0, op="meet", peer_id=PEER, mode=mode, timeout_ms=TIMEOUT_MS)
-        met = self._hear(0)
+        met = self._caller.do("meet", peer_id=PEER, mode=mode, timeout_ms=TIMEOUT_MS)
         met.update(packets=self._sent() - before, nats=nats)
-        for which in (0, 1):
-            self._ask(which, op="leave")
-        for which in (0, 1):
-            self._hear(which)
+        for agent in self._agents:
+            agent.ask("leave")
+        for agent in self._agents:
+            agent.answer()
         return met
 
     def _sent(self) -> int:

@@ -5,13 +5,13 @@ One line of JSON for each question, one for each answer.  Every meeting has engi
 
 from __future__ import annotations
 
-import json
-import sys
 import threading
 import time
 from typing import Any
 
 import kkp2p_compat as kkp2p
+
+from .agents import serve
 
 PATIENCE_MS = 15_000
 LOOK_S = 6.0  # how long an engine may take to know its NAT
@@ -133,15 +133,5 @@ def _describe(engine: Any) -> dict[str, Any]:
 QUESTIONS = {"join": join, "leave": leave, "meet": meet, "start": start}
 
 
-def main() -> None:
-    for line in sys.stdin:
-        question = json.loads(line)
-        try:
-            answer = QUESTIONS[question.pop("op")](**question)
-        except Exception as error:  # noqa: BLE001 - told to whoever asked
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    serve(QUESTIONS)

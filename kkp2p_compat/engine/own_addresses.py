@@ -45,7 +45,7 @@ from ..traversal.nat import (
 from ..traversal.port_mapping import PortMapper
 from ..traversal.stun import Address
 from ..traversal.stun_client import Ask, Asks, at, over
-from .stun_pump import Pump
+from .pump import Pump
 
 __all__ = ["LOOPBACK", "OwnAddresses"]
 
@@ -61,6 +61,23 @@ LOOPBACK = ("127.0.0.1", "::1")
 
 _random = SystemRandom()
 _now = time.monotonic
+
+
+class _Questions(Pump):
+    """To STUN servers: a Discovery's, or some Asks."""
+
+    def __init__(
+        self, core: Discovery | Asks, endpoint: Endpoint, progress: Callable[[], object]
+    ) -> None:
+        super().__init__(core, endpoint, progress)
+        self._asked = core
+
+    def handle(self, data: bytes, source: Route) -> bool:
+        """Whether the datagram answers one of them."""
+        if not self._asked.handle_datagram_untrusted(data, source, _now()):
+            return False
+        self.poll()
+        return True
 
 
 class OwnAddresses:
@@ -95,7 +112,7 @@ class OwnAddresses:
         self._mapper = mapper
         self._watched = watch is not None
         self._host: list[Candidate] | None = None
-        self._pumps: list[Pump] = []
+        self._questions: list[_Questions] = []
         self._wake = Event()  # something to find out
         self._doubt = Event()  # that all is as it was
         self._sure = Event()  # or known to be otherwise
@@ -191,7 +208,7 @@ class OwnAddresses:
 
     def handle_stun(self, data: bytes, source: Route) -> bool:
         """Whether the datagram was for one of ours."""
-        return any(pump.handle(data, source) for pump in list(self._pumps))
+        return any(asked.handle(data, source) for asked in list(self._questions))
 
     # Finding out.
 
@@ -271,14 +288,14 @@ class OwnAddresses:
 
     @contextlib.contextmanager
     def _pumping(self, core: Discovery | Asks, progress: Callable[[], object]) -> Iterator[Pump]:
-        pump = Pump(core, self._endpoint, progress)
-        self._pumps.append(pump)
+        pump = _Questions(core, self._endpoint, progress)
+        self._questions.append(pump)
         try:
             pump.poll()
             yield pump
         finally:
             pump.close()
-            self._pumps.remove(pump)
+            self._questions.remove(pump)
 
     @contextlib.contextmanager
     def _extra_sockets(

@@ -21,6 +21,7 @@ from ..traversal.check_table import CheckTable
 from ..traversal.checks import Checks
 from ..traversal.courtesy import Courtesy
 from .direct_offer import DirectOffer
+from .pump import Pump
 
 __all__ = ["Path", "PathFinder", "Search"]
 
@@ -82,41 +83,24 @@ class PathFinder:
             self._end(search)
 
 
-class Search:
+class Search(Pump):
     """The checks of one call, and their timer."""
 
     def __init__(self, checks: Checks, endpoint: Endpoint, note: Note) -> None:
+        super().__init__(checks, endpoint, self._look)
         self.checks = checks
         self._note = note
         self.found: AsyncResult[Path] = AsyncResult()
-        self._endpoint = endpoint
-        self._timer: Any = None
         self._end_timer: Any = None
 
-    def poll(self) -> None:
-        """Send what the checks want to send; call it after whatever changes them."""
+    def _look(self) -> None:
+        """What has come of the checks."""
         checks = self.checks
-        while (transmit := checks.poll_transmit()) is not None:
-            self._endpoint.send_check(*transmit)
         for at, text in checks.notes:
             self._note(text, at)
         checks.notes.clear()
         if checks.selected is not None and not self.found.ready():
             self.found.set((checks.selected, checks.round_trip_s or 0.0))
-        self._stop_timer()
-        deadline = checks.next_timer()
-        if deadline is not None:
-            self._timer = get_hub().loop.timer(max(0.0, deadline - time.monotonic()))
-            self._timer.start(self._handle_timer, update=True)
-
-    def _handle_timer(self) -> None:
-        self.checks.handle_timer(time.monotonic())
-        self.poll()
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.close()
-            self._timer = None
 
     def stay(self, end: Any) -> None:
         """The path is found; go on answering for a while, then ``end``."""
@@ -124,7 +108,7 @@ class Search:
         self._end_timer.start(end)
 
     def close(self) -> None:
-        self._stop_timer()
+        super().close()
         if self._end_timer is not None:
             self._end_timer.close()
             self._end_timer = None

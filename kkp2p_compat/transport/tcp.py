@@ -36,6 +36,7 @@ __all__ = [
     "left",
     "linger",
     "stranded",
+    "tcp_info",
     "tune",
     "unresponsive",
     "wait_until_acknowledged",
@@ -153,15 +154,16 @@ def stranded(sock: HasFileno | int) -> bool:
         return bool(failed) and ctypes.get_errno() in (errno.EADDRNOTAVAIL, errno.ENODEV)
 
 
-def _tcp_info(sock: HasFileno | int) -> tuple[int, ...] | None:
+def tcp_info(sock: HasFileno | int, layout: struct.Struct) -> tuple[int, ...] | None:
+    """The fields of struct tcp_info that ``layout`` picks; None where they cannot be had."""
     if not _LINUX:
         return None
-    info = ctypes.create_string_buffer(_INFO.size)
-    length = ctypes.c_uint(_INFO.size)
+    info = ctypes.create_string_buffer(layout.size)
+    length = ctypes.c_uint(layout.size)
     failed = _libc.getsockopt(_fd(sock), socket.IPPROTO_TCP, _TCP_INFO, info, ctypes.byref(length))
-    if failed or length.value < _INFO.size:
+    if failed or length.value < layout.size:
         return None
-    return _INFO.unpack(info.raw)
+    return layout.unpack(info.raw)
 
 
 def unresponsive(sock: HasFileno | int) -> bool:
@@ -173,7 +175,7 @@ def unresponsive(sock: HasFileno | int) -> bool:
     peer that is alive and does not read answers the probes: False.  A closed socket or one of
     another kind is False too.
     """
-    info = _tcp_info(sock)
+    info = tcp_info(sock, _INFO)
     if info is None:
         return False
     _, retransmits, probes, unacked, last_ack_recv_ms = info
@@ -185,13 +187,13 @@ def unresponsive(sock: HasFileno | int) -> bool:
 
 def ended(sock: HasFileno | int) -> bool:
     """True when the kernel has ended this TCP connection: reset, timed out, or closed both ways."""
-    info = _tcp_info(sock)
+    info = tcp_info(sock, _INFO)
     return info is not None and info[0] == _TCP_CLOSE
 
 
 def left(sock: HasFileno | int) -> bool:
     """True when it has ended, or the other side has ended its direction; data may be unread."""
-    info = _tcp_info(sock)
+    info = tcp_info(sock, _INFO)
     return info is not None and info[0] in (_TCP_CLOSE, _TCP_CLOSE_WAIT)
 
 
@@ -263,7 +265,7 @@ def wait_until_acknowledged(sock: socket.socket, timeout_s: float) -> bool:
 
 
 def _only_we_have_ended(sock: socket.socket) -> bool:
-    info = _tcp_info(sock)
+    info = tcp_info(sock, _INFO)
     return info is not None and info[0] in _TCP_FIN_WAIT
 
 

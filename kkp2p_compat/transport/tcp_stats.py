@@ -7,16 +7,13 @@ For a channel whose bytes never pass through us.  ``Passed`` is what went before
 from __future__ import annotations
 
 import ctypes
-import socket
 import struct
-import sys
 from typing import NamedTuple
 
-from .tcp import HasFileno
+from .tcp import HasFileno, tcp_info
 
 __all__ = ["Passed", "TcpStats", "passed", "read"]
 
-_TCP_INFO = getattr(socket, "TCP_INFO", 11)  # linux/tcp.h
 _SIOCINQ = 0x541B  # linux/sockios.h: received and not read
 # struct tcp_info, since Linux 4.19.  Offsets: state 0, snd_mss 16, pmtu 60, rtt 68, snd_cwnd 80,
 # total_retrans 100, pacing_rate 104, bytes_received 128, min_rtt 148, data_segs_out 156,
@@ -49,15 +46,11 @@ class TcpStats(NamedTuple):
 
 def read(sock: HasFileno | int) -> TcpStats | None:
     """What is known by now; None: nothing can be known of this socket."""
-    if sys.platform != "linux":
-        return None
-    info = ctypes.create_string_buffer(_INFO.size)
-    length = ctypes.c_uint(_INFO.size)
-    failed = _libc.getsockopt(_fd(sock), socket.IPPROTO_TCP, _TCP_INFO, info, ctypes.byref(length))
-    if failed or length.value < _INFO.size:
+    info = tcp_info(sock, _INFO)
+    if info is None:
         return None
     state, mss, mtu, rtt_us, window, repeated, pacing, received, min_us, segments, rate, *sent = (
-        _INFO.unpack(info.raw)
+        info
     )
     return TcpStats(
         rtt_us / 1e6,

@@ -1,0 +1,59 @@
+"""Drives what sends STUN messages over the endpoint's sockets: checks, and questions to servers.
+
+Runs in the engine's hub: datagrams and timers drive it in callbacks; whoever wants the result
+waits for it in a greenlet.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from gevent import get_hub
+
+from ..transport.udp.endpoint import Endpoint
+from ..transport.udp.events import Address as Route
+
+__all__ = ["Pump", "SansIO"]
+
+
+class SansIO(Protocol):
+    def handle_timer(self, now: float) -> object: ...
+    def poll_transmit(self) -> tuple[bytes, Route] | tuple[bytes, Route, int | None] | None: ...
+    def next_timer(self) -> float | None: ...
+
+
+class Pump:
+    """Sends and times what the core wants; ``progress`` is called after each."""
+
+    def __init__(self, core: SansIO, endpoint: Endpoint, progress: Callable[[], object]) -> None:
+        self._core = core
+        self._endpoint = endpoint
+        self._progress = progress
+        self._timer: Any = None
+        self._closed = False
+
+    def poll(self) -> None:
+        """Send what the core wants to send; call it after whatever changes it."""
+        while (transmit := self._core.poll_transmit()) is not None:
+            self._endpoint.send_check(*transmit)
+        self._stop_timer()
+        deadline = self._core.next_timer()
+        if deadline is not None and not self._closed:
+            self._timer = get_hub().loop.timer(max(0.0, deadline - time.monotonic()))
+            self._timer.start(self._handle_timer, update=True)
+        self._progress()
+
+    def _handle_timer(self) -> None:
+        self._core.handle_timer(time.monotonic())
+        self.poll()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.close()
+            self._timer = None
+
+    def close(self) -> None:
+        self._closed = True
+        self._stop_timer()
