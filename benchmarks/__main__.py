@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from . import calls, nat, p2p, reconnect, relay
+from . import calls, compare, nat, p2p, reconnect, relay
 
 
 def main() -> None:
@@ -21,11 +21,15 @@ def main() -> None:
     nats.add_argument("--only", action="append", choices=nat.KINDS, help="pairs with this kind")
     nats.add_argument("--jobs", type=int, default=3, help="pairs at once (default: 3)")
     what.add_parser("calls", parents=[quick], help="500 at once to one engine; needs root")
+    trees = what.add_parser("compare", parents=[quick], help="with another revision; needs root")
+    trees.add_argument("revision", help="whatever git takes for one")
     options = parser.parse_args()
     if options.what == "relay":
         relay.run(quick=options.quick)
     elif options.what == "calls":
         calls.run(options.quick)
+    elif options.what == "compare":
+        compare.run(options.quick, options.revision)
     elif options.what == "nat":
         nat.run(options.quick, options.only or [], options.jobs)
     elif options.what == "reconnect":

@@ -28,7 +28,7 @@ from typing import Any
 from kkp2p_compat.testing import lab as netns
 from kkp2p_compat.testing import link as emulated
 
-from .relay import NO_LIMITS, Program, started
+from .relay import NO_LIMITS, TREE, Program, started
 
 KIB, MB = 1 << 10, 1e6
 PEER, PORT = "bench", "3080"
@@ -83,13 +83,14 @@ class Turn:
 
 
 class Bench:
-    """Two hosts, what joins them, and the programs at their ends."""
+    """Two hosts, what joins them, and the programs at their ends; ours from ``tree``."""
 
     def __init__(self, lab: netns.Lab, load: Load, mode: int) -> None:
         self.load = load
+        self.mode = mode
+        self.tree = TREE
         self.server, self.client = lab.host("server"), lab.host("client")
         self._emulator: emulated.LinkProcess | None = None
-        self._mode = str(mode)
         self._secret = secrets.token_urlsafe(12)
         for host in (self.server, self.client):
             # A TCP connection starts with what the last one to that address learnt, else.
@@ -117,7 +118,7 @@ class Bench:
         ends = ("-m", "benchmarks.p2p_ends")
         if kind == OURS:
             serve = (*ends, "peer_server", PORT, PEER, self._secret)
-            call = (*ends, "peer_client", self.server.address, PORT, PEER, self._mode)
+            call = (*ends, "peer_client", self.server.address, PORT, PEER, str(self.mode))
         else:
             congestion = "bbr" if kind == BBR else "cubic"
             serve = (*ends, "tcp_server", congestion)
@@ -131,7 +132,7 @@ class Bench:
 
     def _started(self, host: netns.Host, *command: str) -> Any:
         within = ("ip", "netns", "exec", host.namespace)
-        return started(*command, folder=host.folder, within=within)
+        return started(*command, folder=host.folder, within=within, tree=self.tree)
 
     def transfer(self, kind: str, seconds: float, channels: int = 1) -> Turn:
         turns = []
@@ -304,14 +305,20 @@ def measure_veth(bench: Bench) -> None:
         measure_memory(bench)
 
 
+def trips(bench: Bench, kind: str) -> dict[str, float]:
+    with bench.ends(kind) as (server, client):
+        both(server, client, ("open", "open"), count=1)
+        answer: dict[str, float] = both(server, client, ("echo", "trips"), count=bench.load.trips)[
+            1
+        ]
+        return answer
+
+
 def measure_trips(bench: Bench) -> None:
     answers: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
     for _ in range(bench.load.rounds):
         for kind in KINDS:
-            with bench.ends(kind) as (server, client):
-                both(server, client, ("open", "open"), count=1)
-                _, answer = both(server, client, ("echo", "trips"), count=bench.load.trips)
-                answers[kind].append(answer)
+            answers[kind].append(trips(bench, kind))
     for kind in KINDS:
         p50, p99 = (
             spread([a[name] for a in answers[kind]], ".0f") for name in ("p50_us", "p99_us")
@@ -330,17 +337,18 @@ def measure_at_once(bench: Bench) -> None:
         show(f"  {count} at once: " + "; ".join(parts))
 
 
+def calls_per_s(bench: Bench, kind: str) -> float:
+    """Of new channels, one after the other, beside one that stays."""
+    with bench.ends(kind) as (server, client):
+        both(server, client, ("open", "open"), count=1)
+        count = bench.load.calls
+        answers = both(server, client, ("accept_and_close", "connect_and_close"), count=count)
+        return float(count / (answers[0]["last_s"] - answers[1]["first_s"]))
+
+
 def measure_calls(bench: Bench) -> None:
     for kind in (OURS, BBR):
-        rates = []
-        for _ in range(bench.load.rounds):
-            with bench.ends(kind) as (server, client):
-                both(server, client, ("open", "open"), count=1)
-                count = bench.load.calls
-                answers = both(
-                    server, client, ("accept_and_close", "connect_and_close"), count=count
-                )
-                rates.append(count / (answers[0]["last_s"] - answers[1]["first_s"]))
+        rates = [calls_per_s(bench, kind) for _ in range(bench.load.rounds)]
         what = "channels on a live connection" if kind == OURS else "connections"
         show(f"  {kind:9} {spread(rates, '.0f')} new {what} per second")
 

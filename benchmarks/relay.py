@@ -28,16 +28,19 @@ PEER = "bench"
 CLOUD = ("-m", "kkp2p_compat", "cloud", "--listen", "127.0.0.1:0")
 MIB = 1 << 20
 ROUNDS = 11  # taken in turns, so that a busy moment of the machine hits all alike
+TREE = Path(__file__).parents[1]  # this one
 
 
 class Program:
-    """A process of the benchmark.  It ends when its standard input does."""
+    """A process of the benchmark, from the sources in ``tree``.  It ends when its input does."""
 
-    def __init__(self, *command: str, folder: Path, within: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, *command: str, folder: Path, within: tuple[str, ...] = (), tree: Path = TREE
+    ) -> None:
         self.process = subprocess.Popen(
             [*within, sys.executable, *command],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            cwd=folder, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+            cwd=folder, env={**os.environ, "PYTHONPATH": str(tree)},
         )  # fmt: skip
 
     def line(self) -> str:
@@ -74,9 +77,11 @@ class Program:
 
 
 @contextmanager
-def started(*command: str, folder: Path, within: tuple[str, ...] = ()) -> Iterator[Program]:
+def started(
+    *command: str, folder: Path, within: tuple[str, ...] = (), tree: Path = TREE
+) -> Iterator[Program]:
     """``within``: a command that runs this one, as ``ip netns exec NAME`` does."""
-    program = Program(*command, folder=folder, within=within)
+    program = Program(*command, folder=folder, within=within, tree=tree)
     try:
         yield program
     finally:
