@@ -20,6 +20,7 @@ __all__ = [
     "LinkLost",
     "LoginRefused",
     "NotSupported",
+    "OurFault",
     "OutOfDescriptors",
     "ParameterError",
     "PeerOffline",
@@ -63,6 +64,12 @@ class OutOfDescriptors(KKP2PError):
     """this process, or the host, is out of descriptors"""
 
     code = _codes.KKP2P_ERROR_SOCKET_FD_OVERFLOW
+
+
+class OurFault(KKP2PError):
+    """a fault of ours; the log has where"""
+
+    code = _codes.KKP2P_ERROR_SYSTEM_INTERNAL
 
 
 # The peer's or the cloud's word.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ import kkp2p_compat as kkp2p
 from kkp2p_compat.engine import own_addresses
 from kkp2p_compat.traversal import lan
 from kkp2p_compat.traversal.candidates import host_candidates
+from kkp2p_compat.traversal.interfaces import Interface
 
 LONG = PATIENCE_S * 1000
 PEERS = ("peer", "other")
@@ -81,9 +82,7 @@ def on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         own_addresses, "host_candidates", lambda ports: host_candidates(ports, ["127.0.0.1"])
     )
-    address = [{"addr": "127.0.0.1", "mask": "255.0.0.0"}]
-    monkeypatch.setattr(lan.netifaces, "interfaces", lambda: ["lo"])
-    monkeypatch.setattr(lan.netifaces, "ifaddresses", lambda _: {socket.AF_INET: address})
+    monkeypatch.setattr(lan, "interfaces", lambda: [Interface("lo", "127.0.0.1", 8)])
 
 
 @pytest.fixture
@@ -102,8 +101,8 @@ def out_of_reach(on_loopback: None, monkeypatch: pytest.MonkeyPatch) -> Iterator
 def start_program(tmp_path: Path) -> Iterator[Callable[..., Program]]:
     programs: list[Program] = []
 
-    def start(*arguments: str) -> Program:
-        programs.append(Program(tmp_path, *arguments))
+    def start(*arguments: str, **options: Sequence[str]) -> Program:
+        programs.append(Program(tmp_path, *arguments, **options))
         return programs[-1]
 
     yield start

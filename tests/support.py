@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from gevent import monkey, socket
 import kkp2p_compat as kkp2p
 
 ROOT = Path(__file__).parents[1]
+WITHOUT_NETLINK = (sys.executable, str(Path(__file__).with_name("without_netlink.py")))
 SECRET = "correct horse"
 PATIENCE_S = 20  # a bound for what must happen; never a measurement
 # More than any kernel buffers between two sockets (some were seen to hold 64 MiB), and less than
@@ -28,8 +29,11 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
 class CloudProcess:
     """``python -m kkp2p_compat cloud``, a real process, on a free port of 127.0.0.1."""
 
-    def __init__(self, data: Path, *options: str, listen: str = "127.0.0.1:0") -> None:
-        command = [sys.executable, "-m", "kkp2p_compat", "cloud", "--listen", listen]
+    def __init__(
+        self, data: Path, *options: str, listen: str = "127.0.0.1:0",
+        python: Sequence[str] = (sys.executable,),
+    ) -> None:  # fmt: skip
+        command = [*python, "-m", "kkp2p_compat", "cloud", "--listen", listen]
         command += ["--data", str(data), *options]
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT
@@ -69,9 +73,11 @@ class CloudProcess:
 class Program:
     """An echo_peer.py process."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(
+        self, folder: Path, *arguments: str, python: Sequence[str] = (sys.executable,)
+    ) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("echo_peer.py")), *arguments],
+            [*python, str(Path(__file__).with_name("echo_peer.py")), *arguments],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             env={**ENVIRONMENT, "TMPDIR": str(folder)},
         )  # fmt: skip

@@ -130,15 +130,10 @@ def test_no_message_no_look(start: StartWatch) -> None:
 
 
 @pytest.mark.parametrize("netlink", [True, False], ids=["netlink", "polling"])
-@pytest.mark.parametrize(
-    "problem", [OSError(errno.EMFILE, "full"), RuntimeError("netifaces is out of descriptors")]
-)
-def test_a_look_that_fails_is_repeated(
-    start: StartWatch, netlink: bool, problem: Exception
-) -> None:
+def test_a_look_that_fails_is_repeated(start: StartWatch, netlink: bool) -> None:
     world = World(netlink=netlink)
     start(world)
-    world.state, world.problem = "away", problem
+    world.state, world.problem = "away", OSError(errno.EMFILE, "full")
     if netlink:
         world.message()
     world.wait_for_look()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
@@ -16,6 +18,7 @@ from support import PATIENCE_S
 from kkp2p_compat import _codes
 from kkp2p_compat._errors import CallRefused, KKP2PError, TimedOut
 from kkp2p_compat.traversal import lan
+from kkp2p_compat.traversal.interfaces import Interface
 from kkp2p_compat.traversal.lan_wire import (
     ANSWER,
     MAX_SOURCE_SEARCHES,
@@ -26,18 +29,17 @@ from kkp2p_compat.traversal.lan_wire import (
 )
 
 LOG = logging.getLogger("test.lan")
-LOOPBACK = {"addr": "127.0.0.1", "mask": "255.0.0.0"}
-NOWHERE = {"addr": "203.0.113.5", "mask": "255.255.255.0"}  # RFC 5737: no network of ours
+LOOPBACK = Interface("lo", "127.0.0.1", 8)
+NOWHERE = Interface("eth7", "203.0.113.5", 24)  # RFC 5737: no network of ours
 Address = tuple[str, int]
 Start = Callable[..., lan.Responder]
 
 
 @pytest.fixture(autouse=True)
-def interfaces(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[dict[str, str]]]:
-    """What netifaces reports.  A test run broadcasts nothing on the network that it runs in."""
-    found = {"lo": [LOOPBACK]}
-    monkeypatch.setattr(lan.netifaces, "interfaces", lambda: list(found))
-    monkeypatch.setattr(lan.netifaces, "ifaddresses", lambda name: {socket.AF_INET: found[name]})
+def interfaces(monkeypatch: pytest.MonkeyPatch) -> list[Interface]:
+    """Those of this host.  A test run broadcasts nothing on the network that it runs in."""
+    found = [LOOPBACK]
+    monkeypatch.setattr(lan, "interfaces", lambda: list(found))
     return found
 
 
@@ -128,26 +130,25 @@ def test_a_peer_that_comes_later_is_found(start: Start) -> None:
 
 
 def test_an_interface_that_comes_later_is_used(
-    start: Start, interfaces: dict[str, list[dict[str, str]]], monkeypatch: pytest.MonkeyPatch
+    start: Start, interfaces: list[Interface], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked = Event()
-    del interfaces["lo"]
-    monkeypatch.setattr(lan.netifaces, "interfaces", lambda: looked.set() or list(interfaces))
+    interfaces.clear()
+    monkeypatch.setattr(lan, "interfaces", lambda: looked.set() or list(interfaces))
     responder = start()
     searching = gevent.spawn(search, responder.port)
     assert looked.wait(PATIENCE_S)
-    interfaces["lo"] = [LOOPBACK]
+    interfaces.append(LOOPBACK)
     assert searching.get() == ("an answer", "127.0.0.1")
 
 
 def test_an_unusable_interface_is_logged_once_and_harms_no_other(
     start: Start,
-    interfaces: dict[str, list[dict[str, str]]],
+    interfaces: list[Interface],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
-    interfaces["eth7"] = [NOWHERE]
-    interfaces["tun7"] = [{"addr": "203.0.113.77", "mask": "255.255.255.255"}]
+    interfaces += [NOWHERE, Interface("tun7", "203.0.113.77", 32)]
     with closing(Host("")) as witness:
         searching = gevent.spawn(search, witness.address[1])
         for _ in range(3):
@@ -178,15 +179,15 @@ def test_no_time_to_search(start: Start) -> None:
 def test_no_interfaces_to_be_had(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As netifaces fails when the process is out of descriptors."""
+    """As when the process is out of descriptors."""
 
-    def fail() -> list[str]:
-        raise RuntimeError("EMFILE: Too many open files")
+    def fail() -> list[Interface]:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    monkeypatch.setattr(lan.netifaces, "interfaces", fail)
+    monkeypatch.setattr(lan, "interfaces", fail)
     with pytest.raises(TimedOut):
         search(9, seconds=0.2)
-    assert count(caplog, "cannot list the interfaces: EMFILE") == 1
+    assert count(caplog, "cannot list the interfaces: [Errno 24]") == 1
 
 
 def test_the_callers_own_timeout_passes_through() -> None:
@@ -354,10 +355,10 @@ def test_what_is_not_for_us(start: Start) -> None:
 
 def test_a_search_from_no_network_of_this_host(
     start: Start,
-    interfaces: dict[str, list[dict[str, str]]],
+    interfaces: list[Interface],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    interfaces["lo"] = [NOWHERE]
+    interfaces[:] = [NOWHERE]
     calls: list[Address] = []
     responder = start(lambda offer, source: calls.append(source))
     with closing(Host()) as host:

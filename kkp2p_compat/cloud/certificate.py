@@ -15,7 +15,6 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import netifaces
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -23,6 +22,7 @@ from cryptography.x509.oid import NameOID
 from gevent import ssl
 
 from ..control.binding import end_point_binding
+from ..traversal.interfaces import interfaces, source_addresses
 
 __all__ = ["TLSIdentity", "host_addresses", "load_identity"]
 
@@ -40,15 +40,8 @@ class TLSIdentity(NamedTuple):
 
 def host_addresses() -> list[str]:
     """This host's addresses, IPv4 first; none that need a scope (link-local IPv6)."""
-    found = []
-    for family in (netifaces.AF_INET, netifaces.AF_INET6):
-        for interface in netifaces.interfaces():
-            entries: dict[Any, Any] = netifaces.ifaddresses(interface)
-            for entry in entries.get(family, []):
-                address = entry["addr"].partition("%")[0]
-                if not address.startswith("fe80:") and address not in found:
-                    found.append(address)
-    return found
+    listed = [interface.address for interface in interfaces()]
+    return list(dict.fromkeys([*listed, *source_addresses()]))
 
 
 def load_identity(

@@ -43,6 +43,7 @@ _REFUSALS: dict[str, tuple[type[KKP2PError], str]] = {
     "timeout": (TimedOut, "the peer did not answer in time"),
     "limit": (LinkLost, "a limit of the cloud was met"),
     "unsupported": (NotSupported, "the peer cannot do this channel type or mode"),
+    "fault": (LinkLost, "a fault in the peer's program"),
 }
 
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import gevent
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from .. import _base64url, _codes
 from .._errors import BadPacket, KKP2PError, LinkLost, NotSupported, PeerOffline
@@ -24,7 +23,7 @@ from ..control.link import Link, OutgoingCall
 from ..control.resolver import numeric
 from ..control.wire import Message, encode
 from ..transport.relay import open_relay, parse_place_untrusted, wait_for_pairing
-from ..transport.sealed import DirectionKeys, Opener, Sealer, derive_keys
+from ..transport.sealed import DirectionKeys, Opener, Sealer, derive_keys, make_private_key
 from ..traversal.nat import NatBehaviour
 from .direct_offer import DirectOffer, parse_id_untrusted
 from .timeline import Timeline
@@ -97,8 +96,10 @@ def may_be_relayed(ctx: connect_ctx_t) -> bool:
 
 
 def make_call(client: CloudClient, ctx: connect_ctx_t, budget_s: float) -> Connection:
-    """Call a peer by the relay; raises PeerOffline, CallRefused, CloudUnreachable or LinkLost."""
-    private = X25519PrivateKey.generate() if ctx.encrypt_data else None
+    """Call a peer by the relay; raises PeerOffline, CallRefused, CloudUnreachable,
+    LinkLost, or NotSupported (to encrypt, as ``make_private_key``).
+    """
+    private = make_private_key() if ctx.encrypt_data else None
     offer = encode_text(
         type=ctx.channel_type, mode=_codes.CONNECT_RELAY, encrypt=ctx.encrypt_data,
         desc=ctx.connect_desc, key=private and private.public_key().public_bytes_raw(),
@@ -174,7 +175,7 @@ def answer_call(link: Link, message: Message, offer: Offer, own_text: str) -> Co
         if offer.encrypt:
             if offer.key is None:
                 raise BadPacket("an offer to encrypt without a key")
-            private = X25519PrivateKey.generate()
+            private = make_private_key()
             answer = encode_text(key=private.public_key().public_bytes_raw())
             theirs, ours = derive_keys(private, offer.key, own_text, answer)
             keys = ours, theirs

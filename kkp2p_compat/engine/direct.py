@@ -16,7 +16,15 @@ from collections.abc import Callable
 from random import SystemRandom
 from typing import TYPE_CHECKING
 
-from .._errors import CallRefused, EngineClosed, KKP2PError, LinkLost, NotSupported, TimedOut
+from .._errors import (
+    CallRefused,
+    EngineClosed,
+    KKP2PError,
+    LinkLost,
+    NotSupported,
+    OurFault,
+    TimedOut,
+)
 from .._io import time_limit
 from .._structs import connect_ctx_t
 from ..control.client import CloudClient
@@ -96,7 +104,7 @@ class Direct:
     ) -> DirectConnection | Connection:
         """A channel to a peer over the cloud's introduction; in auto mode perhaps by the relay.
 
-        Where the relay is a way, NotSupported, TimedOut and LinkLost mean: call by the relay.
+        Where the relay is a way, NotSupported, TimedOut, LinkLost and OurFault mean: call by it.
         """
 
         def make(attempt: Attempt) -> PeerLink:
@@ -200,6 +208,9 @@ class Direct:
             self._by_peer[key] = make(attempt)
         except KKP2PError as caught:
             error = caught
+        except Exception as bug:  # noqa: BLE001 - logged; whoever waits may have another way
+            self._log.exception("bug in the search for a path to %s", key)
+            error = OurFault(f"a fault of ours: {bug!r}")
         finally:
             del self._making[key, auto]
             attempt.settle(self._by_peer.get(key) or error)

@@ -30,6 +30,7 @@ from .._errors import (
     KKP2PError,
     LinkLost,
     NotSupported,
+    OurFault,
     OutOfDescriptors,
     ParameterError,
     TimedOut,
@@ -42,6 +43,7 @@ from ..control.link import Address, Link
 from ..control.resolver import resolve
 from ..control.wire import Message, encode
 from ..transport import tcp
+from ..transport.sealed import make_private_key
 from ..transport.splice import Carriers
 from ..transport.udp.channel_table import REFUSED_BUSY, REFUSED_MOVED, REFUSED_UNSUPPORTED
 from ..transport.udp.events import ChannelOffered
@@ -197,6 +199,10 @@ class Engine:
 
     def _set_up(self, timeout_s: float) -> None:
         conf = self.conf
+        try:
+            make_private_key()
+        except NotSupported as error:
+            self.log.error("no p2p, no LAN and no encrypt_data: %s", error)
         if conf.login_domain:
             addresses = resolve(conf.login_domain, timeout_s)
             self.client = CloudClient(
@@ -321,7 +327,7 @@ class Engine:
             if ctx.connect_mode != _codes.CONNECT_RELAY:
                 try:
                     return self.direct.connect(self.client, ctx, deadline)
-                except (NotSupported, TimedOut, LinkLost) as error:
+                except (NotSupported, TimedOut, LinkLost, OurFault) as error:
                     if not may_be_relayed(ctx):
                         # By the peer, or this network: mode 1 has no other word for it.
                         by_mode = ctx.connect_mode == _codes.CONNECT_P2P
@@ -379,6 +385,9 @@ class Engine:
                 CallRefused: "busy",
             }  # fmt: skip
             self._decline(link, message, reasons.get(type(error), "relay"))
+        except Exception:  # logged; the caller may have another way
+            self.log.exception("bug in the answer to a call from %s", _caller(message))
+            self._decline(link, message, "fault")
 
     def _reserve(self) -> None:
         """A place in the accept queue; raises CallRefused when there is none."""

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-
 from .._structs import connect_ctx_t
-from ..transport.sealed import DirectionKeys, agree, derive_keys
+from ..transport.sealed import DirectionKeys, agree, derive_keys, make_private_key
 from ..traversal.candidates import Candidate
 from ..traversal.nat import UNKNOWN, NatBehaviour
 from .calls import encode_text
@@ -38,8 +36,11 @@ class Half:
         self, candidates: Sequence[Candidate], nat: NatBehaviour = UNKNOWN, *,
         asked: DirectOffer | None = None, worked: str = "",
     ) -> None:  # fmt: skip
-        """``asked``: the caller's, when we answer.  ``worked``: the kind of plan that last did."""
-        self._private = X25519PrivateKey.generate()
+        """``asked``: the caller's, when we answer.  ``worked``: the kind of plan that last did.
+
+        Raises NotSupported, as ``make_private_key``.
+        """
+        self._private = make_private_key()
         self._is_caller = asked is None
         self.direct = DirectOffer.make(list(candidates), nat, worked, asked)
 

@@ -111,7 +111,8 @@ class OwnAddresses:
         self._spawn = spawn
         self._mapper = mapper
         self._watched = watch is not None
-        self._host: list[Candidate] | None = None
+        self._host: list[Candidate] | None = None  # None: the system has to be asked
+        self._last_host: list[Candidate] = []
         self._questions: list[_Questions] = []
         self._wake = Event()  # something to find out
         self._doubt = Event()  # that all is as it was
@@ -192,10 +193,14 @@ class OwnAddresses:
         return listed[:MAX_CANDIDATES]
 
     def host_candidates(self) -> list[Candidate]:
+        """Of this host; as they were last when it is too short of descriptors to look."""
         if self._host is None or not self._watched:
             ports = {int(family): port for family, port in self._endpoint.ports().items()}
-            self._host = host_candidates(ports)
-        return self._host
+            try:
+                self._last_host = self._host = host_candidates(ports)
+            except OSError as error:
+                self._log.info("own addresses: cannot look at them: %s", error)
+        return self._last_host
 
     def _changed(self) -> None:
         now = self.nat, self.candidates()

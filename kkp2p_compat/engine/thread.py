@@ -23,8 +23,8 @@ from gevent.event import Event
 from gevent.exceptions import HubDestroyed
 from gevent.pool import Group
 
-from .._codes import KKP2P_ERROR_START_THREAD_POOL, KKP2P_ERROR_SYSTEM_INTERNAL
-from .._errors import EngineClosed, KKP2PError, from_os_error
+from .._codes import KKP2P_ERROR_START_THREAD_POOL
+from .._errors import EngineClosed, KKP2PError, OurFault, from_os_error
 from .._io import Signal
 
 __all__ = ["EngineThread", "native_thread"]
@@ -225,7 +225,7 @@ class _Command:
             self.error = error
         except Exception as error:  # noqa: BLE001 - becomes a code for the caller and a log entry
             self._log.exception("bug in %r", self._function)
-            self.error = KKP2PError(repr(error), KKP2P_ERROR_SYSTEM_INTERNAL)
+            self.error = OurFault(f"a fault of ours: {error!r}")
 
     def abandon(self, discard: Callable[[Any], object] | None) -> None:
         """Nobody waits any more.  The greenlet may still finish before the kill reaches it."""

@@ -11,13 +11,13 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cryptography.exceptions import InvalidTag
+from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 
-from .._errors import BadPacket
+from .._errors import BadPacket, NotSupported
 
 __all__ = [
     "DATA",
@@ -30,6 +30,7 @@ __all__ = [
     "Sealer",
     "agree",
     "derive_keys",
+    "make_private_key",
 ]
 
 # Record types.
@@ -52,6 +53,14 @@ class DirectionKeys:
 
     key: bytes
     nonce_base: bytes
+
+
+def make_private_key() -> X25519PrivateKey:
+    """For one call; NotSupported where the host's cryptography may not (FIPS 140 mode)."""
+    try:
+        return X25519PrivateKey.generate()
+    except UnsupportedAlgorithm as error:
+        raise NotSupported(f"the cryptography of this host has no X25519: {error}") from error
 
 
 def derive_keys(

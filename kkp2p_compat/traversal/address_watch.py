@@ -44,7 +44,7 @@ MESSAGE_BYTES = 1  # of each that are read; the kernel drops the rest
 
 
 def look() -> object:
-    """What is watched, at this moment; equal when nothing has changed.  0.1 ms per interface."""
+    """What is watched, at this moment; equal when nothing has changed."""
     ports = {int(socket.AF_INET): 1, int(socket.AF_INET6): 1}
     return [candidate.address for candidate in host_candidates(ports)], default_routes()
 
@@ -128,7 +128,7 @@ class AddressWatch:
     def _try_to_look(self) -> object:
         try:
             seen = self._look()
-        except (OSError, RuntimeError) as error:  # out of descriptors: OSError, or netifaces' own
+        except OSError as error:  # out of descriptors
             if not self._failing:
                 self._log.warning("cannot look at the addresses of this host: %s", error)
             self._failing = True

@@ -16,11 +16,10 @@ import functools
 import ipaddress
 import socket
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
-
-import netifaces
+from typing import NamedTuple
 
 from .._errors import BadPacket
+from .interfaces import interfaces, source_addresses
 from .stun import Address
 
 __all__ = [
@@ -66,8 +65,6 @@ NEVER = [
     ipaddress.ip_network(text)
     for text in ("0.0.0.0/8", "240.0.0.0/4", "::ffff:0:0/96", "::/128", "fec0::/10")
 ]
-# Addresses behind the default routes: of the documentation networks (RFC 5737, RFC 3849).
-FAR = {int(socket.AF_INET6): "2001:db8::1", int(socket.AF_INET): "198.51.100.1"}
 
 
 class Candidate(NamedTuple):
@@ -93,7 +90,7 @@ def host_candidates(
 
     ``ports``: the bound port for each address family that we have a socket of.
     ``addresses``: of this host, the preferred interface's first; read from the system by default.
-    Asks the system, 0.1 ms for each interface, and so tells the state of this moment.
+    Asks the system, so it tells the state of this moment; OSError: it has no descriptors left.
     """
     usable = [
         ip
@@ -137,38 +134,8 @@ def _without_those_that_name_the_device(found: list[IPAddress]) -> list[IPAddres
 
 def _own_addresses() -> list[str]:
     """What leaves by the default routes first, then every interface's in the kernel's order."""
-    found = [ip for family in FAR for ip in _source_address(family)]
-    for _, name in socket.if_nameindex():
-        try:
-            entries: dict[Any, Any] = netifaces.ifaddresses(name)
-        except ValueError:  # it went away just now
-            continue
-        for family in (netifaces.AF_INET6, netifaces.AF_INET):
-            found += [entry["addr"] for entry in entries.get(family, []) if "addr" in entry]
-    return [ip for ip in dict.fromkeys(found) if _works(ip)]
-
-
-def _works(ip: str) -> bool:
-    """An IPv6 address whose link is down, or that another host has too, takes no packets."""
-    try:
-        with socket.socket(family_of(ip), socket.SOCK_DGRAM) as probe:
-            probe.bind((ip, 0))
-            return True
-    except OSError:
-        return False
-
-
-def _source_address(family: int) -> list[str]:
-    """The address that the system would send from, if it has a way out at all.
-
-    Connecting a UDP socket sends nothing.  (The list of gateways of netifaces2 starts a process.)
-    """
-    try:
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect((FAR[family], 9))
-            return [probe.getsockname()[0]]
-    except OSError:  # no such family, or no route
-        return []
+    listed = (interface.address for interface in interfaces())
+    return list(dict.fromkeys([*source_addresses(), *listed]))
 
 
 def _priority(kind_preference: int, local_preference: int) -> int:

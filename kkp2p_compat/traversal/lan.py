@@ -28,7 +28,6 @@ from logging import INFO, WARNING, Logger
 from typing import Any
 
 import gevent
-import netifaces
 from gevent import socket
 from gevent.pool import Pool
 
@@ -36,6 +35,7 @@ from .._codes import KKP2P_ERROR_SOCKET_BIND, KKP2P_ERROR_SOCKET_REUSE_ADDR
 from .._errors import BadPacket, KKP2PError, TimedOut, from_os_error
 from .._io import READ, time_limit
 from ..transport.udp.events import Address
+from .interfaces import interfaces
 from .lan_wire import (
     ANSWER,
     ID_BYTES,
@@ -56,7 +56,7 @@ FIRST_REPEAT_S = 0.05  # an answer on a LAN takes a few ms: one that is not ther
 MAX_REPEAT_S = 1.0  # reached after five repeats; a peer that comes later is found within it
 MAX_ANSWERING = 32  # answers that are being made at once, by one responder
 READS_PER_TURN = 64  # datagrams read before others of the hub get their turn
-NETWORKS_S = 1.0  # how long the list of this host's networks is trusted; making it takes 0.25 ms
+NETWORKS_S = 1.0  # how long the list of this host's networks is trusted
 
 LIMITS = (Verdict.LIMIT, Verdict.SOURCE_LIMIT)  # what is worth a line in the log
 
@@ -79,24 +79,24 @@ class _Once:
 
 def _networks(once: _Once) -> list[tuple[str, ipaddress.IPv4Interface]]:
     """The IPv4 networks of this host, and their interfaces' names."""
-    found = []
     try:
-        for name in netifaces.interfaces():
-            entries: dict[Any, Any] = netifaces.ifaddresses(name)
-            for entry in entries.get(netifaces.AF_INET, []):
-                interface = ipaddress.IPv4Interface(f"{entry['addr']}/{entry['mask']}")
-                found.append((name, interface))
-    except RuntimeError as error:  # what netifaces raises when it is out of descriptors
+        found = interfaces()
+    except OSError as error:
         once.warn("networks", "cannot list the interfaces: %s", error)
-    return found
+        return []
+    return [
+        (name, ipaddress.IPv4Interface(f"{address}/{bits}"))
+        for name, address, bits in found
+        if ":" not in address
+    ]
 
 
 def _broadcasts(once: _Once) -> list[str]:
     """Every network's broadcast address, loopback's last: peers see our address on the LAN first.
 
-    Computed: netifaces reports the interface's own address where none was configured, and the
-    kernel has a broadcast route for this one in any case.  Not 255.255.255.255: the kernel sends it
-    to one interface only, and to none without a default route.
+    Computed: none may be configured, but the kernel has a broadcast route for this one anyway.
+    Not 255.255.255.255: the kernel sends it to one interface only, and to none without a default
+    route.
     """
     found: dict[str, bool] = {}
     for name, interface in _networks(once):

@@ -51,8 +51,8 @@ def default_routes(proc: Path = PROC) -> list[DefaultRoute]:
             found.append((int(fields[3], 16), int(fields[6]), route))
     found.sort(key=lambda entry: entry[1])
     of_ipv6: list[tuple[int, int, DefaultRoute]] = []
-    for fields in _lines(proc / "ipv6_route"):
-        if len(fields) >= 10 and fields[0] == NOWHERE and fields[1] == "00":
+    for fields in _lines(proc / "ipv6_route", f"{NOWHERE} 00 "):
+        if len(fields) >= 10:
             hop = ipaddress.IPv6Address(int(fields[4], 16))
             route = DefaultRoute(socket.AF_INET6, str(hop) if int(hop) else "", fields[9])
             of_ipv6.append((int(fields[8], 16), int(fields[5], 16), route))
@@ -61,10 +61,12 @@ def default_routes(proc: Path = PROC) -> list[DefaultRoute]:
     return list(dict.fromkeys(routes))
 
 
-def _lines(path: Path) -> list[list[str]]:
+def _lines(path: Path, start: str = "") -> list[list[str]]:
+    """The fields of those lines that begin so."""
     try:
         with path.open() as file:
-            return [line.split() for line in file.read(MAX_CHARACTERS).splitlines()]
+            lines = file.read(MAX_CHARACTERS).splitlines()
+            return [line.split() for line in lines if line.startswith(start)]
     except OSError:  # another system, or IPv6 is switched off
         return []
 

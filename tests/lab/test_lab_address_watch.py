@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kkp2p_compat.testing.hosts import ip
+from programs import start_cloud
+from test_p2p_transfers import check_ends, start_pair
+
+from kkp2p_compat.testing.hosts import ip, ip_batch
 from kkp2p_compat.testing.lab import Lab
 from kkp2p_compat.testing.programs import Run, output_of, wait_for
 
+MANY_INTERFACES_BYTES = 64 << 20
 PROGRAM = str(Path(__file__).with_name("watched.py"))
 
 
@@ -46,3 +50,19 @@ def test_a_move_to_another_network(lab: Lab, run: Run) -> None:
     net.move(host, second)
     wait_for(watcher, rf"changed .*{host.address}.*gateway='192\.168\.2\.1'")
     watcher.terminate()
+
+
+def test_a_transfer_on_a_host_of_many_interfaces(lab: Lab, run: Run) -> None:
+    """While links come and go there, as on a host of containers."""
+    cloud, one, two = start_cloud(lab, run), lab.host("receiver"), lab.host("sender")
+    pairs = range(100)
+    ip_batch(
+        one.namespace,
+        [f"link add v{n} type veth peer name w{n}" for n in pairs]
+        + [f"address add 10.80.{n}.1/24 dev v{n}" for n in pairs]
+        + [f"link set {side}{n} up" for n in pairs for side in "vw"],
+    )
+    receiver, sender = start_pair(run, cloud, one, two, MANY_INTERFACES_BYTES)
+    for turn in range(20):
+        ip("-n", one.namespace, "link", "set", "w1", "down" if turn % 2 == 0 else "up")
+    assert check_ends(receiver, sender) == MANY_INTERFACES_BYTES

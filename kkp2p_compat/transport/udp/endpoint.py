@@ -26,8 +26,7 @@ from typing import Any, Protocol
 
 from gevent import get_hub
 
-from ..._codes import KKP2P_ERROR_SYSTEM_INTERNAL
-from ..._errors import EngineClosed, KKP2PError
+from ..._errors import EngineClosed, OurFault
 from .deadlines import Deadlines
 from .demultiplex import connection_id, runs
 from .doors import Door, Doors
@@ -452,7 +451,7 @@ class Endpoint:
                 self._log.exception("bug in connection %s: it cannot be closed", name)
         self.remove(member.link)
         try:
-            error = KKP2PError("bug in the connection", KKP2P_ERROR_SYSTEM_INTERNAL)
+            error = OurFault("a fault of ours in the connection")
             member.link.handle_event(Closed(error))
         except Exception:  # noqa: BLE001 - logged; nobody is left to tell
             self._log.exception("bug in the owner of connection %s", name)
