@@ -25,6 +25,7 @@ from gevent.local import local
 
 from . import _io
 from ._api_checks import (
+    check_callers,
     check_context,
     check_engine,
     check_fd,
@@ -152,6 +153,7 @@ def engine_init(conf: engine_conf_t, timeout: int) -> engine_t | None:
     if conf.stun_servers not in (None, ""):
         conf.stun_servers = check_text(conf.stun_servers, "stun_servers")
     stun_servers_of(conf)  # raises what is wrong with them
+    conf.callers = check_callers(conf.callers)
     return engine_t(conf, timeout_s)
 
 

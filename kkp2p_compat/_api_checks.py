@@ -12,13 +12,14 @@ from ._codes import (
     KKP2P_ERROR_SMALL_BUFF,
     MAX_PEER_ID,
 )
-from ._errors import EngineClosed, KKP2PError, ParameterError
+from ._errors import BadPacket, EngineClosed, KKP2PError, ParameterError
 from ._structs import connect_ctx_t
+from .control.callers import Callers, is_peer_id
 from .engine.engine import Engine
 
 __all__ = [
-    "check_context", "check_engine", "check_fd", "check_length", "check_peer_id", "check_text",
-    "check_timeout", "check_type", "check_value",
+    "check_callers", "check_context", "check_engine", "check_fd", "check_length", "check_peer_id",
+    "check_text", "check_timeout", "check_type", "check_value",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -79,12 +80,24 @@ def check_peer_id(value: Any) -> str:
     if isinstance(value, bytes):
         value = value.decode("latin-1")
     value = check_type(value, str, "peer_id")
-    if not 0 < len(value) <= MAX_PEER_ID or not all("!" <= char <= "~" for char in value):
+    if not is_peer_id(value):
         raise KKP2PError(
             f"peer_id {value[:100]!r} is not 1 to {MAX_PEER_ID} printable ASCII characters",
             KKP2P_ERROR_INVALID_PEER_ID,
         )
     return value
+
+
+def check_callers(value: Any) -> str | None:
+    """Of engine_conf_t."""
+    if value is None:
+        return None
+    text = check_text(value, "callers")
+    try:
+        Callers.parse_untrusted(text)
+    except BadPacket as error:
+        raise ParameterError(str(error)) from error
+    return text
 
 
 def check_length(buff: Any, length: Any, *, writable: bool) -> memoryview:

@@ -19,6 +19,7 @@ __all__ = [
     "KKP2PError",
     "LinkLost",
     "LoginRefused",
+    "NotAllowed",
     "NotSupported",
     "OurFault",
     "OutOfDescriptors",
@@ -97,6 +98,10 @@ class CallRefused(KKP2PError):
     """the other peer refuses the call"""
 
     code = _codes.KKP2P_ERROR_OTHER_DISCONNECT
+
+
+class NotAllowed(CallRefused):
+    """this caller may not call us"""
 
 
 # The network's fault.

@@ -42,6 +42,9 @@ class engine_conf_t:
     stun_servers: str | None = None
     """Extension: ``host:port`` of STUN servers, joined with commas, instead of the cloud's own
     (login_domain at login_port).  "": none is asked."""
+    callers: str | None = None
+    """Extension: who may call this engine.  None or "anybody"; "accounts": those who have logged in
+    to the cloud; or their peer ids, joined with commas.  On the LAN everybody is a stranger."""
 
 
 @dataclass
@@ -64,6 +67,9 @@ class channel_t:
     """The caller's connect_desc, as sent."""
     fd: int = -1
     """The descriptor to read and write: a real one, non-blocking."""
+    caller_id: str = ""
+    """Extension: accept: the id under which the caller has logged in to the cloud, which vouches
+    for it; "": a stranger, or a caller on the LAN.  connect: ""."""
 
 
 @dataclass
@@ -140,3 +146,5 @@ class channel_stats_t:
     """On the connection that carries the channel, with all others on it, packet headers, and what
     was repeated; None for the relay."""
     connection_bytes_received: int | None
+    caller_id: str
+    """As in channel_t."""

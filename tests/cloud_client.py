@@ -184,7 +184,9 @@ class Client:
             return True
         raise AssertionError(f"instead of the end: {message}")
 
-    def login(self, peer_id: str, secret: str, binding: bytes | None = None) -> dict[str, Any]:
+    def login(
+        self, peer_id: str, secret: str, binding: bytes | None = None, **more: Any
+    ) -> dict[str, Any]:
         """The last answer: ``welcome`` or ``refused``."""
         if binding is None:
             certificate = self.sock.getpeercert(binary_form=True)
@@ -196,7 +198,7 @@ class Client:
             secret,
             channel_binding=("tls-server-end-point", binding),
         )
-        answer = self.ask("login", v=1, peer=peer_id, scram=scram.get_client_first())
+        answer = self.ask("login", v=1, peer=peer_id, scram=scram.get_client_first(), **more)
         if answer["op"] != "challenge":
             return answer
         scram.set_server_first(answer["scram"])

@@ -83,7 +83,10 @@ STRUCTS = {
         "connect_desc", "fd",
     ],
 }  # fmt: skip
-EXTENSIONS = {"engine_conf_t": ["login_ca", "stun_servers"]}
+EXTENSIONS = {
+    "engine_conf_t": ["login_ca", "stun_servers", "callers"],
+    "channel_t": ["caller_id"],
+}
 
 
 def test_nothing_more_and_nothing_less() -> None:

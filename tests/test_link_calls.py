@@ -59,6 +59,7 @@ def test_calls(open_link: OpenLink) -> None:
         ("timeout", TimedOut, -109),
         ("busy", CallRefused, -108),
         ("left", CallRefused, -108),
+        ("not-allowed", CallRefused, -108),
         ("relay", CallRefused, -108),
         ("unsupported", NotSupported, -106),
         ("limit", LinkLost, -107),

@@ -15,6 +15,7 @@ from kkp2p_compat.cloud import calls as calls_module
 from kkp2p_compat.cloud.calls import Calls
 from kkp2p_compat.cloud.limits import Gatekeeper
 from kkp2p_compat.cloud.settings import Limits
+from kkp2p_compat.control.callers import ANYBODY
 
 LIMITS = Limits(
     open_calls=6, open_calls_per_address=8, kept_calls=4, kept_calls_per_address=5,
@@ -30,6 +31,7 @@ class FakeConnection:
         self.peer_id = peer_id
         self.host = host
         self.nat = None
+        self.callers = ANYBODY
         self.outgoing: dict[int, Any] | None = None
         self.kept: dict[int, Any] | None = None
         self.incoming: set[Any] | None = None

@@ -8,7 +8,6 @@ the accounts live in memory and end with the process.
 from __future__ import annotations
 
 import os
-import re
 import sqlite3
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import NamedTuple
 from scramp import ScramException, ScramMechanism
 
 from .._codes import MAX_PEER_ID
+from ..control.callers import is_peer_id as valid_peer_id
 
 __all__ = ["Accounts", "UnknownAccount", "Verifier", "default_data", "valid_peer_id"]
 
@@ -26,7 +26,6 @@ ITERATIONS = 16_384
 
 _FILE = "accounts.db"
 _BUSY_TIMEOUT_S = 5.0  # our choice: how long a writer waits for another
-_PEER_ID = re.compile(rf"[!-~]{{1,{MAX_PEER_ID}}}", re.ASCII)
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS accounts (
     peer_id TEXT PRIMARY KEY,
@@ -56,11 +55,6 @@ def default_data() -> Path:
     """Where a cloud keeps its files when nobody says otherwise (XDG base directories)."""
     base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
     return Path(base) / "kkp2p" / "cloud"
-
-
-def valid_peer_id(value: object) -> bool:
-    """1 to 32 printable ASCII characters without spaces (docs/protocol.rst)."""
-    return isinstance(value, str) and _PEER_ID.fullmatch(value) is not None
 
 
 class Accounts:

@@ -130,6 +130,11 @@ class Calls:
         if callee is None:
             caller.send(encode("declined", call=number, reason="offline"))
             return
+        if not callee.callers.allow(caller.peer_id):
+            who = caller.peer_id or "a stranger"
+            self._gate.refused(caller.host, f"{who} may not call {callee_id}")
+            caller.send(encode("declined", call=number, reason="not-allowed"))
+            return
         self._open(caller, number, callee, budget_ms, offer)
 
     def _open(

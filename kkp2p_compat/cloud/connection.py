@@ -22,6 +22,7 @@ from gevent import get_hub, ssl
 from gevent.pool import Group
 
 from .._errors import BadPacket
+from ..control.callers import ANYBODY
 from ..control.wire import LineReader, Message, encode
 from ..transport import tcp
 from .limits import Gatekeeper
@@ -80,6 +81,7 @@ class Connection:
         "_writable",
         "call_tokens",
         "call_tokens_at",
+        "callers",
         "comes_again",
         "deadline",
         "host",
@@ -118,6 +120,7 @@ class Connection:
         self.verifier: Any = None
         self.login: Any = None  # under way
         self.session = ""  # which program's login it is
+        self.callers = ANYBODY  # who may call it
         self.comes_again = False  # it was logged in before, and lost its connection
         self.nat: str | None = None  # JSON: what it has told of its NAT
         self.outgoing: dict[int, Any] | None = None  # calls made, not answered yet

@@ -11,6 +11,7 @@ import logging
 from typing import Any
 
 from .._errors import BadPacket
+from ..control.callers import MAX_TOLD_CHARS, Callers
 from ..control.wire import PROTOCOL_VERSION, Message, encode
 from .accounts import Accounts, valid_peer_id
 from .calls import Calls, RelayPlace, peer_id_untrusted
@@ -107,6 +108,7 @@ class Track(Service):
             if not isinstance(session, str) or len(session) > MAX_SESSION_CHARS:
                 raise LoginRefused("bad-message", "not a session")
             connection.session = session
+            connection.callers = Callers.parse_untrusted(message.get("callers"), MAX_TOLD_CHARS)
             connection.comes_again = message.get("again") is True
             connection.must_finish(self._limits.handshake_s)
             connection.login = Login(self._accounts, self._binding, str(peer_id))
@@ -114,6 +116,8 @@ class Track(Service):
             connection.send(encode("challenge", scram=answer))
         except LoginRefused as error:
             self._refuse_login(connection, peer_id, error)
+        except BadPacket as error:
+            self._refuse_login(connection, peer_id, LoginRefused("bad-message", str(error)))
 
     def _on_proof(self, connection: Connection, message: Message) -> None:
         login = connection.login

@@ -88,8 +88,9 @@ class CloudClient:
         self, login_domain: str, port: int, addresses: list[str], log: Logger, *,
         ca_file: str | None, on_offer: OfferHandler,
         on_login_lost: Callable[[KKP2PError], object],
-        on_login: Callable[[], object] | None = None,
+        on_login: Callable[[], object] | None = None, callers: str | None = None,
     ) -> None:  # fmt: skip
+        """``callers``: who may call us (engine_conf_t); the tracks are told."""
         self.addresses = addresses
         self._domain = login_domain
         self._port = port
@@ -98,6 +99,7 @@ class CloudClient:
         self._on_offer = on_offer
         self._on_login_lost = on_login_lost
         self._on_login = on_login
+        self._callers = callers
         self._rng = random.Random()
         self._links: dict[Address, Link] = {}
         self._opening: WeakValueDictionary[Address, RLock] = WeakValueDictionary()
@@ -188,7 +190,7 @@ class CloudClient:
             link, since = None, time.monotonic()
             try:
                 link = self._home_link = next(self.links_to(peer_id))
-                link.login(peer_id, secret, session, again=verdict.ready())
+                link.login(peer_id, secret, session, again=verdict.ready(), callers=self._callers)
                 self._log.warning("%s: logged in at %s:%d", peer_id, *link.address)
                 if not verdict.ready():
                     verdict.set(None)

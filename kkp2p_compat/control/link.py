@@ -33,6 +33,7 @@ from .._io import time_limit
 from ..transport import tcp
 from ..transport.relay_wire import parse_address_untrusted
 from .binding import end_point_binding
+from .callers import told
 from .outgoing import OutgoingCall, refusal, show, trickle_untrusted
 from .resolver import numeric
 from .wire import PROTOCOL_VERSION, LineReader, Message, encode
@@ -174,19 +175,21 @@ class Link:
         return [parse_address_untrusted(*track) for track in tracks[:MAX_TRACKS]]
 
     def login(
-        self, peer_id: str, secret: str, session: str | None = None, again: bool = False
-    ) -> None:
+        self, peer_id: str, secret: str, session: str | None = None, again: bool = False,
+        callers: str | None = None,
+    ) -> None:  # fmt: skip
         """SCRAM-SHA-256-PLUS (RFC 5802); raises LoginRefused with -110 or -111.
 
         ``session`` names the login over all its connections, at most 64 characters; ``again``: it
         had one before, and must not take the place of another that was made meanwhile.
+        ``callers``: who may call us (engine_conf_t).
         Afterwards heartbeats run by themselves.  When it fails in any way the link is closed: a
         half-made login cannot be continued.
         """
         self._takes_offers = True  # the first one may come together with the welcome
         logged_in = False
         try:
-            welcome = self._log_in(peer_id, secret, session, again)
+            welcome = self._log_in(peer_id, secret, session, again, callers)
             logged_in = True
         except (ScramException, ValueError) as error:  # ValueError: what should be base64
             raise LoginRefused(
@@ -201,7 +204,9 @@ class Link:
         beat_s = beat if isinstance(beat, int | float) and 0.1 <= beat <= 600 else 25
         self._greenlets.append(gevent.spawn(self._keep_alive, beat_s))
 
-    def _log_in(self, peer_id: str, secret: str, session: str | None, again: bool) -> Message:
+    def _log_in(
+        self, peer_id: str, secret: str, session: str | None, again: bool, callers: str | None
+    ) -> Message:
         try:
             binding = ("tls-server-end-point", end_point_binding(self._certificate))
         except ValueError as error:
@@ -215,7 +220,7 @@ class Link:
             raise LoginRefused(f"no cloud takes such a secret: {error}") from error
         line = encode(
             "login", v=PROTOCOL_VERSION, peer=peer_id, scram=first, session=session,
-            again=again or None,
+            again=again or None, callers=told(callers),
         )  # fmt: skip
         challenge = self._ask(line, "challenge").get("scram")
         client.set_server_first(_challenge_untrusted(challenge))

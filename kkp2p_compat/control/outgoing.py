@@ -39,6 +39,7 @@ _REFUSALS: dict[str, tuple[type[KKP2PError], str]] = {
     "offline": (PeerOffline, "the peer is not online"),
     "busy": (CallRefused, "the peer's accept queue is full"),
     "left": (CallRefused, "the peer went offline during the call"),
+    "not-allowed": (CallRefused, "the peer does not take calls from us: only certain callers may"),
     "relay": (CallRefused, "the peer could not reach the relay"),
     "timeout": (TimedOut, "the peer did not answer in time"),
     "limit": (LinkLost, "a limit of the cloud was met"),

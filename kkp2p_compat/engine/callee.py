@@ -13,7 +13,7 @@ import gevent
 from gevent.event import AsyncResult
 
 from .. import _codes
-from .._errors import BadPacket, EngineClosed, KKP2PError, NotSupported, TimedOut
+from .._errors import BadPacket, EngineClosed, KKP2PError, NotAllowed, NotSupported, TimedOut
 from .._io import time_limit
 from ..transport.udp.events import Address
 from ..traversal import lan
@@ -45,13 +45,14 @@ class Incoming:
     ``answer`` and ``trickle`` take a text to the caller; on the LAN there is no trickle.
     ``meeting`` is set when the caller may trickle.  ``go_to_relay`` makes the connection that has
     shown its token, and ``relayed`` gets it if the caller takes it; None where there is no relay.
+    ``caller_id``: of a caller that has logged in, if the cloud vouches for it; else "".
     """
 
     def __init__(
         self, offer: Offer, text: str, own_id: str, name: str, budget_s: float,
         answer: Callable[[str], object], trickle: Callable[[str], object] | None = None,
         go_to_relay: Callable[[], object] | None = None,
-        relayed: Callable[[Connection], object] | None = None,
+        relayed: Callable[[Connection], object] | None = None, caller_id: str = "",
     ) -> None:  # fmt: skip
         self.offer = offer
         self.text = text
@@ -62,6 +63,7 @@ class Incoming:
         self.trickle = trickle
         self.go_to_relay = go_to_relay
         self.relayed = relayed
+        self.caller_id = caller_id
         self.meeting: Meeting | None = None
 
 
@@ -105,8 +107,9 @@ class Callee:
                 moved.try_path(path[0])
                 return
             info = LinkInfo(
-                call.name, call.own_id, timeline, meeting.plan, half.direct, asked, None
-            )
+                call.name, call.own_id, timeline, meeting.plan, half.direct, asked, None,
+                call.caller_id,
+            )  # fmt: skip
             self._direct.add_link(info, keys, path)
 
         with underlay.meeting(half, asked, keys, timeline, call.trickle, False) as meeting:
@@ -189,6 +192,8 @@ class Callee:
 
         def answer() -> None:
             try:
+                if not self._engine.callers.allow(None):
+                    raise NotAllowed("callers on the LAN have no account")
                 self.answer(Incoming(offer, text, peer_id, name, LAN_MEETING_S, answered.set))
             except KKP2PError as error:
                 if not answered.ready():

@@ -56,6 +56,7 @@ class Channel:
     channel_type = KKP2P_TCP_CHANNEL
     transmit_mode = TRANSMIT_RELAY
     is_ipv6 = False
+    caller_id = ""  # of who called us, if the cloud vouches for it
 
     def __init__(
         self, engine: Engine, connection: Connection | DirectConnection, peer_id: str, fd: int
@@ -85,6 +86,7 @@ class Channel:
         channel.is_ipv6_p2p = int(self.is_ipv6)
         channel.connect_desc = self.desc
         channel.fd = self.fd
+        channel.caller_id = self.caller_id
 
     def owns_fd(self) -> bool:
         """Whether the number still is our socket: the application may have closed it itself."""

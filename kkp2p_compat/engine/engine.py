@@ -29,6 +29,7 @@ from .._errors import (
     EngineClosed,
     KKP2PError,
     LinkLost,
+    NotAllowed,
     NotSupported,
     OurFault,
     OutOfDescriptors,
@@ -38,6 +39,7 @@ from .._errors import (
 )
 from .._io import time_limit
 from .._structs import connect_ctx_t, engine_conf_t
+from ..control.callers import Callers, is_peer_id
 from ..control.client import CloudClient
 from ..control.link import Address, Link
 from ..control.resolver import resolve
@@ -85,6 +87,7 @@ class Engine:
 
     def __init__(self, conf: engine_conf_t, timeout_s: float) -> None:
         self.conf = dataclasses.replace(conf)
+        self.callers = Callers.parse_untrusted(conf.callers)
         self.log = _open_log(conf)
         self.thread = EngineThread(self.log)
         self.channels: dict[int, Channel] = {}
@@ -208,7 +211,7 @@ class Engine:
             self.client = CloudClient(
                 conf.login_domain, conf.login_port, addresses, self.log, ca_file=conf.login_ca,
                 on_offer=self._handle_offer, on_login_lost=self._handle_login_lost,
-                on_login=self.direct.handle_login,
+                on_login=self.direct.handle_login, callers=conf.callers,
             )  # fmt: skip
             self.stun_servers = self._find_stun_servers(addresses)
             self.thread.spawn(self.client.prepare)
@@ -371,6 +374,8 @@ class Engine:
 
     def _answer(self, link: Link, message: Message) -> None:
         try:
+            if not self.callers.allow(_caller_id(message)):  # an old track lets everybody through
+                raise NotAllowed
             text, budget_ms = message.get("offer"), message.get("ms")
             offer = parse_offer_untrusted(text)
             if not isinstance(budget_ms, int) or not 0 < budget_ms <= MAX_BUDGET_MS:
@@ -382,7 +387,7 @@ class Engine:
             self.log.info("%s: a call from %s failed: %s", self._peer_id, _caller(message), error)
             reasons = {
                 NotSupported: "unsupported", BadPacket: "bad-message", TimedOut: "timeout",
-                CallRefused: "busy",
+                CallRefused: "busy", NotAllowed: "not-allowed",
             }  # fmt: skip
             self._decline(link, message, reasons.get(type(error), "relay"))
         except Exception:  # logged; the caller may have another way
@@ -405,8 +410,7 @@ class Engine:
         try:
             with time_limit(budget_s, TimedOut("the caller did not come to the relay")):
                 connection = answer_call(link, message, offer, str(message.get("offer")))
-            channel = adopt(self, connection, self._peer_id)
-            self._log_accepted(channel, message)
+            channel = self._adopt_relayed(connection, message)
         finally:
             if channel is None:
                 self.accepted.release()
@@ -423,7 +427,7 @@ class Engine:
             lambda text: link.send(encode("answer", call=key[1], answer=text)),
             functools.partial(link.trickle_back, key[1]),
             lambda: go_to_relay(message.get("relay"), link),
-            lambda connection: self._take_relayed(connection, message),
+            lambda connection: self._take_relayed(connection, message), _caller_id(message),
         )  # fmt: skip
         try:
             self.direct.callee.answer(call)
@@ -436,8 +440,7 @@ class Engine:
         try:
             self._reserve()
             try:
-                channel = adopt(self, connection, self._peer_id)
-                self._log_accepted(channel, message)
+                channel = self._adopt_relayed(connection, message)
             finally:
                 if channel is None:
                     self.accepted.release()
@@ -448,11 +451,14 @@ class Engine:
         if not self.accepted.put(channel):
             channel.discard()
 
-    def _log_accepted(self, channel: Channel, message: Message) -> None:
+    def _adopt_relayed(self, connection: Connection, message: Message) -> Channel:
+        channel = adopt(self, connection, self._peer_id)
+        channel.caller_id = _caller_id(message)
         self.log.info(
             "%s: channel %d: accepted by relay from %s, desc %d",
             self._peer_id, channel.channel_id, _caller(message), channel.desc,
         )  # fmt: skip
+        return channel
 
     def _handle_offered(self, link: PeerLink, offered: ChannelOffered) -> None:
         """A peer opens a channel on a live link."""
@@ -475,6 +481,7 @@ class Engine:
             link.refuse(offered.stream_id, REFUSED_BUSY)
             self.log.error("%s: a channel from %s failed: %s", link.info.own_id, link.name, error)
             return
+        channel.caller_id = link.info.caller_id
         link.accept(offered.stream_id)
         self.log.info(
             "%s: channel %d: accepted by p2p from %s, desc %d",
@@ -518,8 +525,14 @@ class Engine:
 
 def _caller(message: Message) -> str:
     """Who calls, for the log: the cloud knows those that have logged in."""
+    peer_id = _caller_id(message)
+    return repr(peer_id) if peer_id else "a stranger"
+
+
+def _caller_id(message: Message) -> str:
+    """The id that the cloud vouches for; "" for a stranger."""
     peer_id = message.get("from")
-    return repr(peer_id[: _codes.MAX_PEER_ID]) if isinstance(peer_id, str) else "a stranger"
+    return str(peer_id) if is_peer_id(peer_id) else ""
 
 
 def _open_log(conf: engine_conf_t) -> EngineLog:

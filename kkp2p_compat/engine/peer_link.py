@@ -53,6 +53,7 @@ class LinkInfo:
     ours: DirectOffer
     theirs: DirectOffer
     dials: str | None  # whom to call again when the path is dead; None: the peer will call us
+    caller_id: str = ""  # of who called us, if the cloud vouches for it
 
     @property
     def is_caller(self) -> bool:

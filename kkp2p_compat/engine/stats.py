@@ -54,6 +54,7 @@ def channel_stats(engine: Engine, channel_id: int) -> channel_stats_t:
         set_up_s=channel.set_up_s,
         steps=tuple(timeline.steps),
         age_s=time.monotonic() - channel.made_at,
+        caller_id=channel.caller_id,
         **fields,
     )
 

@@ -1,0 +1,61 @@
+"""Who may call a peer: anybody, those who have logged in, or the ids of a list.
+
+The peer tells its track with its login, and the track refuses a call before anything of it reaches
+the peer.  The peer's engine judges by the same rule, as an old track knows nothing of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .._codes import MAX_PEER_ID
+from .._errors import BadPacket
+
+__all__ = ["ANYBODY", "MAX_TOLD_CHARS", "Callers", "is_peer_id", "told"]
+
+MAX_CHARS = 65_536  # our choice: 2,000 ids of full length
+# docs/protocol.rst: of a login, which is a stranger's line until it is proved.
+MAX_TOLD_CHARS = 2048
+
+
+def is_peer_id(value: object) -> bool:
+    """1 to 32 printable ASCII characters without spaces."""
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_PEER_ID:
+        return False
+    return all("!" <= char <= "~" for char in value)
+
+
+@dataclass(frozen=True)
+class Callers:
+    """``listed``: the ids that may call; None: every caller that has logged in."""
+
+    strangers: bool
+    listed: frozenset[str] | None = None
+
+    @classmethod
+    def parse_untrusted(cls, text: str | None, longest: int = MAX_CHARS) -> Callers:
+        """ "anybody" or None, "accounts", or ids joined with commas; BadPacket if it is neither."""
+        if text is None or text == "anybody":
+            return ANYBODY
+        if text == "accounts":
+            return cls(strangers=False)
+        if not isinstance(text, str) or len(text) > longest:
+            raise BadPacket(f"callers is not a text of at most {longest} characters")
+        ids = text.split(",")
+        if not all(map(is_peer_id, ids)):
+            raise BadPacket('callers is neither "anybody" nor "accounts", nor peer ids and commas')
+        return cls(strangers=False, listed=frozenset(ids))
+
+    def allow(self, peer_id: str | None) -> bool:
+        """Whether this caller may call; None or "": it has not logged in."""
+        if not peer_id:
+            return self.strangers
+        return self.listed is None or peer_id in self.listed
+
+
+ANYBODY = Callers(strangers=True)
+
+
+def told(text: str | None) -> str | None:
+    """What a login says of it.  A list that is too long for one is the engine's own to judge by."""
+    return "accounts" if text is not None and len(text) > MAX_TOLD_CHARS else text
