@@ -316,7 +316,7 @@ def test_a_resolver_that_fails_is_asked_now_and_then_only(
     monkeypatch.setattr(client_module, "resolve", fail)
     server = serve(all_here(lambda visitor: visitor.wait_until_gone()))
     client = make(server)
-    client._name = "p2p.example"
+    client._moves = True
     client._resolved_at -= client_module.RESOLVE_AGAIN_S + 1
     for _ in range(5):
         next(client.links_to("bob")).close()

@@ -12,10 +12,11 @@ from random import Random
 import gevent
 import pytest
 from gevent.event import Event
+from line_server import wait_for
 from stun_support import start_responder
 from support import PATIENCE_S
 
-from kkp2p_compat._errors import BadPacket, OutOfDescriptors, TimedOut
+from kkp2p_compat._errors import BadPacket, KKP2PError, OutOfDescriptors, TimedOut
 from kkp2p_compat.cloud.stun import respond_untrusted
 from kkp2p_compat.engine import own_addresses
 from kkp2p_compat.engine.own_addresses import OwnAddresses
@@ -248,6 +249,29 @@ def test_nobody_to_ask(make: Maker, inside: None) -> None:
         own.sample_ports(1)
     assert own.measure_lifetime(10.0) is None
     own.close()
+
+
+def test_a_server_that_moves_is_followed_and_a_resolver_that_fails_takes_none_away(
+    make: Maker, inside: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter([["203.0.113.99"], [SERVER[0]], None])
+
+    def resolve(name: str, timeout_s: float) -> list[str]:
+        assert name == "cloud.example"
+        answer = next(answers)
+        if answer is None:
+            raise KKP2PError("no resolver")
+        return answer
+
+    monkeypatch.setattr(own_addresses, "resolve", resolve)
+    own = make(Network(PORT_RESTRICTED), ("cloud.example", SERVER[1]))
+    wait_for(lambda: own.udp_blocked)
+    own.refresh("in place of BLOCKED_RECHECK_S")
+    wait_for(lambda: [mapped[0] for mapped in own.found[socket.AF_INET].mapped] == [OUTSIDE])
+    before = own.found[socket.AF_INET]
+    own.refresh("the resolver is down")
+    wait_for(lambda: own.found[socket.AF_INET] is not before)
+    assert [mapped[0] for mapped in own.found[socket.AF_INET].mapped] == [OUTSIDE]
 
 
 def test_a_name_that_does_not_resolve(make: Maker, inside: None) -> None:

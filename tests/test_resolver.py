@@ -18,7 +18,7 @@ import kkp2p_compat as kkp2p
 from kkp2p_compat import _codes
 from kkp2p_compat._errors import KKP2PError
 from kkp2p_compat.control import resolver
-from kkp2p_compat.control.resolver import is_address, numeric, resolve, split_domain
+from kkp2p_compat.control.resolver import addresses_of, is_address, resolve, split_domain
 
 Answers = dict[str, list[str] | Exception]
 
@@ -127,7 +127,7 @@ def test_codes(dns: Answers, answer: Any, code: int) -> None:
     assert caught.value.code == code
     assert "p2p.example" in str(caught.value)
     with pytest.raises(KKP2PError):
-        numeric("p2p.example", PATIENCE_S)
+        addresses_of("p2p.example", PATIENCE_S)
 
 
 @pytest.mark.parametrize(("answer", "code"), CODES)
@@ -197,7 +197,7 @@ def test_a_resolver_that_floods_is_cut(dns: Answers) -> None:
 
 def test_addresses_need_no_resolver(dns: Answers) -> None:
     assert resolve("1.2.3.4|::1", 0) == ["1.2.3.4", "::1"]
-    assert numeric("::1", 0) == "::1"
+    assert addresses_of("::1", 0) == ["::1"]
 
 
 def test_the_real_resolver_knows_localhost() -> None:

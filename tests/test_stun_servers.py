@@ -51,3 +51,17 @@ def test_malformed(engine_conf: Callable[..., kkp2p.engine_conf_t], text: str) -
     assert kkp2p.engine_init(conf, 0) is None
     assert kkp2p.error_no() in (-101, -106)
     assert kkp2p.engine_init(engine_conf(stun_servers=7), 0) is None
+
+
+def test_what_an_engine_asks_is_what_was_parsed(
+    engine_conf: Callable[..., kkp2p.engine_conf_t],
+) -> None:
+    """Also of the cloud by its name, which is looked up again when the cloud has moved."""
+    for fields, servers in (
+        ({"login_domain": "localhost", "login_port": 1}, [("localhost", 1)]),
+        ({"stun_servers": " localhost:1 , [::1]:2"}, [("localhost", 1), ("::1", 2)]),
+    ):
+        engine = kkp2p.engine_init(engine_conf(**fields), 5000)
+        assert engine is not None
+        assert engine.stun_servers == servers
+        kkp2p.engine_destroy(engine)

@@ -34,8 +34,9 @@ from .._errors import (
     LinkLost,
     LoginRefused,
 )
+from ..transport import dial
 from .link import Address, Link, OfferHandler
-from .resolver import is_address, resolve
+from .resolver import is_address, resolve, split_domain
 from .wire import Message
 
 __all__ = ["Backoff", "CloudClient"]
@@ -104,7 +105,8 @@ class CloudClient:
         self._links: dict[Address, Link] = {}
         self._opening: WeakValueDictionary[Address, RLock] = WeakValueDictionary()
         self._being_opened: set[Link] = set()
-        self._entry_lock = RLock()
+        self._entering: AsyncResult[Link] | None = None  # an entry that is being opened
+        self._entry_greenlet: gevent.Greenlet[..., None] | None = None
         self._tracks: OrderedDict[str, tuple[float, list[Address]]] = OrderedDict()
         self._home: gevent.Greenlet[..., None] | None = None
         self._home_link: Link | None = None
@@ -113,9 +115,10 @@ class CloudClient:
         self._changes = 0  # of the network, as far as we were told
         self._changed_at = -HURRY_S
         self._changed = Event()  # ends a pause
-        self._failed: set[Address] = set()  # of the login addresses
+        self._failed: set[str] = set()  # of the login addresses
         self._warned = False  # that a certificate was not verified
         self._name = None if "|" in login_domain or is_address(login_domain) else login_domain
+        self._moves = not all(map(is_address, split_domain(login_domain)))
         self._must_verify = ca_file is not None
         self._verified = _system_context() if ca_file is None else _context(ca_file)
         self._unverified = _bare_context()
@@ -180,6 +183,8 @@ class CloudClient:
     def close(self) -> None:
         self._closed = True
         self.logout()
+        if self._entry_greenlet is not None:
+            self._entry_greenlet.kill(block=False)
         for link in list(self._links.values()):
             link.close(EngineClosed())
 
@@ -267,29 +272,59 @@ class CloudClient:
             link.tell_nat(self._nat)
 
     def _entry(self) -> Link:
-        """An open link to one of the login addresses: at random, the others on failure."""
-        with self._entry_lock:
-            for host in self.addresses:
-                link = self._link((host, self._port))
-                if link is not None:
-                    return link
-            if self._name is not None and time.monotonic() - self._resolved_at > RESOLVE_AGAIN_S:
-                self._resolve_again()
-            addresses = [(address, self._port) for address in self.addresses]
-            self._rng.shuffle(addresses)
-            addresses.sort(key=self._failed.__contains__)  # those that failed last time come last
-            problem: KKP2PError | None = None
-            for address in addresses:
-                if problem is not None:
-                    self._log.error("%s; trying another address", problem)
-                try:
-                    self._failed.add(address)  # also when our caller's time is up meanwhile
-                    link = self._open(address)
-                    self._failed.discard(address)
-                    return link
-                except CloudUnreachable as error:
-                    problem = error
-            raise problem or CloudUnreachable()
+        """An open link to the login address that answers first.
+
+        All who need one wait for the same attempt, each for as long as it has time.
+        """
+        for host in self.addresses:
+            link = self._link((host, self._port))
+            if link is not None:
+                return link
+        if self._closed:
+            raise EngineClosed
+        if self._entering is None:
+            self._entering = AsyncResult()
+            self._entry_greenlet = gevent.spawn(self._enter, self._entering)
+        return self._entering.get()
+
+    def _enter(self, entering: AsyncResult[Link]) -> None:
+        error: KKP2PError = EngineClosed()  # when killed
+        try:
+            entering.set(self._race_addresses())
+        except KKP2PError as caught:
+            error = caught
+        finally:
+            self._entering = self._entry_greenlet = None
+            if not entering.ready():
+                entering.set_exception(error)
+
+    def _race_addresses(self) -> Link:
+        """In random order, as the C SDK does, but those that failed last time come last."""
+        if self._moves and time.monotonic() - self._resolved_at > RESOLVE_AGAIN_S:
+            self._resolve_again()
+        hosts = list(self.addresses)
+        self._rng.shuffle(hosts)
+        hosts = dial.interleave(hosts)
+        hosts.sort(key=self._failed.__contains__)
+        attempts = [functools.partial(self._try, host) for host in hosts]
+        link = dial.race(attempts, lambda spare: None)  # which is among our links by now
+        for host in hosts[: hosts.index(link.address[0])]:
+            if host in self._failed:
+                self._log.info(
+                    "cloud %s:%d: no answer yet, going on with another", host, self._port
+                )
+        return link
+
+    def _try(self, host: str) -> Link:
+        self._failed.add(host)  # also when another address is quicker
+        try:
+            link = self._open((host, self._port))
+        except CloudUnreachable as error:
+            if len(self.addresses) > 1:  # else who asks tells
+                self._log.error("%s", error)
+            raise
+        self._failed.discard(host)
+        return link
 
     def _resolve_again(self) -> None:
         self._resolved_at = time.monotonic()  # also when it fails: not every caller shall wait

@@ -30,12 +30,12 @@ from .._errors import (
     LoginRefused,
 )
 from .._io import time_limit
-from ..transport import tcp
+from ..transport import dial, tcp
 from ..transport.relay_wire import parse_address_untrusted
 from .binding import end_point_binding
 from .callers import told
 from .outgoing import OutgoingCall, refusal, show, trickle_untrusted
-from .resolver import numeric
+from .resolver import addresses_of
 from .wire import PROTOCOL_VERSION, LineReader, Message, encode
 
 __all__ = ["Address", "Link", "OfferHandler", "OutgoingCall"]
@@ -105,8 +105,8 @@ class Link:
         try:
             with time_limit(OPEN_TIMEOUT_S, late):
                 host, port = self.address
-                self.reached = numeric(host, OPEN_TIMEOUT_S), port
-                raw = tcp.connect(*self.reached)
+                raw, address = dial.connect(addresses_of(host, OPEN_TIMEOUT_S), port)
+                self.reached = address, port
                 try:
                     tcp.tune(raw)
                     raw.getpeername()  # fails if it is reset: gevent's wrap_socket would leak it

@@ -19,7 +19,7 @@ from .. import _codes
 from .._errors import KKP2PError
 from .._io import Signal
 
-__all__ = ["MAX_ADDRESSES", "numeric", "resolve", "split_domain"]
+__all__ = ["MAX_ADDRESSES", "addresses_of", "is_address", "resolve", "split_domain"]
 
 MAX_ADDRESSES = 16  # our choice: more login servers than any one peer has use for
 
@@ -86,10 +86,10 @@ def resolve(login_domain: str, timeout_s: float) -> list[str]:
     return addresses[:MAX_ADDRESSES]
 
 
-def numeric(host: str, timeout_s: float) -> str:
-    """An address of a host that another server named; raises as resolve does."""
+def addresses_of(host: str, timeout_s: float) -> list[str]:
+    """The addresses of a host that another server named, at least one; raises as resolve does."""
     (host,) = split_domain(host)
-    return host if is_address(host) else _resolve_name(host, timeout_s)[0]
+    return [host] if is_address(host) else _resolve_name(host, timeout_s)[:MAX_ADDRESSES]
 
 
 def _resolve_name(name: str, timeout_s: float) -> list[str]:

@@ -41,7 +41,7 @@ from .._io import time_limit
 from .._structs import connect_ctx_t, engine_conf_t
 from ..control.callers import Callers, is_peer_id
 from ..control.client import CloudClient
-from ..control.link import Address, Link
+from ..control.link import Link
 from ..control.resolver import resolve
 from ..control.wire import Message, encode
 from ..transport import tcp
@@ -67,6 +67,7 @@ from .direct import Direct, DirectConnection
 from .log import EngineLog
 from .peer_link import PeerLink
 from .proxy import Proxy, Watch
+from .stun_servers import stun_servers_of
 from .thread import EngineThread
 
 __all__ = ["ACCEPT_QUEUE_PLACES", "Engine"]
@@ -88,6 +89,7 @@ class Engine:
     def __init__(self, conf: engine_conf_t, timeout_s: float) -> None:
         self.conf = dataclasses.replace(conf)
         self.callers = Callers.parse_untrusted(conf.callers)
+        self.stun_servers = stun_servers_of(conf)  # names stay names: servers move
         self.log = _open_log(conf)
         self.thread = EngineThread(self.log)
         self.channels: dict[int, Channel] = {}
@@ -101,7 +103,6 @@ class Engine:
         self._pid = os.getpid()
         self._callbacks = Callbacks(CALLBACK_THREADS if conf.enable_engine_thread_pool else 1)
         self.client: CloudClient | None = None
-        self.stun_servers: list[Address] = []
         self._proxies: dict[int, Proxy] = {}
         self._proxy_ids = itertools.count(1)  # never used twice: a late stop_proxy hits nobody
         self.pumps = Group()  # of sealed channels
@@ -213,29 +214,12 @@ class Engine:
                 on_offer=self._handle_offer, on_login_lost=self._handle_login_lost,
                 on_login=self.direct.handle_login, callers=conf.callers,
             )  # fmt: skip
-            self.stun_servers = self._find_stun_servers(addresses)
             self.thread.spawn(self.client.prepare)
             self.direct.start()
-        else:
-            self.stun_servers = self._find_stun_servers([])
         self.thread.spawn(self._sweep)
         self.log.warning(
             "engine started: cloud %s, port %d", conf.login_domain or "none", conf.login_port
         )
-
-    def _find_stun_servers(self, cloud: list[str]) -> list[Address]:
-        """Those that the configuration names, or else the cloud's own, at its port."""
-        conf = self.conf
-        if conf.stun_servers is None:
-            return [(address, conf.login_port) for address in cloud]
-        found = []
-        for text in filter(None, conf.stun_servers.split(",")):
-            host, _, port = text.strip().rpartition(":")
-            if host and port.isdecimal() and 0 < int(port) < 65536:
-                found.append((host.strip("[]"), int(port)))
-            else:
-                self.log.error("stun_servers: %r is not HOST:PORT", text)
-        return found
 
     def _tear_down(self) -> None:
         if self._torn_down is not None:

@@ -107,6 +107,7 @@ class OwnAddresses:
         """What is known by now, by address family."""
         self._endpoint = endpoint
         self._servers = list(servers)
+        self._ips: dict[str, list[str]] = {}  # of the servers, when they were last looked up
         self._log = log
         self._spawn = spawn
         self._mapper = mapper
@@ -232,11 +233,10 @@ class OwnAddresses:
         servers: dict[int, list[Address]] = {}
         for host, port in self._servers:
             try:
-                ips = resolve(host, max(0.1, deadline - _now()))
+                self._ips[host] = resolve(host, max(0.1, deadline - _now()))
             except KKP2PError as error:
                 self._log.info("STUN server %s: %s", host, error)
-                continue
-            for ip in ips:
+            for ip in self._ips.get(host, ()):
                 of_family = servers.setdefault(family_of(ip), [])
                 if len(of_family) < MAX_SERVERS:
                     of_family.append((ip, port))

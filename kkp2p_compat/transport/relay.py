@@ -6,12 +6,13 @@ The caller bounds the time with its own gevent.Timeout.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from gevent import socket
 
 from .._errors import BadPacket, CallRefused, LinkLost, from_os_error
-from . import tcp
+from . import dial, tcp
 from .relay_wire import (
     PAIRED,
     hello,
@@ -36,14 +37,13 @@ def parse_place_untrusted(place: Any, default: tuple[str, int]) -> RelayPlace:
     return host, port, token_from_text_untrusted(token)
 
 
-def open_relay(place: RelayPlace) -> socket.socket:
-    """A TCP connection to the relay (a numeric host) that has shown its token.
+def open_relay(addresses: Sequence[str], port: int, token: bytes) -> socket.socket:
+    """A TCP connection to one of a relay's numeric addresses that has shown its token.
 
     Raises LinkLost or OutOfDescriptors.
     """
-    host, port, token = place
     try:
-        sock = tcp.connect(host, port)
+        sock, _ = dial.connect(addresses, port)
         try:
             tcp.tune(sock)
             sock.sendall(hello(token))
@@ -51,7 +51,7 @@ def open_relay(place: RelayPlace) -> socket.socket:
             sock.close()
             raise
     except OSError as error:
-        raise from_os_error(error, f"relay {host}:{port}") from error
+        raise from_os_error(error, f"relay {addresses[0]}:{port}") from error
     return sock
 
 
