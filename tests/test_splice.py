@@ -316,6 +316,101 @@ def test_no_descriptor_left_for_a_pipe(joined: Joined, monkeypatch: pytest.Monke
     assert joined.close_both() == Outcome(18, 0, None, None)
 
 
+def _count_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one whenever a watcher calls the splice."""
+    calls: list[int] = []
+    run = splice.Splice._run
+
+    def counted(self: splice.Splice, direction: splice._Direction | None) -> None:
+        calls.append(1)
+        run(self, direction)
+
+    monkeypatch.setattr(splice.Splice, "_run", counted)
+    return calls
+
+
+def _turns(count: int) -> None:
+    """Let the loop look at all its sockets so many times."""
+    for _ in range(count):
+        gevent.sleep(0)
+
+
+@pytest.mark.parametrize("ended", [False, True], ids=["open", "ended"])
+def test_an_urgent_byte_stops_nothing(
+    carriers: Carriers, monkeypatch: pytest.MonkeyPatch, ended: bool
+) -> None:
+    """It is delivered in its place, and the loop rests when there is nothing to do."""
+    calls = _count_calls(monkeypatch)
+    left, a = tcp_pair()
+    right, b = tcp_pair()
+    for sock in (a, b):
+        tcp.tune(sock)
+    for piece, flags in ((b"hello", 0), (b"!", socket.MSG_OOB), (b"after", 0)):
+        left.send(piece, flags)
+    if ended:
+        left.shutdown(socket.SHUT_WR)
+    joining = gevent.spawn(join, a, b, carriers)
+    received = b""
+    while len(received) < 11:
+        received += right.recv(100)
+    assert received == b"hello!after"
+    del calls[:]
+    _turns(50)
+    assert len(calls) <= 2  # the end of the stream
+    left.send(b"?", socket.MSG_OOB) if not ended else None
+    left.close()
+    assert _receive_all(right) == (b"" if ended else b"?")
+    right.close()
+    close_both(a, b, joining.get())
+
+
+def test_an_urgent_byte_within_the_budget(carriers: Carriers) -> None:
+    joined = Joined(carriers, budget=3)
+    tcp.tune(joined.a)
+    joined.left.send(b"!", socket.MSG_OOB)
+    joined.left.sendall(b"ab")
+    assert joined.right.recv(1) == b"!"
+    joined.left.send(b"?", socket.MSG_OOB)
+    outcome = joined.close_both()
+    assert isinstance(outcome.error_a, BudgetSpent)
+    assert outcome.bytes_ab == 3
+    joined.left.close()
+    joined.right.close()
+
+
+@pytest.mark.parametrize("step", ["fill", "drain"])
+def test_a_socket_that_is_ready_and_does_nothing_is_left_to_check(
+    carriers: Carriers, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Whatever the reason may be: the loop does not turn for it all the time."""
+    calls = _count_calls(monkeypatch)
+    left, a = tcp_pair()
+    right, b = tcp_pair()
+    outcomes: list[Outcome] = []
+    pair = splice.Splice(a, b, carriers, outcomes.append)
+    pair.start()
+
+    def later(*_: object) -> int:
+        raise BlockingIOError(errno.EAGAIN, "later")
+
+    with monkeypatch.context() as patched:
+        for kind in (splice._Pipe, splice._Buffer):
+            patched.setattr(kind, step, later)
+        left.sendall(b"late")
+        while len(calls) < splice.MAX_FRUITLESS:
+            gevent.sleep(0)
+        del calls[:]
+        _turns(50)
+        assert len(calls) <= 1
+    pair.check()
+    assert right.recv(100) == b"late"
+    for sock in (left, right):
+        sock.close()
+    while not outcomes:
+        gevent.sleep(0.001)
+    close_both(a, b, outcomes[0])
+
+
 def test_killing_join_stops_everything(joined: Joined) -> None:
     _fill(joined.left)
     joined.joining.kill()

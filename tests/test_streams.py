@@ -136,6 +136,21 @@ def test_single_bytes_in_turn(stream: Stream) -> None:
             assert read_exactly(other.fd, 1) == bytes([number])
 
 
+def test_urgent_bytes_stay_in_their_place(oriented: tuple[End, End]) -> None:
+    """The peer has no other way to learn of them; one that comes alone is not held back."""
+    writer, reader = oriented
+    with socket.socket(fileno=os.dup(writer.fd)) as sock:
+        for piece, flags in ((b"hello", 0), (b"!", socket.MSG_OOB), (b"after", 0)):
+            assert sock.send(piece, flags) == len(piece)
+        assert read_exactly(reader.fd, 11) == b"hello!after"
+        assert sock.send(b"?", socket.MSG_OOB) == 1
+        assert read_exactly(reader.fd, 1) == b"?"
+        assert sock.send(b"!", socket.MSG_OOB) == 1
+        assert sock.send(b"the end") == 7
+        sock.shutdown(socket.SHUT_WR)
+    assert read_all(reader.fd) == b"!the end"
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_read_after_the_peer_closed(oriented: tuple[End, End], size: int) -> None:
     """First everything that was sent, then -1, again and again."""

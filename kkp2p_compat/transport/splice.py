@@ -37,6 +37,8 @@ __all__ = ["BudgetSpent", "Carriers", "Outcome", "Splice", "close_both", "join"]
 # without privileges may ask for (/proc/sys/fs/pipe-max-size).
 PIPE_BYTES = 1 << 20
 BUFFER_BYTES = 256 << 10  # our choice: the copy loop's buffer
+PIECE_BYTES = 16 << 10  # our choice: what is copied at once where the kernel does not splice
+MAX_FRUITLESS = 64  # our choice: calls by one watcher without any progress; then ``check`` decides
 IDLE_CARRIERS = 8  # our choice: how many pipes or buffers a pool keeps for the next burst
 CLOSE_TIMEOUT_S = 30.0  # our choice: how long a slow reader may take for the rest of a stream
 
@@ -66,10 +68,15 @@ class _Pipe:
             fcntl.fcntl(self._write, _F_SETPIPE_SZ, PIPE_BYTES)
 
     def fill(self, sock: socket.socket, limit: int) -> int:
-        """Take up to ``limit`` bytes in; call only when nothing is pending."""
-        self.pending = os.splice(
-            sock.fileno(), self._write, min(limit, PIPE_BYTES), flags=_NONBLOCK | _MOVE
-        )
+        """Take up to ``limit`` bytes in; call only when nothing is pending.
+
+        0 proves nothing: Linux's splice goes no further than TCP's urgent mark, where it returns 0
+        (if the end of stream has arrived) or EAGAIN for ever.  Whoever wants to know receives.
+        """
+        with contextlib.suppress(BlockingIOError):
+            self.pending = os.splice(
+                sock.fileno(), self._write, min(limit, PIPE_BYTES), flags=_NONBLOCK | _MOVE
+            )
         return self.pending
 
     def drain(self, sock: socket.socket) -> None:
@@ -88,13 +95,13 @@ class _Buffer:
 
     __slots__ = ("_memory", "_start", "pending")
 
-    def __init__(self) -> None:
-        self._memory = memoryview(bytearray(BUFFER_BYTES))
+    def __init__(self, size: int = BUFFER_BYTES) -> None:
+        self._memory = memoryview(bytearray(size))
         self._start = self.pending = 0
 
     def fill(self, sock: socket.socket, limit: int) -> int:
         self._start = 0
-        self.pending = sock.recv_into(self._memory, min(limit, BUFFER_BYTES))
+        self.pending = sock.recv_into(self._memory, min(limit, len(self._memory)))
         return self.pending
 
     def drain(self, sock: socket.socket) -> None:
@@ -168,13 +175,14 @@ class _Side:
 class _Direction:
     """From ``source`` to ``sink``.  Reads only when nothing is under way; else waits to write."""
 
-    __slots__ = ("carrier", "count", "done", "sink", "source")
+    __slots__ = ("carrier", "count", "done", "fruitless", "sink", "source")
 
     def __init__(self, source: _Side, sink: _Side) -> None:
         self.source = source
         self.sink = sink
         self.carrier: _Pipe | _Buffer | None = None  # what is under way
         self.count = 0  # bytes delivered
+        self.fruitless = 0  # calls in a row that moved nothing
         self.done = False
 
 
@@ -240,6 +248,8 @@ class Splice:
                 side.error = ConnectionResetError(errno.ECONNRESET, "the peer is gone")
             elif tcp.unresponsive(side.sock):
                 side.error = TimeoutError(errno.ETIMEDOUT, "the peer does not answer")
+            if not direction.done:  # the watcher may rest, see _count_fruitless
+                self._watch(direction)
         self._run(None)
 
     def _run(self, direction: _Direction | None) -> None:
@@ -281,6 +291,10 @@ class Splice:
         try:
             if limit > 0:
                 count = carrier.fill(source.sock, limit)
+                if not count and isinstance(carrier, _Pipe):
+                    self._carriers.give_back(carrier)
+                    carrier = _Buffer(PIECE_BYTES)
+                    count = carrier.fill(source.sock, limit)
             else:
                 count = len(source.sock.recv(1, socket.MSG_PEEK))
         except OSError as error:
@@ -289,6 +303,8 @@ class Splice:
                 source.error = source.error or error
             if source.error is not None or self._spent:
                 self._finish(direction)
+            else:
+                self._count_fruitless(direction, source.readable)
             return
         if count and limit > 0:
             direction.carrier = carrier
@@ -312,7 +328,11 @@ class Splice:
         except OSError as error:
             direction.count += before - carrier.pending
             if error.errno in _RETRY:
-                self._wait_for_room(direction)
+                self._watch(direction)
+                if carrier.pending == before:
+                    self._count_fruitless(direction, direction.sink.writable)
+                else:
+                    direction.fruitless = 0
             elif error.errno == errno.EPIPE:
                 self._finish(direction)  # the sink had ended its stream; what it sent is complete
             else:
@@ -324,22 +344,29 @@ class Splice:
         if self._spent:
             self._finish(direction)
         else:
-            self._wait_for_data(direction)
+            direction.fruitless = 0
+            self._watch(direction)
 
-    def _wait_for_room(self, direction: _Direction) -> None:
+    def _watch(self, direction: _Direction) -> None:
+        """Wait for bytes of the source, or for room for those that are under way."""
         source, sink = direction.source, direction.sink
-        source.readable.stop()
-        if sink.writable is None:
-            sink.writable = get_hub().loop.io(sink.sock.fileno(), _WRITE)
-        if not sink.writable.active:
-            sink.writable.start(self._run, direction)
+        if direction.carrier is None:
+            wanted, other = source.readable, sink.writable
+        else:
+            if sink.writable is None:
+                sink.writable = get_hub().loop.io(sink.sock.fileno(), _WRITE)
+            wanted, other = sink.writable, source.readable
+        if other is not None:
+            other.stop()
+        if not wanted.active:
+            wanted.start(self._run, direction)
 
-    def _wait_for_data(self, direction: _Direction) -> None:
-        source, sink = direction.source, direction.sink
-        if sink.writable is not None:
-            sink.writable.stop()
-        if not source.readable.active:
-            source.readable.start(self._run, direction)
+    def _count_fruitless(self, direction: _Direction, watcher: Any) -> None:
+        """A socket that is ready and does nothing must not keep the loop turning."""
+        direction.fruitless += 1
+        if direction.fruitless >= MAX_FRUITLESS and watcher is not None:
+            direction.fruitless = 0
+            watcher.stop()
 
     def _end_sink(self, sink: _Side) -> None:
         try:

@@ -114,11 +114,14 @@ def connect(host: str, port: int) -> gsocket.socket:
 def tune(sock: socket.socket) -> None:
     """Send small writes at once, and find an idle peer that vanished within 30 s.
 
+    An urgent byte (RFC 6093) stays in its place in the stream: what carries the stream on has no
+    other way to tell of it, and by default the byte would be left out.
     TCP_USER_TIMEOUT is left alone on purpose: it would kill a connection whose peer is alive but
     does not read; see ``unresponsive``.
     """
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
     for name, value in (
         ("TCP_KEEPIDLE", KEEPALIVE_IDLE_S),
         ("TCP_KEEPINTVL", KEEPALIVE_INTERVAL_S),
