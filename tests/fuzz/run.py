@@ -1,8 +1,9 @@
 """Fuzz a target: ``python tests/fuzz/run.py TARGET [options and corpus of libFuzzer]``.
 
-For example ``python tests/fuzz/run.py connection -max_total_time=3600 corpus/``: it starts from the
-target's seeds and what is in ``corpus/``, and writes there what it finds new.  ``all`` takes every
-target in turn, chosen by the first byte.  The targets are in wire_targets.py; needs atheris.
+For example ``python tests/fuzz/run.py connection -max_total_time=3600 found/``: it starts from the
+target's seeds, what is kept in corpus/ here, and what is in ``found/``; and writes there what it
+finds new.  ``all`` takes every target in turn, chosen by the first byte.  The targets are in
+wire_targets.py; needs atheris.  campaign.py runs all of them for long, and keeps what is worth it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["kkp2p_compat"]):
-    from wire_targets import TARGETS, Target
+    from wire_targets import TARGETS, Target, kept
 
 NAMES = list(TARGETS)
 
@@ -36,7 +37,7 @@ def main() -> None:
     if target is None:
         sys.exit(f"usage: {program} all|{'|'.join(NAMES)} [options and corpus of libFuzzer]")
     with tempfile.TemporaryDirectory() as seeds:
-        for number, seed in enumerate(target.seeds):
+        for number, seed in enumerate([*target.seeds, *(kept(name) if name in TARGETS else [])]):
             Path(seeds, str(number)).write_bytes(seed)
         # New inputs go to the first folder, which is a corpus if one is given.
         atheris.Setup([program, "-max_len=4096", *options, seeds], target.run)

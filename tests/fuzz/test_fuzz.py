@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from support import ENVIRONMENT, PATIENCE_S
-from wire_targets import TARGETS
+from wire_targets import TARGETS, kept
 
 RUNS = 3000  # inputs, shared by all targets: about ten seconds
 
@@ -20,6 +20,12 @@ def test_seeds_whole_cut_short_and_with_trailing_bytes(name: str) -> None:
         target.run(seed + bytes(20))
         for cut in range(max(0, len(seed) - 300), len(seed) + 1):
             target.run(seed[:cut])
+
+
+@pytest.mark.parametrize("name", list(TARGETS))
+def test_what_long_runs_have_found_is_still_taken(name: str) -> None:
+    for data in kept(name):
+        TARGETS[name].run(data)
 
 
 def test_a_bounded_run_finds_nothing(tmp_path: Path) -> None:

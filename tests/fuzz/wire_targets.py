@@ -9,9 +9,24 @@ from __future__ import annotations
 import dataclasses
 import struct
 from collections.abc import Callable
+from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
+from control_targets import (
+    LINES,
+    MESSAGES,
+    OFFERS,
+    SCRAM,
+    SEARCHES,
+    fuzz_lan_responder,
+    fuzz_lines,
+    fuzz_link,
+    fuzz_login,
+    fuzz_offers,
+    fuzz_relay_hello,
+    fuzz_track,
+)
 from mapping_targets import ANSWERS, SEARCH_ANSWERS, fuzz_mapping, fuzz_search_answer
 from nat_targets import LIES, fuzz_behaviour, fuzz_discovery, fuzz_responder
 
@@ -27,7 +42,9 @@ from kkp2p_compat.traversal.candidates import Candidate, parse_untrusted
 from kkp2p_compat.traversal.check_table import CheckTable
 from kkp2p_compat.traversal.checks import Checks, Credentials
 
-__all__ = ["TARGETS", "Target"]
+__all__ = ["CORPUS", "TARGETS", "Target", "kept"]
+
+CORPUS = Path(__file__).with_name("corpus")  # what long runs found worth keeping, by target
 
 AES = "aes-128-gcm"
 SECRETS = bytes(range(32)), bytes(range(32, 64))
@@ -37,6 +54,11 @@ PEER = ("192.0.2.1", 4000)
 class Target(NamedTuple):
     run: Callable[[bytes], None]
     seeds: list[bytes]  # inputs that get far
+
+
+def kept(name: str) -> list[bytes]:
+    folder = CORPUS / name.replace(" ", "-")
+    return [path.read_bytes() for path in sorted(folder.glob("*"))]
 
 
 def pieces_of(data: bytes) -> list[bytes]:
@@ -418,5 +440,12 @@ TARGETS = {
     "port mapping": Target(fuzz_mapping, ANSWERS),
     "upnp search": Target(fuzz_search_answer, SEARCH_ANSWERS),
     "candidates": Target(fuzz_candidates, [b"host 5 192.0.2.1 9\nsrflx 7 2001:db8::1 10"]),
+    "lines": Target(fuzz_lines, [*(line[1:] for line in LINES), *MESSAGES]),
+    "track": Target(fuzz_track, LINES),
+    "login": Target(fuzz_login, SCRAM),
+    "link": Target(fuzz_link, MESSAGES),
+    "offers": Target(fuzz_offers, OFFERS),
+    "relay hello": Target(fuzz_relay_hello, [b"KKRL\x01" + bytes(54)]),
+    "lan responder": Target(fuzz_lan_responder, SEARCHES),
     "lan": Target(fuzz_lan, [SEARCH, ANSWER, joined(SEARCH, ANSWER, SEARCH)]),
 }

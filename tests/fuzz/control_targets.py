@@ -1,0 +1,345 @@
+"""What strangers and servers send on the control plane, and to a peer that answers on the LAN.
+
+The state machines behind the parsers are the real ones, at sockets that only keep what is sent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import logging
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gevent
+from gevent import ssl
+
+from kkp2p_compat._errors import BadPacket, KKP2PError
+from kkp2p_compat.cloud.accounts import Accounts
+from kkp2p_compat.cloud.connection import _OPEN, Connection
+from kkp2p_compat.cloud.limits import Gatekeeper, Limits
+from kkp2p_compat.cloud.login import Login
+from kkp2p_compat.cloud.track import Track
+from kkp2p_compat.control import link as link_module
+from kkp2p_compat.control.wire import MAX_LINE_BYTES, LineReader, encode
+from kkp2p_compat.engine import calls
+from kkp2p_compat.engine.direct_offer import DirectOffer
+from kkp2p_compat.transport import relay_wire
+from kkp2p_compat.traversal import lan, lan_wire
+
+__all__ = [
+    "ALICE", "LINES", "MESSAGES", "OFFERS", "SCRAM", "SEARCHES", "fuzz_lan_responder", "fuzz_lines",
+    "fuzz_link", "fuzz_login", "fuzz_offers", "fuzz_relay_hello", "fuzz_track",
+]  # fmt: skip
+
+ALICE, SECRET = "alice", "fuzz"
+KEY = bytes(32)
+
+
+log = logging.Logger("fuzz", logging.CRITICAL)
+
+
+@contextlib.contextmanager
+def _no_faults_of_ours() -> Iterator[None]:
+    """The cloud goes on after an exception that nobody expected, and logs it as one."""
+    faults: list[logging.LogRecord] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        if record.exc_info:
+            faults.append(record)
+        return False  # nothing of it is shown
+
+    names = ("connection", "limits", "track")
+    loggers = [logging.getLogger(f"kkp2p_compat.cloud.{name}") for name in names]
+    for logger in loggers:
+        logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(keep)
+    assert not faults, faults[0].exc_info
+
+
+class Wire:
+    """A TLS or UDP socket that has nothing more to say than it was given."""
+
+    def __init__(self) -> None:
+        self.heard: deque[Any] = deque()
+        self.sent = b""
+        self.datagrams: list[tuple[bytes, Any]] = []
+
+    def recv(self, size: int) -> Any:
+        if not self.heard:
+            raise ssl.SSLWantReadError
+        return self.heard.popleft()
+
+    def recvfrom(self, size: int) -> Any:
+        if not self.heard:
+            raise BlockingIOError
+        return self.heard.popleft()
+
+    def send(self, data: Any) -> int:
+        self.sent += bytes(data)
+        return len(data)
+
+    def sendto(self, data: bytes, to: Any) -> None:
+        self.datagrams.append((data, to))
+
+    def close(self) -> None:
+        pass
+
+    unwrap = close
+
+
+def fuzz_lines(data: bytes) -> None:
+    """Whole or in pieces, the same messages; what is held is bounded."""
+    whole, pieces = LineReader(), LineReader()
+    told = _read(whole, [data])
+    step = 1 + len(data) % 7
+    assert _read(pieces, [data[at : at + step] for at in range(0, len(data), step)]) == told
+    for message in told[0]:
+        json.dumps(message, ensure_ascii=False).encode()  # what logs and hashes do
+
+
+def _read(reader: LineReader, pieces: list[bytes]) -> tuple[list[Any], bool]:
+    found = []
+    try:
+        for piece in pieces:
+            reader.feed(piece)
+            for message in reader.messages():
+                found.append(message)
+    except BadPacket:
+        return found, True
+    return found, False
+
+
+# The track.  A piece: one byte (whose connection, and what happens besides), and a line.
+
+STRANGERS = 2
+CALL_ID = b"@call@"  # in a line: the name of the last call that was offered to that connection
+
+
+@functools.cache
+def _accounts() -> Any:
+    """One account, and no file behind it."""
+    with tempfile.TemporaryDirectory() as folder:
+        accounts = Accounts(Path(folder))
+        accounts.add(ALICE, SECRET)
+        verifiers = {ALICE: accounts.get(ALICE)}
+        accounts.close()
+    return SimpleNamespace(get=verifiers.get, version=lambda: 0)
+
+
+def fuzz_track(data: bytes) -> None:
+    with _no_faults_of_ours():
+        _fuzz_track(data)
+
+
+def _fuzz_track(data: bytes) -> None:
+    gate = Gatekeeper(Limits())
+    track = Track(gate, _accounts(), b"binding", [("relay.example", 1)], KEY)
+    ends = [_end(gate, track, f"192.0.2.{number}") for number in range(STRANGERS + 2)]
+    for name, (connection, _) in zip((ALICE, "bob"), ends, strict=False):
+        connection.peer_id = name
+        connection.allow_quiet(60)
+        track._online[name] = connection
+    now = time.monotonic()
+    for how, line in _pieces(data):
+        connection, wire = ends[how & 3]
+        wire.heard.append(line.replace(CALL_ID, _last_call(wire)) + b"\n")
+        if how & 4:
+            wire.heard.append(b"")  # it leaves
+        connection._on_readable()
+        gevent.sleep(0)
+        if how & 8:
+            track.sweep(now := now + 30)
+    for connection, wire in ends:
+        connection._fail("the end")
+        gevent.sleep(0)
+        for line in wire.sent.splitlines():
+            assert len(line) < MAX_LINE_BYTES
+            assert json.loads(line)["op"]
+    gevent.sleep(0)
+    assert (track.online, track.calls) == (0, 0)
+    assert not gate.open_calls
+    assert not gate.kept_calls
+
+
+def _end(gate: Gatekeeper, track: Track, host: str) -> tuple[Connection, Wire]:
+    wire = Wire()
+    closing: Any = SimpleNamespace(spawn=lambda _: None)
+    connection = Connection(wire, host, gate, track, None, closing)
+    connection._state = _OPEN
+    gate.deadlines.add(connection)
+    return connection, wire
+
+
+def _last_call(wire: Wire) -> bytes:
+    offers = [line for line in wire.sent.splitlines() if b'"op":"offer"' in line]
+    return str(json.loads(offers[-1])["call"]).encode() if offers else b"none"
+
+
+def _pieces(data: bytes) -> list[tuple[int, bytes]]:
+    return [(line[0], line[1:]) for line in data.split(b"\n") if line]
+
+
+def _line(how: int, op: str, **fields: Any) -> bytes:
+    return bytes([how]) + encode(op, **fields)
+
+
+LINES = [
+    _line(0x12, "call", call=1, to=ALICE, ms=9, offer="o")
+    + _line(0x10, "trickle", call="@call@", text="t")
+    + _line(0x10, "answer", call="@call@", answer="a")
+    + _line(0x12, "trickle", call=1, text="t")
+    + _line(0x12, "over", call=1),
+    _line(0x13, "route", v=1, peer="bob")
+    + _line(0x10, "nat", nat={"mapping": "none"})
+    + _line(0x10, "call", call=7, to="bob", ms=60_000, offer="o")
+    + _line(0x11, "decline", call="@call@", reason="busy")
+    + _line(0x10, "call", call=7, to="bob", ms=1, offer="o")
+    + _line(0x19, "beat")
+    + _line(0x14, "cancel", call=7),
+    _line(0x13, "login", v=1, peer=ALICE, scram="n,,n=alice,r=x")
+    + _line(0x13, "proof", scram="c=biws,r=xy,p=AAAA"),
+]
+
+
+# A login at the cloud: what is no proof of the secret is none.
+
+
+def fuzz_login(data: bytes) -> None:
+    first, _, final = data.decode("latin-1").partition("\n")
+    login = Login(_accounts(), b"binding", ALICE)
+    try:
+        login.challenge_untrusted(first)
+        login.welcome_untrusted(final)
+    except BadPacket:
+        return
+    raise AssertionError("a login without the secret")
+
+
+SCRAM = [
+    b"p=tls-server-end-point,,n=alice,r=nonce\nc=biws,r=nonce,p=AAAA",
+    b"n,,n=bob,r=x\nc=,r=,p=",
+]
+
+
+# A peer's link: what a server says.
+
+
+def fuzz_link(data: bytes) -> None:
+    offered: list[Any] = []
+    wire = Wire()
+    link = link_module.Link(
+        ("192.0.2.1", 1), log, lambda link, message: offered.append(message), None, None
+    )
+    link._sock = wire
+    made = [link.call(ALICE, "offer", 1000) for _ in range(2)]
+    made[0].on_trickle = lambda text: None
+    reader = LineReader()
+    try:
+        reader.feed(data)
+        for message in reader.messages():
+            link._handle_untrusted(message)
+    except KKP2PError:
+        pass  # the link's reader closes it
+    for call in made:
+        link.forget(call, cancel=True)
+    assert not link._calls
+    link.close()
+    for message in offered:
+        assert isinstance(message["call"], str)
+
+
+MESSAGES = [
+    encode("calling", call=1, relay=["192.0.2.1", 2, "token"], nat={"mapping": "none"})
+    + encode("trickle", call=1, text="t")
+    + encode("answer", call=1, answer="{}"),
+    encode("declined", call=2, reason="busy") + encode("bye", reason="shutdown"),
+    encode("offer", call="x", ms=5, offer="{}", relay=["192.0.2.1", 2, "token"])
+    + encode("trickle", call="x", text="t")
+    + encode("cancel", call="x"),
+    encode("track", tracks=[["192.0.2.1", 5]]) + encode("error", reason="r", re="call"),
+]
+
+
+# Offers and answers, as they come to a peer.
+
+
+def fuzz_offers(data: bytes) -> None:
+    text = data.decode("utf-8", "replace")
+    for parse in (
+        calls.parse_offer_untrusted,
+        calls.parse_answer_untrusted,
+        calls.parse_direct_answer_untrusted,
+    ):
+        try:
+            parse(text)
+        except (BadPacket, KKP2PError):
+            continue
+    with contextlib.suppress(BadPacket, ValueError, RecursionError):
+        DirectOffer.parse_untrusted(json.loads(data))
+
+
+_KEY_TEXT = "A" * 43
+_DIRECT = {
+    "id": "0123456789abcdef",
+    "ufrag": "AAAAAAAA",
+    "pwd": "B" * 24,
+    "ciphers": ["aes-128-gcm"],
+    "candidates": ["host 2130706431 192.0.2.1 4000"],
+}
+OFFERS = [
+    json.dumps(fields).encode()
+    for fields in (
+        {"type": 0, "mode": 2, "encrypt": 1, "desc": -1, "key": _KEY_TEXT},
+        {"type": 0, "mode": 0, "encrypt": 0, "desc": 1, "key": _KEY_TEXT, "direct": _DIRECT},
+        {"restart": "0123456789abcdef", "key": _KEY_TEXT, "direct": _DIRECT},
+        {"key": _KEY_TEXT, "direct": _DIRECT},
+    )
+]
+
+
+# The relay's hello.
+
+
+def fuzz_relay_hello(data: bytes) -> None:
+    try:
+        token = relay_wire.parse_hello_untrusted(data)
+        relay_wire.verify_token_untrusted(KEY, token, 0.0)
+    except BadPacket:
+        return
+    raise AssertionError("a token that nobody made")
+
+
+# A peer that answers on the LAN.
+
+
+def fuzz_lan_responder(data: bytes) -> None:
+    responder = lan.Responder("bob", 1, lambda text, source: text[:1000], log)
+    wire = responder._sock = Wire()
+    sizes = []
+    for how, body in _pieces(data):
+        search = lan_wire.encode(
+            lan_wire.Message(lan_wire.SEARCH, bytes([how]) * lan_wire.ID_BYTES, "bob", "{}")
+        )
+        datagram = body.ljust(lan_wire.SEARCH_BYTES, b"\0") if how & 1 else body or search
+        sizes.append(len(datagram))
+        wire.heard.append((datagram, ("127.0.0.1", 4000 + (how & 2))))
+        responder._handle_readable()
+        gevent.sleep(0)
+    gevent.sleep(0)
+    assert sum(len(answer) for answer, _ in wire.datagrams) <= sum(sizes)
+    assert all(to[0] == "127.0.0.1" for _, to in wire.datagrams)
+    responder._pool.kill()
+
+
+SEARCHES = [b"\x10\n\x10\n\x12\n\x20", b"\x11KKL"]
