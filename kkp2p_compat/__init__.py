@@ -50,6 +50,7 @@ from ._codes import (
 from ._errors import KKP2PError, ParameterError
 from ._structs import channel_stats_t, channel_t, connect_cb, connect_ctx_t, engine_conf_t
 from ._version import __version__
+from .control.trust import parse_fingerprints
 from .engine import log as _log
 from .engine.channels import Channel
 from .engine.channels import close_fd as _close_fd
@@ -152,6 +153,9 @@ def engine_init(conf: engine_conf_t, timeout: int) -> engine_t | None:
     if conf.stun_servers not in (None, ""):
         conf.stun_servers = check_text(conf.stun_servers, "stun_servers")
     conf.callers = check_callers(conf.callers)
+    if conf.login_fingerprint is not None:
+        conf.login_fingerprint = check_text(conf.login_fingerprint, "login_fingerprint")
+        parse_fingerprints(conf.login_fingerprint)  # likewise
     return engine_t(conf, timeout_s)
 
 

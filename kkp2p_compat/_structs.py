@@ -45,6 +45,10 @@ class engine_conf_t:
     callers: str | None = None
     """Extension: who may call this engine.  None or "anybody"; "accounts": those who have logged in
     to the cloud; or their peer ids, joined with commas.  On the LAN everybody is a stranger."""
+    login_fingerprint: str | None = None
+    """Extension: SHA-256 of the cloud's certificate in hex, as ``kkp2p cloud`` prints it at its
+    start; several joined with commas.  Every server of the cloud must then show one of these, or
+    one that login_ca vouches for, or one that such a server has named."""
 
 
 @dataclass

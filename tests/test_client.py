@@ -293,8 +293,8 @@ def test_the_end_while_links_are_being_opened(
     client = make(server)
     connect = CloudClient._connect
 
-    def slowly(self: CloudClient, address: tuple[str, int]) -> Any:
-        link = connect(self, address)
+    def slowly(self: CloudClient, *address: Any) -> Any:
+        link = connect(self, *address)
         self.close()
         return link
 

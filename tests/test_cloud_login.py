@@ -6,6 +6,7 @@ import contextlib
 import logging
 import sqlite3
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,31 @@ def test_an_address_is_checked_again_at_the_proof() -> None:
         assert reasons == ["bad-secret"] * 2 + ["limit"] * 3
         for client in clients:
             client.close()
+
+
+def test_a_login_to_call_only(tmp_path: Path) -> None:
+    """It is known who calls, nobody is thrown out, and nobody can call there."""
+    accounts = Accounts(tmp_path)
+    accounts.add("bob", "b")
+    with running_cloud(ALICE, data=tmp_path) as cloud, Client(cloud.address) as alice:
+        assert cloud.track is not None
+        assert alice.login("alice", "s3cret")["op"] == "welcome"
+        with Client(cloud.address) as caller, Client(cloud.address) as bob:
+            assert caller.login("alice", "guess", call_only=True)["reason"] == "bad-secret"
+            assert caller.ended()
+            assert bob.login("bob", "b", call_only=True)["op"] == "welcome"
+            assert alice.ask("call", call=1, to="bob", ms=9000, offer="{}")["reason"] == "offline"
+            assert bob.call("alice")["op"] == "calling"
+            assert alice.receive()["from"] == "bob"
+            assert (bob.login("bob", "b")["op"], cloud.track.online) == ("welcome", 2)
+            assert alice.call("bob", 2)["op"] == "calling"
+            assert bob.receive()["op"] == "offer"
+        with Client(cloud.address) as bob:
+            assert bob.login("bob", "b", call_only=True)["op"] == "welcome"
+            accounts.remove("bob")
+            cloud.track.sweep(time.monotonic() + 60)
+            assert bob.receive() == {"op": "bye", "reason": "removed"}
+    accounts.close()
 
 
 def _binding(client: Client) -> bytes:

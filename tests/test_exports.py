@@ -84,7 +84,7 @@ STRUCTS = {
     ],
 }  # fmt: skip
 EXTENSIONS = {
-    "engine_conf_t": ["login_ca", "stun_servers", "callers"],
+    "engine_conf_t": ["login_ca", "stun_servers", "callers", "login_fingerprint"],
     "channel_t": ["caller_id"],
 }
 

@@ -23,6 +23,7 @@ from kkp2p_compat._errors import (
     LoginRefused,
 )
 from kkp2p_compat.control import link as link_module
+from kkp2p_compat.control.wire import encode
 
 LOGIN_STEPS = ["login", "proof"]
 
@@ -45,6 +46,86 @@ def test_login_offers_and_heartbeats(open_link: OpenLink, offers: Offers) -> Non
     link.login("me", SECRET)
     wait_for(lambda: len(offers) == 2)
     assert [message["call"] for message in offers] == ["right behind the welcome", "over"]
+
+
+def offer(visitor: Visitor, call: str) -> None:
+    visitor.send("offer", call=call, ms=5000, offer="{}", relay=["127.0.0.1", 1, "x"])
+
+
+@pytest.mark.parametrize("step", ["login", "proof", "welcome"])
+def test_a_server_that_has_proved_nothing_calls_nobody(
+    open_link: OpenLink, offers: Offers, step: str
+) -> None:
+    """Whenever it sends them, also right behind a welcome that does not verify."""
+
+    def script(visitor: Visitor) -> None:
+        scram = visitor.scram()
+        scram.set_client_first(visitor.receive("login")["scram"])
+        if step == "login":
+            offer(visitor, "instead of a challenge")
+        visitor.send("challenge", scram=scram.get_server_first())
+        visitor.receive("proof")
+        if step == "proof":
+            offer(visitor, "instead of a welcome")
+        welcome = encode("welcome", scram="v=AAAA", beat=60)
+        visitor.send_raw(welcome + encode("offer", call="behind a false welcome", offer="{}"))
+        visitor.wait_until_gone()
+
+    link = open_link(script)
+    with pytest.raises(LoginRefused):
+        link.login("me", SECRET)
+    assert offers == []
+
+
+def test_what_comes_right_behind_a_true_welcome_counts(open_link: OpenLink, offers: Offers) -> None:
+    """In the very same record, and as much as there may be."""
+    calls = [str(number) for number in range(300)]
+
+    def script(visitor: Visitor) -> None:
+        offer(visitor, "too early")
+        scram = visitor.scram()
+        scram.set_client_first(visitor.receive("login")["scram"])
+        visitor.send("challenge", scram=scram.get_server_first())
+        scram.set_client_final(visitor.receive("proof")["scram"])
+        welcome = encode("welcome", scram=scram.get_server_final(), beat=60)
+        visitor.send_raw(welcome + b"".join(encode("offer", call=call) for call in calls))
+        visitor.wait_until_gone()
+
+    open_link(script).login("me", SECRET)
+    wait_for(lambda: len(offers) == len(calls))
+    assert [message["call"] for message in offers] == calls
+
+
+def test_nobody_is_called_where_we_only_call(open_link: OpenLink, offers: Offers) -> None:
+    def script(visitor: Visitor) -> None:
+        visitor.log_in()
+        offer(visitor, "by an old cloud")
+        visitor.receive("beat")
+        visitor.send("beat")
+        visitor.wait_until_gone()
+
+    link = open_link(script)
+    link.login("me", SECRET, call_only=True)
+    link.check_alive()
+    assert (link.peer_id, link.takes_offers, offers) == ("me", False, [])
+
+
+def test_fewer_iterations_than_the_last_time_are_refused(open_link: OpenLink) -> None:
+    """Whoever is in the middle would make guessing the secret cheaper."""
+
+    def script(visitor: Visitor) -> None:
+        scram = visitor.scram(iterations=8192)
+        scram.set_client_first(visitor.receive("login")["scram"])
+        visitor.send("challenge", scram=scram.get_server_first())
+        scram.set_client_final(visitor.receive("proof")["scram"])
+        visitor.send("welcome", scram=scram.get_server_final(), beat=60)
+        visitor.wait_until_gone()
+
+    link = open_link(script)
+    link.login("me", SECRET, least_iterations=8192)
+    assert link.iterations == 8192
+    with pytest.raises(BadPacket, match="under 8193"):
+        open_link(script).login("me", SECRET, least_iterations=8193)
 
 
 @pytest.mark.usefixtures("quick_link")

@@ -110,9 +110,9 @@ def test_an_address_that_failed_is_tried_last(
     tried: list[str] = []
     connect = CloudClient._connect
 
-    def watch(self: CloudClient, address: Address) -> Link:
+    def watch(self: CloudClient, address: Address, named_by: str | None) -> Link:
         tried.append(address[0])
-        return connect(self, address)
+        return connect(self, address, named_by)
 
     monkeypatch.setattr(CloudClient, "_connect", watch)
     client = CloudClient(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import ipaddress
+import itertools
 import logging
 import signal
 import sqlite3
@@ -15,11 +16,13 @@ from typing import Any
 import gevent
 from gevent.event import Event
 
+from .._errors import ParameterError
 from .._version import __version__
 from ..cloud.accounts import default_data
 from ..cloud.certificate import host_addresses
 from ..cloud.server import Cloud
 from ..cloud.settings import DEFAULT_PORT, ROLES, Limits, Settings
+from ..control.trust import parse_fingerprints
 
 __all__ = ["add_parser"]
 
@@ -61,11 +64,21 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--track",
-        metavar="HOST:PORT",
-        type=parse_address,
+        metavar="HOST:PORT[#sha256:HEX]",
+        type=_parse_track,
         action="append",
         default=[],
-        help="role route: a track, as peers reach it; may be repeated",
+        help="role route: a track, as peers reach it, and what it prints of its certificate; may "
+        "be repeated",
+    )
+    parser.add_argument(
+        "--vouch",
+        metavar="sha256:HEX",
+        type=_parse_sha256,
+        action="append",
+        default=[],
+        help="the certificate of another server of this cloud, which peers that have logged in "
+        "here are told to trust; may be repeated",
     )
     parser.add_argument(
         "--relay",
@@ -131,6 +144,23 @@ def parse_address(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def _parse_track(text: str) -> tuple[tuple[str, int], list[str]]:
+    """With the certificates that are named behind it."""
+    address, hash_sign, sha256 = text.partition("#")
+    return parse_address(address), [_parse_sha256(sha256)] if hash_sign else []
+
+
+def _parse_sha256(text: str) -> str:
+    """In the form that goes over the wire."""
+    try:
+        (digest,) = parse_fingerprints(text)
+    except (ParameterError, ValueError):  # ValueError: several
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not the SHA-256 of a certificate in hex"
+        ) from None
+    return digest.hex()
+
+
 def _parse_ip(text: str) -> str:
     try:
         return str(ipaddress.ip_address(text))
@@ -172,7 +202,8 @@ def _settings(options: argparse.Namespace) -> Settings:
         tls_cert=options.tls_cert,
         tls_key=options.tls_key,
         accounts=dict(options.account),
-        tracks=options.track,
+        tracks=[address for address, _ in options.track],
+        certificates=[*itertools.chain(options.vouch, *(named for _, named in options.track))],
         relays=options.relay,
         relay_key=options.relay_key and options.relay_key.read_bytes().strip(),
         stun=not options.no_stun,
@@ -218,10 +249,12 @@ def _say_hello(cloud: Cloud) -> None:
     if host == "0.0.0.0":
         hosts = [address for address in hosts if ":" not in address]
     lines = [f"kkp2p cloud {__version__}: {_SERVICES[settings.role]}"]
-    lines += [f"  at {f'[{host}]' if ':' in host else host}:{port}" for host in hosts]
+    places = [f"{f'[{host}]' if ':' in host else host}:{port}" for host in hosts]
+    lines += [f"  at {place}" for place in places]
     if cloud.fingerprint:
         source = settings.tls_cert or (settings.data and settings.data / "cloud.crt")
-        lines += [f"  certificate: {source}", f"  SHA-256: {cloud.fingerprint}"]
+        lines += [f"  certificate: {source}", "  for a peer that is to take no other:"]
+        lines += [f"    --login {place}#{cloud.fingerprint}" for place in places]
     if cloud.stun is not None:
         lines.append("  STUN: UDP ports {} and {}".format(*cloud.stun.ports))
     if cloud.accounts is not None:

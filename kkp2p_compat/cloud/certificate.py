@@ -22,6 +22,7 @@ from cryptography.x509.oid import NameOID
 from gevent import ssl
 
 from ..control.binding import end_point_binding
+from ..control.trust import fingerprint
 from ..traversal.interfaces import interfaces, source_addresses
 
 __all__ = ["TLSIdentity", "host_addresses", "load_identity"]
@@ -35,7 +36,7 @@ class TLSIdentity(NamedTuple):
 
     context: Any  # gevent.ssl.SSLContext
     binding: bytes  # tls-server-end-point data
-    fingerprint: str  # SHA-256 of the certificate, as hex pairs with colons
+    fingerprint: str  # "sha256:" and that of the certificate in hex
 
 
 def host_addresses() -> list[str]:
@@ -85,8 +86,7 @@ def _identity(certificate: Path, key: Path) -> TLSIdentity:
         context.load_cert_chain(certificate, key)
     except stdlib_ssl.SSLError as error:
         raise ValueError(f"{certificate} and {key} are no pair: {error}") from error
-    fingerprint = x509.load_der_x509_certificate(der).fingerprint(hashes.SHA256())
-    return TLSIdentity(context, end_point_binding(der), fingerprint.hex(":").upper())
+    return TLSIdentity(context, end_point_binding(der), f"sha256:{fingerprint(der).hex()}")
 
 
 def _make_self_signed() -> tuple[bytes, bytes]:

@@ -41,10 +41,13 @@ class LoginRefused(BadPacket):
 class Login:
     """A login under way.  ``verifier`` is what it is checked against."""
 
-    __slots__ = ("_is_unknown", "_server", "peer_id", "verifier")
+    __slots__ = ("_is_unknown", "_server", "call_only", "peer_id", "verifier")
 
-    def __init__(self, accounts: Accounts, binding: bytes, peer_id: str) -> None:
+    def __init__(
+        self, accounts: Accounts, binding: bytes, peer_id: str, call_only: bool = False
+    ) -> None:
         self.peer_id = peer_id
+        self.call_only = call_only  # to prove who calls; nobody can call it there
         self.verifier = accounts.get(peer_id)
         self._is_unknown = False  # whoever the SCRAM message names
         self._server = ScramMechanism(MECHANISM).make_server(

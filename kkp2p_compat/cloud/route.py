@@ -41,10 +41,11 @@ def rank(tracks: list[Address], peer_id: str) -> list[Address]:
 class Route(Service):
     """``start`` begins to look which tracks are alive; until it knows, all are."""
 
-    def __init__(self, gate: Gatekeeper, tracks: list[Address]) -> None:
+    def __init__(self, gate: Gatekeeper, tracks: list[Address], certificates: list[str]) -> None:
         super().__init__({"beat": self._on_beat, "route": self._on_route})
         self._limits = gate.limits
         self._tracks = tracks
+        self._certificates = certificates  # SHA-256s of the tracks' ones
         self._dead: set[Address] = set()
         self._probes: list[gevent.Greenlet[..., None]] = []
 
@@ -60,7 +61,8 @@ class Route(Service):
             raise BadPacket("peer is not a peer id")
         alive = [track for track in self._tracks if track not in self._dead]
         # With none alive: a list all the same, because an empty one means "right here".
-        connection.send(encode("track", tracks=rank(alive or self._tracks, str(peer_id))))
+        tracks, certificates = rank(alive or self._tracks, str(peer_id)), self._certificates
+        connection.send(encode("track", tracks=tracks, certificates=certificates or None))
         connection.allow_quiet(self._limits.idle_s)
 
     def _on_beat(self, connection: Connection, message: Message) -> None:

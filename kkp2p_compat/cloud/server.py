@@ -106,7 +106,7 @@ class Cloud:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.fingerprint = ""  # SHA-256 of the certificate; empty for a relay
+        self.fingerprint = ""  # of the certificate: "sha256:" and hex; empty for a relay
         self.accounts: Accounts | None = None
         self.track: Track | None = None
         self.relay: Relay | None = None
@@ -161,11 +161,13 @@ class Cloud:
             identity = load_identity(settings.data, settings.tls_cert, settings.tls_key)
             self._context, self.fingerprint = identity.context, identity.fingerprint
         if settings.role == "route":
-            self.route = Route(self.gate, settings.tracks)
+            self.route = Route(self.gate, settings.tracks, settings.certificates)
         elif settings.role != "relay":
             self.accounts = Accounts(settings.data, settings.accounts)
             relays: list[RelayPlace] = [*settings.relays] or [(None, None)]
-            self.track = Track(self.gate, self.accounts, identity.binding, relays, key)
+            self.track = Track(
+                self.gate, self.accounts, identity.binding, relays, key, settings.certificates
+            )
         self._listen()
         if self.route is not None:
             self.route.start()

@@ -65,6 +65,7 @@ class Settings:
     tracks: list[tuple[str, int]] = field(default_factory=list)  # of a route
     relays: list[tuple[str, int]] = field(default_factory=list)  # of a track; none: in this process
     relay_key: bytes | None = None  # shared by track and relay; None: made at the start
+    certificates: list[str] = field(default_factory=list)  # SHA-256s of the other servers' ones
     stun: bool = True  # answer STUN requests by UDP; not in the role relay
     stun_address: str | None = None  # a second address of this host, for STUN
     drain_s: float = 5.0  # how long ``stop`` waits for relay sessions to end by themselves

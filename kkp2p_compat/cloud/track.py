@@ -40,7 +40,9 @@ class Track(Service):
         binding: bytes,
         relays: list[RelayPlace],
         relay_key: bytes,
+        certificates: list[str],
     ) -> None:
+        self._callers: set[Connection] = set()  # logged in to call only
         self._online: dict[str, Connection] = {}
         self._calls = Calls(gate, self._online, relays, relay_key)
         super().__init__(
@@ -56,6 +58,7 @@ class Track(Service):
         self._limits = gate.limits
         self._accounts = accounts
         self._binding = binding
+        self._certificates = certificates  # SHA-256s of those of the cloud's other servers
         self._accounts_version = accounts.version()
         self._accounts_asked = 0.0
 
@@ -78,6 +81,7 @@ class Track(Service):
                 self._end_removed()
 
     def gone(self, connection: Connection) -> None:
+        self._callers.discard(connection)
         peer_id = connection.peer_id
         if peer_id is not None and self._online.get(peer_id) is connection:
             del self._online[peer_id]
@@ -99,7 +103,8 @@ class Track(Service):
     def _on_login(self, connection: Connection, message: Message) -> None:
         peer_id = message.get("peer")
         try:
-            if connection.login is not None or connection.peer_id is not None:
+            logged_in = connection.peer_id is not None and connection not in self._callers
+            if connection.login is not None or logged_in:
                 raise LoginRefused("bad-message", "a second login on one connection")
             if message.get("v") != PROTOCOL_VERSION or not valid_peer_id(peer_id):
                 raise LoginRefused("bad-message", "not a login")
@@ -111,7 +116,8 @@ class Track(Service):
             connection.callers = Callers.parse_untrusted(message.get("callers"), MAX_TOLD_CHARS)
             connection.comes_again = message.get("again") is True
             connection.must_finish(self._limits.handshake_s)
-            connection.login = Login(self._accounts, self._binding, str(peer_id))
+            call_only = message.get("call_only") is True
+            connection.login = Login(self._accounts, self._binding, str(peer_id), call_only)
             answer = connection.login.challenge_untrusted(message.get("scram"))
             connection.send(encode("challenge", scram=answer))
         except LoginRefused as error:
@@ -121,7 +127,7 @@ class Track(Service):
 
     def _on_proof(self, connection: Connection, message: Message) -> None:
         login = connection.login
-        if login is None or connection.peer_id is not None:
+        if login is None:
             raise BadPacket("no login is under way")
         peer_id = login.peer_id
         try:
@@ -135,13 +141,19 @@ class Track(Service):
         connection.login = None
         connection.peer_id = peer_id
         connection.verifier = login.verifier.stored_key
-        connection.send(encode("welcome", scram=answer, beat=self._limits.beat_s))
+        beat_s, certificates = self._limits.beat_s, self._certificates or None
+        connection.send(encode("welcome", scram=answer, beat=beat_s, certificates=certificates))
+        if login.call_only:
+            connection.allow_quiet(QUIET_BEATS * beat_s)
+            self._callers.add(connection)
+            return
+        self._callers.discard(connection)
         old = self._online.get(peer_id)
         if old is not None and connection.comes_again and connection.session != old.session:
             log.info("%s: was replaced by %s meanwhile", connection, old.host)
             connection.finish(encode("bye", reason="duplicate"))
             return
-        connection.allow_quiet(QUIET_BEATS * self._limits.beat_s)
+        connection.allow_quiet(QUIET_BEATS * beat_s)
         self._online[peer_id] = connection
         log.info("%s: online%s", connection, ", in place of " + old.host if old else "")
         if old is not None:
@@ -158,8 +170,8 @@ class Track(Service):
         connection.finish(encode("refused", reason=error.reason))
 
     def _end_removed(self) -> None:
-        for peer_id, connection in list(self._online.items()):
-            verifier = self._accounts.get(peer_id)
+        for connection in [*self._online.values(), *self._callers]:
+            verifier = self._accounts.get(str(connection.peer_id))
             if verifier is None or verifier.stored_key != connection.verifier:
                 log.info("%s: its account was removed or changed", connection)
                 connection.finish(encode("bye", reason="removed"))

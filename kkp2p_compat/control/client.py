@@ -3,6 +3,9 @@
 Runs in the engine's hub.  Links are shared: one to a server carries the login and every call that
 goes there, and is opened by whoever needs it first.
 
+Before the first login has proved a server, and while a login is lost, the calls of a peer that has
+joined wait for it; they go by servers only that something vouches for (``trust.py``).
+
 When the network has changed (``check_links``) nobody waits for a time-out: what is dead is found by
 a heartbeat with little time, a connection being opened is opened anew, and a pause ends.
 """
@@ -21,11 +24,9 @@ from logging import Logger
 from weakref import WeakValueDictionary
 
 import gevent
-from gevent import ssl
 from gevent.event import AsyncResult, Event
 from gevent.lock import RLock
 
-from .._codes import KKP2P_ERROR_PARAMETER
 from .._errors import (
     CloudUnreachable,
     DuplicateLogin,
@@ -37,6 +38,7 @@ from .._errors import (
 from ..transport import dial
 from .link import Address, Link, OfferHandler
 from .resolver import is_address, resolve, split_domain
+from .trust import Trust, fingerprint
 from .wire import Message
 
 __all__ = ["Backoff", "CloudClient"]
@@ -50,6 +52,7 @@ BACKOFF_SPREAD_S = 5.0  # thousands that lose one cloud come back as fast as it 
 CHECK_S = 2.0  # for the answer to a heartbeat after the network has changed
 HURRY_S = 15.0  # a login lost so soon after a change is lost to it: CHECK_S, and opening a link
 HURRY_PAUSE_S = 0.25  # at most, before the first try after a change
+CALL_PAUSE_S = 0.5  # at most, before the next try to log in while a call waits for it
 SESSION_BYTES = 12  # random; names a login over all its connections
 TRACK_CACHE_S = 30  # how long a route's answer is believed
 TRACK_CACHE_SIZE = 1024
@@ -90,8 +93,11 @@ class CloudClient:
         ca_file: str | None, on_offer: OfferHandler,
         on_login_lost: Callable[[KKP2PError], object],
         on_login: Callable[[], object] | None = None, callers: str | None = None,
+        fingerprints: frozenset[bytes] = frozenset(),
     ) -> None:  # fmt: skip
-        """``callers``: who may call us (engine_conf_t); the tracks are told."""
+        """``callers``: who may call us (engine_conf_t); the tracks are told.
+        ``fingerprints``: SHA-256s of the certificates that the user trusts.
+        """
         self.addresses = addresses
         self._domain = login_domain
         self._port = port
@@ -107,9 +113,15 @@ class CloudClient:
         self._being_opened: set[Link] = set()
         self._entering: AsyncResult[Link] | None = None  # an entry that is being opened
         self._entry_greenlet: gevent.Greenlet[..., None] | None = None
-        self._tracks: OrderedDict[str, tuple[float, list[Address]]] = OrderedDict()
+        self._tracks: OrderedDict[str, tuple[float, str, list[Address]]] = OrderedDict()
         self._home: gevent.Greenlet[..., None] | None = None
         self._home_link: Link | None = None
+        self._account: tuple[str, str] | None = None  # id and secret; None: no login is wanted
+        self._iterations: dict[str, int] = {}  # by peer id: of its last login
+        self._settled = Event()  # logged in, or no login is wanted: calls need not wait
+        self._settled.set()
+        self._calls_waiting = 0
+        self._unknown_at: set[Address] = set()  # tracks that do not know our account
         self._closed = False
         self._nat: Message | None = None
         self._changes = 0  # of the network, as far as we were told
@@ -119,11 +131,7 @@ class CloudClient:
         self._warned = False  # that a certificate was not verified
         self._name = None if "|" in login_domain or is_address(login_domain) else login_domain
         self._moves = not all(map(is_address, split_domain(login_domain)))
-        self._must_verify = ca_file is not None
-        self._verified = _system_context() if ca_file is None else _context(ca_file)
-        self._unverified = _bare_context()
-        self._unverified.check_hostname = False
-        self._unverified.verify_mode = ssl.CERT_NONE
+        self._trust = Trust(ca_file, fingerprints, is_name=self._name is not None)
 
     # Logging in.
 
@@ -133,6 +141,9 @@ class CloudClient:
             raise EngineClosed
         self.logout()
         verdict: AsyncResult[None] = AsyncResult()
+        self._account = peer_id, secret
+        self._settled.clear()
+        self._unknown_at.clear()
         self._home = gevent.spawn(self._stay_online, peer_id, secret, verdict)
         return verdict
 
@@ -144,7 +155,7 @@ class CloudClient:
         try:
             entry = self._entry()
             # A cloud that answers for one peer itself does so for all.
-            entry.serves_all = entry.serves_all or not entry.route(ANYBODY)
+            entry.serves_all = entry.serves_all or not self._route(entry, ANYBODY)
         except KKP2PError as error:
             self._log.info("cloud: not reached yet: %s", error)
 
@@ -152,7 +163,7 @@ class CloudClient:
     def online(self) -> bool:
         """Whether we are logged in now, as far as we know."""
         link = self._home_link
-        return link is not None and link.peer_id is not None and not link.closed.is_set()
+        return link is not None and link.takes_offers and not link.closed.is_set()
 
     def set_nat(self, fields: Message) -> None:
         """Tell the tracks, and so the other sides of our calls, about our NAT; also later ones."""
@@ -178,7 +189,8 @@ class CloudClient:
             self._home.kill(block=False)
         if self._home_link is not None:
             self._home_link.close()
-        self._home = self._home_link = None
+        self._home = self._home_link = self._account = None
+        self._settled.set()
 
     def close(self) -> None:
         self._closed = True
@@ -194,8 +206,15 @@ class CloudClient:
         while True:
             link, since = None, time.monotonic()
             try:
-                link = self._home_link = next(self.links_to(peer_id))
-                link.login(peer_id, secret, session, again=verdict.ready(), callers=self._callers)
+                link = self._home_link = next(self._find(peer_id, for_calls=False))
+                with self._opening.setdefault(link.address, RLock()):
+                    link.login(
+                        peer_id, secret, session, again=verdict.ready(), callers=self._callers,
+                        least_iterations=self._iterations.get(peer_id, 0),
+                    )  # fmt: skip
+                self._handle_proved(link)
+                self._tell_nat(link)
+                self._settled.set()
                 self._log.warning("%s: logged in at %s:%d", peer_id, *link.address)
                 if not verdict.ready():
                     verdict.set(None)
@@ -204,13 +223,16 @@ class CloudClient:
                 link.closed.wait()
                 raise link.close_reason or LinkLost()
             except KKP2PError as error:
-                was_online = link is not None and link.peer_id is not None
+                was_online = link is not None and link.takes_offers
+                self._settled.clear()
                 # A refusal is final, but not on a connection that has proved nothing when we were
                 # online before: somebody in the middle could keep us offline with one word.
                 if isinstance(error, LoginRefused | DuplicateLogin) and (
                     was_online or not verdict.ready()
                 ):
                     self._log.error("%s: offline: %s", peer_id, error)
+                    self._account = None
+                    self._settled.set()
                     if not verdict.ready():
                         verdict.set_exception(error)
                     else:
@@ -224,40 +246,77 @@ class CloudClient:
                     backoff.reset()  # a cloud that drops us at once is not asked every second
                 hurry = since < self._changed_at and time.monotonic() < self._changed_at + HURRY_S
                 pause_s = self._rng.uniform(0, HURRY_PAUSE_S) if hurry else backoff.next()
+                if self._calls_waiting:
+                    pause_s = min(pause_s, CALL_PAUSE_S)
                 self._log.error("%s: offline: %s; next try in %.1f s", peer_id, error, pause_s)
             self._changed.clear()
             if self._changed.wait(pause_s):
                 gevent.sleep(self._rng.uniform(0, HURRY_PAUSE_S))
 
+    def _handle_proved(self, link: Link) -> None:
+        """A login has proved a link's certificate."""
+        assert link.peer_id is not None
+        self._iterations[link.peer_id] = link.iterations
+        if self._trust.is_strict and not self._vouched(link):
+            self._log.warning(
+                "cloud %s:%d: shows another certificate, sha256:%s, which the login proves",
+                *link.address, fingerprint(link.certificate).hex(),
+            )  # fmt: skip
+        link.is_trusted = True
+        self._trust.add(link.certificate)
+        self._trust.add_named_untrusted(link.named)
+
     # Where a peer is.
 
     def links_to(self, peer_id: str) -> Iterator[Link]:
-        """Open links to where the peer should be: its track, then the next one that lives.
+        """Open links by which a peer may be called: its track, then the next one that lives.
+
+        Waits for our own login, if there is to be one.
+        """
+        if not self._settled.is_set():
+            self._log.info("%s: the call waits for the login", peer_id)
+            self._calls_waiting += 1
+            self._changed.set()
+            try:
+                self._settled.wait()
+            finally:
+                self._calls_waiting -= 1
+        if self._closed:
+            raise EngineClosed
+        for link in self._find(peer_id, for_calls=True):
+            self._tell_nat(link)
+            yield link
+
+    def _find(self, peer_id: str, for_calls: bool) -> Iterator[Link]:
+        """Open links to where the peer should be; ``for_calls``: that something vouches for.
 
         A track that was dead for a while gets its callers back before its peers: those are still
         where the route had sent them meanwhile, which is the next one.
         """
-        expires, tracks = self._tracks.get(peer_id, (0.0, []))
+        expires, route_ip, tracks = self._tracks.get(peer_id, (0.0, "", []))
         if time.monotonic() > expires:
             entry = self._entry()
-            tracks = [] if entry.serves_all else entry.route(peer_id)
+            if for_calls:
+                self._check(entry)
+            route_ip = entry.reached[0]
+            tracks = [] if entry.serves_all else self._route(entry, peer_id)
             if not tracks:
                 entry.serves_all = True
-                self._tell_nat(entry)
-                yield entry
+                yield self._introduce(entry, None) if for_calls else entry
                 return
-            self._tracks[peer_id] = time.monotonic() + TRACK_CACHE_S, tracks
+            self._tracks[peer_id] = time.monotonic() + TRACK_CACHE_S, route_ip, tracks
             while len(self._tracks) > TRACK_CACHE_SIZE:
                 self._tracks.popitem(last=False)
         problem: KKP2PError | None = None
         tried = 0
         for address in tracks:
             try:
-                link = self._open(address)
+                link = self._open(address, route_ip)
+                if for_calls:
+                    link = self._introduce(link, route_ip)
             except CloudUnreachable as error:
                 problem = error
                 continue
-            self._tell_nat(link)
             yield link
             tried += 1
             if tried == TRACKS_TO_TRY:
@@ -265,6 +324,56 @@ class CloudClient:
         self._tracks.pop(peer_id, None)  # not where its route said: ask again next time
         if not tried and problem is not None:
             raise problem
+
+    def _route(self, link: Link, peer_id: str) -> list[Address]:
+        tracks = link.route(peer_id)
+        if self._vouched(link):
+            self._trust.add_named_untrusted(link.named)
+        return tracks
+
+    def _vouched(self, link: Link) -> bool:
+        link.is_trusted = link.is_trusted or self._trust.knows(link.certificate)
+        return link.is_trusted
+
+    def _check(self, link: Link) -> None:
+        """Raise CloudUnreachable unless something vouches for a link: if need be, log in there."""
+        if self._vouched(link) or not self._trust.is_strict:
+            return
+        shown = f"certificate sha256:{fingerprint(link.certificate).hex()}"
+        error = CloudUnreachable(
+            f"cloud {link.address[0]}:{link.address[1]}: nothing vouches for its {shown}"
+        )
+        self._failed.add(link.address[0])
+        if self._account is None:
+            link.close(error)
+            raise error
+        try:
+            self._log_in_to_call(link, *self._account)
+        except KKP2PError as problem:
+            raise CloudUnreachable(f"{error}, nor does a login: {problem}") from problem
+        self._failed.discard(link.address[0])
+
+    def _introduce(self, link: Link, named_by: str | None) -> Link:
+        """The link, or a fresh one, for calls: as whom we have logged in, if we are known there."""
+        self._check(link)
+        if self._account is None or link.peer_id is not None or link.address in self._unknown_at:
+            return link
+        try:
+            self._log_in_to_call(link, *self._account)
+        except KKP2PError as error:
+            if isinstance(error, LoginRefused):
+                self._unknown_at.add(link.address)
+            self._log.info("cloud %s:%d: calling as a stranger: %s", *link.address, error)
+            link = self._open(link.address, named_by)
+            self._check(link)
+        return link
+
+    def _log_in_to_call(self, link: Link, peer_id: str, secret: str) -> None:
+        with self._opening.setdefault(link.address, RLock()):
+            if link.peer_id is None:
+                least = self._iterations.get(peer_id, 0)
+                link.login(peer_id, secret, call_only=True, least_iterations=least)
+                self._handle_proved(link)
 
     def _tell_nat(self, link: Link) -> None:
         link.is_track = True
@@ -340,7 +449,7 @@ class CloudClient:
         link = self._links.get(address)
         return None if link is None or link.closed.is_set() else link
 
-    def _open(self, address: Address) -> Link:
+    def _open(self, address: Address, named_by: str | None = None) -> Link:
         with self._opening.setdefault(address, RLock()):
             link = self._link(address)
             if link is not None:
@@ -348,7 +457,7 @@ class CloudClient:
             while link is None:
                 changes = self._changes
                 try:
-                    link = self._connect(address)
+                    link = self._connect(address, named_by)
                 except CloudUnreachable:
                     if changes == self._changes:
                         raise
@@ -363,29 +472,34 @@ class CloudClient:
         if self._links.get(address) is link:
             del self._links[address]
 
-    def _connect(self, address: Address) -> Link:
-        """Connect, verifying the certificate where something can vouch for it.
+    def _connect(self, address: Address, named_by: str | None) -> Link:
+        """Connect, and find out whether anything vouches for the certificate.
 
-        Without login_ca an IP address or a self-signed certificate cannot be verified.  A login is
-        safe all the same (SCRAM is bound to the certificate); a caller without one trusts the path.
+        Where nothing does and nothing must, the link may serve to log in, which proves it, and
+        before the first proof to call: a caller without an account then trusts the path.
         """
         name = address[0] if self._name is None or not is_address(address[0]) else self._name
-        reason = "no login_ca is set"
-        if self._must_verify or self._name is not None:
-            link = Link(address, self._log, self._on_offer, self._verified, name)
+        trust, reason = self._trust, "no login_ca is set"
+        if trust.asks_ca:
+            link = Link(address, self._log, self._on_offer, trust.verified, name, named_by)
             try:
                 self._shake_hands(link)
             except _stdlib_ssl.SSLCertVerificationError as error:
-                if self._must_verify:
-                    raise CloudUnreachable(
-                        f"{address[0]}:{address[1]}: certificate refused: {error.verify_message}",
-                    ) from error
                 reason = error.verify_message
             else:
-                self._must_verify = True  # it could once: from now on anything less is an attack
+                trust.require()
+                link.is_trusted = True
                 return link
-        link = Link(address, self._log, self._on_offer, self._unverified, None)
+        link = Link(address, self._log, self._on_offer, trust.unverified, None, named_by)
         self._shake_hands(link)
+        if self._vouched(link):
+            return link
+        if trust.is_required:
+            shown = fingerprint(link.certificate).hex()
+            link.close()
+            raise CloudUnreachable(
+                f"{address[0]}:{address[1]}: certificate refused: {reason}; it is sha256:{shown}"
+            )
         if not self._warned:
             self._warned = True  # once: each reconnect would say it again
             self._log.warning("cloud %s: certificate not verified: %s", name, reason)
@@ -397,26 +511,3 @@ class CloudClient:
             link.open()
         finally:
             self._being_opened.discard(link)
-
-
-def _bare_context() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    return context
-
-
-@functools.cache
-def _system_context() -> ssl.SSLContext:
-    """One for all engines: the system's certificates take megabytes."""
-    context = _bare_context()
-    context.load_default_certs()
-    return context
-
-
-def _context(ca_file: str) -> ssl.SSLContext:
-    context = _bare_context()
-    try:
-        context.load_verify_locations(ca_file)
-    except OSError as error:
-        raise KKP2PError(f"login_ca {ca_file}: {error}", KKP2P_ERROR_PARAMETER) from error
-    return context

@@ -34,6 +34,7 @@ from ..transport import dial, tcp
 from ..transport.relay_wire import parse_address_untrusted
 from .binding import end_point_binding
 from .callers import told
+from .nearness import permitted
 from .outgoing import OutgoingCall, refusal, show, trickle_untrusted
 from .resolver import addresses_of
 from .wire import PROTOCOL_VERSION, LineReader, Message, encode
@@ -66,13 +67,19 @@ class Link:
 
     def __init__(
         self, address: Address, log: Logger, on_offer: OfferHandler, context: ssl.SSLContext,
-        server_name: str | None,
+        server_name: str | None, named_by: str | None = None,
     ) -> None:  # fmt: skip
+        """``named_by``: the IP address of the server that named this one; None: the user did."""
         self.address = address
         self.reached = address  # the same with a numeric host, once open
         self.closed = Event()
         self.close_reason: KKP2PError | None = None
         self.peer_id: str | None = None  # once logged in
+        self.takes_offers = False  # logged in to be called, too
+        self.iterations = 0  # that the login took
+        self.certificate = b""  # DER, once open
+        self.is_trusted = False  # something vouches for the certificate
+        self.named: object = None  # SHA-256s of other servers' certificates, as this one told
         self.serves_all = False  # the route said: every peer is on this very connection
         self.is_track = False  # calls or our login go by it
         self.told_nat: Message | None = None
@@ -80,13 +87,13 @@ class Link:
         self._on_offer = on_offer
         self._context = context
         self._server_name = server_name
+        self._named_by = named_by
         self._opener: gevent.Greenlet[..., Any] | None = None
         self._sock: Any = None
-        self._certificate = b""  # DER
         self._unsent: list[bytes] = []
         self._unsent_bytes = 0  # including those that are being sent
         self._send_more = Event()
-        self._takes_offers = False
+        self._judged: Event | None = None  # set when a welcome has been verified, or not
         self._reply: AsyncResult[Message] | None = None
         self._unclaimed = 0  # answers under way that nobody waits for any more
         self._asking = RLock()
@@ -105,7 +112,10 @@ class Link:
         try:
             with time_limit(OPEN_TIMEOUT_S, late):
                 host, port = self.address
-                raw, address = dial.connect(addresses_of(host, OPEN_TIMEOUT_S), port)
+                addresses = addresses_of(host, OPEN_TIMEOUT_S)
+                if self._named_by is not None:
+                    addresses = permitted(addresses, self._named_by)
+                raw, address = dial.connect(addresses, port)
                 self.reached = address, port
                 try:
                     tcp.tune(raw)
@@ -116,7 +126,7 @@ class Link:
                 finally:
                     raw.close()  # nothing, once it is wrapped
                 self._sock.do_handshake()
-                self._certificate = self._sock.getpeercert(binary_form=True)
+                self.certificate = self._sock.getpeercert(binary_form=True)
             opened = True
         except _stdlib_ssl.SSLCertVerificationError:
             raise  # the owner decides whether to go on without
@@ -167,7 +177,7 @@ class Link:
     def route(self, peer_id: str) -> list[Address]:
         """The tracks of a peer, best first; empty: this very connection."""
         message = self._ask(encode("route", v=PROTOCOL_VERSION, peer=peer_id), "track")
-        tracks = message.get("tracks")
+        tracks, self.named = message.get("tracks"), message.get("certificates")
         if not isinstance(tracks, list) or not all(
             isinstance(track, list) and len(track) == 2 for track in tracks
         ):
@@ -176,20 +186,25 @@ class Link:
 
     def login(
         self, peer_id: str, secret: str, session: str | None = None, again: bool = False,
-        callers: str | None = None,
+        callers: str | None = None, call_only: bool = False, least_iterations: int = 0,
     ) -> None:  # fmt: skip
         """SCRAM-SHA-256-PLUS (RFC 5802); raises LoginRefused with -110 or -111.
 
         ``session`` names the login over all its connections, at most 64 characters; ``again``: it
         had one before, and must not take the place of another that was made meanwhile.
-        ``callers``: who may call us (engine_conf_t).
+        ``callers``: who may call us (engine_conf_t); ``call_only``: nobody can call us here.  A
+        challenge for fewer than ``least_iterations`` is refused.
         Afterwards heartbeats run by themselves.  When it fails in any way the link is closed: a
         half-made login cannot be continued.
         """
-        self._takes_offers = True  # the first one may come together with the welcome
+        self._judged = Event()
+        fields: Message = {
+            "session": session, "again": again or None, "callers": told(callers),
+            "call_only": call_only or None,
+        }  # fmt: skip
         logged_in = False
         try:
-            welcome = self._log_in(peer_id, secret, session, again, callers)
+            welcome = self._log_in(peer_id, secret, fields, least_iterations)
             logged_in = True
         except (ScramException, ValueError) as error:  # ValueError: what should be base64
             raise LoginRefused(
@@ -199,16 +214,18 @@ class Link:
         finally:
             if not logged_in:
                 self.close()
-        self.peer_id = peer_id
+            self.takes_offers = logged_in and not call_only
+            self._judged.set()
+        self.named = welcome.get("certificates")
         beat = welcome.get("beat")
         beat_s = beat if isinstance(beat, int | float) and 0.1 <= beat <= 600 else 25
-        self._greenlets.append(gevent.spawn(self._keep_alive, beat_s))
+        if self.peer_id is None:
+            self._greenlets.append(gevent.spawn(self._keep_alive, beat_s))
+        self.peer_id = peer_id
 
-    def _log_in(
-        self, peer_id: str, secret: str, session: str | None, again: bool, callers: str | None
-    ) -> Message:
+    def _log_in(self, peer_id: str, secret: str, fields: Message, least_iterations: int) -> Message:
         try:
-            binding = ("tls-server-end-point", end_point_binding(self._certificate))
+            binding = ("tls-server-end-point", end_point_binding(self.certificate))
         except ValueError as error:
             raise BadPacket(f"{self._name}: {error}") from error
         try:
@@ -218,12 +235,11 @@ class Link:
             first = client.get_client_first()
         except ScramException as error:
             raise LoginRefused(f"no cloud takes such a secret: {error}") from error
-        line = encode(
-            "login", v=PROTOCOL_VERSION, peer=peer_id, scram=first, session=session,
-            again=again or None, callers=told(callers),
-        )  # fmt: skip
+        line = encode("login", v=PROTOCOL_VERSION, peer=peer_id, scram=first, **fields)
         challenge = self._ask(line, "challenge").get("scram")
-        client.set_server_first(_challenge_untrusted(challenge))
+        least = max(least_iterations, MIN_SCRAM_ITERATIONS)
+        text, self.iterations = _challenge_untrusted(challenge, least)
+        client.set_server_first(text)
         welcome = self._ask(encode("proof", scram=client.get_client_final()), "welcome")
         final = welcome.get("scram")
         client.set_server_final(final if isinstance(final, str) else "")
@@ -372,6 +388,8 @@ class Link:
         op = message["op"]
         if op in ("track", "challenge", "welcome", "beat"):
             self._take_reply(message)
+            if op == "welcome" and self._judged is not None:
+                self._judged.wait()  # what comes behind it counts only when it has verified
         elif op == "refused":
             raise _login_error(message.get("reason"))
         elif op == "bye":
@@ -387,7 +405,7 @@ class Link:
                 trickle_untrusted(message)
             if not isinstance(call, str) or not 0 < len(call) <= MAX_CALL_CHARS:
                 raise BadPacket(f"{self._name}: an offer without the name of a call")
-            if self._takes_offers:
+            if self.takes_offers:
                 self._on_offer(self, message)
         elif op in ("calling", "answer", "declined"):
             self._handle_call_untrusted(op, message)
@@ -433,14 +451,15 @@ def _login_error(reason: object) -> KKP2PError:
     return LinkLost(f"the cloud refuses the login for now: {show(reason)}")
 
 
-def _challenge_untrusted(server_first: object) -> str:
-    """It must be right before scramp sees it: the 1.4 of Python 3.10 takes anything."""
+def _challenge_untrusted(server_first: object, least: int) -> tuple[str, int]:
+    """With its iterations.  It must be right before scramp sees it: the 1.4 of Python 3.10 takes
+    anything."""
     match = _CHALLENGE.fullmatch(server_first) if isinstance(server_first, str) else None
     if match is None:
         raise BadPacket("what is no SCRAM challenge")
-    if not MIN_SCRAM_ITERATIONS <= int(match[1]) <= MAX_SCRAM_ITERATIONS:
+    iterations = int(match[1])
+    if not least <= iterations <= MAX_SCRAM_ITERATIONS:
         raise BadPacket(
-            f"a SCRAM challenge that wants under {MIN_SCRAM_ITERATIONS} iterations, or over "
-            f"{MAX_SCRAM_ITERATIONS}"
+            f"a SCRAM challenge that wants under {least} iterations, or over {MAX_SCRAM_ITERATIONS}"
         )
-    return match[0]
+    return match[0], iterations

@@ -20,6 +20,7 @@ from .._errors import BadPacket, KKP2PError, LinkLost, NotSupported, PeerOffline
 from .._structs import connect_ctx_t
 from ..control.client import CloudClient
 from ..control.link import Link, OutgoingCall
+from ..control.nearness import permitted
 from ..control.resolver import addresses_of
 from ..control.wire import Message, encode
 from ..transport.relay import open_relay, parse_place_untrusted, wait_for_pairing
@@ -160,7 +161,7 @@ def go_to_relay(place: object, link: Link) -> Any:
     """A connection to the relay that has shown its token; ``place``: of the track's message."""
     host, port, token = parse_place_untrusted(place, link.reached)
     try:
-        addresses = addresses_of(host, RESOLVE_TIMEOUT_S)
+        addresses = permitted(addresses_of(host, RESOLVE_TIMEOUT_S), link.reached[0])
     except KKP2PError as error:
         raise LinkLost(f"relay: {error}") from error
     return open_relay(addresses, port, token)

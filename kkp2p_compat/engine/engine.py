@@ -43,6 +43,7 @@ from ..control.callers import Callers, is_peer_id
 from ..control.client import CloudClient
 from ..control.link import Link
 from ..control.resolver import resolve
+from ..control.trust import parse_fingerprints
 from ..control.wire import Message, encode
 from ..transport import tcp
 from ..transport.sealed import make_private_key
@@ -209,10 +210,13 @@ class Engine:
             self.log.error("no p2p, no LAN and no encrypt_data: %s", error)
         if conf.login_domain:
             addresses = resolve(conf.login_domain, timeout_s)
+            pin = conf.login_fingerprint
+            fingerprints = frozenset() if pin is None else parse_fingerprints(pin)
             self.client = CloudClient(
                 conf.login_domain, conf.login_port, addresses, self.log, ca_file=conf.login_ca,
                 on_offer=self._handle_offer, on_login_lost=self._handle_login_lost,
                 on_login=self.direct.handle_login, callers=conf.callers,
+                fingerprints=fingerprints,
             )  # fmt: skip
             self.thread.spawn(self.client.prepare)
             self.direct.start()

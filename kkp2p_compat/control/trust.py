@@ -1,0 +1,112 @@
+"""Which certificates the servers of an engine's cloud may show.
+
+Any one of these vouches for a certificate:
+
+- a CA: login_ca, or for a login_domain that is a name one of the system's;
+- the user: login_fingerprint;
+- a login: SCRAM is bound to the certificate that it ran on (``binding.py``), so the server knows
+  our secret's verifier.  What a login has proved counts as long as the engine lives;
+- a server that is vouched for itself, for others of its cloud.
+
+As long as nothing vouches for anything every certificate is taken on faith: a caller needs no
+account, as in the C SDK.  From the first proof on that is over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import re
+
+from gevent import ssl
+
+from .._codes import KKP2P_ERROR_PARAMETER
+from .._errors import KKP2PError, ParameterError
+
+__all__ = ["MAX_NAMED", "Trust", "fingerprint", "parse_fingerprints"]
+
+MAX_NAMED = 256  # our choice: certificates that an engine remembers for one cloud
+
+_SHA256 = re.compile(r"(?:sha256:)?([0-9a-f]{2}(?::?[0-9a-f]{2}){31})", re.IGNORECASE)
+
+
+def fingerprint(der: bytes) -> bytes:
+    """The SHA-256 of a certificate."""
+    return hashlib.sha256(der).digest()
+
+
+def parse_fingerprints(text: str) -> frozenset[bytes]:
+    """SHA-256s of certificates, joined with commas; raises ParameterError.
+
+    Each in hex, with ``sha256:`` in front or without, and colons between the bytes or none.
+    """
+    return frozenset(_parse_fingerprint(part.strip()) for part in text.split(","))
+
+
+def _parse_fingerprint(text: str) -> bytes:
+    match = _SHA256.fullmatch(text)
+    if match is None:
+        raise ParameterError(f"{text[:100]!r} is not the SHA-256 of a certificate, in hex")
+    return bytes.fromhex(match[1].replace(":", ""))
+
+
+class Trust:
+    """What vouches for the servers of one engine's cloud.  ``is_name``: login_domain is one."""
+
+    def __init__(self, ca_file: str | None, given: frozenset[bytes], is_name: bool) -> None:
+        self._known = set(given)  # vouched for by what we hold, not by a CA
+        self.asks_ca = ca_file is not None or (is_name and not given)
+        # Nothing else may even be logged in at: a false server gets no proof to guess from.
+        self.is_required = ca_file is not None or bool(given)
+        self.verified = _system_context() if ca_file is None else _context(ca_file)
+        self.unverified = _bare_context()
+        self.unverified.check_hostname = False
+        self.unverified.verify_mode = ssl.CERT_NONE
+
+    @property
+    def is_strict(self) -> bool:
+        """Whether a call goes by servers only that something vouches for."""
+        return self.is_required or bool(self._known)
+
+    def knows(self, certificate: bytes) -> bool:
+        """Whether we know a certificate (DER) without asking a CA."""
+        return fingerprint(certificate) in self._known
+
+    def require(self) -> None:
+        """A CA has vouched for a server: from now on anything less is an attack."""
+        self.is_required = True
+
+    def add(self, certificate: bytes) -> None:
+        """A login has proved this certificate."""
+        self._known.add(fingerprint(certificate))
+
+    def add_named_untrusted(self, names: object) -> None:
+        """What a server that is vouched for says of others of its cloud: SHA-256s in hex."""
+        for name in names[:MAX_NAMED] if isinstance(names, list) else []:
+            if isinstance(name, str) and len(self._known) < MAX_NAMED:
+                with contextlib.suppress(ParameterError):  # another kind of hash
+                    self._known.add(_parse_fingerprint(name))
+
+
+def _bare_context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    return context
+
+
+@functools.cache
+def _system_context() -> ssl.SSLContext:
+    """One for all engines: the system's certificates take megabytes."""
+    context = _bare_context()
+    context.load_default_certs()
+    return context
+
+
+def _context(ca_file: str) -> ssl.SSLContext:
+    context = _bare_context()
+    try:
+        context.load_verify_locations(ca_file)
+    except OSError as error:
+        raise KKP2PError(f"login_ca {ca_file}: {error}", KKP2P_ERROR_PARAMETER) from error
+    return context
