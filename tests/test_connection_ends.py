@@ -161,3 +161,99 @@ def test_commands_after_the_end_do_nothing() -> None:
         assert connection.poll_event() is None
         assert connection.poll_transmit(pair.network.now) is None
         assert connection.next_timer() is None
+
+
+# Doubts: somebody says that the peer is gone.
+
+
+def _doubt(pair: Pair) -> bool:
+    taken = pair.caller.connection.doubt(pair.network.now)
+    pair.caller.drive()
+    return taken
+
+
+@pytest.mark.parametrize("busy", [True, False], ids=["in mid-transfer", "with nothing to do"])
+def test_a_peer_that_is_gone_is_known_to_be_two_seconds_after_the_word(busy: bool) -> None:
+    pair = Pair(busy, PATH)
+    pair.transfer(100_000)
+    if busy:
+        transfer = pair.start(10_000_000, 10_000_000)
+        pair.run(lambda: transfer.at_callee.received > 1_000_000)
+    now = pair.network.now
+    pair.there.blackout(now, now + 1e9)
+    pair.back.blackout(now, now + 1e9)
+    assert _doubt(pair)
+    assert pair.run(lambda: pair.caller.closed, 60) < 2
+    assert "gone" in str(pair.caller.closed)
+
+
+PATHS = {
+    "lan": PATH,
+    "loss": replace(PATH, loss=0.3),
+    "far": replace(PATH, delay_s=0.4),
+    "a radio link with a long queue": Conditions(rate_bytes_per_s=mbit_per_s(2), delay_s=0.1),
+}
+
+
+@pytest.mark.parametrize("conditions", PATHS.values(), ids=PATHS)
+@pytest.mark.parametrize("busy", [True, False], ids=["in mid-transfer", "with nothing to do"])
+def test_no_word_cuts_a_peer_that_lives(conditions: Conditions, busy: bool) -> None:
+    """Said every second, as a lying cloud may."""
+    pair = Pair(f"{conditions} {busy}", conditions)
+    pair.transfer(1000)
+    if busy:
+        pair.start(20_000_000, 20_000_000)
+    for _ in range(60):
+        _doubt(pair)
+        pair.run(None, 1)
+        assert pair.caller.closed is None
+    assert pair.callee.closed is None
+
+
+def test_words_cost_a_question_in_ten_seconds() -> None:
+    pair = Pair("words", PATH)
+    pair.transfer(1000)
+    pair.run(None, 60)  # the search for the path's MTU
+    before = _sent(pair)
+    taken = 0
+    for _ in range(6000):
+        taken += _doubt(pair)
+        pair.run(None, 0.01)
+    assert taken in (6, 7)
+    assert _sent(pair) - before <= 2 * taken + 24  # and what keeps a path open
+
+
+def test_an_outage_that_ends_before_the_questions_do_cuts_nothing() -> None:
+    pair = Pair("outage", PATH)
+    pair.transfer(1000)
+    now = pair.network.now
+    pair.there.blackout(now, now + 1.2)
+    _doubt(pair)
+    pair.run(None, 30)
+    assert pair.caller.closed is None
+    pair.transfer(100_000)
+
+
+def test_the_word_that_it_is_back_ends_a_doubt() -> None:
+    pair = Pair("back", PATH)
+    pair.transfer(1000)
+    now = pair.network.now
+    pair.there.blackout(now, now + 5)
+    _doubt(pair)
+    pair.run(None, 1)
+    pair.caller.connection.trust()
+    pair.run(None, 30)
+    assert pair.caller.closed is None
+    pair.transfer(100_000)
+
+
+def test_packets_that_were_on_their_way_are_no_sign_of_life() -> None:
+    pair = Pair("on their way", replace(PATH, delay_s=0.2))
+    transfer = pair.start(1000, 10_000_000)
+    pair.run(lambda: transfer.at_caller.received > 1_000_000)
+    now = pair.network.now
+    pair.there.blackout(now, now + 1e9)  # what the peer has sent comes yet
+    _doubt(pair)
+    pair.run(None, 0.1)
+    pair.back.blackout(pair.network.now, 1e9)
+    assert pair.run(lambda: pair.caller.closed, 60) < 3

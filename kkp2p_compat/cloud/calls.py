@@ -25,6 +25,7 @@ from ..control.wire import Message, encode
 from ..transport import relay_wire
 from .accounts import valid_peer_id
 from .connection import Connection
+from .correspondents import Correspondents
 from .limits import Gatekeeper, address_key, uncount
 
 __all__ = ["Calls", "RelayPlace", "peer_id_untrusted"]
@@ -79,6 +80,7 @@ class Calls:
             "over": self._on_over,
             "trickle": self._on_trickle,
         }
+        self.correspondents = Correspondents(online)
         self._gate = gate
         self._limits = gate.limits
         self._online = online
@@ -199,6 +201,7 @@ class Calls:
             raise BadPacket("an answer that is too long") from error
         self._forget(call)
         if call.caller.has_room(line):
+            self.correspondents.met(call.caller, callee, call.id)
             self._keep(call)
         else:
             line = encode("declined", call=call.number, reason="limit")

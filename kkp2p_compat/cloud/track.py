@@ -73,6 +73,7 @@ class Track(Service):
     def sweep(self, now: float) -> None:
         """To be called about once a second: late calls, and accounts that have changed."""
         self._calls.sweep(now)
+        self._calls.correspondents.sweep(now)
         if now - self._accounts_asked >= ACCOUNTS_EVERY_S:
             self._accounts_asked = now
             version = self._accounts.version()
@@ -83,9 +84,11 @@ class Track(Service):
     def gone(self, connection: Connection) -> None:
         self._callers.discard(connection)
         peer_id = connection.peer_id
-        if peer_id is not None and self._online.get(peer_id) is connection:
+        was_online = peer_id is not None and self._online.get(peer_id) is connection
+        if peer_id is not None and was_online:
             del self._online[peer_id]
             log.info("%s: offline", connection)
+        self._calls.correspondents.gone(connection, was_online)
         self._calls.gone(connection)
 
     # Where a peer is, and whether it lives.
@@ -155,6 +158,7 @@ class Track(Service):
             return
         connection.allow_quiet(QUIET_BEATS * beat_s)
         self._online[peer_id] = connection
+        self._calls.correspondents.came(connection, old)
         log.info("%s: online%s", connection, ", in place of " + old.host if old else "")
         if old is not None:
             old.finish(encode("bye", reason="duplicate"))

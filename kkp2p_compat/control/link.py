@@ -407,6 +407,8 @@ class Link:
                 raise BadPacket(f"{self._name}: an offer without the name of a call")
             if self.takes_offers:
                 self._on_offer(self, message)
+        elif op == "gone":
+            self._on_offer(self, message)
         elif op in ("calling", "answer", "declined"):
             self._handle_call_untrusted(op, message)
         elif op == "error":

@@ -46,6 +46,7 @@ class Incoming:
     ``meeting`` is set when the caller may trickle.  ``go_to_relay`` makes the connection that has
     shown its token, and ``relayed`` gets it if the caller takes it; None where there is no relay.
     ``caller_id``: of a caller that has logged in, if the cloud vouches for it; else "".
+    ``call_id``: what the track calls it; "" on the LAN.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Incoming:
         answer: Callable[[str], object], trickle: Callable[[str], object] | None = None,
         go_to_relay: Callable[[], object] | None = None,
         relayed: Callable[[Connection], object] | None = None, caller_id: str = "",
+        call_id: str = "",
     ) -> None:  # fmt: skip
         self.offer = offer
         self.text = text
@@ -64,6 +66,7 @@ class Incoming:
         self.go_to_relay = go_to_relay
         self.relayed = relayed
         self.caller_id = caller_id
+        self.call_id = call_id
         self.meeting: Meeting | None = None
 
 
@@ -105,12 +108,13 @@ class Callee:
             if moved is not None:
                 self._log.info("%s: looks for us: trying %s port %d", moved.name, *path[0][:2])
                 moved.try_path(path[0])
+                moved.call = call.call_id
                 return
             info = LinkInfo(
                 call.name, call.own_id, timeline, meeting.plan, half.direct, asked, None,
                 call.caller_id,
             )  # fmt: skip
-            self._direct.add_link(info, keys, path)
+            self._direct.add_link(info, keys, path).call = call.call_id
 
         with underlay.meeting(half, asked, keys, timeline, call.trickle, False) as meeting:
             call.meeting = meeting

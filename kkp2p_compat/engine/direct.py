@@ -220,6 +220,17 @@ class Direct:
         for link in self.links:
             link.retired |= link.info.own_id == own_id
 
+    # When the cloud loses a peer.
+
+    def handle_gone(self, peer_id: str, calls: list[str], back: bool) -> None:
+        """Whom we had called, or who had called us: is it there all the same?"""
+        for link in list(self.links):
+            if link.name == peer_id if link.info.is_caller else link.call and link.call in calls:
+                if back:
+                    link.handle_back()
+                else:
+                    link.handle_gone()
+
     # When the network changes.
 
     def _handle_network_change(self) -> None:

@@ -344,7 +344,18 @@ class Engine:
         return channel
 
     def _handle_offer(self, link: Link, message: Message) -> None:
-        """An offer, what its caller trickles, or the news that the caller gave up."""
+        """An offer, what its caller trickles, or the news that the caller gave up.
+
+        Or that a peer is gone with which a call has connected us once.
+        """
+        if message["op"] == "gone":
+            peer_id, calls = message.get("peer"), message.get("calls")
+            self.direct.handle_gone(
+                peer_id if isinstance(peer_id, str) else "",
+                calls if isinstance(calls, list) else [],
+                message.get("back") is True,
+            )
+            return
         key = link, message["call"]
         if message["op"] == "offer" and key not in self._answering:
             if len(self._answering) >= MAX_ANSWERING:
@@ -416,6 +427,7 @@ class Engine:
             functools.partial(link.trickle_back, key[1]),
             lambda: go_to_relay(message.get("relay"), link),
             lambda connection: self._take_relayed(connection, message), _caller_id(message),
+            message["call"],
         )  # fmt: skip
         try:
             self.direct.callee.answer(call)

@@ -82,6 +82,7 @@ class PeerLink:
         self.search: gevent.Greenlet[..., Any] | None = None  # for another path
         self.set_up_s = info.timeline.elapsed_s
         self.retired = False  # we are not that peer any more
+        self.call = ""  # the last one of the peer that we have answered, as the track names it
         self.closed: KKP2PError | None = None
         self.drained = Event()  # no channel has anything on its way
         self.drained.set()
@@ -132,6 +133,15 @@ class PeerLink:
         """Something may have happened to the path: find out whether the peer is there."""
         self.connection.ping()
         self.wake()
+
+    def handle_gone(self) -> None:
+        """The cloud has lost the peer: is it there all the same?"""
+        if self.connection.doubt(time.monotonic()):
+            self._log.info("%s: gone, says the cloud: asking", self.name)
+            self.wake()
+
+    def handle_back(self) -> None:
+        self.connection.trust()
 
     def try_path(self, address: Address) -> None:
         """Checks say that the peer is (again) at this address."""

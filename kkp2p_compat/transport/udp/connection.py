@@ -25,6 +25,7 @@ from . import frames as f
 from .acks import Received
 from .channel_table import ChannelTable
 from .congestion import DeliveryRate, Pacer, Update, make_controller
+from .doubt import Doubt
 from .events import (
     Address,
     Closed,
@@ -112,6 +113,8 @@ class Connection(ChannelTable):
         self._suspect_at = math.inf  # unless something is acknowledged before
         self._ask_at = math.inf  # when to find out whether a peer that fell silent is there
         self._path_check: PathCheck | None = None
+        self._doubt: Doubt | None = None  # the last one
+        self._doubting = False
         self._special: deque[tuple[Address, bytes]] = deque()  # frames for one packet each
         self._closing: bytes | None = None  # the CLOSE frame that ends us
         self._close_error: KKP2PError | None = None
@@ -242,6 +245,8 @@ class Connection(ChannelTable):
     def _handle_ack(self, ack: f.Ack) -> None:
         if ack.largest >= self._packer.next_number:
             raise BadPacket("an acknowledgement of what was never sent")
+        if self._doubt is not None and self._doubt.answered_by(ack.largest):
+            self._doubting = False
         now, recovery = self._now, self.recovery
         in_flight_before = recovery.in_flight
         acked = recovery.handle_ack(ack.ranges, ack.delay_s, now)
@@ -344,6 +349,11 @@ class Connection(ChannelTable):
         if now >= self._heard_at + self.settings.idle_timeout_s:
             self._end(LinkLost(f"the peer is silent for {self.settings.idle_timeout_s:.0f} s"))
             return
+        if self._doubting and self._doubt is not None and self._doubt.over(now):
+            self._doubting = False
+            if self._doubt.confirmed(now, self._heard_at):
+                self._end(LinkLost("the peer is gone: it does not answer, and the cloud lost it"))
+                return
         recovery = self.recovery
         if recovery.loss_time is not None:
             if now >= recovery.loss_time:
@@ -392,7 +402,10 @@ class Connection(ChannelTable):
         )  # fmt: skip
         loss = recovery.pto_time() if recovery.loss_time is None else recovery.loss_time
         path = None if self._path_check is None else self._path_check.next_at
-        for time in (self._received.ack_at, loss, packer.paced_until, self.mtu.next_time(), path):
+        doubt = self._doubt.next_at if self._doubting and self._doubt is not None else None
+        for time in (
+            self._received.ack_at, loss, packer.paced_until, self.mtu.next_time(), path, doubt
+        ):  # fmt: skip
             if time is not None and time < earliest:
                 earliest = time
         return earliest
@@ -424,6 +437,23 @@ class Connection(ChannelTable):
 
     def ping(self) -> None:
         self._control(f.encode_ping())
+
+    def doubt(self, now: float) -> bool:
+        """Somebody says that the peer is gone: ask it, and end soon if it does not answer.
+
+        False: that was asked a moment ago.
+        """
+        if self.terminated or self._closing is not None:
+            return False
+        if self._doubt is not None and not self._doubt.allows_another(now):
+            return False
+        self._doubt = Doubt(now, self._packer.next_number, self.recovery.rtt.pto_s)
+        self._doubting = True
+        return True
+
+    def trust(self) -> None:
+        """The same now says that it is back."""
+        self._doubting = False
 
     def try_path(self, address: Address, now: float) -> None:
         """The peer may be (again) at this address, say new connectivity checks.
@@ -484,6 +514,8 @@ class Connection(ChannelTable):
         check = self._path_check
         if check is not None and check.poll(now):
             return self._packer.single(f.encode_path_challenge(check.token), check.address)
+        if self._doubting and self._doubt is not None and self._doubt.poll(now):
+            return self._packer.single(f.encode_ping(), self.address)
         probe = self.mtu.poll_probe(now)
         if probe is not None:
             return self._packer.mtu_probe(probe, self.address, now)
