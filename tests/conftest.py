@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,6 +34,9 @@ __all__ = [
     "offers", "on_loopback", "open_link", "out_of_reach", "peer", "quick_link", "serve",
     "start_program",
 ]  # fmt: skip
+
+# A script's background job ignores SIGINT, and so would the programs that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What the process keeps for good: the hub of the tests, and the first thread of its pool.
 gevent.get_hub().threadpool.apply(int)
