@@ -32,7 +32,11 @@ class engine_conf_t:
     disable_upnp: int = 0
     """1: never ask the router for a port mapping."""
     log_path: str | None = None
-    """Folder of kkp2p_engine.log; None: the working folder.  (v1)"""
+    """Folder of kkp2p_engine.log; None: the working folder.  (v1)
+
+    If the file cannot be opened, engine_init fails with -106 when a folder is named; else the
+    engine has no log and says so on standard error.  A full disk is no error in either case.
+    """
     max_log_size: int = 0
     """Bytes after which the log is renamed to kkp2p_engine.log.bak; 0: 10 MiB.  (v1)"""
     enable_engine_thread_pool: int = 0

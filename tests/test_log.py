@@ -1,4 +1,4 @@
-"""Where the log goes: the file and its .bak, levels, the callback; from any thread, on any disk."""
+"""Where the log goes: the file and its .bak, levels, the callback; from any thread."""
 
 from __future__ import annotations
 
@@ -279,55 +279,6 @@ def test_a_callback_that_hangs_holds_nobody_up(
         log.error("line %d", number)
     assert "line 49" in text(tmp_path), "what the callback cannot take goes to the file"
     go.set()
-
-
-# Disks.
-
-
-def unwritable(tmp_path: Path) -> dict[str, str]:
-    (tmp_path / "file").write_text("")
-    (tmp_path / "folder" / LOG_FILE).mkdir(parents=True)
-    return {
-        "below a file": str(tmp_path / "file" / "logs"),
-        "proc": "/proc/kkp2p",
-        "the file is a folder": str(tmp_path / "folder"),
-        "a long name": str(tmp_path / ("x" * 300)),
-    }
-
-
-@pytest.mark.parametrize("case", ["below a file", "proc", "the file is a folder", "a long name"])
-def test_an_unwritable_log_path(case: str, tmp_path: Path) -> None:
-    """In a program without any logging set up: one line on stderr, no traceback."""
-    program = f"""
-import kkp2p_compat as kkp2p
-conf = kkp2p.engine_conf_t(log_path={unwritable(tmp_path)[case]!r})
-assert kkp2p.engine_init(conf, 0) is None
-assert kkp2p.error_no() == kkp2p.KKP2P_ERROR_PARAMETER
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env=ENVIRONMENT
-    )
-    assert done.returncode == 0, done.stderr
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("engine_init: KKP2P_ERROR_PARAMETER: log_path")
-
-
-def test_a_disk_that_fills_up_is_told_in_one_line(
-    log: EngineLog, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(log._file, "_open", full)
-    os.remove(log._file.baseFilename)
-    for _ in range(2):
-        log.error("lost")
-        printed = capsys.readouterr().err
-        assert "No space left on device" in printed
-        assert printed.count("\n") == 1
-    monkeypatch.undo()
-    log.error("found")
-    assert "found" in Path(log._file.baseFilename).read_text()
 
 
 def test_the_working_folder_is_the_default(

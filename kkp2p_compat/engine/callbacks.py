@@ -6,7 +6,6 @@ a state change.  (Callbacks of greenlets do not come here: they run in the green
 
 from __future__ import annotations
 
-import sys
 import traceback
 from _queue import SimpleQueue  # the C one: queue.SimpleQueue is gevent's under monkey patching
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import Any
 from gevent import monkey
 from gevent._hub_local import get_hub_if_exists
 
+from .._say import say
 from .thread import native_thread
 
 __all__ = ["Callbacks"]
@@ -62,7 +62,7 @@ class Callbacks:
             try:
                 function(*args)
             except BaseException:  # noqa: BLE001 - the application's; shown as threads show it
-                traceback.print_exc(file=sys.stderr)
+                say(traceback.format_exc().rstrip())
             del item, function, args  # not kept until the next one comes
         hub = get_hub_if_exists()
         if hub is not None:  # the application's callbacks have made one

@@ -6,17 +6,15 @@ logging module is used, and "normal" is its WARNING.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
-import re
-import sys
 from collections.abc import Callable
-from logging.handlers import RotatingFileHandler
-from typing import IO, Any
+from typing import Any
 
-from gevent import monkey
-
+from .._say import say
 from .callbacks import Callbacks
+from .log_file import LogFile, format_line, make_lock
 
 __all__ = [
     "LOG_FILE",
@@ -30,84 +28,41 @@ __all__ = [
 LOG_FILE = "kkp2p_engine.log"  # C SDK
 DEFAULT_MAX_BYTES = 10 * 1024 * 1024  # what the document's programs set
 _LEVELS = (logging.CRITICAL + 1, logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
-_NAMES = {
-    logging.ERROR: "error",
-    logging.WARNING: "normal",
-    logging.INFO: "info",
-    logging.DEBUG: "debug",
-}
+
+_NO_SPACE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+)  # there may be some again: no reason to be without an engine
 
 LogCallback = Callable[[str, int, Any], object]
 
-# Not threading's RLock: under monkey patching even the original one makes gevent locks.
-_make_lock = monkey.get_original("_thread", "RLock")
-_format = "%(asctime)s.%(msecs)03d %(levelname)s %(message)s"
 
-
-class _Formatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        record.levelname = _NAMES.get(record.levelno, record.levelname)
-        return super().format(record)
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        # Strangers choose parts of it: it stays one line and sends nothing to a terminal.
-        record.message = _UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], record.message)
-        return super().formatMessage(record)
-
-
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-_formatter = _Formatter(_format, "%Y-%m-%d %H:%M:%S")
-
-
-class _File(RotatingFileHandler):
-    """kkp2p_engine.log, renamed to kkp2p_engine.log.bak past the limit.
-
-    Several engines and processes may write to one file: each looks whether another has renamed it.
-    """
-
-    def __init__(self, path: str, max_bytes: int, *, delay: bool) -> None:
-        super().__init__(path, maxBytes=max_bytes, backupCount=1, encoding="utf-8", delay=delay)
-        self._ended = False
-        self.namer = lambda name: name.removesuffix(".1") + ".bak"
-        self.setFormatter(_formatter)
-
-    def createLock(self) -> None:
-        # A native lock: application threads and the engine's thread both write, and a gevent lock
-        # (which a monkey-patched threading.RLock is) does not work across them.
-        self.lock = _make_lock()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if self._ended:
-            return  # the file would be opened again
-        stream = self.stream
-        if stream is not None and not self._is_ours(stream):
-            self.stream = None  # the next line opens the new one
-            stream.close()
-        super().emit(record)
-
-    def _is_ours(self, stream: IO[str]) -> bool:
-        try:
-            return os.path.samestat(os.fstat(stream.fileno()), os.stat(self.baseFilename))
-        except OSError:
-            return False
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        print(f"kkp2p: cannot write {self.baseFilename}: {sys.exc_info()[1]}", file=sys.stderr)
-
-    def close(self) -> None:
-        self._ended = True
-        super().close()
+def _working_folder() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # it was removed
+        return "."
 
 
 class EngineLog(logging.Logger):
-    """The log of one engine.  Any thread may use it."""
+    """The log of one engine.  Any thread may use it, and no call of it raises or fails.
+
+    Without ``folder`` a log that cannot be opened is only told of; else it raises OSError.
+    """
 
     def __init__(self, folder: str | None, max_bytes: int) -> None:
         super().__init__("kkp2p", _LEVELS[2])
-        path = os.path.join(folder or os.getcwd(), LOG_FILE)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        self._file = _File(path, max_bytes or DEFAULT_MAX_BYTES, delay=_process.has_callback)
+        path = os.path.join(folder or _working_folder(), LOG_FILE)
+        self._file = LogFile(path, max_bytes or DEFAULT_MAX_BYTES)
         self._chosen: int | None = None
+        if _process.has_callback:
+            return
+        try:
+            self._file.open()
+        except OSError as error:
+            if folder and error.errno not in _NO_SPACE:
+                raise
+            self._file.fail(error)
 
     def set_level(self, level: int) -> None:
         """switch_log_level of this engine (v1); before it log_switch_level's level counts."""
@@ -121,7 +76,7 @@ class EngineLog(logging.Logger):
 
     def callHandlers(self, record: logging.LogRecord) -> None:
         if not _process.take(record):
-            self._file.handle(record)
+            self._file.write(format_line(record))
 
     def close(self) -> None:
         self._file.close()
@@ -132,7 +87,7 @@ class _ProcessLog:
 
     def __init__(self) -> None:
         self.level = _LEVELS[2]
-        self._lock = _make_lock()
+        self._lock = make_lock()
         self._sink: tuple[Callbacks, LogCallback, Any] | None = None
 
     @property
@@ -152,7 +107,7 @@ class _ProcessLog:
         if sink is None:
             return False
         runner, callback, param = sink
-        line = _formatter.format(record)
+        line = format_line(record)
         return runner.submit(callback, line, len(line), param)
 
 
@@ -174,4 +129,7 @@ def log_without_engine(message: str, *args: object) -> None:
         return
     record = logger.makeRecord(logger.name, logging.ERROR, "", 0, message, args, None)
     if not _process.take(record):
-        logger.handle(record)
+        try:
+            logger.handle(record)
+        except Exception:  # noqa: BLE001 - a handler of the application's, or its standard error
+            say(format_line(record))
