@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import secrets
 import socket
@@ -109,6 +110,18 @@ def test_a_hello_byte_by_byte(scene: Scene) -> None:
     assert (slow.recv(1), other.recv(1)) == (OK, OK)
 
 
+@pytest.mark.parametrize("pause", [False, True])
+def test_a_peer_of_the_version_before_meets_one_of_this(scene: Scene, pause: bool) -> None:
+    first, second = hellos()
+    old = b"KKRL\x01" + base64.urlsafe_b64decode(first[5:])
+    peer = scene.connect(old[:20] if pause else old)
+    if pause:
+        gevent.sleep(0)
+        peer.sendall(old[20:])
+    other = scene.connect(second)
+    assert (peer.recv(1), other.recv(1)) == (OK, OK)
+
+
 def test_many_sessions_do_not_mix(scene: Scene) -> None:
     pairs = [hellos() for _ in range(30)]
     callers = [scene.connect(caller) for caller, _ in pairs]
@@ -123,11 +136,18 @@ def test_many_sessions_do_not_mix(scene: Scene) -> None:
     ("hello", "status"),
     [
         (b"KKRX" + b"x" * 55, wire.BAD),
-        (b"KKRL\x02" + b"x" * 54, wire.BAD),
+        (b"KKRL\x03" + b"x" * 54, wire.BAD),
+        (b"KKRL\x02" + b"x" * 72, wire.BAD),
         (hellos(key=b"x" * 32)[0], wire.BAD),
         (hellos(lives_s=-5)[0], wire.EXPIRED),
     ],
-    ids=["magic", "version", "key", "expired"],  # tokens are random; the names are the same always
+    ids=[
+        "magic",
+        "version",
+        "token",
+        "key",
+        "expired",
+    ],  # tokens are random; the names are the same always
 )
 def test_bad_hellos(scene: Scene, hello: bytes, status: int) -> None:
     assert _refusal(scene.connect(hello)) == status

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
+import re
 
 import pytest
 from hypothesis import given
@@ -21,8 +23,22 @@ TOKEN = wire.make_token(KEY, SESSION, wire.CALLEE, NOW + 30)
 def test_the_layout_is_that_of_the_protocol_document() -> None:
     body = bytes([1, 1]) + (NOW + 30).to_bytes(4, "big") + SESSION
     assert body + hmac.new(KEY, body, hashlib.sha256).digest() == TOKEN
-    assert wire.hello(TOKEN) == b"KKRL\x01" + TOKEN
-    assert (wire.TOKEN_BYTES, wire.HELLO_BYTES) == (len(TOKEN), len(wire.hello(TOKEN))) == (54, 59)
+    assert wire.hello(TOKEN) == b"KKRL\x02" + base64.urlsafe_b64encode(TOKEN)
+    assert (wire.TOKEN_BYTES, wire.HELLO_BYTES) == (len(TOKEN), len(wire.hello(TOKEN))) == (54, 77)
+
+
+@given(st.binary(min_size=54, max_size=54))
+def test_no_token_makes_a_hello_that_holds_a_line(token: bytes) -> None:
+    """Whoever named the relay chose the token, and something else may listen there."""
+    assert re.fullmatch(rb"KKRL\x02[A-Za-z0-9_-]{72}", wire.hello(token))
+
+
+def test_a_hello_of_the_version_before_is_taken() -> None:
+    old = b"KKRL\x01" + TOKEN
+    assert wire.parse_hello_untrusted(old) == TOKEN
+    assert wire.is_whole_hello(old)
+    assert not wire.is_whole_hello(old[:-1])
+    assert not wire.is_whole_hello(wire.hello(TOKEN)[:-1])
 
 
 def test_a_genuine_token_says_what_was_put_in() -> None:
@@ -74,9 +90,14 @@ def test_a_token_of_another_length(length: int) -> None:
 
 
 def test_a_hello_with_another_magic_or_version() -> None:
-    for head in (b"KKRL\x02", b"KKRX\x01", b"GET /"):
+    text = base64.urlsafe_b64encode(TOKEN)
+    for head in (b"KKRL\x03", b"KKRX\x01", b"KKRX\x02", b"GET /"):
+        for token in (TOKEN, text):
+            with pytest.raises(wire.TokenRefused):
+                wire.parse_hello_untrusted(head + token)
+    for data in (b"KKRL\x01" + text, b"KKRL\x02" + TOKEN, b"KKRL\x02" + text[:-1] + b"\n"):
         with pytest.raises(wire.TokenRefused):
-            wire.parse_hello_untrusted(head + TOKEN)
+            wire.parse_hello_untrusted(data)
 
 
 def test_make_token_refuses_nonsense() -> None:

@@ -63,7 +63,7 @@ class _Guest:
                 self._relay.refuse(self, relay_wire.BAD, "left in the middle of its hello")
                 return
             self._received += data
-            if len(self._received) == relay_wire.HELLO_BYTES:
+            if relay_wire.is_whole_hello(self._received):
                 self._relay.take_hello_untrusted(self, self._received)
                 self._received = b""
         except BlockingIOError:

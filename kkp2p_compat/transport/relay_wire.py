@@ -33,6 +33,7 @@ __all__ = [
     "Token",
     "TokenRefused",
     "hello",
+    "is_whole_hello",
     "make_token",
     "parse_address_untrusted",
     "parse_hello_untrusted",
@@ -43,12 +44,16 @@ __all__ = [
 ]
 
 MAGIC = b"KKRL"
-VERSION = 1
+_HEAD = MAGIC + b"\x02"
+_OLD_HEAD = MAGIC + b"\x01"  # with the token raw; still taken, for peers of the version before
+_TOKEN_VERSION = 1
 SESSION_BYTES = 16
 MAC_BYTES = 32
 _BODY = struct.Struct(f"!BBI{SESSION_BYTES}s")  # version, side, expiry (Unix s), session
 TOKEN_BYTES = _BODY.size + MAC_BYTES
-HELLO_BYTES = len(MAGIC) + 1 + TOKEN_BYTES
+TOKEN_CHARS = TOKEN_BYTES * 4 // 3  # in base64url
+HELLO_BYTES = len(_HEAD) + TOKEN_CHARS
+_OLD_HELLO_BYTES = len(_OLD_HEAD) + TOKEN_BYTES
 
 _HOST = re.compile(r"[0-9A-Za-z_.:%-]{1,253}")  # it is resolved, and logged
 
@@ -103,7 +108,7 @@ def make_token(key: bytes, session: bytes, side: int, expiry: int) -> bytes:
     """One side's place in a session: TOKEN_BYTES bytes."""
     if len(session) != SESSION_BYTES or side not in (CALLER, CALLEE):
         raise ValueError(f"a session of {len(session)} bytes, side {side}")
-    body = _BODY.pack(VERSION, side, expiry, session)
+    body = _BODY.pack(_TOKEN_VERSION, side, expiry, session)
     return body + _mac(key, body)
 
 
@@ -115,7 +120,7 @@ def verify_token_untrusted(key: bytes, token: bytes, now: float) -> Token:
     if not hmac.compare_digest(mac, _mac(key, body)):
         raise TokenRefused(BAD)
     version, side, expiry, session = _BODY.unpack(body)
-    if version != VERSION or side not in (CALLER, CALLEE):
+    if version != _TOKEN_VERSION or side not in (CALLER, CALLEE):
         raise TokenRefused(BAD)
     if now > expiry:
         raise TokenRefused(EXPIRED)
@@ -123,18 +128,31 @@ def verify_token_untrusted(key: bytes, token: bytes, now: float) -> Token:
 
 
 def hello(token: bytes) -> bytes:
-    """What a peer sends first: HELLO_BYTES bytes."""
+    """What a peer sends first: HELLO_BYTES bytes.
+
+    The token is what a cloud chose, and the relay is where it sent us: as text it holds no line end
+    and no command for whatever else may listen there.
+    """
     if len(token) != TOKEN_BYTES:
         raise ValueError(f"a token of {len(token)} bytes, not {TOKEN_BYTES}")
-    return MAGIC + bytes([VERSION]) + token
+    return _HEAD + token_to_text(token).encode()
+
+
+def is_whole_hello(data: bytes) -> bool:
+    """Whether nothing is missing any more of a hello, good or bad."""
+    return len(data) >= (HELLO_BYTES if data.startswith(_HEAD) else _OLD_HELLO_BYTES)
 
 
 def parse_hello_untrusted(data: bytes) -> bytes:
     """The token in a hello, not yet verified."""
-    head = MAGIC + bytes([VERSION])
-    if len(data) != HELLO_BYTES or not data.startswith(head):
+    if len(data) == _OLD_HELLO_BYTES and data.startswith(_OLD_HEAD):
+        return data[len(_OLD_HEAD) :]
+    if len(data) != HELLO_BYTES or not data.startswith(_HEAD) or not data.isascii():
         raise TokenRefused(BAD)
-    return data[len(head) :]
+    try:
+        return token_from_text_untrusted(data[len(_HEAD) :].decode())
+    except BadPacket as error:
+        raise TokenRefused(BAD) from error
 
 
 def parse_address_untrusted(host: object, port: object) -> tuple[str, int]:

@@ -144,7 +144,7 @@ def fuzz_track(data: bytes) -> None:
 
 def _fuzz_track(data: bytes) -> None:
     gate = Gatekeeper(Limits())
-    track = Track(gate, _accounts(), b"binding", [("relay.example", 1)], KEY)
+    track = Track(gate, _accounts(), b"binding", [("relay.example", 1)], KEY, [])
     ends = [_end(gate, track, f"192.0.2.{number}") for number in range(STRANGERS + 2)]
     for name, (connection, _) in zip((ALICE, "bob"), ends, strict=False):
         connection.peer_id = name

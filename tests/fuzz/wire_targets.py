@@ -445,7 +445,7 @@ TARGETS = {
     "login": Target(fuzz_login, SCRAM),
     "link": Target(fuzz_link, MESSAGES),
     "offers": Target(fuzz_offers, OFFERS),
-    "relay hello": Target(fuzz_relay_hello, [b"KKRL\x01" + bytes(54)]),
+    "relay hello": Target(fuzz_relay_hello, [b"KKRL\x01" + bytes(54), b"KKRL\x02" + b"A" * 72]),
     "lan responder": Target(fuzz_lan_responder, SEARCHES),
     "lan": Target(fuzz_lan, [SEARCH, ANSWER, joined(SEARCH, ANSWER, SEARCH)]),
 }
