@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from . import calls, compare, nat, p2p, reconnect, relay
+from . import calls, compare, hostile, nat, p2p, reconnect, relay
 
 
 def main() -> None:
@@ -23,6 +23,8 @@ def main() -> None:
     what.add_parser("calls", parents=[quick], help="500 at once to one engine; needs root")
     trees = what.add_parser("compare", parents=[quick], help="with another revision; needs root")
     trees.add_argument("revision", help="whatever git takes for one")
+    attacks = what.add_parser("hostile", parents=[quick], help="what attacks do to others")
+    attacks.add_argument("--only", action="append", choices=hostile.ATTACKS, help="one of them")
     options = parser.parse_args()
     if options.what == "relay":
         relay.run(quick=options.quick)
@@ -30,6 +32,8 @@ def main() -> None:
         calls.run(options.quick)
     elif options.what == "compare":
         compare.run(options.quick, options.revision)
+    elif options.what == "hostile":
+        hostile.run(options.quick, options.only or [])
     elif options.what == "nat":
         nat.run(options.quick, options.only or [], options.jobs)
     elif options.what == "reconnect":

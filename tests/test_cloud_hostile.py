@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import gevent
 import pytest
 from cloud_client import Client, running_cloud, time_passes, until
 from gevent import socket as gsocket
@@ -19,12 +20,13 @@ from gevent import ssl as gssl
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kkp2p_compat.cloud import connection as connection_module
 from kkp2p_compat.cloud import server
-from kkp2p_compat.cloud.connection import Connection
+from kkp2p_compat.cloud.connection import Connection, Service
 from kkp2p_compat.cloud.server import Cloud
 from kkp2p_compat.transport import tcp
 
-ACCOUNTS = {"good": "g"}
+ACCOUNTS = {"good": "g", "other": "o"}
 OPS = (
     "route", "login", "proof", "beat", "call", "answer", "decline", "cancel", "over", "trickle",
     "nat", "error", "?",
@@ -225,6 +227,70 @@ def test_messages_per_second_are_limited() -> None:
         assert 50 <= len(answers) < 1000
 
 
+def test_who_sends_more_than_its_share_waits_and_nobody_else() -> None:
+    """It is not even read; so the kernel makes it wait.  It loses nothing."""
+    with _attacked(bytes_per_s=500.0, burst_s=0.1) as cloud:
+        with Client(cloud.address) as client, Client(cloud.address, source="127.0.0.3") as other:
+            assert client.ask("beat") == {"op": "beat"}
+            (greedy,) = connections(cloud, "127.0.0.1")
+            sent = 0
+            while greedy._next_turn is None:
+                client.send("beat")
+                sent += 1
+                gevent.sleep(0)
+            assert other.ask("beat") == {"op": "beat"}
+            for _ in range(sent):
+                assert client.receive() == {"op": "beat"}
+            while greedy._next_turn is None:
+                client.send("beat")
+                gevent.sleep(0)
+        until(lambda: cloud.gate.connections == 1)  # it has left while it waited
+
+
+def connections(cloud: Cloud, host: str) -> list[Connection]:
+    items = cloud.gate.deadlines.items()
+    return [item for item in items if isinstance(item, Connection) and item.host == host]
+
+
+def test_a_turn_has_an_end(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    handled: list[str] = []
+    handle = Service.handle
+
+    def record(self: Service, connection: Connection, message: Any) -> None:
+        handled.append(connection.host)
+        handle(self, connection, message)
+
+    monkeypatch.setattr(connection_module, "TURN_S", 0.0)
+    monkeypatch.setattr(Service, "handle", record)
+    with Client(cloud.address) as greedy, Client(cloud.address, source="127.0.0.3") as other:
+        greedy.send_raw(b'{"op":"beat"}\n' * 1000)
+        assert other.ask("beat") == {"op": "beat"}
+        assert handled.index("127.0.0.3") < 900
+        for _ in range(1000):
+            assert greedy.receive() == {"op": "beat"}
+
+
+def test_long_lines_are_for_calls_and_for_who_has_logged_in(cloud: Cloud) -> None:
+    long = "x" * 5000
+    with Client(cloud.address) as client:
+        assert client.call("nobody", offer=long)["reason"] == "offline"
+        client.send("beat", pad=long)
+        assert client.receive() == {"op": "error", "reason": "a line of over 4096 bytes"}
+        assert client.receive() == {"op": "bye", "reason": "bad-message"}
+    with Client(cloud.address) as peer:
+        assert peer.login("other", "o")["op"] == "welcome"
+        assert peer.ask("beat", pad=long) == {"op": "beat"}
+
+
+def test_an_infinite_number_goes_to_nobody(cloud: Cloud) -> None:
+    """The receiver would take the cloud for broken, and leave it."""
+    with Client(cloud.address) as client:
+        client.send_raw(b'{"op":"nat","nat":{"step":1e999}}\n')
+        assert "infinite" in client.receive()["reason"]
+        client.send_raw(b'{"op":"call","call":1e999,"to":"good","ms":5,"offer":""}\n')
+        assert "whole number" in client.receive()["reason"]
+
+
 def test_a_slow_reader_is_dropped_and_costs_no_more_than_its_buffer() -> None:
     limits = {"output_bytes": 50_000, "messages_per_s": 1e9}
     with _attacked(**limits) as cloud, Client(cloud.address) as client:
@@ -325,7 +391,7 @@ def test_a_bug_in_a_handler_costs_one_connection(
     with Client(cloud.address) as client:
         assert client.ask("beat")["op"] == "beat"
         with monkeypatch.context() as patch:
-            patch.setattr("kkp2p_compat.cloud.calls._number_untrusted", fail)
+            patch.setattr("kkp2p_compat.cloud.calls.number_untrusted", fail)
             client.send("call")
             assert client.ended()
     assert "a fault of ours" in caplog.text

@@ -15,36 +15,122 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
+from kkp2p_compat._bucket import Bucket
 from kkp2p_compat.cli import main
 from kkp2p_compat.cli.cloud import parse_address
 from kkp2p_compat.cloud import limits as limits_module
 from kkp2p_compat.cloud.certificate import host_addresses, load_identity
-from kkp2p_compat.cloud.limits import Buckets, Deadlines, Gatekeeper, address_key
+from kkp2p_compat.cloud.limits import (
+    WORK_BURST_S,
+    Buckets,
+    Deadlines,
+    Gatekeeper,
+    Networks,
+    Shares,
+    address_key,
+    address_keys,
+)
 from kkp2p_compat.cloud.route import rank
 from kkp2p_compat.cloud.settings import Limits, Settings
 from kkp2p_compat.control.binding import end_point_binding
 
 
 @pytest.mark.parametrize(
-    ("host", "key"),
+    ("host", "keys"),
     [
-        ("192.0.2.7", "192.0.2.7"),
-        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
-        ("2001:db8:1:2::9", "2001:db8:1:2::/64"),
-        ("fe80::1%eth0", "fe80::/64"),
-        ("::ffff:192.0.2.7", "192.0.2.7"),
-        ("::1", "::1"),
+        ("192.0.2.7", ("192.0.2.7", "192.0.2.0/24")),
+        (
+            "2001:db8:1:2345:3:4:5:6",
+            ("2001:db8:1:2345::/64", "2001:db8:1:2300::/56", "2001:db8:1::/48"),
+        ),
+        ("fe80::1%eth0", ("fe80::/64", "fe80::/56", "fe80::/48")),
+        ("::ffff:192.0.2.7", ("192.0.2.7", "192.0.2.0/24")),
+        ("::1", ("::1",)),
+        ("127.0.0.9", ("127.0.0.9",)),
     ],
 )
-def test_address_keys(host: str, key: str) -> None:
-    assert address_key(host) == key
+def test_address_keys(host: str, keys: tuple[str, ...]) -> None:
+    assert address_keys(host) == keys
+    assert address_key(host) == keys[0]
 
 
 def test_a_bucket_refills() -> None:
+    bucket = Bucket(rate=2.0, burst=3, now=10.0)
+    assert [bucket.take(10.0) for _ in range(4)] == [True, True, True, False]
+    assert not bucket.take(10.4)
+    assert bucket.take(10.5)
+    assert bucket.level(1000.0) == 3
+
+
+def test_a_bucket_below_zero() -> None:
+    bucket = Bucket(rate=2.0, burst=3, now=10.0)
+    bucket.spend(10.0, 5)
+    assert bucket.level(10.0) == -2
+    assert (bucket.wait_s(10.0), bucket.wait_s(10.0, 1)) == (1.0, 1.5)
+    bucket.spend(10.0, -1)
+    assert bucket.wait_s(10.25) == 0.25
+    assert bucket.wait_s(9.0) == 0.25  # a clock that goes back gives nothing
+    assert Bucket(rate=0.0, burst=0, now=0.0).wait_s(5.0, 1) == float("inf")
+
+
+def test_networks_have_more_than_an_address_and_less_than_all_of_theirs() -> None:
+    networks = Networks(rate=0.0, burst=10)
+
+    def passed(first: int, count: int) -> int:
+        hosts = [f"2001:db8:0:{net:x}::1" for net in range(first, first + count)]
+        tries = [address_keys(host) for host in hosts for _ in range(20)]
+        return sum(networks.take(keys, 0.0) for keys in tries)
+
+    assert passed(0, 1) == 10  # a /64
+    assert passed(1, 255) == 40 - 10  # the rest of its /56
+    assert passed(256, 10 * 256) == 160 - 40  # its /48
+    assert networks.take(address_keys("2001:db8:1::1"), 0.0)
+
+
+def test_a_home_is_not_256_addresses() -> None:
+    """Whoever has a /56 could shut everybody else out, as could 2 of the kind with a /48."""
+    gate = Gatekeeper(Limits(connections=600, connections_per_address=100))
+    home = [f"2001:db8:0:{net:x}::{host:x}" for net in range(256) for host in range(3)]
+    inside = [host for host in home if gate.enter(host)]
+    assert len(inside) == 400
+    assert gate.enter("2001:db8:0:100::1")
+    assert gate.enter("192.0.2.1")
+    for host in [*inside, "2001:db8:0:100::1", "192.0.2.1"]:
+        gate.leave(host)
+    assert gate._connections == Counter()
+
+
+def test_a_part_of_the_places_is_for_those_with_few() -> None:
+    gate = Gatekeeper(Limits(connections=400, connections_per_address=1000))
+    assert sum(gate.enter("192.0.2.1") for _ in range(1000)) == 300
+    others = [f"198.51.{net}.1" for net in range(100)]
+    assert all(gate.enter(host) for host in others)
+    assert not gate.enter("203.0.113.1")
+
+
+def test_a_share_is_waited_for_and_others_have_theirs() -> None:
+    shares = Shares(Limits(work_per_address=0.25, bytes_per_s_per_address=100.0, burst_s=1.0))
+    greedy, same_network = "192.0.2.1", "192.0.2.2"
+    shares.spend_work(greedy, 0.0, WORK_BURST_S)
+    assert shares.wait_s(greedy, 0.0) == 0.0
+    shares.spend_work(greedy, 0.0, 0.01)
+    assert shares.wait_s(greedy, 0.0) == pytest.approx(0.04)
+    assert shares.wait_s(same_network, 0.0) == 0.0
+    shares.spend_work(greedy, 0.0, 0.01)  # the next of its connections waits for both
+    assert shares.wait_s(greedy, 0.0) == pytest.approx(0.08)
+    shares.spend_work(greedy, 0.0, -0.01)
+    shares.spend_bytes(greedy, 0.0, 150)
+    assert shares.wait_s(greedy, 0.0) == 0.5
+    for loopback in ("127.0.0.1", "::1"):
+        shares.spend_work(loopback, 0.0, 10.0)
+        shares.spend_bytes(loopback, 0.0, 10**9)
+        assert shares.wait_s(loopback, 0.0) == 0.0
+
+
+def test_buckets_for_keys() -> None:
     buckets = Buckets(rate=2.0, burst=3)
     assert [buckets.take("a", 10.0) for _ in range(4)] == [True, True, True, False]
     assert buckets.take("b", 10.0)
-    assert not buckets.take("a", 10.4)
     assert buckets.take("a", 10.5)
     assert buckets.level("a", 1000.0) == 3
 

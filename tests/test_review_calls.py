@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from kkp2p_compat._bucket import Bucket
 from kkp2p_compat._errors import BadPacket
 from kkp2p_compat.cloud import calls as calls_module
 from kkp2p_compat.cloud.calls import Calls
@@ -35,8 +36,7 @@ class FakeConnection:
         self.outgoing: dict[int, Any] | None = None
         self.kept: dict[int, Any] | None = None
         self.incoming: set[Any] | None = None
-        self.call_tokens = 1e9
-        self.call_tokens_at = 0.0
+        self.call_tokens = Bucket(0.0, 1e9, 0.0)
         self.room = True
         self.sent: list[dict[str, Any]] = []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,13 @@ from hypothesis import strategies as st
 
 from kkp2p_compat._errors import BadPacket
 from kkp2p_compat.control import wire
-from kkp2p_compat.control.wire import MAX_LINE_BYTES, LineReader, Message, encode
+from kkp2p_compat.control.wire import (
+    MAX_LINE_BYTES,
+    LineReader,
+    Message,
+    encode,
+    number_untrusted,
+)
 
 MESSAGES: list[Message] = [
     {"op": "beat"},
@@ -92,7 +99,7 @@ def test_a_line_without_its_end_is_no_message() -> None:
         b'{"op":"a\x00b"}',
         b'{"op":"x","text":"\\ud800"}',
         b'{"op":"x","n":NaN}',
-        b'{"op":"x","n":1e999}',
+        b'{"op":"x","n":Infinity}',
     ],
     ids=lambda line: repr(line[:24]),
 )
@@ -172,6 +179,93 @@ def test_a_reader_with_a_lower_limit() -> None:
     reader.feed(b'{"op":"12345678901"}')
     with pytest.raises(BadPacket, match="over 20"):
         list(reader.messages())
+
+
+@pytest.mark.parametrize(
+    "values", ["1.5,", "1e9,", "-7,", "true,", '"\\\\ud",', '"\\ud83d\\ude00",', "[],", "{},"]
+)
+def test_a_line_of_many_values_costs_no_python_call_for_each(values: str) -> None:
+    """It would cost a hundred times what one of text does, and the cloud has one thread."""
+    calls = []
+
+    def parse(count: int) -> None:
+        reader = LineReader()
+        reader.feed(b'{"op":"x","values":[' + values.encode() * count + b"0]}\n")
+        calls.append(0)
+        sys.setprofile(count_calls)
+        try:
+            assert len(list(reader.messages())) == 1
+        finally:
+            sys.setprofile(None)
+
+    def count_calls(*_: object) -> None:
+        calls[-1] += 1
+
+    parse(1)
+    parse(1000)
+    assert calls[1] < calls[0] + 100  # what the garbage collector calls is counted, too
+
+
+ESCAPES = (r"\\", r"\ud83d", r"\uDBFF", r"\ude00", r"\uDFFF", r"\uD7ff", r"\n", r"\u0041")
+json_texts = st.lists(st.sampled_from((*ESCAPES, "ud83d", "ude00", "u", "d", "x"))).map("".join)
+
+
+@given(json_texts)
+def test_half_a_surrogate_pair_is_what_cannot_be_encoded(text: str) -> None:
+    """Against the slow way: to write the message out again."""
+    line = b'{"op":"x","text":"' + text.encode() + b'"}'
+    try:
+        json.loads(line)["text"].encode()
+    except UnicodeEncodeError:
+        with pytest.raises(BadPacket, match="surrogate"):
+            read(line + b"\n")
+    else:
+        assert read(line + b"\n") == [json.loads(line)]
+
+
+@pytest.mark.parametrize(
+    "value", [0, 4, 2**63, 2.0, True, None, "2", [2], float("inf"), float("nan")]
+)
+def test_numbers_that_are_not_taken(value: object) -> None:
+    with pytest.raises(BadPacket, match="n is not a whole number from 1 to 3"):
+        number_untrusted({"op": "x", "n": value}, "n", 1, 3)
+    assert number_untrusted({"op": "x", "n": 3}, "n", 1, 3) == 3
+
+
+def test_a_number_too_large_for_a_float_is_read_and_not_taken() -> None:
+    (message,) = read(b'{"op":"x","n":1e999}\n')
+    with pytest.raises(BadPacket):
+        number_untrusted(message, "n", 0, 2**53)
+
+
+def test_what_no_reader_takes_is_not_written() -> None:
+    for number in (float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="compliant"):
+            encode("x", n=number)
+
+
+@pytest.mark.parametrize("start", ['{"op":"call"', '{"op":"trickle"', '{"op": "call"'])
+def test_lines_of_calls_may_be_long_where_others_may_not(start: str) -> None:
+    line = start.encode() + b',"pad":"' + b"p" * 4000 + b'"}\n'
+    reader = LineReader(short_line=100)
+    for index in range(0, len(line), 50):
+        reader.feed(line[index : index + 50])
+        messages = list(reader.messages())
+    assert messages == [json.loads(line)]
+
+
+@pytest.mark.parametrize("start", [b'{"op":"beat"', b'{"x":1,"op":"call"', b"[", b'{"op":"callx"'])
+def test_lines_that_are_too_long_are_refused_before_they_are_there(start: bytes) -> None:
+    reader = LineReader(short_line=100)
+    reader.feed(start.ljust(99, b" "))
+    assert list(reader.messages()) == []
+    reader.feed(b" ")
+    with pytest.raises(BadPacket, match="over 100 bytes"):
+        list(reader.messages())
+    assert reader._buffer == b""
+    reader.allow_long_lines()
+    reader.feed(start.ljust(100, b" "))
+    assert list(reader.messages()) == []
 
 
 def test_limits_are_those_of_the_protocol_document() -> None:

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .._errors import BadPacket
-from ..control.wire import Message, encode
+from ..control.wire import Message, encode, number_untrusted
 from ..transport import relay_wire
 from .accounts import valid_peer_id
 from .connection import Connection
@@ -113,9 +113,9 @@ class Calls:
     # Making a call.
 
     def _on_call(self, caller: Connection, message: Message) -> None:
-        number = _number_untrusted(message, "call", 0, MAX_CALL_NUMBER)
+        number = number_untrusted(message, "call", 0, MAX_CALL_NUMBER)
         callee_id = peer_id_untrusted(message, "to")
-        budget_ms = _number_untrusted(message, "ms", 1, MAX_CALL_MS)
+        budget_ms = number_untrusted(message, "ms", 1, MAX_CALL_MS)
         offer = _text_untrusted(message, "offer", MAX_OFFER_CHARS)
         caller.welcome_caller(self._limits.idle_s)
         before = _made_by(caller, number)
@@ -173,13 +173,8 @@ class Calls:
     def _limit_reached(self, caller: Connection) -> str:
         """Why this caller may not call now; empty if it may."""
         limits = self._limits
-        now = time.monotonic()
-        earned = (now - caller.call_tokens_at) * limits.calls_per_s
-        caller.call_tokens = min(limits.calls_per_s, caller.call_tokens + earned)
-        caller.call_tokens_at = now
-        if caller.call_tokens < 1:
+        if not caller.call_tokens.take(time.monotonic()):
             return f"over {limits.calls_per_s:g} calls a second"
-        caller.call_tokens -= 1
         if caller.outgoing is not None and len(caller.outgoing) >= limits.open_calls:
             return f"over {limits.open_calls} open calls"
         key = address_key(caller.host)
@@ -240,7 +235,7 @@ class Calls:
                 line = encode("trickle", call=call.number, text=text)
                 self._send_if_room(sender, call.caller, line)
         else:
-            call = _made_by(sender, _number_untrusted(message, "call", 0, MAX_CALL_NUMBER))
+            call = _made_by(sender, number_untrusted(message, "call", 0, MAX_CALL_NUMBER))
             if call is not None and self._may_trickle(sender, call.to_callee):
                 call.to_callee += 1
                 line = encode("trickle", call=call.id, text=text)
@@ -262,9 +257,9 @@ class Calls:
         nat = message.get("nat")
         try:
             # Kept as text: 500 characters of brackets would be fifteen times that as objects.
-            text = json.dumps(nat, separators=(",", ":"))
+            text = json.dumps(nat, separators=(",", ":"), allow_nan=False)
         except (ValueError, RecursionError) as error:
-            raise BadPacket("nat is too deep") from error
+            raise BadPacket("nat is too deep, or has an infinite number") from error
         if not isinstance(nat, dict) or len(text) > MAX_NAT_CHARS:
             raise BadPacket(f"nat is not an object of at most {MAX_NAT_CHARS} characters")
         connection.nat = text
@@ -272,12 +267,12 @@ class Calls:
     # The end of a call.
 
     def _on_over(self, caller: Connection, message: Message) -> None:
-        call = _made_by(caller, _number_untrusted(message, "call", 0, MAX_CALL_NUMBER))
+        call = _made_by(caller, number_untrusted(message, "call", 0, MAX_CALL_NUMBER))
         if call is not None:
             self._forget(call)
 
     def _on_cancel(self, caller: Connection, message: Message) -> None:
-        call = _made_by(caller, _number_untrusted(message, "call", 0, MAX_CALL_NUMBER))
+        call = _made_by(caller, number_untrusted(message, "call", 0, MAX_CALL_NUMBER))
         if call is not None:
             self._cancel(call)
 
@@ -354,13 +349,6 @@ def _text_untrusted(message: Message, name: str, most: int) -> str:
     value = message.get(name)
     if not isinstance(value, str) or len(value) > most:
         raise BadPacket(f"{name} is not a text of at most {most} characters")
-    return value
-
-
-def _number_untrusted(message: Message, name: str, least: int, most: int) -> int:
-    value = message.get(name)
-    if type(value) is not int or not least <= value <= most:
-        raise BadPacket(f"{name} is not a number from {least} to {most}")
     return value
 
 

@@ -7,7 +7,9 @@ holds little more than its TLS state.  Rules:
   failure is noted and acted upon in a callback of its own.  So a service may send to any number of
   peers in a row, and one peer's trouble never interrupts what is done for another.
 - What waits for a slow reader is bounded; beyond it the connection is dropped.
-- Every connection has a deadline at every time (see Deadlines); nothing here makes a timer.
+- Every connection has a deadline at every time (see Deadlines), and no timer.
+- What is read is handled in turns of TURN_S.  Who has used more than its share (see Shares) waits
+  for its next turn, by a timer: it is delayed and nobody else is.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import Any
 from gevent import get_hub, ssl
 from gevent.pool import Group
 
+from .._bucket import Bucket
 from .._errors import BadPacket
 from ..control.callers import ANYBODY
 from ..control.wire import LineReader, Message, encode
@@ -35,8 +38,9 @@ _READ, _WRITE = 1, 2  # libev's EV_READ and EV_WRITE
 
 # Our choices.
 READ_BYTES = 16384  # the most that one TLS record holds
-READS_PER_TURN = 4  # then the other connections have their turn
+TURN_S = 0.002  # of processor time; then the other connections have their turn
 CLOSE_S = 5.0  # for the last line to reach the peer
+WORK_BURST_S = 0.05  # of processor time; Limits.work is what it has after that
 QUIET_BEATS = 2.5  # docs/protocol.rst: a peer quiet for so many heartbeats is gone
 
 _SHAKING, _OPEN, _CLOSING, _CLOSED = range(4)
@@ -66,9 +70,12 @@ class Connection:
     """Made for a socket whose first byte looks like TLS; ``start`` it."""
 
     __slots__ = (
+        "_bytes",
         "_closing",
         "_context",
         "_gate",
+        "_messages",
+        "_next_turn",
         "_out",
         "_quiet_s",
         "_readable",
@@ -76,11 +83,9 @@ class Connection:
         "_service",
         "_sock",
         "_state",
-        "_tokens",
-        "_tokens_at",
+        "_work",
         "_writable",
         "call_tokens",
-        "call_tokens_at",
         "callers",
         "comes_again",
         "deadline",
@@ -109,12 +114,14 @@ class Connection:
         self._context = context
         self._closing = closing
         self._state = _SHAKING
-        self._reader = LineReader(limits.line_bytes)
+        self._reader = LineReader(limits.line_bytes, limits.stranger_line_bytes)
         self._out = b""
         self._readable: Any = None
         self._writable: Any = None
-        self._tokens = limits.messages_per_s
-        self._tokens_at = now
+        self._next_turn: Any = None  # a timer, while it waits
+        self._messages = Bucket(limits.messages_per_s, limits.messages_per_s, now)
+        self._bytes = Bucket(limits.bytes_per_s, limits.bytes_per_s * limits.burst_s, now)
+        self._work = Bucket(limits.work, WORK_BURST_S, now)
         # The track's.
         self.peer_id: str | None = None  # once logged in
         self.verifier: Any = None
@@ -126,8 +133,7 @@ class Connection:
         self.outgoing: dict[int, Any] | None = None  # calls made, not answered yet
         self.kept: dict[int, Any] | None = None  # calls made that were answered, the oldest first
         self.incoming: set[Any] | None = None  # calls from others
-        self.call_tokens = limits.calls_per_s
-        self.call_tokens_at = now
+        self.call_tokens = Bucket(limits.calls_per_s, limits.calls_per_s, now)
 
     def __str__(self) -> str:
         return f"{self.host} ({self.peer_id})" if self.peer_id else self.host
@@ -151,6 +157,10 @@ class Connection:
         """From now on every message buys this much time; 0: it has ``seconds`` no more."""
         self._quiet_s = seconds
         self.deadline = time.monotonic() + seconds
+
+    def allow_long_lines(self) -> None:
+        """It has said who it is."""
+        self._reader.allow_long_lines()
 
     def must_finish(self, seconds: float) -> None:
         """Whatever it says, it has so long for what it does."""
@@ -218,12 +228,52 @@ class Connection:
     # Watchers' callbacks.
 
     def _on_readable(self) -> None:
+        if self._next_turn is None and not self._must_wait():
+            self._take_turn()
+
+    def _must_wait(self) -> bool:
+        """Who has used more than its share waits until that is made up for."""
+        shares, now = self._gate.shares, time.monotonic()
+        wait_s = max(self._work.wait_s(now), self._bytes.wait_s(now), shares.wait_s(self.host, now))
+        if wait_s <= 0:
+            return False
+        # All connections of one address would go on at once: so each pays for a turn in advance.
+        shares.spend_work(self.host, now, TURN_S)
+        self.pause(wait_s, lambda: shares.spend_work(self.host, time.monotonic(), -TURN_S))
+        return True
+
+    def _take_turn(self, first: Callable[[], object] | None = None) -> None:
         if self._state not in (_SHAKING, _OPEN):
             return
+        began = time.thread_time()
+        more = self._read_untrusted(began + TURN_S, first)
+        used, now = time.thread_time() - began, time.monotonic()
+        self._work.spend(now, used)
+        self._gate.shares.spend_work(self.host, now, used)
+        if more and self._next_turn is None and not self._must_wait():
+            self.pause(0.0)
+
+    def pause(self, seconds: float, then: Callable[[], object] | None = None) -> None:
+        """Take nothing from the peer for so long; then call ``then``, and go on."""
+        if self._readable is not None:
+            self._readable.stop()
+            self._next_turn = get_hub().loop.timer(seconds)
+            self._next_turn.start(self._resume, then, update=True)  # the turn may have been long
+
+    def _resume(self, then: Callable[[], object] | None) -> None:
+        self._next_turn.close()
+        self._next_turn = None
+        self._readable.start(self._on_readable)
+        self._take_turn(then)
+
+    def _read_untrusted(self, until: float, first: Callable[[], object] | None) -> bool:
+        """Whether there may be more to do at once."""
         try:
-            self._read()
+            if first is not None:
+                first()
+            return self._read(until)
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            return  # a handshake's answer is small: it never waits for room
+            return False  # a handshake's answer is small: it never waits for room
         except BadPacket as error:
             self._gate.refused(self.host, str(error))
             self.send(encode("error", reason=str(error)))
@@ -235,34 +285,40 @@ class Connection:
         except Exception:
             log.exception("%s: a fault of ours", self)
             self._drop("a fault of ours")
+        return False
 
     def _on_writable(self) -> None:
         self._flush()
         if not self._out and self._state == _CLOSING:
             self._close_orderly()
 
-    def _read(self) -> None:
+    def _read(self, until: float) -> bool:
         if self._state == _SHAKING:
             self._sock.do_handshake()
             self._state = _OPEN
-        for _ in range(READS_PER_TURN):
+        while True:
+            for message in self._reader.messages():
+                self._take(message)
+                if self._state != _OPEN or self._next_turn is not None:
+                    return False
+                if time.thread_time() >= until:
+                    return True  # in our buffer, in the kernel's, or in that of TLS
             data = self._sock.recv(READ_BYTES)
             if not data:
                 self._drop("closed by the peer")
-                return
+                return False
+            self._count(len(data))
             self._reader.feed(data)
-            for message in self._reader.messages():
-                self._take(message)
-                if self._state != _OPEN:
-                    return
-        self._later(self._on_readable)  # TLS may hold what the kernel does not know of
+
+    def _count(self, size: int) -> None:
+        now = time.monotonic()
+        self._bytes.spend(now, size)
+        self._gate.shares.spend_bytes(self.host, now, size)
 
     def _take(self, message: Message) -> None:
-        now, limits = time.monotonic(), self._gate.limits
-        rate = limits.messages_per_s
-        self._tokens = min(rate, self._tokens + (now - self._tokens_at) * rate) - 1
-        self._tokens_at = now
-        if self._tokens < 0:
+        now = time.monotonic()
+        if not self._messages.take(now):
+            rate = self._gate.limits.messages_per_s
             self._gate.refused(self.host, f"over {rate:g} messages a second")
             self.finish(encode("bye", reason="limit"))
             return
@@ -308,9 +364,10 @@ class Connection:
             self._later(self._service.gone, self)
 
     def _stop_reading(self) -> None:
-        if self._readable is not None:
-            self._readable.close()
-            self._readable = None
+        for watcher in (self._readable, self._next_turn):
+            if watcher is not None:
+                watcher.close()
+        self._readable = self._next_turn = None
 
     def _close_watchers(self) -> None:
         self._stop_reading()

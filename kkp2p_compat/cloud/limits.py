@@ -1,8 +1,10 @@
 """Who may come in, how often and for how long.
 
 One Gatekeeper belongs to a cloud process.  Limits count by address (IPv4 address or IPv6 /64), and
-never by a peer id that a stranger merely names: so nobody can lock somebody else out.  Every table
-that strangers can grow is bounded; where one is full, the entry used least recently goes.
+by the networks around it (IPv4 /24; IPv6 /56 and /48), which have WIDER times as much: a home has
+a /56 and a customer of a hoster a /48, so whoever has one is not 256 or 65,536 addresses here.
+Every table that strangers can grow is bounded; where one is full, the entry used least recently
+goes.
 
 Loopback is exempt unless ``limit_loopback`` is set: behind a tunnel or proxy on this host all the
 world would come from one address.
@@ -10,6 +12,7 @@ world would come from one address.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import logging
 import time
@@ -18,27 +21,52 @@ from typing import Protocol
 
 from gevent.event import Event
 
+from .._bucket import Bucket
 from .settings import Limits
 
-__all__ = ["Buckets", "Deadlines", "Gatekeeper", "Timed", "address_key"]
+__all__ = [
+    "Buckets",
+    "Deadlines",
+    "Gatekeeper",
+    "Networks",
+    "Shares",
+    "Timed",
+    "address_key",
+    "address_keys",
+]
 
 log = logging.getLogger(__name__)
 
 # Our choices.
-TABLE_SIZE = 20_000  # addresses remembered for rates; about 200 bytes each
+TABLE_SIZE = 20_000  # addresses remembered for rates; about 300 bytes each
 LOG_EVERY_S = 30.0  # refusals of one address: the first is logged, then a count this often
+WIDER = (1, 4, 16)  # times what an address has: for it, and for the networks around it
+WORK_WIDER = (1, 1.5, 2)  # the same of processor time, of which there is one second in a second
+WORK_BURST_S = 0.1  # of processor time at once for an address: what everybody else may notice
+FEW = 16  # connections: who has fewer gets in while a part of the places is left
+KEPT_PART = 4  # one in so many places is kept for those
+
+
+@functools.lru_cache(TABLE_SIZE)
+def address_keys(host: str) -> tuple[str, ...]:
+    """The units that limits count by, of a numeric address: it, then the networks around it."""
+    address = ipaddress.ip_address(host.partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    if address.is_loopback:
+        return (str(address),)
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address), _network(address, 24)
+    return _network(address, 64), _network(address, 56), _network(address, 48)
+
+
+def _network(address: ipaddress.IPv4Address | ipaddress.IPv6Address, bits: int) -> str:
+    return str(ipaddress.ip_network((address, bits), strict=False))
 
 
 def address_key(host: str) -> str:
-    """The unit that limits count by, of a numeric address."""
-    if ":" not in host:
-        return host
-    address = ipaddress.IPv6Address(host.partition("%")[0])
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    if address.is_loopback:
-        return str(address)
-    return f"{ipaddress.IPv6Address(int(address) >> 64 << 64)}/64"
+    """The narrowest of its keys."""
+    return address_keys(host)[0]
 
 
 def _is_loopback(key: str) -> bool:
@@ -48,32 +76,102 @@ def _is_loopback(key: str) -> bool:
 class Buckets:
     """Token buckets, one for each key: ``rate`` a second, ``burst`` at once."""
 
-    __slots__ = ("_burst", "_levels", "_rate", "_size")
+    __slots__ = ("_burst", "_by_key", "_rate", "_size")
 
     def __init__(self, rate: float, burst: float, size: int = TABLE_SIZE) -> None:
         self._rate = rate
         self._burst = burst
         self._size = size
-        self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()  # level, when
+        self._by_key: OrderedDict[str, Bucket] = OrderedDict()
 
     def level(self, key: str, now: float) -> float:
         """How many tokens there are; nothing is taken."""
-        level, then = self._levels.get(key, (self._burst, now))
-        return min(self._burst, level + (now - then) * self._rate)
+        bucket = self._by_key.get(key)
+        return self._burst if bucket is None else bucket.level(now)
 
     def take(self, key: str, now: float) -> bool:
         """Take one token if there is one."""
-        level = self.level(key, now)
-        if level < 1:
-            return False
-        self._levels[key] = (level - 1, now)
-        self._levels.move_to_end(key)
-        if len(self._levels) > self._size:
-            self._levels.popitem(last=False)
-        return True
+        return self.level(key, now) >= 1 and self._used(key, now).take(now)
+
+    def spend(self, key: str, now: float, count: float) -> None:
+        """Take so many, below 0 if need be."""
+        self._used(key, now).spend(now, count)
+
+    def wait_s(self, key: str, now: float, count: float = 0.0) -> float:
+        """How long until there are so many."""
+        bucket = self._by_key.get(key) or Bucket(self._rate, self._burst, now)
+        return bucket.wait_s(now, count)
+
+    def _used(self, key: str, now: float) -> Bucket:
+        bucket = self._by_key.get(key)
+        if bucket is None:
+            bucket = self._by_key[key] = Bucket(self._rate, self._burst, now)
+            if len(self._by_key) > self._size:
+                self._by_key.popitem(last=False)
+        else:
+            self._by_key.move_to_end(key)
+        return bucket
 
     def __len__(self) -> int:
-        return len(self._levels)
+        return len(self._by_key)
+
+
+class Networks:
+    """Buckets for addresses and the networks around them; ``keys`` are those of one address."""
+
+    __slots__ = ("_tables",)
+
+    def __init__(
+        self, rate: float, burst: float, wider: tuple[float, ...] = WIDER
+    ) -> None:  # fmt: skip
+        self._tables = [Buckets(rate * factor, burst * factor) for factor in wider]
+
+    def take(self, keys: tuple[str, ...], now: float) -> bool:
+        """Take one token of each if all have one."""
+        pairs = list(zip(self._tables, keys, strict=False))
+        if any(table.level(key, now) < 1 for table, key in pairs):
+            return False
+        for table, key in pairs:
+            table.take(key, now)
+        return True
+
+    def spend(self, keys: tuple[str, ...], now: float, count: float) -> None:
+        """Take so many of each, below 0 if need be."""
+        for table, key in zip(self._tables, keys, strict=False):
+            table.spend(key, now, count)
+
+    def wait_s(self, keys: tuple[str, ...], now: float, count: float = 0.0) -> float:
+        """How long until all have so many."""
+        pairs = zip(self._tables, keys, strict=False)
+        return max(table.wait_s(key, now, count) for table, key in pairs)
+
+
+class Shares:
+    """What the connections of an address may have together of this process, which is one thread."""
+
+    def __init__(self, limits: Limits) -> None:
+        rate = limits.bytes_per_s_per_address
+        self._limits = limits
+        self._bytes = Networks(rate, rate * limits.burst_s)
+        self._work = Networks(limits.work_per_address, WORK_BURST_S, WORK_WIDER)
+
+    def wait_s(self, host: str, now: float) -> float:
+        """How long it has to wait for what it has used over its share."""
+        keys = address_keys(host)
+        return max(self._work.wait_s(keys, now), self._bytes.wait_s(keys, now))
+
+    def spend_work(self, host: str, now: float, seconds: float) -> None:
+        """Processor time that it has used."""
+        self._spend(self._work, host, now, seconds)
+
+    def spend_bytes(self, host: str, now: float, count: int) -> None:
+        """Bytes that were read of it."""
+        self._spend(self._bytes, host, now, count)
+
+    def _spend(self, networks: Networks, host: str, now: float, count: float) -> None:
+        keys = address_keys(host)
+        if self._limits.limit_loopback or not _is_loopback(keys[0]):
+            networks.spend(keys, now, count)
 
 
 class Timed(Protocol):
@@ -130,9 +228,10 @@ class Gatekeeper:
         self.relay_sessions: Counter[str] = Counter()  # by address
         self._connections: Counter[str] = Counter()
         self._total = 0
+        self.shares = Shares(limits)
         burst_s = limits.burst_s
-        self._connects = Buckets(limits.connects_per_s, limits.connects_per_s * burst_s)
-        self._handshakes = Buckets(limits.handshakes_per_s, limits.handshakes_per_s * burst_s)
+        self._connects = Networks(limits.connects_per_s, limits.connects_per_s * burst_s)
+        self._handshakes = Networks(limits.handshakes_per_s, limits.handshakes_per_s * burst_s)
         self._failures = Buckets(limits.login_failures / 60, limits.login_failures)
         self._refusals: OrderedDict[str, tuple[float, int]] = OrderedDict()  # since, not logged
 
@@ -144,29 +243,37 @@ class Gatekeeper:
 
     def enter(self, host: str) -> bool:
         """A new connection: True lets it in, and ``leave`` must follow; a refusal is logged."""
-        key, now = address_key(host), time.monotonic()
-        most = min(self.limits.connections, self.most_connections)
-        if self._total >= most:
-            reason = f"over {most} connections in all"
-        elif not self.limited(key):
-            reason = ""
-        elif self._connections[key] >= self.limits.connections_per_address:
-            reason = f"over {self.limits.connections_per_address} connections"
-        elif not self._connects.take(key, now):
-            reason = f"over {self.limits.connects_per_s:g} new connections a second"
-        else:
-            reason = ""
+        keys = address_keys(host)
+        reason = self._no_room(keys)
         if reason:
             self.refused(host, reason)
             return False
         self._total += 1
         self.empty.clear()
-        self._connections[key] += 1
+        self._connections.update(keys)
         return True
+
+    def _no_room(self, keys: tuple[str, ...]) -> str:
+        limits = self.limits
+        most = min(limits.connections, self.most_connections)
+        if self._total >= most:
+            return f"over {most} connections in all"
+        if not self.limited(keys[0]):
+            return ""
+        for key, factor in zip(keys, WIDER, strict=False):
+            of_it = limits.connections_per_address * factor
+            if self._connections[key] >= of_it:
+                return f"over {of_it} connections of {key}"
+        if self._connections[keys[-1]] >= FEW and self._total >= most - most // KEPT_PART:
+            return f"{self._total} of {most} connections in all; the rest is for who has few"
+        if not self._connects.take(keys, time.monotonic()):
+            return f"over {limits.connects_per_s:g} new connections a second"
+        return ""
 
     def leave(self, host: str) -> None:
         self._total -= 1
-        uncount(self._connections, address_key(host))
+        for key in address_keys(host):
+            uncount(self._connections, key)
         if self._total == 0:
             self.empty.set()
 
@@ -176,8 +283,8 @@ class Gatekeeper:
 
     def may_shake_hands(self, host: str) -> bool:
         """Before a TLS handshake, which costs a signature; a refusal is logged."""
-        key = address_key(host)
-        if not self.limited(key) or self._handshakes.take(key, time.monotonic()):
+        keys = address_keys(host)
+        if not self.limited(keys[0]) or self._handshakes.take(keys, time.monotonic()):
             return True
         self.refused(host, f"over {self.limits.handshakes_per_s:g} TLS handshakes a second")
         return False

@@ -23,9 +23,13 @@ def _limit(default: Any, help_text: str) -> Any:
 
 @dataclass(frozen=True)
 class Limits:
-    """What nobody may exceed.  ``_s`` is seconds; "an address" is an IPv4 address or IPv6 /64."""
+    """What nobody may exceed.  ``_s`` is seconds; "an address" is an IPv4 address or IPv6 /64.
+
+    The networks around an address have four (IPv4 /24, IPv6 /56) and sixteen times as much (/48).
+    """
 
     line_bytes: int = _limit(65536, "longest line of the control plane")
+    stranger_line_bytes: int = _limit(4096, "the same without login, but for call and trickle")
     output_bytes: int = _limit(1_048_576, "most that waits for a peer that reads slowly")
     handshake_s: float = _limit(10.0, "time to finish TLS and say the first thing, or log in")
     idle_s: float = _limit(300.0, "how long a caller without login may be quiet")
@@ -36,6 +40,10 @@ class Limits:
     handshakes_per_s: float = _limit(100.0, "TLS handshakes per second from an address")
     burst_s: float = _limit(5.0, "how many seconds' worth of a rate may come at once")
     login_failures: int = _limit(10, "failed logins per minute from an address")
+    bytes_per_s: float = _limit(262_144.0, "bytes per second that are read of a connection")
+    bytes_per_s_per_address: float = _limit(1_048_576.0, "bytes per second of an address")
+    work: float = _limit(0.1, "processor time for a connection, seconds per second")
+    work_per_address: float = _limit(0.25, "processor time for an address, seconds per second")
     messages_per_s: float = _limit(2000.0, "messages per second on a connection")
     calls_per_s: float = _limit(1000.0, "calls per second on a connection")
     open_calls: int = _limit(512, "unanswered calls at once on a connection")

@@ -143,6 +143,7 @@ class Track(Service):
             return
         connection.login = None
         connection.peer_id = peer_id
+        connection.allow_long_lines()
         connection.verifier = login.verifier.stored_key
         beat_s, certificates = self._limits.beat_s, self._certificates or None
         connection.send(encode("welcome", scram=answer, beat=beat_s, certificates=certificates))

@@ -22,7 +22,7 @@ from ..control.client import CloudClient
 from ..control.link import Link, OutgoingCall
 from ..control.nearness import permitted
 from ..control.resolver import addresses_of
-from ..control.wire import Message, encode
+from ..control.wire import Message, encode, number_untrusted
 from ..transport.relay import open_relay, parse_place_untrusted, wait_for_pairing
 from ..transport.sealed import DirectionKeys, Opener, Sealer, derive_keys, make_private_key
 from ..traversal.nat import NatBehaviour
@@ -193,15 +193,10 @@ def parse_offer_untrusted(text: object) -> Offer:
     fields = _from_text_untrusted(text)
     if "restart" in fields:
         return _parse_restart_untrusted(fields)
-    numbers = []
-    for name, lowest, highest in (
-        ("type", 0, 2), ("mode", 0, 2), ("encrypt", 0, 1), ("desc", -(2**31), 2**31 - 1),
-    ):  # fmt: skip
-        value = fields.get(name)
-        if type(value) is not int or not lowest <= value <= highest:
-            raise BadPacket(f"an offer with a bad {name}")
-        numbers.append(value)
-    channel_type, mode, encrypt, desc = numbers
+    channel_type = number_untrusted(fields, "type", 0, 2)
+    mode = number_untrusted(fields, "mode", 0, 2)
+    encrypt = number_untrusted(fields, "encrypt", 0, 1)
+    desc = number_untrusted(fields, "desc", -(2**31), 2**31 - 1)
     key = _decode_key_untrusted(fields["key"]) if "key" in fields else None
     direct = None
     if "direct" in fields and mode != _codes.CONNECT_RELAY:

@@ -44,7 +44,7 @@ from ..control.client import CloudClient
 from ..control.link import Link
 from ..control.resolver import resolve
 from ..control.trust import parse_fingerprints
-from ..control.wire import Message, encode
+from ..control.wire import Message, encode, number_untrusted
 from ..transport import tcp
 from ..transport.sealed import make_private_key
 from ..transport.splice import Carriers
@@ -375,10 +375,8 @@ class Engine:
         try:
             if not self.callers.allow(_caller_id(message)):  # an old track lets everybody through
                 raise NotAllowed
-            text, budget_ms = message.get("offer"), message.get("ms")
-            offer = parse_offer_untrusted(text)
-            if not isinstance(budget_ms, int) or not 0 < budget_ms <= MAX_BUDGET_MS:
-                raise BadPacket("an offer with a bad time budget")
+            offer = parse_offer_untrusted(message.get("offer"))
+            budget_ms = number_untrusted(message, "ms", 1, MAX_BUDGET_MS)
             answer = self._accept_call if offer.direct is None else self._meet_caller
             answer(link, message, offer, budget_ms / 1000)
         except KKP2PError as error:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import secrets
 import socket
 
+from .._bucket import Bucket
 from .candidates import family_of
 
 __all__ = ["Courtesy"]
@@ -32,44 +33,24 @@ SLOTS = 4096  # ips share one by chance: a table that was full would have to for
 _NETWORK_BYTES = 8  # of an IPv6 address: what one host or home has
 
 
-class _Level:
-    """A token bucket."""
-
-    __slots__ = ("_at", "_left", "_most", "_rate")
-
-    def __init__(self, most: float, rate: float, now: float) -> None:
-        self._most = most
-        self._rate = rate
-        self._left = most
-        self._at = now
-
-    def has_one(self, now: float) -> bool:
-        self._left = min(self._most, self._left + max(0.0, now - self._at) * self._rate)
-        self._at = max(self._at, now)
-        return self._left >= 1
-
-    def take(self) -> None:
-        self._left -= 1
-
-
 class Courtesy:
     """Of one engine.  Time is in seconds of a monotonic clock."""
 
     def __init__(self) -> None:
         self.refused = 0  # requests that were not sent
         self._salt = secrets.token_bytes(8)  # nobody else knows who shares a slot
-        self._by_ip: dict[int, _Level] = {}
-        self._in_all: dict[bool, _Level] = {}
+        self._by_ip: dict[int, Bucket] = {}
+        self._in_all: dict[bool, Bucket] = {}
 
     def may_send(self, ip: str, heard: bool, now: float) -> bool:
         """Whether one more request may go there.  ``heard``: a check came from the address."""
-        one = self._by_ip.setdefault(self._slot(ip), _Level(PER_IP, PER_IP_PER_S, now))
-        every = self._in_all.setdefault(heard, _Level(IN_ALL, IN_ALL_PER_S, now))
-        if not (one.has_one(now) and every.has_one(now)):
+        one = self._by_ip.setdefault(self._slot(ip), Bucket(PER_IP_PER_S, PER_IP, now))
+        every = self._in_all.setdefault(heard, Bucket(IN_ALL_PER_S, IN_ALL, now))
+        if one.level(now) < 1 or every.level(now) < 1:
             self.refused += 1
             return False
-        one.take()
-        every.take()
+        one.take(now)
+        every.take(now)
         return True
 
     def met(self, ip: str) -> None:
