@@ -92,6 +92,19 @@ def test_every_pair_has_a_plan_that_fits_together() -> None:
         assert (parts == ("check", "check")) == (plan.kind in ("direct", "punch", "relay"))
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "reason"),
+    [
+        (FIREWALLED, FIREWALLED, "neither has a NAT"),
+        (FIREWALLED, PORT_RESTRICTED, "both have outside ports that do not change"),
+    ],
+)
+def test_a_nat_is_only_spoken_of_where_there_is_one(
+    one: NatBehaviour, other: NatBehaviour, reason: str
+) -> None:
+    assert plan_of(one, other).reason == plan_of(other, one).reason == reason
+
+
 def test_a_forwarded_port_makes_it_direct() -> None:
     for nat in (RANDOM, SEQUENTIAL):
         forwarded = side(nat, "10.0.0.2", ("mapped", "203.0.113.1"))

@@ -96,7 +96,9 @@ def _by_mapping(caller: NatBehaviour, callee: NatBehaviour) -> Plan:
     if caller.symmetric and callee.symmetric:
         return _both_symmetric(caller, callee)
     if not (caller.symmetric or callee.symmetric):
-        plan = _alone("punch", "both have outside ports that do not change")
+        natted = {caller.mapping, callee.mapping} - {"none"}
+        reason = "both have outside ports that do not change" if natted else "neither has a NAT"
+        plan = _alone("punch", reason)
         if caller.filtering != ENDPOINT_INDEPENDENT:
             plan = plan._replace(low_ttl_s=LOW_TTL_S)
         return plan
