@@ -109,7 +109,7 @@ def _midway(pair: Pair, size: int) -> Transfer:
 def test_a_reset_is_told_with_its_reason_and_costs_no_credit(path: Conditions) -> None:
     pair = Pair("reset", path)
     for _ in range(8):
-        transfer = _midway(pair, 600_000)
+        transfer = _midway(pair, 4_000_000)  # more than can be on its way
         pair.caller.outgoing.clear()
         pair.caller.connection.reset(transfer.stream_id, 9)
         pair.caller.drive()

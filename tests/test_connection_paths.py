@@ -9,7 +9,12 @@ import pytest
 from sim.pair import Pair, Transfer, mbit_per_s
 from sim.simnet import Address, Conditions
 
-from kkp2p_compat.transport.udp.events import PathChanged, PathRecovered, PathSuspected
+from kkp2p_compat.transport.udp.events import (
+    ChannelOpened,
+    PathChanged,
+    PathRecovered,
+    PathSuspected,
+)
 
 PATH = Conditions(rate_bytes_per_s=mbit_per_s(8), delay_s=0.02)
 SIZE = 800_000  # about a second
@@ -55,6 +60,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "reordering": {"reorder": 0.5, "reorder_s": 0.03},
     "MTU 1228": {"mtu_bytes": 1228},
     "MTU 1400": {"mtu_bytes": 1400},
+    "MTU 1200": {"mtu_bytes": 1200},
+    "MTU 576": {"mtu_bytes": 576},
 }
 
 
@@ -107,6 +114,54 @@ def test_datagrams_become_as_large_as_the_path_allows(mtu: int, loss: float) -> 
     pair.transfer(300_000)
     pair.run(None, 5.0)
     assert mtu * 0.93 - 28 <= _largest_datagram(pair) <= mtu - 28
+
+
+@pytest.mark.parametrize("ways", ["there", "back", "there and back"])
+@pytest.mark.parametrize("mtu", [576, 728, 1028, 1128, 1200])
+@pytest.mark.parametrize("loss", [0.0, 0.05])
+def test_a_path_narrower_than_the_base(mtu: int, ways: str, loss: float) -> None:
+    """As through tunnels in tunnels: what is sent fits soon, and is no smaller than it must be."""
+    pair = Pair(mtu, replace(PATH, loss=loss))
+    for link in (pair.there, pair.back):
+        if link.name in ways:
+            link.change(mtu_bytes=mtu)
+    assert pair.transfer(30_000, 30_000) < 5
+    pair.run(None, 20.0)
+    there = mtu if "there" in ways else 1500
+    assert there * 0.93 - 28 <= _largest_datagram(pair) <= there - 28
+    pair.finish()
+
+
+@pytest.mark.parametrize("mtu", [576, 1100, 1228])
+def test_what_the_first_hop_takes_is_not_exceeded(mtu: int) -> None:
+    pair = Pair("known", PATH, max_datagram_bytes=mtu - 28)
+    assert _largest_datagram(pair) == mtu - 28
+    pair.finish()
+
+
+def test_no_channel_opens_where_no_large_packets_pass() -> None:
+    """In either direction: pings, checks and a bare OPEN would."""
+    for name in ("there", "back"):
+        pair = Pair(f"tiny {name}", PATH)
+        getattr(pair, name).change(mtu_bytes=500)
+        pair.start(1000)
+        pair.run(None, 30.0)
+        assert not [event for event in pair.caller.events if isinstance(event, ChannelOpened)]
+        assert not pair.caller.closed
+        getattr(pair, name).change(mtu_bytes=1500)
+        pair.run(lambda pair=pair: ChannelOpened(0) in pair.caller.events, 10.0)
+
+
+def test_a_dead_path_is_no_narrow_one() -> None:
+    pair = Pair("dark", PATH)
+    transfer = _midway(pair)
+    now = pair.network.now
+    for link in (pair.there, pair.back):
+        link.blackout(now, now + 20)
+    pair.run(lambda: pair.network.now > now + 19, 20)
+    assert [side.connection.mtu.size for side in (pair.caller, pair.callee)] == [1200, 1200]
+    pair.run(lambda: transfer.done, 30)
+    pair.finish()
 
 
 def test_a_path_that_narrows_and_widens_again() -> None:

@@ -24,7 +24,7 @@ from direct_support import (
 from support import PATIENCE_S, SECRET, CloudProcess, in_thread, read_all
 
 import kkp2p_compat as kkp2p
-from kkp2p_compat._errors import CallRefused, LinkLost
+from kkp2p_compat._errors import CallRefused, LinkLost, TimedOut
 from kkp2p_compat.engine import callee as callee_module
 from kkp2p_compat.engine import caller as caller_module
 from kkp2p_compat.engine import channels, own_addresses, peer_link, underlay
@@ -90,6 +90,26 @@ def test_callback(engine: kkp2p.engine_t, peer: kkp2p.engine_t) -> None:
     until(lambda: told)
     assert told[0][0] == 0
     check_carries(told[0][1], theirs)
+
+
+# A path that is of no use.
+
+
+def test_a_path_that_opens_no_channel_is_not_tried_again_soon(
+    monkeypatch: pytest.MonkeyPatch, engine: kkp2p.engine_t, peer: kkp2p.engine_t, tmp_path: Path
+) -> None:
+    """As where checks pass, and nothing larger: auto mode would lose its time at each connect."""
+
+    def silent(*_: object) -> int:
+        raise TimedOut("nothing comes back")
+
+    monkeypatch.setattr(caller_module, "HEAD_START_S", PATIENCE_S)
+    monkeypatch.setattr(peer_link.PeerLink, "open", silent)
+    for _ in range(2):
+        mine, theirs = connect(engine, 0), accept(peer)
+        assert (mine.transmit_mode, theirs.transmit_mode) == (2, 2)
+        check_carries(mine, theirs)
+    assert log_of(tmp_path, 0).count("a moment ago: a path was found, but it carries nothing") == 1
 
 
 # One link for all.

@@ -154,7 +154,7 @@ class Direct:
                 if isinstance(outcome, Connection):
                     return outcome
                 if auto:  # the path may carry checks and nothing more
-                    return self._open_soon(key, outcome, ctx, deadline)
+                    return self._open_first(key, outcome, ctx, deadline)
                 return self._open_on(outcome, ctx)
             except TimedOut:
                 quick = attempt.timeline.elapsed_s < ATTEMPT_S / 2
@@ -168,6 +168,15 @@ class Direct:
         late = NotSupported("a path is still being looked for")
         with time_limit(head_start_s(deadline), late):
             return attempt.link.get()
+
+    def _open_first(
+        self, key: str, link: PeerLink, ctx: connect_ctx_t, deadline: float
+    ) -> DirectConnection:
+        try:
+            return self._open_soon(key, link, ctx, deadline)
+        except (TimedOut, LinkLost) as error:
+            self.caller.memory.failed(key, f"a path was found, but it carries nothing: {error}")
+            raise
 
     def _open_soon(
         self, key: str, link: PeerLink, ctx: connect_ctx_t, deadline: float

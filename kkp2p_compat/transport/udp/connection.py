@@ -51,7 +51,6 @@ CLOSE_PROTOCOL_ERROR = 1
 # Our choices.
 MAX_PATH_RESPONSES = 4  # waiting to be sent
 CLOSE_PACKETS = 3  # how often a CLOSE is sent, a probe time-out apart
-BLACK_HOLE_PTOS = 3  # probe time-outs in a row: perhaps the path carries no large packets any more
 SUSPECT_PTOS = 3  # probe time-outs in a row: perhaps it carries nothing any more
 SUSPECT_S = 1.0  # after the first of them: the next ones are far away where the estimate is large
 STALL_S = 1.0  # a timer that is so late tells that this host was asleep, or has far too much to do
@@ -75,7 +74,7 @@ class Settings:
     congestion: str = "bbr"  # or "cubic"
     max_stream_window_bytes: int = 16 * 1024 * 1024
     max_data_window_bytes: int = 24 * 1024 * 1024
-    max_datagram_bytes: int = 1472  # what path MTU discovery may find: 1200 to 65507
+    max_datagram_bytes: int = 1472  # what path MTU discovery may find: 548 to 65507
     max_message_queue_bytes: int = 1024 * 1024  # of UDP channels, waiting to be sent
 
 
@@ -180,6 +179,7 @@ class Connection(ChannelTable):
             self._heard_at = now
             if self._suspicious:
                 self._suspicious = False
+                self.recovery.pto_count = 0  # what backed off in the dark asks at once
                 # Unless something is acknowledged: it may carry nothing in our direction.
                 self._suspect_at = now + max(SUSPECT_S, self.recovery.rtt.pto_s)
                 self._events.append(PathRecovered())
@@ -365,8 +365,8 @@ class Connection(ChannelTable):
             elif recovery.pto_count == SUSPECT_PTOS and self._suspect_at < math.inf:
                 self._suspect_at = now
             self._packer.probe()
-            if recovery.pto_count == BLACK_HOLE_PTOS:
-                self.mtu.fall_back(now)
+            oldest = recovery.oldest()
+            if oldest is not None and self.mtu.handle_timeout(oldest.packet_bytes, now):
                 self.controller.set_datagram_bytes(self.mtu.size)
         if now >= self._suspect_at:
             self._suspect_at = math.inf

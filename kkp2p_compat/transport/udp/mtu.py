@@ -1,22 +1,33 @@
 """How large a datagram the path carries (DPLPMTUD, RFC 8899).
 
-Starts at BASE_BYTES, which RFC 9000 section 14 asks of every path, and tries larger sizes by
-packets that carry nothing but padding.  When packets of the size found stop arriving while small
-ones still do, or nothing arrives at all, it falls back to the base (a black hole).
+Starts at BASE_BYTES, which RFC 9000 section 14 asks of every path, or at what the first hop takes
+if that is less.  A size is *confirmed* by a packet of it that arrives; until then whoever packs
+pads what asks for an acknowledgement, so that a channel opens only where data will pass, too.
+Larger sizes are tried by packets that carry nothing but padding.
+
+When packets of the size stop arriving while small ones still do, or nothing arrives at all, it
+falls back: to the base first, and from there step by step to MIN_BYTES, but only while small ones
+arrive, as a dead path is no narrow one.  (Departure: RFC 8899 section 5.2 knows one smaller size;
+tunnels within tunnels leave many.)
 """
 
 from __future__ import annotations
 
-__all__ = ["BASE_BYTES", "MtuSearch"]
+__all__ = ["BASE_BYTES", "MIN_BYTES", "MtuSearch"]
 
 BASE_BYTES = 1200  # RFC 9000 section 14.1, RFC 8899 section 5.1.2 (BASE_PLPMTU)
+MIN_BYTES = 548  # of an IPv4 packet that every host takes: 576, RFC 791 (MIN_PLPMTU)
 MAX_PROBES = 3  # RFC 8899 section 5.1.2: losses of one size before it counts as too large
 RAISE_S = 600.0  # RFC 8899 section 5.1.1 (PMTU_RAISE_TIMER)
 
 # Our choices.
-COMMON_BYTES = (1472, 1452, 1432, 1400, 1352, 1280)  # Ethernet IPv4/IPv6, PPPoE, tunnels
-BLACK_HOLE_LOSSES = 12  # packets above the base lost, none acknowledged between
+# Ethernet IPv4/IPv6, PPPoE, tunnels, tunnels in tunnels.
+COMMON_BYTES = (1472, 1452, 1432, 1400, 1352, 1280, 1200, 1100, 1000, 900, 800, 700)
+STEPS_DOWN = (1000, 800, MIN_BYTES)  # below the base
+UNCONFIRMED_LOSSES = 2  # of a size that has never arrived, while small ones do
+BLACK_HOLE_LOSSES = 12  # of a confirmed size, none acknowledged between
 BLACK_HOLE_S = 3.0  # and for so long: a queue that overflows loses many at once, but not for long
+BLACK_HOLE_PTOS = 3  # or probe time-outs that such a packet was on its way for, none between
 RETRY_S = 5.0  # after a black hole, which may have been a dead path
 
 
@@ -24,13 +35,16 @@ class MtuSearch:
     """``size`` is what may be sent now, in bytes of UDP payload."""
 
     def __init__(self, largest: int, now: float) -> None:
-        self.size = BASE_BYTES
+        self.size = self._base = min(BASE_BYTES, largest)
+        self.confirmed = False
         self._largest = largest
         self._sizes: list[int] = []  # still to try, the largest first
         self._probes = 0  # lost ones of the size that is tried
         self._probing = False
         self._losses_in_a_row = 0
-        self._acked_at = now  # a packet above the base
+        self._timeouts_in_a_row = 0
+        self._acked_at = now  # a packet above the next smaller size
+        self._small_pass = False  # since the size is what it is
         self._search_at = now
         self._begin()
 
@@ -81,23 +95,51 @@ class MtuSearch:
         self._search_at = now + RAISE_S
 
     def handle_acked(self, packet_bytes: int, now: float) -> None:
-        if packet_bytes > BASE_BYTES:
-            self._losses_in_a_row = 0
-            self._acked_at = now
+        if packet_bytes <= self._smaller:
+            self._small_pass = True
+            return
+        self._losses_in_a_row = self._timeouts_in_a_row = 0
+        self._acked_at = now
+        if packet_bytes >= self.size:
+            self.confirmed = True
 
     def handle_lost(self, packet_bytes: int, count: int, now: float) -> bool:
-        """``count`` packets of this size were lost; True: fell back to the base."""
-        if packet_bytes <= BASE_BYTES or self.size == BASE_BYTES:
+        """``count`` packets of this size were lost; True: ``size`` has become smaller."""
+        if not self._tells(packet_bytes):
             return False
         self._losses_in_a_row += count
+        if not self.confirmed:
+            return self._losses_in_a_row >= UNCONFIRMED_LOSSES and self._fall_back(now)
         if self._losses_in_a_row < BLACK_HOLE_LOSSES or now < self._acked_at + BLACK_HOLE_S:
             return False
-        self.fall_back(now)
-        return True
+        return self._fall_back(now)
 
-    def fall_back(self, now: float) -> None:
-        self.size = BASE_BYTES
-        self._losses_in_a_row = 0
+    def handle_timeout(self, packet_bytes: int, now: float) -> bool:
+        """A probe time-out, with a packet of this size on its way; True as of ``handle_lost``."""
+        if not self._tells(packet_bytes):
+            return False
+        self._timeouts_in_a_row += 1
+        if self._timeouts_in_a_row < BLACK_HOLE_PTOS:
+            return False
+        return (self.size > self._base or self._small_pass) and self._fall_back(now)
+
+    def _tells(self, packet_bytes: int) -> bool:
+        """Whether its loss says something of the size: others were sent before it fell."""
+        return self._smaller < packet_bytes <= self.size
+
+    @property
+    def _smaller(self) -> int:
+        """What to fall back to; 0: to nothing."""
+        return next((step for step in (self._base, *STEPS_DOWN) if step < self.size), 0)
+
+    def _fall_back(self, now: float) -> bool:
+        if not self._smaller:
+            return False
+        self.size = self._smaller
+        self.confirmed = self._small_pass = False
+        self._losses_in_a_row = self._timeouts_in_a_row = 0
+        self._acked_at = now
         self._probing = False
         self._sizes = []
         self._search_at = now + RETRY_S
+        return True

@@ -30,7 +30,7 @@ __all__ = ["INITIAL_DATA_WINDOW_BYTES", "Packer"]
 INITIAL_DATA_WINDOW_BYTES = 4 * 1024 * 1024  # our choice; a constant of the protocol
 MAX_BATCH_PACKETS = 64  # Linux: UDP_MAX_SEGMENTS
 MAX_BATCH_BYTES = 65_507  # of UDP payload, over IPv4
-PROBE_PACKETS = 2  # RFC 9002 section 6.2.4
+PROBE_PACKETS = 2  # RFC 9002 section 6.2.4; the second is a small one
 STREAM_BYTES = f.STREAM_HEADER.size
 SIZED_BYTES = f.STREAM_SIZED_HEADER.size
 
@@ -191,11 +191,21 @@ class Packer:
         self.sent_packets += len(payloads)
         return self._sealer.seal(number, self._remote_id, payloads)
 
+    def _small_probe(self, address: Address, now: float) -> Transmit:
+        """What passes where large packets do not: it shows that they are lost, and not the path."""
+        self._probes = 0
+        number = self.next_number
+        transmit = self.single(f.encode_ping(), address)
+        self.record(Flight(number, number + 1, len(transmit.data), now, None), now)
+        return transmit
+
     # Batches.
 
     def pack(self, address: Address, now: float) -> Transmit | None:
         """The next batch; None: nothing may go now.  Sets ``paced_until``."""
         self.paced_until = None
+        if self._probes == 1:
+            return self._small_probe(address, now)
         ack_at = self._received.ack_at
         must_say = bool(
             self.control or self._probes or self._channel_windows or self._data_window is not None
@@ -226,15 +236,14 @@ class Packer:
             self._rate.app_limited(self._recovery.in_flight)
         data = b"".join(self._seal(batch.payloads))
         self.sent_bytes += len(data)
-        if self._probes:
-            self._probes = max(0, self._probes - len(batch.payloads))
+        self._probes = 1 if self._probes or batch.padded else 0
         more = bool(self._sending or self._messages or self.control or self._probes)
         return Transmit(data, min(size, len(data)), address, more)
 
     def _budget(self, size: int, now: float) -> int:
         """Bytes that may go now."""
         if self._probes:
-            return self._probes * size
+            return size
         controller = self._controller
         room = controller.window_bytes - self._recovery.in_flight
         if room < size:
@@ -323,6 +332,7 @@ class _Batch:
     def __init__(self, packer: Packer, room: int, now: float) -> None:
         self.payloads: list[bytes] = []
         self.full = True  # another packet may follow
+        self.padded = False  # one of them, to find out whether the path carries its size
         self._packer = packer
         self._room = room
         self._now = now
@@ -381,6 +391,9 @@ class _Batch:
         if not parts:
             return False
         payload = b"".join(parts)
+        if len(parts) > acks and not packer._mtu.confirmed:
+            payload = payload.ljust(self._room, bytes([f.PADDING]))
+            self.padded = True
         self.full = len(payload) == self._room
         number = packer.next_number + len(self.payloads)
         self.payloads.append(payload)

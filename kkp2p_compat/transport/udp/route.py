@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 
 from .events import Address
-from .mtu import BASE_BYTES
+from .mtu import MIN_BYTES
 
 __all__ = ["route_datagram_bytes"]
 
@@ -32,4 +32,4 @@ def route_datagram_bytes(address: Address) -> int:
                 mtu = probe.getsockopt(socket.IPPROTO_IP, _IP_MTU)
     except OSError:
         pass  # no route now, or no such option here: the search for the path MTU copes
-    return max(BASE_BYTES, min(mtu - headers, MAX_BYTES))
+    return max(MIN_BYTES, min(mtu - headers, MAX_BYTES))
