@@ -36,6 +36,9 @@ __all__ = [
 
 Buffer = Any  # an object with the buffer protocol; typing has no name for it before 3.12
 
+# Our choice: of a read-only view so much is copied for one send, about what a socket takes at once.
+MAX_COPY_BYTES = 256 << 10
+
 READ = 1  # libev's EV_READ
 WRITE = 2  # libev's EV_WRITE
 
@@ -169,7 +172,11 @@ def send(fd: int, buff: Buffer, length: int, timeout_s: float | None) -> int | N
     source: Any = buff
     if not isinstance(buff, bytes):
         view = memoryview(buff)
-        source = bytes(view) if view.readonly else ctypes.byref(ctypes.c_char.from_buffer(view))
+        if view.readonly:  # ctypes gives no address of it
+            view = view.cast("B")[: min(length, MAX_COPY_BYTES)]
+            source, length = bytes(view), len(view)
+        else:
+            source = ctypes.byref(ctypes.c_char.from_buffer(view))
     return _transfer(_libc.send, fd, source, length, WRITE, timeout_s)
 
 

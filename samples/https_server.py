@@ -34,7 +34,7 @@ ssl_ctx = SSL.Context(SSL.TLS_METHOD)  # ssl_ctx = SSL_CTX_new(TLS_method());
 def send_data(fd: int, buff: bytes, length: int) -> int:
     sended = 0
     while sended < length:
-        wl = kkp2p.write(fd, buff[sended:], length - sended, 1000)  # 1 s time-out, as in C
+        wl = kkp2p.write(fd, memoryview(buff)[sended:], length - sended, 1000)  # 1 s, as in C
         if wl < 0:
             print(f"SendData error,fd:{fd},ret:{wl},len:{length},errno:{errno.EPIPE},"
                   f"desc:{os.strerror(errno.EPIPE)}.")  # fmt: skip

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,23 @@ class Program:
 
     def close(self) -> None:
         self.process.communicate(timeout=PATIENCE_S)
+
+
+@contextlib.contextmanager
+def forked_child() -> Iterator[None]:
+    """A child of this process that has copies of every descriptor, and does nothing with them."""
+    hold, release = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(release)
+        os.read(hold, 1)
+        os._exit(0)
+    try:
+        yield
+    finally:
+        os.close(release)
+        os.close(hold)
+        os.waitpid(child, 0)
 
 
 def listen() -> socket.socket:

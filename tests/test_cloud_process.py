@@ -10,8 +10,17 @@ from pathlib import Path
 
 import gevent
 import pytest
-from cloud_client import Address, Client, cloud_process, end_process, open_relay, until
+from cloud_client import (
+    Address,
+    Client,
+    cloud_process,
+    end_process,
+    open_relay,
+    running_cloud,
+    until,
+)
 from gevent import socket as gsocket
+from support import forked_child
 
 from kkp2p_compat.cloud.accounts import Accounts
 from kkp2p_compat.cloud.route import rank
@@ -197,3 +206,15 @@ def test_ipv6_and_ipv4_on_one_port(tmp_path: Path) -> None:
         with Client((host, port), source=host) as client:
             assert client.ask("beat") == {"op": "beat"}
     assert end_process(process)[0] == 0
+
+
+def test_a_forked_child_does_not_keep_the_port(tmp_path: Path) -> None:
+    """Of a cloud inside a program that forks."""
+    with running_cloud(data=tmp_path) as cloud:
+        host, port = cloud.address
+        with forked_child():
+            cloud.stop()
+            with pytest.raises(ConnectionRefusedError):
+                gsocket.create_connection((host, port))
+            with running_cloud(data=tmp_path, port=port, stun=False) as again:
+                assert again.address == (host, port)

@@ -10,6 +10,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -180,6 +181,28 @@ def test_any_readable_buffer(pair: tuple[int, int], make: Callable[[], Any]) -> 
     buff = make()
     assert kkp2p.write(pair[0], buff, 8, 0) == 8
     assert os.read(pair[1], 99) == bytes(buff)
+
+
+def test_a_large_read_only_view_is_not_copied_whole(run: Run, pair: tuple[int, int]) -> None:
+    """The loop of docs/porting.rst over a file of a terabyte, of which each write takes little."""
+    size = 1 << 40
+    with tempfile.TemporaryFile() as file:
+        file.truncate(size)
+        with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as data:
+            view = memoryview(data)[100:]
+            sent = run(lambda: kkp2p.write(pair[0], view, len(view), 0))
+            assert 0 < sent <= _io.MAX_COPY_BYTES
+            assert receive(pair[1], bytearray(sent), sent, 0) == sent
+            view.release()
+
+
+def test_a_read_only_view_of_numbers(pair: tuple[int, int]) -> None:
+    """Lengths are bytes, whatever the view's items are."""
+    view = memoryview(bytes(range(8))).cast("I")
+    assert kkp2p.write(pair[0], view, 7, 0) == 7
+    assert os.read(pair[1], 99) == bytes(range(7))
+    assert send(pair[0], view, 7, 0) == 7
+    assert os.read(pair[1], 99) == bytes(range(7))
 
 
 @pytest.mark.parametrize("make", [*WRITABLE, lambda: b"abcdefgh"])

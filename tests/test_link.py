@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
 import struct
@@ -11,7 +12,9 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent.event import Event
 from line_server import (
+    Gone,
     LineServer,
     MakeLink,
     OpenLink,
@@ -144,6 +147,20 @@ def test_no_answer_ends_the_link_for_everybody(open_link: OpenLink) -> None:
     with pytest.raises(LinkLost):
         call.answer.get()
     assert link.closed.is_set()
+
+
+def test_the_server_is_told_of_the_end_although_a_copy_is_open(open_link: OpenLink) -> None:
+    """Such as a forked child has: the peer must not count as online until its heartbeat fails."""
+    gone = Event()
+    link = open_link(lambda visitor: (gone_after(visitor), gone.set()))
+
+    def gone_after(visitor: Visitor) -> None:
+        with pytest.raises(Gone):
+            visitor.wait_until_gone()
+
+    with socket.socket(fileno=os.dup(link._sock.fileno())):
+        link.close()
+        assert gone.wait(PATIENCE_S)
 
 
 def test_a_late_answer_is_not_taken_for_the_next_one(open_link: OpenLink) -> None:

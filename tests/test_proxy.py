@@ -11,7 +11,7 @@ from collections.abc import Callable
 import gevent
 import pytest
 from gevent import socket
-from support import PATIENCE_S, SECRET, CloudProcess, Program
+from support import PATIENCE_S, SECRET, CloudProcess, Program, forked_child
 
 import kkp2p_compat as kkp2p
 
@@ -161,6 +161,32 @@ def test_stop_proxy_ends_its_connections(
         sock.close()
     for channel in channels:
         kkp2p.close_fd(channel.fd)
+
+
+@pytest.mark.parametrize("destroyed", [False, True], ids=["stop_proxy", "engine_destroy"])
+@all_kinds
+def test_a_forked_child_keeps_neither_the_port_nor_its_connections(
+    proxy: Start, engine: kkp2p.engine_t, peer: kkp2p.engine_t, mode: int, encrypt: int,
+    destroyed: bool, make_engine: Callable[..., kkp2p.engine_t],
+) -> None:  # fmt: skip
+    """multiprocessing forks, too; its children have copies of every descriptor."""
+    proxy_id, address = proxy("peer", mode=mode, encrypt=encrypt)
+    channel = kkp2p.channel_t()
+    with gevent.Timeout(2 * PATIENCE_S), socket.create_connection(address) as program:
+        assert kkp2p.accept(peer, PATIENCE_S * 1000, channel) == 1
+        with forked_child():
+            if destroyed:
+                kkp2p.engine_destroy(engine)
+            else:
+                kkp2p.stop_proxy(engine, proxy_id)
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(address)
+            with pytest.raises(ConnectionResetError):
+                program.recv(1)
+            assert kkp2p.read(channel.fd, bytearray(1), 1, PATIENCE_S * 1000) == -1
+            again, ctx = make_engine(), kkp2p.connect_ctx_t("peer", 0, mode, encrypt, 20_000)
+            assert kkp2p.start_proxy(again, *address, ctx, ctypes.c_uint32()) == 0
+    kkp2p.close_fd(channel.fd)
 
 
 def test_ipv6_listener(proxy: Start, peer: kkp2p.engine_t) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import sys
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import gevent
 import pytest
@@ -41,6 +44,46 @@ def _read_all(sock: gsocket.socket) -> int:
     while data := sock.recv(65536):
         count += len(data)
     return count
+
+
+class _SetClock:
+    """The hub's loop, while somebody sets the host's clock a day ahead, again and again."""
+
+    def __init__(self) -> None:
+        self.loop = self
+        self._day = 0
+
+    def now(self) -> float:
+        self._day += 1
+        return time.time() + self._day * 86400.0
+
+    def io(self, fd: int, events: int) -> Any:
+        return gevent.get_hub().loop.io(fd, events)
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_clock_that_is_set_cuts_nothing_off(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, reset: bool
+) -> None:
+    ours, theirs = pair
+    sent = _fill(ours)
+    monkeypatch.setattr(tcp, "get_hub", _SetClock)
+    lingering = gevent.spawn(tcp.linger, ours, 20, reset=reset)
+    gevent.sleep(0.01)  # it has looked at its clock, and waits
+    while sent:
+        count = len(theirs.recv(sent))
+        assert count > 0
+        sent -= count
+    assert lingering.get()
+
+
+def test_a_reset_reaches_the_other_side_although_a_copy_is_open(pair: Pair) -> None:
+    """Such as a forked child has."""
+    ours, theirs = pair
+    with socket.socket(fileno=os.dup(ours.fileno())):
+        assert tcp.linger(ours, 20, reset=True)
+        with pytest.raises(ConnectionResetError):
+            theirs.recv(1)
 
 
 def test_tune(pair: Pair) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import gevent
 import pytest
-from support import ENDLESS_BYTES, PATIENCE_S, in_thread, read_all, write_all
+from support import ENDLESS_BYTES, PATIENCE_S, forked_child, in_thread, read_all, write_all
 
 import kkp2p_compat as kkp2p
 
@@ -263,20 +263,10 @@ def test_descriptor_closed_by_the_application_itself(stream: Stream) -> None:
 def test_a_forked_child_does_not_hold_up_the_end(stream: Stream) -> None:
     """It has copies of every descriptor, and does nothing with them."""
     near, far = stream
-    hold, release = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(release)
-        os.read(hold, 1)
-        os._exit(0)
-    try:
+    with forked_child():
         write_all(far.fd, b"last words")
         far.close()
         assert read_all(near.fd) == b"last words"
-    finally:
-        os.close(release)
-        os.close(hold)
-        os.waitpid(child, 0)
 
 
 def test_blocking_descriptor_in_a_native_thread(stream: Stream) -> None:

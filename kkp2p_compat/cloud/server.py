@@ -226,7 +226,7 @@ class Cloud:
             self._accepting.close()
             self._accepting = None
         if self._listener is not None:
-            self._listener.close()
+            tcp.close_listener(self._listener)
             self._listener = None
 
     def _close(self) -> None:

@@ -29,7 +29,7 @@ from .._errors import (
     LinkLost,
     LoginRefused,
 )
-from .._io import time_limit
+from .._io import shut_down, time_limit
 from ..transport import dial, tcp
 from ..transport.relay_wire import parse_address_untrusted
 from .binding import end_point_binding
@@ -155,6 +155,7 @@ class Link:
         self.close_reason = error
         self.closed.set()
         if self._sock is not None:
+            shut_down(self._sock.fileno())  # the cloud is told, also if a forked child has a copy
             self._sock.close()
         if self._reply is not None and not self._reply.ready():
             self._reply.set_exception(error)

@@ -15,7 +15,7 @@ import errno
 import os
 import socket as _socket
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gevent import monkey
 from gevent import socket as gsocket
@@ -185,11 +185,11 @@ class SealedChannel(Channel):
             error = self.stream.run()
         finally:
             self.forget("ended" if error is None else f"broken: {error}")
-            self._plain.close()
+            _end(self._plain)
             if error is None:
                 self.engine.linger(self.wire)
             else:
-                self.wire.close()
+                _end(self.wire)
 
     def close(self, duplicate: int | None) -> None:
         if self.channel_id in self.engine.channels:
@@ -227,7 +227,7 @@ class DirectChannel(Channel):
         )
 
     def _end(self, error: KKP2PError | None) -> None:
-        self._ours.close()
+        _end(self._ours)
         self.forget("ended" if error is None else f"broken: {error}")
 
     def close(self, duplicate: int | None) -> None:
@@ -253,6 +253,12 @@ def _make_pair(kind: int) -> tuple[_socket.socket, _socket.socket]:
         # that no recv returns.
         end.setsockopt(_socket.SOL_SOCKET, _socket.SO_OOBINLINE, 1)
     return ours, theirs
+
+
+def _end(sock: Any) -> None:
+    """Close it so that the other end is told, also if a forked child has a copy."""
+    shut_down(sock.fileno())
+    sock.close()
 
 
 def _identity(fd: int) -> tuple[int, int]:

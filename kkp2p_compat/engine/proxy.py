@@ -21,6 +21,7 @@ from gevent.event import AsyncResult
 
 from .._codes import KKP2P_ERROR_BIND_IP
 from .._errors import EngineClosed, KKP2PError
+from .._io import shut_down
 from .._structs import connect_ctx_t
 from ..transport import tcp
 from ..transport.carry import SealedStream
@@ -115,7 +116,7 @@ class Proxy:
         if self._accepting is not None:
             self._accepting.kill()
         if self._listener is not None:
-            self._listener.close()
+            tcp.close_listener(self._listener)
         gevent.killall(list(self._connections))
 
     def sweep(self) -> None:
@@ -212,6 +213,7 @@ class Proxy:
                 self._engine.linger(connection.sock)
                 self._engine.linger(local)
             else:
+                shut_down(connection.sock.fileno())  # a forked child may have a copy
                 connection.sock.close()
                 _reset(local)
         return [] if error is None else [error]

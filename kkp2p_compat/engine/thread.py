@@ -12,6 +12,7 @@ in the new thread would otherwise recurse in the patched import lock.
 from __future__ import annotations
 
 import os
+import signal
 from collections import deque
 from collections.abc import Callable
 from logging import Logger
@@ -49,10 +50,20 @@ def _need_descriptors(count: int) -> None:
 
 
 def native_thread(function: Callable[[], object]) -> None:
-    """Run ``function`` in a real thread, also in a monkey-patched program."""
+    """Run ``function`` in a real thread, also in a monkey-patched program.
+
+    SIGPIPE is blocked in it: a program may have it at SIG_DFL, where a connection that breaks under
+    our hands would end the program without a word.  (``splice`` has no flag against the signal.)
+    Threads that this one starts inherit that, such as those of its hub's pool.
+    """
+
+    def run() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})
+        function()
+
     if monkey.is_module_patched("threading"):
         gevent.get_hub()
-    monkey.get_original("_thread", "start_new_thread")(function, ())
+    monkey.get_original("_thread", "start_new_thread")(run, ())
 
 
 class EngineThread:

@@ -21,6 +21,7 @@ import os
 import socket
 import struct
 import sys
+import time
 from typing import Protocol
 
 from gevent import get_hub, sleep
@@ -30,6 +31,7 @@ from gevent.socket import wait
 __all__ = [
     "DEAD_AFTER_S",
     "HasFileno",
+    "close_listener",
     "connect",
     "ended",
     "give_up",
@@ -69,6 +71,7 @@ _INFO = struct.Struct("=BxBB20xI28xI")
 _SIOCOUTQ = 0x5411
 _SOCKADDR_BYTES = 28  # struct sockaddr_in6: family, port, address and so on
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, for 0 s
+_NO_ADDRESS = bytes(16)  # struct sockaddr of AF_UNSPEC: connect(2) dissolves a connection by it
 
 # ``linger``: how the send queue is watched, since the kernel has no event for "all acknowledged".
 POLL_FIRST_S = 0.005
@@ -109,6 +112,17 @@ def connect(host: str, port: int) -> gsocket.socket:
         sock.close()
         raise
     return sock
+
+
+def close_listener(sock: socket.socket) -> None:
+    """Stop listening, also if a forked child holds a copy: the port is free from now on."""
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError as error:
+        if error.errno != errno.ENOTCONN:  # it does not listen (yet); macOS: always
+            raise
+    finally:
+        sock.close()
 
 
 def tune(sock: socket.socket) -> None:
@@ -251,13 +265,20 @@ def linger(sock: socket.socket, timeout_s: float, *, reset: bool = False) -> boo
 
 def _drain_then_reset(sock: socket.socket, timeout_s: float) -> bool:
     done = wait_until_acknowledged(sock, timeout_s)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    _reset(sock)
     return done
+
+
+def _reset(sock: socket.socket) -> None:
+    """What the close that follows makes of it; on Linux at once, whoever else has a copy."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    if _LINUX:
+        _libc.connect(sock.fileno(), _NO_ADDRESS, len(_NO_ADDRESS))
 
 
 def wait_until_acknowledged(sock: socket.socket, timeout_s: float) -> bool:
     """Whether the other kernel holds all that was written, within so long; call in a greenlet."""
-    now = get_hub().loop.now
+    now = time.monotonic  # not the loop's clock, which is the wall's: that one may be set
     deadline, pause, done = now() + timeout_s, POLL_FIRST_S, False
     while not (done := not _unsent_bytes(sock)) and now() < deadline:
         if ended(sock) or unresponsive(sock):
@@ -280,27 +301,27 @@ def _reset_when_acknowledged(sock: socket.socket, timeout_s: float) -> bool:
     """
     done = wait_until_acknowledged(sock, timeout_s)
     if done:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        _reset(sock)
     return done
 
 
 def _discard_until_acknowledged(sock: socket.socket, timeout_s: float) -> bool:
-    loop = get_hub().loop
-    deadline, pause, acknowledged = loop.now() + timeout_s, POLL_FIRST_S, False
-    readable = loop.io(sock.fileno(), 1)
+    now = time.monotonic
+    deadline, pause, acknowledged = now() + timeout_s, POLL_FIRST_S, False
+    readable = get_hub().loop.io(sock.fileno(), 1)
     try:
         while True:
             try:
                 if sock.recv_into(_discarded) == 0:
                     if _only_we_have_ended(sock):  # we had read enough before
-                        return _reset_when_acknowledged(sock, deadline - loop.now())
+                        return _reset_when_acknowledged(sock, deadline - now())
                     return True  # nothing unread can cause a reset now: the kernel sees to the rest
             except BlockingIOError:
                 pass
             if not acknowledged and _unsent_bytes(sock) == 0:
                 acknowledged = True
-                deadline = min(deadline, loop.now() + GRACE_S)
-            left = deadline - loop.now()
+                deadline = min(deadline, now() + GRACE_S)
+            left = deadline - now()
             if left <= 0:
                 return acknowledged
             with contextlib.suppress(TimeoutError):
