@@ -211,11 +211,12 @@ class Client:
         return self.ask("call", call=number, to=to, ms=ms, offer=offer)
 
 
-def open_relay(place: list[Any], default: Address) -> gsocket.socket:
+def open_relay(place: list[Any], default: Address, wants_receipt: bool = False) -> gsocket.socket:
     """Connect to the relay of a ``relay`` field and say hello; the answer is the next byte."""
     host, port, text = place
     sock = gsocket.create_connection((host or default[0], port or default[1]))
-    sock.sendall(relay_wire.hello(relay_wire.token_from_text_untrusted(text)))
+    token = relay_wire.token_from_text_untrusted(text)
+    sock.sendall(relay_wire.hello(token, wants_receipt))
     return sock
 
 
@@ -249,3 +250,4 @@ def running_scene(**limits: Any) -> Iterator[Scene]:
         until(lambda: made.track.calls == 0)
         assert not cloud.gate.open_calls
         assert not cloud.gate.kept_calls
+        assert not made.track._calls._turns

@@ -23,7 +23,7 @@ def readable(queue: Queue) -> bool:
 
 
 def put(queue: Queue, entry: int) -> None:
-    assert queue.reserve()
+    assert queue.reserve(has_account=True)
     assert queue.put(entry)
 
 
@@ -62,14 +62,21 @@ def test_any_loop_may_watch_the_descriptor() -> None:
 
 def test_places_are_bounded_and_come_back() -> None:
     queue = Queue(2)
-    assert [queue.reserve() for _ in range(3)] == [True, True, False]
+    assert [queue.reserve(has_account=True) for _ in range(3)] == [True, True, False]
     queue.release()
-    assert queue.reserve()
+    assert queue.reserve(has_account=True)
     assert queue.put(7)
-    assert not queue.reserve()
+    assert not queue.reserve(has_account=True)
     assert queue.take(0) == 7
-    assert queue.reserve()
-    assert not queue.reserve()
+    assert queue.reserve(has_account=True)
+    assert not queue.reserve(has_account=True)
+    queue.close()
+
+
+def test_strangers_leave_places_for_callers_with_an_account() -> None:
+    queue = Queue(9)
+    assert [queue.reserve(has_account=False) for _ in range(8)] == [True] * 7 + [False]
+    assert [queue.reserve(has_account=True) for _ in range(3)] == [True, True, False]
     queue.close()
 
 
@@ -81,7 +88,7 @@ def test_an_error_needs_no_place_frees_none_and_is_raised_once() -> None:
     with pytest.raises(DuplicateLogin):
         queue.take(0)
     assert queue.take(0) is None
-    assert [queue.reserve(), queue.reserve()] == [True, False]
+    assert [queue.reserve(has_account=True), queue.reserve(has_account=True)] == [True, False]
     queue.close()
 
 
@@ -163,7 +170,7 @@ def test_close_wakes_every_taker_and_gives_back_the_rest() -> None:
 
 def test_after_close_nothing_goes_in_and_the_rest_comes_back() -> None:
     queue = Queue(3)
-    assert queue.reserve()
+    assert queue.reserve(has_account=True)
     put(queue, 1)
     assert queue.put(DuplicateLogin())
     before = os.listdir("/proc/self/fd")
@@ -172,7 +179,7 @@ def test_after_close_nothing_goes_in_and_the_rest_comes_back() -> None:
     assert queue.put(2) is False  # a call that was under way
     assert queue.put(DuplicateLogin()) is False
     queue.release()
-    assert queue.reserve() is False
+    assert queue.reserve(has_account=True) is False
     assert queue.close() == []
 
 

@@ -412,6 +412,36 @@ def test_odd_offers_are_declined_one_by_one(joined: Callable[..., Any]) -> None:
     assert kkp2p.accept(engine, 0, kkp2p.channel_t()) == 0
 
 
+def test_a_place_to_be_accepted_is_for_callers_that_are_there(
+    joined: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stranger's call has one only when he has come to the relay, or the track says that."""
+    monkeypatch.setattr(engine_module, "ACCEPT_QUEUE_PLACES", 1)
+    came: list[Any] = []
+
+    def stay(sock: Any) -> None:
+        came.append(sock)
+        gevent.sleep(PATIENCE_S)
+
+    hole = RawServer(stay)
+    declined: list[Any] = []
+
+    def script(visitor: Visitor) -> None:
+        for number in range(4):
+            shown = {"shown": True} if number > 2 else {}
+            visitor.send("offer", **offer(number, relay=[*hole.address, TOKEN], **shown))
+            visitor.receive("answer")
+        visitor.send("offer", **offer(4, relay=[*hole.address, TOKEN]))
+        declined.append(visitor.receive("decline"))
+        visitor.wait_until_gone()
+
+    joined(script)
+    wait_for(lambda: declined)
+    hole.close()
+    assert len(came) == 4
+    assert declined == [{"op": "decline", "call": "4", "reason": "busy"}]
+
+
 def test_a_flood_of_offers(joined: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """From a cloud that reads nothing.  The engine holds a bounded number, and lives on."""
     monkeypatch.setattr(engine_module, "MAX_ANSWERING", 50)

@@ -155,7 +155,7 @@ def test_the_socket_is_closed_when_the_link_breaks_with_the_call(
         def links_to(self, peer_id: str) -> list[Broken]:
             return [Broken()]
 
-    monkeypatch.setattr(calls, "go_to_relay", lambda place, link: ours)
+    monkeypatch.setattr(calls, "go_to_relay", lambda *_, **__: ours)
     ctx = kkp2p.connect_ctx_t("peer", timeout=10)
     with pytest.raises((LinkLost, TimedOut)), time_limit(0.01, TimedOut()):
         make_call(Client(), ctx, 0.01)  # type: ignore[arg-type]

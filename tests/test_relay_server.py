@@ -58,6 +58,7 @@ def _scene(**limits: Any) -> Iterator[Scene]:
                 sock.close()
         until(lambda: cloud.gate.connections == 0)
         assert not cloud.gate.relay_sessions
+        assert not cloud.gate.relay_callees
         assert made.relay.waiting == made.relay.sessions == 0
 
 
@@ -294,11 +295,23 @@ def test_sessions_in_all_are_limited() -> None:
 
 def test_sessions_of_an_address_are_limited() -> None:
     with _scene(relay_sessions_per_address=2) as scene:
-        scene.pair()  # both sides from one address
+        for _ in range(2):
+            scene.pair()  # counts for the caller, though both sides are from one address
         assert _refusal(scene.connect(hellos()[0])) == wire.LIMIT
         first, second = hellos()
         socks = [scene.connect(hello, source="127.0.0.2") for hello in (first, second)]
         assert [sock.recv(1) for sock in socks] == [OK, OK]
+
+
+def test_callees_that_wait_are_limited_too() -> None:
+    with _scene(relay_sessions_per_address=2) as scene:
+        waiting = [hellos() for _ in range(2)]
+        for number, (_, callee) in enumerate(waiting):
+            scene.connect(callee)
+            until(lambda number=number: scene.relay.waiting == number + 1)
+        assert _refusal(scene.connect(hellos()[1])) == wire.LIMIT
+        assert scene.connect(waiting[0][0]).recv(1) == OK  # one that is paired waits no longer
+        scene.pair()
 
 
 def test_a_dead_peer_is_found(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,14 +35,15 @@ def test_no_token_makes_a_hello_that_holds_a_line(token: bytes) -> None:
 
 def test_a_hello_of_the_version_before_is_taken() -> None:
     old = b"KKRL\x01" + TOKEN
-    assert wire.parse_hello_untrusted(old) == TOKEN
+    assert wire.parse_hello_untrusted(old) == (TOKEN, False)
     assert wire.is_whole_hello(old)
     assert not wire.is_whole_hello(old[:-1])
     assert not wire.is_whole_hello(wire.hello(TOKEN)[:-1])
 
 
 def test_a_genuine_token_says_what_was_put_in() -> None:
-    assert wire.parse_hello_untrusted(wire.hello(TOKEN)) == TOKEN
+    assert wire.parse_hello_untrusted(wire.hello(TOKEN)) == (TOKEN, False)
+    assert wire.parse_hello_untrusted(wire.hello(TOKEN, True)) == (TOKEN, True)
     token = wire.verify_token_untrusted(KEY, TOKEN, NOW + 30)
     assert token == (SESSION, wire.CALLEE, NOW + 30)
 
@@ -91,13 +92,26 @@ def test_a_token_of_another_length(length: int) -> None:
 
 def test_a_hello_with_another_magic_or_version() -> None:
     text = base64.urlsafe_b64encode(TOKEN)
-    for head in (b"KKRL\x03", b"KKRX\x01", b"KKRX\x02", b"GET /"):
+    for head in (b"KKRL\x00", b"KKRL\x04", b"KKRX\x01", b"KKRX\x02", b"GET /"):
         for token in (TOKEN, text):
             with pytest.raises(wire.TokenRefused):
                 wire.parse_hello_untrusted(head + token)
-    for data in (b"KKRL\x01" + text, b"KKRL\x02" + TOKEN, b"KKRL\x02" + text[:-1] + b"\n"):
+    for data in (
+        b"KKRL\x01" + text,
+        b"KKRL\x02" + TOKEN,
+        b"KKRL\x03" + TOKEN,
+        b"KKRL\x02" + text[:-1] + b"\n",
+    ):
         with pytest.raises(wire.TokenRefused):
             wire.parse_hello_untrusted(data)
+
+
+def test_a_receipt_is_of_one_session_and_no_token() -> None:
+    receipt = wire.make_receipt(KEY, SESSION)
+    assert wire.receipt_from_text_untrusted(wire.receipt_to_text(receipt)) == receipt
+    assert receipt != wire.make_receipt(KEY, bytes(16))
+    assert receipt != wire.make_receipt(b"another key", SESSION)
+    assert receipt not in wire.make_token(KEY, SESSION, 0, NOW)
 
 
 def test_make_token_refuses_nonsense() -> None:

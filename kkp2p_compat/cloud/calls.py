@@ -12,6 +12,7 @@ must not end a direct one.
 
 from __future__ import annotations
 
+import hmac
 import json
 import math
 import secrets
@@ -27,6 +28,7 @@ from .accounts import valid_peer_id
 from .connection import Connection
 from .correspondents import Correspondents
 from .limits import Gatekeeper, address_key, uncount
+from .turns import Turns
 
 __all__ = ["Calls", "RelayPlace", "peer_id_untrusted"]
 
@@ -40,6 +42,7 @@ MAX_TRICKLES = 64  # of a call and direction
 MAX_NAT_CHARS = 512  # of JSON
 
 # Our choices.
+MAX_HELD_BYTES = 8192  # of an offer that has to wait: ours have 3,000 at most
 MAX_CALL_NUMBER = 2**53  # what every JSON library carries exactly
 MAX_REASON_CHARS = 64
 TOKEN_MARGIN_S = 10  # a token outlives its call by this: the clocks of track and relay differ
@@ -47,19 +50,27 @@ TOKEN_MARGIN_S = 10  # a token outlives its call by this: the clocks of track an
 
 class _Call:
     __slots__ = (
-        "answered", "callee", "caller", "caller_key", "due", "id", "number", "to_callee",
-        "to_caller",
+        "answered", "budget_ms", "callee", "caller", "caller_key", "due", "id", "is_stranger",
+        "made_at", "number", "offer", "session", "share", "shown", "to_callee", "to_caller",
     )  # fmt: skip
 
     def __init__(
-        self, call_id: str, caller: Connection, number: int, callee: Connection, due: int
-    ) -> None:
-        self.id = call_id
+        self, caller: Connection, number: int, callee: Connection, budget_ms: int, share: str,
+        now: float,
+    ) -> None:  # fmt: skip
+        self.session = secrets.token_bytes(relay_wire.SESSION_BYTES)
+        self.id = self.session.hex()
         self.caller = caller
         self.caller_key = address_key(caller.host)
         self.number = number
         self.callee = callee
-        self.due = due  # the second of the monotonic clock after which it is late
+        self.made_at = now
+        self.budget_ms = budget_ms
+        self.due = int(now + budget_ms / 1000) + 1  # the second of the clock after which it is late
+        self.is_stranger = caller.peer_id is None
+        self.share = share  # whose call it is, see Turns
+        self.shown = False  # the caller was at the relay
+        self.offer: bytes | None = None  # the line for the callee, until it is handed over
         self.answered = False
         self.to_callee = self.to_caller = 0  # trickles carried
 
@@ -76,6 +87,7 @@ class Calls:
             "call": self._on_call,
             "cancel": self._on_cancel,
             "decline": self._on_decline,
+            "here": self._on_here,
             "nat": self._on_nat,
             "over": self._on_over,
             "trickle": self._on_trickle,
@@ -88,6 +100,9 @@ class Calls:
         self._relay_key = relay_key
         self._calls: dict[str, _Call] = {}
         self._due: defaultdict[int, set[_Call]] = defaultdict(set)  # by second
+        self._turns: dict[
+            Connection, Turns[_Call]
+        ] = {}  # by callee, of those that are being called
         self._swept_s = int(time.monotonic())
 
     def __len__(self) -> int:
@@ -99,12 +114,15 @@ class Calls:
             for call in list(self._due.pop(self._swept_s, ())):
                 self._end_quietly(call)
             self._swept_s += 1
+        for callee in list(self._turns):  # some may have read what was in the way
+            self._hand_over(callee, now)
 
     def gone(self, connection: Connection) -> None:
         """The connection is over, and with it all calls from and to it."""
         made = [*(connection.outgoing or {}).values(), *(connection.kept or {}).values()]
         for call in made:
             self._end_quietly(call)
+        self._turns.pop(connection, None)
         for call in list(connection.incoming or ()):
             self._forget(call)
             if not call.answered:
@@ -137,24 +155,30 @@ class Calls:
             self._gate.refused(caller.host, f"{who} may not call {callee_id}")
             caller.send(encode("declined", call=number, reason="not-allowed"))
             return
-        self._open(caller, number, callee, budget_ms, offer)
+        now = time.monotonic()
+        call = _Call(caller, number, callee, budget_ms, self._share(caller), now)
+        self._open(call, offer, message.get("shows") is True, now)
 
-    def _open(
-        self, caller: Connection, number: int, callee: Connection, budget_ms: int, offer: str
-    ) -> None:
-        session = secrets.token_bytes(relay_wire.SESSION_BYTES)
-        call_id = session.hex()
+    def _share(self, caller: Connection) -> str:
+        """Who has his own share of a callee: an account, or an address of strangers."""
+        if caller.peer_id is not None:
+            return f"account {caller.peer_id}"
+        key = address_key(caller.host)
+        return key if self._gate.limited(key) else f"{key} {id(caller)}"
+
+    def _open(self, call: _Call, offer: str, may_show: bool, now: float) -> None:
+        caller, callee = call.caller, call.callee
         host, port = secrets.choice(self._relays)
-        expiry = math.ceil(time.time() + budget_ms / 1000) + TOKEN_MARGIN_S
+        expiry = math.ceil(time.time() + call.budget_ms / 1000) + TOKEN_MARGIN_S
         places = []
         for side in (relay_wire.CALLER, relay_wire.CALLEE):
-            token = relay_wire.make_token(self._relay_key, session, side, expiry)
+            token = relay_wire.make_token(self._relay_key, call.session, side, expiry)
             places.append([host, port, relay_wire.token_to_text(token)])
         try:
-            line = encode(
+            call.offer = encode(
                 "offer",
-                call=call_id,
-                ms=budget_ms,
+                call=call.id,
+                ms=call.budget_ms,
                 offer=offer,
                 relay=places[1],
                 nat=_nat_of(caller),
@@ -162,19 +186,75 @@ class Calls:
             )
         except ValueError as error:  # characters that JSON writes as six
             raise BadPacket("an offer that is too long") from error
-        if not callee.has_room(line):
-            caller.send(encode("declined", call=number, reason="busy"))
+        reason = self._make_room(call, call.offer)
+        if reason:
+            caller.send(encode("declined", call=call.number, reason=reason))
             return
-        due = int(time.monotonic() + budget_ms / 1000) + 1
-        self._enter(_Call(call_id, caller, number, callee, due))
-        caller.send(encode("calling", call=number, relay=places[0], nat=_nat_of(callee)))
-        callee.send(line)
+        turns = self._turns.setdefault(callee, Turns(self._limits))
+        must_show = may_show and call.is_stranger and not turns.may_be_handed(call)
+        self._enter(call)
+        turns.enter(call)
+        nat, show = _nat_of(callee), must_show or None
+        caller.send(encode("calling", call=call.number, relay=places[0], nat=nat, show=show))
+        self._hand_over(callee, now)
+
+    def _make_room(self, call: _Call, line: bytes) -> str:
+        """For one call more of this callee; the reason to decline it if there is none."""
+        turns: Turns[_Call] = self._turns.get(call.callee) or Turns(self._limits)
+        loser = turns.loser_to(call)
+        if loser is not None:
+            most = self._limits.strangers_to_a_peer
+            reason = f"over {most} calls of {call.callee.peer_id} by strangers"
+            self._gate.refused(loser.caller.host, reason)
+        if loser is call:
+            return "limit"
+        if loser is not None:
+            self._cancel(loser)
+            loser.caller.send(encode("declined", call=loser.number, reason="limit"))
+        if not turns.may_be_handed(call):
+            return "limit" if len(line) > MAX_HELD_BYTES else ""
+        return "" if call.callee.has_room(line) else "busy"
+
+    def _hand_over(self, callee: Connection, now: float) -> None:
+        """The offers whose turn has come; to a callee that reads too slowly, later."""
+        turns = self._turns.get(callee)
+        if turns is None:
+            return
+        while (call := turns.next()) is not None and call.offer is not None:
+            line, waited_ms = call.offer, int(1000 * (now - call.made_at))
+            if waited_ms or call.shown:
+                left_ms = max(1, call.budget_ms - waited_ms)
+                message = {**json.loads(line), "ms": left_ms, "shown": call.shown or None}
+                line = encode(**message)
+            if not callee.has_room(line):
+                break
+            turns.hand(call)
+            call.offer = None
+            callee.send(line)
+        if not turns:
+            del self._turns[callee]
+
+    def _on_here(self, caller: Connection, message: Message) -> None:
+        """The relay's receipt: the caller of a call was there."""
+        call = _made_by(caller, number_untrusted(message, "call", 0, MAX_CALL_NUMBER))
+        receipt = relay_wire.receipt_from_text_untrusted(message.get("receipt"))
+        if call is None:
+            return
+        genuine = relay_wire.make_receipt(self._relay_key, call.session)
+        if not hmac.compare_digest(receipt, genuine):
+            raise BadPacket("a receipt of another call")
+        turns = self._turns.get(call.callee)
+        if turns is not None:
+            turns.show(call)
+            self._hand_over(call.callee, time.monotonic())
 
     def _limit_reached(self, caller: Connection) -> str:
         """Why this caller may not call now; empty if it may."""
         limits = self._limits
         if not caller.call_tokens.take(time.monotonic()):
             return f"over {limits.calls_per_s:g} calls a second"
+        if caller.peer_id is None and not self._gate.stranger_may_call(caller.host):
+            return f"over {limits.stranger_calls_per_s:g} calls a second by strangers from there"
         if caller.outgoing is not None and len(caller.outgoing) >= limits.open_calls:
             return f"over {limits.open_calls} open calls"
         key = address_key(caller.host)
@@ -194,15 +274,20 @@ class Calls:
             line = encode("answer", call=call.number, answer=answer)
         except ValueError as error:
             raise BadPacket("an answer that is too long") from error
-        self._forget(call)
-        if call.caller.has_room(line):
+        self._take_out(call)
+        has_room = call.caller.has_room(line)
+        kept = has_room and self._keep(call)
+        turns = self._turns.get(callee)
+        if turns is not None:
+            (turns.answer if kept else turns.leave)(call)
+        if has_room:
             self.correspondents.met(call.caller, callee, call.id)
-            self._keep(call)
         else:
             line = encode("declined", call=call.number, reason="limit")
         call.caller.send(line)
+        self._hand_over(callee, time.monotonic())
 
-    def _keep(self, call: _Call) -> None:
+    def _keep(self, call: _Call) -> bool:
         """For what the two have to tell each other yet.  Where too many are kept, the oldest goes:
         a caller that never says that a call is over may call all the same.
         """
@@ -213,9 +298,10 @@ class Calls:
         if caller.kept is not None and (full or len(caller.kept) >= limits.kept_calls):
             self._forget(next(iter(caller.kept.values())))
         elif full:
-            return
+            return False
         call.answered = True
         self._enter(call)
+        return True
 
     def _on_decline(self, callee: Connection, message: Message) -> None:
         reason = _text_untrusted(message, "reason", MAX_REASON_CHARS)
@@ -236,7 +322,11 @@ class Calls:
                 self._send_if_room(sender, call.caller, line)
         else:
             call = _made_by(sender, number_untrusted(message, "call", 0, MAX_CALL_NUMBER))
-            if call is not None and self._may_trickle(sender, call.to_callee):
+            if (
+                call is not None
+                and call.offer is None
+                and self._may_trickle(sender, call.to_callee)
+            ):
                 call.to_callee += 1
                 line = encode("trickle", call=call.id, text=text)
                 self._send_if_room(sender, call.callee, line)
@@ -290,10 +380,10 @@ class Calls:
 
     def _cancel(self, call: _Call) -> None:
         """The caller has given up; a callee that reads too slowly to be told finds out itself."""
-        self._forget(call)
         line = encode("cancel", call=call.id)
-        if call.callee.has_room(line):
+        if call.offer is None and call.callee.has_room(line):  # it has been handed over
             call.callee.send(line)
+        self._forget(call)
 
     def _enter(self, call: _Call) -> None:
         caller, callee = call.caller, call.callee
@@ -312,6 +402,13 @@ class Calls:
             self._gate.open_calls[call.caller_key] += 1
 
     def _forget(self, call: _Call) -> None:
+        self._take_out(call)
+        turns = self._turns.get(call.callee)
+        if turns is not None:
+            turns.leave(call)
+            self._hand_over(call.callee, time.monotonic())
+
+    def _take_out(self, call: _Call) -> None:
         if self._calls.pop(call.id, None) is None:
             return
         caller, callee = call.caller, call.callee

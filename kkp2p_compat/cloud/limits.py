@@ -225,7 +225,8 @@ class Gatekeeper:
         self.deadlines = Deadlines()
         self.open_calls: Counter[str] = Counter()  # by address
         self.kept_calls: Counter[str] = Counter()  # by address
-        self.relay_sessions: Counter[str] = Counter()  # by address
+        self.relay_sessions: Counter[str] = Counter()  # by the caller's address
+        self.relay_callees: Counter[str] = Counter()  # that wait for their callers, by address
         self._connections: Counter[str] = Counter()
         self._total = 0
         self.shares = Shares(limits)
@@ -233,6 +234,9 @@ class Gatekeeper:
         self._connects = Networks(limits.connects_per_s, limits.connects_per_s * burst_s)
         self._handshakes = Networks(limits.handshakes_per_s, limits.handshakes_per_s * burst_s)
         self._failures = Buckets(limits.login_failures / 60, limits.login_failures)
+        self._strangers_calls = Networks(
+            limits.stranger_calls_per_s, limits.stranger_calls_per_s * burst_s
+        )
         self._refusals: OrderedDict[str, tuple[float, int]] = OrderedDict()  # since, not logged
 
     def limited(self, key: str) -> bool:
@@ -270,10 +274,16 @@ class Gatekeeper:
             return f"over {limits.connects_per_s:g} new connections a second"
         return ""
 
-    def leave(self, host: str) -> None:
-        self._total -= 1
+    def leave_address(self, host: str) -> None:
+        """The connection counts for its address no longer, only in all."""
         for key in address_keys(host):
             uncount(self._connections, key)
+
+    def leave(self, host: str, of_address: bool = True) -> None:
+        """``of_address``: it still counted for its address."""
+        self._total -= 1
+        if of_address:
+            self.leave_address(host)
         if self._total == 0:
             self.empty.set()
 
@@ -300,6 +310,13 @@ class Gatekeeper:
         key = address_key(host)
         if self.limited(key):
             self._failures.take(key, time.monotonic())
+
+    # Calls.
+
+    def stranger_may_call(self, host: str) -> bool:
+        """One call more by a caller that has not logged in."""
+        keys = address_keys(host)
+        return not self.limited(keys[0]) or self._strangers_calls.take(keys, time.monotonic())
 
     # The log.
 

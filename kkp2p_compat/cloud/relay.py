@@ -11,7 +11,7 @@ import errno
 import logging
 import socket
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import Any
 
 from gevent import get_hub
@@ -39,13 +39,16 @@ _Seen = tuple[bytes, int]  # session, side
 class _Guest:
     """A connection that is to show its token, or has and waits for the other side."""
 
-    __slots__ = ("_readable", "_received", "_relay", "deadline", "host", "sock", "token")
+    __slots__ = (
+        "_readable", "_received", "_relay", "deadline", "host", "is_counted", "sock", "token",
+    )  # fmt: skip
 
     def __init__(self, sock: Any, host: str, relay: Relay, deadline: float) -> None:
         self.sock = sock
         self.host = host
         self.deadline = deadline
         self.token: relay_wire.Token | None = None
+        self.is_counted = False  # as a session's side, for its address
         self._relay = relay
         self._received = b""
         self._readable = get_hub().loop.io(sock.fileno(), _READ)
@@ -166,7 +169,7 @@ class Relay:
     def take_hello_untrusted(self, guest: _Guest, data: bytes) -> None:
         now = time.time()
         try:
-            raw = relay_wire.parse_hello_untrusted(data)
+            raw, wants_receipt = relay_wire.parse_hello_untrusted(data)
             token = relay_wire.verify_token_untrusted(self._key, raw, now)
         except relay_wire.TokenRefused as error:
             self.refuse(guest, error.status, str(error))
@@ -175,20 +178,29 @@ class Relay:
         if seen in self._seen:
             self.refuse(guest, relay_wire.USED, relay_wire.status_text(relay_wire.USED))
             return
-        limit = self._limit_reached(guest, token.session in self._waiting)
+        limit = self._limit_reached(guest, token)
         if limit:
             self.refuse(guest, relay_wire.LIMIT, limit)
             return
         self._seen.add(seen)
         self._expiring[token.expiry].append(seen)
         guest.token = token
-        self._gate.relay_sessions[address_key(guest.host)] += 1
+        if wants_receipt:
+            self._send_receipt(guest, token.session)
+        self._count(guest)
         partner = self._waiting.pop(token.session, None)
         if partner is None:
             self._waiting[token.session] = guest
             guest.deadline = time.monotonic() + self._limits.relay_wait_s
         else:
             self._pair(*sorted((guest, partner), key=_side))
+
+    def _send_receipt(self, guest: _Guest, session: bytes) -> None:
+        receipt = relay_wire.make_receipt(self._key, session)
+        try:
+            guest.sock.send(bytes([relay_wire.HERE]) + receipt)  # there is room: nothing was sent
+        except OSError as error:
+            log.debug("relay: %s: receipt not sent: %s", guest.host, error)
 
     def refuse(self, guest: _Guest, status: int, reason: str) -> None:
         """Answer with the status and close."""
@@ -201,19 +213,40 @@ class Relay:
             log.debug("relay: %s: refusal not sent: %s", guest.host, error)
         self._closing.spawn(self._close_guest, guest)
 
-    def _limit_reached(self, guest: _Guest, awaited: bool) -> str:
+    def _limit_reached(self, guest: _Guest, token: relay_wire.Token) -> str:
         """Why this guest cannot be served; empty if it can."""
         limits, key = self._limits, address_key(guest.host)
         most = limits.relay_sessions_per_address
         full = len(self._sessions) + len(self._waiting) >= limits.relay_sessions
-        if full and not awaited:  # its partner is counted already
+        if full and token.session not in self._waiting:  # else its partner is counted already
             return f"over {limits.relay_sessions} sessions in all"
-        # Two tokens of one session may come from one address: each counts.
-        if self._gate.limited(key) and self._gate.relay_sessions[key] >= most:
+        counted = self._counter(token)
+        if self._gate.limited(key) and counted[key] >= most:
             return f"over {most} sessions of that address"
         if len(self._seen) >= MAX_SEEN:
             return f"over {MAX_SEEN} tokens in the time that they live"
         return ""
+
+    def _counter(self, token: relay_wire.Token) -> Counter[str]:
+        """A session counts for its caller's address.
+
+        Who is called must not find its own address full because of that: its side is counted by
+        itself, and while it waits for the caller only.
+        """
+        is_caller = token.side == relay_wire.CALLER
+        return self._gate.relay_sessions if is_caller else self._gate.relay_callees
+
+    def _count(self, guest: _Guest) -> None:
+        assert guest.token is not None
+        self._counter(guest.token)[address_key(guest.host)] += 1
+        guest.is_counted = True
+        if guest.token.side == relay_wire.CALLEE:
+            self._gate.leave_address(guest.host)
+
+    def _uncount(self, guest: _Guest) -> None:
+        if guest.token is not None and guest.is_counted:
+            guest.is_counted = False
+            uncount(self._counter(guest.token), address_key(guest.host))
 
     # Sessions.
 
@@ -223,6 +256,7 @@ class Relay:
         for guest in (a, b):
             guest.stop_reading()
             self._gate.deadlines.discard(guest)
+        self._uncount(b)
         try:
             for guest in (a, b):
                 guest.sock.send(bytes([relay_wire.PAIRED]))
@@ -284,9 +318,8 @@ class Relay:
             self._leave(guest)
 
     def _leave(self, guest: _Guest) -> None:
-        if guest.token is not None:
-            uncount(self._gate.relay_sessions, address_key(guest.host))
-        self._gate.leave(guest.host)
+        self._uncount(guest)
+        self._gate.leave(guest.host, of_address=_side(guest) == relay_wire.CALLER)
 
 
 def _side(guest: _Guest) -> int:

@@ -47,6 +47,18 @@ class Limits:
     messages_per_s: float = _limit(2000.0, "messages per second on a connection")
     calls_per_s: float = _limit(1000.0, "calls per second on a connection")
     open_calls: int = _limit(512, "unanswered calls at once on a connection")
+    stranger_calls_per_s: float = _limit(
+        200.0, "calls per second from an address, by callers that have not logged in"
+    )
+    calls_to_a_peer: int = _limit(
+        32, "unanswered calls at once of an address, or an account, with a peer; others wait"
+    )
+    strangers_to_a_peer: int = _limit(
+        256, "unanswered calls of callers without a login with a peer, those that wait included"
+    )
+    unshown_to_a_peer: int = _limit(
+        8, "calls of such callers that a peer gets before they were at the relay; others wait"
+    )
     open_calls_per_address: int = _limit(2048, "unanswered calls at once from an address")
     kept_calls: int = _limit(512, "answered calls that are kept, on a connection")
     kept_calls_per_address: int = _limit(2048, "answered calls that are kept, from an address")

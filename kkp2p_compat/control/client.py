@@ -102,7 +102,7 @@ class CloudClient:
         self._domain = login_domain
         self._port = port
         self._resolved_at = time.monotonic()
-        self._log = log
+        self.log = self._log = log
         self._on_offer = on_offer
         self._on_login_lost = on_login_lost
         self._on_login = on_login

@@ -31,7 +31,7 @@ from .._errors import (
 )
 from .._io import shut_down, time_limit
 from ..transport import dial, tcp
-from ..transport.relay_wire import parse_address_untrusted
+from ..transport.relay_wire import parse_address_untrusted, receipt_to_text
 from .binding import end_point_binding
 from .callers import told
 from .nearness import permitted
@@ -252,8 +252,13 @@ class Link:
         self._last_call += 1
         call = OutgoingCall(self._last_call)
         self._calls[call.number] = call
-        self.send(encode("call", call=call.number, to=to, ms=timeout_ms, offer=offer))
+        line = encode("call", call=call.number, to=to, ms=timeout_ms, offer=offer, shows=True)
+        self.send(line)
         return call
+
+    def show(self, call: OutgoingCall, receipt: bytes) -> None:
+        """The relay's receipt that we were there, for a call that ``must_show`` it."""
+        self.send(encode("here", call=call.number, receipt=receipt_to_text(receipt)))
 
     def forget(self, call: OutgoingCall, cancel: bool) -> None:
         """The call is over for us.  ``cancel`` tells the other side; else the track alone hears."""
@@ -432,6 +437,7 @@ class Link:
             call.take_trickle(trickle_untrusted(message))
         elif op == "calling" and not call.relay.ready():
             call.peer_nat = message.get("nat")
+            call.must_show = message.get("show") is True
             call.relay.set(message.get("relay"))
         elif op == "answer" and not call.answer.ready():
             answer = message.get("answer")

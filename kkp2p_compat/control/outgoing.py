@@ -66,14 +66,21 @@ class OutgoingCall:
     ``peer_nat`` is there with ``relay``: what the callee has told the track of its NAT, as it came
     (from a stranger; None if it has told nothing).  Set ``settled`` when the callee has heard by
     another way that we are connected: then it hears of no end of the call.
+    ``must_show``, there with ``relay``: the track wants to hear by ``Link.show`` that we were at
+    the relay.  ``at_relay``: the connection there that shows it, for whoever needs one.
     """
 
-    __slots__ = ("_early", "_on_trickle", "answer", "number", "peer_nat", "relay", "settled")
+    __slots__ = (
+        "_early", "_on_trickle", "answer", "at_relay", "must_show", "number", "peer_nat", "relay",
+        "settled",
+    )  # fmt: skip
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.peer_nat: object = None
         self.settled = False
+        self.must_show = False
+        self.at_relay: Any = None
         self._early: list[str] = []
         self._on_trickle: Callable[[str], object] | None = None
         self.relay: AsyncResult[Any] = AsyncResult()

@@ -18,11 +18,16 @@ from .._io import READ, wait_fd
 
 __all__ = ["AcceptQueue"]
 
+KEPT_PART = 4  # our choice
+
 T = TypeVar("T")
 
 
 class AcceptQueue(Generic[T]):
-    """``reserve`` a place before a call is taken on, then ``put`` or ``release`` it."""
+    """``reserve`` a place before a call is taken on, then ``put`` or ``release`` it.
+
+    One in KEPT_PART places is kept for callers with an account: strangers cannot fill them all.
+    """
 
     def __init__(self, places: int) -> None:
         self.fd, self._signal_fd = os.pipe()
@@ -30,16 +35,17 @@ class AcceptQueue(Generic[T]):
         os.set_blocking(self._signal_fd, False)
         self._lock = monkey.get_original("_thread", "allocate_lock")()
         self._places = places
+        self._kept = places // KEPT_PART
         self._entries: deque[T | Exception] = deque()
         self._takers = 0
         self._closed = False
 
     # In the engine's thread.
 
-    def reserve(self) -> bool:
-        """Take a place; False when all are taken."""
+    def reserve(self, has_account: bool) -> bool:
+        """Take a place; False when all are taken, or all that a stranger may have."""
         with self._lock:
-            if self._places == 0 or self._closed:
+            if self._places <= (0 if has_account else self._kept) or self._closed:
                 return False
             self._places -= 1
             return True

@@ -17,6 +17,7 @@ from .._errors import BadPacket, EngineClosed, KKP2PError, NotAllowed, NotSuppor
 from .._io import time_limit
 from ..transport.udp.events import Address
 from ..traversal import lan
+from .accept_queue import KEPT_PART
 from .calls import Connection, Offer, parse_offer_untrusted
 from .half import CallKeys, Half
 from .meeting import Meeting
@@ -28,7 +29,7 @@ from .timeline import Timeline
 if TYPE_CHECKING:
     from .direct import Direct
 
-__all__ = ["Callee", "Incoming"]
+__all__ = ["Callee", "Incoming", "share_of"]
 
 # Our choices.
 LOOK_S = 0.5  # how long a caller whose path is dead waits for what STUN says of our addresses
@@ -37,6 +38,13 @@ MAX_MEETING = 2048  # calls of others whose path is being looked for
 ANSWER_GRACE_S = 2.0  # for the callee of a call whose time is over, if the caller was just in time
 RELAY_GRACE_S = 3.0  # for the callee that has a path, if the caller has just taken the relay
 LAN_MEETING_S = 10.0  # for the callee of a LAN search, which does not know the caller's budget
+
+
+def share_of(most: int, has_account: bool) -> int:
+    """How many of what calls take up may be taken when this caller comes: a part is kept for
+    callers with an account, whatever strangers do.
+    """
+    return most if has_account else most - most // KEPT_PART
 
 
 class Incoming:
@@ -88,8 +96,9 @@ class Callee:
             raise BadPacket("a direct offer without a key")
         underlay = self._direct.underlay()
         moved = self._find_link(offer.restarts)
-        full = moved is None and len(self._direct.links) >= MAX_LINKS
-        if full or len(underlay.finder) >= MAX_MEETING:
+        trusted = bool(call.caller_id)
+        full = moved is None and len(self._direct.links) >= share_of(MAX_LINKS, trusted)
+        if full or len(underlay.finder) >= share_of(MAX_MEETING, trusted):
             raise NotSupported("too many connections with peers")  # but the relay is a way
         if moved is not None:
             underlay.own.make_sure(LOOK_S)

@@ -27,7 +27,7 @@ from .calls import (
     MAX_BUDGET_MS,
     Connection,
     call_peer,
-    go_to_relay,
+    go_as_caller,
     may_be_relayed,
     parse_direct_answer_untrusted,
 )
@@ -120,7 +120,7 @@ class Caller:
     ) -> None:  # fmt: skip
         """Wait for the path, or take the relay when its head start is over, or when it must."""
         hopeless = meeting.plan.kind == "relay"
-        go = functools.partial(_go_to_relay, call, link)
+        go = functools.partial(go_as_caller, call, link)
         relay = PreparedRelay(self._engine.thread.spawn, go, is_caller=True)
         try:
             if hopeless:
@@ -197,10 +197,6 @@ class Caller:
 
         with time_limit(budget_s, TimedOut("no new path was found")):
             return call_peer(client, peer_id, offer, budget_s, finish)
-
-
-def _go_to_relay(call: OutgoingCall, link: Link) -> Any:
-    return go_to_relay(call.relay.get(), link)
 
 
 def _relayed(sock: Any, ctx: connect_ctx_t, keys: CallKeys) -> Connection:

@@ -16,14 +16,14 @@ from typing import Any, TypeVar
 import gevent
 
 from .. import _base64url, _codes
-from .._errors import BadPacket, KKP2PError, LinkLost, NotSupported, PeerOffline
+from .._errors import BadPacket, CallRefused, KKP2PError, LinkLost, NotSupported, PeerOffline
 from .._structs import connect_ctx_t
 from ..control.client import CloudClient
 from ..control.link import Link, OutgoingCall
 from ..control.nearness import permitted
 from ..control.resolver import addresses_of
 from ..control.wire import Message, encode, number_untrusted
-from ..transport.relay import open_relay, parse_place_untrusted, wait_for_pairing
+from ..transport.relay import open_relay, parse_place_untrusted, read_receipt, wait_for_pairing
 from ..transport.sealed import DirectionKeys, Opener, Sealer, derive_keys, make_private_key
 from ..traversal.nat import NatBehaviour
 from .direct_offer import DirectOffer, parse_id_untrusted
@@ -35,6 +35,7 @@ __all__ = [
     "answer_call",
     "call_peer",
     "encode_text",
+    "go_as_caller",
     "go_to_relay",
     "make_call",
     "may_be_relayed",
@@ -109,11 +110,11 @@ def make_call(client: CloudClient, ctx: connect_ctx_t, budget_s: float) -> Conne
     timeline = Timeline()
 
     def finish(link: Link, call: OutgoingCall) -> Connection:
-        place = call.relay.get()
+        call.relay.get()
         timeline.step("called")
         with contextlib.suppress(BadPacket):  # a stranger's word, which is only shown
             timeline.peer_nat = NatBehaviour.parse_untrusted(call.peer_nat)
-        sock = go_to_relay(place, link)
+        sock = go_as_caller(call, link)
         timeline.step("relay")
         try:
             answer = call.answer.get()  # first, because a refusal comes here and not by the relay
@@ -145,26 +146,54 @@ def call_peer(
         call = link.call(peer_id, offer, budget_ms)
         met = False
         try:
+            gevent.wait([call.relay, call.answer], count=1)
+            if call.must_show and not call.answer.ready():
+                _show(client, link, call)
             made = finish(link, call)
             met = True
             return made
         except PeerOffline as error:
             offline = error
         finally:
+            if call.at_relay is not None:
+                call.at_relay.close()  # first: the link may be broken, too
             if not call.relay.ready():  # the track answers at once, whatever the callee does
                 gevent.spawn(link.check_alive)
             link.forget(call, cancel=not met)
     raise offline
 
 
-def go_to_relay(place: object, link: Link) -> Any:
+def _show(client: CloudClient, link: Link, call: OutgoingCall) -> None:
+    """Be at the relay: a callee is handed only few calls of strangers that were not there yet.
+
+    Where that fails the call waits for its turn among those few.
+    """
+    try:
+        sock = go_to_relay(call.relay.get(), link, wants_receipt=True)
+        try:
+            link.show(call, read_receipt(sock))
+        except BaseException:
+            sock.close()
+            raise
+        call.at_relay = sock
+    except (LinkLost, CallRefused) as error:
+        client.log.info("the call waits for its turn: no receipt of the relay: %s", error)
+
+
+def go_as_caller(call: OutgoingCall, link: Link) -> Any:
+    """As ``go_to_relay``, unless the call has been there already."""
+    sock, call.at_relay = call.at_relay, None
+    return go_to_relay(call.relay.get(), link) if sock is None else sock
+
+
+def go_to_relay(place: object, link: Link, wants_receipt: bool = False) -> Any:
     """A connection to the relay that has shown its token; ``place``: of the track's message."""
     host, port, token = parse_place_untrusted(place, link.reached)
     try:
         addresses = permitted(addresses_of(host, RESOLVE_TIMEOUT_S), link.reached[0])
     except KKP2PError as error:
         raise LinkLost(f"relay: {error}") from error
-    return open_relay(addresses, port, token)
+    return open_relay(addresses, port, token, wants_receipt)
 
 
 def answer_call(link: Link, message: Message, offer: Offer, own_text: str) -> Connection:

@@ -52,7 +52,7 @@ from ..transport.udp.channel_table import REFUSED_BUSY, REFUSED_MOVED, REFUSED_U
 from ..transport.udp.events import ChannelOffered
 from .accept_queue import AcceptQueue
 from .callbacks import Callbacks
-from .callee import Incoming
+from .callee import Incoming, share_of
 from .calls import (
     MAX_BUDGET_MS,
     Connection,
@@ -358,7 +358,7 @@ class Engine:
             return
         key = link, message["call"]
         if message["op"] == "offer" and key not in self._answering:
-            if len(self._answering) >= MAX_ANSWERING:
+            if len(self._answering) >= share_of(MAX_ANSWERING, bool(_caller_id(message))):
                 self._decline(link, message, "busy")
                 return
             greenlet = self.thread.spawn(self._answer, link, message)
@@ -391,9 +391,9 @@ class Engine:
             self.log.exception("bug in the answer to a call from %s", _caller(message))
             self._decline(link, message, "fault")
 
-    def _reserve(self) -> None:
+    def _reserve(self, caller_id: str) -> None:
         """A place in the accept queue; raises CallRefused when there is none."""
-        if self.accepted.reserve():
+        if self.accepted.reserve(bool(caller_id)):
             self._refusing = False
             return
         if not self._refusing:  # once: a stranger must not be able to fill the log
@@ -402,21 +402,25 @@ class Engine:
         raise CallRefused("the accept queue is full")
 
     def _accept_call(self, link: Link, message: Message, offer: Offer, budget_s: float) -> None:
-        self._reserve()
-        channel = None
+        caller_id = _caller_id(message)
+        self._reserve(caller_id)
+        # Who has not been at the relay may never come there: his place is taken when he has.
+        is_there = bool(caller_id) or message.get("shown") is True
+        if not is_there:
+            self.accepted.release()
         try:
             with time_limit(budget_s, TimedOut("the caller did not come to the relay")):
                 connection = answer_call(link, message, offer, str(message.get("offer")))
-            channel = self._adopt_relayed(connection, message)
         finally:
-            if channel is None:
-                self.accepted.release()
-            elif not self.accepted.put(channel):
-                channel.discard()
+            if is_there:
+                self.accepted.release()  # for the next line, and nobody is asked in between
+        self._take_relayed(connection, message)
 
     def _meet_caller(self, link: Link, message: Message, offer: Offer, budget_s: float) -> None:
         if offer.restarts is None:
-            self._reserve()  # only to refuse early: what the caller opens takes a place of its own
+            self._reserve(
+                _caller_id(message)
+            )  # only to refuse early: what the caller opens takes a place of its own
             self.accepted.release()
         key = link, message["call"]
         call = self._incoming[key] = Incoming(
@@ -433,10 +437,10 @@ class Engine:
             del self._incoming[key]
 
     def _take_relayed(self, connection: Connection, message: Message) -> None:
-        """A caller that looked for a path has taken the relay, and counts as connected."""
+        """The caller is at the relay, and counts as connected."""
         channel = None
         try:
-            self._reserve()
+            self._reserve(_caller_id(message))
             try:
                 channel = self._adopt_relayed(connection, message)
             finally:
@@ -467,7 +471,7 @@ class Engine:
             link.refuse(offered.stream_id, REFUSED_UNSUPPORTED)
             return
         try:
-            self._reserve()
+            self._reserve(link.info.caller_id)
         except CallRefused:
             link.refuse(offered.stream_id, REFUSED_BUSY)
             return

@@ -22,10 +22,12 @@ __all__ = [
     "CALLER",
     "EXPIRED",
     "HELLO_BYTES",
+    "HERE",
     "LIMIT",
     "MAGIC",
     "NO_PARTNER",
     "PAIRED",
+    "RECEIPT_BYTES",
     "SESSION_BYTES",
     "STATUS_TEXTS",
     "TOKEN_BYTES",
@@ -34,9 +36,12 @@ __all__ = [
     "TokenRefused",
     "hello",
     "is_whole_hello",
+    "make_receipt",
     "make_token",
     "parse_address_untrusted",
     "parse_hello_untrusted",
+    "receipt_from_text_untrusted",
+    "receipt_to_text",
     "status_text",
     "token_from_text_untrusted",
     "token_to_text",
@@ -45,6 +50,7 @@ __all__ = [
 
 MAGIC = b"KKRL"
 _HEAD = MAGIC + b"\x02"
+_RECEIPT_HEAD = MAGIC + b"\x03"  # the same, and asks for a receipt
 _OLD_HEAD = MAGIC + b"\x01"  # with the token raw; still taken, for peers of the version before
 _TOKEN_VERSION = 1
 SESSION_BYTES = 16
@@ -54,6 +60,7 @@ TOKEN_BYTES = _BODY.size + MAC_BYTES
 TOKEN_CHARS = TOKEN_BYTES * 4 // 3  # in base64url
 HELLO_BYTES = len(_HEAD) + TOKEN_CHARS
 _OLD_HELLO_BYTES = len(_OLD_HEAD) + TOKEN_BYTES
+RECEIPT_BYTES = 16  # behind HERE; our choice: 2^-128 to guess one
 
 _HOST = re.compile(r"[0-9A-Za-z_.:%-]{1,253}")  # it is resolved, and logged
 
@@ -68,6 +75,7 @@ EXPIRED = 2
 USED = 3
 LIMIT = 4
 NO_PARTNER = 5
+HERE = 6  # before one of the others, if it was asked for; a receipt follows
 
 STATUS_TEXTS = {
     PAIRED: "paired",
@@ -127,7 +135,12 @@ def verify_token_untrusted(key: bytes, token: bytes, now: float) -> Token:
     return Token(session, side, expiry)
 
 
-def hello(token: bytes) -> bytes:
+def make_receipt(key: bytes, session: bytes) -> bytes:
+    """That the caller of this session was at the relay: RECEIPT_BYTES bytes, for the track."""
+    return _mac(key, b"here" + session)[:RECEIPT_BYTES]
+
+
+def hello(token: bytes, wants_receipt: bool = False) -> bytes:
     """What a peer sends first: HELLO_BYTES bytes.
 
     The token is what a cloud chose, and the relay is where it sent us: as text it holds no line end
@@ -135,24 +148,27 @@ def hello(token: bytes) -> bytes:
     """
     if len(token) != TOKEN_BYTES:
         raise ValueError(f"a token of {len(token)} bytes, not {TOKEN_BYTES}")
-    return _HEAD + token_to_text(token).encode()
+    return (_RECEIPT_HEAD if wants_receipt else _HEAD) + token_to_text(token).encode()
 
 
 def is_whole_hello(data: bytes) -> bool:
     """Whether nothing is missing any more of a hello, good or bad."""
-    return len(data) >= (HELLO_BYTES if data.startswith(_HEAD) else _OLD_HELLO_BYTES)
+    is_text = data.startswith((_HEAD, _RECEIPT_HEAD))
+    return len(data) >= (HELLO_BYTES if is_text else _OLD_HELLO_BYTES)
 
 
-def parse_hello_untrusted(data: bytes) -> bytes:
-    """The token in a hello, not yet verified."""
+def parse_hello_untrusted(data: bytes) -> tuple[bytes, bool]:
+    """The token in a hello, not yet verified, and whether a receipt is wanted."""
     if len(data) == _OLD_HELLO_BYTES and data.startswith(_OLD_HEAD):
-        return data[len(_OLD_HEAD) :]
-    if len(data) != HELLO_BYTES or not data.startswith(_HEAD) or not data.isascii():
+        return data[len(_OLD_HEAD) :], False
+    is_known = data.startswith((_HEAD, _RECEIPT_HEAD))
+    if len(data) != HELLO_BYTES or not is_known or not data.isascii():
         raise TokenRefused(BAD)
     try:
-        return token_from_text_untrusted(data[len(_HEAD) :].decode())
+        token = token_from_text_untrusted(data[len(_HEAD) :].decode())
     except BadPacket as error:
         raise TokenRefused(BAD) from error
+    return token, data.startswith(_RECEIPT_HEAD)
 
 
 def parse_address_untrusted(host: object, port: object) -> tuple[str, int]:
@@ -167,6 +183,16 @@ def parse_address_untrusted(host: object, port: object) -> tuple[str, int]:
 def token_to_text(token: bytes) -> str:
     """A token as it stands in JSON."""
     return _base64url.encode(token)
+
+
+def receipt_to_text(receipt: bytes) -> str:
+    """A receipt as it stands in JSON."""
+    return _base64url.encode(receipt)
+
+
+def receipt_from_text_untrusted(text: object) -> bytes:
+    """A receipt out of a JSON value; BadPacket if it is not one."""
+    return _base64url.decode_untrusted(text, RECEIPT_BYTES, "a relay's receipt")
 
 
 def token_from_text_untrusted(text: object) -> bytes:

@@ -313,7 +313,7 @@ OFFERS = [
 
 def fuzz_relay_hello(data: bytes) -> None:
     try:
-        token = relay_wire.parse_hello_untrusted(data)
+        token, _ = relay_wire.parse_hello_untrusted(data)
         relay_wire.verify_token_untrusted(KEY, token, 0.0)
     except BadPacket:
         return
