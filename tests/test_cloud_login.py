@@ -6,7 +6,6 @@ import contextlib
 import logging
 import sqlite3
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from kkp2p_compat.cloud import track as track_module
 from kkp2p_compat.cloud.accounts import Accounts
 from kkp2p_compat.cloud.certificate import load_identity
 from kkp2p_compat.cloud.login import Login, LoginRefused
-from kkp2p_compat.control.binding import end_point_binding
 
 ALICE = {"alice": "s3cret"}
 
@@ -174,69 +172,6 @@ def test_an_account_removed_during_its_login(tmp_path: Path) -> None:
         answer = alice.ask("proof", scram=scram.get_client_final())
         assert answer == {"op": "refused", "reason": "removed"}
     accounts.close()
-
-
-def test_failures_lock_out_an_address_and_never_a_peer(caplog: pytest.LogCaptureFixture) -> None:
-    with running_cloud(ALICE, {"login_failures": 3}) as cloud:
-        for _ in range(3):
-            with Client(cloud.address) as client:
-                assert client.login("alice", "guess")["reason"] == "bad-secret"
-        with Client(cloud.address) as client:
-            assert client.login("alice", "s3cret") == {"op": "refused", "reason": "limit"}
-        with Client(cloud.address, source="127.0.0.2") as client:
-            assert client.login("alice", "s3cret")["op"] == "welcome"
-    assert "login as 'alice': bad-secret" in caplog.text
-
-
-def test_an_address_is_checked_again_at_the_proof() -> None:
-    """Many logins under way at once do not give an address more guesses."""
-    with running_cloud(ALICE, {"login_failures": 2}) as cloud:
-        clients = [Client(cloud.address) for _ in range(5)]
-        scrams = []
-        for client in clients:
-            scram = ScramClient(
-                ["SCRAM-SHA-256-PLUS"], "alice", "guess",
-                channel_binding=("tls-server-end-point", _binding(client)),
-            )  # fmt: skip
-            answer = client.ask("login", v=1, peer="alice", scram=scram.get_client_first())
-            scram.set_server_first(answer["scram"])
-            scrams.append(scram)
-        reasons = [
-            client.ask("proof", scram=scram.get_client_final())["reason"]
-            for client, scram in zip(clients, scrams, strict=True)
-        ]
-        assert reasons == ["bad-secret"] * 2 + ["limit"] * 3
-        for client in clients:
-            client.close()
-
-
-def test_a_login_to_call_only(tmp_path: Path) -> None:
-    """It is known who calls, nobody is thrown out, and nobody can call there."""
-    accounts = Accounts(tmp_path)
-    accounts.add("bob", "b")
-    with running_cloud(ALICE, data=tmp_path) as cloud, Client(cloud.address) as alice:
-        assert cloud.track is not None
-        assert alice.login("alice", "s3cret")["op"] == "welcome"
-        with Client(cloud.address) as caller, Client(cloud.address) as bob:
-            assert caller.login("alice", "guess", call_only=True)["reason"] == "bad-secret"
-            assert caller.ended()
-            assert bob.login("bob", "b", call_only=True)["op"] == "welcome"
-            assert alice.ask("call", call=1, to="bob", ms=9000, offer="{}")["reason"] == "offline"
-            assert bob.call("alice")["op"] == "calling"
-            assert alice.receive()["from"] == "bob"
-            assert (bob.login("bob", "b")["op"], cloud.track.online) == ("welcome", 2)
-            assert alice.call("bob", 2)["op"] == "calling"
-            assert bob.receive()["op"] == "offer"
-        with Client(cloud.address) as bob:
-            assert bob.login("bob", "b", call_only=True)["op"] == "welcome"
-            accounts.remove("bob")
-            cloud.track.sweep(time.monotonic() + 60)
-            assert bob.receive() == {"op": "bye", "reason": "removed"}
-    accounts.close()
-
-
-def _binding(client: Client) -> bytes:
-    return end_point_binding(client.sock.getpeercert(binary_form=True))
 
 
 def test_the_accounts_failing_costs_one_connection(

@@ -233,7 +233,6 @@ class Gatekeeper:
         burst_s = limits.burst_s
         self._connects = Networks(limits.connects_per_s, limits.connects_per_s * burst_s)
         self._handshakes = Networks(limits.handshakes_per_s, limits.handshakes_per_s * burst_s)
-        self._failures = Buckets(limits.login_failures / 60, limits.login_failures)
         self._strangers_calls = Networks(
             limits.stranger_calls_per_s, limits.stranger_calls_per_s * burst_s
         )
@@ -298,18 +297,6 @@ class Gatekeeper:
             return True
         self.refused(host, f"over {self.limits.handshakes_per_s:g} TLS handshakes a second")
         return False
-
-    # Logins.
-
-    def may_log_in(self, host: str) -> bool:
-        """False after too many failed logins from there, for a while."""
-        key = address_key(host)
-        return not self.limited(key) or self._failures.level(key, time.monotonic()) >= 1
-
-    def login_failed(self, host: str) -> None:
-        key = address_key(host)
-        if self.limited(key):
-            self._failures.take(key, time.monotonic())
 
     # Calls.
 

@@ -41,13 +41,14 @@ class LoginRefused(BadPacket):
 class Login:
     """A login under way.  ``verifier`` is what it is checked against."""
 
-    __slots__ = ("_is_unknown", "_server", "call_only", "peer_id", "verifier")
+    __slots__ = ("_is_unknown", "_server", "call_only", "paid", "peer_id", "verifier")
 
     def __init__(
         self, accounts: Accounts, binding: bytes, peer_id: str, call_only: bool = False
     ) -> None:
         self.peer_id = peer_id
         self.call_only = call_only  # to prove who calls; nobody can call it there
+        self.paid = False  # for a failure, in advance
         self.verifier = accounts.get(peer_id)
         self._is_unknown = False  # whoever the SCRAM message names
         self._server = ScramMechanism(MECHANISM).make_server(

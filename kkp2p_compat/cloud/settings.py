@@ -39,7 +39,13 @@ class Limits:
     connects_per_s: float = _limit(1000.0, "new connections per second from an address")
     handshakes_per_s: float = _limit(100.0, "TLS handshakes per second from an address")
     burst_s: float = _limit(5.0, "how many seconds' worth of a rate may come at once")
-    login_failures: int = _limit(10, "failed logins per minute from an address")
+    login_failures: int = _limit(
+        10, "failed logins of an account from an address at once; then one in two seconds"
+    )
+    login_failures_per_address: int = _limit(
+        300, "failed logins per minute from an address, of all accounts together"
+    )
+    login_alarm: int = _limit(100, "failed logins of an account in a day; of more the log tells")
     bytes_per_s: float = _limit(262_144.0, "bytes per second that are read of a connection")
     bytes_per_s_per_address: float = _limit(1_048_576.0, "bytes per second of an address")
     work: float = _limit(0.1, "processor time for a connection, seconds per second")

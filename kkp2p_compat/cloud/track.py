@@ -7,7 +7,9 @@ throw out the one that replaced it.  The ``session`` of a login tells who is who
 
 from __future__ import annotations
 
+import functools
 import logging
+import time
 from typing import Any
 
 from .._errors import BadPacket
@@ -18,6 +20,7 @@ from .calls import Calls, RelayPlace, peer_id_untrusted
 from .connection import QUIET_BEATS, Connection, Service
 from .limits import Gatekeeper
 from .login import Login, LoginRefused
+from .login_limits import LoginLimits
 
 __all__ = ["RelayPlace", "Track"]
 
@@ -56,6 +59,7 @@ class Track(Service):
         )
         self._gate = gate
         self._limits = gate.limits
+        self._logins = LoginLimits(gate.limits, gate.limited)
         self._accounts = accounts
         self._binding = binding
         self._certificates = certificates  # SHA-256s of those of the cloud's other servers
@@ -111,7 +115,6 @@ class Track(Service):
                 raise LoginRefused("bad-message", "a second login on one connection")
             if message.get("v") != PROTOCOL_VERSION or not valid_peer_id(peer_id):
                 raise LoginRefused("bad-message", "not a login")
-            self._check_failures(connection)
             session = message.get("session", "")
             if not isinstance(session, str) or len(session) > MAX_SESSION_CHARS:
                 raise LoginRefused("bad-message", "not a session")
@@ -120,13 +123,35 @@ class Track(Service):
             connection.comes_again = message.get("again") is True
             connection.must_finish(self._limits.handshake_s)
             call_only = message.get("call_only") is True
-            connection.login = Login(self._accounts, self._binding, str(peer_id), call_only)
-            answer = connection.login.challenge_untrusted(message.get("scram"))
-            connection.send(encode("challenge", scram=answer))
+            login = connection.login = Login(self._accounts, self._binding, str(peer_id), call_only)
+            wait_s = self._hold(login, connection.host)
         except LoginRefused as error:
             self._refuse_login(connection, peer_id, error)
         except BadPacket as error:
             self._refuse_login(connection, peer_id, LoginRefused("bad-message", str(error)))
+        else:
+            go_on = functools.partial(self._challenge, connection, login, message.get("scram"))
+            if wait_s > 0:
+                connection.pause(wait_s, go_on)
+            else:
+                go_on()
+
+    def _hold(self, login: Login, host: str) -> float:
+        """How long it has to wait, for the failures before it."""
+        if self._logins.exempt(login.peer_id, host):
+            return 0.0
+        peer_id = None if login.verifier is None else login.peer_id
+        wait_s = self._logins.begin(peer_id, host, time.monotonic())
+        if wait_s is None:
+            raise LoginRefused("limit", "too many failed logins from there")
+        login.paid = True
+        return wait_s
+
+    def _challenge(self, connection: Connection, login: Login, scram: object) -> None:
+        try:
+            connection.send(encode("challenge", scram=login.challenge_untrusted(scram)))
+        except LoginRefused as error:
+            self._refuse_login(connection, login.peer_id, error)
 
     def _on_proof(self, connection: Connection, message: Message) -> None:
         login = connection.login
@@ -134,13 +159,13 @@ class Track(Service):
             raise BadPacket("no login is under way")
         peer_id = login.peer_id
         try:
-            self._check_failures(connection)
             answer = login.welcome_untrusted(message.get("scram"))
             if self._accounts.get(peer_id) != login.verifier:
                 raise LoginRefused("removed", "while it logged in")
         except LoginRefused as error:
             self._refuse_login(connection, peer_id, error)
             return
+        self._logins.succeeded(peer_id, connection.host, login.paid, time.monotonic())
         connection.login = None
         connection.peer_id = peer_id
         connection.allow_long_lines()
@@ -164,13 +189,11 @@ class Track(Service):
         if old is not None:
             old.finish(encode("bye", reason="duplicate"))
 
-    def _check_failures(self, connection: Connection) -> None:
-        if not self._gate.may_log_in(connection.host):
-            raise LoginRefused("limit", "too many failed logins from there")
-
     def _refuse_login(self, connection: Connection, peer_id: Any, error: LoginRefused) -> None:
+        login = connection.login
         if error.reason != "limit":
-            self._gate.login_failed(connection.host)
+            known = login is not None and login.verifier is not None
+            self._logins.failed(peer_id if known else None, connection.host, time.monotonic())
         self._gate.refused(connection.host, f"login as {str(peer_id)[:32]!r}: {error}")
         connection.finish(encode("refused", reason=error.reason))
 

@@ -457,6 +457,8 @@ def _login_error(reason: object) -> KKP2PError:
         return LoginRefused("the account was removed or changed", KKP2P_ERROR_INVALID_PEER_ID)
     if reason in ("bad-secret", "bad-binding"):
         return LoginRefused(f"the cloud refuses the login: {reason}")
+    if reason == "limit":
+        return LinkLost("the cloud limits logins from here for now: too many have failed")
     return LinkLost(f"the cloud refuses the login for now: {show(reason)}")
 
 

@@ -1,0 +1,114 @@
+"""How often secrets may be tried.
+
+Nobody is locked out: a right proof is taken whatever was tried before, and a wrong secret is told
+from a limit.  What many failures cost is time.  They count by account *and* address, so the guesses
+at one account, or one device with an old secret, delay nobody else behind that address; and with a
+far larger bound by address for all accounts together.  The networks around the address count, too.
+
+Who is over a bound has its login held until a token is there.  An address from which the account
+has logged in before is exempt, so the owner notices nothing of guesses from elsewhere, until
+FORGIVEN failures came from there without a right proof.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import TypeVar
+
+from .limits import TABLE_SIZE, Networks, address_keys
+from .settings import Limits
+
+__all__ = ["LoginLimits"]
+
+K = TypeVar("K")
+
+log = logging.getLogger(__name__)
+
+# Our choices.
+RETRY_S = 2.0  # between the guesses of one address over the bound: join_net waits 3 s for a verdict
+HOLD_S = 4.0  # a login is held at most; what would have to wait for longer is refused
+WIDER = (1, 2, 4)  # times what an address may guess: for it, and for the networks around it
+FORGIVEN = 1000  # failures of an account from where it has logged in before
+DAY_S = 86_400
+
+
+class LoginLimits:
+    """Call order for a login: ``begin``, then ``succeeded`` or ``failed``."""
+
+    def __init__(self, limits: Limits, limited: Callable[[str], bool]) -> None:
+        of_all = limits.login_failures_per_address
+        self._limited = limited
+        self._alarm = limits.login_alarm
+        self._of_account = Networks(1 / RETRY_S, limits.login_failures, WIDER)
+        self._of_all = Networks(of_all / 60, of_all, WIDER)
+        self._familiar: OrderedDict[tuple[str, str], int] = OrderedDict()  # failures forgiven yet
+        self._today: OrderedDict[str, int] = OrderedDict()  # failures of each account
+        self._day = 0
+
+    def exempt(self, peer_id: str, host: str) -> bool:
+        """Whether a login from there is not limited."""
+        key = address_keys(host)[0]
+        return not self._limited(key) or self._familiar.get((peer_id, key), 0) > 0
+
+    def begin(self, peer_id: str | None, host: str, now: float) -> float | None:
+        """Of one that is not exempt: how long it has to wait; None if that is too long.
+
+        It pays as if it failed; so many at once are not more guesses.  ``peer_id``: None if there
+        is no such account.
+        """
+        keys = address_keys(host)
+        wait_s = self._of_all.wait_s(keys, now, 1)
+        if peer_id is not None:
+            wait_s = max(wait_s, self._of_account.wait_s(_with(peer_id, keys), now, 1))
+        if wait_s > HOLD_S:
+            return None
+        if peer_id is not None:
+            self._of_account.spend(_with(peer_id, keys), now, 1)
+        return wait_s
+
+    def succeeded(self, peer_id: str, host: str, paid: bool, now: float) -> None:
+        """``paid``: it went by ``begin``."""
+        keys = address_keys(host)
+        if paid:
+            self._of_account.spend(_with(peer_id, keys), now, -1)
+        _count(self._familiar, (peer_id, keys[0]), FORGIVEN)
+
+    def failed(self, peer_id: str | None, host: str, now: float) -> None:
+        """``peer_id``: None if there is no such account."""
+        keys = address_keys(host)
+        if self._limited(keys[0]):
+            self._of_all.spend(keys, now, 1)
+        if peer_id is None:
+            return
+        forgiven = self._familiar.get((peer_id, keys[0]))
+        if forgiven is not None:
+            self._familiar[peer_id, keys[0]] = forgiven - 1
+        self._tell_operator(peer_id, host)
+
+    def _tell_operator(self, peer_id: str, host: str) -> None:
+        """Once a day for an account at which many guess."""
+        day = int(time.time() // DAY_S)
+        if day != self._day:
+            self._day = day
+            self._today.clear()
+        failures = self._today.get(peer_id, 0) + 1
+        _count(self._today, peer_id, failures)
+        if failures == self._alarm + 1:
+            log.warning(
+                "account %s: over %d failed logins today, the last from %s",
+                peer_id, self._alarm, host,
+            )  # fmt: skip
+
+
+def _with(peer_id: str, keys: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f"{peer_id} {key}" for key in keys)  # a peer id has no space
+
+
+def _count(table: OrderedDict[K, int], key: K, count: int) -> None:
+    table[key] = count
+    table.move_to_end(key)
+    if len(table) > TABLE_SIZE:
+        table.popitem(last=False)
