@@ -53,16 +53,18 @@ from ._version import __version__
 from .control.trust import parse_fingerprints
 from .engine import log as _log
 from .engine.channels import Channel
+from .engine.channels import abort_fd as _abort_fd
 from .engine.channels import close_fd as _close_fd
+from .engine.channels import failure_code as _failure_code
 from .engine.channels import takes_messages as _takes_messages
 from .engine.engine import Engine as engine_t
 from .engine.stats import channel_stats as _channel_stats
 from .transport.udp.messages import MAX_MESSAGE_BYTES as _MAX_MESSAGE_BYTES
 
 __all__ = [
-    "__version__", "accept", "channel_stats", "channel_stats_t", "channel_t", "close_channel",
-    "close_fd", "connect", "connect_cb", "connect_ctx_t", "engine_conf_t", "engine_destroy",
-    "engine_init", "engine_t", "error_no",
+    "__version__", "abort_fd", "accept", "channel_stats", "channel_stats_t", "channel_t",
+    "close_channel", "close_fd", "connect", "connect_cb", "connect_ctx_t", "engine_conf_t",
+    "engine_destroy", "engine_init", "engine_t", "error_no",
     "get_domainip", "hmac_sha1", "join_lan", "join_net", "lan_search", "listen_fd", "log_destroy",
     "log_init", "log_switch_level", "proxy_address", "read", "sdk_version", "start_proxy",
     "start_proxy_udp", "stop_proxy", "switch_log_level", "write",
@@ -82,9 +84,11 @@ def _api(failed: Any) -> Callable[[Callable[P, T]], Callable[P, T]]:
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> T:
             try:
+                _last.code = KKP2P_SUCCESS
                 result = function(*args, **kwargs)
-                failure = isinstance(result, int) and result < 0
-                _last.code = result if failure else KKP2P_SUCCESS
+                if isinstance(result, int) and result < 0:
+                    # ``read`` and ``write`` have set what C's -1 does not tell.
+                    _last.code = _last.code or result
                 return result
             except KKP2PError as error:
                 code, reason = error.code, str(error)
@@ -107,6 +111,8 @@ def _api(failed: Any) -> Callable[[Callable[P, T]], Callable[P, T]]:
 def error_no() -> int:
     """The code of the last call that this greenlet (or thread) made; 0: it succeeded.
 
+    It is what the call returned, but for a ``read`` or ``write`` that returned -1: -108 (the peer
+    has ended in order), -107 (the channel was cut) or -1 (not an open socket).
     C: ``kkp2p_error_no`` (v2), which tells of engine_init only.
     """
     return getattr(_last, "code", KKP2P_SUCCESS)
@@ -399,18 +405,26 @@ def proxy_address(engine: engine_t, proxy_id: Any) -> tuple[str, int] | None:
 def read(fd: int, buff: Any, length: int, timeout: int) -> int:
     """Read up to ``length`` bytes into the writable ``buff``.
 
-    ``timeout``: ms, 0 or more.  Returns how many, 0 (none in time), -1 (the peer has closed and all
-    it sent was read; or not an open socket), -106, -121 (buff is shorter).  C: ``kkp2p_read``.
+    ``timeout``: ms, 0 or more.  Returns how many, 0 (none in time), -1 (nothing more will come),
+    -106, -121 (buff is shorter).  After -1 error_no tells an end from a cut: -108, the peer has
+    ended its direction and all of it was read (we may still write); -107, the channel was cut:
+    something is missing; -1, not an open socket.  C: ``kkp2p_read``.
     """
     timeout_s = check_timeout(timeout)
     view = check_length(buff, length, writable=True)
     try:
         count = _io.receive(check_fd(fd), view, length, timeout_s)
-    except OSError:
-        count = 0
+    except OSError as error:
+        return _failed(fd, error)
     if count is None:
         return 0
-    return count or KKP2P_ERROR
+    return count or _failed(fd, None)
+
+
+def _failed(fd: int, error: OSError | None) -> int:
+    """C's code for all ends; error_no has which it was."""
+    _last.code = _failure_code(fd, error)
+    return KKP2P_ERROR
 
 
 @_api(...)
@@ -418,8 +432,9 @@ def write(fd: int, buff: Any, length: int, timeout: int) -> int:
     """Write up to the first ``length`` bytes of ``buff``.
 
     ``timeout``: ms, 0 or more.  Returns how many were taken, which may be fewer; 0 (none in time:
-    the peer does not read), -1 (the peer has closed; or not an open socket), -106 (also: over
-    65,536 bytes on a UDP channel, where each write is one message), -121 (buff is shorter).
+    the peer does not read), -1 (nothing more is taken), -106 (also: over 65,536 bytes on a UDP
+    channel, where each write is one message), -121 (buff is shorter).  After -1 error_no has
+    -108 (the peer has closed), -107 (the channel was cut) or -1 (not an open socket).
     C: ``kkp2p_write``.
     """
     timeout_s = check_timeout(timeout)
@@ -430,8 +445,8 @@ def write(fd: int, buff: Any, length: int, timeout: int) -> int:
         # Not the view of bytes: that is read-only, and would be copied.
         source = buff if isinstance(buff, bytes) else view
         count = _io.send(check_fd(fd), source, length, timeout_s)
-    except OSError:
-        return KKP2P_ERROR
+    except OSError as error:
+        return _failed(fd, error)
     return count or 0
 
 
@@ -463,6 +478,18 @@ def close_fd(fd: int) -> None:
     A number that is no channel's is left alone.  C: ``kkp2p_close_fd``.
     """
     if not _close_fd(check_fd(fd)):
+        raise ParameterError(f"descriptor {fd} is not a channel's, or was closed before")
+
+
+@_api(None)
+def abort_fd(fd: int) -> None:
+    """Close a channel's descriptor; the peer is told that the channel was cut.
+
+    For a program that cannot finish what it was sending, and must not let the peer take what has
+    come for the whole.  What was written and has not arrived yet may be lost.  A number that is no
+    channel's is left alone.  Not in C.
+    """
+    if not _abort_fd(check_fd(fd)):
         raise ParameterError(f"descriptor {fd} is not a channel's, or was closed before")
 
 

@@ -25,6 +25,7 @@ from gevent.hub import Waiter
 __all__ = [
     "Buffer",
     "Signal",
+    "failed",
     "hung_up",
     "in_greenlet_world",
     "receive",
@@ -151,6 +152,13 @@ def hung_up(fd: int) -> bool:
     poll = _poll()
     poll.register(fd, 0)
     return any(events & (select.POLLHUP | select.POLLERR) for _, events in poll.poll(0))
+
+
+def failed(fd: int) -> bool:
+    """Whether a socket has an error that nobody has been told of yet; it is left there."""
+    poll = _poll()
+    poll.register(fd, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def shut_down(fd: int) -> None:

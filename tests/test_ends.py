@@ -119,7 +119,7 @@ def test_a_peer_that_never_takes_the_rest(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(carry, "CLOSE_TIMEOUT_S", 0.01)
     app, plain = gsocket.socketpair()
     wire, peer = tcp_pair()
-    stream = SealedStream(plain, wire, Sealer(KEYS[0]), Opener(KEYS[1]))
+    stream = SealedStream(plain, wire, Sealer(KEYS[0]), Opener(KEYS[1]), lambda: None)
     running = gevent.spawn(stream.run)
     app.settimeout(0.3)
     with pytest.raises(TimeoutError):

@@ -64,7 +64,8 @@ FUNCTIONS = {
     "close_fd": ["fd"],
     "hmac_sha1": ["key", "data"],
 }
-OURS = {  # not in C: where a proxy on port 0 listens, and what is known of a channel
+OURS = {  # not in C
+    "abort_fd": ["fd"],
     "proxy_address": ["engine", "proxy_id"],
     "channel_stats": ["engine", "channel_id"],
 }

@@ -11,7 +11,9 @@ The table of descriptors is shared by all engines: ``close_fd`` gets nothing but
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import logging
 import os
 import socket as _socket
 import time
@@ -20,11 +22,19 @@ from typing import TYPE_CHECKING, Any
 from gevent import monkey
 from gevent import socket as gsocket
 
-from .._codes import KKP2P_TCP_CHANNEL, KKP2P_UDP_CHANNEL, TRANSMIT_P2P, TRANSMIT_RELAY
+from .._codes import (
+    KKP2P_ERROR,
+    KKP2P_ERROR_CONN_DISCONNECT,
+    KKP2P_ERROR_OTHER_DISCONNECT,
+    KKP2P_TCP_CHANNEL,
+    KKP2P_UDP_CHANNEL,
+    TRANSMIT_P2P,
+    TRANSMIT_RELAY,
+)
 from .._errors import EngineClosed, KKP2PError, LinkLost, from_os_error
-from .._io import shut_down
+from .._io import failed, hung_up, send, shut_down
 from .._structs import channel_t
-from ..transport import tcp, tcp_stats
+from ..transport import pair, tcp, tcp_stats
 from ..transport.carry import SealedStream
 from .calls import Connection
 from .direct import DirectConnection
@@ -37,14 +47,23 @@ __all__ = [
     "DirectChannel",
     "RawChannel",
     "SealedChannel",
+    "abort_fd",
     "adopt",
     "close_channel",
     "close_fd",
+    "failure_code",
     "takes_messages",
 ]
 
 LINGER_S = 30  # our choice: how long what was written may take to arrive after a close
+# What the kernel says of a connection that was cut.
+_CUT = (
+    errno.ECONNRESET, errno.ECONNABORTED, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH,
+    errno.EHOSTDOWN, errno.ENETDOWN,
+)  # fmt: skip
 PAIR_BUFFER_BYTES = 1 << 20  # our choice: per direction; the kernel halves it by net.core.wmem_max
+
+ABORTED = "aborted by the application"
 
 _by_fd: dict[int, Channel] = {}
 _lock = monkey.get_original("_thread", "allocate_lock")()
@@ -72,6 +91,8 @@ class Channel:
         self.timeline = connection.timeline
         self.reason = connection.reason  # for going by that path
         self.made_at = time.monotonic()
+        self.broken: KKP2PError | None = None  # what cut one of the directions short
+        self.is_cut = False  # the peer's was
         self._encrypt = connection.encrypt
         engine.channels[self.channel_id] = self
         with _lock:
@@ -95,13 +116,58 @@ class Channel:
         except OSError:
             return False
 
-    def forget(self, reason: object) -> None:
+    def forget(self, reason: object, level: int = logging.INFO) -> None:
         """The engine is done with it.  The descriptor stays the application's to close."""
         if self.engine.channels.pop(self.channel_id, None) is not None:
-            self.engine.log.info("%s: channel %d: %s", self.peer_id, self.channel_id, reason)
+            self.engine.log.log(level, "%s: channel %d: %s", self.peer_id, self.channel_id, reason)
         with _lock:
             if _by_fd.get(self.fd) is self and not self.owns_fd():
                 del _by_fd[self.fd]
+
+    def end(self, error: KKP2PError | None, is_cut: bool) -> None:
+        """Both directions are over.  ``is_cut``: before the peer's had come to its end."""
+        if error is None:
+            self.forget("ended")
+        else:
+            self.broken, self.is_cut = error, is_cut
+            self.forget(f"cut: {error}", logging.WARNING)
+
+    def _copy_fd(self) -> int | None:
+        """A duplicate of the descriptor; None: it is closed, or there is no other to be had."""
+        try:
+            duplicate = os.dup(self.fd)
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                self.engine.log.error("channel %d: %s", self.channel_id, error)
+            return None
+        # Looked at afterwards: the number may change hands in another thread at any moment.
+        if _identity(duplicate) == self._identity:
+            return duplicate
+        os.close(duplicate)
+        return None
+
+    def _mark(self) -> None:
+        """See pair.py."""
+        duplicate = self._copy_fd()
+        if duplicate is not None:
+            with contextlib.suppress(OSError):  # the application has ended its direction
+                send(duplicate, b"\0", 1, 0)
+            os.close(duplicate)
+
+    def _close_end(self, ours: Any, is_cut: bool) -> None:
+        """Close our end of a pair; the application is told also if a forked child has a copy.
+
+        Not by SHUT_RDWR at once if it was cut: that would be an end for whoever reads just then.
+        """
+        if not is_cut:
+            _end(ours)
+            return
+        theirs = self._copy_fd()
+        ours.close()
+        if theirs is not None:
+            if not hung_up(theirs):
+                shut_down(theirs)
+            os.close(theirs)
 
     def duplicate_fd(self) -> int | None:
         """Our own copy of a descriptor that is about to be closed; None: not needed, or gone."""
@@ -114,6 +180,10 @@ class Channel:
         """
         raise NotImplementedError
 
+    def abort(self) -> None:
+        """From the application, by abort_fd: give up both directions, and tell the peer."""
+        raise NotImplementedError
+
     def discard(self) -> None:
         """In the engine: the application never saw this channel."""
         with _lock:  # before the number is free for another thread
@@ -121,6 +191,9 @@ class Channel:
         if self.owns_fd():
             os.close(self.fd)
         self.close(None)
+
+    def handle_error(self, error: OSError) -> None:
+        """From the application: the kernel has told it of a cut, which it does once."""
 
     def sweep(self) -> None:
         """In the engine, every few seconds: notice what no event tells."""
@@ -136,17 +209,7 @@ class RawChannel(Channel):
         super().__init__(engine, connection, peer_id, connection.sock.detach())
 
     def duplicate_fd(self) -> int | None:
-        try:
-            duplicate = os.dup(self.fd)
-        except OSError as error:
-            if error.errno != errno.EBADF:
-                self.engine.log.error("channel %d: closed at once: %s", self.channel_id, error)
-            return None
-        # Looked at afterwards: the number may change hands in another thread at any moment.
-        if _identity(duplicate) == self._identity:
-            return duplicate
-        os.close(duplicate)
-        return None
+        return self._copy_fd()
 
     def close(self, duplicate: int | None) -> None:
         self.forget("closed by the application")
@@ -154,13 +217,25 @@ class RawChannel(Channel):
             sock = gsocket.socket(_socket.AF_INET, _socket.SOCK_STREAM, fileno=duplicate)
             self.engine.linger(sock)
 
+    def abort(self) -> None:
+        tcp.abort(self.fd)
+        self.engine.thread.post(lambda: self.forget(ABORTED))
+
+    def handle_error(self, error: OSError) -> None:
+        if self.broken is None:
+            self.broken, self.is_cut = LinkLost(error.strerror or str(error)), True
+            broken = self.broken
+            self.engine.thread.post(lambda: self.end(broken, True))
+
     def sweep(self) -> None:
         if not self.owns_fd():
             self.forget("closed by the application")
+        elif failed(self.fd):
+            self.end(LinkLost("the relay, or the peer, has reset the connection"), True)
         elif tcp.unresponsive(self.fd) and (duplicate := self.duplicate_fd()) is not None:
             tcp.give_up(duplicate)
             os.close(duplicate)
-            self.forget("broken: the relay does not answer")
+            self.end(LinkLost("the relay does not answer"), True)
 
 
 class SealedChannel(Channel):
@@ -175,7 +250,7 @@ class SealedChannel(Channel):
         self._plain = gsocket.socket(fileno=ours.detach())
         self.relay = connection.relay
         self.wire = connection.sock
-        self.stream = SealedStream(self._plain, self.wire, *connection.seal())
+        self.stream = SealedStream(self._plain, self.wire, *connection.seal(), self._mark)
         super().__init__(engine, connection, peer_id, theirs.detach())
         engine.pumps.add(engine.thread.spawn(self._run))
 
@@ -184,12 +259,21 @@ class SealedChannel(Channel):
         try:
             error = self.stream.run()
         finally:
-            self.forget("ended" if error is None else f"broken: {error}")
-            _end(self._plain)
+            is_cut = error is not None and not self.stream.received_all
+            pair.settle(self._plain, self._mark if is_cut else None)
+            self.end(error, is_cut)
+            self._close_end(self._plain, is_cut)
             if error is None:
                 self.engine.linger(self.wire)
             else:
                 _end(self.wire)
+
+    def abort(self) -> None:
+        self.engine.thread.call(self._abort)
+
+    def _abort(self) -> None:
+        self.forget(ABORTED)
+        self.stream.abort(LinkLost(ABORTED))
 
     def close(self, duplicate: int | None) -> None:
         if self.channel_id in self.engine.channels:
@@ -223,12 +307,19 @@ class DirectChannel(Channel):
         super().__init__(engine, connection, peer_id, theirs.detach())
         self._closed_at: float | None = None
         self._pipe = connection.link.pipe(
-            connection.stream_id, connection.channel_type, self._ours, self._end
+            connection.stream_id, connection.channel_type, self._ours, self._end, self._mark
         )
 
-    def _end(self, error: KKP2PError | None) -> None:
-        _end(self._ours)
-        self.forget("ended" if error is None else f"broken: {error}")
+    def _end(self, error: KKP2PError | None, is_cut: bool) -> None:
+        self.end(error, is_cut)
+        self._close_end(self._ours, is_cut)
+
+    def abort(self) -> None:
+        self.engine.thread.call(self._abort)
+
+    def _abort(self) -> None:
+        self.forget(ABORTED)
+        self._pipe.abort(LinkLost(ABORTED))
 
     def close(self, duplicate: int | None) -> None:
         if self.channel_id in self.engine.channels:
@@ -293,6 +384,40 @@ def close_fd(fd: int) -> bool:
     if not thread.post(lambda: channel.close(duplicate)) and duplicate is not None:
         os.close(duplicate)
     return True
+
+
+def abort_fd(fd: int) -> bool:
+    """Close a channel's descriptor so that the peer is told of a cut; False: not a channel's."""
+    with _lock:
+        channel = _by_fd.pop(fd, None)
+    if channel is None or not channel.owns_fd():
+        return False
+    if channel.engine.thread.usable:  # else it is over, or another process's
+        with contextlib.suppress(EngineClosed):  # in this moment
+            channel.abort()
+    os.close(fd)
+    return True
+
+
+def failure_code(fd: int, error: OSError | None) -> int:
+    """What error_no has after a read or write that failed; no ``error``: it came to the end.
+
+    -108: the peer has ended in order; -107: the channel was cut; -1: it never was one.
+    """
+    channel = _by_fd.get(fd)
+    if channel is not None and not channel.owns_fd():
+        channel = None
+    if error is not None and error.errno in _CUT and channel is not None:
+        channel.handle_error(error)
+    if error is None:
+        was_cut = channel is not None and channel.is_cut
+    elif error.errno == errno.EPIPE:
+        was_cut = channel is not None and channel.broken is not None
+    elif error.errno in _CUT:
+        was_cut = True
+    else:
+        return KKP2P_ERROR
+    return KKP2P_ERROR_CONN_DISCONNECT if was_cut else KKP2P_ERROR_OTHER_DISCONNECT
 
 
 def close_channel(channel: Channel) -> None:

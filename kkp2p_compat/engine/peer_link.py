@@ -17,12 +17,13 @@ from gevent.event import AsyncResult, Event
 
 from .._codes import KKP2P_UDP_CHANNEL
 from .._errors import CallRefused, EngineClosed, KKP2PError, LinkLost
+from ..transport.pair import Mark
 from ..transport.udp import events as e
 from ..transport.udp.channel_table import REFUSED_BUSY, REFUSED_MOVED, REFUSED_UNSUPPORTED
 from ..transport.udp.connection import CLOSE_NORMAL, Connection
 from ..transport.udp.endpoint import Endpoint
 from ..transport.udp.events import Address
-from ..transport.udp.pipe import MessagePipe, Pipe, StreamPipe
+from ..transport.udp.pipe import MessagePipe, OnEnd, Pipe, StreamPipe
 from ..traversal.plan import Plan
 from .direct_offer import DirectOffer
 from .timeline import Timeline
@@ -202,22 +203,24 @@ class PeerLink:
         self.wake()
 
     def pipe(
-        self, stream_id: int, channel_type: int, sock: Any,
-        on_end: Callable[[KKP2PError | None], object], is_pair: bool = True,
-    ) -> Pipe:  # fmt: skip
-        """Carry a channel to and from a plain non-blocking socket, until ``on_end``."""
+        self, stream_id: int, channel_type: int, sock: Any, on_end: OnEnd, mark: Mark | None
+    ) -> Pipe:
+        """Carry a channel to and from a plain non-blocking socket, until ``on_end``.
 
-        def ended(error: KKP2PError | None) -> None:
+        ``mark``: see StreamPipe.
+        """
+
+        def ended(error: KKP2PError | None, is_cut: bool) -> None:
             del self._pipes[stream_id]
             if stream_id in self.connection.channels:
                 self._unused[stream_id] = time.monotonic()
-            on_end(error)
+            on_end(error, is_cut)
 
         self._unused.pop(stream_id, None)
         if channel_type == KKP2P_UDP_CHANNEL:
             pipe: Pipe = MessagePipe(self, stream_id, sock, ended)
         else:
-            pipe = StreamPipe(self, stream_id, sock, ended, is_pair)
+            pipe = StreamPipe(self, stream_id, sock, ended, mark)
         self._pipes[stream_id] = pipe
         for event in self._early.pop(stream_id, ()):
             self.handle_event(event)  # before the end of a stream that ``start`` may find

@@ -156,6 +156,7 @@ class Proxy:
             self._log_error(f"port {port}: {error}")
             return
         tcp.tune(local)
+        tcp.reset_if_killed(local)
         proxied.take(connection)
         self._log_info(f"port {port}: connected by {proxied.path}")
         self._watch(proxied)
@@ -201,7 +202,7 @@ class Proxy:
     def _carry_sealed(
         self, local: Any, connection: Connection, proxied: Proxied
     ) -> list[Exception]:
-        stream = SealedStream(local, connection.sock, *connection.seal())
+        stream = SealedStream(local, connection.sock, *connection.seal(), None)
         error: KKP2PError | None = EngineClosed("the proxy is stopped")
         self._checks.add(stream.check)
         try:
@@ -224,8 +225,9 @@ class Proxy:
         # Or it may wait: it may be gevent's, or have got socket.setdefaulttimeout()'s time-out.
         plain.setblocking(False)
         pipe = connection.link.pipe(
-            connection.stream_id, connection.channel_type, plain, result.set, is_pair=False
-        )
+            connection.stream_id, connection.channel_type, plain,
+            lambda error, _: result.set(error), None,
+        )  # fmt: skip
         self._checks.add(pipe.check)
         try:
             error = result.get()

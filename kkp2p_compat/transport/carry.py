@@ -7,6 +7,7 @@ Backpressure does too: each direction holds one chunk, and waits for it to be ta
 
 from __future__ import annotations
 
+import os
 import socket as _socket
 from typing import Any
 
@@ -14,10 +15,11 @@ import gevent
 from gevent.event import AsyncResult
 from gevent.lock import RLock
 from gevent.pool import Group
+from gevent.socket import wait_read
 
 from .._errors import KKP2PError, LinkLost
 from .._io import hung_up
-from . import tcp
+from . import pair, tcp
 from .sealed import (
     END,
     MAX_PLAINTEXT_BYTES,
@@ -33,27 +35,38 @@ __all__ = ["SealedStream"]
 CHUNK_BYTES = 4 * MAX_PLAINTEXT_BYTES
 WIRE_CHUNK_BYTES = 4 * (MAX_PLAINTEXT_BYTES + RECORD_OVERHEAD_BYTES)
 CLOSE_TIMEOUT_S = 30.0  # our choice: how long the peer may take for the rest, as for raw channels
-PAIR_CHUNKS = 16  # more than a pair of sockets holds
 
 
 class SealedStream:
-    """Call ``run`` once; ``application_closed`` whenever the local side is known to be closed."""
+    """Call ``run`` once; ``application_closed`` whenever the local side is known to be closed.
 
-    def __init__(self, plain: Any, wire: Any, sealer: Sealer, opener: Opener) -> None:
+    ``mark``: see pair.py, if ``plain`` is of a socket pair; None: it is a TCP connection.
+    """
+
+    def __init__(
+        self, plain: Any, wire: Any, sealer: Sealer, opener: Opener, mark: pair.Mark | None
+    ) -> None:
         self._plain = plain
         self._wire = wire
         self._sealer = sealer
         self._opener = opener
+        self._mark = mark
         self._wire_lock = RLock()  # two greenlets send: data and its end, or a reset
         self._sealed_end = False  # all that the local side will ever send is on the wire
         self._send_error: KKP2PError | None = None
-        self._received_all = False  # the wire has ended, in order or not
+        self._wire_ended = False  # in order or not
         self._application_gone = False
         self._peer_gone = False  # its application, not itself
+        self._refused = False  # nothing is taken from the local side any more
         self._greenlets = Group()
         self._outcome: AsyncResult[KKP2PError | None] = AsyncResult()
         self.bytes_sent = 0  # payload: to the peer
         self.bytes_received = 0
+
+    @property
+    def received_all(self) -> bool:
+        """Whether the peer's stream came to its end, whatever has happened since."""
+        return self._opener.ended
 
     def run(self) -> KKP2PError | None:
         """Carry until the end: the error that broke the stream, None if it ended in order.
@@ -67,6 +80,10 @@ class SealedStream:
             return self._outcome.get()
         finally:
             self._greenlets.kill()
+
+    def abort(self, error: KKP2PError) -> None:
+        """Give up both directions: ``run`` returns the error."""
+        self._finish(error)
 
     def application_closed(self) -> None:
         """The local side takes nothing any more: the peer is told to stop sending.  May wait."""
@@ -106,9 +123,14 @@ class SealedStream:
                     self._wire.sendall(self._sealer.seal(data))
                 self.bytes_sent += len(data)
             with self._wire_lock:
+                if self._outcome.ready():
+                    return  # given up: no end
                 self._wire.sendall(self._sealer.end())
         except OSError as error:
             self._cannot_send(error)
+            return
+        except KKP2PError as error:
+            self._finish(error)  # without an end: the peer takes it for what it is
             return
         self._sealed_end = True
         if hung_up(self._plain.fileno()):
@@ -122,7 +144,7 @@ class SealedStream:
         two it was shows when all that it sent is read.
         """
         self._send_error = LinkLost(f"sending to the peer: {error}")
-        if self._received_all:
+        if self._wire_ended:
             self._finish(self._send_error)
         else:
             self._refuse_writes()
@@ -133,26 +155,32 @@ class SealedStream:
         Not of a TCP connection before the peer's end, and all before it, has arrived: what comes in
         with both directions shut makes the kernel reset it, and what it could not send yet is lost.
         """
-        if self._plain.family != _socket.AF_UNIX:
-            if not self._opener.ended:
-                return
-            tcp.wait_until_acknowledged(self._plain, CLOSE_TIMEOUT_S)
         try:
-            self._plain.shutdown(_socket.SHUT_RD)
-            # A writer that waits for room is woken by room, not by the refusal.
-            for _ in range(PAIR_CHUNKS):
-                if not self._plain.recv(CHUNK_BYTES):
-                    break
+            if self._mark is not None:
+                self._refused = True
+                pair.refuse_writes(self._plain, self._mark)
+            elif self._opener.ended:
+                tcp.wait_until_acknowledged(self._plain, CLOSE_TIMEOUT_S)
+                self._plain.shutdown(_socket.SHUT_RD)
         except OSError:  # closed, or reset, by the local side: nobody is left to tell
             return
 
     def _read_plain(self) -> bytes:
-        if self._peer_gone:
-            return b""
-        try:
-            return self._plain.recv(CHUNK_BYTES)
-        except OSError:  # reset by the local side: what it had sent before has been read
-            return b""
+        """b"": the local side has ended its direction, or the peer takes no more.
+
+        Waits without gevent's ``recv``, which would take the byte that ``refuse_writes`` leaves.
+        """
+        fd = self._plain.fileno()
+        while not (self._refused or self._peer_gone):
+            try:
+                return os.read(fd, CHUNK_BYTES)
+            except BlockingIOError:
+                wait_read(fd)
+            except OSError as error:
+                if self._mark is None:
+                    raise LinkLost(f"the local program: {error}") from error
+                return b""  # closed with data unread; all that it had sent has been read
+        return b""
 
     def _send_reset(self) -> None:
         try:
@@ -175,7 +203,7 @@ class SealedStream:
             broken = LinkLost(f"receiving from the peer: {error}")
         except KKP2PError as error:
             broken = error
-        self._received_all = True
+        self._wire_ended = True
         if self._opener.ended and self._peer_gone:
             self._finish(None)  # it took what it wanted, and we have all that it sent
         elif broken or self._send_error:
@@ -194,5 +222,9 @@ class SealedStream:
             elif not self._application_gone:
                 self._plain.sendall(plaintext)
                 self.bytes_received += len(plaintext)
-        except OSError:
-            self.application_closed()
+        except OSError as error:
+            if self._mark is None and not self._sealed_end:
+                # A reset is told once: the reader may take what follows for an end.
+                self._finish(LinkLost(f"the local program: {error}"))
+            else:
+                self.application_closed()

@@ -4,7 +4,8 @@ Rules:
 - Each direction lives for itself: end of stream on one socket becomes SHUT_WR on the other, and
   the opposite direction goes on.  Backpressure passes through: a direction holds one pipe-full.
 - When one socket breaks, what it had sent is still delivered, and what is meant for it stops.
-- Nothing here closes the two sockets.  ``close_both`` does, with the end each side has deserved.
+- Nothing here closes the two sockets.  ``close_both`` does, with the end each side has deserved;
+  and if this process is killed, the kernel does, with a reset.
 
 Everything runs in watcher callbacks on the hub; no greenlet belongs to a direction.  On Linux the
 bytes move through a pipe in the kernel (``os.splice``), elsewhere through a buffer.  Pipes and
@@ -225,6 +226,7 @@ class Splice:
         for direction in (self._ab, self._ba):
             source = direction.source
             source.sock.settimeout(0)
+            tcp.reset_if_killed(source.sock)
             source.readable = loop.io(source.sock.fileno(), _READ)
             source.readable.start(self._run, direction)
 

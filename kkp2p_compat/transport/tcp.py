@@ -1,12 +1,14 @@
 """TCP sockets that carry channels: how they are set up, found dead, and closed without loss.
 
-Three facts of Linux (measured on 6.x) shape this module:
+Four facts of Linux (measured on 6.x) shape this module:
 
 - TCP_USER_TIMEOUT, set while a connection works, also ends one whose peer is alive and only does
   not read (zero window).  A peer that never reads is no fault here, so we look at TCP_INFO.
 - ``close`` with unread data in the receive queue sends a reset and throws away what we wrote and
   the network has not taken yet (of 200,000 bytes, 128,000 arrived).  Hence ``linger``.
 - What the other kernel has acknowledged stays readable there even after a reset.
+- The sockets of a process that is killed end like those of one that closes them: in order, unless
+  SO_LINGER says otherwise.  Hence ``reset_if_killed``.
 
 Where TCP_INFO or SIOCOUTQ is missing, a dead peer is found by keepalive alone, and ``linger`` waits
 for the other side's end of stream.
@@ -31,12 +33,14 @@ from gevent.socket import wait
 __all__ = [
     "DEAD_AFTER_S",
     "HasFileno",
+    "abort",
     "close_listener",
     "connect",
     "ended",
     "give_up",
     "left",
     "linger",
+    "reset_if_killed",
     "stranded",
     "tcp_info",
     "tune",
@@ -72,6 +76,7 @@ _SIOCOUTQ = 0x5411
 _SOCKADDR_BYTES = 28  # struct sockaddr_in6: family, port, address and so on
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, for 0 s
 _NO_ADDRESS = bytes(16)  # struct sockaddr of AF_UNSPEC: connect(2) dissolves a connection by it
+_END_ON_CLOSE = struct.pack("ii", 0, 0)  # off, as a socket begins
 
 # ``linger``: how the send queue is watched, since the kernel has no event for "all acknowledged".
 POLL_FIRST_S = 0.005
@@ -147,6 +152,25 @@ def tune(sock: socket.socket) -> None:
     if _LINUX:
         with contextlib.suppress(OSError):  # an older kernel: all works, some of it later
             sock.setsockopt(socket.IPPROTO_TCP, _TCP_RTO_MAX_MS, RTO_MAX_MS)
+
+
+def reset_if_killed(sock: socket.socket) -> None:
+    """From now on the end of this process is a reset for the other side, not an end of stream.
+
+    For a connection that this process only passes on.  Ours ends it by ``linger`` or ``abort``.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+
+
+def abort(sock: HasFileno | int) -> None:
+    """Reset the connection: on Linux at once, whoever else has a copy; else by the close.
+
+    On Linux the next use of the descriptor, which stays open, fails.
+    """
+    fd = _fd(sock)
+    _libc.setsockopt(fd, socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE, len(_RESET_ON_CLOSE))
+    if _LINUX:
+        _libc.connect(fd, _NO_ADDRESS, len(_NO_ADDRESS))
 
 
 def stranded(sock: HasFileno | int) -> bool:
@@ -251,6 +275,7 @@ def linger(sock: socket.socket, timeout_s: float, *, reset: bool = False) -> boo
         if reset:
             done = _drain_then_reset(sock, timeout_s)
         else:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _END_ON_CLOSE)
             sock.shutdown(socket.SHUT_WR)
             done = _discard_until_acknowledged(sock, timeout_s)
             # Not earlier: what comes in after SHUT_RD is answered by a reset.
@@ -265,15 +290,8 @@ def linger(sock: socket.socket, timeout_s: float, *, reset: bool = False) -> boo
 
 def _drain_then_reset(sock: socket.socket, timeout_s: float) -> bool:
     done = wait_until_acknowledged(sock, timeout_s)
-    _reset(sock)
+    abort(sock)
     return done
-
-
-def _reset(sock: socket.socket) -> None:
-    """What the close that follows makes of it; on Linux at once, whoever else has a copy."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-    if _LINUX:
-        _libc.connect(sock.fileno(), _NO_ADDRESS, len(_NO_ADDRESS))
 
 
 def wait_until_acknowledged(sock: socket.socket, timeout_s: float) -> bool:
@@ -301,7 +319,7 @@ def _reset_when_acknowledged(sock: socket.socket, timeout_s: float) -> bool:
     """
     done = wait_until_acknowledged(sock, timeout_s)
     if done:
-        _reset(sock)
+        abort(sock)
     return done
 
 

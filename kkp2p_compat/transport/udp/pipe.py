@@ -21,16 +21,19 @@ from gevent import get_hub, monkey
 
 from ..._errors import KKP2PError, LinkLost
 from ..._io import READ, WRITE, hung_up
+from .. import pair
 from .connection import Connection
 from .messages import MAX_MESSAGE_BYTES
 
-__all__ = ["Carrier", "MessagePipe", "Pipe", "StreamPipe"]
+__all__ = ["Carrier", "MessagePipe", "OnEnd", "Pipe", "StreamPipe"]
 
 # Our choices.
 MAX_PIECES = 512  # in one sendmsg; Linux takes 1,024
 MIN_READ_BYTES, MAX_READ_BYTES = 4096, 1 << 20  # at once
 MAX_MESSAGES_PER_TURN = 64
 MAX_QUEUED_BYTES = 1 << 20  # of messages that the application does not take; then the oldest go
+
+OnEnd = Callable[[KKP2PError | None, bool], object]
 
 _RETRY = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR)
 _poll: Callable[[], Any] = monkey.get_original("select", "poll")
@@ -46,15 +49,13 @@ class Carrier(Protocol):
 
 
 class Pipe:
-    """What both kinds share.  ``on_end`` is called once; then the socket is the caller's again.
+    """What both kinds share.  ``on_end`` is called once; then the socket is the caller's to close.
 
-    Its argument is what broke the channel, None if both directions ended in order.
+    Its arguments: what broke the channel, None if both directions ended in order; and whether that
+    was before the peer's end had been passed on to the socket.
     """
 
-    def __init__(
-        self, carrier: Carrier, stream_id: int, sock: Any,
-        on_end: Callable[[KKP2PError | None], object],
-    ) -> None:  # fmt: skip
+    def __init__(self, carrier: Carrier, stream_id: int, sock: Any, on_end: OnEnd) -> None:
         self.stream_id = stream_id
         self._carrier = carrier
         self._connection = carrier.connection
@@ -151,7 +152,7 @@ class Pipe:
 
     def _refuse_writes(self) -> None:
         """What the application writes from now on fails."""
-        self._shut_down(_socket.SHUT_RD)
+        raise NotImplementedError
 
     def _shut_down(self, how: int) -> None:
         try:
@@ -167,21 +168,29 @@ class Pipe:
     def _end(self, error: KKP2PError | None) -> None:
         if self._ended:
             return
+        is_cut = error is not None and not self._received_all
         self._ended = self._sent_all = self._received_all = True
         self._readable.close()
         self._writable.close()
-        self._on_end(error)
+        self._settle(is_cut)
+        self._on_end(error, is_cut)
+
+    def _settle(self, is_cut: bool) -> None:
+        """Before the socket is closed."""
+        raise NotImplementedError
 
 
 class StreamPipe(Pipe):
-    """``is_pair``: the socket is one of a pair, where ECONNRESET means "closed without reading"."""
+    """``mark``: see pair.py, if the socket is one of a pair; None: it is a TCP connection.
+
+    Of a pair's, ECONNRESET means "closed without reading".
+    """
 
     def __init__(
-        self, carrier: Carrier, stream_id: int, sock: Any,
-        on_end: Callable[[KKP2PError | None], object], is_pair: bool,
-    ) -> None:  # fmt: skip
+        self, carrier: Carrier, stream_id: int, sock: Any, on_end: OnEnd, mark: pair.Mark | None
+    ) -> None:
         super().__init__(carrier, stream_id, sock, on_end)
-        self._is_pair = is_pair
+        self._mark = mark
         self._read_bytes = MIN_READ_BYTES  # asked for: memory for more takes time to get
 
     def _handle_readable(self) -> None:
@@ -194,7 +203,7 @@ class StreamPipe(Pipe):
         except OSError as error:
             if error.errno in _RETRY:
                 return
-            if not self._is_pair:
+            if self._mark is None:
                 self.abort(LinkLost(f"local program: {error}"))
                 return
             data = b""
@@ -215,7 +224,7 @@ class StreamPipe(Pipe):
             except OSError as error:
                 if error.errno in _RETRY:
                     self._wait_for_room()
-                elif self._is_pair:
+                elif self._mark is not None:
                     self._end_receiving(unwanted=True)
                 else:
                     self.abort(LinkLost(f"local program: {error}"))
@@ -234,8 +243,12 @@ class StreamPipe(Pipe):
     def _refuse_writes(self) -> None:
         # Not of a TCP connection: what the local program sends after SHUT_RD and our FIN makes the
         # kernel reset it, and the program may lose the peer's last words.
-        if self._is_pair:
-            super()._refuse_writes()
+        if self._mark is not None:
+            pair.refuse_writes(self._sock, self._mark)
+
+    def _settle(self, is_cut: bool) -> None:
+        if self._mark is not None:
+            pair.settle(self._sock, self._mark if is_cut else None)
 
     def _wait_for_room(self) -> None:
         if not self._writable.active:
@@ -245,10 +258,7 @@ class StreamPipe(Pipe):
 class MessagePipe(Pipe):
     """A message is one datagram of the pair; those that nobody takes in time are dropped."""
 
-    def __init__(
-        self, carrier: Carrier, stream_id: int, sock: Any,
-        on_end: Callable[[KKP2PError | None], object],
-    ) -> None:  # fmt: skip
+    def __init__(self, carrier: Carrier, stream_id: int, sock: Any, on_end: OnEnd) -> None:
         super().__init__(carrier, stream_id, sock, on_end)
         self.dropped = 0  # messages
         self._queue: deque[bytes] = deque()
@@ -277,6 +287,13 @@ class MessagePipe(Pipe):
         poll.register(self._sock.fileno(), select.POLLIN | select.POLLRDHUP)
         gone = select.POLLRDHUP | select.POLLHUP | select.POLLERR
         return any(events & gone for _, events in poll.poll(0))
+
+    def _refuse_writes(self) -> None:
+        self._shut_down(_socket.SHUT_RD)
+
+    def _settle(self, is_cut: bool) -> None:
+        # Of this kind of socket ECONNRESET would overtake the messages that wait to be read.
+        pair.settle(self._sock, None)
 
     def handle_message(self, message: bytes) -> None:
         """MessageReceived.  An empty one would read as the end."""
