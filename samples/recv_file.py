@@ -4,9 +4,8 @@ Run it (a cloud first: `kkp2p account add PEER_ID`, `kkp2p cloud`):
 
     python samples/recv_file.py PEER_ID SECRET FOLDER [--once] [--limit BYTES]
 
---once: end after one sender, with 0 if its file is here.  --limit: of one file (1 GiB).  --login,
---ca, --lan, --timeout: as for send_file.py.  A file gets its name when it is whole, with a number
-if there is such a file.  End it with Ctrl-C or `kill`.
+--once: end after one sender, with 0 if its file is here.  --limit: of one file (1 GiB).  The other
+options: as for send_file.py.  A file gets its name when it is whole, with a number if it is taken.
 """
 
 from __future__ import annotations
@@ -25,9 +24,8 @@ from gevent import event, pool
 
 import kkp2p_compat as kkp2p
 
-FILE_DESC = 3  # connect_desc: 1 http, 2 https (the document), 3 a file, 4 chat
-MAX_SENDERS, ACK, NAK = 64, b"\x06", b"\x15"  # at once; ASCII's
-MAX_NAME_BYTES = 240  # room for a number: file systems take 255
+FILE_DESC, ACK, NAK = 3, b"\x06", b"\x15"  # connect_desc (1 http, 2 https, 4 chat); ASCII's
+MAX_SENDERS, MAX_NAME_BYTES = 64, 240  # at once; room for a number: file systems take 255
 CHUNK_BYTES = 64 * 1024  # must come within --timeout: a sender that trickles is not kept for ever
 UNSAFE_NAME = re.compile(
     r"(?is)\Z|\.|.*[. ]\Z"  # hidden files, our folder, the one above; ends that Windows drops
@@ -59,11 +57,13 @@ def open_temporary(folder: int) -> tuple[int, str]:
 
 
 def publish(source: str, folder: int, name: str) -> str:
-    """Name a finished file: link() never replaces another and never follows a symlink to one."""
-    (stem, suffix), follow = os.path.splitext(name), source.startswith("/")
+    """Name a finished file; this never replaces another and never follows a symlink to one."""
+    (stem, suffix), name_it = os.path.splitext(name), os.link if source[0] == "/" else os.rename
     for final in [name, *(f"{stem} ({number}){suffix}" for number in range(1, 1000))]:
         with contextlib.suppress(FileExistsError):
-            os.link(source, final, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=follow)
+            if name_it is os.rename:  # FAT, say, has no links: take the name, then replace our own
+                os.close(os.open(final, os.O_CREAT | os.O_EXCL, 0o666, dir_fd=folder))
+            name_it(source, final, src_dir_fd=folder, dst_dir_fd=folder)
             os.fsync(folder)
             return final
     raise FileExistsError(f"too many files are named {name!r}")
@@ -100,7 +100,7 @@ def serve(channel: kkp2p.channel_t, folder: int, limit: int, timeout: int) -> bo
         bars.pop(fd, None)
         kkp2p.write(fd, answer, 1, 1000)
         kkp2p.close_fd(fd)
-        if not source.startswith("/"):
+        with contextlib.suppress(OSError):  # it has a name by now, or never had one
             os.unlink(source, dir_fd=folder)
     return answer == ACK
 
@@ -115,12 +115,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--once", action="store_true")
     options = parser.parse_args(argv[1:])
     host, port = re.findall(r"(.*?)(?::(\d+))?\Z", options.login)[0]
-    host = None if options.lan else host.strip("[]")
     folder = os.open(options.folder, os.O_RDONLY | os.O_DIRECTORY)
-    conf = kkp2p.engine_conf_t(host, int(port or 3080), options.lan, login_ca=options.ca)
+    host = None if (lan := options.lan) else host.strip("[]")
+    conf = kkp2p.engine_conf_t(host, int(port or 3080), lan, login_ca=options.ca)
     if (engine := kkp2p.engine_init(conf, 5000)) is None:
         raise SystemExit(f"kkp2p_engine_init error,ret:{kkp2p.error_no()}.")
-    me, lan, once = options.peer_id, options.lan, options.once
+    me, once = options.peer_id, options.once
     senders, exit_flag = pool.Pool(MAX_SENDERS), event.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         gevent.signal_handler(number, exit_flag.set)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import fcntl
+import re
 import signal
 import socket as _socket
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import gevent
 import pytest
 from gevent import socket
 from support import SECRET, CloudProcess, Program
 from tool_process import StartTool, Tool, start_tool
+
+from kkp2p_compat.cli import proxy as proxy_module
 
 __all__ = ["start_tool"]
 
@@ -99,6 +103,49 @@ def test_in_words_and_explained(
     assert "path" in explained
     assert any(" answered after " in line for line in explained)
     assert sum("checks sent: " in line for line in lines) == 1  # both are of one attempt
+
+
+def test_a_bare_port_is_that_of_both_loopbacks(
+    cloud: CloudProcess, server: Program, start_tool: StartTool
+) -> None:
+    tool = start_tool("proxy", "0", "peer", "--login", login(cloud), "--json")
+    hello = tool.event()
+    (four, port), (six, port_of_six) = hello["addresses"]
+    assert (four, six, port_of_six) == ("127.0.0.1", "::1", port)
+    assert hello["address"] == [four, port]
+    for host in (four, six):
+        with socket.create_connection((host, port)) as sock:
+            sock.sendall(b"hello")
+            assert sock.recv(5) == b"hello"
+        assert [tool.event()["event"] for _ in range(2)] == ["connected", "ended"]
+    _, output, _ = tool.end(signal.SIGINT)
+    assert '"connections": 2' in output
+
+
+def test_both_loopbacks_in_words_and_without_ipv6(
+    cloud: CloudProcess, start_tool: StartTool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = start_tool("proxy", "0", "peer", "--login", login(cloud))
+    line = tool.line()
+    found = re.fullmatch(r"127\.0\.0\.1:(\d+) is peer, mode auto; so is \[::1\]:(\d+)", line)
+    assert found is not None, line
+    assert found[1] == found[2]
+    tool.end(signal.SIGINT)
+    monkeypatch.setattr(proxy_module, "_has_ipv6", lambda: False)
+    made = SimpleNamespace(start_proxy=lambda ip, port, *_: SimpleNamespace(address=(ip, port)))
+    where = proxy_module._parse_listen("80")
+    proxies = proxy_module._listen(made, where, None, None)  # type: ignore[arg-type]
+    assert [proxy.address for proxy in proxies] == [("127.0.0.1", 80)]
+
+
+def test_a_port_that_is_free_on_one_loopback_only(
+    cloud: CloudProcess, start_tool: StartTool
+) -> None:
+    with _socket.create_server(("::1", 0), family=_socket.AF_INET6) as taken:
+        port = str(taken.getsockname()[1])
+        status, output, errors = start_tool("proxy", port, "peer", "--login", login(cloud)).end()
+    assert (status, output) == (1, "")
+    assert errors.startswith(f"kkp2p proxy: proxy ::1:{port}: [Errno 98]")
 
 
 def test_a_peer_that_is_away(cloud: CloudProcess, start_tool: StartTool) -> None:

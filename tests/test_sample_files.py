@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pty
 import random
@@ -231,11 +232,20 @@ def test_the_bar_is_drawn_a_few_times_a_second(
 # A file system that has no files without a name.
 
 
+@pytest.mark.parametrize("links", [True, False])
 @pytest.mark.parametrize("sent", [3, 2])
-def test_a_named_temporary(folder: Path, monkeypatch: pytest.MonkeyPatch, sent: int) -> None:
-    """It is hidden, and goes away whatever happens."""
+def test_a_named_temporary(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, sent: int, links: bool
+) -> None:
+    """It is hidden, and goes away whatever happens.  FAT has no links either."""
     sample = load_sample("recv_file")
     monkeypatch.delattr(os, "O_TMPFILE")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
     ours, theirs = socket.socketpair()
     directory = os.open(folder, os.O_RDONLY)
     try:
@@ -256,9 +266,14 @@ def test_a_named_temporary(folder: Path, monkeypatch: pytest.MonkeyPatch, sent: 
         theirs.close()
 
 
-def test_all_numbers_are_taken(folder: Path) -> None:
+@pytest.mark.parametrize("nameless", [True, False])
+def test_all_numbers_are_taken(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, nameless: bool
+) -> None:
     """It gives up; it does not search for ever, and what is there stays."""
     sample = load_sample("recv_file")
+    if not nameless:
+        monkeypatch.delattr(os, "O_TMPFILE")
     names = ["a.b", *(f"a ({number}).b" for number in range(1, 1000))]
     for name in names:
         (folder / name).touch()

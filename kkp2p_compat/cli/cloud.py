@@ -23,6 +23,7 @@ from ..cloud.certificate import host_addresses
 from ..cloud.server import Cloud
 from ..cloud.settings import DEFAULT_PORT, ROLES, Limits, Settings
 from ..control.trust import parse_fingerprints
+from ._output import never_waiting
 
 __all__ = ["add_parser"]
 
@@ -214,6 +215,11 @@ def _settings(options: argparse.Namespace) -> Settings:
 
 
 def _run(options: argparse.Namespace) -> int:
+    with never_waiting():  # there is one thread for everybody: it waits for no reader of its log
+        return _serve(options)
+
+
+def _serve(options: argparse.Namespace) -> int:
     logging.basicConfig(
         stream=sys.stderr,
         level=options.log_level.upper(),

@@ -1,8 +1,8 @@
 """``kkp2p proxy``: a local TCP port that is a peer.
 
 Each connection to the port is one channel to the peer; a line tells when it is made, and one when
-it is over.  The engine's thread puts what it has to tell into a queue, so a terminal that does not
-read stops nothing.
+it is over.  The engine's thread puts what it has to tell into a queue, so a long explanation stops
+nothing; nor does output that nobody reads or that cannot be written.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import json
+import socket as _socket
 import sys
 import time
 from collections import deque
@@ -21,7 +22,7 @@ from gevent.event import Event
 from .._errors import KKP2PError
 from .._structs import connect_ctx_t
 from ..engine.engine import Engine
-from ..engine.proxy import Proxied
+from ..engine.proxy import Proxied, Proxy
 from ..engine.timeline import Timeline
 from ._engines import (
     MODES,
@@ -33,11 +34,14 @@ from ._engines import (
     show_address,
     show_ms,
 )
+from ._output import lost_as_json, lost_in_words, never_waiting
 from ._signals import setting
 from .explain import explain, timeline_fields
 
 __all__ = ["add_parser"]
 
+LOOPBACKS = ["127.0.0.1", "::1"]
+FREE_PORT_ATTEMPTS = 10  # our choice: of port 0, for one that is free on both
 MAX_WAITING = 10_000  # our choice: events that are not printed yet; then the oldest go
 
 
@@ -50,7 +54,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument(
         "listen", metavar="LISTEN", type=_parse_listen,
-        help="PORT of 127.0.0.1, or ADDRESS:PORT; port 0: any free one",
+        help="PORT of 127.0.0.1 and of ::1, or ADDRESS:PORT; port 0: any free one",
     )  # fmt: skip
     parser.add_argument("peer", metavar="PEER", type=parse_peer, help="peer id")
     parser.add_argument(
@@ -72,16 +76,16 @@ def add_parser(subparsers: Any) -> None:
     parser.set_defaults(run=_run)
 
 
-def _parse_listen(text: str) -> tuple[str, int]:
+def _parse_listen(text: str) -> tuple[list[str], int]:
     host, colon, port = text.rpartition(":")
-    host = host.strip("[]") if colon else "127.0.0.1"
+    hosts = [host.strip("[]")] if colon else LOOPBACKS
     try:
-        ipaddress.ip_address(host)
+        ipaddress.ip_address(hosts[0])
     except ValueError:
-        host = ""
-    if not host or not port.isdecimal() or int(port) > 65535:
+        hosts = []
+    if not hosts or not port.isdecimal() or int(port) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not PORT or ADDRESS:PORT")
-    return host, int(port)
+    return hosts, int(port)
 
 
 class _Events:
@@ -146,7 +150,8 @@ def _run(options: argparse.Namespace) -> int:
         return 2
     stopping = Event()
     events = _Events()
-    with setting(stopping):
+    notice = lost_as_json if options.json else lost_in_words
+    with never_waiting(notice), setting(stopping):
         try:
             with open_engine(options) as engine:
                 return _serve(engine, options, events, stopping)
@@ -164,16 +169,22 @@ def _serve(engine: Engine, options: argparse.Namespace, events: _Events, stoppin
         timeout=int(1000 * options.timeout), connect_desc=options.desc,
     )  # fmt: skip
     watch = _Watch(events, options.explain)
-    ip, port = options.listen
-    proxy = engine.start_proxy(ip, port, ctx, watch)
-    hello = {"event": "listening", "address": proxy.address, "peer": options.peer, "mode": mode}
-    _show(hello, options.json)
+    proxies = _listen(engine, options.listen, ctx, watch)
+    addresses = [proxy.address for proxy in proxies]
+    _show(
+        {
+            "event": "listening", "address": addresses[0], "addresses": addresses,
+            "peer": options.peer, "mode": mode,
+        },
+        options.json,
+    )  # fmt: skip
     stopping.rawlink(lambda _: events.something.set())
     while not stopping.is_set():
         events.something.wait()
         for event in events.take():
             _show(event, options.json)
-    engine.stop_proxy(proxy.proxy_id)
+    for proxy in proxies:
+        engine.stop_proxy(proxy.proxy_id)
     for event in events.take():
         _show(event, options.json)
     _show(
@@ -181,6 +192,34 @@ def _serve(engine: Engine, options: argparse.Namespace, events: _Events, stoppin
         options.json,
     )
     return 0
+
+
+def _listen(
+    engine: Engine, where: tuple[list[str], int], ctx: connect_ctx_t, watch: _Watch
+) -> list[Proxy]:
+    """On both loopbacks by the same port: "localhost" means either."""
+    hosts, port = where
+    if hosts is LOOPBACKS and not _has_ipv6():
+        hosts = hosts[:1]
+    attempts = 1 if port else FREE_PORT_ATTEMPTS
+    while True:
+        attempts -= 1
+        first = engine.start_proxy(hosts[0], port, ctx, watch)
+        try:
+            number = first.address[1]
+            return [first, *(engine.start_proxy(host, number, ctx, watch) for host in hosts[1:])]
+        except KKP2PError:
+            engine.stop_proxy(first.proxy_id)
+            if not attempts:
+                raise
+
+
+def _has_ipv6() -> bool:
+    try:
+        _socket.create_server((LOOPBACKS[1], 0), family=_socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
 
 
 def _show(event: dict[str, Any], as_json: bool) -> None:
@@ -193,7 +232,8 @@ def _show(event: dict[str, Any], as_json: bool) -> None:
 def _lines(event: dict[str, Any]) -> list[str]:
     kind = event["event"]
     if kind == "listening":
-        return [f"{show_address(event['address'])} is {event['peer']}, mode {event['mode']}"]
+        text = f"{show_address(event['address'])} is {event['peer']}, mode {event['mode']}"
+        return ["; so is ".join([text, *map(show_address, event["addresses"][1:])])]
     if kind == "stopped":
         count, failures = event["connections"], event["failures"]
         failed = f", {failures} failed" if failures else ""
