@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import gevent
 import pytest
+from gevent import socket as gsocket
 from support import PATIENCE_S, SECRET, CloudProcess, Program
 
 import kkp2p_compat as kkp2p
@@ -17,6 +20,7 @@ from kkp2p_compat.traversal.candidates import host_candidates
 from kkp2p_compat.traversal.interfaces import Interface
 
 LONG = PATIENCE_S * 1000
+BlackHole = Callable[[str, int], None]
 PEERS = ("peer", "other")
 
 
@@ -148,3 +152,23 @@ def make_pair(
     yield make
     for channel in made:
         kkp2p.close_fd(channel.fd)  # one that the test has closed is left alone
+
+
+@pytest.fixture
+def black_hole() -> Iterator[BlackHole]:
+    """Addresses whose packets go nowhere: a listener whose queue is full answers no SYN."""
+    with contextlib.ExitStack() as socks:
+
+        def make(host: str, port: int) -> None:
+            listener = socks.enter_context(gsocket.socket())
+            listener.bind((host, port))
+            listener.listen(0)
+            while True:
+                filler = socks.enter_context(gsocket.socket())
+                try:
+                    with gevent.Timeout(0.2, TimeoutError()):
+                        filler.connect((host, port))
+                except TimeoutError:
+                    return
+
+        yield make

@@ -13,6 +13,7 @@ from pathlib import Path
 import gevent
 import pytest
 from cloud_fixtures import (
+    black_hole,
     cloud,
     engine,
     lan_pair,
@@ -30,6 +31,7 @@ from support import PATIENCE_S
 import kkp2p_compat as kkp2p
 
 __all__ = [
+    "black_hole",
     "cloud", "engine", "identity", "lan_pair", "lan_port", "make_engine", "make_link", "make_pair",
     "offers", "on_loopback", "open_link", "out_of_reach", "peer", "quick_link", "serve",
     "start_program",

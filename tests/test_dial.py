@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import gevent
 import pytest
+from cloud_fixtures import BlackHole
 from gevent import socket
 from line_server import RawServer, Serve, Visitor, wait_for
 from support import PATIENCE_S
@@ -19,28 +19,6 @@ from kkp2p_compat.control import client as client_module
 from kkp2p_compat.control import link as link_module
 from kkp2p_compat.control.client import CloudClient
 from kkp2p_compat.transport import dial
-
-BlackHole = Callable[[str, int], None]
-
-
-@pytest.fixture
-def black_hole() -> Iterator[BlackHole]:
-    """Addresses whose packets go nowhere: a listener whose queue is full answers no SYN."""
-    with contextlib.ExitStack() as socks:
-
-        def make(host: str, port: int) -> None:
-            listener = socks.enter_context(socket.socket())
-            listener.bind((host, port))
-            listener.listen(0)
-            while True:
-                filler = socks.enter_context(socket.socket())
-                try:
-                    with gevent.Timeout(0.2, TimeoutError()):
-                        filler.connect((host, port))
-                except TimeoutError:
-                    return
-
-        yield make
 
 
 @pytest.mark.parametrize(

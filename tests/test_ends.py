@@ -27,6 +27,7 @@ from kkp2p_compat.engine.calls import Connection, make_call
 from kkp2p_compat.engine.channels import Channel, adopt
 from kkp2p_compat.transport import carry
 from kkp2p_compat.transport.carry import SealedStream
+from kkp2p_compat.transport.relay import Visit
 from kkp2p_compat.transport.sealed import DirectionKeys, Opener, Sealer
 
 KEYS = DirectionKeys(b"a" * 16, b"a" * 12), DirectionKeys(b"b" * 16, b"b" * 12)
@@ -145,7 +146,7 @@ def test_the_socket_is_closed_when_the_link_breaks_with_the_call(
 
         def call(self, to: str, offer: str, budget_ms: int) -> OutgoingCall:
             call = OutgoingCall(1)
-            call.relay.set(None)
+            call.relay.set({})
             return call
 
         def forget(self, call: object, cancel: bool) -> None:
@@ -155,7 +156,9 @@ def test_the_socket_is_closed_when_the_link_breaks_with_the_call(
         def links_to(self, peer_id: str) -> list[Broken]:
             return [Broken()]
 
-    monkeypatch.setattr(calls, "go_to_relay", lambda *_, **__: ours)
+    visit = Visit([("127.0.0.1", 1)], b"", True)
+    visit.sock = ours
+    monkeypatch.setattr(calls, "go_to_relay", lambda *_, **__: visit)
     ctx = kkp2p.connect_ctx_t("peer", timeout=10)
     with pytest.raises((LinkLost, TimedOut)), time_limit(0.01, TimedOut()):
         make_call(Client(), ctx, 0.01)  # type: ignore[arg-type]

@@ -44,7 +44,7 @@ def test_calls(open_link: OpenLink) -> None:
 
     link = open_link(script)
     first, second = (link.call("bob", f"offer {i}", 700) for i in (1, 2))
-    assert first.relay.get() == ["r", 1, "t"]
+    assert first.relay.get()["relay"] == ["r", 1, "t"]
     assert (first.answer.get(), second.answer.get()) == ("answer 1", "answer 2")
     link.forget(first, cancel=False)
     link.forget(second, cancel=True)

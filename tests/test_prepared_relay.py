@@ -14,6 +14,7 @@ from support import PATIENCE_S
 from kkp2p_compat._errors import CallRefused, KKP2PError, LinkLost
 from kkp2p_compat.engine import prepared_relay
 from kkp2p_compat.engine.prepared_relay import TAKEN, PreparedRelay
+from kkp2p_compat.transport.relay import Visit
 from kkp2p_compat.transport.relay_wire import PAIRED
 
 
@@ -33,7 +34,15 @@ def wires() -> Iterator[tuple[Any, Any]]:
 
 
 def prepare(sock: Any, is_caller: bool) -> PreparedRelay:
-    return PreparedRelay(gevent.spawn, lambda: sock, is_caller)
+    return PreparedRelay(gevent.spawn, lambda: there(sock), is_caller)
+
+
+def there(sock: Any) -> Visit:
+    """A visit that has shown its token."""
+    visit = Visit([("127.0.0.1", 1)], b"", True)
+    visit.sock = sock
+    visit._left.clear()
+    return visit
 
 
 def wait(relay: PreparedRelay) -> Any:
@@ -124,7 +133,7 @@ def test_it_is_not_gone_to_before_it_is_time(
 
     def go() -> Any:
         went.append(1)
-        return wires[0]
+        return there(wires[0])
 
     relay = PreparedRelay(gevent.spawn, go, True)
     gevent.sleep(0)
@@ -144,7 +153,7 @@ def test_closed_as_it_gets_there(wires: tuple[Any, Any]) -> None:
 
     def go() -> Any:
         made[0].close()
-        return ours
+        return there(ours)
 
     made.append(PreparedRelay(gevent.spawn, go, True))
     with pytest.raises(KKP2PError):

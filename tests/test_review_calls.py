@@ -56,7 +56,7 @@ class World:
         self.clock = clock
         self.gate = Gatekeeper(LIMITS)
         self.online: dict[str, Any] = {}
-        self.calls = Calls(self.gate, self.online, [(None, None)], b"k" * 32)
+        self.calls = Calls(self.gate, self.online, None, b"k" * 32)
 
     def step(self) -> None:
         dice = self.random

@@ -12,7 +12,7 @@ from support import SECRET, CloudProcess
 
 import kkp2p_compat as kkp2p
 from kkp2p_compat.transport import relay_wire
-from kkp2p_compat.transport.relay import read_receipt
+from kkp2p_compat.transport.relay import receive_receipt
 
 MINUTE = 60_000
 
@@ -35,7 +35,7 @@ def show(scene: Scene, client: Client, calling: dict[str, Any], receipt: str = "
     """Go to the relay as a caller that must show itself; the connection."""
     host, port, token = calling["relay"]
     sock = open_relay([host, port, token], scene.cloud.address, wants_receipt=True)
-    text = receipt or relay_wire.receipt_to_text(read_receipt(sock))
+    text = receipt or relay_wire.receipt_to_text(receive_receipt(sock))
     client.send("here", call=calling["call"], receipt=text)
     return sock
 
@@ -198,7 +198,7 @@ def test_who_is_called_does_not_find_its_own_address_full() -> None:
             for text in tokens:
                 sock = open_relay([None, None, text], scene.cloud.address, wants_receipt=True)
                 waiting.append(sock)
-                read_receipt(sock)
+                receive_receipt(sock)
         for sock in waiting:
             sock.close()
         until(lambda: not scene.cloud.gate.relay_sessions and not scene.cloud.gate.relay_callees)

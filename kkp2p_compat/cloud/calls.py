@@ -28,9 +28,10 @@ from .accounts import valid_peer_id
 from .connection import Connection
 from .correspondents import Correspondents
 from .limits import Gatekeeper, address_key, uncount
+from .prober import Prober
 from .turns import Turns
 
-__all__ = ["Calls", "RelayPlace", "peer_id_untrusted"]
+__all__ = ["Calls", "peer_id_untrusted"]
 
 RelayPlace = tuple[str | None, int | None]  # None: where the control connection goes to
 
@@ -45,7 +46,10 @@ MAX_NAT_CHARS = 512  # of JSON
 MAX_HELD_BYTES = 8192  # of an offer that has to wait: ours have 3,000 at most
 MAX_CALL_NUMBER = 2**53  # what every JSON library carries exactly
 MAX_REASON_CHARS = 64
+MAX_RELAYS = 3  # of a call
 TOKEN_MARGIN_S = 10  # a token outlives its call by this: the clocks of track and relay differ
+
+_random = secrets.SystemRandom()
 
 
 class _Call:
@@ -76,10 +80,11 @@ class _Call:
 
 
 class Calls:
-    """``online``: the connection of each peer; ``relays``: one is chosen at random for a call."""
+    """``online``: the connection of each peer; ``relays``: some are drawn for each call; None: the
+    relay is where the control connection goes to."""
 
     def __init__(
-        self, gate: Gatekeeper, online: dict[str, Connection], relays: list[RelayPlace],
+        self, gate: Gatekeeper, online: dict[str, Connection], relays: Prober | None,
         relay_key: bytes,
     ) -> None:  # fmt: skip
         self.handlers: dict[str, Callable[[Connection, Message], None]] = {
@@ -168,7 +173,8 @@ class Calls:
 
     def _open(self, call: _Call, offer: str, may_show: bool, now: float) -> None:
         caller, callee = call.caller, call.callee
-        host, port = secrets.choice(self._relays)
+        (host, port), *others = self._draw_relays()
+        more = others or None
         expiry = math.ceil(time.time() + call.budget_ms / 1000) + TOKEN_MARGIN_S
         places = []
         for side in (relay_wire.CALLER, relay_wire.CALLEE):
@@ -181,6 +187,7 @@ class Calls:
                 ms=call.budget_ms,
                 offer=offer,
                 relay=places[1],
+                relays=more,
                 nat=_nat_of(caller),
                 **({"from": caller.peer_id} if caller.peer_id else {}),
             )
@@ -195,8 +202,18 @@ class Calls:
         self._enter(call)
         turns.enter(call)
         nat, show = _nat_of(callee), must_show or None
-        caller.send(encode("calling", call=call.number, relay=places[0], nat=nat, show=show))
+        line = encode(
+            "calling", call=call.number, relay=places[0], relays=more, nat=nat, show=show
+        )  # fmt: skip
+        caller.send(line)
         self._hand_over(callee, now)
+
+    def _draw_relays(self) -> list[RelayPlace]:
+        """The first one, and those to go to when one of the two sides cannot reach it."""
+        if self._relays is None:
+            return [(None, None)]
+        alive = self._relays.alive
+        return [*_random.sample(alive, min(MAX_RELAYS, len(alive)))]
 
     def _make_room(self, call: _Call, line: bytes) -> str:
         """For one call more of this callee; the reason to decline it if there is none."""

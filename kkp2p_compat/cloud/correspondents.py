@@ -48,7 +48,8 @@ class Correspondents:
         """A call was answered."""
         if callee.peer_id is None:
             return
-        pair: _Pair = (caller.peer_id or caller, callee.peer_id)
+        known = caller.peer_id is not None and self._online.get(caller.peer_id) is caller
+        pair: _Pair = (caller.peer_id if caller.peer_id and known else caller, callee.peer_id)
         _, calls = self._calls.pop(pair, (0.0, deque(maxlen=MAX_CALLS)))
         calls.append(call_id)
         self._calls[pair] = time.monotonic(), calls

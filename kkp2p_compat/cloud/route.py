@@ -7,26 +7,15 @@ SHA-256 of ``peer_id NUL host:port``.  Every route with the same list gives the 
 from __future__ import annotations
 
 import hashlib
-import logging
-
-import gevent
-from gevent import socket
 
 from .._errors import BadPacket
 from ..control.wire import Message, encode
 from .accounts import valid_peer_id
 from .connection import Connection, Service
 from .limits import Gatekeeper
+from .prober import Address, Prober
 
-__all__ = ["Address", "Route", "rank"]
-
-log = logging.getLogger(__name__)
-
-Address = tuple[str, int]
-
-# Our choices, in seconds.
-PROBE_EVERY_S = 3.0
-PROBE_TIMEOUT_S = 2.0
+__all__ = ["Route", "rank"]
 
 
 def rank(tracks: list[Address], peer_id: str) -> list[Address]:
@@ -44,41 +33,23 @@ class Route(Service):
     def __init__(self, gate: Gatekeeper, tracks: list[Address], certificates: list[str]) -> None:
         super().__init__({"beat": self._on_beat, "route": self._on_route})
         self._limits = gate.limits
-        self._tracks = tracks
         self._certificates = certificates  # SHA-256s of the tracks' ones
-        self._dead: set[Address] = set()
-        self._probes: list[gevent.Greenlet[..., None]] = []
+        self._tracks = Prober("track", tracks)
 
     def start(self) -> None:
-        self._probes = [gevent.spawn(self._probe, track) for track in self._tracks]
+        self._tracks.start()
 
     def stop(self) -> None:
-        gevent.killall(self._probes)
+        self._tracks.stop()
 
     def _on_route(self, connection: Connection, message: Message) -> None:
         peer_id = message.get("peer")
         if not valid_peer_id(peer_id):
             raise BadPacket("peer is not a peer id")
-        alive = [track for track in self._tracks if track not in self._dead]
-        # With none alive: a list all the same, because an empty one means "right here".
-        tracks, certificates = rank(alive or self._tracks, str(peer_id)), self._certificates
+        # Never empty, for that means "right here".
+        tracks, certificates = rank(self._tracks.alive, str(peer_id)), self._certificates
         connection.send(encode("track", tracks=tracks, certificates=certificates or None))
         connection.allow_quiet(self._limits.idle_s)
 
     def _on_beat(self, connection: Connection, message: Message) -> None:
         connection.send(encode("beat"))
-
-    def _probe(self, track: Address) -> None:
-        while True:
-            try:
-                with gevent.Timeout(PROBE_TIMEOUT_S, TimeoutError("no answer")):
-                    socket.create_connection(track).close()
-            except OSError as error:
-                if track not in self._dead:
-                    log.warning("track %s:%d is dead: %s", *track, error)
-                self._dead.add(track)
-            else:
-                if track in self._dead:
-                    log.warning("track %s:%d is alive again", *track)
-                self._dead.discard(track)
-            gevent.sleep(PROBE_EVERY_S)

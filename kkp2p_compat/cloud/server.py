@@ -29,7 +29,7 @@ from .relay import Relay
 from .route import Route
 from .settings import Settings
 from .stun import StunResponder
-from .track import RelayPlace, Track
+from .track import Track
 
 __all__ = ["Cloud", "raise_descriptor_limit"]
 
@@ -164,13 +164,17 @@ class Cloud:
             self.route = Route(self.gate, settings.tracks, settings.certificates)
         elif settings.role != "relay":
             self.accounts = Accounts(settings.data, settings.accounts)
-            relays: list[RelayPlace] = [*settings.relays] or [(None, None)]
             self.track = Track(
-                self.gate, self.accounts, identity.binding, relays, key, settings.certificates
+                self.gate,
+                self.accounts,
+                identity.binding,
+                settings.relays,
+                key,
+                settings.certificates,
             )
         self._listen()
-        if self.route is not None:
-            self.route.start()
+        if self._control is not None:
+            self._control.start()
 
     def _listen(self) -> None:
         for tries_left in reversed(range(1 if self.settings.port else PORT_TRIES)):
@@ -241,8 +245,8 @@ class Cloud:
         for timer in self._timers:
             timer.close()
         self._timers = []
-        if self.route is not None:
-            self.route.stop()
+        if self._control is not None:
+            self._control.stop()
         if self.accounts is not None:
             self.accounts.close()
             self.accounts = None

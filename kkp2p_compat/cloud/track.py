@@ -16,13 +16,14 @@ from .._errors import BadPacket
 from ..control.callers import MAX_TOLD_CHARS, Callers
 from ..control.wire import PROTOCOL_VERSION, Message, encode
 from .accounts import Accounts, valid_peer_id
-from .calls import Calls, RelayPlace, peer_id_untrusted
+from .calls import Calls, peer_id_untrusted
 from .connection import QUIET_BEATS, Connection, Service
 from .limits import Gatekeeper
 from .login import Login, LoginRefused
 from .login_limits import LoginLimits
+from .prober import Address, Prober
 
-__all__ = ["RelayPlace", "Track"]
+__all__ = ["Track"]
 
 log = logging.getLogger(__name__)
 
@@ -34,20 +35,21 @@ ACCOUNTS_EVERY_S = 2.0  # how often the accounts are asked whether they have cha
 
 
 class Track(Service):
-    """``relays``: where calls may meet; one is chosen at random for each."""
+    """``relays``: where calls may meet; none: right here.  ``start`` looks which are alive."""
 
     def __init__(
         self,
         gate: Gatekeeper,
         accounts: Accounts,
         binding: bytes,
-        relays: list[RelayPlace],
+        relays: list[Address],
         relay_key: bytes,
         certificates: list[str],
     ) -> None:
         self._callers: set[Connection] = set()  # logged in to call only
         self._online: dict[str, Connection] = {}
-        self._calls = Calls(gate, self._online, relays, relay_key)
+        self._relays = Prober("relay", relays)
+        self._calls = Calls(gate, self._online, self._relays if relays else None, relay_key)
         super().__init__(
             {
                 "beat": self._on_beat,
@@ -65,6 +67,12 @@ class Track(Service):
         self._certificates = certificates  # SHA-256s of those of the cloud's other servers
         self._accounts_version = accounts.version()
         self._accounts_asked = 0.0
+
+    def start(self) -> None:
+        self._relays.start()
+
+    def stop(self) -> None:
+        self._relays.stop()
 
     @property
     def online(self) -> int:

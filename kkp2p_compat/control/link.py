@@ -438,7 +438,7 @@ class Link:
         elif op == "calling" and not call.relay.ready():
             call.peer_nat = message.get("nat")
             call.must_show = message.get("show") is True
-            call.relay.set(message.get("relay"))
+            call.relay.set(message)
         elif op == "answer" and not call.answer.ready():
             answer = message.get("answer")
             if not isinstance(answer, str):

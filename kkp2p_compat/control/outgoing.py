@@ -61,13 +61,14 @@ def refusal(reason: object) -> KKP2PError:
 
 
 class OutgoingCall:
-    """A call that we make: ``relay`` is our place on the relay, ``answer`` the callee's text.
+    """A call that we make: ``relay`` is the track's message that has our place on the relay,
+    ``answer`` the callee's text.
 
     ``peer_nat`` is there with ``relay``: what the callee has told the track of its NAT, as it came
     (from a stranger; None if it has told nothing).  Set ``settled`` when the callee has heard by
     another way that we are connected: then it hears of no end of the call.
     ``must_show``, there with ``relay``: the track wants to hear by ``Link.show`` that we were at
-    the relay.  ``at_relay``: the connection there that shows it, for whoever needs one.
+    the relay.  ``at_relay``: the visit there that shows it, for whoever needs one.
     """
 
     __slots__ = (

@@ -15,6 +15,7 @@ from gevent.event import AsyncResult
 from .. import _codes
 from .._errors import BadPacket, EngineClosed, KKP2PError, NotAllowed, NotSupported, TimedOut
 from .._io import time_limit
+from ..transport.relay import Visit
 from ..transport.udp.events import Address
 from ..traversal import lan
 from .accept_queue import KEPT_PART
@@ -60,7 +61,7 @@ class Incoming:
     def __init__(
         self, offer: Offer, text: str, own_id: str, name: str, budget_s: float,
         answer: Callable[[str], object], trickle: Callable[[str], object] | None = None,
-        go_to_relay: Callable[[], object] | None = None,
+        go_to_relay: Callable[[], Visit] | None = None,
         relayed: Callable[[Connection], object] | None = None, caller_id: str = "",
         call_id: str = "",
     ) -> None:  # fmt: skip

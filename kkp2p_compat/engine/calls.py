@@ -23,7 +23,7 @@ from ..control.link import Link, OutgoingCall
 from ..control.nearness import permitted
 from ..control.resolver import addresses_of
 from ..control.wire import Message, encode, number_untrusted
-from ..transport.relay import open_relay, parse_place_untrusted, read_receipt, wait_for_pairing
+from ..transport.relay import MAX_SPOTS, Visit, parse_places_untrusted, sort_spots
 from ..transport.sealed import DirectionKeys, Opener, Sealer, derive_keys, make_private_key
 from ..traversal.nat import NatBehaviour
 from .direct_offer import DirectOffer, parse_id_untrusted
@@ -114,21 +114,21 @@ def make_call(client: CloudClient, ctx: connect_ctx_t, budget_s: float) -> Conne
         timeline.step("called")
         with contextlib.suppress(BadPacket):  # a stranger's word, which is only shown
             timeline.peer_nat = NatBehaviour.parse_untrusted(call.peer_nat)
-        sock = go_as_caller(call, link)
+        visit = go_as_caller(call, link)
         timeline.step("relay")
         try:
             answer = call.answer.get()  # first, because a refusal comes here and not by the relay
             timeline.step("answer")
-            wait_for_pairing(sock)
+            visit.pair()
             timeline.step("paired")
             keys = None
             if private is not None:
                 public = parse_answer_untrusted(answer)
                 keys = derive_keys(private, public, offer, answer)
         except BaseException:
-            sock.close()  # first: the link may be broken, too
+            visit.close()  # first: the link may be broken, too
             raise
-        made = Connection(sock, ctx.connect_desc, ctx.encrypt_data, keys)
+        made = Connection(visit.take(), ctx.connect_desc, ctx.encrypt_data, keys)
         made.timeline = timeline
         return made
 
@@ -169,36 +169,57 @@ def _show(client: CloudClient, link: Link, call: OutgoingCall) -> None:
     Where that fails the call waits for its turn among those few.
     """
     try:
-        sock = go_to_relay(call.relay.get(), link, wants_receipt=True)
+        visit = go_to_relay(call.relay.get(), link, is_caller=True, wants_receipt=True)
         try:
-            link.show(call, read_receipt(sock))
+            link.show(call, visit.read_receipt())
         except BaseException:
-            sock.close()
+            visit.close()
             raise
-        call.at_relay = sock
+        call.at_relay = visit
     except (LinkLost, CallRefused) as error:
         client.log.info("the call waits for its turn: no receipt of the relay: %s", error)
 
 
-def go_as_caller(call: OutgoingCall, link: Link) -> Any:
+def go_as_caller(call: OutgoingCall, link: Link) -> Visit:
     """As ``go_to_relay``, unless the call has been there already."""
-    sock, call.at_relay = call.at_relay, None
-    return go_to_relay(call.relay.get(), link) if sock is None else sock
+    visit: Visit | None = call.at_relay
+    call.at_relay = None
+    return visit or go_to_relay(call.relay.get(), link, is_caller=True)
 
 
-def go_to_relay(place: object, link: Link, wants_receipt: bool = False) -> Any:
-    """A connection to the relay that has shown its token; ``place``: of the track's message."""
-    host, port, token = parse_place_untrusted(place, link.reached)
+def go_to_relay(
+    message: Message, link: Link, *, is_caller: bool, wants_receipt: bool = False
+) -> Visit:
+    """A visit that has shown its token; ``message``: of the track, with our place.
+
+    ``wants_receipt``: its ``read_receipt`` follows.
+    """
+    places, token = parse_places_untrusted(
+        message.get("relay"), message.get("relays"), link.reached
+    )
+    spots: list[tuple[str, int]] = []
+    problem = LinkLost("relay: no address")
+    for host, port in places:
+        try:
+            addresses = permitted(addresses_of(host, RESOLVE_TIMEOUT_S), link.reached[0])
+        except KKP2PError as error:
+            problem = LinkLost(f"relay: {error}")
+        else:
+            spots += [(address, port) for address in sort_spots(addresses, token)]
+    if not spots:
+        raise problem
+    visit = Visit(spots[:MAX_SPOTS], token, is_caller, wants_receipt)
     try:
-        addresses = permitted(addresses_of(host, RESOLVE_TIMEOUT_S), link.reached[0])
-    except KKP2PError as error:
-        raise LinkLost(f"relay: {error}") from error
-    return open_relay(addresses, port, token, wants_receipt)
+        visit.begin()
+    except BaseException:
+        visit.close()
+        raise
+    return visit
 
 
 def answer_call(link: Link, message: Message, offer: Offer, own_text: str) -> Connection:
     """Accept an offer: go to the relay, answer, wait for the caller; raises KKP2PError."""
-    sock = go_to_relay(message.get("relay"), link)
+    visit = go_to_relay(message, link, is_caller=False)
     try:
         keys = None
         answer = "{}"
@@ -210,11 +231,11 @@ def answer_call(link: Link, message: Message, offer: Offer, own_text: str) -> Co
             theirs, ours = derive_keys(private, offer.key, own_text, answer)
             keys = ours, theirs
         link.send(encode("answer", call=message.get("call"), answer=answer))
-        wait_for_pairing(sock)
+        visit.pair()
     except BaseException:
-        sock.close()
+        visit.close()
         raise
-    return Connection(sock, offer.desc, offer.encrypt, keys)
+    return Connection(visit.take(), offer.desc, offer.encrypt, keys)
 
 
 def parse_offer_untrusted(text: object) -> Offer:

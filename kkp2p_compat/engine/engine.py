@@ -427,7 +427,7 @@ class Engine:
             offer, str(message.get("offer")), self._peer_id, _caller(message), budget_s,
             lambda text: link.send(encode("answer", call=key[1], answer=text)),
             functools.partial(link.trickle_back, key[1]),
-            lambda: go_to_relay(message.get("relay"), link),
+            lambda: go_to_relay(message, link, is_caller=False),
             lambda connection: self._take_relayed(connection, message), _caller_id(message),
             message["call"],
         )  # fmt: skip

@@ -14,7 +14,7 @@ import gevent
 from gevent.event import AsyncResult, Event
 
 from .._errors import EngineClosed, KKP2PError, LinkLost
-from ..transport.relay import wait_for_pairing
+from ..transport.relay import Visit
 
 __all__ = ["PreparedRelay"]
 
@@ -25,25 +25,25 @@ TAKEN = b"\x01"  # docs/protocol.rst
 class PreparedRelay:
     """``ready`` has the socket: the caller's when both are there, the callee's when it is taken.
 
-    ``go_there`` makes the connection that has shown its token.  ``close`` it in any case.
+    ``go_there`` makes the visit that has shown its token.  ``close`` it in any case.
     """
 
     def __init__(
-        self, spawn: Callable[..., gevent.Greenlet[..., Any]], go_there: Callable[[], Any],
+        self, spawn: Callable[..., gevent.Greenlet[..., Any]], go_there: Callable[[], Visit],
         is_caller: bool,
     ) -> None:  # fmt: skip
         self.ready: AsyncResult[Any] = AsyncResult()
         self._go_there = go_there
         self._is_caller = is_caller
         self._now = Event()
-        self._sock: Any = None
+        self._visit: Visit | None = None
         self._closed = False
         self._greenlet = spawn(self._run)
 
     @property
     def begun(self) -> bool:
         """Whether we have been there: the other side may have, too."""
-        return self._sock is not None
+        return self._visit is not None
 
     def hurry(self) -> None:
         """No path is likely any more."""
@@ -53,11 +53,11 @@ class PreparedRelay:
         error: KKP2PError = EngineClosed()  # when killed
         try:
             self._now.wait(PREPARE_AFTER_S)
-            self._sock = self._go_there()
-            wait_for_pairing(self._sock)
+            visit = self._visit = self._go_there()
+            visit.pair()
             if not self._is_caller:
-                self._wait_until_taken()
-            self.ready.set(self._sock)
+                _wait_until_taken(visit.sock)
+            self.ready.set(visit.sock)
         except KKP2PError as caught:
             error = caught
         finally:
@@ -65,14 +65,6 @@ class PreparedRelay:
                 self.ready.set_exception(error)
             if self._closed:  # while the connection was being made
                 self._drop()
-
-    def _wait_until_taken(self) -> None:
-        try:
-            said = self._sock.recv(1)
-        except OSError as error:
-            raise LinkLost(f"relay: {error}") from error
-        if said != TAKEN:
-            raise LinkLost("the caller did not need the relay")
 
     def take(self) -> Any:
         """The socket, which is the taker's from now on; raises why there is none."""
@@ -82,7 +74,8 @@ class PreparedRelay:
                 sock.sendall(TAKEN)
             except OSError as error:
                 raise LinkLost(f"relay: {error}") from error
-        self._sock = None
+        if self._visit is not None:
+            self._visit.take()
         return sock
 
     def close(self) -> None:
@@ -91,6 +84,15 @@ class PreparedRelay:
         self._drop()
 
     def _drop(self) -> None:
-        if self._sock is not None:
-            self._sock.close()
-            self._sock = None
+        if self._visit is not None:
+            self._visit.close()
+            self._visit = None
+
+
+def _wait_until_taken(sock: Any) -> None:
+    try:
+        said = sock.recv(1)
+    except OSError as error:
+        raise LinkLost(f"relay: {error}") from error
+    if said != TAKEN:
+        raise LinkLost("the caller did not need the relay")

@@ -1,4 +1,9 @@
-"""A peer's way onto the relay: connect, show the token, wait for the other side.
+"""A side's way to the pairing on a relay: connect, show the token, wait for the other side.
+
+A track may name several relays, and one name may have several addresses: the two sides have to come
+together at one of these *spots*, although each may reach some of them only.  The caller goes to one
+at a time, the first that it reaches; the callee waits at every one that it reaches.  So they meet
+wherever the caller goes, and at one spot only.
 
 Runs in the engine's hub; the relay's side is in cloud/relay.py, the bytes in docs/protocol.rst.
 The caller bounds the time with its own gevent.Timeout.
@@ -6,12 +11,18 @@ The caller bounds the time with its own gevent.Timeout.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import contextlib
+import functools
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
+import gevent
 from gevent import socket
+from gevent.event import AsyncResult, Event
 
-from .._errors import BadPacket, CallRefused, LinkLost, from_os_error
+from .._errors import BadPacket, CallRefused, EngineClosed, KKP2PError, LinkLost, from_os_error
+from .._io import time_limit
 from . import dial, tcp
 from .relay_wire import (
     HERE,
@@ -19,60 +30,188 @@ from .relay_wire import (
     RECEIPT_BYTES,
     hello,
     parse_address_untrusted,
+    session_of,
     status_text,
     token_from_text_untrusted,
 )
 
-__all__ = [
-    "RelayPlace", "open_relay", "parse_place_untrusted", "read_receipt", "wait_for_pairing",
-]  # fmt: skip
+__all__ = ["MAX_SPOTS", "Visit", "parse_places_untrusted", "receive_receipt", "sort_spots"]
 
-RelayPlace = tuple[str, int, bytes]  # host, port, token
+T = TypeVar("T")
+RelayPlace = tuple[str, int]  # host, port
+Spot = tuple[str, int]  # the same with a numeric host
+
+MAX_SPOTS = 4  # our choice: of a call; its callee may wait at all of them
+PAIR_S = 2.0  # our choice: for a callee that has answered, to be where its caller is
 
 
-def parse_place_untrusted(place: Any, default: tuple[str, int]) -> RelayPlace:
-    """The ``relay`` field of a message; a null host or port means that of ``default``."""
+def parse_places_untrusted(
+    place: Any, others: Any, default: tuple[str, int]
+) -> tuple[list[RelayPlace], bytes]:
+    """The ``relay`` and ``relays`` fields of a message: where to, in order, and the token.
+
+    A null host or port means that of ``default``.
+    """
     if not isinstance(place, list) or len(place) != 3:
         raise BadPacket("a relay field that is not [host, port, token]")
-    host, port, token = place
-    host, port = parse_address_untrusted(
-        default[0] if host is None else host, default[1] if port is None else port
-    )
-    return host, port, token_from_text_untrusted(token)
+    host, port = place[:2]
+    first = default[0] if host is None else host, default[1] if port is None else port
+    rest = others[: MAX_SPOTS - 1] if isinstance(others, list) else []
+    if not all(isinstance(other, list) and len(other) == 2 for other in rest):
+        raise BadPacket("relays that are not [host, port]")
+    places = [parse_address_untrusted(*other) for other in (first, *rest)]
+    return places, token_from_text_untrusted(place[2])
 
 
-def open_relay(
-    addresses: Sequence[str], port: int, token: bytes, wants_receipt: bool = False
-) -> socket.socket:
-    """A TCP connection to one of a relay's numeric addresses that has shown its token.
+def sort_spots(addresses: Sequence[str], token: bytes) -> list[str]:
+    """The addresses of one name as both sides of a call try them, whatever resolvers say first.
 
-    ``wants_receipt``: ``read_receipt`` follows.  Raises LinkLost or OutOfDescriptors.
+    Not the same for all calls, so that each of the machines behind a name gets its share.
     """
-    try:
-        sock, _ = dial.connect(addresses, port)
+    session = session_of(token)
+    drawn = sorted(addresses, key=lambda ip: hashlib.sha256(session + ip.encode()).digest())
+    drawn.sort(key=lambda ip: ":" not in ip)  # RFC 8305: IPv6 first
+    return dial.interleave(drawn)
+
+
+class Visit:
+    """Call order: ``begin``, ``pair``, ``take``; ``close`` in any case.
+
+    ``begin`` returns when the token has been shown somewhere, ``pair`` when the other side is
+    there, too: then ``sock`` is the connection to it.  Both raise LinkLost, CallRefused or
+    OutOfDescriptors.
+    """
+
+    def __init__(
+        self, spots: Sequence[Spot], token: bytes, is_caller: bool, wants_receipt: bool = False
+    ) -> None:  # fmt: skip
+        """``spots``: at least one, in the order that both sides have.  A caller that
+        ``wants_receipt`` calls ``read_receipt`` after ``begin``.
+        """
+        self.sock: Any = None
+        self._wants_receipt = wants_receipt
+        self._left = list(spots)
+        self._token = token
+        self._everywhere = not is_caller and len(spots) > 1
+        self._shown = Event()
+        self._paired: AsyncResult[Any] = AsyncResult()  # of one that waits everywhere
+        self._waiting: gevent.Greenlet[..., None] | None = None
+
+    def begin(self) -> None:
+        if not self._everywhere:
+            self._go()
+            return
+        self._waiting = gevent.spawn(self._wait_everywhere)
+        gevent.wait([self._shown, self._paired], count=1)
+        if not self._shown.is_set():
+            self._paired.get()  # raises
+
+    def read_receipt(self) -> bytes:
+        """The relay's receipt that we are there; raises as ``pair``."""
+        receipt = self._hear(lambda: receive_receipt(self.sock))
+        self._wants_receipt = False
+        return receipt
+
+    def pair(self) -> None:
+        if self._everywhere:
+            self.sock = self._paired.get()
+            self._everywhere = False
+        else:
+            self._hear(lambda: _expect(self.sock, PAIRED))
+
+    def _hear(self, receive: Callable[[], T]) -> T:
+        """What the relay says here, or at one of the spots that are left."""
+        while True:
+            late = LinkLost("relay: the other side did not come")
+            try:
+                with time_limit(PAIR_S, late) if self._left else contextlib.nullcontext():
+                    return receive()
+            except (CallRefused, LinkLost) as error:
+                self.close()
+                if not self._left:
+                    raise
+                try:
+                    self._go()
+                except KKP2PError as another:
+                    raise error from another
+
+    def take(self) -> Any:
+        """The connection, which is the taker's from now on."""
+        sock, self.sock = self.sock, None
+        return sock
+
+    def close(self) -> None:
+        if self._waiting is not None:
+            self._waiting.kill(block=False)
+        if self._everywhere and self._paired.successful():
+            self._paired.get().close()
+        if self.sock is not None:
+            self.take().close()
+
+    # One at a time.
+
+    def _go(self) -> None:
+        """To the first of the spots that are left that we reach."""
+        attempts = [functools.partial(self._try, spot) for spot in self._left]
+        self.sock, spot = dial.race(attempts, lambda made: made[0].close())
+        self._left.remove(spot)
+        _show(self.sock, hello(self._token, self._wants_receipt), spot)
+
+    def _try(self, spot: Spot) -> tuple[Any, Spot]:
         try:
-            tcp.tune(sock)
-            sock.sendall(hello(token, wants_receipt))
+            return _connect(spot)
+        except KKP2PError:
+            self._left.remove(spot)
+            raise
+
+    # Everywhere.
+
+    def _wait_everywhere(self) -> None:
+        error: KKP2PError = EngineClosed()  # when killed
+        attempts = [functools.partial(self._wait_at, spot) for spot in self._left]
+        try:
+            self._paired.set(dial.race(attempts, lambda sock: sock.close()))
+        except KKP2PError as caught:
+            error = caught
+        finally:
+            if not self._paired.ready():
+                self._paired.set_exception(error)
+
+    def _wait_at(self, spot: Spot) -> Any:
+        sock, _ = _connect(spot)
+        try:
+            _show(sock, hello(self._token), spot)
+            self._shown.set()
+            _expect(sock, PAIRED)
         except BaseException:
             sock.close()
             raise
+        return sock
+
+
+def _connect(spot: Spot) -> tuple[Any, Spot]:
+    try:
+        sock = tcp.connect(*spot)
     except OSError as error:
-        raise from_os_error(error, f"relay {addresses[0]}:{port}") from error
-    return sock
+        raise from_os_error(error, f"relay {spot[0]}:{spot[1]}") from error
+    return sock, spot
 
 
-def read_receipt(sock: socket.socket) -> bytes:
+def _show(sock: socket.socket, greeting: bytes, spot: Spot) -> None:
+    try:
+        tcp.tune(sock)
+        sock.sendall(greeting)
+    except OSError as error:
+        raise from_os_error(error, f"relay {spot[0]}:{spot[1]}") from error
+
+
+def receive_receipt(sock: socket.socket) -> bytes:
     """The relay's receipt that we were there; raises CallRefused or LinkLost."""
     _expect(sock, HERE)
     receipt = b""
     while len(receipt) < RECEIPT_BYTES:
         receipt += _receive(sock, RECEIPT_BYTES - len(receipt))
     return receipt
-
-
-def wait_for_pairing(sock: socket.socket) -> None:
-    """Wait for the relay's answer; raises CallRefused or LinkLost.  The socket stays open."""
-    _expect(sock, PAIRED)
 
 
 def _expect(sock: socket.socket, status: int) -> None:

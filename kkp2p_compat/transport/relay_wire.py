@@ -42,6 +42,7 @@ __all__ = [
     "parse_hello_untrusted",
     "receipt_from_text_untrusted",
     "receipt_to_text",
+    "session_of",
     "status_text",
     "token_from_text_untrusted",
     "token_to_text",
@@ -133,6 +134,12 @@ def verify_token_untrusted(key: bytes, token: bytes, now: float) -> Token:
     if now > expiry:
         raise TokenRefused(EXPIRED)
     return Token(session, side, expiry)
+
+
+def session_of(token: bytes) -> bytes:
+    """Which call a token is for, as a peer may know that cannot verify it."""
+    session: bytes = _BODY.unpack(token[: _BODY.size])[3]
+    return session
 
 
 def make_receipt(key: bytes, session: bytes) -> bytes:
