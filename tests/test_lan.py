@@ -22,6 +22,7 @@ from kkp2p_compat.traversal.interfaces import Interface
 from kkp2p_compat.traversal.lan_wire import (
     ANSWER,
     MAX_SOURCE_SEARCHES,
+    RESEND_S,
     SEARCH,
     Message,
     encode,
@@ -157,6 +158,65 @@ def test_an_unusable_interface_is_logged_once_and_harms_no_other(
         assert searching.get() == ("an answer", "127.0.0.1")
     assert count(caplog, "peer: LAN: cannot search 203.0.113.255: ") == 1
     assert count(caplog, "no search on tun7: 203.0.113.77/32 has no broadcast address") == 1
+
+
+# Firewalls that let in the search port, and what is an answer to somebody who was asked.
+
+
+def test_every_second_answer_is_broadcast_to_the_search_port(start: Start) -> None:
+    responder = start()
+    with closing(Host()) as host, closing(Host("", responder.port)) as behind:
+        host.sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        search = encode(Message(SEARCH, bytes(16), "peer", "an offer"))
+        heard: list[str] = []
+
+        def listen(name: str, receive: Callable[[], tuple[Message, Address]]) -> None:
+            while True:
+                if receive()[0].kind == ANSWER:
+                    heard.append(name)
+
+        listening = [
+            gevent.spawn(listen, "the searcher", host.receive),
+            gevent.spawn(listen, "all", behind.receive),
+        ]
+        with gevent.Timeout(PATIENCE_S):
+            while min(heard.count("the searcher"), heard.count("all")) < 2:
+                host.sock.sendto(search, ("127.255.255.255", responder.port))
+                gevent.sleep(RESEND_S)
+        gevent.killall(listening)
+
+
+def test_a_broadcast_answer_is_heard_by_the_search_that_it_is_for() -> None:
+    with closing(Host("")) as callee:
+        port = callee.address[1]
+        searches = [gevent.spawn(search, port, peer_id) for peer_id in ("one", "two", "one")]
+        ids: dict[bytes, str] = {}
+        while len(ids) < len(searches):
+            question, _ = callee.receive()
+            ids[question.search_id] = question.peer_id
+        callee.sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        for number, (search_id, peer_id) in enumerate(ids.items()):
+            answer = Message(ANSWER, search_id, peer_id, f"{peer_id} {number}")
+            callee.sock.sendto(encode(answer), ("127.255.255.255", port))
+        found = [searching.get()[0] for searching in searches]
+    assert sorted(text.split()[1] for text in found) == ["0", "1", "2"]
+    assert [text.split()[0] for text in found] == ["one", "two", "one"]
+
+
+def test_a_search_port_that_another_program_has_for_itself(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The answer to the search's own port is heard."""
+    caplog.set_level(logging.INFO)
+    with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as other:
+        other.bind(("", 0))
+        port = other.getsockname()[1]
+        searching = gevent.spawn(search, port)
+        data, source = other.recvfrom(2000)
+        question = parse_untrusted(data)
+        other.sendto(encode(question._replace(kind=ANSWER, text="found")), source)
+        assert searching.get()[0] == "found"
+    assert count(caplog, f"answers to port {port} are not heard") == 1
 
 
 # Not found.

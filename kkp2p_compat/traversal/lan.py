@@ -15,6 +15,10 @@ broadcast address of lo, and loopback behaves the same: measured on Linux 6.18, 
 bound to the wildcard address gets its copy, also where lo is the only interface.  A broadcast on
 any other interface comes back to this host's sockets, too; a firewall may drop it there, so lo is
 searched in any case.
+
+A stateful firewall takes an answer for what it is only if it comes from where the question went,
+and that was everybody.  So a search listens on the search port, too, which its user can open; and
+every second copy of an answer is broadcast to that port.
 """
 
 from __future__ import annotations
@@ -24,15 +28,16 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack, closing, suppress
 from logging import INFO, WARNING, Logger
 from typing import Any
 
 import gevent
-from gevent import socket
+from gevent import select, socket
 from gevent.pool import Pool
 
-from .._codes import KKP2P_ERROR_SOCKET_BIND, KKP2P_ERROR_SOCKET_REUSE_ADDR
-from .._errors import BadPacket, KKP2PError, TimedOut, from_os_error
+from .._codes import KKP2P_ERROR_SOCKET_BIND
+from .._errors import BadPacket, KKP2PError, OutOfDescriptors, TimedOut, from_os_error
 from .._io import READ, time_limit
 from ..transport.udp.events import Address
 from .interfaces import interfaces
@@ -50,6 +55,8 @@ from .lan_wire import (
 )
 
 __all__ = ["Responder", "search"]
+
+MAX_BROADCAST_BITS = 30  # RFC 3021: smaller networks have no broadcast address
 
 # Our choices.
 FIRST_REPEAT_S = 0.05  # an answer on a LAN takes a few ms: one that is not there by then is lost
@@ -100,7 +107,7 @@ def _broadcasts(once: _Once) -> list[str]:
     """
     found: dict[str, bool] = {}
     for name, interface in _networks(once):
-        if interface.network.prefixlen > 30:  # RFC 3021: no broadcast address in it
+        if interface.network.prefixlen > MAX_BROADCAST_BITS:
             text = "no search on %s: %s has no broadcast address"
             once.warn((name, interface), text, name, interface, level=INFO)
         else:
@@ -108,10 +115,16 @@ def _broadcasts(once: _Once) -> list[str]:
     return sorted(found, key=lambda address: found[address])
 
 
-def _open_socket() -> Any:
+def _open_socket(port: int | None = None) -> Any:
+    """Bound to ``port``, which it shares with other engines of this host; or not yet bound."""
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_DONTROUTE, 1)
+        for option in (socket.SO_DONTROUTE, socket.SO_BROADCAST):
+            sock.setsockopt(socket.SOL_SOCKET, option, 1)
+        sock.setblocking(False)
+        if port is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(("", port))
     except OSError:
         sock.close()
         raise
@@ -136,50 +149,59 @@ def search(
     if timeout_s <= 0:
         raise not_found
     once = _Once(peer_id, log)
-    sock = None
-    try:
-        sock = _open_socket()
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-        with time_limit(timeout_s, not_found):
-            return _ask(sock, datagram, question, port, once)
-    except OSError as error:
-        raise from_os_error(error, "LAN search") from error
-    finally:
-        if sock is not None:
-            sock.close()
+    with ExitStack() as stack:
+        try:
+            socks = [stack.enter_context(closing(_open_socket()))]
+            try:
+                socks.append(stack.enter_context(closing(_open_socket(port))))
+            except OSError as error:
+                once.warn("port", "answers to port %d are not heard: %s", port, error, level=INFO)
+            with time_limit(timeout_s, not_found):
+                return _ask(socks, datagram, question, port, once)
+        except OSError as error:
+            raise from_os_error(error, "LAN search") from error
 
 
-def _ask(sock: Any, datagram: bytes, question: Message, port: int, once: _Once) -> tuple[str, str]:
+def _ask(
+    socks: list[Any], datagram: bytes, question: Message, port: int, once: _Once
+) -> tuple[str, str]:
+    """The first of ``socks`` asks, all of them listen."""
     interval_s = FIRST_REPEAT_S
     while True:
         for address in _broadcasts(once):
             try:
-                sock.sendto(datagram, (address, port))
+                socks[0].sendto(datagram, (address, port))
             except OSError as error:
                 once.warn((address, error.errno), "cannot search %s: %s", address, error)
-        answer = _wait_for_answer(sock, question, interval_s, once)
+        answer = _wait_for_answer(socks, question, interval_s, once)
         if answer is not None:
             return answer
         interval_s = min(2 * interval_s, MAX_REPEAT_S)
 
 
 def _wait_for_answer(
-    sock: Any, question: Message, seconds: float, once: _Once
+    socks: list[Any], question: Message, seconds: float, once: _Once
 ) -> tuple[str, str] | None:
     deadline = time.monotonic() + seconds
     while (left_s := deadline - time.monotonic()) > 0:
-        sock.settimeout(left_s)
-        try:
-            data, source = sock.recvfrom(SEARCH_BYTES + 1)
-        except TimeoutError:
-            return None
+        for sock in select.select(socks, [], [], left_s)[0]:
+            answer = _take_answer(sock, question, once)
+            if answer is not None:
+                return answer
+        gevent.sleep(0)  # a flood must not keep timers and others from running
+    return None
+
+
+def _take_answer(sock: Any, question: Message, once: _Once) -> tuple[str, str] | None:
+    """Look at one datagram."""
+    with suppress(BlockingIOError):  # it was a damaged one
+        data, source = sock.recvfrom(SEARCH_BYTES + 1)
         try:
             message = parse_untrusted(data)
             if message[:3] == (ANSWER, question.search_id, question.peer_id):
                 return message.text, source[0]
         except BadPacket as error:
             once.warn("bad", "%s:%d sent %s", *source, error)
-        gevent.sleep(0)  # a flood must not keep timers and others from running
     return None
 
 
@@ -212,18 +234,12 @@ class Responder:
     def start(self) -> None:
         """Raises an error with the code -115 when another program has the port for itself."""
         try:
-            sock = _open_socket()
+            sock = _open_socket(self.port)
         except OSError as error:
-            raise from_os_error(error, "LAN search port") from error
-        code = KKP2P_ERROR_SOCKET_REUSE_ADDR
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            code = KKP2P_ERROR_SOCKET_BIND
-            sock.bind(("", self.port))
-        except OSError as error:
-            sock.close()
-            raise KKP2PError(f"LAN search port {self.port}: {error}", code) from error
-        sock.setblocking(False)
+            problem = from_os_error(error, f"LAN search port {self.port}")
+            if not isinstance(problem, OutOfDescriptors):
+                problem = KKP2PError(str(problem), KKP2P_ERROR_SOCKET_BIND)
+            raise problem from error
         self.port = sock.getsockname()[1]
         self._sock = sock
         self._watcher = gevent.get_hub().loop.io(sock.fileno(), READ)
@@ -265,7 +281,7 @@ class Responder:
         if heard is None:
             self._drop(verdict.value, source, quietly=verdict not in LIMITS)
         elif verdict is Verdict.REPEAT:
-            self._send(heard)
+            self._send(heard, self._all_at(source) if heard.repeats % 2 else source)
         elif self._pool.free_count():
             self._pool.spawn(self._answer, message, heard)
         else:
@@ -278,12 +294,22 @@ class Responder:
             self._once.warn(reason, "a search from %s:%d is dropped: %s", *source, reason)
 
     def _is_local(self, source: Address) -> bool:
+        return source[1] != 0 and self._network_of(source) is not None
+
+    def _all_at(self, source: Address) -> Address:
+        """Every engine on the search port of that network; or of that host, where there is none."""
+        network = self._network_of(source)
+        if network is None or network.prefixlen > MAX_BROADCAST_BITS:
+            return source[0], self.port
+        return str(network.broadcast_address), self.port
+
+    def _network_of(self, source: Address) -> ipaddress.IPv4Network | None:
         now = time.monotonic()
         if now - self._networks_at >= NETWORKS_S:
             self._networks = [interface.network for _, interface in _networks(self._once)]
             self._networks_at = now
         address = ipaddress.IPv4Address(source[0])
-        return source[1] != 0 and any(address in network for network in self._networks)
+        return next((network for network in self._networks if address in network), None)
 
     def _answer(self, message: Message, heard: Heard) -> None:
         try:
@@ -298,11 +324,11 @@ class Responder:
             return
         heard.answer = encode(message._replace(kind=ANSWER, text=text))
         heard.sent_at = time.monotonic()
-        self._send(heard)
+        self._send(heard, heard.source)
         self._log.info("%s: LAN: found by %s:%d", self._peer_id, *heard.source)
 
-    def _send(self, heard: Heard) -> None:
+    def _send(self, heard: Heard, to: Address) -> None:
         try:
-            self._sock.sendto(heard.answer, heard.source)
+            self._sock.sendto(heard.answer, to)
         except OSError as error:  # the search is repeated, and so is this
-            self._once.warn(("send", error.errno), "no answer to %s:%d: %s", *heard.source, error)
+            self._once.warn(("send", error.errno), "no answer to %s:%d: %s", *to, error)

@@ -110,12 +110,13 @@ class Verdict(Enum):
 class Heard:
     """One search, as a responder remembers it."""
 
-    __slots__ = ("answer", "heard_at", "sent_at", "source")
+    __slots__ = ("answer", "heard_at", "repeats", "sent_at", "source")
 
     def __init__(self, source: Address, now: float) -> None:
         self.source = source  # where it was heard from first, and where the answer goes
         self.heard_at = now
         self.sent_at = now
+        self.repeats = 0  # of the answer
         self.answer = b""  # the datagram to send again; empty: none (yet)
 
 
@@ -150,6 +151,7 @@ class SearchMemory:
         if now - heard.sent_at < RESEND_S:
             return Verdict.TOO_SOON, None
         heard.sent_at = now
+        heard.repeats += 1
         return Verdict.REPEAT, heard
 
     def forget(self, search_id: bytes) -> None:

@@ -1,5 +1,6 @@
 """``python echoed.py answer HOST PORT PEER SECRET``: joins, and sends back what one channel sends.
 ``python echoed.py call HOST PORT PEER MODE BYTES TIMEOUT_MS``: calls, and has them sent back.
+Without a cloud, on the LAN, HOST is "lan" and PORT that of the search; SECRET does not matter.
 
 The caller prints what connect gives, transmit_mode, and whether the bytes came back as they were.
 """
@@ -27,7 +28,10 @@ def write_all(fd: int, data: bytes) -> None:
 
 
 def answer(engine: kkp2p.engine_t, peer: str, secret: str) -> None:
-    print("joined", kkp2p.join_net(engine, peer, secret), flush=True)
+    if engine.conf.login_domain is None:
+        print("joined", kkp2p.join_lan(engine, peer), flush=True)
+    else:
+        print("joined", kkp2p.join_net(engine, peer, secret), flush=True)
     while kkp2p.accept(engine, PATIENCE_MS, channel := kkp2p.channel_t()) == 1:
         gevent.spawn(echo, channel.fd)
 
@@ -58,7 +62,11 @@ def call(engine: kkp2p.engine_t, peer: str, mode: str, size: str, timeout: str) 
 
 if __name__ == "__main__":
     name, host, port, *arguments = sys.argv[1:]
-    conf = kkp2p.engine_conf_t(host, int(port), disable_upnp=1, log_path=os.environ["TMPDIR"])
+    conf = kkp2p.engine_conf_t(disable_upnp=1, log_path=os.environ["TMPDIR"])
+    if host == "lan":
+        conf.lan_search_port = int(port)
+    else:
+        conf.login_domain, conf.login_port = host, int(port)
     started = kkp2p.engine_init(conf, 5000)
     assert started is not None
     kkp2p.switch_log_level(started, 3)

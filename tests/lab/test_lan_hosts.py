@@ -11,10 +11,24 @@ import pytest
 from support import PATIENCE_S
 
 from kkp2p_compat.testing.lab import Host, Lab
+from kkp2p_compat.testing.plugin import need
 from kkp2p_compat.testing.programs import Run, output_of, wait_for
 
 PROGRAM = str(Path(__file__).with_name("lan_host.py"))
+ECHOED = str(Path(__file__).with_name("echoed.py"))
 PORT = "3549"
+# As ufw and firewalld have them, with the search port opened, or not.
+WALL = """
+table inet wall {
+    chain in {
+        type filter hook input priority 0; policy drop;
+        iif lo accept
+        ct state established,related accept
+        %s
+    }
+}
+"""
+OPEN = f"udp dport {PORT} accept"
 Serve = Callable[..., subprocess.Popen[str]]
 
 
@@ -110,3 +124,27 @@ def test_a_search_from_elsewhere_gets_no_answer(lab: Lab, serve: Serve) -> None:
     )  # fmt: skip
     wait_for(server, "peer: LAN: a search from 10.88.0.9:7 is dropped: from no network of this")
     assert output_of(look(far, "peer")).endswith(f"peer 1 to an offer at {far.address}\n")
+
+
+@pytest.mark.parametrize("walled", ["caller", "callee", "caller and callee"])
+def test_hosts_with_firewalls(lab: Lab, run: Run, serve: Serve, walled: str) -> None:
+    """The search port is open; the ports of the connection are not, and change each time."""
+    need("nft")
+    hosts = {name: lab.host(name) for name in ("caller", "callee")}
+    for name, host in hosts.items():
+        if name in walled:
+            host.run("nft", "-f", "-", stdin=WALL % OPEN)
+    caller, callee = hosts.values()
+    run(callee, "joined 0", ECHOED, "answer", "lan", PORT, "peer", "")
+    serve(caller, "neighbour")  # other engines on the caller's host, before and behind it
+    searching = caller.python(ECHOED, "call", "lan", PORT, "peer", "1", "100000", "20000")
+    serve(caller, "another")
+    assert output_of(searching) == "connect 0\nmode 1 the same\n"
+
+
+def test_a_caller_whose_firewall_lets_no_answer_in(lab: Lab, serve: Serve) -> None:
+    need("nft")
+    caller, callee = lab.host("caller"), lab.host("callee")
+    caller.run("nft", "-f", "-", stdin=WALL % "")
+    serve(callee, "peer")
+    assert output_of(look(caller, "peer", 1.0)) == "not found: -109\n"
