@@ -199,6 +199,32 @@ def test_open_calls_of_an_address_are_limited() -> None:
             assert elsewhere.call("callee", 1)["op"] == "calling"
 
 
+def test_who_tries_many_ids_does_not_learn_who_is_online(caplog: pytest.LogCaptureFixture) -> None:
+    with running_scene(stranger_peers=3) as scene:
+        ends = [scene.caller.call(f"nobody{number}", number) for number in range(10)]
+        assert [end["reason"] for end in ends] == ["offline"] * 3 + ["limit"] * 7
+        assert scene.caller.call("callee", 20)["reason"] == "limit"  # as if it were not there
+        assert scene.caller.call("nobody1", 21)["reason"] == "offline"  # asked again
+        with Client(scene.cloud.address) as another:  # a connection of its own is no help
+            assert another.call("nobody5")["reason"] == "limit"
+        with Client(scene.cloud.address, source="127.0.0.2") as elsewhere:
+            assert elsewhere.call("callee")["op"] == "calling"
+    assert caplog.text.count("too many different peers in a minute") == 1
+
+
+def test_an_account_may_call_more_peers() -> None:
+    with running_scene(stranger_peers=1, account_peers=3) as scene:
+        for source in ("127.0.0.1", "127.0.0.2"):
+            with Client(scene.cloud.address, source=source) as caller:
+                assert caller.login("caller", "d")["op"] == "welcome"
+                ends = [caller.call(f"nobody{source}{number}", number) for number in range(4)]
+                assert [end["reason"] for end in ends][-1] == "limit"
+                if source == "127.0.0.1":
+                    assert [end["reason"] for end in ends][:3] == ["offline"] * 3
+                else:
+                    assert [end["reason"] for end in ends][:3] == ["limit"] * 3
+
+
 def test_calls_per_second_are_limited() -> None:
     with running_scene(calls_per_s=2.0) as scene:
         reasons = [scene.caller.call("nobody", number)["reason"] for number in range(3)]

@@ -24,6 +24,7 @@ from kkp2p_compat.cloud.limits import (
     WORK_BURST_S,
     Buckets,
     Deadlines,
+    Different,
     Gatekeeper,
     Networks,
     Shares,
@@ -201,7 +202,51 @@ def test_the_log_table_is_bounded(
     gate = Gatekeeper(Limits())
     for number in range(100):
         gate.refused(f"192.0.2.{number}", "reason")
-    assert len(gate._refusals) == 3
+    assert len(gate.refusals) == 3
+
+
+def test_relay_sessions_are_told_sparingly(caplog: pytest.LogCaptureFixture) -> None:
+    """A stranger's cost two lines each; of those that follow soon only the number is told."""
+    caplog.set_level(logging.INFO)
+    gate = Gatekeeper(Limits())
+    for number in range(100):
+        gate.paired.tell("192.0.2.7", "relay: %d: paired", number)
+        gate.ended.tell("192.0.2.7", "relay: %d: ended", number)
+    gate.sweep(limits_module.time.monotonic() + 31)
+    assert [record.getMessage() for record in caplog.records] == [
+        "relay: 0: paired",
+        "relay: 0: ended",
+        "192.0.2.7: 99 more relay sessions that began in 30 s",
+        "192.0.2.7: 99 more relay sessions that ended in 30 s",
+    ]
+
+
+def test_different_things_in_a_minute() -> None:
+    named = Different(2, (1, 2))
+    keys = ("192.0.2.1", "192.0.2.0/24")
+    assert [named.take(keys, what, 0.0) for what in "abacab"] == [
+        True,
+        True,
+        True,
+        False,
+        *[True] * 2,
+    ]
+    other = ("192.0.2.2", "192.0.2.0/24")
+    assert [named.take(other, what, 30.0) for what in "acdb"] == [True, True, False, False]
+    third = ("192.0.2.3", "192.0.2.0/24")
+    assert [named.take(third, what, 30.0) for what in "abcdef"] == [True, True, *[False] * 4]
+    assert named.take(keys, "e", 60.0)
+    assert not named.take(other, "e", 60.0)  # its minute began later
+    assert named.take(other, "e", 90.0)
+
+
+def test_different_things_are_remembered_of_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits_module, "NAMES_SIZE", 3)
+    named = Different(1, (1,))
+    for number in range(10):
+        assert named.take((str(number),), "x", 0.0)
+    assert len(named._tables[0]) == 3
+    assert not named.take(("9",), "y", 0.0)
 
 
 def test_loopback_is_exempt_unless_said_otherwise() -> None:

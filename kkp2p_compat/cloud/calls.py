@@ -146,7 +146,7 @@ class Calls:
             raise BadPacket("a call number that is in use")
         if before is not None:
             self._forget(before)
-        refusal = self._limit_reached(caller)
+        refusal = self._limit_reached(caller, callee_id)
         if refusal:
             self._gate.refused(caller.host, f"call of {caller.peer_id or 'a caller'}: {refusal}")
             caller.send(encode("declined", call=number, reason="limit"))
@@ -265,7 +265,7 @@ class Calls:
             turns.show(call)
             self._hand_over(call.callee, time.monotonic())
 
-    def _limit_reached(self, caller: Connection) -> str:
+    def _limit_reached(self, caller: Connection, callee_id: str) -> str:
         """Why this caller may not call now; empty if it may."""
         limits = self._limits
         if not caller.call_tokens.take(time.monotonic()):
@@ -278,6 +278,8 @@ class Calls:
         most = limits.open_calls_per_address
         if self._gate.limited(key) and self._gate.open_calls[key] >= most:
             return f"over {most} open calls from there"
+        if not self._gate.may_name(caller.host, caller.peer_id, callee_id):
+            return "too many different peers in a minute"
         return ""
 
     # Answering it.

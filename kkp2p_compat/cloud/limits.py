@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 # Our choices.
 TABLE_SIZE = 20_000  # addresses remembered for rates; about 300 bytes each
+NAMES_SIZE = 5_000  # addresses remembered for the peers that they call; about 3 KB each
+MINUTE_S = 60.0
 LOG_EVERY_S = 30.0  # refusals of one address: the first is logged, then a count this often
 WIDER = (1, 4, 16)  # times what an address has: for it, and for the networks around it
 WORK_WIDER = (1, 1.5, 2)  # the same of processor time, of which there is one second in a second
@@ -50,18 +52,19 @@ KEPT_PART = 4  # one in so many places is kept for those
 @functools.lru_cache(TABLE_SIZE)
 def address_keys(host: str) -> tuple[str, ...]:
     """The units that limits count by, of a numeric address: it, then the networks around it."""
-    address = ipaddress.ip_address(host.partition("%")[0])
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
-    if address.is_loopback:
-        return (str(address),)
-    if isinstance(address, ipaddress.IPv4Address):
-        return str(address), _network(address, 24)
-    return _network(address, 64), _network(address, 56), _network(address, 48)
+    if ":" in host:
+        address = ipaddress.IPv6Address(host.partition("%")[0])
+        if address.ipv4_mapped is None:
+            return ("::1",) if address.is_loopback else _networks(int(address))
+        host = str(address.ipv4_mapped)
+    return (host,) if _is_loopback(host) else (host, f"{host.rpartition('.')[0]}.0/24")
 
 
-def _network(address: ipaddress.IPv4Address | ipaddress.IPv6Address, bits: int) -> str:
-    return str(ipaddress.ip_network((address, bits), strict=False))
+def _networks(address: int) -> tuple[str, ...]:
+    return tuple(
+        f"{ipaddress.IPv6Address(address >> 128 - bits << 128 - bits)}/{bits}"
+        for bits in (64, 56, 48)
+    )
 
 
 def address_key(host: str) -> str:
@@ -146,6 +149,42 @@ class Networks:
         return max(table.wait_s(key, now, count) for table, key in pairs)
 
 
+class Different:
+    """How many different things an address, and the networks around it, may name in a minute.
+
+    What is named again is free.  A minute begins with the first.
+    """
+
+    __slots__ = ("_most", "_tables")
+
+    def __init__(self, most: int, wider: tuple[int, ...] = WIDER) -> None:
+        self._most = [most * factor for factor in wider]
+        self._tables: list[OrderedDict[str, _Minute]] = [OrderedDict() for _ in wider]
+
+    def take(self, keys: tuple[str, ...], what: str, now: float) -> bool:
+        minutes = [
+            self._minute(table, key, now) for table, key in zip(self._tables, keys, strict=False)
+        ]
+        for (_, named), most in zip(minutes, self._most, strict=False):
+            if what not in named and len(named) >= most:
+                return False
+        for _, named in minutes:
+            named.add(what)
+        return True
+
+    def _minute(self, table: OrderedDict[str, _Minute], key: str, now: float) -> _Minute:
+        minute = table.get(key)
+        if minute is None or now - minute[0] >= MINUTE_S:
+            minute = table[key] = (now, set())
+        table.move_to_end(key)
+        if len(table) > NAMES_SIZE:
+            table.popitem(last=False)
+        return minute
+
+
+_Minute = tuple[float, set[str]]  # when it began, what was named in it
+
+
 class Shares:
     """What the connections of an address may have together of this process, which is one thread."""
 
@@ -172,6 +211,47 @@ class Shares:
         keys = address_keys(host)
         if self._limits.limit_loopback or not _is_loopback(keys[0]):
             networks.spend(keys, now, count)
+
+
+class SparingLog:
+    """Lines of which the first of each key is logged, then a count every LOG_EVERY_S.
+
+    So a stranger cannot fill the disk.
+    """
+
+    def __init__(self, level: int, what: str) -> None:
+        self._level = level
+        self._what = what
+        self._by_key: OrderedDict[str, tuple[float, int]] = OrderedDict()  # since, not logged
+
+    def tell(self, key: str, message: str, *arguments: object) -> None:
+        now = time.monotonic()
+        since, hidden = self._by_key.get(key, (now - LOG_EVERY_S, 0))
+        if now - since < LOG_EVERY_S:
+            self._by_key[key] = (since, hidden + 1)
+            return
+        self._tell_hidden(key, hidden)
+        log.log(self._level, message, *arguments)
+        self._by_key[key] = (now, 0)
+        self._by_key.move_to_end(key)
+        if len(self._by_key) > TABLE_SIZE:
+            key, (_, hidden) = self._by_key.popitem(last=False)
+            self._tell_hidden(key, hidden)
+
+    def sweep(self, now: float) -> None:
+        while self._by_key:
+            key, (since, hidden) = next(iter(self._by_key.items()))
+            if now - since < LOG_EVERY_S:
+                break
+            del self._by_key[key]
+            self._tell_hidden(key, hidden)
+
+    def _tell_hidden(self, key: str, hidden: int) -> None:
+        if hidden:
+            log.log(self._level, "%s: %d more %s in %d s", key, hidden, self._what, LOG_EVERY_S)
+
+    def __len__(self) -> int:
+        return len(self._by_key)
 
 
 class Timed(Protocol):
@@ -236,7 +316,11 @@ class Gatekeeper:
         self._strangers_calls = Networks(
             limits.stranger_calls_per_s, limits.stranger_calls_per_s * burst_s
         )
-        self._refusals: OrderedDict[str, tuple[float, int]] = OrderedDict()  # since, not logged
+        self._named_by_strangers = Different(limits.stranger_peers)
+        self._named_by_accounts = Different(limits.account_peers, (1,))
+        self.refusals = SparingLog(logging.WARNING, "refusals")
+        self.paired = SparingLog(logging.INFO, "relay sessions that began")
+        self.ended = SparingLog(logging.INFO, "relay sessions that ended")
 
     def limited(self, key: str) -> bool:
         """Whether the limits per address hold for this one."""
@@ -305,36 +389,28 @@ class Gatekeeper:
         keys = address_keys(host)
         return not self.limited(keys[0]) or self._strangers_calls.take(keys, time.monotonic())
 
+    def may_name(self, host: str, peer_id: str | None, callee: str) -> bool:
+        """Whether it may call that peer, too, in this minute; ``peer_id``: its own, if any.
+
+        Online or not: else whoever tries many ids would learn who is.
+        """
+        now = time.monotonic()
+        if peer_id is not None:
+            return self._named_by_accounts.take((peer_id,), callee, now)
+        keys = address_keys(host)
+        return not self.limited(keys[0]) or self._named_by_strangers.take(keys, callee, now)
+
     # The log.
 
     def refused(self, host: str, reason: str) -> None:
         """Log a refusal; those of one address that follow soon are only counted."""
-        key, now = address_key(host), time.monotonic()
-        since, hidden = self._refusals.get(key, (now - LOG_EVERY_S, 0))
-        if now - since < LOG_EVERY_S:
-            self._refusals[key] = (since, hidden + 1)
-            return
-        self._log_hidden(key, hidden)
-        log.warning("%s refused: %s", host, reason)
-        self._refusals[key] = (now, 0)
-        self._refusals.move_to_end(key)
-        if len(self._refusals) > TABLE_SIZE:
-            key, (_, hidden) = self._refusals.popitem(last=False)
-            self._log_hidden(key, hidden)
+        self.refusals.tell(address_key(host), "%s refused: %s", host, reason)
 
     def sweep(self, now: float) -> None:
         """To be called about once a second."""
         self.deadlines.sweep(now)
-        while self._refusals:
-            key, (since, hidden) = next(iter(self._refusals.items()))
-            if now - since < LOG_EVERY_S:
-                break
-            del self._refusals[key]
-            self._log_hidden(key, hidden)
-
-    def _log_hidden(self, key: str, hidden: int) -> None:
-        if hidden:
-            log.warning("%s: %d more refusals in %d s", key, hidden, LOG_EVERY_S)
+        for log_of_it in (self.refusals, self.paired, self.ended):
+            log_of_it.sweep(now)
 
 
 def uncount(counter: Counter[str], key: str) -> None:

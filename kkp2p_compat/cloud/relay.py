@@ -272,7 +272,8 @@ class Relay:
             self._limits.relay_session_bytes,
         )
         session.splice.start()
-        log.info("relay: %s and %s: paired", a.host, b.host)
+        key = address_key(a.host)
+        self._gate.paired.tell(key, "relay: %s and %s: paired", a.host, b.host)
 
     def _ended(self, session: _Session, outcome: Outcome) -> None:
         self._closing.spawn(self._close_session, session, outcome)
@@ -283,7 +284,8 @@ class Relay:
                 f"relay: a session with {session.b.host} is over "
                 f"{self._limits.relay_session_bytes} bytes",
             )
-        log.info(
+        self._gate.ended.tell(
+            address_key(session.a.host),
             "relay: %s and %s: %d and %d bytes in %.1f s%s",
             session.a.host,
             session.b.host,

@@ -52,6 +52,10 @@ class Limits:
     work_per_address: float = _limit(0.25, "processor time for an address, seconds per second")
     messages_per_s: float = _limit(2000.0, "messages per second on a connection")
     calls_per_s: float = _limit(1000.0, "calls per second on a connection")
+    stranger_peers: int = _limit(
+        20, "different peers that callers without login may call in a minute, of an address"
+    )
+    account_peers: int = _limit(200, "the same of an account")
     open_calls: int = _limit(512, "unanswered calls at once on a connection")
     stranger_calls_per_s: float = _limit(
         200.0, "calls per second from an address, by callers that have not logged in"

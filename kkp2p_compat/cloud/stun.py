@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 from gevent import get_hub, monkey
 
+from .._bucket import Bucket
 from .._errors import BadPacket
 from ..traversal.candidates import family_of, may_be_peer
 from ..traversal.stun import (
@@ -37,7 +38,7 @@ from ..traversal.stun import (
     Message,
     parse_untrusted,
 )
-from .limits import Buckets, Gatekeeper, address_key
+from .limits import Gatekeeper, Networks, address_keys
 
 __all__ = ["Reply", "StunResponder", "respond_untrusted"]
 
@@ -67,16 +68,28 @@ class Reply(NamedTuple):
 
 
 def respond_untrusted(data: bytes, source: Address, asked: Address, other: Address) -> Reply:
-    """The answer to a datagram.  Raises BadPacket, with the reason, if it gets none.
+    """The answer to a datagram.  Raises BadPacket, with the reason, if it gets none."""
+    return respond(parse_request_untrusted(data, source), len(data), source, asked, other)
 
-    ``asked``: the address and port that it came to, the address empty where the system does not
-    tell.  ``other``: our other ones.
-    """
+
+def parse_request_untrusted(data: bytes, source: Address) -> Message:
+    """A request that may be answered; raises BadPacket, with the reason, for all else."""
     request = parse_untrusted(data, MAX_REQUEST_BYTES)
     if request.kind is not Kind.REQUEST:
         raise BadPacket("not a request")
     if not may_be_peer(*source):
         raise BadPacket("a request from nobody's address")
+    return request
+
+
+def respond(
+    request: Message, most: int, source: Address, asked: Address, other: Address
+) -> Reply:  # fmt: skip
+    """The answer to a request of ``most`` bytes.  Raises BadPacket if it gets none.
+
+    ``asked``: the address and port that it came to, the address empty where the system does not
+    tell.  ``other``: our other ones.
+    """
     port = source[1] if request.response_port is None else request.response_port
     if request.response_port is not None and port < LOWEST_RESPONSE_PORT:
         raise BadPacket("a request for an answer to a port of services")
@@ -96,11 +109,11 @@ def respond_untrusted(data: bytes, source: Address, asked: Address, other: Addre
         if asked[0]:
             full = Message(Kind.RESPONSE, tag, mapped=source, origin=sender, other=other)
             wire = full.encode(None)
-            if len(wire) <= len(data):
+            if len(wire) <= most:
                 return Reply(wire, sender, (source[0], port))
     for fingerprint in (True, False):
         wire = short.encode(None, fingerprint)
-        if len(wire) <= len(data):
+        if len(wire) <= most:
             return Reply(wire, sender, (source[0], port))
     raise BadPacket("a request that is shorter than its answer")
 
@@ -168,8 +181,8 @@ class StunResponder:
         self._second_ip = second_ip
         self._places: list[_Place] = []
         limits = gate.limits
-        self._by_address = Buckets(limits.stun_per_s, limits.stun_per_s * limits.burst_s)
-        self._in_all = Buckets(limits.stun_total_per_s, limits.stun_total_per_s)
+        self._by_address = Networks(limits.stun_per_s, limits.stun_per_s * limits.burst_s)
+        self._in_all = Bucket(limits.stun_total_per_s, limits.stun_total_per_s, time.monotonic())
 
     def start(self, host: str, port: int) -> None:
         """Raises OSError, with EADDRINUSE if the port is not free."""
@@ -233,16 +246,17 @@ class StunResponder:
             self._answer_untrusted(place, data, source, ip)
 
     def _answer_untrusted(self, place: _Place, data: bytes, source: Address, ip: str) -> None:
-        key, now = address_key(source[0]), time.monotonic()
-        if self._gate.limited(key) and not self._by_address.take(key, now):
+        keys, now = address_keys(source[0]), time.monotonic()
+        if self._gate.limited(keys[0]) and not self._by_address.take(keys, now):
             self.counts["over the limit of an address"] += 1
-            return
-        if not self._in_all.take("", now):
-            self.counts["over the limit of all"] += 1
             return
         asked = ip, self.ports[place.index]
         try:
-            reply = respond_untrusted(data, source, asked, self._other(ip, place.index))
+            request = parse_request_untrusted(data, source)
+            if not self._in_all.take(now):  # after parsing: garbage takes nothing from others
+                raise BadPacket("over the limit of all")
+            other = self._other(ip, place.index)
+            reply = respond(request, len(data), source, asked, other)
         except BadPacket as error:
             self.counts[str(error)] += 1
             return

@@ -75,6 +75,9 @@ class Wire:
         self.sent = b""
         self.datagrams: list[tuple[bytes, Any]] = []
 
+    def fileno(self) -> int:
+        return -1  # as of one that is closed
+
     def recv(self, size: int) -> Any:
         if not self.heard:
             raise ssl.SSLWantReadError
