@@ -196,6 +196,24 @@ def test_a_reader_that_does_not_read_costs_its_window_and_no_more() -> None:
     _nothing_left(pair)
 
 
+def test_a_new_limit_is_told_although_the_peer_has_stopped_to_read() -> None:
+    """Its STOP comes between the application's read and the packet that would tell."""
+    pair = Pair("stop", FAST)
+    pair.reading = {"paused": True}
+    transfer = pair.start(*[4 * INITIAL_STREAM_WINDOW_BYTES] * 2)
+    transfer.at_caller.paused = True
+    pair.run(None, 5)
+    number, callee, reader = transfer.stream_id, pair.callee.connection, transfer.at_callee
+    data = b"".join(callee.peek(number))
+    callee.consume(number, len(data))  # nothing is sent before the next datagram comes
+    reader.received += len(data)
+    reader.paused = False
+    pair.caller.connection.stop(number)
+    pair.caller.drive()
+    pair.run(lambda: reader.done, 60)
+    _nothing_left(pair)
+
+
 def test_many_readers_that_do_not_read_leave_room_for_one_that_does() -> None:
     pair = Pair("many paused", FAST)
     pair.reading = {"paused": True}

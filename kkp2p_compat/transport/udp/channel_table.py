@@ -309,7 +309,7 @@ class ChannelTable:
 
     def _forget(self, channel: Channel) -> None:
         self.channels.pop(channel.stream_id, None)
-        self._packer.drop(channel.send)
+        self._packer.forget(channel)
 
     def _control(self, frame: bytes) -> None:
         packer = self._packer

@@ -103,9 +103,13 @@ class Packer:
             self._blocked.add(stream)
 
     def drop(self, stream: SendStream) -> None:
+        """Nothing more of this stream is to be sent; the other direction may live on."""
         self._sending.pop(stream, None)
         self._blocked.discard(stream)
-        self._channel_windows.pop(stream.stream_id, None)
+
+    def forget(self, channel: Channel) -> None:
+        self.drop(channel.send)
+        self._channel_windows.pop(channel.stream_id, None)
 
     def clear(self) -> None:
         self._sending.clear()
