@@ -141,8 +141,9 @@ def sdk_version(buff: Any, length: int) -> str:
 def engine_init(conf: engine_conf_t, timeout: int) -> engine_t | None:
     """Start an engine.  ``timeout``: ms to resolve login_domain, 0 or more.
 
-    Returns None on an error; error_no then has -101 (malformed or unknown domain), -102 (did not
-    resolve in time), -103 (the resolver failed), -104 (no address) or -106 (another field).  A
+    Returns None on an error; error_no then has -101 (malformed domain), -102 (did not resolve in
+    time), -103 (the resolver failed, or knows no such name), -104 (no address) or -106 (another
+    field).  -102 to -104 may pass, such as at boot when the network is not up yet: try again.  A
     cloud that does not answer is no error: logging in is tried again and again.
     C: ``kkp2p_engine_init``.
     """

@@ -9,9 +9,9 @@ from __future__ import annotations
 # Result codes.
 KKP2P_SUCCESS = 0
 KKP2P_ERROR = -1  # any failure without a code of its own; also: the peer or descriptor is closed
-KKP2P_ERROR_DOMAIN_PARAM_ERROR = -101  # login_domain is malformed, or no such name exists
+KKP2P_ERROR_DOMAIN_PARAM_ERROR = -101  # login_domain is malformed
 KKP2P_ERROR_ANALYSIS_DOMAIN_TIMEOUT = -102  # login_domain did not resolve in time
-KKP2P_ERROR_ANALYSIS_DOMAIN_FAILURE = -103  # the resolver failed
+KKP2P_ERROR_ANALYSIS_DOMAIN_FAILURE = -103  # the resolver failed, or knows no such name
 KKP2P_ERROR_DOMAIN_NO_IP = -104  # login_domain resolves to no usable address
 KKP2P_ERROR_SYSTEM_INTERNAL = -105  # a bug or a failing system call; see the log
 KKP2P_ERROR_PARAMETER = -106  # an argument is out of range, or not supported here

@@ -7,12 +7,13 @@ import re
 import signal
 import socket as _socket
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import gevent
 import pytest
 from gevent import socket
-from support import SECRET, CloudProcess, Program
+from support import ROOT, SECRET, CloudProcess, Program
 from tool_process import StartTool, Tool, start_tool
 
 from kkp2p_compat.cli import proxy as proxy_module
@@ -221,3 +222,60 @@ def test_a_port_that_is_taken(cloud: CloudProcess, start_tool: StartTool) -> Non
         status, output, errors = start_tool("proxy", port, "peer", "--login", login(cloud)).end()
     assert (status, output) == (1, "")
     assert errors.startswith(f"kkp2p proxy: proxy 127.0.0.1:{port}: [Errno 98]")
+
+
+# A resolver that knows "cloud.test" once a file is there: a network that comes up after us.
+LATE_RESOLVER = """
+import os, socket
+real = socket.getaddrinfo
+def getaddrinfo(host, *rest):
+    if host == "cloud.test" and not os.path.exists(os.environ["NETWORK"]):
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+    return real("127.0.0.1" if host == "cloud.test" else host, *rest)
+socket.getaddrinfo = getaddrinfo
+"""
+
+
+@pytest.fixture
+def before_the_network(tmp_path: Path) -> dict[str, str]:
+    """The environment of a tool; the file NETWORK in it lets the name resolve."""
+    (tmp_path / "sitecustomize.py").write_text(LATE_RESOLVER)
+    return {"PYTHONPATH": f"{tmp_path}:{ROOT}", "NETWORK": str(tmp_path / "network")}
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_it_starts_before_the_network(
+    cloud: CloudProcess, server: Program, start_tool: StartTool,
+    before_the_network: dict[str, str], as_json: bool,
+) -> None:  # fmt: skip
+    options = ["--login", f"cloud.test:{cloud.port}", *(["--json"] if as_json else [])]
+    tool = start_tool("proxy", "127.0.0.1:0", "peer", *options, **before_the_network)
+    if as_json:
+        waiting = tool.event()
+        assert waiting["event"] == "waiting"
+        assert waiting["problem"].startswith("cloud.test: ")
+    else:
+        assert tool.error_line().startswith("kkp2p proxy: cloud.test: ")
+    Path(before_the_network["NETWORK"]).touch()
+    port = int(re.findall(r"\d+", tool.line().replace("127.0.0.1", "", 1))[0])
+    exchange(port, SIZE)
+    assert tool.end(signal.SIGTERM)[0] == 0
+
+
+def test_it_can_be_ended_while_it_waits_for_the_network(
+    start_tool: StartTool, before_the_network: dict[str, str]
+) -> None:
+    arguments = ("proxy", "0", "peer", "--login", "cloud.test")
+    tool = start_tool(*arguments, **before_the_network)
+    assert "trying again" in tool.error_line()
+    assert tool.end(signal.SIGTERM) == (0, "", "")
+
+
+@pytest.mark.parametrize("options", [["--login", "cloud.test", "--no-retry"], ["--login", "a..b"]])
+def test_it_ends_at_once_when_told_so_and_for_a_name_that_is_none(
+    start_tool: StartTool, before_the_network: dict[str, str], options: list[str]
+) -> None:
+    status, output, errors = start_tool("proxy", "0", "peer", *options, **before_the_network).end()
+    assert (status, output) == (1, "")
+    assert "trying again" not in errors
+    assert len(errors.splitlines()) == 1

@@ -34,6 +34,11 @@ class Tool:
         assert self.process.stdout is not None
         return str(_wait(self.process.stdout.readline)).rstrip("\n")
 
+    def error_line(self) -> str:
+        """The next line of its standard error; empty at the end of it."""
+        assert self.process.stderr is not None
+        return str(_wait(self.process.stderr.readline)).rstrip("\n")
+
     def event(self) -> dict[str, Any]:
         """The next line, as JSON."""
         fields = json.loads(self.line())

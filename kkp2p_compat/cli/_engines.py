@@ -9,11 +9,20 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from .. import log_destroy, log_init
-from .._codes import CONNECT_AUTO, CONNECT_P2P, CONNECT_RELAY, MAX_PEER_ID
+from .._codes import (
+    CONNECT_AUTO,
+    CONNECT_P2P,
+    CONNECT_RELAY,
+    KKP2P_ERROR_ANALYSIS_DOMAIN_FAILURE,
+    KKP2P_ERROR_ANALYSIS_DOMAIN_TIMEOUT,
+    KKP2P_ERROR_DOMAIN_NO_IP,
+    MAX_PEER_ID,
+)
+from .._errors import KKP2PError
 from .._structs import engine_conf_t
 from ..control.resolver import is_address
 from ..engine.engine import Engine
@@ -28,6 +37,11 @@ DEFAULT_LOGIN = "127.0.0.1:3080"  # where ``kkp2p cloud`` is when it is told not
 RESOLVE_S = 5.0  # our choice: for the cloud's name
 MAX_S = 3600  # our choice: of any time that is given
 QUIET, DEBUG = 0, 4  # levels of the engine's log
+# A name that does not resolve may do so later: at boot the network is not up yet.
+_NOT_YET = (
+    KKP2P_ERROR_ANALYSIS_DOMAIN_FAILURE, KKP2P_ERROR_ANALYSIS_DOMAIN_TIMEOUT,
+    KKP2P_ERROR_DOMAIN_NO_IP,
+)  # fmt: skip
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -55,8 +69,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 @contextlib.contextmanager
-def open_engine(options: argparse.Namespace) -> Iterator[Engine]:
-    """Raises KKP2PError, such as when the cloud's name does not resolve."""
+def open_engine(
+    options: argparse.Namespace, waits: Callable[[KKP2PError], bool] = lambda error: False
+) -> Iterator[Engine]:
+    """Raises KKP2PError, such as when the cloud's name does not resolve.
+
+    ``waits`` is asked in that case; when it returns true the name is looked up again.
+    """
     conf = engine_conf_t(disable_upnp=int(options.no_upnp), stun_servers=options.stun)
     if options.lan:
         conf.lan_search_port = options.lan
@@ -65,13 +84,22 @@ def open_engine(options: argparse.Namespace) -> Iterator[Engine]:
         conf.login_domain, conf.login_port, conf.login_ca = host, port, options.ca
     log_init(_log, None, DEBUG if options.verbose else QUIET)
     try:
-        engine = Engine(conf, RESOLVE_S)
+        engine = _make_engine(conf, waits)
         try:
             yield engine
         finally:
             engine.destroy()
     finally:
         log_destroy()
+
+
+def _make_engine(conf: engine_conf_t, waits: Callable[[KKP2PError], bool]) -> Engine:
+    while True:
+        try:
+            return Engine(conf, RESOLVE_S)
+        except KKP2PError as error:
+            if error.code not in _NOT_YET or not waits(error):
+                raise
 
 
 def login_of(options: argparse.Namespace) -> tuple[str, int]:

@@ -40,6 +40,10 @@ from .explain import explain, timeline_fields
 
 __all__ = ["add_parser"]
 
+# Our choices, in seconds: between two look-ups of a name that does not resolve.
+RETRY_FIRST_S = 0.5
+RETRY_MOST_S = 5.0
+
 LOOPBACKS = ["127.0.0.1", "::1"]
 FREE_PORT_ATTEMPTS = 10  # our choice: of port 0, for one that is free on both
 MAX_WAITING = 10_000  # our choice: events that are not printed yet; then the oldest go
@@ -71,6 +75,10 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--timeout", metavar="SECONDS", type=parse_seconds, default=10.0,
         help="for the connect to the peer (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--no-retry", action="store_true",
+        help="end when the cloud's name does not resolve; else it is looked up until it does",
     )  # fmt: skip
     add_options(parser)
     parser.set_defaults(run=_run)
@@ -153,13 +161,38 @@ def _run(options: argparse.Namespace) -> int:
     notice = lost_as_json if options.json else lost_in_words
     with never_waiting(notice), setting(stopping):
         try:
-            with open_engine(options) as engine:
+            with open_engine(options, _Patience(options, stopping)) as engine:
                 return _serve(engine, options, events, stopping)
         except KKP2PError as error:
+            if stopping.is_set():
+                return 0
             print(f"kkp2p proxy: {error}", file=sys.stderr)
             return 1
         finally:
             events.close()
+
+
+class _Patience:
+    """Whether to look the cloud's name up again: says so once, and waits before each time."""
+
+    def __init__(self, options: argparse.Namespace, stopping: Event) -> None:
+        self._options = options
+        self._stopping = stopping
+        self._pause_s = RETRY_FIRST_S
+        self._told = ""
+
+    def __call__(self, error: KKP2PError) -> bool:
+        if self._options.no_retry:
+            return False
+        if str(error) != self._told:
+            self._told = str(error)
+            if self._options.json:
+                _show({"event": "waiting", "problem": self._told}, as_json=True)
+            else:
+                print(f"kkp2p proxy: {error}; trying again", file=sys.stderr, flush=True)
+        stopped = self._stopping.wait(self._pause_s)
+        self._pause_s = min(2 * self._pause_s, RETRY_MOST_S)
+        return not stopped
 
 
 def _serve(engine: Engine, options: argparse.Namespace, events: _Events, stopping: Event) -> int:

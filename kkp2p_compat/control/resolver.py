@@ -139,11 +139,10 @@ def _resolve_name(name: str, timeout_s: float) -> list[str]:
 
 
 def _code_of(error: Exception) -> int:
+    """Never -101: a name that is unknown may only be so because there is no network yet."""
     number = error.errno if isinstance(error, socket.gaierror) else None
     if number == socket.EAI_AGAIN:  # the resolver's own time-out
         return _codes.KKP2P_ERROR_ANALYSIS_DOMAIN_TIMEOUT
-    if number == socket.EAI_NONAME:
-        return _codes.KKP2P_ERROR_DOMAIN_PARAM_ERROR
     if number in _NO_ADDRESS:
         return _codes.KKP2P_ERROR_DOMAIN_NO_IP
     return _codes.KKP2P_ERROR_ANALYSIS_DOMAIN_FAILURE
