@@ -35,7 +35,8 @@ def add_parser(subparsers: Any) -> None:
         "cloud",
         help="run a cloud: where peers log in and find each other",
         description="Runs a cloud until SIGTERM or SIGINT.  With no arguments it is one process "
-        "that serves everything on one port.",
+        "that serves everything on one port.  When the files of its certificate are replaced, it "
+        "shows the new one to new connections within seconds, and on SIGHUP at once.",
     )
     parser.add_argument(
         "--listen",
@@ -53,6 +54,14 @@ def add_parser(subparsers: Any) -> None:
         help="folder of the certificate and the accounts (default: %(default)s)",
     )
     parser.add_argument("--role", choices=ROLES, default="all", help="serve only this")
+    parser.add_argument(
+        "--name",
+        metavar="NAME_OR_IP",
+        action="append",
+        default=[],
+        help="put this name into the certificate that the cloud makes itself, beside the host's "
+        "own; may be repeated; a new certificate is made when the kept one has it not",
+    )
     parser.add_argument("--tls-cert", metavar="FILE", type=Path, help="PEM certificate (chain)")
     parser.add_argument("--tls-key", metavar="FILE", type=Path, help="its PEM key")
     parser.add_argument(
@@ -202,6 +211,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         data=options.data,
         tls_cert=options.tls_cert,
         tls_key=options.tls_key,
+        names=options.name,
         accounts=dict(options.account),
         tracks=[address for address, _ in options.track],
         certificates=[*itertools.chain(options.vouch, *(named for _, named in options.track))],
@@ -230,6 +240,7 @@ def _serve(options: argparse.Namespace) -> int:
     except (OSError, ValueError) as error:
         print(f"kkp2p cloud: {error}", file=sys.stderr)
         return 2
+    gevent.signal_handler(signal.SIGHUP, cloud.reload)  # for as long as the process lives
     try:
         cloud.start()
     except (OSError, ValueError, sqlite3.Error) as error:

@@ -2,12 +2,16 @@
 
 The login needs no certificate that anybody vouches for (SCRAM is bound to whatever it is); clients
 that should verify it are given ``cloud.crt`` as their login_ca.
+
+Its files may be replaced at any time (``Certificate``): connections that are open keep what they
+were shown.
 """
 
 from __future__ import annotations
 
 import datetime
 import ipaddress
+import logging
 import os
 import socket
 import ssl as stdlib_ssl
@@ -16,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
@@ -25,7 +30,9 @@ from ..control.binding import end_point_binding
 from ..control.trust import fingerprint
 from ..traversal.interfaces import interfaces, source_addresses
 
-__all__ = ["TLSIdentity", "host_addresses", "load_identity"]
+__all__ = ["Certificate", "TLSIdentity", "host_addresses", "load_identity"]
+
+log = logging.getLogger(__name__)
 
 VALID_DAYS = 3652  # our choice: ten years; nobody renews a self-signed certificate on time
 CLOCK_SKEW_DAYS = 1  # our choice: a client's clock may be behind
@@ -46,29 +53,113 @@ def host_addresses() -> list[str]:
 
 
 def load_identity(
-    data: Path | None, certificate: Path | None = None, key: Path | None = None
+    data: Path | None,
+    certificate: Path | None = None,
+    key: Path | None = None,
+    names: list[str] | None = None,
 ) -> TLSIdentity:
     """The certificate of the files given, else that of ``data``, made there if it is missing.
 
-    Without ``data`` it is made for this process only.  Raises OSError (also ssl.SSLError) or
-    ValueError, with a sentence for the user.
+    One that we make is for this host's addresses and name, and for ``names``; with names that the
+    kept one has not, a new one is made with the same key.  Without ``data`` it is made for this
+    process only.  Raises OSError (also ssl.SSLError) or ValueError, with a sentence for the user.
     """
     if certificate is not None and key is not None:
         return _identity(certificate, key)
     if data is None:
         with tempfile.TemporaryDirectory(prefix="kkp2p-") as folder:
-            return _kept_identity(Path(folder))
-    return _kept_identity(data)
+            return _kept_identity(Path(folder), names or [])
+    return _kept_identity(data, names or [])
 
 
-def _kept_identity(data: Path) -> TLSIdentity:
-    certificate, key = data / "cloud.crt", data / "cloud.key"
-    if not (certificate.exists() and key.exists()):
+class Certificate:
+    """What a cloud shows now, from files that may be replaced while it runs."""
+
+    def __init__(
+        self, data: Path | None, certificate: Path | None, key: Path | None, names: list[str]
+    ) -> None:
+        """Raises as ``load_identity`` does."""
+        self.shown = load_identity(data, certificate, key, names)
+        self._files: tuple[Path, ...] = ()
+        if certificate is not None and key is not None:
+            self._files = certificate, key
+        elif data is not None:
+            self._files = data / _CERTIFICATE, data / _KEY
+        self._loaded = self._seen = self._stamps()
+
+    def sweep(self, now: float) -> None:
+        """To be called about once a second: load files that have changed.
+
+        Not before they were the same twice: the two are not replaced at once.
+        """
+        stamps = self._stamps()
+        if stamps == self._seen != self._loaded:
+            self.load()
+        self._seen = stamps
+
+    def load(self) -> None:
+        """Load the files now.  Where they do not fit together the old certificate stays."""
+        if not self._files:
+            return
+        self._loaded = self._stamps()
+        try:
+            identity = _identity(*self._files)
+        except (OSError, ValueError, UnsupportedAlgorithm) as error:
+            log.error("the certificate is not replaced: %s", error)
+            return
+        if identity.fingerprint != self.shown.fingerprint:
+            log.warning("new connections are shown another certificate: %s", identity.fingerprint)
+        self.shown = identity
+
+    def _stamps(self) -> list[tuple[int, int, int] | None]:
+        return [_stamp(file) for file in self._files]
+
+
+def _stamp(file: Path) -> tuple[int, int, int] | None:
+    """Another one when a file was replaced or written to."""
+    try:
+        status = file.stat()
+    except OSError:  # it is being replaced
+        return None
+    return status.st_mtime_ns, status.st_ino, status.st_size
+
+
+_CERTIFICATE, _KEY = "cloud.crt", "cloud.key"
+
+
+def _kept_identity(data: Path, names: list[str]) -> TLSIdentity:
+    certificate, key_file = data / _CERTIFICATE, data / _KEY
+    if not (certificate.exists() and key_file.exists()):
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
-        certificate_pem, key_pem = _make_self_signed()
-        _write(key, key_pem, 0o600)
-        _write(certificate, certificate_pem, 0o644)
-    return _identity(certificate, key)
+        key = ec.generate_private_key(ec.SECP256R1())
+        _write(key_file, _key_pem(key), 0o600)
+        _write(certificate, _self_signed_pem(key, names), 0o644)
+    elif missing := set(names) - _names_in(certificate):
+        pem = _self_signed_pem(_kept_key(key_file), names)
+        _write(certificate, pem, 0o644)
+        log.warning(
+            "%s is another one now, with %s: who has it as login_ca or its SHA-256 needs the new"
+            " one; its key is the same",
+            certificate, ", ".join(sorted(missing)),
+        )  # fmt: skip
+    return _identity(certificate, key_file)
+
+
+def _names_in(certificate: Path) -> set[str]:
+    found = x509.load_pem_x509_certificate(certificate.read_bytes())
+    try:
+        names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return set()
+    addresses = names.get_values_for_type(x509.IPAddress)
+    return {*names.get_values_for_type(x509.DNSName), *map(str, addresses)}
+
+
+def _kept_key(file: Path) -> ec.EllipticCurvePrivateKey:
+    key = serialization.load_pem_private_key(file.read_bytes(), None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ValueError(f"{file} is not a key that kkp2p cloud has made; --name is for those")
+    return key
 
 
 def _identity(certificate: Path, key: Path) -> TLSIdentity:
@@ -89,12 +180,10 @@ def _identity(certificate: Path, key: Path) -> TLSIdentity:
     return TLSIdentity(context, end_point_binding(der), f"sha256:{fingerprint(der).hex()}")
 
 
-def _make_self_signed() -> tuple[bytes, bytes]:
-    key = ec.generate_private_key(ec.SECP256R1())
-    names = dict.fromkeys(["localhost", socket.gethostname()])
-    addresses = [ipaddress.ip_address(address) for address in host_addresses()]
-    alternatives: list[x509.GeneralName] = [x509.DNSName(name) for name in names if name.isascii()]
-    alternatives += [x509.IPAddress(address) for address in addresses]
+def _self_signed_pem(key: ec.EllipticCurvePrivateKey, given: list[str]) -> bytes:
+    host_name = socket.gethostname()
+    names = ["localhost", *([host_name] if host_name.isascii() else []), *host_addresses(), *given]
+    alternatives = [_alternative(name) for name in dict.fromkeys(names)]
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "kkp2p cloud")])
     now = datetime.datetime.now(datetime.timezone.utc)
     certificate = (
@@ -111,12 +200,22 @@ def _make_self_signed() -> tuple[bytes, bytes]:
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
-    key_pem = key.private_bytes(
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def _alternative(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
+
+
+def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-    return certificate.public_bytes(serialization.Encoding.PEM), key_pem
 
 
 def _write(path: Path, content: bytes, mode: int) -> None:

@@ -28,6 +28,7 @@ from .._errors import BadPacket
 from ..control.callers import ANYBODY
 from ..control.wire import LineReader, Message, encode
 from ..transport import tcp
+from .certificate import TLSIdentity
 from .limits import Gatekeeper
 
 __all__ = ["Connection", "Service"]
@@ -85,6 +86,7 @@ class Connection:
         "_state",
         "_work",
         "_writable",
+        "binding",
         "call_tokens",
         "callers",
         "comes_again",
@@ -101,7 +103,13 @@ class Connection:
     )
 
     def __init__(
-        self, sock: Any, host: str, gate: Gatekeeper, service: Service, context: Any, closing: Group
+        self,
+        sock: Any,
+        host: str,
+        gate: Gatekeeper,
+        service: Service,
+        identity: TLSIdentity,
+        closing: Group,
     ) -> None:
         limits = gate.limits
         now = time.monotonic()
@@ -111,7 +119,8 @@ class Connection:
         self._sock = sock
         self._gate = gate
         self._service = service
-        self._context = context
+        self._context = identity.context
+        self.binding = identity.binding  # of a login to the certificate that it is shown
         self._closing = closing
         self._state = _SHAKING
         self._reader = LineReader(limits.line_bytes, limits.stranger_line_bytes)

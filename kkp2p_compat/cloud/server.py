@@ -22,7 +22,7 @@ from gevent.pool import Group
 
 from ..transport import relay_wire, tcp
 from .accounts import Accounts
-from .certificate import load_identity
+from .certificate import Certificate
 from .connection import CLOSE_S, Connection
 from .limits import LOG_EVERY_S, Gatekeeper
 from .relay import Relay
@@ -106,14 +106,13 @@ class Cloud:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.fingerprint = ""  # of the certificate: "sha256:" and hex; empty for a relay
         self.accounts: Accounts | None = None
         self.track: Track | None = None
         self.relay: Relay | None = None
         self.route: Route | None = None
         self.stun: StunResponder | None = None
         self.gate = Gatekeeper(settings.limits)
-        self._context: Any = None
+        self._certificate: Certificate | None = None  # a relay has none
         self._listener: Any = None
         self._accepting: Any = None
         self._timers: list[Any] = []
@@ -126,6 +125,16 @@ class Cloud:
         """Where it listens; the port is the real one."""
         host, port = self._listener.getsockname()[:2]
         return host, port
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the certificate: "sha256:" and hex; empty for a relay."""
+        return "" if self._certificate is None else self._certificate.shown.fingerprint
+
+    def reload(self) -> None:
+        """Load the certificate's files again; new connections are shown what is there now."""
+        if self._certificate is not None:
+            self._certificate.load()
 
     def start(self) -> None:
         """Raises OSError, ValueError or sqlite3.Error, with a sentence for the user."""
@@ -158,8 +167,9 @@ class Cloud:
         if settings.role in ("all", "relay"):
             self.relay = Relay(self.gate, key, self._closing)
         if settings.role != "relay":
-            identity = load_identity(settings.data, settings.tls_cert, settings.tls_key)
-            self._context, self.fingerprint = identity.context, identity.fingerprint
+            self._certificate = Certificate(
+                settings.data, settings.tls_cert, settings.tls_key, settings.names
+            )
         if settings.role == "route":
             self.route = Route(self.gate, settings.tracks, settings.certificates)
         elif settings.role != "relay":
@@ -167,7 +177,6 @@ class Cloud:
             self.track = Track(
                 self.gate,
                 self.accounts,
-                identity.binding,
                 settings.relays,
                 key,
                 settings.certificates,
@@ -332,7 +341,7 @@ class Cloud:
 
     def _begin(self, stranger: _Stranger) -> None:
         host, sock = stranger.host, stranger.sock
-        if self._control is None or tcp.left(sock):
+        if self._control is None or self._certificate is None or tcp.left(sock):
             self.dismiss(stranger, "")  # it has given up: no signature is wasted on it
             return
         try:
@@ -340,9 +349,8 @@ class Cloud:
         except OSError as error:  # reset already
             self.dismiss(stranger, str(error))
             return
-        connection = Connection(
-            sock, host, self.gate, self._control, self._context, self._closing
-        )  # fmt: skip
+        shown = self._certificate.shown
+        connection = Connection(sock, host, self.gate, self._control, shown, self._closing)
         self.gate.deadlines.discard(stranger)
         connection.start()
 
@@ -356,7 +364,7 @@ class Cloud:
 
     def _on_sweep(self) -> None:
         now = time.monotonic()
-        for part in (self.gate, self.track, self.relay):
+        for part in (self.gate, self.track, self.relay, self._certificate):
             try:
                 if part is not None:
                     part.sweep(now)

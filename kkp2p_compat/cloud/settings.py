@@ -6,6 +6,8 @@ help text and default that stand here.  All defaults are our choices.
 
 from __future__ import annotations
 
+import ipaddress
+import re
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,6 +93,7 @@ class Settings:
     data: Path | None = None  # certificate and accounts; None: nothing is kept
     tls_cert: Path | None = None  # PEM; with tls_key, instead of the certificate in ``data``
     tls_key: Path | None = None
+    names: list[str] = field(default_factory=list)  # more of them in the certificate in ``data``
     accounts: dict[str, str] = field(default_factory=dict)  # throw-away ones: peer id to secret
     tracks: list[tuple[str, int]] = field(default_factory=list)  # of a route
     relays: list[tuple[str, int]] = field(default_factory=list)  # of a track; none: in this process
@@ -107,6 +110,9 @@ class Settings:
             raise ValueError(f"role {self.role!r} is none of {', '.join(ROLES)}")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("a certificate and its key go together")
+        if self.names and (self.tls_cert is not None or self.role == "relay"):
+            raise ValueError("names are for the certificate that the cloud makes itself")
+        self.names = [_checked_name(name) for name in self.names]
         if (self.role == "route") != bool(self.tracks):
             raise ValueError("tracks are for the role route, which needs at least one")
         if self.relays and self.role not in ("all", "track"):
@@ -134,3 +140,17 @@ def _numeric(ip: str) -> str:
         return socket.inet_ntop(family, socket.inet_pton(family, ip))
     except OSError:
         raise ValueError(f"a STUN address is a numeric one, not {ip!r}") from None
+
+
+_LABEL = "[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"  # RFC 1123 section 2.1, and underscores
+_DNS_NAME = re.compile(rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*")
+
+
+def _checked_name(name: str) -> str:
+    """A DNS name or an address as it stands in a certificate; raises ValueError."""
+    try:
+        return str(ipaddress.ip_address(name))
+    except ValueError:
+        if _DNS_NAME.fullmatch(name):
+            return name.lower()
+    raise ValueError(f"{name!r} is neither a DNS name nor an IP address")

@@ -41,7 +41,6 @@ class Track(Service):
         self,
         gate: Gatekeeper,
         accounts: Accounts,
-        binding: bytes,
         relays: list[Address],
         relay_key: bytes,
         certificates: list[str],
@@ -63,7 +62,6 @@ class Track(Service):
         self._limits = gate.limits
         self._logins = LoginLimits(gate.limits, gate.limited)
         self._accounts = accounts
-        self._binding = binding
         self._certificates = certificates  # SHA-256s of those of the cloud's other servers
         self._accounts_version = accounts.version()
         self._accounts_asked = 0.0
@@ -131,7 +129,9 @@ class Track(Service):
             connection.comes_again = message.get("again") is True
             connection.must_finish(self._limits.handshake_s)
             call_only = message.get("call_only") is True
-            login = connection.login = Login(self._accounts, self._binding, str(peer_id), call_only)
+            login = connection.login = Login(
+                self._accounts, connection.binding, str(peer_id), call_only
+            )
             wait_s = self._hold(login, connection.host)
         except LoginRefused as error:
             self._refuse_login(connection, peer_id, error)

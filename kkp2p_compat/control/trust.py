@@ -2,7 +2,8 @@
 
 Any one of these vouches for a certificate:
 
-- a CA: login_ca, or for a login_domain that is a name one of the system's;
+- a CA: login_ca, which may be the very certificate that is shown; or for a login_domain that is a
+  name one of the system's;
 - the user: login_fingerprint;
 - a login: SCRAM is bound to the certificate that it ran on (``binding.py``), so the server knows
   our secret's verifier.  What a login has proved counts as long as the engine lives;
@@ -60,6 +61,10 @@ class Trust:
         # Nothing else may even be logged in at: a false server gets no proof to guess from.
         self.is_required = ca_file is not None or bool(given)
         self.verified = _system_context() if ca_file is None else _context(ca_file)
+        if ca_file is not None:
+            # A server that shows a certificate of login_ca itself is meant, by whatever name or
+            # address it is reached: behind a port forward its own certificate has another one.
+            self._known.update(map(fingerprint, self.verified.get_ca_certs(binary_form=True)))
         self.unverified = _bare_context()
         self.unverified.check_hostname = False
         self.unverified.verify_mode = ssl.CERT_NONE

@@ -22,6 +22,7 @@ from gevent import ssl
 
 from kkp2p_compat._errors import BadPacket, KKP2PError
 from kkp2p_compat.cloud.accounts import Accounts
+from kkp2p_compat.cloud.certificate import TLSIdentity
 from kkp2p_compat.cloud.connection import _OPEN, Connection
 from kkp2p_compat.cloud.limits import Gatekeeper, Limits
 from kkp2p_compat.cloud.login import Login
@@ -147,7 +148,7 @@ def fuzz_track(data: bytes) -> None:
 
 def _fuzz_track(data: bytes) -> None:
     gate = Gatekeeper(Limits())
-    track = Track(gate, _accounts(), b"binding", [("relay.example", 1)], KEY, [])
+    track = Track(gate, _accounts(), [("relay.example", 1)], KEY, [])
     ends = [_end(gate, track, f"192.0.2.{number}") for number in range(STRANGERS + 2)]
     for name, (connection, _) in zip((ALICE, "bob"), ends, strict=False):
         connection.peer_id = name
@@ -178,7 +179,8 @@ def _fuzz_track(data: bytes) -> None:
 def _end(gate: Gatekeeper, track: Track, host: str) -> tuple[Connection, Wire]:
     wire = Wire()
     closing: Any = SimpleNamespace(spawn=lambda _: None)
-    connection = Connection(wire, host, gate, track, None, closing)
+    identity = TLSIdentity(None, b"binding", "")
+    connection = Connection(wire, host, gate, track, identity, closing)
     connection._state = _OPEN
     gate.deadlines.add(connection)
     return connection, wire
