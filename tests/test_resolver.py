@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import socket
 import threading
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from support import PATIENCE_S
 import kkp2p_compat as kkp2p
 from kkp2p_compat import _codes
 from kkp2p_compat._errors import KKP2PError
-from kkp2p_compat.control import resolver
+from kkp2p_compat.control import nat64, resolver
 from kkp2p_compat.control.resolver import addresses_of, is_address, resolve, split_domain
 
 Answers = dict[str, list[str] | Exception]
@@ -202,3 +203,38 @@ def test_addresses_need_no_resolver(dns: Answers) -> None:
 
 def test_the_real_resolver_knows_localhost() -> None:
     assert set(resolve("localhost", PATIENCE_S)) <= {"127.0.0.1", "::1"}
+
+
+# IPv4 addresses on a host without IPv4: the examples of RFC 6052 section 2.4.
+TRANSLATED = [
+    ("2001:db8:c000:aa::", "2001:db8:c000:221::"),
+    ("2001:db8:1c0:0:aa::", "2001:db8:1c0:2:21::"),
+    ("2001:db8:122:c000:0:aa00::", "2001:db8:122:c000:2:2100::"),
+    ("2001:db8:122:3c0:0:aa::", "2001:db8:122:3c0:0:221::"),
+    ("2001:db8:122:344:c0:0:aa00::", "2001:db8:122:344:c0:2:2100::"),
+    ("2001:db8:122:344::192.0.0.170", "2001:db8:122:344::192.0.2.33"),
+    ("64:ff9b::192.0.0.171", "64:ff9b::192.0.2.33"),
+]
+
+
+@pytest.mark.parametrize(("known", "expected"), TRANSLATED)
+def test_an_address_as_a_nat64_has_it(
+    dns: Answers, monkeypatch: pytest.MonkeyPatch, known: str, expected: str
+) -> None:
+    monkeypatch.setattr(nat64, "has_route", lambda ip: False)
+    dns["ipv4only.arpa"] = ["192.0.0.170", "192.0.0.171", known]
+    found = addresses_of("192.0.2.33", PATIENCE_S)
+    assert found == ["192.0.2.33", str(ipaddress.ip_address(expected))]
+
+
+def test_a_network_without_a_nat64(dns: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nat64, "has_route", lambda ip: False)
+    for answer in (["192.0.0.170"], ["2001:db8::1", "fe80::1%eth0"], OSError("no resolver")):
+        dns["ipv4only.arpa"] = answer
+        assert addresses_of("192.0.2.33", PATIENCE_S) == ["192.0.2.33"]
+        assert addresses_of("2001:db8::1", PATIENCE_S) == ["2001:db8::1"]
+
+
+def test_a_host_with_ipv4_asks_nobody(dns: Answers) -> None:
+    dns["ipv4only.arpa"] = ["64:ff9b::192.0.0.170"]
+    assert addresses_of("127.0.0.1", PATIENCE_S) == ["127.0.0.1"]

@@ -18,10 +18,12 @@ from gevent import monkey
 from .. import _codes
 from .._errors import KKP2PError
 from .._io import Signal
+from . import nat64
 
 __all__ = ["MAX_ADDRESSES", "addresses_of", "is_address", "resolve", "split_domain"]
 
 MAX_ADDRESSES = 16  # our choice: more login servers than any one peer has use for
+NAT64_TIMEOUT_S = 2.0  # our choice: to find out whether the network has a NAT64
 
 # Our choice: native threads that look up names at once, in the process.  None can be stopped, and
 # servers name hosts as well: without a bound, names that nobody answers for would fill the process.
@@ -87,9 +89,20 @@ def resolve(login_domain: str, timeout_s: float) -> list[str]:
 
 
 def addresses_of(host: str, timeout_s: float) -> list[str]:
-    """The addresses of a host that another server named, at least one; raises as resolve does."""
+    """The addresses to dial for a host, at least one; raises as resolve does.
+
+    For an IPv4 address without a route also those that a NAT64 has for it.
+    """
     (host,) = split_domain(host)
-    return [host] if is_address(host) else _resolve_name(host, timeout_s)[:MAX_ADDRESSES]
+    if not is_address(host):
+        return _resolve_name(host, timeout_s)[:MAX_ADDRESSES]
+    if ":" in host or nat64.has_route(host):
+        return [host]
+    try:
+        answers = _resolve_name(nat64.DISCOVERY_NAME, min(timeout_s, NAT64_TIMEOUT_S))
+    except KKP2PError:
+        answers = []  # there is none: dialling the address says what is wrong
+    return [host, *nat64.translated(host, answers)]
 
 
 def _resolve_name(name: str, timeout_s: float) -> list[str]:
