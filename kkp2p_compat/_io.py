@@ -22,6 +22,8 @@ from gevent import getcurrent, monkey
 from gevent._hub_local import get_hub_if_exists  # the one way to ask without making a hub
 from gevent.hub import Waiter
 
+from ._descriptors import closings, is_private, waiting
+
 __all__ = [
     "Buffer",
     "Signal",
@@ -37,6 +39,7 @@ __all__ = [
 
 Buffer = Any  # an object with the buffer protocol; typing has no name for it before 3.12
 
+LOOK_AGAIN_MS = 100  # our choice: where a wait cannot be interrupted
 # Our choice: of a read-only view so much is copied for one send, about what a socket takes at once.
 MAX_COPY_BYTES = 256 << 10
 
@@ -125,24 +128,50 @@ def time_limit(seconds: float, error: Exception) -> Iterator[None]:
         timeout.close()
 
 
-def wait_fd(fd: int, events: int, timeout_s: float | None) -> bool:
-    """Wait until ``fd`` is ready for ``events`` (READ, WRITE, or both ORed); False: time is up."""
-    if not in_greenlet_world():
-        poll = _poll()
-        poll.register(
-            fd, (select.POLLIN if events & READ else 0) | (select.POLLOUT if events & WRITE else 0)
-        )
-        return bool(
-            poll.poll(None if timeout_s is None else min(max(0, timeout_s * 1000), 2**31 - 1))
-        )
+def wait_fd(fd: int, events: int, timeout_s: float | None, era: int | None = None) -> bool:
+    """Wait until ``fd`` is ready for ``events`` (READ, WRITE, or both ORed); False: time is up.
+
+    ``era``: its number of ``closings``; it counts as ready, too, when that is another one.
+    """
+    era = closings(fd) if era is None else era
+    wait = _wait_in_hub if in_greenlet_world() else _wait_in_thread
+    return wait(fd, events, timeout_s, era)
+
+
+def _wait_in_thread(fd: int, events: int, timeout_s: float | None, era: int) -> bool:
+    poll = _poll()
+    poll.register(
+        fd, (select.POLLIN if events & READ else 0) | (select.POLLOUT if events & WRITE else 0)
+    )
+    milliseconds = None if timeout_s is None else min(max(0, timeout_s * 1000), 2**31 - 1)
+    try:
+        woken, waker = os.pipe()
+    except OSError:  # out of descriptors: the caller looks at the number again
+        return bool(poll.poll(min(milliseconds or LOOK_AGAIN_MS, LOOK_AGAIN_MS)))
+    try:
+        poll.register(woken, select.POLLIN)
+        with waiting(fd, era, lambda: os.write(waker, b"+")):
+            return bool(poll.poll(milliseconds))
+    finally:
+        os.close(woken)
+        os.close(waker)
+
+
+def _wait_in_hub(fd: int, events: int, timeout_s: float | None, era: int) -> bool:
     hub = gevent.get_hub()
+    waiter = Waiter(hub)
     watcher = hub.loop.io(fd, events)
     ready = False
     try:
-        with gevent.Timeout(timeout_s, False):
-            hub.wait(watcher)
+        with (
+            waiting(fd, era, lambda: hub.loop.run_callback_threadsafe(waiter.switch, None)),
+            gevent.Timeout(timeout_s, False),
+        ):
+            watcher.start(waiter.switch, None)
+            waiter.get()
             ready = True
     finally:
+        watcher.stop()
         watcher.close()
     return ready
 
@@ -169,14 +198,25 @@ def shut_down(fd: int) -> None:
     _libc.shutdown(fd, socket.SHUT_RDWR)
 
 
-def receive(fd: int, buff: Buffer, length: int, timeout_s: float | None) -> int | None:
-    """Receive up to ``length`` bytes into ``buff``: how many, 0 at the end, None: time is up."""
+def receive(
+    fd: int, buff: Buffer, length: int, timeout_s: float | None, era: int | None = None
+) -> int | None:
+    """Receive up to ``length`` bytes into ``buff``: how many, 0 at the end, None: time is up.
+
+    ``era``: what ``closings`` said of ``fd`` when the caller got it; None: now.  When the number
+    has changed hands since, or is an engine's own, that is EBADF.
+    """
     target = ctypes.byref(ctypes.c_char.from_buffer(buff))
-    return _transfer(_libc.recv, fd, target, length, READ, timeout_s)
+    return _transfer(_libc.recv, fd, target, length, READ, timeout_s, era)
 
 
-def send(fd: int, buff: Buffer, length: int, timeout_s: float | None) -> int | None:
-    """Send up to ``length`` bytes of ``buff``: how many went, None: time is up."""
+def send(
+    fd: int, buff: Buffer, length: int, timeout_s: float | None, era: int | None = None
+) -> int | None:
+    """Send up to ``length`` bytes of ``buff``: how many went, None: time is up.
+
+    ``era``: as for ``receive``.
+    """
     source: Any = buff
     if not isinstance(buff, bytes):
         view = memoryview(buff)
@@ -185,14 +225,18 @@ def send(fd: int, buff: Buffer, length: int, timeout_s: float | None) -> int | N
             source, length = bytes(view), len(view)
         else:
             source = ctypes.byref(ctypes.c_char.from_buffer(view))
-    return _transfer(_libc.send, fd, source, length, WRITE, timeout_s)
+    return _transfer(_libc.send, fd, source, length, WRITE, timeout_s, era)
 
 
 def _transfer(
-    function: Any, fd: int, place: Any, length: int, events: int, timeout_s: float | None
-) -> int | None:
+    function: Any, fd: int, place: Any, length: int, events: int, timeout_s: float | None,
+    era: int | None,
+) -> int | None:  # fmt: skip
     deadline = None
+    era = closings(fd) if era is None else era
     while True:
+        if closings(fd) != era or is_private(fd):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         count: int = function(fd, place, length, _FLAGS)
         if count >= 0:
             return count
@@ -207,4 +251,4 @@ def _transfer(
             timeout_s = deadline - now
             if timeout_s <= 0:
                 return None
-        wait_fd(fd, events, timeout_s)  # a timer may be early: the clock above decides
+        wait_fd(fd, events, timeout_s, era)  # a timer may be early: the clock above decides

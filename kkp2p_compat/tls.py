@@ -26,6 +26,7 @@ from gevent.local import local
 from OpenSSL import SSL
 
 from . import _io
+from ._descriptors import closings
 
 __all__ = [
     "SSL_ERROR_NONE",
@@ -62,6 +63,7 @@ class Connection:
     def __init__(self, context: SSL.Context, fd: int) -> None:
         self._ssl: SSL.Connection | None = SSL.Connection(context, None)
         self._fd = fd
+        self._era = closings(fd)
         self._lock = monkey.get_original("_thread", "allocate_lock")()
         self._last = local()  # of each greenlet and thread: the reader's error is not the writer's
         self._is_server: bool | None = None
@@ -220,7 +222,7 @@ class Connection:
             left_s = None if deadline is None else deadline - time.monotonic()
             if left_s is not None and left_s <= 0:
                 break
-            _io.wait_fd(self._fd, events, left_s)
+            _io.wait_fd(self._fd, events, left_s, self._era)
         self._last.error, self._last.text = error, text
         return result
 
@@ -262,7 +264,7 @@ class Connection:
             return False
         buff = bytearray(CHUNK_BYTES)
         try:
-            count = _io.receive(self._fd, buff, CHUNK_BYTES, 0)
+            count = _io.receive(self._fd, buff, CHUNK_BYTES, 0, self._era)
         except OSError as error:
             self._input_end = error.strerror or str(error)
             return False
@@ -285,7 +287,7 @@ class Connection:
                 self._unsent = b""
                 continue
             try:
-                count = _io.send(self._fd, self._unsent, len(self._unsent), 0)
+                count = _io.send(self._fd, self._unsent, len(self._unsent), 0, self._era)
             except OSError as error:
                 self._output_end = error.strerror or str(error)
                 continue

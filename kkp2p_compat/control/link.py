@@ -21,6 +21,7 @@ from gevent.lock import RLock
 from scramp import ScramClient, ScramException
 
 from .._codes import KKP2P_ERROR_INVALID_PEER_ID
+from .._descriptors import keep_private
 from .._errors import (
     BadPacket,
     CloudUnreachable,
@@ -120,8 +121,10 @@ class Link:
                 try:
                     tcp.tune(raw)
                     raw.getpeername()  # fails if it is reset: gevent's wrap_socket would leak it
-                    self._sock = self._context.wrap_socket(
-                        raw, server_hostname=self._server_name, do_handshake_on_connect=False
+                    self._sock = keep_private(
+                        self._context.wrap_socket(
+                            raw, server_hostname=self._server_name, do_handshake_on_connect=False
+                        )
                     )
                 finally:
                     raw.close()  # nothing, once it is wrapped

@@ -19,7 +19,6 @@ import socket as _socket
 import time
 from typing import TYPE_CHECKING, Any
 
-from gevent import monkey
 from gevent import socket as gsocket
 
 from .._codes import (
@@ -31,6 +30,7 @@ from .._codes import (
     TRANSMIT_P2P,
     TRANSMIT_RELAY,
 )
+from .._descriptors import close, fork_safe_lock, keep_private
 from .._errors import EngineClosed, KKP2PError, LinkLost, from_os_error
 from .._io import failed, hung_up, send, shut_down
 from .._structs import channel_t
@@ -66,7 +66,7 @@ PAIR_BUFFER_BYTES = 1 << 20  # our choice: per direction; the kernel halves it b
 ABORTED = "aborted by the application"
 
 _by_fd: dict[int, Channel] = {}
-_lock = monkey.get_original("_thread", "allocate_lock")()
+_lock = fork_safe_lock()
 
 
 class Channel:
@@ -215,7 +215,7 @@ class RawChannel(Channel):
         self.forget("closed by the application")
         if duplicate is not None:
             sock = gsocket.socket(_socket.AF_INET, _socket.SOCK_STREAM, fileno=duplicate)
-            self.engine.linger(sock)
+            self.engine.linger(keep_private(sock))
 
     def abort(self) -> None:
         tcp.abort(self.fd)
@@ -247,7 +247,7 @@ class SealedChannel(Channel):
         except KKP2PError:
             connection.sock.close()
             raise
-        self._plain = gsocket.socket(fileno=ours.detach())
+        self._plain = keep_private(gsocket.socket(fileno=ours.detach()))
         self.relay = connection.relay
         self.wire = connection.sock
         self.stream = SealedStream(self._plain, self.wire, *connection.seal(), self._mark)
@@ -343,7 +343,7 @@ def _make_pair(kind: int) -> tuple[_socket.socket, _socket.socket]:
         # As of a TCP connection (tcp.tune); besides, without it Linux reports a byte as readable
         # that no recv returns.
         end.setsockopt(_socket.SOL_SOCKET, _socket.SO_OOBINLINE, 1)
-    return ours, theirs
+    return keep_private(ours), theirs
 
 
 def _end(sock: Any) -> None:
@@ -380,7 +380,7 @@ def close_fd(fd: int) -> bool:
         return False
     thread = channel.engine.thread
     duplicate = channel.duplicate_fd() if thread.usable else None
-    os.close(fd)
+    close(fd)
     if not thread.post(lambda: channel.close(duplicate)) and duplicate is not None:
         os.close(duplicate)
     return True
@@ -395,7 +395,7 @@ def abort_fd(fd: int) -> bool:
     if channel.engine.thread.usable:  # else it is over, or another process's
         with contextlib.suppress(EngineClosed):  # in this moment
             channel.abort()
-    os.close(fd)
+    close(fd)
     return True
 
 

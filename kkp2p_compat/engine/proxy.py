@@ -20,6 +20,7 @@ from gevent import socket
 from gevent.event import AsyncResult
 
 from .._codes import KKP2P_ERROR_BIND_IP
+from .._descriptors import keep_private
 from .._errors import EngineClosed, KKP2PError
 from .._io import shut_down
 from .._structs import connect_ctx_t
@@ -137,7 +138,7 @@ class Proxy:
                 self._log_error(f"over {MAX_CONNECTIONS} connections: one more is reset")
                 _reset(local)
                 continue
-            greenlet = self._engine.thread.spawn(self._serve, local, address[1])
+            greenlet = self._engine.thread.spawn(self._serve, keep_private(local), address[1])
             self._connections.add(greenlet)
             greenlet.rawlink(self._connections.discard)
 
@@ -221,7 +222,7 @@ class Proxy:
 
     def _pipe(self, local: Any, connection: DirectConnection, proxied: Proxied) -> list[Exception]:
         result: AsyncResult[KKP2PError | None] = AsyncResult()
-        plain = _socket.socket(fileno=local.detach())
+        plain = keep_private(_socket.socket(fileno=local.detach()))
         # Or it may wait: it may be gevent's, or have got socket.setdefaulttimeout()'s time-out.
         plain.setblocking(False)
         pipe = connection.link.pipe(
@@ -240,7 +241,7 @@ class Proxy:
             if (stream := connection.stream) is not None:
                 proxied.bytes_sent = stream.bytes_sent
                 proxied.bytes_received = stream.bytes_received
-            local = socket.socket(fileno=plain.detach())
+            local = keep_private(socket.socket(fileno=plain.detach()))
             if result.get() is None:
                 self._engine.linger(local)
             else:

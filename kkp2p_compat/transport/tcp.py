@@ -30,6 +30,8 @@ from gevent import get_hub, sleep
 from gevent import socket as gsocket
 from gevent.socket import wait
 
+from .._descriptors import keep_private
+
 __all__ = [
     "DEAD_AFTER_S",
     "HasFileno",
@@ -103,7 +105,8 @@ def connect(host: str, port: int) -> gsocket.socket:
     Not gevent's create_connection: that resolves even a numeric address, by a thread of its pool,
     which took a tenth of the time of a whole call.
     """
-    sock = gsocket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = keep_private(gsocket.socket(family, socket.SOCK_STREAM))
     try:
         sock.settimeout(0)
         code = sock.connect_ex((host, port))

@@ -20,6 +20,7 @@ from typing import Any
 import gevent
 from gevent.pool import Group
 
+from .._descriptors import keep_private
 from .._io import READ
 from .candidates import host_candidates
 from .routes import default_routes
@@ -140,7 +141,7 @@ class AddressWatch:
 
 
 def _open_netlink() -> Any:
-    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+    sock = keep_private(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE))
     try:
         sock.setblocking(False)
         sock.bind((0, GROUPS))

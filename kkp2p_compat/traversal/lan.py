@@ -37,6 +37,7 @@ from gevent import select, socket
 from gevent.pool import Pool
 
 from .._codes import KKP2P_ERROR_SOCKET_BIND
+from .._descriptors import keep_private
 from .._errors import BadPacket, KKP2PError, OutOfDescriptors, TimedOut, from_os_error
 from .._io import READ, time_limit
 from ..transport.udp.events import Address
@@ -117,7 +118,7 @@ def _broadcasts(once: _Once) -> list[str]:
 
 def _open_socket(port: int | None = None) -> Any:
     """Bound to ``port``, which it shares with other engines of this host; or not yet bound."""
-    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock = keep_private(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
     try:
         for option in (socket.SO_DONTROUTE, socket.SO_BROADCAST):
             sock.setsockopt(socket.SOL_SOCKET, option, 1)

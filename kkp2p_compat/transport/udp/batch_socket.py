@@ -22,6 +22,7 @@ from typing import Any
 
 from gevent import monkey
 
+from ..._descriptors import keep_private
 from .events import Address
 
 __all__ = ["MAX_SEGMENTS", "MAX_SEND_BYTES", "BatchSocket"]
@@ -89,7 +90,7 @@ class BatchSocket:
         self._log = log
         self._targets: dict[Address, tuple[Any, ...]] = {}
         self._plain_only: set[str] = set()  # hosts
-        self._sock: socket.socket = _new_socket(family, socket.SOCK_DGRAM)
+        self._sock: socket.socket = keep_private(_new_socket(family, socket.SOCK_DGRAM))
         try:
             self._sock.setblocking(False)
             self._configure()

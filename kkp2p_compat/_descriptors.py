@@ -1,0 +1,89 @@
+"""Numbers of descriptors: who waits on one that is closed, and which ones are the engines' own.
+
+A number means nothing after its descriptor is closed, and the kernel gives it to the next one.  A
+poll or epoll under way is not told of the close.  So ``close`` wakes whoever waits in ``read``,
+``write`` or ``tls``, and a call that had begun before compares ``closings``: it must not go on
+with a number that has changed hands.  A loop that comes back later with such a number must not
+take the bytes of an engine's own sockets: those are marked by ``keep_private``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from gevent import monkey
+
+__all__ = ["close", "closings", "fork_safe_lock", "is_private", "keep_private", "waiting"]
+
+T = TypeVar("T")
+
+
+def fork_safe_lock() -> Any:
+    """A native lock, for a module to keep: no fork copies it locked by a thread that is gone."""
+    lock = monkey.get_original("_thread", "allocate_lock")()
+    os.register_at_fork(
+        before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release
+    )
+    return lock
+
+
+_lock = fork_safe_lock()
+_closings: dict[int, int] = {}
+_waiters: defaultdict[int, set[Callable[[], object]]] = defaultdict(set)
+_private: dict[int, weakref.ref[Any]] = {}
+
+
+def closings(fd: int) -> int:
+    """How often this number was closed; another figure later: it has changed hands."""
+    return _closings.get(fd, 0)
+
+
+def close(fd: int) -> None:
+    """Close a descriptor of the application's, and wake everybody who waits on it."""
+    with _lock:
+        _closings[fd] = closings(fd) + 1
+        os.close(fd)
+        for wake in _waiters.pop(fd, ()):
+            wake()
+
+
+@contextlib.contextmanager
+def waiting(fd: int, era: int, wake: Callable[[], object]) -> Iterator[None]:
+    """Have ``wake`` called, in any thread and under a lock, if ``fd`` is closed meanwhile.
+
+    ``era``: its ``closings`` when the call began.  If that has changed, ``wake`` is called at once.
+    """
+    with _lock:
+        if closings(fd) == era:
+            _waiters[fd].add(wake)
+        else:
+            wake()
+    try:
+        yield
+    finally:
+        with _lock:
+            left = _waiters.get(fd)
+            if left is not None:
+                left.discard(wake)
+                if not left:
+                    del _waiters[fd]
+
+
+def keep_private(sock: T) -> T:
+    """Mark a socket of an engine's own: ``read`` and ``write`` leave its number alone.
+
+    Until it is closed, detached or forgotten.
+    """
+    _private[sock.fileno()] = weakref.ref(sock)  # type: ignore[attr-defined]
+    return sock
+
+
+def is_private(fd: int) -> bool:
+    reference = _private.get(fd)
+    sock = None if reference is None else reference()
+    return sock is not None and sock.fileno() == fd
