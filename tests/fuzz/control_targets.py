@@ -35,8 +35,9 @@ from kkp2p_compat.transport import relay_wire
 from kkp2p_compat.traversal import lan, lan_wire
 
 __all__ = [
-    "ALICE", "LINES", "MESSAGES", "OFFERS", "SCRAM", "SEARCHES", "fuzz_lan_responder", "fuzz_lines",
-    "fuzz_link", "fuzz_login", "fuzz_offers", "fuzz_relay_hello", "fuzz_track",
+    "ALICE", "LINES", "MESSAGES", "OFFERS", "SCRAM", "SEARCHES", "Wire", "fuzz_lan_responder",
+    "fuzz_lines", "fuzz_link", "fuzz_login", "fuzz_offers", "fuzz_relay_hello", "fuzz_track",
+    "no_faults_of_ours",
 ]  # fmt: skip
 
 ALICE, SECRET = "alice", "fuzz"
@@ -47,7 +48,7 @@ log = logging.Logger("fuzz", logging.CRITICAL)
 
 
 @contextlib.contextmanager
-def _no_faults_of_ours() -> Iterator[None]:
+def no_faults_of_ours() -> Iterator[None]:
     """The cloud goes on after an exception that nobody expected, and logs it as one."""
     faults: list[logging.LogRecord] = []
 
@@ -56,7 +57,7 @@ def _no_faults_of_ours() -> Iterator[None]:
             faults.append(record)
         return False  # nothing of it is shown
 
-    names = ("connection", "limits", "track")
+    names = ("connection", "limits", "relay", "track")
     loggers = [logging.getLogger(f"kkp2p_compat.cloud.{name}") for name in names]
     for logger in loggers:
         logger.addFilter(keep)
@@ -142,7 +143,7 @@ def _accounts() -> Any:
 
 
 def fuzz_track(data: bytes) -> None:
-    with _no_faults_of_ours():
+    with no_faults_of_ours():
         _fuzz_track(data)
 
 
@@ -299,7 +300,7 @@ _DIRECT = {
     "id": "0123456789abcdef",
     "ufrag": "AAAAAAAA",
     "pwd": "B" * 24,
-    "ciphers": ["aes-128-gcm"],
+    "cipher": "aes-128-gcm",
     "candidates": ["host 2130706431 192.0.2.1 4000"],
 }
 OFFERS = [

@@ -29,6 +29,21 @@ from control_targets import (
 )
 from mapping_targets import ANSWERS, SEARCH_ANSWERS, fuzz_mapping, fuzz_search_answer
 from nat_targets import LIES, fuzz_behaviour, fuzz_discovery, fuzz_responder
+from pair_targets import SCRIPTS, fuzz_pair
+from session_targets import (
+    CHALLENGES,
+    GUESTS,
+    LAN_ANSWERS,
+    PLACES,
+    RECORDS,
+    TRICKLES,
+    fuzz_lan_search,
+    fuzz_places,
+    fuzz_punch,
+    fuzz_relay,
+    fuzz_scram_client,
+    fuzz_sealed,
+)
 
 from kkp2p_compat._errors import BadPacket
 from kkp2p_compat.transport.udp import frames, messages
@@ -423,6 +438,7 @@ TARGETS = {
             joined(*(packet_of(frame) for frame in FRAMES), packet_of(b"\x08" + bytes(20))),
         ],
     ),
+    "pair": Target(fuzz_pair, SCRIPTS),
     "stun": Target(fuzz_stun, [each.encode(b"key") for each in (REQUEST, RESPONSE, REFUSAL)]),
     "checks": Target(
         fuzz_checks,
@@ -446,6 +462,12 @@ TARGETS = {
     "link": Target(fuzz_link, MESSAGES),
     "offers": Target(fuzz_offers, OFFERS),
     "relay hello": Target(fuzz_relay_hello, [b"KKRL\x01" + bytes(54), b"KKRL\x02" + b"A" * 72]),
+    "relay": Target(fuzz_relay, GUESTS),
+    "relay places": Target(fuzz_places, PLACES),
+    "scram client": Target(fuzz_scram_client, CHALLENGES),
+    "sealed": Target(fuzz_sealed, RECORDS),
+    "punch": Target(fuzz_punch, TRICKLES),
+    "lan search": Target(fuzz_lan_search, LAN_ANSWERS),
     "lan responder": Target(fuzz_lan_responder, SEARCHES),
     "lan": Target(fuzz_lan, [SEARCH, ANSWER, joined(SEARCH, ANSWER, SEARCH)]),
 }
