@@ -1,8 +1,9 @@
 """Fuzz every target for long: ``python tests/fuzz/campaign.py --minutes 60 [--jobs 2] [--keep]``.
 
 The minutes are shared evenly by the targets.  What crashes or hangs is written to the folder
-``found``, by target.  ``--keep`` then adds short inputs that reached new code to the corpus beside
-this file, which later runs begin with and the test suite runs through.
+``found``, by target; once it is mended it becomes a seed.  ``--corpus DIR`` keeps all inputs that
+reached something new, for the next campaign to begin with.  ``--keep`` takes the fewest short ones
+that reach as much into the corpus beside this file, which the test suite runs through.
 """
 
 from __future__ import annotations
@@ -25,10 +26,15 @@ MAX_KEPT_BYTES = 1024
 MAX_KEPT = 60  # of a target
 
 
+def folder_of(name: str, parent: Path) -> Path:
+    folder = parent / name.replace(" ", "-")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def fuzz(name: str, seconds: int, work: Path, found: Path) -> str:
     """One target; what to say of it."""
-    folder = work / name.replace(" ", "-")
-    folder.mkdir(parents=True)
+    folder = folder_of(name, work)
     ended = _run(
         name, f"-max_total_time={seconds}", f"-timeout={HANG_S}", "-print_final_stats=1",
         f"-artifact_prefix={found}/{folder.name}-", str(folder),
@@ -43,14 +49,16 @@ def fuzz(name: str, seconds: int, work: Path, found: Path) -> str:
 
 
 def keep(name: str, work: Path) -> None:
-    """What reached new code, the shortest first, as far as there is room."""
-    folder = CORPUS / name.replace(" ", "-")
-    folder.mkdir(parents=True, exist_ok=True)
-    room = MAX_KEPT - len(list(folder.iterdir()))
-    found = sorted((work / folder.name).iterdir(), key=lambda path: path.stat().st_size)
-    for path in found[: max(0, room)]:
-        if path.stat().st_size <= MAX_KEPT_BYTES:
-            shutil.copy(path, folder)
+    """The fewest inputs, the shortest ones, that reach what all of them do."""
+    kept = folder_of(name, CORPUS)
+    with tempfile.TemporaryDirectory() as merged:
+        folders = merged, str(kept), str(folder_of(name, work))
+        _run(name, "-merge=1", f"-max_len={MAX_KEPT_BYTES}", *folders).check_returncode()
+        fewest = sorted(Path(merged).iterdir(), key=lambda path: path.stat().st_size)[:MAX_KEPT]
+        for path in kept.iterdir():
+            path.unlink()
+        for path in fewest:
+            shutil.copy(path, kept)
 
 
 def _run(name: str, *options: str) -> subprocess.CompletedProcess[str]:
@@ -60,22 +68,23 @@ def _run(name: str, *options: str) -> subprocess.CompletedProcess[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=10.0, help="of each job")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of each job; 0: only --keep")
     parser.add_argument("--jobs", type=int, default=2, help="targets at once (default: 2)")
     parser.add_argument("--only", action="append", choices=list(TARGETS), help="this target")
     parser.add_argument("--found", type=Path, default=Path("found"), help="folder for what fails")
-    parser.add_argument("--keep", action="store_true", help="add to the corpus")
+    parser.add_argument("--corpus", type=Path, help="folder for all inputs worth going on from")
+    parser.add_argument("--keep", action="store_true", help="bring the suite's corpus up to date")
     options = parser.parse_args()
     options.found.mkdir(exist_ok=True)
     names = options.only or list(TARGETS)
-    seconds = max(1, int(options.minutes * 60 * options.jobs / len(names)))
-    with tempfile.TemporaryDirectory() as work, ThreadPoolExecutor(options.jobs) as pool:
-        lines = pool.map(lambda name: fuzz(name, seconds, Path(work), options.found), names)
-        for line in lines:
-            print(line, flush=True)
+    seconds = int(options.minutes * 60 * options.jobs / len(names))
+    with tempfile.TemporaryDirectory() as nowhere, ThreadPoolExecutor(options.jobs) as pool:
+        work = options.corpus or Path(nowhere)
+        if seconds:
+            for line in pool.map(lambda name: fuzz(name, seconds, work, options.found), names):
+                print(line, flush=True)
         if options.keep:
-            for name in names:
-                keep(name, Path(work))
+            list(pool.map(lambda name: keep(name, work), names))
     if any(options.found.iterdir()):
         sys.exit(f"see {options.found}")
 

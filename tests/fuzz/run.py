@@ -8,6 +8,7 @@ wire_targets.py; needs atheris.  campaign.py runs all of them for long, and keep
 
 from __future__ import annotations
 
+import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -40,7 +41,9 @@ def main() -> None:
         for number, seed in enumerate([*target.seeds, *(kept(name) if name in TARGETS else [])]):
             Path(seeds, str(number)).write_bytes(seed)
         # New inputs go to the first folder, which is a corpus if one is given.
-        atheris.Setup([program, "-max_len=4096", *options, seeds], target.run)
+        # libFuzzer starts itself again, by a shell, to merge (-merge=1).
+        again = " ".join([shlex.quote(sys.executable), shlex.quote(program), shlex.quote(name)])
+        atheris.Setup([again, "-max_len=4096", *options, seeds], target.run)
         atheris.Fuzz()
 
 

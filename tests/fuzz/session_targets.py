@@ -24,7 +24,7 @@ from kkp2p_compat.control import link as link_module
 from kkp2p_compat.transport import relay_wire
 from kkp2p_compat.transport.relay import MAX_SPOTS, parse_places_untrusted
 from kkp2p_compat.transport.sealed import DATA, END, RESET, DirectionKeys, Opener, Sealer
-from kkp2p_compat.traversal import lan, lan_wire, stun
+from kkp2p_compat.traversal import lan, lan_wire
 from kkp2p_compat.traversal.candidates import Candidate
 from kkp2p_compat.traversal.checks import Checks, Credentials
 from kkp2p_compat.traversal.nat import NatBehaviour
@@ -291,9 +291,8 @@ class _PunchRun:
             raise AssertionError("actions without an end")
         while (transmit := self._checks.poll_transmit()) is not None:
             self.datagrams += 1
-            data, to = transmit[:2]
+            to = transmit[1]
             assert len(to) == 2 or to[2] in self._open, "a socket that is closed"
-            assert stun.parse_untrusted(data)
 
     def _do(self, action: Any) -> None:
         punch, now = self._punch, self.now
@@ -340,5 +339,5 @@ TRICKLES = [
             {"predict": [1, 6000, 2]}, {"spread": 256}, {"predict": [2, 6010, 0]}, {"spread": 1},
         )
     )
-    for first in range(32)
+    for first in (0x06, 0x09, 0x0E, 0x16, 0x1E)  # NATs and roles; others take long
 ]  # fmt: skip
