@@ -10,7 +10,7 @@ import pytest
 from support import ENVIRONMENT, PATIENCE_S
 from wire_targets import TARGETS, kept
 
-RUNS = 3000  # inputs, shared by all targets: about ten seconds
+RUNS = 2000  # inputs, shared by all targets: about ten seconds
 
 
 @pytest.mark.parametrize("name", list(TARGETS))
