@@ -25,6 +25,7 @@ from kkp2p_compat.control.binding import end_point_binding
 from kkp2p_compat.transport import relay_wire
 
 __all__ = [
+    "SEEN",
     "Address",
     "Client",
     "Scene",
@@ -39,6 +40,7 @@ __all__ = [
 ]
 
 Address = tuple[str, int]
+SEEN = ["127.0.0.1"]  # where a cloud of a test sees those that do not say otherwise
 LIMIT_S = 60  # nothing here takes as long
 
 

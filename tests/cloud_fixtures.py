@@ -97,7 +97,7 @@ def out_of_reach(on_loopback: None, monkeypatch: pytest.MonkeyPatch) -> Iterator
         ports = {int(socket.AF_INET): silent.getsockname()[1]}
         silence = host_candidates(ports, ["127.0.0.1"])
         monkeypatch.setattr(own_addresses, "host_candidates", lambda _: silence)
-        monkeypatch.setattr(own_addresses.OwnAddresses, "candidates", lambda _: silence)
+        monkeypatch.setattr(own_addresses.OwnAddresses, "candidates", lambda *_: silence)
         yield
 
 

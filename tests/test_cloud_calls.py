@@ -7,7 +7,7 @@ from typing import Any
 
 import gevent
 import pytest
-from cloud_client import Client, Scene, open_relay, running_scene, time_passes, until
+from cloud_client import SEEN, Client, Scene, open_relay, running_scene, time_passes, until
 
 from kkp2p_compat.transport import relay_wire
 
@@ -33,7 +33,7 @@ def test_a_call_from_offer_to_relay(scene: Scene) -> None:
     assert isinstance(offer["call"], str)
     assert "from" not in offer
     scene.callee.send("answer", call=offer["call"], answer=text + "!")
-    assert scene.caller.receive() == {"op": "answer", "call": 7, "answer": text + "!"}
+    assert scene.caller.receive() == {"op": "answer", "call": 7, "answer": text + "!", "seen": SEEN}
     ends = [open_relay(m["relay"], scene.cloud.address) for m in (calling, offer)]
     for end in ends:
         assert end.recv(1) == bytes([relay_wire.PAIRED])
@@ -54,7 +54,7 @@ def test_a_peer_may_call_itself(scene: Scene) -> None:
     assert scene.callee.receive()["op"] == "calling"
     offer = scene.callee.receive()
     scene.callee.send("answer", call=offer["call"], answer="me")
-    assert scene.callee.receive() == {"op": "answer", "call": 1, "answer": "me"}
+    assert scene.callee.receive() == {"op": "answer", "call": 1, "answer": "me", "seen": SEEN}
 
 
 def test_offline(scene: Scene) -> None:

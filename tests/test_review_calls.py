@@ -32,6 +32,7 @@ class FakeConnection:
         self.peer_id = peer_id
         self.host = host
         self.nat = None
+        self.seen = [host]
         self.callers = ANYBODY
         self.outgoing: dict[int, Any] | None = None
         self.kept: dict[int, Any] | None = None

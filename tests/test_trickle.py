@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from cloud_client import Client, Scene, running_scene, time_passes, until
+from cloud_client import SEEN, Client, Scene, running_scene, time_passes, until
 
 from kkp2p_compat.cloud.calls import MAX_TRICKLE_CHARS, MAX_TRICKLES
 
@@ -31,7 +31,7 @@ def call(scene: Scene, number: int = 3, **fields: Any) -> str:
 def answered(scene: Scene, number: int = 3, **fields: Any) -> str:
     name = call(scene, number, **fields)
     scene.callee.send("answer", call=name, answer="a")
-    assert scene.caller.receive() == {"op": "answer", "call": number, "answer": "a"}
+    assert scene.caller.receive() == {"op": "answer", "call": number, "answer": "a", "seen": SEEN}
     return name
 
 
@@ -145,6 +145,7 @@ def test_the_caller_s_connection_ends_after_the_answer(scene: Scene) -> None:
     answered(scene)
     scene.caller.close()
     until(lambda: scene.track.calls == 0)
+    assert scene.callee.receive()["op"] == "gone"
     nothing_came(scene.callee)
 
 
@@ -152,6 +153,7 @@ def test_the_callee_s_connection_ends_after_the_answer(scene: Scene) -> None:
     answered(scene)
     scene.callee.close()
     until(lambda: scene.track.calls == 0)
+    assert scene.caller.receive()["op"] == "gone"
     nothing_came(scene.caller)
 
 
@@ -225,10 +227,11 @@ def test_both_sides_hear_what_the_other_has_told(scene: Scene) -> None:
     scene.caller.send("nat", nat={"mapping": "x", "deep": [[1]]})
     nothing_came(scene.callee, scene.caller)
     for last in ({"mapping": "none"}, {"mapping": "later"}):
-        assert scene.caller.call("callee", 1)["nat"] == last
-        assert scene.callee.receive()["nat"] == {"mapping": "x", "deep": [[1]]}
-        scene.caller.send("cancel", call=1)
-        assert scene.callee.receive()["op"] == "cancel"
+        scene.caller.call("callee", 1)
+        offer = scene.callee.receive()
+        assert offer["nat"] == {"mapping": "x", "deep": [[1]]}
+        scene.callee.send("answer", call=offer["call"], answer="a")
+        assert scene.caller.receive()["nat"] == last
         scene.callee.send("nat", nat={"mapping": "later"})
         nothing_came(scene.callee)
 
@@ -252,7 +255,7 @@ def test_it_buys_no_stranger_time(scene: Scene) -> None:
 
 def test_what_a_kept_call_costs() -> None:
     """Bytes at the track for each; the limits times this is what a stranger can make it hold."""
-    with running_scene(kept_calls=500) as scene:
+    with running_scene(kept_calls=500, unshown_to_a_peer=500) as scene:
         answered(scene, 0)
         gc.collect()
         tracemalloc.start()

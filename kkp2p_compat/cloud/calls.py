@@ -28,6 +28,7 @@ from .accounts import valid_peer_id
 from .connection import Connection
 from .correspondents import Correspondents
 from .limits import Gatekeeper, address_key, uncount
+from .outside import same_network
 from .prober import Prober
 from .turns import Turns
 
@@ -189,6 +190,8 @@ class Calls:
                 relay=places[1],
                 relays=more,
                 nat=_nat_of(caller),
+                seen=caller.seen,
+                same_network=same_network(caller.seen, callee.seen) or None,
                 **({"from": caller.peer_id} if caller.peer_id else {}),
             )
         except ValueError as error:  # characters that JSON writes as six
@@ -201,10 +204,8 @@ class Calls:
         must_show = may_show and call.is_stranger and not turns.may_be_handed(call)
         self._enter(call)
         turns.enter(call)
-        nat, show = _nat_of(callee), must_show or None
-        line = encode(
-            "calling", call=call.number, relay=places[0], relays=more, nat=nat, show=show
-        )  # fmt: skip
+        show = must_show or None
+        line = encode("calling", call=call.number, relay=places[0], relays=more, show=show)
         caller.send(line)
         self._hand_over(callee, now)
 
@@ -290,7 +291,8 @@ class Calls:
         if call is None or call.answered:
             return
         try:
-            line = encode("answer", call=call.number, answer=answer)
+            nat, seen = _nat_of(callee), callee.seen
+            line = encode("answer", call=call.number, answer=answer, nat=nat, seen=seen)
         except ValueError as error:
             raise BadPacket("an answer that is too long") from error
         self._take_out(call)

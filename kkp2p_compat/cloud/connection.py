@@ -30,6 +30,7 @@ from ..control.wire import LineReader, Message, encode
 from ..transport import tcp
 from .certificate import TLSIdentity
 from .limits import Gatekeeper
+from .outside import plain_ip
 
 __all__ = ["Connection", "Service"]
 
@@ -98,6 +99,7 @@ class Connection:
         "nat",
         "outgoing",
         "peer_id",
+        "seen",
         "session",
         "verifier",
     )
@@ -138,6 +140,7 @@ class Connection:
         self.session = ""  # which program's login it is
         self.callers = ANYBODY  # who may call it
         self.comes_again = False  # it was logged in before, and lost its connection
+        self.seen = [plain_ip(host)]  # where it is, as we see it
         self.nat: str | None = None  # JSON: what it has told of its NAT
         self.outgoing: dict[int, Any] | None = None  # calls made, not answered yet
         self.kept: dict[int, Any] | None = None  # calls made that were answered, the oldest first

@@ -439,13 +439,15 @@ class Link:
         if op == "trickle":
             call.take_trickle(trickle_untrusted(message))
         elif op == "calling" and not call.relay.ready():
-            call.peer_nat = message.get("nat")
+            call.peer_nat = message.get("nat")  # an older track tells it here
             call.must_show = message.get("show") is True
             call.relay.set(message)
         elif op == "answer" and not call.answer.ready():
             answer = message.get("answer")
             if not isinstance(answer, str):
                 raise BadPacket("an answer that is not text")
+            call.peer_nat = message.get("nat", call.peer_nat)
+            call.peer_seen = message.get("seen")
             call.answer.set(answer)
         elif op == "declined":
             call.fail(refusal(message.get("reason")))

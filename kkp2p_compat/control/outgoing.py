@@ -64,21 +64,23 @@ class OutgoingCall:
     """A call that we make: ``relay`` is the track's message that has our place on the relay,
     ``answer`` the callee's text.
 
-    ``peer_nat`` is there with ``relay``: what the callee has told the track of its NAT, as it came
-    (from a stranger; None if it has told nothing).  Set ``settled`` when the callee has heard by
+    ``peer_nat`` and ``peer_seen`` are there with ``answer``: what the callee has told the track of
+    its NAT, as it came (from a stranger; None if it has told nothing), and where the track has seen
+    it.  Set ``settled`` when the callee has heard by
     another way that we are connected: then it hears of no end of the call.
     ``must_show``, there with ``relay``: the track wants to hear by ``Link.show`` that we were at
     the relay.  ``at_relay``: the visit there that shows it, for whoever needs one.
     """
 
     __slots__ = (
-        "_early", "_on_trickle", "answer", "at_relay", "must_show", "number", "peer_nat", "relay",
-        "settled",
+        "_early", "_on_trickle", "answer", "at_relay", "must_show", "number", "peer_nat",
+        "peer_seen", "relay", "settled",
     )  # fmt: skip
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.peer_nat: object = None
+        self.peer_seen: object = None
         self.settled = False
         self.must_show = False
         self.at_relay: Any = None

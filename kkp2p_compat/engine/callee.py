@@ -55,6 +55,7 @@ class Incoming:
     ``meeting`` is set when the caller may trickle.  ``go_to_relay`` makes the connection that has
     shown its token, and ``relayed`` gets it if the caller takes it; None where there is no relay.
     ``caller_id``: of a caller that has logged in, if the cloud vouches for it; else "".
+    ``to_stranger``: the caller need not know addresses of ours that the world does not see.
     ``call_id``: what the track calls it; "" on the LAN.
     """
 
@@ -63,7 +64,7 @@ class Incoming:
         answer: Callable[[str], object], trickle: Callable[[str], object] | None = None,
         go_to_relay: Callable[[], Visit] | None = None,
         relayed: Callable[[Connection], object] | None = None, caller_id: str = "",
-        call_id: str = "",
+        call_id: str = "", to_stranger: bool = False,
     ) -> None:  # fmt: skip
         self.offer = offer
         self.text = text
@@ -76,6 +77,7 @@ class Incoming:
         self.relayed = relayed
         self.caller_id = caller_id
         self.call_id = call_id
+        self.to_stranger = to_stranger
         self.meeting: Meeting | None = None
 
 
@@ -107,7 +109,10 @@ class Callee:
             half = Half(underlay.own.host_candidates(), asked=asked)
             answer = half.fit(half.answer)
         else:
-            half = Half(underlay.own.candidates(), underlay.own.nat, asked=asked)
+            half = Half(
+                underlay.own.candidates(call.to_stranger), underlay.own.nat, asked=asked,
+                to_stranger=call.to_stranger,
+            )  # fmt: skip
             answer = half.answer()
         keys = half.keys(offer.key, call.text, answer)
         timeline = Timeline()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -30,6 +31,7 @@ from .calls import (
     go_as_caller,
     may_be_relayed,
     parse_direct_answer_untrusted,
+    vouched_untrusted,
 )
 from .direct_offer import DirectOffer
 from .half import CallKeys, Half
@@ -83,6 +85,7 @@ class Caller:
             timeline.step("answer")
             searching_since.append(time.monotonic())
             public, theirs = parse_direct_answer_untrusted(answer)
+            theirs = replace(theirs, vouched=vouched_untrusted(call.peer_seen))
             keys = half.keys(public, offer, answer)
             trickle = functools.partial(link.trickle, call)
             with underlay.meeting(half, theirs, keys, timeline, trickle, True) as meeting:
@@ -189,6 +192,7 @@ class Caller:
         def finish(carrier: Link, call: OutgoingCall) -> Path:
             answer = call.answer.get()
             public, theirs = parse_direct_answer_untrusted(answer)
+            theirs = replace(theirs, vouched=vouched_untrusted(call.peer_seen))
             keys = half.keys(public, offer, answer)
             trickle = functools.partial(carrier.trickle, call)
             with underlay.meeting(half, theirs, keys, timeline, trickle, True) as meeting:

@@ -25,6 +25,7 @@ from ..control.resolver import addresses_of
 from ..control.wire import Message, encode, number_untrusted
 from ..transport.relay import MAX_SPOTS, Visit, parse_places_untrusted, sort_spots
 from ..transport.sealed import DirectionKeys, Opener, Sealer, derive_keys, make_private_key
+from ..traversal.candidates import is_private, may_be_peer
 from ..traversal.nat import NatBehaviour
 from .direct_offer import DirectOffer, parse_id_untrusted
 from .timeline import Timeline
@@ -42,12 +43,14 @@ __all__ = [
     "parse_answer_untrusted",
     "parse_direct_answer_untrusted",
     "parse_offer_untrusted",
+    "vouched_untrusted",
 ]
 
 T = TypeVar("T")
 
 RESOLVE_TIMEOUT_S = 5  # our choice: for a relay that has a name
 PUBLIC_KEY_BYTES = 32  # X25519, RFC 7748
+MAX_SEEN = 4  # docs/protocol.rst: addresses that a track names of one side
 MAX_BUDGET_MS = 60_000  # docs/protocol.rst: what a track keeps a call for at most
 
 
@@ -112,13 +115,13 @@ def make_call(client: CloudClient, ctx: connect_ctx_t, budget_s: float) -> Conne
     def finish(link: Link, call: OutgoingCall) -> Connection:
         call.relay.get()
         timeline.step("called")
-        with contextlib.suppress(BadPacket):  # a stranger's word, which is only shown
-            timeline.peer_nat = NatBehaviour.parse_untrusted(call.peer_nat)
         visit = go_as_caller(call, link)
         timeline.step("relay")
         try:
             answer = call.answer.get()  # first, because a refusal comes here and not by the relay
             timeline.step("answer")
+            with contextlib.suppress(BadPacket):  # a stranger's word, which is only shown
+                timeline.peer_nat = NatBehaviour.parse_untrusted(call.peer_nat)
             visit.pair()
             timeline.step("paired")
             keys = None
@@ -276,6 +279,17 @@ def parse_direct_answer_untrusted(answer: str) -> tuple[bytes, DirectOffer]:
         raise NotSupported("the peer cannot be met directly")
     direct = DirectOffer.parse_untrusted(fields["direct"])
     return _decode_key_untrusted(fields.get("key")), direct
+
+
+def vouched_untrusted(seen: object) -> frozenset[str] | None:
+    """Where the track sees the other side of a call: ips, of which the first one's is its control
+    connection's.  None: it cannot tell, as an old one, or one in a network of its own.
+    """
+    if not isinstance(seen, list) or not 0 < len(seen) <= MAX_SEEN:
+        return None
+    if not all(isinstance(ip, str) and may_be_peer(ip, 1) for ip in seen) or is_private(seen[0]):
+        return None
+    return frozenset(seen)
 
 
 def encode_text(**fields: Any) -> str:

@@ -32,6 +32,9 @@ class DirectOffer:
 
     ``cipher``: what the caller likes best, what the callee has chosen.  ``worked``: the kind of
     plan that last led from this caller to this callee, or nothing.
+
+    Not told: ``vouched``, ips where the cloud has seen the other side (None: it cannot tell);
+    ``to_stranger``, whether ours names only where everybody can see us.
     """
 
     connection_id: int
@@ -40,17 +43,20 @@ class DirectOffer:
     cipher: str
     nat: NatBehaviour
     worked: str
+    vouched: frozenset[str] | None = None
+    to_stranger: bool = False
 
     @classmethod
     def make(
         cls, candidates: list[Candidate], nat: NatBehaviour, worked: str,
-        asked: DirectOffer | None = None,
+        asked: DirectOffer | None = None, to_stranger: bool = False,
     ) -> DirectOffer:  # fmt: skip
         """Ours; ``asked``: the caller's, when we answer.  Slow AES on one side decides for both."""
         ours = preferred_cipher()
         cipher = ours if asked is None or ours != asked.cipher == _FAST else asked.cipher
         credentials = Credentials.make(_random)
-        return cls(secrets.randbits(64), credentials, candidates, cipher, nat, worked)
+        number = secrets.randbits(64)
+        return cls(number, credentials, candidates, cipher, nat, worked, None, to_stranger)
 
     def fields(self) -> dict[str, Any]:
         return {

@@ -7,7 +7,6 @@ to the engine's own thread.  Methods raise KKP2PError; the API turns that into a
 from __future__ import annotations
 
 import atexit
-import dataclasses
 import functools
 import itertools
 import os
@@ -16,6 +15,7 @@ import secrets
 import time
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import gevent
@@ -62,6 +62,7 @@ from .calls import (
     make_call,
     may_be_relayed,
     parse_offer_untrusted,
+    vouched_untrusted,
 )
 from .channels import LINGER_S, Channel, adopt, close_channel
 from .direct import Direct, DirectConnection
@@ -88,7 +89,7 @@ class Engine:
     """One engine: a thread, a cloud client, channels and proxies.  Ends with ``destroy``."""
 
     def __init__(self, conf: engine_conf_t, timeout_s: float) -> None:
-        self.conf = dataclasses.replace(conf)
+        self.conf = replace(conf)
         self.callers = Callers.parse_untrusted(conf.callers)
         self.stun_servers = stun_servers_of(conf)  # names stay names: servers move
         self.log = _open_log(conf)
@@ -418,10 +419,12 @@ class Engine:
 
     def _meet_caller(self, link: Link, message: Message, offer: Offer, budget_s: float) -> None:
         if offer.restarts is None:
-            self._reserve(
-                _caller_id(message)
-            )  # only to refuse early: what the caller opens takes a place of its own
+            # Only to refuse early: what the caller opens takes a place of its own.
+            self._reserve(_caller_id(message))
             self.accepted.release()
+        assert offer.direct is not None
+        asked = replace(offer.direct, vouched=vouched_untrusted(message.get("seen")))
+        offer = replace(offer, direct=asked)
         key = link, message["call"]
         call = self._incoming[key] = Incoming(
             offer, str(message.get("offer")), self._peer_id, _caller(message), budget_s,
@@ -429,7 +432,7 @@ class Engine:
             functools.partial(link.trickle_back, key[1]),
             lambda: go_to_relay(message, link, is_caller=False),
             lambda connection: self._take_relayed(connection, message), _caller_id(message),
-            message["call"],
+            message["call"], _is_far_stranger(message),
         )  # fmt: skip
         try:
             self.direct.callee.answer(call)
@@ -529,6 +532,12 @@ def _caller(message: Message) -> str:
     """Who calls, for the log: the cloud knows those that have logged in."""
     peer_id = _caller_id(message)
     return repr(peer_id) if peer_id else "a stranger"
+
+
+def _is_far_stranger(message: Message) -> bool:
+    """A caller without an account, in another network; not so if an old track does not tell."""
+    is_far = "seen" in message and message.get("same_network") is not True
+    return is_far and not _caller_id(message)
 
 
 def _caller_id(message: Message) -> str:

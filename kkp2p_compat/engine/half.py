@@ -34,15 +34,16 @@ class Half:
 
     def __init__(
         self, candidates: Sequence[Candidate], nat: NatBehaviour = UNKNOWN, *,
-        asked: DirectOffer | None = None, worked: str = "",
+        asked: DirectOffer | None = None, worked: str = "", to_stranger: bool = False,
     ) -> None:  # fmt: skip
-        """``asked``: the caller's, when we answer.  ``worked``: the kind of plan that last did.
+        """``to_stranger``: candidates that are learnt later are told as to one, too.
+        ``asked``: the caller's, when we answer.  ``worked``: the kind of plan that last did.
 
         Raises NotSupported, as ``make_private_key``.
         """
         self._private = make_private_key()
         self._is_caller = asked is None
-        self.direct = DirectOffer.make(list(candidates), nat, worked, asked)
+        self.direct = DirectOffer.make(list(candidates), nat, worked, asked, to_stranger)
 
     @property
     def _public(self) -> bytes:

@@ -51,6 +51,7 @@ class Meeting:
         self._timeline = timeline
         self._log = log
         self._spawn = spawn
+        self.to_stranger = ours.to_stranger
         self._told = set(ours.candidates)
         self._stack = ExitStack()
         timeline.plan, timeline.own_nat, timeline.peer_nat = self.plan, ours.nat, theirs.nat
@@ -61,7 +62,11 @@ class Meeting:
         with ExitStack() as stack:
             self._search = stack.enter_context(
                 self._finder.searching(
-                    self._ours, self._theirs, self._is_caller, self._timeline.note
+                    self._ours,
+                    self._own.candidates(),
+                    self._theirs,
+                    self._is_caller,
+                    self._timeline.note,
                 )
             )
             self._puncher = Puncher(

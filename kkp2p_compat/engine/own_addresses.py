@@ -32,6 +32,7 @@ from ..traversal.candidates import (
     Candidate,
     family_of,
     host_candidates,
+    is_private,
     outer_candidate,
 )
 from ..traversal.nat import (
@@ -175,8 +176,11 @@ class OwnAddresses:
         """No server answers by any family.  (They may be down: see if the control link is up.)"""
         return self.nat == BLOCKED
 
-    def candidates(self) -> list[Candidate]:
-        """Where peers may find us, best first."""
+    def candidates(self, to_stranger: bool = False) -> list[Candidate]:
+        """Where peers may find us, best first.
+
+        ``to_stranger``: only what everybody sees who gets a packet of ours.
+        """
         host = self.host_candidates()
         taken = {(candidate.address, candidate.port) for candidate in host}
         outer: list[tuple[str, Address]] = []
@@ -185,13 +189,30 @@ class OwnAddresses:
         for _, found in sorted(self.found.items(), reverse=True):
             if found.behaviour.mapping != "none":  # then it is an address of this host
                 outer += [("srflx", mapped) for mapped in found.mapped]
-        listed = list(host)
+        listed = self._seen_outside(host) if to_stranger else list(host)
         for kind, address in outer:
             if address not in taken:
                 taken.add(address)
                 listed.append(outer_candidate(kind, address, host))
         listed.sort(key=lambda candidate: -candidate.priority)
         return listed[:MAX_CANDIDATES]
+
+    def _seen_outside(self, host: Sequence[Candidate]) -> list[Candidate]:
+        """Those at which a STUN server sees us.  Of a family of which none tells: the public IPv4
+        addresses, and the IPv6 address that the system sends from.
+        """
+        public = [candidate for candidate in host if not is_private(candidate.address)]
+        preferred = next((each.address for each in public if ":" in each.address), "")
+        shown = []
+        for each in public:
+            found = self.found.get(family_of(each.address))
+            if found is not None and found.mapped:
+                is_shown = any(ip == each.address for ip, _ in found.mapped)
+            else:
+                is_shown = ":" not in each.address or each.address == preferred
+            if is_shown:
+                shown.append(each)
+        return shown
 
     def host_candidates(self) -> list[Candidate]:
         """Of this host; as they were last when it is too short of descriptors to look."""

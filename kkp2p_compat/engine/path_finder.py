@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from random import SystemRandom
 from typing import Any
 
@@ -17,6 +17,7 @@ from gevent.event import AsyncResult
 
 from ..transport.udp.endpoint import Endpoint
 from ..transport.udp.events import Address
+from ..traversal.candidates import Candidate
 from ..traversal.check_table import CheckTable
 from ..traversal.checks import Checks
 from ..traversal.courtesy import Courtesy
@@ -45,15 +46,16 @@ class PathFinder:
 
     @contextlib.contextmanager
     def searching(
-        self, ours: DirectOffer, theirs: DirectOffer, controlling: bool, note: Note
-    ) -> Iterator[Search]:
+        self, ours: DirectOffer, own: Sequence[Candidate], theirs: DirectOffer,
+        controlling: bool, note: Note,
+    ) -> Iterator[Search]:  # fmt: skip
         """Look for a path inside the body, which waits for it as long as it likes.
 
-        ``note`` gets what the checks do and learn.
+        ``own``: our candidates, whether told or not.  ``note`` gets what the checks do and learn.
         """
         checks = Checks(
             controlling=controlling, local=ours.credentials, remote=theirs.credentials,
-            local_candidates=ours.candidates, candidates=theirs.candidates,
+            local_candidates=own, candidates=theirs.candidates, vouched=theirs.vouched,
             now=time.monotonic(), random=SystemRandom(), courtesy=self._courtesy,
         )  # fmt: skip
         search = Search(checks, self._endpoint, note)

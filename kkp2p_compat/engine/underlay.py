@@ -79,7 +79,7 @@ class Underlay:
             self._mapping = True
             self.mapper.start(port)
         for meeting in list(self._meetings):
-            meeting.tell(self.own.candidates())
+            meeting.tell(self.own.candidates(meeting.to_stranger))
         self._on_addresses()
 
     @contextmanager
@@ -97,7 +97,7 @@ class Underlay:
             self._meetings.add(meeting)
             try:
                 if trickle is not None:
-                    meeting.tell(self.own.candidates())
+                    meeting.tell(self.own.candidates(meeting.to_stranger))
                 yield meeting
             finally:
                 self._meetings.discard(meeting)

@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from ..transport.udp.events import Address
@@ -95,11 +95,14 @@ class Checks:
         now: float,
         random: Random,
         courtesy: Courtesy | None = None,
+        vouched: Collection[str] | None = None,
     ) -> None:
         """``controlling``: we are the caller.  ``candidates``: the peer's, of ``parse_untrusted``.
 
-        ``local_candidates``: those we told the peer.  ``random``: a SystemRandom outside tests.
-        ``courtesy``: of the engine; None: of this call alone.
+        ``local_candidates``: our own, whether or not the peer knows them.
+        ``random``: a SystemRandom outside tests.
+        ``courtesy``: of the engine; None: of this call alone.  ``vouched``: ips where the cloud
+        has seen the peer; None: it cannot tell.
         """
         self.local = local
         self.remote = remote
@@ -118,7 +121,7 @@ class Checks:
         self._listed: dict[Address, Candidate] = {}
         self._learnt = 0
         self._budget = MAX_PROBES
-        self.guesses = Guesses(self._listed, self._note)
+        self.guesses = Guesses(self._listed, self._note, vouched)
         self._probes: dict[bytes, Probe] = {}
         self._requests: dict[bytes, Address] = {}  # transaction ids seen, and where from
         self._outbox: deque[tuple[bytes, Address, int | None]] = deque()
@@ -156,9 +159,9 @@ class Checks:
             known = self._pairs.setdefault(address, fresh)
             known.priority = candidate.priority  # of one that was learnt: 7.3.1.3
 
-    def listed(self) -> list[Candidate]:
-        """The peer's, as far as we try them."""
-        return list(self._listed.values())
+    def guessable(self) -> list[Candidate]:
+        """The peer's, as far as we try them and may do more than check them."""
+        return [each for each in self._listed.values() if self.guesses.may_be_at(each.address)]
 
     def stay_low(self, seconds: float) -> None:
         """For so long the callee's checks need not arrive: the caller's will, by its own."""

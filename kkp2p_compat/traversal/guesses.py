@@ -6,6 +6,8 @@ Whatever a peer's NAT is said to be, the bounds here are all that one call can c
 - Ports are guessed only at an IPv4 address that the peer's own list names as its outside address,
   never at a private one, and never below 1024, where services are.
 - Our many sockets send only to an address and port of that list.
+- The cloud must vouch that the peer is at that ip, where it can tell: a list that names a victim
+  gets ordinary checks only.
 - MAX_PROBES in all, MAX_PREDICTED of them to predicted ports.
 
 When the first answer has come, nothing is guessed any more.
@@ -16,7 +18,7 @@ from __future__ import annotations
 import heapq
 import math
 import socket
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from ..transport.udp.events import Address
 from .candidates import Candidate, family_of, is_private
@@ -45,9 +47,15 @@ class Guesses:
     Each returns how many probes it leads to.  Of several waves each goes to all the addresses.
     """
 
-    def __init__(self, listed: Mapping[Address, Candidate], note: Callable[[str], object]) -> None:
-        """``listed``: the peer's candidates that are tried; may grow.  ``note``: for people."""
+    def __init__(
+        self, listed: Mapping[Address, Candidate], note: Callable[[str], object],
+        vouched: Collection[str] | None = None,
+    ) -> None:  # fmt: skip
+        """``listed``: the peer's candidates that are tried; may grow.  ``note``: for people.
+        ``vouched``: ips where the cloud has seen the peer; None: it cannot tell.
+        """
         self._listed = listed
+        self._vouched = vouched
         self._note = note
         self._waiting: list[tuple[float, int, Address, int | None]] = []
         self._added = 0
@@ -74,15 +82,21 @@ class Guesses:
         self, address: tuple[str, int], numbers: Iterable[int], waves: Sequence[Wave], now: float
     ) -> int:
         """Probe a listed address from each of our extra sockets ``numbers``."""
-        addresses: list[Address] = [
-            (*address, number) for number in numbers if address in self._listed
-        ]
+        known = address in self._listed and self.may_be_at(address[0])
+        addresses: list[Address] = [(*address, number) for number in numbers if known]
         what = f"{text_of(address)} from {len(addresses)} socket(s)"
         return self._add(addresses, waves, now, what)
+
+    def may_be_at(self, ip: str) -> bool:
+        """Whether the cloud vouches that the peer is at this ip, or cannot tell."""
+        return self._vouched is None or ip in self._vouched
 
     def _at(self, ip: str, ports: Iterable[int], number: int) -> list[Address]:
         named = any(each.address == ip and each.kind in OUTSIDE for each in self._listed.values())
         if not named or family_of(ip) != socket.AF_INET or is_private(ip):
+            return []
+        if not self.may_be_at(ip):
+            self._note(f"the cloud has not seen the peer at {ip}: no guesses")
             return []
         good = [port for port in ports if LOWEST_PORT <= port <= 65535]
         return [(ip, port, number) if number else (ip, port) for port in good]

@@ -135,7 +135,8 @@ class Punch:
         if self._begin_at <= self._now:
             self._begin_at = math.inf
             if self._mine == "spread":
-                self._actions.append(Turn(""))
+                if _steady_address(self._checks.guessable()) is not None:
+                    self._actions.append(Turn(""))
             else:
                 self._start_round(1)
         if self._round_ends_at <= self._now:
@@ -169,7 +170,7 @@ class Punch:
             if self._mine != "sweep" or self._swept:
                 raise BadPacket("sockets that were not to be opened")
             self._swept = True
-            ip = _outside_ip(self._checks.listed())
+            ip = _outside_ip(self._checks.guessable())
             if ip is not None:
                 self._actions.append(Turn(ip))
 
@@ -219,7 +220,7 @@ class Punch:
         if self._told is None:
             return
         self._extend_round()
-        address = _steady_address(self._checks.listed())
+        address = _steady_address(self._checks.guessable())
         if self._mine == "predict" and address is not None:
             waves: list[Wave] = [(0.0, LOW_TTL), (LOW_ONLY_S, None)]
             self._checks.guesses.spread(address, [self._number], waves, self._now)
@@ -235,7 +236,7 @@ class Punch:
         self._round_ends_at = self._now + ROUND_S + 2 * PACE_S * _aimed(self._round)
 
     def _aim(self, number: int) -> None:
-        ip = _outside_ip(self._checks.listed())
+        ip = _outside_ip(self._checks.guessable())
         if ip is None:
             return
         last, step = self._heard[number]
@@ -254,13 +255,13 @@ class Punch:
         if self._mine == "spread":
             self._actions.append(Open(SPREAD_SOCKETS, 0))
             return
-        ip = _outside_ip(self._checks.listed())
+        ip = _outside_ip(self._checks.guessable())
         if ip is not None and self._swept:
             ports = self._random.sample(range(LOWEST_PORT, 65536), SWEPT_PORTS)
             self._checks.guesses.sweep(ip, ports, self._now)
 
     def _spread(self, numbers: Sequence[int]) -> None:
-        address = _steady_address(self._checks.listed())
+        address = _steady_address(self._checks.guessable())
         if address is None:
             return
         # Low at first: a packet that arrives before the peer has sent to its port may spoil it.

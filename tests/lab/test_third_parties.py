@@ -24,8 +24,6 @@ from kkp2p_compat.testing.nat import NatType
 from kkp2p_compat.testing.programs import Run, output_of, start_cloud, wait_for
 from kkp2p_compat.traversal.checks import MAX_PORTS_PER_IP, MAX_PROBES_PER_ADDRESS
 from kkp2p_compat.traversal.courtesy import PER_IP, PER_IP_PER_S
-from kkp2p_compat.traversal.guesses import MAX_PREDICTED
-from kkp2p_compat.traversal.punch import SWEPT_PORTS
 
 LIMIT_S = 240
 ATTACKER = str(ROOT / "tests" / "lab" / "attacker.py")
@@ -96,11 +94,13 @@ def scene(lab: Lab, run: Run) -> Scene:
 
 
 def test_a_birthday_that_is_a_lie(scene: Scene) -> None:
-    """One call may cost it a sweep; a hundred at once, and later ones, no more than that."""
+    """The cloud sees the caller elsewhere, so one call costs it checks and no sweep; a hundred at
+    once, and later ones, have a bound of their own.
+    """
     scene.callee(nat.PORT_RESTRICTED)
     began = time.monotonic()
     one = scene.attack(seconds=8.0, trickles=[SPREAD])
-    assert SWEPT_PORTS < one <= SWEPT_PORTS + MAX_PROBES_PER_ADDRESS
+    assert 0 < one <= MAX_PROBES_PER_ADDRESS
     more = scene.attack(named=4, calls=100, trickles=[SPREAD])
     assert one + more <= PER_IP + PER_IP_PER_S * (time.monotonic() - began)
     more += scene.attack(calls=20, behaviour=SEQUENTIAL, trickles=predictions())
@@ -116,7 +116,7 @@ def predictions() -> list[dict[str, Any]]:
 def test_predictions_that_are_lies(scene: Scene) -> None:
     scene.callee(nat.PORT_RESTRICTED)
     sent = scene.attack(behaviour=SEQUENTIAL, trickles=predictions())
-    assert CHECKS < sent <= MAX_PREDICTED + MAX_PROBES_PER_ADDRESS
+    assert 0 < sent <= MAX_PROBES_PER_ADDRESS
 
 
 @pytest.mark.parametrize("nat_type", [None, nat.FULL_CONE, nat.ADDRESS_RESTRICTED])
@@ -163,5 +163,5 @@ def test_a_stun_server_that_lies(scene: Scene) -> None:
     process = run(caller, None, "-m", "benchmarks.nat_ends")
     ask(process, op="start", login=scene.cloud.address, mapped=False)
     ask(process, op="meet", peer_id=PEER, mode=1, timeout_ms=9000)
-    assert SWEPT_PORTS < scene.sent("caller") <= SWEPT_PORTS + 2 * MAX_PROBES_PER_ADDRESS
+    assert 0 < scene.sent("caller") <= 2 * MAX_PROBES_PER_ADDRESS, "the cloud knows better"
     output_of(callee)
