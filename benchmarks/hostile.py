@@ -55,10 +55,18 @@ def worst_beat_ms(scene: Scene, seconds: float) -> float:
     return measured(scene, "beats", seconds, ACCOUNT, scene.secret)
 
 
-def measured(scene: Scene, program: str, *arguments: object) -> float:
+def connect_ms(scene: Scene, seconds: float) -> float:
+    """The 95th percentile of connects to a peer, from that peer's own address."""
+    return measured(scene, "connects", seconds, ACCOUNT, scene.secret, figure="p95_ms")
+
+
+def measured(scene: Scene, program: str, *arguments: object, figure: str = "worst_ms") -> float:
     end = scene.end(program, *arguments)
     try:
-        return float(end.answer()["worst_ms"])
+        answer = end.answer()
+        if answer.get("failed"):
+            print(f"    {answer['failed']} of {answer['of']} failed", flush=True)
+        return float(answer[figure])
     finally:
         end.close()
 
@@ -78,6 +86,14 @@ ATTACKS = {
     "call-floats": Attack(
         "the same in calls, which may be long", "lines", ("call-floats", 200), worst_route_ms,
         "ms, connect + route",
+    ),
+    "calls": Attack(
+        "250 calls/s to a peer by a stranger who never comes to the relay", "calls", (250, 1),
+        connect_ms, "ms, connect to that peer, p95",
+    ),
+    "many-calls": Attack("the same, 2,000/s", "calls", (2000, 1), connect_ms, "ms, p95"),
+    "calls-of-many": Attack(
+        "the same, 2,000/s, from 200 addresses", "calls", (2000, 200), connect_ms, "ms, p95"
     ),
     "call-beats": Attack(
         "the same", "lines", ("call-floats", 200), worst_beat_ms, "ms, heartbeat"

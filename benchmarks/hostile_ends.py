@@ -7,7 +7,9 @@ with their standard input.
 from __future__ import annotations
 
 import json
+import os
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -75,6 +77,89 @@ def lines(port: int, kind: str, count: str) -> None:
     gevent.get_hub().join()
 
 
+def calls(port: int, per_s: str, addresses: str) -> None:
+    """Strangers who call a peer by the relay, and never go there.  Answers are not waited for."""
+    offer = json.dumps({"type": 0, "mode": 2, "encrypt": 0, "desc": 0})
+    sources = [f"127.66.{number}.1" for number in range(int(addresses))]
+    pause_s = len(sources) / float(per_s)
+    opened = 0
+
+    def attack(source: str) -> None:
+        nonlocal opened
+        while True:
+            try:
+                with open_link(port, source) as link:
+                    opened += 1
+                    gevent.spawn(drain, link)
+                    due = time.monotonic()
+                    for number in range(1, 2**53):
+                        fields = {"call": number, "to": "good", "ms": 60_000, "offer": offer}
+                        link.sendall(json.dumps({"op": "call", **fields}).encode() + b"\n")
+                        due += pause_s
+                        gevent.sleep(max(0.0, due - time.monotonic()))
+            except OSError:
+                gevent.sleep(PAUSE_S)
+
+    def drain(link: Any) -> None:
+        try:
+            while link.recv(65536):
+                pass
+        except OSError:  # the attack ends with it, and begins anew
+            return
+
+    for source in sources:
+        gevent.spawn(attack, source)
+    while opened < len(sources):
+        gevent.sleep(PAUSE_S)
+    say(at_work=opened)
+    gevent.get_hub().join()
+
+
+def connects(port: int, seconds: str, peer: str, secret: str) -> None:
+    """How long connects by the relay take to a peer that is called by strangers, too.
+
+    Peer and caller are at one address.  One that fails counts as the time that it had.
+    """
+    import kkp2p_compat as kkp2p
+
+    timeout_ms = 5000
+    with tempfile.TemporaryDirectory() as folder:
+        ends = []
+        for name in ("callee", "caller"):
+            log = os.path.join(folder, name)
+            conf = kkp2p.engine_conf_t("127.0.0.1", port, disable_upnp=1, log_path=log)
+            engine = kkp2p.engine_init(conf, timeout_ms)
+            assert engine is not None
+            ends.append(engine)
+        callee, caller = ends
+        assert kkp2p.join_net(callee, peer, secret) == 0
+
+        def accept() -> None:
+            channel = kkp2p.channel_t()
+            while (accepted := kkp2p.accept(callee, 1000, channel)) >= 0:
+                if accepted:
+                    kkp2p.close_fd(channel.fd)
+
+        accepting = gevent.spawn(accept)
+        gevent.sleep(float(seconds) / 2)  # an attack has its effect by then
+        took_ms, failed, until = [], 0, time.monotonic() + float(seconds)
+        while time.monotonic() < until:
+            began, channel = time.monotonic(), kkp2p.channel_t()
+            ctx = kkp2p.connect_ctx_t(peer, connect_mode=2, timeout=timeout_ms)
+            if kkp2p.connect(caller, ctx, channel) == 0:
+                took_ms.append(1000 * (time.monotonic() - began))
+                kkp2p.close_fd(channel.fd)
+            else:
+                failed += 1
+                took_ms.append(float(timeout_ms))
+            gevent.sleep(PAUSE_S)
+        took_ms.sort()
+        say(p95_ms=took_ms[int(0.95 * len(took_ms))], failed=failed, of=len(took_ms))
+        for engine in ends:
+            kkp2p.engine_destroy(engine)
+        accepting.join()
+
+
 def _worst(seconds: str, step: Callable[[], object]) -> None:
     worst, until = 0.0, time.monotonic() + float(seconds)
     while time.monotonic() < until:
@@ -110,7 +195,9 @@ def beats(port: int, seconds: str, peer: str, secret: str) -> None:
         _worst(seconds, lambda: ask(link, op="beat"))
 
 
-PROGRAMS: dict[str, Callable[..., None]] = {"lines": lines, "routes": routes, "beats": beats}
+PROGRAMS: dict[str, Callable[..., None]] = {
+    "lines": lines, "calls": calls, "routes": routes, "beats": beats, "connects": connects,
+}  # fmt: skip
 
 if __name__ == "__main__":
     threading.Thread(target=_end_with_parent, daemon=True).start()
