@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sqlite3
 import stat
 import sys
@@ -124,8 +125,7 @@ def test_the_command_line(
     assert _kkp2p("add", "alice", "--secret", "one", *data) == 0
     monkeypatch.setattr(sys, "stdin", io.StringIO("two\n"))
     assert _kkp2p("add", "bob", "--secret-stdin", *data) == 0
-    monkeypatch.setattr(sys, "stdin", io.StringIO("three\n"))
-    assert _kkp2p("add", "carol", *data) == 0  # no terminal: a line of standard input
+    assert _kkp2p("add", "carol", *data) == 0
     capsys.readouterr()
     assert _kkp2p("list", *data) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
@@ -149,22 +149,40 @@ def test_the_command_line(
         assert reason in error
     assert _kkp2p("add") == 2
     assert _kkp2p("add", "x", "--secret", "a", "--secret-stdin") == 2
+    assert _kkp2p("add", "x", "--secret", "a", "--ask") == 2
     assert _kkp2p("nonsense") == 2
 
 
-class _Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
+@pytest.mark.parametrize("action", ["add", "passwd"])
+def test_a_secret_is_made_and_shown_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], action: str
+) -> None:
+    data = ("--data", str(tmp_path))
+    if action == "passwd":
+        assert _kkp2p("add", "alice", "--secret", "old", *data) == 0
+        capsys.readouterr()
+    assert _kkp2p(action, "alice", *data) == 0
+    head, shown = capsys.readouterr().out.splitlines()
+    assert head.startswith("alice ")
+    secret = shown.rpartition(": ")[2]
+    assert re.fullmatch("[0-9a-f]{32}", secret)  # 128 bits
+    accounts = Accounts(tmp_path)
+    verifier = accounts.get("alice")
+    assert verifier is not None
+    mechanism = ScramMechanism("SCRAM-SHA-256-PLUS")
+    assert verifier == mechanism.make_auth_info(secret, verifier.iterations, verifier.salt)
+    accounts.close()
+    assert _kkp2p("add", "bob", *data) == 0
+    assert secret not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("typed", "status"), [(["a", "a"], 0), (["a", "b"], 1)])
-def test_at_a_terminal_the_secret_is_asked_for_twice(
+def test_a_secret_is_asked_for_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: list[str], status: int
 ) -> None:
     answers = iter(typed)
-    monkeypatch.setattr(sys, "stdin", _Terminal())
     monkeypatch.setattr("getpass.getpass", lambda prompt: next(answers))
-    assert _kkp2p("add", "alice", "--data", str(tmp_path)) == status
+    assert _kkp2p("add", "alice", "--ask", "--data", str(tmp_path)) == status
     assert list(answers) == []
 
 

@@ -22,13 +22,14 @@ from .._codes import (
     KKP2P_ERROR_DOMAIN_NO_IP,
     MAX_PEER_ID,
 )
-from .._errors import KKP2PError
+from .._errors import KKP2PError, ParameterError
 from .._structs import engine_conf_t
 from ..control.resolver import is_address
+from ..control.trust import parse_fingerprints
 from ..engine.engine import Engine
 
 __all__ = [
-    "MODES", "add_options", "login_of", "open_engine", "parse_desc", "parse_peer", "parse_seconds",
+    "MODES", "add_options", "open_engine", "parse_desc", "parse_peer", "parse_seconds",
     "show_address", "show_ms",
 ]  # fmt: skip
 
@@ -47,8 +48,10 @@ _NOT_YET = (
 def add_options(parser: argparse.ArgumentParser) -> None:
     where = parser.add_argument_group("where peers meet")
     where.add_argument(
-        "--login", metavar="HOST:PORT", type=_parse_login,
-        help=f"the cloud (default: $KKP2P_LOGIN, else {DEFAULT_LOGIN})",
+        "--login", metavar="HOST:PORT[#sha256:HEX]", type=_parse_login,
+        default=os.environ.get("KKP2P_LOGIN", DEFAULT_LOGIN),  # parsed as if it were given
+        help="the cloud, and what its certificate must be, as it prints it at its start (default: "
+        f"$KKP2P_LOGIN, else {DEFAULT_LOGIN})",
     )  # fmt: skip
     where.add_argument("--ca", metavar="FILE", help="its certificate must verify with this one")
     where.add_argument(
@@ -80,8 +83,8 @@ def open_engine(
     if options.lan:
         conf.lan_search_port = options.lan
     else:
-        host, port = login_of(options)
-        conf.login_domain, conf.login_port, conf.login_ca = host, port, options.ca
+        conf.login_domain, conf.login_port, conf.login_fingerprint = options.login
+        conf.login_ca = options.ca
     log_init(_log, None, DEBUG if options.verbose else QUIET)
     try:
         engine = _make_engine(conf, waits)
@@ -102,23 +105,25 @@ def _make_engine(conf: engine_conf_t, waits: Callable[[KKP2PError], bool]) -> En
                 raise
 
 
-def login_of(options: argparse.Namespace) -> tuple[str, int]:
-    return options.login or _parse_login(os.environ.get("KKP2P_LOGIN", DEFAULT_LOGIN))
-
-
 def _log(text: str, length: int, param: Any) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _parse_login(text: str) -> tuple[str, int]:
-    """HOST, HOST:PORT, [IPV6]:PORT; without a port the default one."""
-    host, _, port = text.rpartition(":")
-    if not port.isdecimal() or is_address(text):
-        host, port = text, DEFAULT_LOGIN.rpartition(":")[2]
+def _parse_login(text: str) -> tuple[str, int, str | None]:
+    """HOST[:PORT] or [IPV6][:PORT], without a port the default one; behind a # a fingerprint."""
+    place, hash_sign, pin = text.partition("#")
+    host, _, port = place.rpartition(":")
+    if not port.isdecimal() or is_address(place):
+        host, port = place, DEFAULT_LOGIN.rpartition(":")[2]
     host = host.strip("[]")
+    if hash_sign:
+        try:
+            parse_fingerprints(pin)
+        except ParameterError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
     if not 0 < int(port) < 65536 or not host or (":" in host and not is_address(host)):
         raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
-    return host, int(port)
+    return host, int(port), pin if hash_sign else None
 
 
 def _parse_port(text: str) -> int:

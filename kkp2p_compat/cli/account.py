@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import getpass
+import secrets
 import sqlite3
 import sys
 import time
@@ -14,13 +15,17 @@ from ..cloud.accounts import Accounts, UnknownAccount, default_data
 
 __all__ = ["add_parser"]
 
+# Our choice: whoever sees a login, or the verifier, can try guesses offline; of 2^128 in vain.
+SECRET_BYTES = 16
+
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "account",
         help="add, list and remove the peers that may log in",
         description="The accounts of a cloud: its data folder holds them in accounts.db, as SCRAM "
-        "verifiers, from which nobody can get the secrets back.",
+        "verifiers, from which nobody can get the secrets back.  Unless a secret is given, a "
+        "random one is made, and shown once.",
     )
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     for name, help_text, run in (
@@ -41,6 +46,9 @@ def add_parser(subparsers: Any) -> None:
             )
             secret.add_argument(
                 "--secret-stdin", action="store_true", help="read the secret from standard input"
+            )
+            secret.add_argument(
+                "--ask", action="store_true", help="ask for the secret at the terminal"
             )
         action.add_argument(
             "--data",
@@ -75,14 +83,18 @@ def _fail(reason: str) -> int:
 
 def _add(accounts: Accounts, options: argparse.Namespace) -> None:
     accounts.check_new(options.peer)
-    accounts.add(options.peer, _secret(options))
+    secret, is_new = _secret(options)
+    accounts.add(options.peer, secret)
     print(f"{options.peer} may log in")
+    _show(secret, is_new)
 
 
 def _passwd(accounts: Accounts, options: argparse.Namespace) -> None:
     accounts.check_known(options.peer)
-    accounts.change_secret(options.peer, _secret(options))
+    secret, is_new = _secret(options)
+    accounts.change_secret(options.peer, secret)
     print(f"{options.peer} has another secret")
+    _show(secret, is_new)
 
 
 def _remove(accounts: Accounts, options: argparse.Namespace) -> None:
@@ -95,14 +107,26 @@ def _list(accounts: Accounts, options: argparse.Namespace) -> None:
         print(f"{peer_id:32}  {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(changed))}")
 
 
-def _secret(options: argparse.Namespace) -> str:
-    """From the command line, the terminal (twice) or one line of standard input."""
+def _show(secret: str, is_new: bool) -> None:
+    if is_new:
+        print(f"The secret, which is shown only now: {secret}")
+
+
+def _secret(options: argparse.Namespace) -> tuple[str, bool]:
+    """As the options say, or a random one; and whether it is that."""
     if options.secret is not None:
-        return str(options.secret)
-    if options.secret_stdin or not sys.stdin.isatty():
-        return sys.stdin.readline().rstrip("\r\n")
+        return str(options.secret), False
+    if options.secret_stdin:
+        return sys.stdin.readline().rstrip("\r\n"), False
+    if options.ask:
+        return _ask(options.peer), False
+    return secrets.token_hex(SECRET_BYTES), True
+
+
+def _ask(peer_id: str) -> str:
+    """Twice, at the terminal."""
     try:
-        secret = getpass.getpass(f"Secret of {options.peer}: ")
+        secret = getpass.getpass(f"Secret of {peer_id}: ")
         if getpass.getpass("Again: ") != secret:
             raise ValueError("the two are not the same")
     except EOFError as error:

@@ -17,7 +17,6 @@ import contextlib
 import datetime
 import importlib.util
 import re
-import secrets
 import shutil
 import signal
 import sys
@@ -113,14 +112,13 @@ def _demonstrate(programs: Programs) -> int:
 
 def _show(programs: Programs) -> int:
     """The demonstration; returns how many connections were made, or raises Failure."""
-    secret = secrets.token_urlsafe(12)
     kkp2p = [sys.executable, "-m", "kkp2p_compat"]
     data = str(programs.folder / "data")
     steps = iter(range(1, 100))
 
     _say(next(steps), "An account for the server")
-    account = [*kkp2p, "account", "add", PEER_ID, "--secret-stdin", "--data", data]
-    programs.run("account", account, secret.encode() + b"\n")
+    account = programs.run("account", [*kkp2p, "account", "add", PEER_ID, "--data", data])
+    secret = programs.wait_for_line(account, "secret.*: (.+)")[1]
 
     _say(next(steps), "A cloud")
     cloud = programs.start("cloud", [*kkp2p, "cloud", "--listen", "127.0.0.1:0", "--data", data])

@@ -22,7 +22,7 @@ from ..engine.engine import Engine
 from ..engine.own_addresses import LOOPBACK
 from ..traversal.nat import BLOCKED
 from ..traversal.port_mapping import NOT_ASKED
-from ._engines import add_options, login_of, open_engine, parse_desc, parse_peer, parse_seconds
+from ._engines import add_options, open_engine, parse_desc, parse_peer, parse_seconds
 from ._peer_test import examine_peer, show_peer
 from ._probes import probe_tcp, probe_udp
 from ._show import show_section
@@ -100,7 +100,7 @@ def _examine(engine: Engine, options: argparse.Namespace) -> Iterator[Section]:
     """Each section as soon as it is known."""
     cloud = None
     if not options.lan:
-        cloud = _cloud(*login_of(options))
+        cloud = _cloud(*options.login[:2])
         yield "cloud", cloud
     own = engine.thread.call(_own_addresses, engine)
     yield "addresses", own["addresses"]
