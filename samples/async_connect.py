@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import sys
 from dataclasses import dataclass, field
@@ -95,10 +96,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--lan", type=int, default=0, metavar="PORT")
     parser.add_argument("--timeout", type=int, default=5000, metavar="MS")
     options = parser.parse_args(argv[1:])
-    host, _, port = options.login.rpartition(":")
-    host, port = (host, port) if port.isdecimal() else (options.login, "3080")
+    host, port, pin = re.findall(r"(.*?)(?::(\d+))?(?:#(.+))?\Z", options.login)[0]
     domain = None if options.lan else host.strip("[]")
-    conf = kkp2p.engine_conf_t(domain, int(port), options.lan, login_ca=options.ca)
+    conf = kkp2p.engine_conf_t(domain, int(port or 3080), options.lan, login_ca=options.ca)
+    conf.login_fingerprint = pin or None
     # Python's own handler raises anywhere.  (It also makes this thread one with a hub: without one
     # the callbacks would come on a thread of the SDK's.)
     gevent.signal_handler(signal.SIGINT, gevent.kill, gevent.getcurrent(), KeyboardInterrupt)

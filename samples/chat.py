@@ -2,18 +2,18 @@
 
 Run it (a cloud first: `kkp2p account add PEER_ID`, `kkp2p cloud`):
 
-    python samples/chat.py --id PEER_ID --secret SECRET       waits for the other one
+    python samples/chat.py --id PEER_ID                       waits for the other one
     python samples/chat.py PEER_ID [--mode auto|p2p|relay]    is the other one; needs no account
 
---encrypt: seal what is relayed.  --timeout MS: for the connect.  --login, --ca, --lan: as for
-send_file.py; on a LAN there is no secret.  Ctrl-D ends what you say, and the other one is told;
-when both have ended, so does the program.
+--secret S: else it is $KKP2P_SECRET, or asked for.  --encrypt: seal what is relayed.  --timeout MS:
+for the connect.  --login, --ca, --lan: as for send_file.py.  Ctrl-D ends what you say.
 """
 
 from __future__ import annotations
 
 import argparse
 import codecs
+import getpass
 import os
 import re
 import signal
@@ -99,9 +99,8 @@ def run(engine: kkp2p.engine_t, options: argparse.Namespace) -> None:
             print(f"Waiting as {me}.")
             ret = wait_for_call(engine, channel)
     else:
-        ctx = kkp2p.connect_ctx_t(options.peer_id, kkp2p.KKP2P_TCP_CHANNEL, timeout=options.timeout)
-        ctx.connect_mode = MODES["p2p" if lan else options.mode]
-        ctx.encrypt_data, ctx.connect_desc = int(options.encrypt), CHAT_DESC
+        mode, encrypt = MODES["p2p" if lan else options.mode], int(options.encrypt)
+        ctx = kkp2p.connect_ctx_t(options.peer_id, 0, mode, encrypt, options.timeout, CHAT_DESC)
         ret = (kkp2p.lan_search if lan else kkp2p.connect)(engine, ctx, channel)
     if ret < 0:
         raise ConnectionError(f"error,ret:{ret} (kkp2p_engine.log says why)")
@@ -116,7 +115,7 @@ def run(engine: kkp2p.engine_t, options: argparse.Namespace) -> None:
         kkp2p.close_channel(engine, channel.channel_id)
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog=argv[0])
     parser.add_argument("peer_id", nargs="?")
     for name in ("--id", "--secret", "--ca"):
@@ -129,15 +128,16 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv[1:])
     if (options.peer_id is None) == (options.id is None):
         parser.error("either PEER_ID or --id")
-    host, port = re.findall(r"(.*?)(?::(\d+))?\Z", options.login)[0]
-    host = None if options.lan else host.strip("[]")
-    conf = kkp2p.engine_conf_t(host, int(port or 3080), options.lan, login_ca=options.ca)
+    host, port, pin = re.findall(r"(.*?)(?::(\d+))?(?:#(.+))?\Z", options.login)[0]
+    conf = kkp2p.engine_conf_t(None, int(port or 3080), lan := options.lan, login_ca=options.ca)
+    conf.login_domain, conf.login_fingerprint = None if lan else host.strip("[]"), pin or None
+    if options.id and not (options.secret or lan):
+        options.secret = os.environ.get("KKP2P_SECRET") or getpass.getpass("Secret: ")
     gevent.signal_handler(signal.SIGINT, gevent.kill, gevent.getcurrent(), KeyboardInterrupt)
     if (engine := kkp2p.engine_init(conf, 5000)) is None:
         raise SystemExit(f"engine_init error,ret:{kkp2p.error_no()}.")
     try:
         run(engine, options)
-        return 0
     except (OSError, KeyboardInterrupt) as error:
         raise SystemExit(f"{str(error) or 'interrupted'}.") from error
     finally:
@@ -146,4 +146,4 @@ def main(argv: list[str]) -> int:
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
-    sys.exit(main(sys.argv))
+    main(sys.argv)

@@ -14,6 +14,7 @@ import argparse
 import errno
 import fcntl
 import os
+import re
 import signal
 import sys
 import time
@@ -87,11 +88,10 @@ def make_conf(arguments: list[str]) -> kkp2p.engine_conf_t:
     parser.add_argument("--login", default=os.environ.get("KKP2P_LOGIN", "127.0.0.1"))
     parser.add_argument("--ca")
     options = parser.parse_args(arguments)
-    host, _, port = options.login.rpartition(":")
-    host, port = (host, port) if port.isdecimal() else (options.login, "3080")
-    # kkp2p_conf.login_domain = "124.71.217.198"; kkp2p_conf.login_port = 3080; ...
-    return kkp2p.engine_conf_t(host.strip("[]"), int(port), lan_search_port=3549,
-                               max_log_size=1024 * 1024 * 10, login_ca=options.ca)  # fmt: skip
+    host, port, pin = re.findall(r"(.*?)(?::(\d+))?(?:#(.+))?\Z", options.login)[0]
+    # kkp2p_conf.login_domain = "124.71.217.198"; ...; kkp2p_conf.lan_search_port = 3549; ...
+    return kkp2p.engine_conf_t(host.strip("[]"), int(port or 3080), 3549, max_log_size=10 << 20,
+                               login_ca=options.ca, login_fingerprint=pin or None)  # fmt: skip
 
 
 def main(argv: list[str]) -> int:

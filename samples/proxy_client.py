@@ -37,16 +37,15 @@ def make_conf(arguments: list[str]) -> kkp2p.engine_conf_t:
     parser.add_argument("--login", default=os.environ.get("KKP2P_LOGIN", "127.0.0.1"))
     parser.add_argument("--ca")
     options = parser.parse_args(arguments)
-    host, _, port = options.login.rpartition(":")
-    if not port.isdecimal():
-        host, port = options.login, "3080"
+    host, port, pin = re.findall(r"(.*?)(?::(\d+))?(?:#(.+))?\Z", options.login)[0]
     kkp2p_conf = kkp2p.engine_conf_t()  # memset(&kkp2p_conf, 0, sizeof(kkp2p_engine_conf_t));
     kkp2p_conf.login_domain = host.strip("[]")  # kkp2p_conf.login_domain = "124.71.217.198";
-    kkp2p_conf.login_port = int(port)
+    kkp2p_conf.login_port = int(port or 3080)
     kkp2p_conf.lan_search_port = 3549
     kkp2p_conf.max_log_size = 1024 * 1024 * 10
     kkp2p_conf.log_path = None
     kkp2p_conf.login_ca = options.ca
+    kkp2p_conf.login_fingerprint = pin or None
     return kkp2p_conf
 
 

@@ -4,14 +4,14 @@ Run it (a cloud first: `kkp2p account add PEER_ID`, `kkp2p cloud`):
 
     python samples/recv_file.py PEER_ID SECRET FOLDER [--once] [--limit BYTES]
 
---once: end after one sender, with 0 if its file is here.  --limit: of one file (1 GiB).  The other
-options: as for send_file.py.  A file gets its name when it is whole, with a number if it is taken.
+SECRET: - for $KKP2P_SECRET, or to be asked.  --once: one sender.  Others: as for send_file.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import getpass
 import os
 import re
 import signal
@@ -114,28 +114,28 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--login", default=os.environ.get("KKP2P_LOGIN", "127.0.0.1"))
     parser.add_argument("--once", action="store_true")
     options = parser.parse_args(argv[1:])
-    host, port = re.findall(r"(.*?)(?::(\d+))?\Z", options.login)[0]
+    host, port, pin = re.findall(r"(.*?)(?::(\d+))?(?:#(.+))?\Z", options.login)[0]
     folder = os.open(options.folder, os.O_RDONLY | os.O_DIRECTORY)
-    host = None if (lan := options.lan) else host.strip("[]")
-    conf = kkp2p.engine_conf_t(host, int(port or 3080), lan, login_ca=options.ca)
-    if (engine := kkp2p.engine_init(conf, 5000)) is None:
-        raise SystemExit(f"kkp2p_engine_init error,ret:{kkp2p.error_no()}.")
-    me, once = options.peer_id, options.once
-    senders, exit_flag = pool.Pool(MAX_SENDERS), event.Event()
+    me, secret, lan = options.peer_id, options.secret, options.lan
+    conf = kkp2p.engine_conf_t(None, int(port or 3080), lan, login_ca=options.ca)
+    conf.login_domain, conf.login_fingerprint = None if lan else host.strip("[]"), pin or None
+    if secret == "-" and not lan:
+        secret = os.environ.get("KKP2P_SECRET") or getpass.getpass("Secret: ")
+    engine = kkp2p.engine_init(conf, 5000) or sys.exit(f"engine_init error,ret:{kkp2p.error_no()}.")
+    senders, exit_flag, sender = pool.Pool(MAX_SENDERS), event.Event(), None
     for number in (signal.SIGINT, signal.SIGTERM):
         gevent.signal_handler(number, exit_flag.set)
-    sender = None
     try:
-        ret = kkp2p.join_lan(engine, me) if lan else kkp2p.join_net(engine, me, options.secret)
+        ret = kkp2p.join_lan(engine, me) if lan else kkp2p.join_net(engine, me, secret)
         print(f"waiting for files as {me}." if ret >= 0 else f"join error,ret:{ret}.")
         while ret >= 0 and not exit_flag.is_set():
             print(CLEAR and f"{CLEAR}{'  '.join(bars.values()):.79}", end="", file=sys.stderr)
-            if once and sender is not None:
+            if options.once and sender is not None:
                 exit_flag.wait(0.25)
             elif (ret := kkp2p.accept(engine, 250, channel := kkp2p.channel_t())) > 0:
                 sender = senders.spawn(serve, channel, folder, options.limit, options.timeout)
-                sender.rawlink(lambda _: once and exit_flag.set())
-        return int(ret < 0 or (once and not (sender is not None and sender.value)))
+                sender.rawlink(lambda _: options.once and exit_flag.set())
+        return int(ret < 0 or (options.once and not (sender is not None and sender.value)))
     finally:
         senders.kill()
         kkp2p.engine_destroy(engine)

@@ -4,9 +4,9 @@ Run it (samples/recv_file.py says how to start the other side first):
 
     python samples/send_file.py PEER_ID FILE [--mode auto|p2p|relay] [--encrypt]
 
---login HOST[:PORT]: the cloud (default: $KKP2P_LOGIN, else 127.0.0.1:3080).  --ca FILE: must vouch
-for it.  --lan PORT: no cloud, search the LAN on that UDP port.  --timeout MS: for the connect, and
-each wait for the peer.  Ends with 0 when the file is on the peer's disk.  On the wire: its size (8
+--login HOST[:PORT][#sha256:HEX]: the cloud (default: $KKP2P_LOGIN, else 127.0.0.1:3080); its hash.
+--ca FILE: must vouch for it.  --lan PORT: no cloud, search the LAN there.  --timeout MS: for the
+connect, and each wait.  Ends with 0 when the file is on the peer's disk.  On the wire: its size (8
 bytes, big-endian), length of the name (2), name in UTF-8, file; back comes ACK (on disk) or NAK.
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import stat
 import struct
 import sys
@@ -118,19 +119,18 @@ def run(engine: kkp2p.engine_t, options: argparse.Namespace) -> None:
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog=argv[0])
-    parser.add_argument("peer_id")
-    parser.add_argument("file")
+    for name in ("peer_id", "file", "--ca"):
+        parser.add_argument(name)
     parser.add_argument("--mode", choices=MODES, default="auto")
     parser.add_argument("--encrypt", action="store_true")
     parser.add_argument("--login", default=os.environ.get("KKP2P_LOGIN", "127.0.0.1"))
-    parser.add_argument("--ca")
     parser.add_argument("--lan", type=int, metavar="PORT")
     parser.add_argument("--timeout", type=int, default=10000, metavar="MS")
     options = parser.parse_args(argv[1:])
-    host, _, port = options.login.rpartition(":")
-    host, port = (host, port) if port.isdecimal() else (options.login, "3080")
+    host, port, pin = re.findall(r"(.*?)(?::(\d+))?(?:#(.+))?\Z", options.login)[0]
     domain = None if options.lan else host.strip("[]")
-    conf = kkp2p.engine_conf_t(domain, int(port), options.lan or 0, login_ca=options.ca)
+    conf = kkp2p.engine_conf_t(domain, int(port or 3080), options.lan or 0, login_ca=options.ca)
+    conf.login_fingerprint = pin or None
     engine = kkp2p.engine_init(conf, options.timeout)
     try:
         if engine is None:

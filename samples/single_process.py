@@ -5,16 +5,20 @@ Run it (a cloud first: `kkp2p account add PEER_ID`, `kkp2p cloud`):
     openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=localhost -keyout key.pem -out cert.pem
     python samples/single_process.py PEER_ID PEER_KEY key.pem cert.pem [--login HOST[:PORT]]
 
---login: the cloud (default: $KKP2P_LOGIN, else 127.0.0.1:3080).  --ca FILE: its certificate must
-verify with this one.  One engine logs in as PEER_ID, and its own proxy calls PEER_ID.  The page
-comes through it, is printed, and the exit status is 0.
+PEER_KEY: the secret; - takes it from $KKP2P_SECRET, or asks, for others on this host see a command
+line.  --login: the cloud (default: $KKP2P_LOGIN, else 127.0.0.1:3080), also as
+HOST:PORT#sha256:HEX, which `kkp2p cloud` prints: then its certificate must be that one.  --ca FILE:
+it must verify with this one.  One engine logs in as PEER_ID, and its own proxy calls PEER_ID.  The
+page comes through it, is printed, and the exit status is 0.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import getpass
 import os
+import re
 import sys
 import time
 
@@ -74,8 +78,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--login", default=os.environ.get("KKP2P_LOGIN", "127.0.0.1"))
     parser.add_argument("--ca")
     options = parser.parse_args(argv[5:])
-    host, _, port = options.login.rpartition(":")
-    host, port = (host, port) if port.isdecimal() else (options.login, "3080")
+    host, port, pin = re.findall(r"(.*?)(?::(\d+))?(?:#(.+))?\Z", options.login)[0]
     ssl_ctx = SSL.Context(SSL.TLS_METHOD)
     try:
         ssl_ctx.use_privatekey_file(argv[3])
@@ -84,13 +87,17 @@ def main(argv: list[str]) -> int:
     except SSL.Error as error:
         print(f"{argv[3]}, {argv[4]}: {error}")
         return -1
-    conf = kkp2p.engine_conf_t(host.strip("[]"), int(port), login_ca=options.ca)
+    conf = kkp2p.engine_conf_t(host.strip("[]"), int(port or 3080), login_ca=options.ca)
+    conf.login_fingerprint = pin or None
+    peer_key = argv[2]
+    if peer_key == "-":
+        peer_key = os.environ.get("KKP2P_SECRET") or getpass.getpass("Secret: ")
     engine = kkp2p.engine_init(conf, 5000)
     if engine is None:
         print(f"engine_init: {kkp2p.error_no()}")
         return -1
     try:
-        return run(engine, argv[1], argv[2], ssl_ctx)
+        return run(engine, argv[1], peer_key, ssl_ctx)
     finally:
         kkp2p.engine_destroy(engine)
 

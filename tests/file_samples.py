@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from sample_process import SampleProcess, StartSample
-from support import PATIENCE_S, SECRET, read_all, write_all
+from support import PATIENCE_S, read_all, write_all
 
 import kkp2p_compat as kkp2p
 
@@ -35,7 +35,7 @@ def receive(start_sample: StartSample, folder: Path) -> StartReceiver:
     """Start a recv_file that is online as "peer"."""
 
     def start(*options: str, screen: int | None = None) -> SampleProcess:
-        sample = start_sample("recv_file", "peer", SECRET, str(folder), *options, screen=screen)
+        sample = start_sample("recv_file", "peer", "-", str(folder), *options, screen=screen)
         assert sample.line() == "waiting for files as peer.\n", sample.end()
         return sample
 

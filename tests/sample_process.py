@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import gevent
 import pytest
-from support import ENVIRONMENT, ROOT, CloudProcess
+from support import ENVIRONMENT, ROOT, SECRET, CloudProcess
 
 __all__ = ["SampleProcess", "StartSample", "load_sample", "read_terminal", "start_sample"]
 
@@ -40,7 +40,8 @@ class SampleProcess:
         self.folder = folder
         self.process = subprocess.Popen(
             [sys.executable, str(ROOT / "samples" / f"{name}.py"), *arguments],
-            cwd=folder, env=ENVIRONMENT | {"KKP2P_LOGIN": login}, stdout=subprocess.PIPE,
+            env=ENVIRONMENT | {"KKP2P_LOGIN": login, "KKP2P_SECRET": SECRET},
+            cwd=folder, stdout=subprocess.PIPE,
             stdin=subprocess.PIPE if keyboard is None else keyboard,
             stderr=subprocess.PIPE if screen is None else screen,
         )  # fmt: skip
@@ -105,8 +106,8 @@ def start_sample(tmp_path: Path, cloud: CloudProcess) -> Iterator[StartSample]:
         name: str, *arguments: str, keyboard: int | None = None, screen: int | None = None
     ) -> SampleProcess:
         folder = tmp_path / f"{name}{len(started)}"
-        login = f"127.0.0.1:{cloud.port}"
-        started.append(SampleProcess(folder, name, arguments, login, keyboard, screen))
+        pinned = cloud.pinned()
+        started.append(SampleProcess(folder, name, arguments, pinned, keyboard, screen))
         return started[-1]
 
     yield start

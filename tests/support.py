@@ -54,6 +54,12 @@ class CloudProcess:
         self.process.stdout.close()
         raise RuntimeError(f"no cloud: {''.join(self.output)}")
 
+    def pinned(self) -> str:
+        """HOST:PORT#sha256:HEX, as it prints it at its start."""
+        while not (lines := [line for line in self.output if "#sha256:" in line]):
+            gevent.sleep(0.001)
+        return lines[0].split()[1]
+
     def _read_rest(self) -> None:
         assert self.process.stdout is not None
         self.output.extend(self.process.stdout)

@@ -206,6 +206,7 @@ def _shrink(tool: Tool) -> None:
         ["0", "peer", "--desc", "2147483648"],
         ["0", "peer", "--timeout", "0"],
         ["0", "peer", "--login", "host:99999"],
+        ["0", "peer", "--login", "host:3080#sha256:00"],
         ["0", "peer", "--lan", "0"],
         ["0", "peer", "--lan", "3549", "--mode", "relay"],
     ],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import secrets
+import signal
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,18 @@ import gevent
 import pytest
 from interceptor import Interceptor
 from line_server import Visitor, wait_for
+from sample_process import StartSample, start_sample
 from support import PATIENCE_S, SECRET, CloudProcess, read_all, write_all
+from tool_process import StartTool, start_tool
 
 import kkp2p_compat as kkp2p
+from kkp2p_compat.cli.demo import make_certificate
 from kkp2p_compat.cloud.certificate import load_identity
 from kkp2p_compat.cloud.route import rank
 from kkp2p_compat.control import client as client_module
 from kkp2p_compat.control.wire import Message
+
+__all__ = ["start_sample", "start_tool"]
 
 LONG = PATIENCE_S * 1000
 SHORT_MS = 1500  # for what must not succeed, ever
@@ -63,8 +70,7 @@ def intercept(tmp_path: Path) -> Iterator[Intercept]:
 
 def fingerprint(cloud: CloudProcess) -> str:
     """As ``kkp2p cloud`` prints it at its start."""
-    wait_for(lambda: any("#sha256:" in line for line in cloud.output))
-    return next(line for line in cloud.output if "#sha256:" in line).strip().partition("#")[2]
+    return cloud.pinned().partition("#")[2]
 
 
 def call(engine: kkp2p.engine_t, to: str, timeout: int = LONG, **fields: Any) -> int:
@@ -189,6 +195,49 @@ def test_a_malformed_fingerprint(engine_conf: Callable[..., Any], wrong: object)
     conf = engine_conf(login_domain="127.0.0.1", login_port=1, login_fingerprint=wrong)
     assert kkp2p.engine_init(conf, 0) is None
     assert kkp2p.error_no() == kkp2p.KKP2P_ERROR_PARAMETER
+
+
+# Tools and samples.
+
+
+def test_a_tool_takes_the_line_that_the_cloud_prints(
+    cloud: CloudProcess, peer: kkp2p.engine_t, start_tool: StartTool
+) -> None:
+    good = start_tool("proxy", "0", "peer", "--mode", "relay", "--json", KKP2P_LOGIN=cloud.pinned())
+    wrong = f"127.0.0.1:{cloud.port}#sha256:{'00' * 32}"
+    bad = start_tool("proxy", "0", "peer", "--mode", "relay", "--json", "--login", wrong)
+    for tool, ends in ((good, "connected"), (bad, "failed")):
+        port = tool.event()["address"][1]
+        with socket.create_connection(("127.0.0.1", port)):
+            event = tool.event()
+            while event["event"] not in ("connected", "failed"):
+                event = tool.event()
+            assert event["event"] == ends, event
+        tool.end(signal.SIGTERM)
+    assert "certificate refused" in str(event)
+
+
+SAMPLES = {
+    "async_connect": ["peer"],
+    "chat": ["peer"],
+    "https_server": ["peer", SECRET, "{key}", "{certificate}"],
+    "proxy_client": ["127.0.0.1", "0", "peer", "2", "1"],
+    "recv_file": ["peer", "-", "."],
+    "send_file": ["peer", "{key}"],
+    "single_process": ["peer", "-", "{key}", "{certificate}"],
+}
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_no_sample_goes_on_without_the_fingerprint_that_it_was_given(
+    start_sample: StartSample, tmp_path: Path, name: str
+) -> None:
+    key, certificate = make_certificate(tmp_path)
+    arguments = [text.format(key=key, certificate=certificate) for text in SAMPLES[name]]
+    sample = start_sample(name, *arguments, "--login", "127.0.0.1:3080#sha256:00")
+    status, output, errors = sample.end()
+    assert status != 0
+    assert "-106" in output + errors
 
 
 # Several servers.

@@ -24,7 +24,7 @@ ENDED = "The other one has ended.\n"
 @pytest.fixture
 def waiting(start_sample: StartSample) -> SampleProcess:
     """One that waits for a call, as "peer"."""
-    sample = start_sample("chat", "--id", "peer", "--secret", SECRET)
+    sample = start_sample("chat", "--id", "peer")
     assert sample.line() == "Waiting as peer.\n", sample.end()
     return sample
 

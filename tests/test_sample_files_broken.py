@@ -306,4 +306,4 @@ def test_receiver_that_cannot_start(start_sample: StartSample, tmp_path: Path) -
         "recv_file", "peer", SECRET, folder, "--ca", missing
     ).end()
     assert (status, output) == (1, "")
-    assert errors.endswith("kkp2p_engine_init error,ret:-106.\n")
+    assert errors.endswith("engine_init error,ret:-106.\n")

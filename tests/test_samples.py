@@ -89,7 +89,7 @@ def files(tmp_path: Path) -> tuple[str, str]:
 def server(start: Callable[..., Sample], files: tuple[str, str], cloud: CloudProcess) -> Sample:
     """https_server, online as "peer"."""
     seen = len(cloud.output)
-    sample = start("https_server", "peer", SECRET, *files, "--login", f"127.0.0.1:{cloud.port}")
+    sample = start("https_server", "peer", SECRET, *files, "--login", cloud.pinned())
     while not any("(peer): online" in line for line in cloud.output[seen:]):
         assert sample.process.poll() is None, sample.end(None)
         gevent.sleep(0.01)  # nothing tells of a line of the cloud's
@@ -104,7 +104,7 @@ def proxy(
 
     def make(mode: int, desc: int) -> tuple[str, int]:
         arguments = ["127.0.0.1", "0", "peer", str(mode), str(desc)]
-        sample = start("proxy_client", *arguments, KKP2P_LOGIN=f"127.0.0.1:{cloud.port}")
+        sample = start("proxy_client", *arguments, KKP2P_LOGIN=cloud.pinned())
         match = re.fullmatch(
             r"create proxy\(127\.0\.0\.1:(\d+)\) to peer peer success\.\n", sample.line()
         )
@@ -319,7 +319,7 @@ def test_a_second_server_ends_the_first(
 def test_single_process(
     start: Callable[..., Sample], files: tuple[str, str], cloud: CloudProcess
 ) -> None:
-    login = f"127.0.0.1:{cloud.port}"
+    login = cloud.pinned()
     status, output = start("single_process", "peer", SECRET, *files, "--login", login).end(None)
     assert status == 0, output
     assert re.fullmatch(
