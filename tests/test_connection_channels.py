@@ -25,11 +25,13 @@ from kkp2p_compat.transport.udp.events import (
 from kkp2p_compat.transport.udp.frames import DATAGRAM_HEADER
 from kkp2p_compat.transport.udp.packing import INITIAL_DATA_WINDOW_BYTES
 from kkp2p_compat.transport.udp.protection import OVERHEAD_BYTES
+from kkp2p_compat.transport.udp.streams import GROWTH_BYTES, SLOW_S
 
 FAST = Conditions(rate_bytes_per_s=mbit_per_s(100), delay_s=0.005)
 LOSSY = Conditions(
     rate_bytes_per_s=mbit_per_s(100), delay_s=0.005, loss=0.05, reorder=0.05, reorder_s=0.01
 )
+LONG = Conditions(rate_bytes_per_s=mbit_per_s(1000), delay_s=0.025)
 BOTH = pytest.mark.parametrize("path", [FAST, LOSSY], ids=["clean", "lossy"])
 MIB = 1024 * 1024
 
@@ -225,6 +227,63 @@ def test_many_readers_that_do_not_read_leave_room_for_one_that_does() -> None:
         pair.callee.resume(transfer.stream_id)
     pair.run(lambda: all(transfer.done for transfer in paused))
     _nothing_left(pair)
+
+
+@pytest.mark.parametrize(("count", "read", "rest"), [(6, 12 * MIB, 20 * MIB), (40, MIB, 2 * MIB)])
+def test_readers_that_stop_do_not_stop_the_others(count: int, read: int, rest: int) -> None:
+    """They had read fast on a long path, so that their windows had grown; then they stop, one after
+    the other, and their writers fill what the windows let through."""
+    pair = Pair("stop", LONG)
+    body, echo = Body(MIB, 3), []
+    start = pair.callee.on_offer
+
+    def take(offer: ChannelOffered) -> None:
+        if offer.stream_id != number:
+            start(offer)
+            return
+        pair.callee.connection.accept_channel(number)
+        echo.append(pair.callee.expect(number, body))
+
+    pair.callee.on_offer = take
+    number = pair.caller.connection.open_channel(KKP2P_TCP_CHANNEL, 0, 0)
+    pair.caller.drive()
+    paused = []
+    for _ in range(count):
+        paused.append(transfer := pair.start(read + rest))
+        reader = transfer.at_callee
+        pair.run(lambda reader=reader: reader.received >= read, 30)
+        reader.paused = True
+    pair.run(None, 10)
+    held = [channel.receive.held_bytes for channel in pair.callee.connection.channels.values()]
+    assert sum(held) <= GROWTH_BYTES + count * INITIAL_STREAM_WINDOW_BYTES
+    assert max(held) >= MIB
+    for offset in range(0, MIB, 1 << 16):
+        pair.caller.connection.write(number, body.piece(offset, 1 << 16))
+        pair.caller.drive()
+        pair.run(lambda stop=offset + (1 << 16): echo[0].received == stop, 2)
+    for transfer in paused:
+        pair.callee.resume(transfer.stream_id)
+    pair.run(lambda: all(transfer.done for transfer in paused))
+
+
+def test_a_stream_that_does_nothing_gives_its_window_to_one_that_needs_it() -> None:
+    pair = Pair("idle", LONG)
+    body, readers = Body(100 * MIB, 3), {}
+
+    def take(offer: ChannelOffered) -> None:
+        pair.callee.connection.accept_channel(offer.stream_id)
+        readers[offer.stream_id] = pair.callee.expect(offer.stream_id, body)
+
+    pair.callee.on_offer = take
+    windows = []
+    for _ in range(6):
+        number = pair.caller.connection.open_channel(KKP2P_TCP_CHANNEL, 0, 0)
+        pair.caller.send(number, Body(12 * MIB, 3), finish=False)
+        pair.caller.drive()
+        pair.run(lambda number=number: number in readers and readers[number].received == 12 * MIB)
+        pair.run(None, 2 * SLOW_S)
+        windows.append(pair.callee.connection.channels[number].receive.window)
+    assert windows[-1].bytes >= 4 * MIB
 
 
 def test_more_writers_than_the_credit_of_all_together_is_for(

@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kkp2p_compat._errors import BadPacket
-from kkp2p_compat.transport.udp.streams import ReceiveStream, ReceiveWindow, SendStream
+from kkp2p_compat.transport.udp.streams import (
+    GROWTH_BYTES,
+    MAX_PIECES,
+    SLOW_S,
+    ReceiveStream,
+    ReceiveWindow,
+    SendStream,
+    Shared,
+)
 
 BODY = bytes(range(256)) * 2  # any two offsets less than 256 apart differ
 SIZE = 200
@@ -39,7 +47,7 @@ class Known:
 
 
 def _receiver(window: int) -> ReceiveStream:
-    return ReceiveStream(ReceiveWindow(window, window))
+    return ReceiveStream(ReceiveWindow(window, window), Shared())
 
 
 def _readable(stream: ReceiveStream) -> bytes:
@@ -70,6 +78,53 @@ def test_pieces_in_any_order_overlap_and_repetition(
         assert not stream.done
     stream.end_seen = True
     assert stream.done == ended
+
+
+def test_the_window_of_a_slow_reader_shrinks() -> None:
+    """It is told no new limit before it has read what an ever smaller window lets through."""
+    shared, rtt_s = Shared(), 0.1
+    window = ReceiveWindow(1000, 16_000, shared)
+    assert window.renew(500, 0.0, rtt_s, waiting=True)
+    assert window.renew(1500, rtt_s, rtt_s, waiting=True)
+    assert (window.bytes, window.limit, shared.growth_bytes) == (4000, 5500, GROWTH_BYTES - 3000)
+    assert not window.renew(3500, 1 + SLOW_S, rtt_s, waiting=True)
+    assert not window.renew(4500, 2 + 2 * SLOW_S, rtt_s, waiting=True)
+    assert window.renew(5000, 3 + 3 * SLOW_S, rtt_s, waiting=True)
+    assert (window.bytes, window.limit, shared.growth_bytes) == (1000, 6000, GROWTH_BYTES)
+    # A sender that has nothing to send is not a slow reader.
+    assert window.renew(5500, 4 + 3 * SLOW_S, 1.0, waiting=True)
+    assert window.renew(6500, 4 + 9 * SLOW_S, rtt_s, waiting=False)
+    assert window.bytes == 2000
+
+
+def test_single_bytes_out_of_order_are_put_together() -> None:
+    """Or a peer's 64 MiB of them would cost us many times that."""
+    stream, size = _receiver(1 << 20), 30_000
+    for start in range(2, size, 2):
+        stream.handle_data(start, [BODY[:2]], False)
+    assert len(stream._pieces) == size // 2 - 1
+    assert stream.handle_data(0, [BODY[:2]], False)
+    assert len(stream.peek()) <= 2
+    assert _readable(stream) == BODY[:2] * (size // 2)
+
+
+def test_all_streams_together_hold_so_many_pieces() -> None:
+    shared = Shared()
+    streams = [ReceiveStream(ReceiveWindow(1 << 20, 1 << 20), shared) for _ in range(3)]
+
+    def fill(stream: ReceiveStream, count: int) -> None:
+        for _ in range(count):
+            stream.handle_data(stream.highest + 1, [b"x"], False)
+
+    fill(streams[0], MAX_PIECES // 2)
+    fill(streams[1], MAX_PIECES // 2)
+    with pytest.raises(BadPacket):
+        fill(streams[2], 1)
+    for over in (streams[0].stop, lambda: streams[1].handle_reset(streams[1].highest)):
+        over()
+        fill(streams[2], MAX_PIECES // 2)
+    streams[2].forget()
+    assert shared.pieces == 0
 
 
 @given(st.permutations(range(20)), st.integers(1, 9))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..._codes import KKP2P_UDP_CHANNEL
 from .messages import Assembler, Splitter
-from .streams import ReceiveStream, ReceiveWindow, SendStream
+from .streams import ReceiveStream, ReceiveWindow, SendStream, Shared
 
 __all__ = ["INITIAL_STREAM_WINDOW_BYTES", "Channel"]
 
@@ -16,12 +16,15 @@ INITIAL_STREAM_WINDOW_BYTES = 256 * 1024
 class Channel:
     """What a connection knows of one stream id."""
 
-    def __init__(self, stream_id: int, channel_type: int, ours: bool, largest_window: int) -> None:
+    def __init__(
+        self, stream_id: int, channel_type: int, ours: bool, largest_window: int, shared: Shared
+    ) -> None:
         self.stream_id = stream_id
         self.ours = ours  # we opened it
         self.opened = False  # both sides agreed
         self.send = SendStream(stream_id, INITIAL_STREAM_WINDOW_BYTES)
-        self.receive = ReceiveStream(ReceiveWindow(INITIAL_STREAM_WINDOW_BYTES, largest_window))
+        window = ReceiveWindow(INITIAL_STREAM_WINDOW_BYTES, largest_window, shared)
+        self.receive = ReceiveStream(window, shared)
         self.send.held = ours  # until it is opened: the peer would not know whose bytes these are
         self.writer_waits = False  # the application was told that there is no room
         self.message_bytes_sent = 0  # of a UDP channel, as far as they were given to us

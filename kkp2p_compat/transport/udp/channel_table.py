@@ -27,7 +27,7 @@ from .events import (
 from .packing import INITIAL_DATA_WINDOW_BYTES, Packer
 from .ranges import RangeSet
 from .recovery import Recovery
-from .streams import MAX_UNTAKEN_BYTES, ReceiveWindow
+from .streams import MAX_UNTAKEN_BYTES, SLOW_S, ReceiveWindow, Shared
 
 __all__ = ["REFUSED_BUSY", "REFUSED_MOVED", "REFUSED_UNSUPPORTED", "ChannelTable"]
 
@@ -66,6 +66,8 @@ class ChannelTable:
         self._credited_at = now  # when the peer last raised its limit for all streams
         self._data_received = 0
         self._data_consumed = 0
+        self._shared = Shared()
+        self._spared_at = now  # when streams that do nothing last gave back their windows
 
     def _fail(self, error: KKP2PError) -> None:
         """The peer breaks the protocol."""
@@ -143,17 +145,29 @@ class ChannelTable:
         receive = channel.receive
         receive.consume(count)
         if receive.final_size is None and receive.window.renew(
-            receive.consumed, self._now, self.recovery.rtt.smoothed_s
+            receive.consumed, self._now, self.recovery.rtt.smoothed_s, not receive.is_taken
         ):
             self._packer.announce_stream(channel)
+        if self._shared.short:
+            self._spare()
         self._take_up(count)
         if receive.done:
             self._forget_if_done(channel)
 
     def _take_up(self, count: int) -> None:
         self._data_consumed += count
-        if self._data_window.renew(self._data_consumed, self._now, self.recovery.rtt.smoothed_s):
+        if self._data_window.renew_all(
+            self._data_received, self._data_consumed, self._now, self.recovery.rtt.smoothed_s
+        ):
             self._packer.announce_data(self._data_window)
+
+    def _spare(self) -> None:
+        """A window was too small and could not grow."""
+        self._shared.short = False
+        if self._now - self._spared_at >= SLOW_S:
+            self._spared_at = self._now
+            for channel in self.channels.values():
+                channel.receive.spare(self._now)
 
     def at_end(self, stream_id: int) -> bool:
         """Whether all was read, to the end that the peer set.
@@ -300,7 +314,8 @@ class ChannelTable:
     # Inside.
 
     def _new_channel(self, stream_id: int, channel_type: int, ours: bool = False) -> Channel:
-        return Channel(stream_id, channel_type, ours, self._max_stream_window_bytes)
+        largest = self._max_stream_window_bytes
+        return Channel(stream_id, channel_type, ours, largest, self._shared)
 
     def _forget_if_done(self, channel: Channel) -> None:
         if channel.done and channel.stream_id in self.channels:
@@ -310,6 +325,7 @@ class ChannelTable:
     def _forget(self, channel: Channel) -> None:
         self.channels.pop(channel.stream_id, None)
         self._packer.forget(channel)
+        channel.receive.forget()
 
     def _control(self, frame: bytes) -> None:
         packer = self._packer

@@ -16,13 +16,15 @@ from bisect import bisect_left, bisect_right
 from ..._errors import BadPacket
 from .ranges import RangeSet
 
-__all__ = ["MAX_UNTAKEN_BYTES", "ReceiveStream", "ReceiveWindow", "SendStream"]
+__all__ = ["MAX_UNTAKEN_BYTES", "ReceiveStream", "ReceiveWindow", "SendStream", "Shared"]
 
 # Our choices.
 MERGE_BYTES = 2048  # a last chunk shorter than this grows, so that tiny writes stay few objects
 SMALL_BYTES = 256  # received pieces that are smaller on average are put together
 MAX_UNTAKEN_BYTES = 64 << 20  # that applications which do not read may make a connection hold
-MAX_PIECES = 32_768  # out of order at once: 2.5 times what 16 MiB of 1,200-byte packets can be
+GROWTH_BYTES = 40 << 20  # of it, by so much all windows of streams together may have grown
+SLOW_S = 1.0  # a window that was not renewed for so long is larger than its stream needs
+MAX_PIECES = 32_768  # of a connection, out of order: 1.5 times 24 MiB of 1,200-byte packets
 
 
 class SendStream:
@@ -162,17 +164,40 @@ class SendStream:
             self.done = True
 
 
+class Shared:
+    """What the receiving halves of a connection's streams take from one another.
+
+    A limit that was announced cannot be taken back (RFC 9000 section 4.1), and a reader that stops
+    makes us hold all of it.  So a window takes at most a quarter of what is left to grow by:
+    whatever the first readers do, there is something for the next one.
+    """
+
+    def __init__(self) -> None:
+        self.growth_bytes = GROWTH_BYTES  # what is left
+        self.short = False  # a window could not grow
+        self.pieces = 0  # out of order
+
+    def take(self, count: int) -> bool:
+        if count > self.growth_bytes // 4:
+            self.short = True
+            return False
+        self.growth_bytes -= count
+        return True
+
+
 class ReceiveWindow:
     """A limit that moves with what the application takes, and widens when the sender is fast.
 
     When half a window was used within two round trips, the window and not the path was the brake,
-    so it doubles; but not for an application that does not keep up.
+    so it doubles; but not for an application that does not keep up.  One that is slow halves it.
     """
 
-    def __init__(self, initial: int, largest: int) -> None:
+    def __init__(self, initial: int, largest: int, shared: Shared | None = None) -> None:
         self.bytes = initial
         self.limit = initial  # what the peer was told
+        self._initial = initial
         self._largest = largest
+        self._shared = shared
         self._raised_at: float | None = None
 
     def widen(self, highest: int, consumed: int, now: float, rtt_s: float) -> bool:
@@ -187,13 +212,47 @@ class ReceiveWindow:
         self._raise(consumed, now)
         return True
 
-    def renew(self, consumed: int, now: float, rtt_s: float) -> bool:
-        """The application took something; True: tell the peer a new limit."""
+    def renew(self, consumed: int, now: float, rtt_s: float, waiting: bool) -> bool:
+        """The application took something, and more is ``waiting``; True: tell the peer a new limit.
+
+        For one stream.
+        """
         if self.limit - consumed > self.bytes // 2:
+            return False
+        if waiting and self._raised_at is not None and now - self._raised_at >= SLOW_S:
+            self._shrink(max(self._initial, self.bytes // 2))
+            self._raised_at = now
+            if self.limit - consumed > self.bytes // 2:
+                return False
+        else:
+            self._double(now, rtt_s)
+        self._raise(consumed, now)
+        return True
+
+    def renew_all(self, received: int, consumed: int, now: float, rtt_s: float) -> bool:
+        """As ``renew``, for the window of all streams together.
+
+        It is renewed by half of what is left beside the data that some do not read.
+        """
+        held = received - consumed
+        if self.limit - received > (self.bytes - held) // 2:
             return False
         self._double(now, rtt_s)
         self._raise(consumed, now)
         return True
+
+    def idle(self, now: float) -> bool:
+        """Whether it has not been renewed for long."""
+        return self._raised_at is not None and now - self._raised_at >= SLOW_S
+
+    def restart(self) -> None:
+        """Give back what it has grown by.  What the peer was told holds."""
+        self._shrink(self._initial)
+
+    def _shrink(self, size: int) -> None:
+        if self._shared is not None:
+            self._shared.growth_bytes += self.bytes - size
+        self.bytes = size
 
     def make_room(self, received: int, consumed: int) -> bool:
         """Widen for what came and is not taken, up to a bound; True: tell the peer a new limit.
@@ -208,21 +267,25 @@ class ReceiveWindow:
 
     def _double(self, now: float, rtt_s: float) -> bool:
         fast = self._raised_at is None or now - self._raised_at < 2 * rtt_s
-        if not fast or self.bytes >= self._largest:
+        size = min(2 * self.bytes, self._largest)
+        if not fast or size <= self.bytes:
             return False
-        self.bytes = min(2 * self.bytes, self._largest)
+        if self._shared is not None and not self._shared.take(size - self.bytes):
+            return False
+        self.bytes = size
         return True
 
     def _raise(self, consumed: int, now: float) -> None:
         self._raised_at = now
-        self.limit = consumed + self.bytes
+        self.limit = max(self.limit, consumed + self.bytes)
 
 
 class ReceiveStream:
     """What the peer sends, put in order until the application has taken it."""
 
-    def __init__(self, window: ReceiveWindow) -> None:
+    def __init__(self, window: ReceiveWindow, shared: Shared) -> None:
         self.window = window
+        self._shared = shared
         self.highest = 0  # the furthest byte that came
         self.consumed = 0  # offset up to which the application has it
         self.next_offset = 0  # offset up to which all is here
@@ -309,8 +372,9 @@ class ReceiveStream:
         while start < stop:
             until = min(stop, starts[index]) if index < len(starts) else stop
             if start < until:
-                if len(starts) >= MAX_PIECES:
-                    raise BadPacket("a stream in too many pieces")
+                if self._shared.pieces >= MAX_PIECES:
+                    raise BadPacket("streams in too many pieces")
+                self._shared.pieces += 1
                 pieces[start] = data[start - offset : until - offset]
                 starts.insert(index, start)
                 index += 1
@@ -321,16 +385,21 @@ class ReceiveStream:
 
     def _advance(self) -> bool:
         """Move the pieces that follow without a gap to what can be read."""
-        count = 0
+        following = []
         for start in self._starts:
             if start != self.next_offset:
                 break
             piece = self._pieces.pop(start)
-            self._ready.append(piece)
+            following.append(piece)
             self.next_offset += len(piece)
-            count += 1
-        del self._starts[:count]
-        return count > 0
+        if not following:
+            return False
+        del self._starts[: len(following)]
+        self._shared.pieces -= len(following)
+        if sum(map(len, following)) < SMALL_BYTES * len(following):
+            following = self._merge(following)
+        self._ready += following
+        return True
 
     def handle_reset(self, final_size: int) -> bool:
         """The peer gave up; True: the application has to be told."""
@@ -345,6 +414,16 @@ class ReceiveStream:
         self._discard()
         return not self.stopped
 
+    def forget(self) -> None:
+        """The channel is over: give back what it has taken from the others."""
+        self._discard()
+        self.window.restart()
+
+    def spare(self, now: float) -> None:
+        """Other streams are short of window: one that does nothing gives back its own."""
+        if self.consumed == self.highest and self.window.idle(now):
+            self.window.restart()
+
     def stop(self) -> None:
         """Nobody will read: what is here and what comes is thrown away, and counts as taken."""
         self.stopped = True
@@ -353,6 +432,7 @@ class ReceiveStream:
 
     def _discard(self) -> None:
         self._ready.clear()
+        self._shared.pieces -= len(self._starts)
         self._starts.clear()
         self._pieces.clear()
 
