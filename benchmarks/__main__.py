@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from . import calls, compare, hostile, nat, p2p, reconnect, relay
+from . import calls, chaos, compare, hostile, nat, p2p, reconnect, relay
 
 
 def main() -> None:
@@ -23,6 +23,12 @@ def main() -> None:
     what.add_parser("calls", parents=[quick], help="500 at once to one engine; needs root")
     trees = what.add_parser("compare", parents=[quick], help="with another revision; needs root")
     trees.add_argument("revision", help="whatever git takes for one")
+    faults = what.add_parser("chaos", help="transfers while everything breaks; needs root")
+    faults.add_argument("--minutes", type=float, default=10.0, help="at most (default: 10)")
+    faults.add_argument("--transfers", type=int, default=10_000, help="at most (default: 10000)")
+    faults.add_argument("--seed", type=int, default=1, help="of the faults' schedule (default: 1)")
+    faults.add_argument("--peers", type=int, default=chaos.PEERS, help="(default: %(default)s)")
+    faults.add_argument("--verbose", action="store_true", help="show each fault as it happens")
     attacks = what.add_parser("hostile", parents=[quick], help="what attacks do to others")
     attacks.add_argument("--only", action="append", choices=hostile.ATTACKS, help="one of them")
     options = parser.parse_args()
@@ -30,6 +36,11 @@ def main() -> None:
         relay.run(quick=options.quick)
     elif options.what == "calls":
         calls.run(options.quick)
+    elif options.what == "chaos":
+        chaos.run(
+            options.minutes, options.seed, options.transfers, peers=options.peers,
+            verbose=options.verbose,
+        )  # fmt: skip
     elif options.what == "compare":
         compare.run(options.quick, options.revision)
     elif options.what == "hostile":

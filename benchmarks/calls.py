@@ -47,6 +47,7 @@ class Usage:
         self.cpu_s = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
         self.mb = int(fields[21]) * os.sysconf("SC_PAGE_SIZE") / 2**20
         self.descriptors = len(os.listdir(f"/proc/{pid}/fd"))
+        self.threads = len(os.listdir(f"/proc/{pid}/task"))
 
     def __str__(self) -> str:
         return f"{self.mb:.0f} MB, {self.descriptors} descriptors, {self.cpu_s:.1f} s of processor"

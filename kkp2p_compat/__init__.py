@@ -296,7 +296,8 @@ def connect(engine: engine_t, ctx: connect_ctx_t, channel: channel_t | None) -> 
     called when the connect is over: in a new greenlet of the calling thread if that has a gevent
     hub, else on a thread of the SDK's.  ``channel`` may then be None.
     Returns 0, -109 (not within ctx.timeout ms, or not online), -108 (the peer refuses), -107 (a
-    limit of the cloud, or the connection broke), -110, -106, -1.  C: ``kkp2p_connect``.
+    limit of the cloud, or the connection broke), -110, -117 (another login under our peer id ended
+    ours meanwhile), -119 (out of descriptors), -106, -1.  C: ``kkp2p_connect``.
     """
     check_engine(engine)
     check_context(ctx)
