@@ -45,7 +45,7 @@ def test_a_short_run(tmp_path: Path) -> None:
     folder.mkdir()
     command = [sys.executable, "-m", "benchmarks", "chaos"]
     process = subprocess.Popen(
-        [*command, "--minutes", "0.5", "--transfers", "60", "--peers", "4", "--seed", "3"],
+        [*command, "--minutes", "0.5", "--transfers", "20", "--peers", "3", "--seed", "3"],
         env={**ENVIRONMENT, "TMPDIR": str(folder)}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         cwd=Path(chaos.__file__).parents[1],
