@@ -13,11 +13,12 @@ from typing import Any
 
 import gevent
 from control_targets import Wire, no_faults_of_ours
+from cryptography.hazmat.primitives.asymmetric import ec
 from gevent import socket
 from gevent.pool import Group
 
 from kkp2p_compat._errors import BadPacket, KKP2PError
-from kkp2p_compat.cloud.certificate import _make_self_signed
+from kkp2p_compat.cloud.certificate import _self_signed_pem
 from kkp2p_compat.cloud.limits import Gatekeeper, Limits
 from kkp2p_compat.cloud.relay import Relay
 from kkp2p_compat.control import link as link_module
@@ -115,7 +116,8 @@ GUESTS = [
 
 @functools.cache
 def _certificate() -> bytes:
-    return ssl.PEM_cert_to_DER_cert(_make_self_signed()[0].decode())
+    pem = _self_signed_pem(ec.generate_private_key(ec.SECP256R1()), [])
+    return ssl.PEM_cert_to_DER_cert(pem.decode())
 
 
 class _Asked(link_module.Link):
