@@ -157,7 +157,9 @@ def engine_init(conf: engine_conf_t, timeout: int) -> engine_t | None:
     for name in ("log_path", "login_ca"):
         if getattr(conf, name) is not None:
             setattr(conf, name, check_text(getattr(conf, name), name))
-    if conf.stun_servers not in (None, ""):
+    if conf.stun_servers in ("", b""):  # none is asked
+        conf.stun_servers = ""
+    elif conf.stun_servers is not None:
         conf.stun_servers = check_text(conf.stun_servers, "stun_servers")
     conf.callers = check_callers(conf.callers)
     if conf.login_fingerprint is not None:
@@ -170,7 +172,8 @@ def engine_init(conf: engine_conf_t, timeout: int) -> engine_t | None:
 def engine_destroy(engine: engine_t) -> None:
     """End an engine: its thread, sockets, channels and proxies.
 
-    What was written is given 5 s to arrive.  Descriptors of channels stay open until the
+    Calls that are under way return at once (-1).  What was written is given 5 s to arrive: so long
+    it takes while a peer does not read.  Descriptors of channels stay open until the
     application closes them; they read end of stream.  C: ``kkp2p_engine_destroy``.
     """
     check_type(engine, engine_t, "engine")
@@ -252,7 +255,7 @@ def join_lan(engine: engine_t, peer_id: str) -> int:
     (another program has the port).  C: ``kkp2p_join_lan``.
     """
     check_engine(engine)
-    check_peer_id(peer_id)
+    peer_id = check_peer_id(peer_id)
     if not engine.conf.lan_search_port:
         raise ParameterError("join_lan needs a lan_search_port")
     engine.join_lan(peer_id)
@@ -300,7 +303,7 @@ def connect(engine: engine_t, ctx: connect_ctx_t, channel: channel_t | None) -> 
     ours meanwhile), -119 (out of descriptors), -106, -1.  C: ``kkp2p_connect``.
     """
     check_engine(engine)
-    check_context(ctx)
+    ctx = check_context(ctx)
     check_value(ctx.connect_mode, 0, 2, "ctx.connect_mode")
     return _connect(engine, ctx, channel, False)
 
@@ -313,14 +316,13 @@ def lan_search(engine: engine_t, ctx: connect_ctx_t, channel: channel_t | None) 
     found within ctx.timeout ms), -110, -106.  C: ``kkp2p_lan_search``.
     """
     check_engine(engine)
-    check_context(ctx)
+    ctx = check_context(ctx)
     if ctx.connect_mode != CONNECT_P2P:
         raise KKP2PError("lan_search wants connect_mode 1", KKP2P_ERROR_LANMODE_MUSTUSE_P2P)
     return _connect(engine, ctx, channel, True)
 
 
 def _connect(engine: engine_t, ctx: connect_ctx_t, channel: channel_t | None, lan: bool) -> int:
-    ctx = dataclasses.replace(ctx)  # the application may reuse its own at once
     func, param = ctx.func, ctx.func_param
     if channel is not None or func is None:
         target = check_type(channel, channel_t, "channel")
@@ -363,8 +365,8 @@ def start_proxy(engine: engine_t, ip: str, port: int, ctx: connect_ctx_t, proxy_
     Returns 0, -113 (that address cannot be had), -110, -106.  C: ``kkp2p_start_proxy``.
     """
     check_engine(engine)
-    check_context(ctx)
-    check_text(ip, "ip")
+    ctx = check_context(ctx)
+    ip = check_text(ip, "ip")
     check_value(port, 0, 65535, "port")
     check_value(ctx.timeout, 1, 2**31 - 1, "ctx.timeout")
     check_value(ctx.channel_type, 0, 0, "ctx.channel_type")

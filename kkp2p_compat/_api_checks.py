@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from typing import Any, TypeVar
 
@@ -115,7 +116,8 @@ def check_length(buff: Any, length: Any, *, writable: bool) -> memoryview:
 
 
 def check_context(ctx: Any) -> connect_ctx_t:
-    ctx = check_type(ctx, connect_ctx_t, "ctx")
+    """A copy: the application may use its own for something else at once."""
+    ctx = dataclasses.replace(check_type(ctx, connect_ctx_t, "ctx"))
     ctx.peer_id = check_peer_id(ctx.peer_id)
     check_value(ctx.channel_type, 0, 1, "ctx.channel_type")
     check_value(ctx.encrypt_data, 0, 1, "ctx.encrypt_data")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import logging
 import os
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import kkp2p_compat as kkp2p
+from kkp2p_compat.cloud.certificate import load_identity
 
 FUNCTIONS = sorted(
     name
@@ -25,7 +28,8 @@ FUNCTIONS = sorted(
 FAILED = {
     "sdk_version": "", "hmac_sha1": b"", "engine_init": None, "engine_destroy": None,
     "switch_log_level": None, "log_destroy": None, "log_switch_level": None, "stop_proxy": None,
-    "proxy_address": None, "close_channel": None, "close_fd": None, "channel_stats": None,
+    "proxy_address": None, "close_channel": None, "close_fd": None, "abort_fd": None,
+    "channel_stats": None,
 }  # fmt: skip
 CODES = {value for name, value in vars(kkp2p).items() if name.startswith("KKP2P_ERROR")}
 
@@ -192,6 +196,85 @@ def test_a_dead_engine_and_none(name: str, dead_engine: kkp2p.engine_t) -> None:
 def test_peer_ids(lone_engine: kkp2p.engine_t, peer_id: Any, code: int) -> None:
     ctx = kkp2p.connect_ctx_t(peer_id, timeout=0)
     assert kkp2p.connect(lone_engine, ctx, kkp2p.channel_t()) == code
+
+
+TEXT_FIELDS = {
+    "login_domain": "127.0.0.1|127.0.0.2",
+    "log_path": "the log's folder",
+    "login_ca": "cloud.crt",
+    "stun_servers": "127.0.0.1:3478",
+    "callers": "alice,bob",
+    "login_fingerprint": "ab" * 32,
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [field.name for field in dataclasses.fields(kkp2p.engine_conf_t) if "str" in str(field.type)],
+)
+def test_bytes_will_do_for_every_text_of_the_configuration(
+    engine_conf: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    load_identity(tmp_path)  # makes cloud.crt
+    conf = engine_conf(login_domain="127.0.0.1", login_port=9)
+    setattr(conf, name, TEXT_FIELDS[name].encode())
+    before = dataclasses.replace(conf)
+    engine = kkp2p.engine_init(conf, 0)
+    assert engine is not None
+    assert getattr(engine.conf, name) == TEXT_FIELDS[name]
+    assert conf == before, "the caller's struct is the caller's"
+    kkp2p.engine_destroy(engine)
+
+
+def test_no_bytes_are_no_text(engine_conf: Callable[..., Any]) -> None:
+    engine = kkp2p.engine_init(engine_conf(stun_servers=b""), 0)
+    assert engine is not None
+    assert engine.stun_servers == []
+    kkp2p.engine_destroy(engine)
+
+
+def text_calls(lan_port: int) -> dict[str, Callable[[kkp2p.engine_t, Callable[[str], Any]], Any]]:
+    """Every function that takes text, with text made by the second argument."""
+
+    def context(text: Callable[[str], Any], timeout: int = 100, mode: int = 1) -> Any:
+        return kkp2p.connect_ctx_t(text("peer"), 0, mode, 0, timeout)
+
+    return {
+        "join_net": lambda e, text: kkp2p.join_net(e, text("peer"), text("wrong")),
+        "join_lan": lambda e, text: kkp2p.join_lan(e, text("peer")),
+        "connect": lambda e, text: kkp2p.connect(e, context(text, mode=2), kkp2p.channel_t()),
+        "lan_search": lambda e, text: kkp2p.lan_search(e, context(text), kkp2p.channel_t()),
+        "start_proxy": lambda e, text: kkp2p.start_proxy(
+            e, text("127.0.0.1"), 0, context(text), ctypes.c_uint32()
+        ),
+    }
+
+
+@pytest.mark.usefixtures("on_loopback")
+@pytest.mark.parametrize("name", text_calls(0))
+def test_bytes_will_do_for_every_text(
+    make_engine: Callable[..., kkp2p.engine_t], lan_port: int, name: str
+) -> None:
+    call, engine = text_calls(lan_port)[name], make_engine(lan_search_port=lan_port)
+    assert call(engine, str.encode) == call(engine, str)
+    assert kkp2p.error_no() != -105
+
+
+@pytest.mark.usefixtures("on_loopback")
+def test_a_peer_that_joined_by_bytes_is_found(
+    make_engine: Callable[..., kkp2p.engine_t], lan_port: int
+) -> None:
+    one, other = (make_engine(login_domain=None, lan_search_port=lan_port) for _ in range(2))
+    assert kkp2p.join_lan(one, b"peer") == 0  # type: ignore[arg-type]
+    ctx = kkp2p.connect_ctx_t(b"peer", 0, 1, 0, 20_000)  # type: ignore[arg-type]
+    channel, proxy_id = kkp2p.channel_t(), ctypes.c_uint32()
+    assert kkp2p.lan_search(other, ctx, channel) == 0
+    assert channel.peer_id == "peer"
+    assert kkp2p.start_proxy(other, b"127.0.0.1", 0, ctx, proxy_id) == 0  # type: ignore[arg-type]
+    assert kkp2p.proxy_address(other, proxy_id) is not None
+    assert ctx.peer_id == b"peer", "the caller's struct is the caller's"
+    kkp2p.close_fd(channel.fd)
 
 
 def test_bytes_will_do_for_text(engine_conf: Callable[..., Any], tmp_path: Any) -> None:

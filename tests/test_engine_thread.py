@@ -21,6 +21,7 @@ from support import ENVIRONMENT, PATIENCE_S, in_thread
 
 import kkp2p_compat as kkp2p
 from kkp2p_compat._errors import EngineClosed, KKP2PError, TimedOut
+from kkp2p_compat.engine import engine as engine_module
 from kkp2p_compat.engine import thread as thread_module
 from kkp2p_compat.engine.thread import EngineThread
 
@@ -477,3 +478,31 @@ kkp2p.accept(engine, 60000, kkp2p.channel_t())
         assert process.stdout.readline() == b"ready\n"
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE_S) == -signal.SIGTERM
+
+
+def test_calls_under_way_end_while_the_end_waits_for_a_peer(
+    make_pair: Callable[..., Any], engine: kkp2p.engine_t, lan_port: int,
+    monkeypatch: pytest.MonkeyPatch, run: Callable[[Callable[[], Any]], Any],
+) -> None:  # fmt: skip
+    """A peer that does not read may take the whole time that written data has; they need not."""
+    monkeypatch.setattr(engine_module, "DESTROY_S", 10 * PATIENCE_S)
+    ours, theirs = make_pair(mode=1)
+    sent = 0
+    while (count := kkp2p.write(ours.fd, bytes(65536), 65536, 500)) > 0:
+        sent += count
+    codes: list[int] = []
+    ctx = kkp2p.connect_ctx_t("nobody", 0, 1, 0, 100_000)
+    engine.conf.lan_search_port = lan_port
+    searching = gevent.spawn(
+        lambda: codes.append(run(lambda: kkp2p.lan_search(engine, ctx, kkp2p.channel_t())))
+    )
+    wait_for(lambda: bool(engine.thread._calls))
+    ending = gevent.spawn(kkp2p.engine_destroy, engine)
+    searching.join(PATIENCE_S)
+    assert codes == [-1]
+    assert not ending.ready()
+    assert run(lambda: kkp2p.join_lan(engine, "me")) == -1  # and new ones fail at once
+    buff = bytearray(1 << 20)
+    while sent:
+        sent -= kkp2p.read(theirs.fd, buff, len(buff), PATIENCE_S * 1000)
+    ending.get(timeout=PATIENCE_S)

@@ -181,7 +181,7 @@ class Engine:
                 if isinstance(result, Channel):
                     result.discard()
 
-        if not self.thread.post(lambda: self.thread.spawn(connect).rawlink(connected)):
+        if not self.thread.post(lambda: self.thread.spawn_call(connect).rawlink(connected)):
             raise EngineClosed
 
     def close_channel(self, channel_id: int) -> None:
@@ -231,6 +231,7 @@ class Engine:
             self._torn_down.wait()
             return
         self._torn_down = Event()
+        self.thread.end_calls()
         if self.client is not None:
             self.client.close()
         self.direct.callee.close()

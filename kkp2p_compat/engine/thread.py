@@ -77,6 +77,8 @@ class EngineThread:
         self._async: Any = None
         self._hub: Any = None
         self._group = Group()
+        self._calls = Group()  # those of them that the application waits for
+        self._ends_calls = False
         self._stop = Event()
         self._running = False
         self._abandoned = False  # nobody will stop a thread that was not running by then
@@ -127,7 +129,7 @@ class EngineThread:
         """
         command = _Command(function, args, self._log)
         try:
-            if not self.post(lambda: command.start(self._group)):
+            if not self.post(lambda: command.start(self.spawn_call)):
                 raise EngineClosed
             command.finished.wait()
         except BaseException:
@@ -144,6 +146,20 @@ class EngineThread:
     def spawn(self, function: Callable[..., object], *args: Any) -> gevent.Greenlet[..., Any]:
         """A greenlet that ends with the engine; what it raises is logged."""
         return self._group.spawn(function, *args)
+
+    def spawn_call(self, function: Callable[..., object]) -> gevent.Greenlet[..., Any]:
+        """The same for what the application waits for: it ends with ``end_calls`` already."""
+        greenlet = self.spawn(function)
+        self._calls.add(greenlet)
+        if self._ends_calls:
+            greenlet.kill(block=False)
+        return greenlet
+
+    def end_calls(self) -> None:
+        """Calls that are under way, but for the one that this is, fail now; later ones at once."""
+        self._ends_calls = True
+        for greenlet in set(self._calls) - {gevent.getcurrent()}:
+            greenlet.kill(block=False)
 
     # From any thread but the engine's.
 
@@ -223,8 +239,8 @@ class _Command:
         self.result: Any = None
         self.error: KKP2PError | None = EngineClosed()
 
-    def start(self, group: Group) -> None:
-        self._greenlet = group.spawn(self._run)
+    def start(self, spawn: Callable[[Callable[[], object]], gevent.Greenlet[..., Any]]) -> None:
+        self._greenlet = spawn(self._run)
         # Also when the engine ends before the greenlet has run at all.
         self._greenlet.rawlink(lambda _: self.finished.set())
 
