@@ -226,11 +226,21 @@ def test_a_trickle_breaks_no_one(open_link: OpenLink, monkeypatch: pytest.Monkey
 
 def test_the_nat_is_told_when_it_has_changed(open_link: OpenLink) -> None:
     heard: list[object] = []
-    link = open_link(lambda visitor: [heard.append(visitor.receive("nat")["nat"]) for _ in "ab"])
+
+    def script(visitor: Visitor) -> None:
+        for _ in "abc":
+            message = visitor.receive("nat")
+            heard.append((message["nat"], message.get("seen")))
+
+    link = open_link(script)
     for fields in ({"a": 1}, {"a": 1}, {"a": 2}):
-        link.tell_nat(fields)
+        link.tell_nat(fields, {})
+    link.tell_nat({"a": 2}, {"192.0.2.1": bytes(16)})
+    link.tell_nat({"a": 2}, {"192.0.2.1": b"a newer one, but"})  # the same address
     link.closed.wait()
-    assert heard == [{"a": 1}, {"a": 2}]
+    assert heard == [
+        ({"a": 1}, None), ({"a": 2}, None), ({"a": 2}, [["192.0.2.1", "A" * 22]]),
+    ]  # fmt: skip
 
 
 # What an engine's call tells.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from random import Random
 from types import SimpleNamespace
@@ -10,15 +11,25 @@ from typing import Any
 
 import pytest
 from cloud_client import SEEN, Client, Scene, running_scene
-from direct_support import MakeEngine
+from direct_support import LONG, MakeEngine, accept, check_carries
 from line_server import LineServer, Visitor, wait_for
-from support import SECRET
+from support import SECRET, CloudProcess
 
 import kkp2p_compat as kkp2p
+from kkp2p_compat import _base64url
+from kkp2p_compat._errors import BadPacket
 from kkp2p_compat.cloud.certificate import load_identity
-from kkp2p_compat.cloud.outside import plain_ip, same_network
+from kkp2p_compat.cloud.outside import (
+    TICKET_S,
+    make_ticket,
+    plain_ip,
+    same_network,
+    seen_by_stun_untrusted,
+)
+from kkp2p_compat.cloud.stun import respond
 from kkp2p_compat.engine import own_addresses
 from kkp2p_compat.engine.calls import vouched_untrusted
+from kkp2p_compat.engine.engine import Engine
 from kkp2p_compat.engine.half import Half
 from kkp2p_compat.engine.own_addresses import OwnAddresses
 from kkp2p_compat.traversal.candidates import Candidate, host_candidates
@@ -28,6 +39,8 @@ from kkp2p_compat.traversal.guesses import Guesses, Wave
 from kkp2p_compat.traversal.nat import NatBehaviour
 from kkp2p_compat.traversal.plan import Plan
 from kkp2p_compat.traversal.punch import Punch, Turn
+from kkp2p_compat.traversal.stun import Kind, Message
+from kkp2p_compat.traversal.stun import parse_untrusted as parse_message_untrusted
 
 VICTIM = "203.0.113.66"
 ONCE: list[Wave] = [(0.0, None)]
@@ -226,3 +239,91 @@ def test_who_hears_of_addresses_inside(
     answer_to: Callable[[dict[str, Any]], list[str]], fields: dict[str, Any], addresses: list[str]
 ) -> None:
     assert answer_to(fields) == addresses
+
+
+# The cloud's word of where STUN saw a peer.
+
+KEY = b"k" * 32
+
+
+def pair(ip: str, key: bytes = KEY, now: float = 1000.0, of: str = "") -> list[str]:
+    return [ip, _base64url.encode(make_ticket(key, of or ip, now))]
+
+
+def test_tickets_are_of_one_address_one_key_and_half_an_hour() -> None:
+    good = pair("192.0.2.1")
+    assert seen_by_stun_untrusted(KEY, [good, pair("192.0.2.2")], 1000.0 + TICKET_S) == [
+        "192.0.2.1", "192.0.2.2",
+    ]  # fmt: skip
+    assert seen_by_stun_untrusted(KEY, [good], 1001.0 + TICKET_S) == []
+    assert seen_by_stun_untrusted(b"another key", [good], 1000.0) == []
+    assert seen_by_stun_untrusted(KEY, [pair(VICTIM, of="192.0.2.1")], 1000.0) == []
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        None, 5, "x", [5], [["192.0.2.1"]], [[5, "x"]], [["192.0.2.1", "x"]], [["192.0.2.1", None]],
+        [["::1", "A" * 22]], [["nobody", "A" * 22]], [["192.0.2.1\0", "A" * 22]],
+        [["192.0.2.1", "A" * 22]] * 4, [["\ud800", "A" * 22]],
+    ],
+)  # fmt: skip
+def test_what_are_no_tickets(pairs: object) -> None:
+    with pytest.raises(BadPacket):
+        seen_by_stun_untrusted(KEY, pairs, 1000.0)
+
+
+def test_a_track_vouches_for_what_its_stun_saw(scene: Scene) -> None:
+    """A peer whose control connection leaves by another address than its UDP does."""
+    key = scene.cloud._key
+    scene.caller.send("nat", nat={}, seen=[pair("192.0.2.1", key, time.time())])
+    scene.callee.send("nat", nat={}, seen=[pair(VICTIM, b"another key", time.time())])
+    for client in (scene.caller, scene.callee):
+        assert client.ask("beat")["op"] == "beat"
+    scene.caller.call("callee")
+    offer = scene.callee.receive()
+    assert offer["seen"] == [*SEEN, "192.0.2.1"]
+    scene.callee.send("answer", call=offer["call"], answer="a")
+    assert scene.caller.receive()["seen"] == SEEN
+    answer = scene.caller.ask("nat", nat={}, seen="x")
+    assert (answer["op"], answer["re"]) == ("error", "nat")
+
+
+def test_an_engine_hands_its_tickets_on(
+    cloud: CloudProcess, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All the way: STUN's answer, the engine, the track, and what the callee hears."""
+    caller, callee = make_engine(), make_engine()
+    assert kkp2p.join_net(callee, "peer", SECRET) == 0
+
+    def known() -> object:
+        return caller.direct.underlay().own.tickets.get("127.0.0.1")
+
+    wait_for(lambda: caller.thread.call(known))
+    heard: list[Any] = []
+    meet = Engine._meet_caller
+
+    def note(engine: Engine, link: Any, message: dict[str, Any], *more: Any) -> None:
+        heard.append(message["seen"])
+        meet(engine, link, message, *more)
+
+    monkeypatch.setattr(Engine, "_meet_caller", note)
+    mine = kkp2p.channel_t()
+    ctx = kkp2p.connect_ctx_t("peer", connect_mode=1, timeout=LONG)
+    assert kkp2p.connect(caller, ctx, mine) == 0
+    check_carries(mine, accept(callee))
+    assert heard == [["127.0.0.1", "127.0.0.1"]]  # of the control connection, and by STUN
+
+
+def test_a_ticket_makes_no_answer_longer_than_its_request() -> None:
+    ticket = make_ticket(KEY, "192.0.2.9", 1000.0)
+    places = ("192.0.2.9", 4000), ("203.0.113.1", 3080), ("203.0.113.2", 3081)
+
+    def answer(request_bytes: int) -> Message:
+        request = Message(Kind.REQUEST, bytes(12))
+        reply = respond(request, request_bytes, *places, ticket)
+        assert len(reply.data) <= request_bytes
+        return parse_message_untrusted(reply.data)
+
+    assert (answer(100).ticket, answer(100).other) == (ticket, places[2])
+    assert (answer(70).ticket, answer(70).other) == (None, places[2])

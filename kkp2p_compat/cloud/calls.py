@@ -28,7 +28,7 @@ from .accounts import valid_peer_id
 from .connection import Connection
 from .correspondents import Correspondents
 from .limits import Gatekeeper, address_key, uncount
-from .outside import same_network
+from .outside import same_network, seen_by_stun_untrusted
 from .prober import Prober
 from .turns import Turns
 
@@ -373,7 +373,9 @@ class Calls:
             raise BadPacket("nat is too deep, or has an infinite number") from error
         if not isinstance(nat, dict) or len(text) > MAX_NAT_CHARS:
             raise BadPacket(f"nat is not an object of at most {MAX_NAT_CHARS} characters")
+        by_stun = seen_by_stun_untrusted(self._relay_key, message.get("seen", []), time.time())
         connection.nat = text
+        connection.seen = [connection.seen[0], *by_stun]
 
     # The end of a call.
 

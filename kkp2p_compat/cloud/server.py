@@ -113,6 +113,7 @@ class Cloud:
         self.stun: StunResponder | None = None
         self.gate = Gatekeeper(settings.limits)
         self._certificate: Certificate | None = None  # a relay has none
+        self._key = b""
         self._listener: Any = None
         self._accepting: Any = None
         self._timers: list[Any] = []
@@ -163,7 +164,7 @@ class Cloud:
     def _start(self) -> None:
         settings = self.settings
         self.gate.most_connections = max(raise_descriptor_limit() - SPARE_DESCRIPTORS, 16)
-        key = settings.relay_key or secrets.token_bytes(32)
+        key = self._key = settings.relay_key or secrets.token_bytes(32)
         if settings.role in ("all", "relay"):
             self.relay = Relay(self.gate, key, self._closing)
         if settings.role != "relay":
@@ -212,7 +213,7 @@ class Cloud:
         settings = self.settings
         if not settings.serves_stun:
             return
-        stun = StunResponder(self.gate, settings.stun_address)
+        stun = StunResponder(self.gate, settings.stun_address, self._key)
         host, port = self.address
         try:
             stun.start(host, port)

@@ -23,6 +23,7 @@ import struct
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from gevent import get_hub, monkey
@@ -39,6 +40,7 @@ from ..traversal.stun import (
     parse_untrusted,
 )
 from .limits import Gatekeeper, Networks, address_keys
+from .outside import make_ticket
 
 __all__ = ["Reply", "StunResponder", "respond_untrusted"]
 
@@ -83,12 +85,13 @@ def parse_request_untrusted(data: bytes, source: Address) -> Message:
 
 
 def respond(
-    request: Message, most: int, source: Address, asked: Address, other: Address
+    request: Message, most: int, source: Address, asked: Address, other: Address,
+    ticket: bytes | None = None,
 ) -> Reply:  # fmt: skip
     """The answer to a request of ``most`` bytes.  Raises BadPacket if it gets none.
 
     ``asked``: the address and port that it came to, the address empty where the system does not
-    tell.  ``other``: our other ones.
+    tell.  ``other``: our other ones.  ``ticket``: for this source.
     """
     port = source[1] if request.response_port is None else request.response_port
     if request.response_port is not None and port < LOWEST_RESPONSE_PORT:
@@ -107,10 +110,13 @@ def respond(
         )
         short = Message(Kind.RESPONSE, tag, mapped=source)
         if asked[0]:
-            full = Message(Kind.RESPONSE, tag, mapped=source, origin=sender, other=other)
-            wire = full.encode(None)
-            if len(wire) <= most:
-                return Reply(wire, sender, (source[0], port))
+            full = Message(
+                Kind.RESPONSE, tag, mapped=source, origin=sender, other=other, ticket=ticket
+            )
+            for message in (full, replace(full, ticket=None)):
+                wire = message.encode(None)
+                if len(wire) <= most:
+                    return Reply(wire, sender, (source[0], port))
     for fingerprint in (True, False):
         wire = short.encode(None, fingerprint)
         if len(wire) <= most:
@@ -173,7 +179,11 @@ class StunResponder:
     ``counts``: answers, and what got none by reason.
     """
 
-    def __init__(self, gate: Gatekeeper, second_ip: str | None = None) -> None:
+    def __init__(
+        self, gate: Gatekeeper, second_ip: str | None = None, key: bytes | None = None
+    ) -> None:
+        """``key``: for tickets; None: none are given."""
+        self._key = key
         self.ports = (0, 0)
         self.counts: Counter[str] = Counter()
         self._gate = gate
@@ -256,7 +266,7 @@ class StunResponder:
             if not self._in_all.take(now):  # after parsing: garbage takes nothing from others
                 raise BadPacket("over the limit of all")
             other = self._other(ip, place.index)
-            reply = respond(request, len(data), source, asked, other)
+            reply = respond(request, len(data), source, asked, other, self._ticket(source[0]))
         except BadPacket as error:
             self.counts[str(error)] += 1
             return
@@ -265,6 +275,11 @@ class StunResponder:
             self.counts["answered"] += 1
         except OSError as error:  # unreachable, or the socket's buffer is full: the client asks on
             self._count(error)
+
+    def _ticket(self, ip: str) -> bytes | None:
+        if self._key is None or ":" in ip:
+            return None
+        return make_ticket(self._key, ip, time.time())
 
     def _count(self, error: OSError) -> None:
         self.counts[errno.errorcode.get(error.errno or 0, "OSError")] += 1

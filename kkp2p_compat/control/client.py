@@ -124,6 +124,7 @@ class CloudClient:
         self._unknown_at: set[Address] = set()  # tracks that do not know our account
         self._closed = False
         self._nat: Message | None = None
+        self.tickets: Callable[[], dict[str, bytes]] = dict  # what STUN servers gave us, by ip
         self._changes = 0  # of the network, as far as we were told
         self._changed_at = -HURRY_S
         self._changed = Event()  # ends a pause
@@ -172,7 +173,7 @@ class CloudClient:
             if link.is_track:
                 # One that breaks by it is closed, and has told those who use it.
                 with contextlib.suppress(LinkLost):
-                    link.tell_nat(fields)
+                    link.tell_nat(fields, self.tickets())
 
     def check_links(self) -> None:
         """The network may have changed: find out soon which links are dead.  Does not wait."""
@@ -378,7 +379,7 @@ class CloudClient:
     def _tell_nat(self, link: Link) -> None:
         link.is_track = True
         if self._nat is not None:
-            link.tell_nat(self._nat)
+            link.tell_nat(self._nat, self.tickets())
 
     def _entry(self) -> Link:
         """An open link to the login address that answers first.

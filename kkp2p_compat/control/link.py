@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 import ssl as _stdlib_ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from logging import Logger
 from typing import Any
 
@@ -20,6 +20,7 @@ from gevent.event import AsyncResult, Event
 from gevent.lock import RLock
 from scramp import ScramClient, ScramException
 
+from .. import _base64url
 from .._codes import KKP2P_ERROR_INVALID_PEER_ID
 from .._descriptors import keep_private
 from .._errors import (
@@ -54,6 +55,7 @@ UNREAD_S = 0.01  # our choice: for what came while the processor was busy with o
 # Our choices: what a server may make us hold.
 MAX_UNSENT_BYTES = 1 << 20  # lines that it does not read
 MAX_TRACKS = 16  # of one peer; a route's answer has the best first
+MAX_TICKETS = 3  # docs/protocol.rst
 MAX_CALL_CHARS = 128  # the name that a track gives an offer
 
 # scramp takes up to 10 million; a hostile server could keep the engine busy for seconds with that.
@@ -83,7 +85,7 @@ class Link:
         self.named: object = None  # SHA-256s of other servers' certificates, as this one told
         self.serves_all = False  # the route said: every peer is on this very connection
         self.is_track = False  # calls or our login go by it
-        self.told_nat: Message | None = None
+        self.told_nat: tuple[Message, set[str]] | None = None
         self._log = log
         self._on_offer = on_offer
         self._context = context
@@ -287,11 +289,15 @@ class Link:
             with contextlib.suppress(LinkLost):
                 self.send(encode("trickle", call=call, text=text))
 
-    def tell_nat(self, fields: Message) -> None:
-        """What the other sides of our calls hear of our NAT; at most 512 characters of JSON."""
-        if fields != self.told_nat:
-            self.told_nat = fields
-            self.send(encode("nat", nat=fields))
+    def tell_nat(self, fields: Message, tickets: Mapping[str, bytes]) -> None:
+        """What the other sides of our calls hear of our NAT; at most 512 characters of JSON.
+
+        ``tickets``: by ip, the cloud's word that it saw us there.
+        """
+        if (fields, {*tickets}) != self.told_nat:
+            self.told_nat = fields, {*tickets}
+            pairs = [[ip, _base64url.encode(tickets[ip])] for ip in tickets]
+            self.send(encode("nat", nat=fields, seen=pairs[:MAX_TICKETS] or None))
 
     def check_alive(self, timeout_s: float = ANSWER_TIMEOUT_S) -> None:
         """Something that should have come did not: close the link if it is dead.

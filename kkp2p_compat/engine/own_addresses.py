@@ -172,6 +172,11 @@ class OwnAddresses:
         return next(iter(useful or known), UNKNOWN)
 
     @property
+    def tickets(self) -> dict[str, bytes]:
+        """By ip: the cloud's own word that it saw us there, which a track takes as such."""
+        return {ip: word for found in self.found.values() for ip, word in found.tickets.items()}
+
+    @property
     def udp_blocked(self) -> bool:
         """No server answers by any family.  (They may be down: see if the control link is up.)"""
         return self.nat == BLOCKED

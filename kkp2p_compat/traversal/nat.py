@@ -242,6 +242,15 @@ class Discovery:
         found = [mapped for _, mapped in self._answers()]
         return list(dict.fromkeys(found))[:MAX_MAPPED]
 
+    @property
+    def tickets(self) -> dict[str, bytes]:
+        """By ip: the servers' word that they saw us there, for their cloud."""
+        answers = [ask.answer for ask in self._main.values() if self._mapped(ask) is not None]
+        return {
+            answer.mapped[0]: answer.ticket
+            for answer in answers if answer and answer.mapped and answer.ticket
+        }  # fmt: skip
+
     def seen_from(self, server: Route) -> Address | None:
         """Where this server saw the main socket."""
         return dict(self._answers()).get((server[0], server[1]))

@@ -24,7 +24,10 @@ from enum import IntEnum
 
 from .._errors import BadPacket
 
-__all__ = ["MAX_BYTES", "UNKNOWN_ATTRIBUTE", "Address", "Kind", "Message", "parse_untrusted"]
+__all__ = [
+    "MAX_BYTES", "TICKET_BYTES", "UNKNOWN_ATTRIBUTE", "Address", "Kind", "Message",
+    "parse_untrusted",
+]  # fmt: skip
 
 Address = tuple[str, int]  # numeric ip without a scope, port
 
@@ -60,6 +63,10 @@ ICE_CONTROLLED = 0x8029
 ICE_CONTROLLING = 0x802A
 RESPONSE_ORIGIN = 0x802B
 OTHER_ADDRESS = 0x802C
+# Ours, of those that need not be understood (RFC 8489 section 18.3): a cloud's word of where it saw
+# the asker, for the cloud itself (docs/protocol.rst, "Seen").
+TICKET = 0xFB4B
+TICKET_BYTES = 16
 
 UNDERSTOOD = {
     MAPPED_ADDRESS, USERNAME, MESSAGE_INTEGRITY, ERROR_CODE, UNKNOWN_ATTRIBUTES,
@@ -97,6 +104,7 @@ class Message:
     response_port: int | None = None  # a request to be answered to this port
     origin: Address | None = None  # where an answer was sent from
     other: Address | None = None  # the server's other address and port
+    ticket: bytes | None = None  # TICKET_BYTES
     software: str = field(default="", compare=False)  # sent, to pad a request; never read
 
     # Known of received messages only.
@@ -123,6 +131,7 @@ class Message:
             (RESPONSE_PORT, _encode_port(self.response_port)),
             (RESPONSE_ORIGIN, self.origin and _encode_plain_address(self.origin)),
             (OTHER_ADDRESS, self.other and _encode_plain_address(self.other)),
+            (TICKET, self.ticket),
             (SOFTWARE, self.software.encode() or None),
         ):
             if value is not None:
@@ -244,6 +253,7 @@ def parse_untrusted(data: bytes, max_bytes: int = MAX_BYTES) -> Message:
         response_port=_parse_port_untrusted(values.get(RESPONSE_PORT)),
         origin=_parse_address_untrusted(values.get(RESPONSE_ORIGIN)),
         other=_parse_address_untrusted(values.get(OTHER_ADDRESS)),
+        ticket=_parse_ticket_untrusted(values.get(TICKET)),
         unknown=tuple(unknown),
         has_fingerprint=FINGERPRINT in values,
         _wire=data,
@@ -320,6 +330,11 @@ def _parse_error_untrusted(value: bytes | None) -> int | None:
     if not 3 <= hundreds <= 6 or rest > 99:
         raise BadPacket("an error code out of range")
     return 100 * hundreds + rest
+
+
+def _parse_ticket_untrusted(value: bytes | None) -> bytes | None:
+    """Of another length it is somebody else's attribute."""
+    return value if value is not None and len(value) == TICKET_BYTES else None
 
 
 def _parse_types_untrusted(value: bytes) -> tuple[int, ...]:
