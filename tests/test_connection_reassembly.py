@@ -92,7 +92,7 @@ def test_the_window_of_a_slow_reader_shrinks() -> None:
     assert window.renew(5000, 3 + 3 * SLOW_S, rtt_s, waiting=True)
     assert (window.bytes, window.limit, shared.growth_bytes) == (1000, 6000, GROWTH_BYTES)
     # A sender that has nothing to send is not a slow reader.
-    assert window.renew(5500, 4 + 3 * SLOW_S, 1.0, waiting=True)
+    assert window.renew(5500, 3.5 + 3 * SLOW_S, 1.0, waiting=True)
     assert window.renew(6500, 4 + 9 * SLOW_S, rtt_s, waiting=False)
     assert window.bytes == 2000
 
