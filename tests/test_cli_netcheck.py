@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from cloud_fixtures import BlackHole
 from support import SECRET, CloudProcess, Program
 from tool_process import StartTool, Tool, start_tool
 
@@ -77,6 +78,17 @@ def test_for_programs(check: Callable[..., Tool], cloud: CloudProcess) -> None:
     assert report["summary"]["usable"] is True
     assert set(report["summary"]["reach"]) == set(PEERS)
     assert "port_mapping" not in report
+
+
+def test_a_cloud_with_an_address_that_swallows_packets(
+    cloud: CloudProcess, start_tool: StartTool, black_hole: BlackHole
+) -> None:
+    black_hole("127.0.0.2", cloud.port)
+    login = f"127.0.0.2|127.0.0.1:{cloud.port}"
+    status, output, _ = start_tool("netcheck", "--json", "--no-upnp", "--login", login).end()
+    report = json.loads(output)
+    assert (status, report["cloud"]["ip"]) == (0, "127.0.0.1")
+    assert report["cloud"]["tls_s"] is not None
 
 
 def test_no_cloud_there(start_tool: StartTool) -> None:

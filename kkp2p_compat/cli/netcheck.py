@@ -8,6 +8,7 @@ latencies are measured beside it.  No account is needed.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
@@ -20,6 +21,7 @@ from .._errors import KKP2PError
 from ..control.resolver import resolve
 from ..engine.engine import Engine
 from ..engine.own_addresses import LOOPBACK
+from ..transport import dial
 from ..traversal.nat import BLOCKED
 from ..traversal.port_mapping import NOT_ASKED
 from ._engines import add_options, open_engine, parse_desc, parse_peer, parse_seconds
@@ -36,6 +38,7 @@ DISCOVERY_S = 8.0  # for all that STUN finds out; blocked UDP takes 1.5 s
 MAPPING_S = 10.0  # for a router's answer: UPnP routers are slow
 LOOK_S = 0.02  # how often we look for what no event tells
 RESOLVE_S = 5.0
+FIND_S = 5.0  # for one of the cloud's addresses to answer
 
 Section = tuple[str, dict[str, Any]]
 
@@ -119,7 +122,7 @@ def _examine(engine: Engine, options: argparse.Namespace) -> Iterator[Section]:
 
 def _cloud(host: str, port: int) -> dict[str, Any]:
     try:
-        ip = resolve(host, RESOLVE_S)[0]
+        ip = _first_to_answer(resolve(host, RESOLVE_S), port)
     except KKP2PError as error:
         return {"host": host, "port": port, "ip": None, "problem": str(error)}
     reach = probe_tcp(ip, port)
@@ -127,6 +130,15 @@ def _cloud(host: str, port: int) -> dict[str, Any]:
         "host": host, "port": port, "ip": ip, "tcp_s": reach.tcp_s, "tls_s": reach.tls_s,
         "problem": reach.problem,
     }  # fmt: skip
+
+
+def _first_to_answer(addresses: list[str], port: int) -> str:
+    """The one that an engine would use; any if none answers, for its problem to be told."""
+    with contextlib.suppress(OSError), gevent.Timeout(FIND_S, TimeoutError()):
+        sock, ip = dial.connect(addresses, port)
+        sock.close()
+        return ip
+    return addresses[0]
 
 
 # In the engine's hub.

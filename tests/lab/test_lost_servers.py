@@ -1,0 +1,200 @@
+"""Servers of which an address, or a whole host, is lost: names, relays and peers on real hosts.
+
+Times are printed, not asserted (``pytest -rP``).
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import roaming
+from programs import PORT, start_cloud
+from roaming import since_text
+from support import ROOT, SECRET
+
+from kkp2p_compat.testing.hosts import Host
+from kkp2p_compat.testing.internet import Internet
+from kkp2p_compat.testing.lab import Lab
+from kkp2p_compat.testing.programs import Run, output_of, wait_for
+
+net = roaming.net  # fixture
+LIMIT_S = 240
+
+ECHO_PEER = str(ROOT / "tests" / "echo_peer.py")
+FRESH_CALLS = str(Path(__file__).with_name("fresh_calls.py"))
+ROAM_PEER = roaming.PEER
+ROAMING = [word for n in range(2) for word in ("--account", f"peer{n}:{roaming.SECRET}")]
+# Until the program ends, this host's /etc/hosts is the file of that name in its folder.
+WITH_HOSTS = 'mount --bind hosts /etc/hosts && exec "$0" "$@"'
+
+
+def know(host: Host, **names: str) -> None:
+    """In place, as a bind mount follows the file and not its name."""
+    lines = [f"{ip} {name}" for name, ips in names.items() for ip in ips.split()]
+    (host.folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *lines, ""]))
+
+
+def run_with_hosts(
+    run: Run, host: Host, line: str | None, *command: str
+) -> subprocess.Popen[str]:  # fmt: skip
+    arguments = ("-m", "sh", "-c", WITH_HOSTS, sys.executable, *command)
+    return run(host, line, *arguments, program="unshare")
+
+
+def drop(host: Host, table: str, rule: str) -> None:
+    """What comes in and matches the rule, without a word."""
+    chain = f"type filter hook input priority filter; policy accept; {rule} drop;"
+    host.run("nft", "-f", "-", stdin=f"table {table} lost {{\nchain in {{ {chain} }}\n}}\n")
+
+
+def calls_of(process: subprocess.Popen[str], count: int) -> list[float]:
+    """How long each took, in ms; all were connected, and heard an echo."""
+    said = output_of(process, LIMIT_S).splitlines()
+    results = [line.split() for line in said if line.startswith("call ")]
+    assert [words[1] for words in results] == ["0"] * count, said
+    assert said.count("echo 1") == count
+    return sorted(float(words[3]) for words in results)
+
+
+def test_a_cloud_whose_ipv6_goes_nowhere(lab: Lab, run: Run) -> None:
+    internet = lab.internet()
+    cloud = internet.host("cloud", ipv6=True)
+    start_cloud(lab, run, "--listen", f"[::]:{PORT}", host=cloud)
+    drop(cloud, "ip6", f"tcp dport {PORT}")
+    run(internet.host("callee"), "joined", ECHO_PEER, "server", PORT, "peer", SECRET, cloud.address)
+    caller = internet.host("caller", ipv6=True)
+    know(caller, **{"cloud.test": f"{cloud.address6} {cloud.address}"})
+    process = run_with_hosts(run, caller, None, FRESH_CALLS, "cloud.test", PORT, "peer", "2", "20")
+    took_ms = calls_of(process, 20)
+    print(f"median {took_ms[10]:.0f} ms, 19th of 20 {took_ms[18]:.0f} ms")
+
+
+@pytest.mark.parametrize("login", ["cloud.test", "one.test|two.test"])
+def test_a_cloud_that_moves(net: Internet, lab: Lab, run: Run, login: str) -> None:
+    """The names say where to; the old host is gone without a word.  Login and STUN follow."""
+    clouds = [net.host(f"cloud{number}") for number in range(2)]
+    for cloud in clouds:
+        start_cloud(lab, run, "--beat-s", "2", *ROAMING, host=cloud)
+    homes = [net.nat(f"{name}'s nat").host(name) for name in ("peer0", "peer1", "caller")]
+    peers = []
+    for home in homes:
+        know(home, **dict.fromkeys(login.split("|"), clouds[0].address))
+        peers.append(run_with_hosts(run, home, "ready", ROAM_PEER, login, PORT))
+    *callees, caller = peers
+    for number, callee in enumerate(callees):
+        tell(callee, f"join peer{number} {roaming.SECRET}")
+        wait_for(callee, "joined 0")
+    tell(caller, "call peer1 1")
+    assert wait_for(caller, "^call ").startswith("call 0 1")
+    for home in homes:
+        know(home, **dict.fromkeys(login.split("|"), clouds[1].address))
+    net.cut(clouds[0])
+    since = time.monotonic()
+    # Of a peer that it has no connection with.
+    while not said_of_a_new_call(caller, "peer0").startswith("call 0 1"):
+        assert time.monotonic() - since < 150
+        time.sleep(1)
+    print(f"{login}: p2p by the new cloud", since_text(since))
+    for peer in peers:
+        peer.kill()
+
+
+def said_of_a_new_call(caller: subprocess.Popen[str], peer_id: str) -> str:
+    """In auto mode a call would take the relay while our addresses are not known."""
+    tell(caller, f"call {peer_id} 1 5000")
+    return wait_for(caller, "^call ")
+
+
+def tell(process: subprocess.Popen[str], line: str) -> None:
+    assert process.stdin is not None
+    process.stdin.write(line + "\n")
+    process.stdin.flush()
+
+
+def start_relays(net: Internet, run: Run, hosts: list[Host]) -> Path:
+    key = hosts[0].folder.parent / "relay.key"
+    key.write_text("0123456789abcdef" * 4 + "\n")
+    for host in hosts:
+        role = ("--role", "relay", "--listen", "0.0.0.0:3082", "--relay-key", str(key))
+        run(host, "3082", "-m", "kkp2p_compat", "cloud", *role)
+    return key
+
+
+def test_a_relay_that_swallows_packets(net: Internet, lab: Lab, run: Run) -> None:
+    """Fresh calls, from before the track knows on."""
+    relays = [net.host(f"relay{number}") for number in range(2)]
+    key = start_relays(net, run, relays)
+    cloud = net.host("cloud")
+    places = [word for relay in relays for word in ("--relay", f"{relay.address}:3082")]
+    start_cloud(lab, run, "--role", "track", "--relay-key", str(key), *places, host=cloud)
+    run(net.host("callee"), "joined", ECHO_PEER, "server", PORT, "peer", SECRET, cloud.address)
+    drop(relays[1], "ip", "tcp dport 3082")
+    process = run(net.host("caller"), None, FRESH_CALLS, cloud.address, PORT, "peer", "2", "40")
+    took_ms = calls_of(process, 40)
+    print(f"median {took_ms[20]:.0f} ms, most {took_ms[-1]:.0f} ms")
+
+
+@pytest.mark.parametrize("lost", ["none", "one for the caller", "one for the callee", "one"])
+def test_two_relays_of_one_name(net: Internet, lab: Lab, run: Run, lost: str) -> None:
+    """The two sides' resolvers list them in different orders, and may not reach the same ones."""
+    relays = [net.host(f"relay{number}") for number in range(2)]
+    key = start_relays(net, run, relays)
+    ips = [relay.address for relay in relays]
+    cloud, callee, caller = (net.host(name) for name in ("cloud", "callee", "caller"))
+    know(callee, **{"relay.test": " ".join(ips)})
+    know(caller, **{"relay.test": " ".join(ips[::-1])})
+    options = ("--role", "track", "--relay-key", str(key), "--relay", "relay.test:3082")
+    start_cloud(lab, run, *options, host=cloud)
+    server = (ECHO_PEER, "server", PORT, "peer", SECRET, cloud.address)
+    run_with_hosts(run, callee, "joined", *server)
+    sources = {"one for the caller": caller.address, "one for the callee": callee.address}
+    if lost != "none":
+        source = f"ip saddr {sources[lost]}" if lost in sources else ""
+        drop(relays[0], "ip", f"{source} tcp dport 3082")
+    count = 12
+    process = run_with_hosts(
+        run, caller, None, FRESH_CALLS, cloud.address, PORT, "peer", "2", str(count)
+    )
+    took_ms = calls_of(process, count)
+    print(f"{lost}: median {took_ms[count // 2]:.0f} ms, most {took_ms[-1]:.0f} ms")
+
+
+@pytest.mark.parametrize("who", ["callee", "caller"])
+def test_a_peer_that_is_killed(net: Internet, lab: Lab, run: Run, who: str) -> None:
+    cloud = net.host("cloud")
+    start_cloud(lab, run, *ROAMING, host=cloud)
+    callee, caller = (
+        run(net.nat(f"{name}'s nat").host(name), "ready", ROAM_PEER, cloud.address, PORT)
+        for name in ("callee", "caller")
+    )
+    tell(callee, f"join peer0 {roaming.SECRET}")
+    wait_for(callee, "joined 0")
+    tell(caller, "call peer0 1")
+    assert wait_for(caller, "^call ").startswith("call 0 1")
+    for peer in (callee, caller):
+        wait_for(peer, "^moved")
+    killed, left = (callee, caller) if who == "callee" else (caller, callee)
+    killed.send_signal(signal.SIGKILL)
+    since = time.monotonic()
+    broken = wait_for(left, "^broken")
+    print(f"the {who} was killed; the other side knows after", float(broken.split()[3]) - since)
+
+
+def test_a_proxy_that_is_started_before_the_network(lab: Lab, run: Run) -> None:
+    """Its resolver is an address where nobody is; /etc/hosts then knows the name."""
+    host = lab.host("cloud")
+    start_cloud(lab, run, host=host)
+    run(host, "joined", ECHO_PEER, "server", PORT, "peer", SECRET, host.address)
+    early = lab.host("early")
+    know(early)
+    command = ("-m", "kkp2p_compat", "proxy", "127.0.0.1:8443", "peer", "--login", "cloud.test")
+    process = run_with_hosts(run, early, "trying again", *command)
+    know(early, **{"cloud.test": host.address})
+    since = time.monotonic()
+    wait_for(process, "127.0.0.1:8443 is peer")
+    print("listens", since_text(since))
