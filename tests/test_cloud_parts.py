@@ -18,19 +18,18 @@ from cryptography.hazmat.primitives import hashes
 from kkp2p_compat._bucket import Bucket
 from kkp2p_compat.cli import main
 from kkp2p_compat.cli.cloud import parse_address
+from kkp2p_compat.cloud import counting
 from kkp2p_compat.cloud import limits as limits_module
 from kkp2p_compat.cloud.certificate import host_addresses, load_identity
-from kkp2p_compat.cloud.limits import (
-    WORK_BURST_S,
+from kkp2p_compat.cloud.counting import (
     Buckets,
-    Deadlines,
     Different,
-    Gatekeeper,
     Networks,
-    Shares,
+    Tally,
     address_key,
     address_keys,
 )
+from kkp2p_compat.cloud.limits import WORK_BURST_S, Deadlines, Gatekeeper, Shares
 from kkp2p_compat.cloud.route import rank
 from kkp2p_compat.cloud.settings import Limits, Settings
 from kkp2p_compat.control.binding import end_point_binding
@@ -98,7 +97,22 @@ def test_a_home_is_not_256_addresses() -> None:
     assert gate.enter("192.0.2.1")
     for host in [*inside, "2001:db8:0:100::1", "192.0.2.1"]:
         gate.leave(host)
-    assert gate._connections == Counter()
+    assert not gate.connections_of
+
+
+def test_a_tally_counts_what_is_there_now() -> None:
+    tally = Tally()
+    for host in ("2001:db8::1", "2001:db8::2", "2001:db8:0:1::1"):
+        tally.add(host)
+    assert tally.full("2001:db8::9", 2) == "2 of 2001:db8::/64"
+    assert tally.full("2001:db8::9", 3) == tally.full("2001:db8:0:1::9", 2) == ""
+    for net in range(2, 7):
+        tally.add(f"2001:db8:0:{net}::1")
+    assert tally.full("2001:db8:0:9::1", 2) == "8 of 2001:db8::/56"
+    assert tally.full("2001:db8:0:100::1", 2) == ""
+    for host in ("2001:db8::1", "2001:db8::2", *(f"2001:db8:0:{net}::1" for net in range(1, 7))):
+        tally.remove(host)
+    assert not tally
 
 
 def test_a_part_of_the_places_is_for_those_with_few() -> None:
@@ -241,7 +255,7 @@ def test_different_things_in_a_minute() -> None:
 
 
 def test_different_things_are_remembered_of_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits_module, "NAMES_SIZE", 3)
+    monkeypatch.setattr(counting, "NAMES_SIZE", 3)
     named = Different(1, (1,))
     for number in range(10):
         assert named.take((str(number),), "x", 0.0)
@@ -257,7 +271,7 @@ def test_loopback_is_exempt_unless_said_otherwise() -> None:
             assert sum(gate.enter(host) for _ in range(5)) == admitted
             while gate.connections:
                 gate.leave(host)
-            assert gate._connections == Counter()
+            assert not gate.connections_of
 
 
 def test_rank_is_rendezvous_hashing() -> None:

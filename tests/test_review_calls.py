@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from random import Random
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from kkp2p_compat._bucket import Bucket
 from kkp2p_compat._errors import BadPacket
 from kkp2p_compat.cloud import calls as calls_module
 from kkp2p_compat.cloud.calls import Calls
+from kkp2p_compat.cloud.counting import address_keys
 from kkp2p_compat.cloud.limits import Gatekeeper
 from kkp2p_compat.cloud.settings import Limits
 from kkp2p_compat.control.callers import ANYBODY
@@ -81,12 +83,16 @@ class World:
             assert {call.id for call in places} == known
         assert not any(call.answered for call in outgoing)
         assert all(call.answered for call in kept)
-        assert self.gate.open_calls.total() == len(outgoing)
-        assert self.gate.kept_calls.total() == len(kept)
+        for tally, calls in ((self.gate.open_calls, outgoing), (self.gate.kept_calls, kept)):
+            for width in range(2):
+                keys = Counter(address_keys(call.caller.host)[width] for call in calls)
+                assert {key: tally.counts[key] for key in keys} == keys
+            assert tally.counts.total() == 2 * len(calls)
         assert all(len(one.outgoing or ()) <= LIMITS.open_calls for one in everybody)
         assert all(len(one.kept or ()) <= LIMITS.kept_calls for one in everybody)
         assert all(
-            count <= LIMITS.kept_calls_per_address for count in self.gate.kept_calls.values()
+            count <= LIMITS.kept_calls_per_address * (4 if "/" in key else 1)
+            for key, count in self.gate.kept_calls.counts.items()
         )
 
     def _handle(self, op: str, sender: Any, **fields: Any) -> None:

@@ -27,7 +27,8 @@ from ..transport import relay_wire
 from .accounts import valid_peer_id
 from .connection import Connection
 from .correspondents import Correspondents
-from .limits import Gatekeeper, address_key, uncount
+from .counting import address_key
+from .limits import Gatekeeper
 from .outside import same_network, seen_by_stun_untrusted
 from .prober import Prober
 from .turns import Turns
@@ -55,7 +56,7 @@ _random = secrets.SystemRandom()
 
 class _Call:
     __slots__ = (
-        "answered", "budget_ms", "callee", "caller", "caller_key", "due", "id", "is_stranger",
+        "answered", "budget_ms", "callee", "caller", "due", "id", "is_stranger",
         "made_at", "number", "offer", "session", "share", "shown", "to_callee", "to_caller",
     )  # fmt: skip
 
@@ -66,7 +67,6 @@ class _Call:
         self.session = secrets.token_bytes(relay_wire.SESSION_BYTES)
         self.id = self.session.hex()
         self.caller = caller
-        self.caller_key = address_key(caller.host)
         self.number = number
         self.callee = callee
         self.made_at = now
@@ -275,10 +275,10 @@ class Calls:
             return f"over {limits.stranger_calls_per_s:g} calls a second by strangers from there"
         if caller.outgoing is not None and len(caller.outgoing) >= limits.open_calls:
             return f"over {limits.open_calls} open calls"
-        key = address_key(caller.host)
         most = limits.open_calls_per_address
-        if self._gate.limited(key) and self._gate.open_calls[key] >= most:
-            return f"over {most} open calls from there"
+        of_it = self._gate.full(self._gate.open_calls, caller.host, most)
+        if of_it:
+            return f"over {of_it}: open calls"
         if not self._gate.may_name(caller.host, caller.peer_id, callee_id):
             return "too many different peers in a minute"
         return ""
@@ -313,9 +313,7 @@ class Calls:
         a caller that never says that a call is over may call all the same.
         """
         limits, caller = self._limits, call.caller
-        full = self._gate.limited(call.caller_key) and (
-            self._gate.kept_calls[call.caller_key] >= limits.kept_calls_per_address
-        )
+        full = self._gate.full(self._gate.kept_calls, caller.host, limits.kept_calls_per_address)
         if caller.kept is not None and (full or len(caller.kept) >= limits.kept_calls):
             self._forget(next(iter(caller.kept.values())))
         elif full:
@@ -418,11 +416,11 @@ class Calls:
         if call.answered:
             caller.kept = caller.kept or {}
             caller.kept[call.number] = call
-            self._gate.kept_calls[call.caller_key] += 1
+            self._gate.kept_calls.add(caller.host)
         else:
             caller.outgoing = caller.outgoing or {}
             caller.outgoing[call.number] = call
-            self._gate.open_calls[call.caller_key] += 1
+            self._gate.open_calls.add(caller.host)
 
     def _forget(self, call: _Call) -> None:
         self._take_out(call)
@@ -450,7 +448,7 @@ class Calls:
             caller.outgoing.pop(call.number, None)
             caller.outgoing = caller.outgoing or None
         gate = self._gate
-        uncount(gate.kept_calls if call.answered else gate.open_calls, call.caller_key)
+        (gate.kept_calls if call.answered else gate.open_calls).remove(caller.host)
 
 
 def _made_by(caller: Connection, number: int) -> _Call | None:

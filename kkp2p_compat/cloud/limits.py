@@ -1,10 +1,7 @@
 """Who may come in, how often and for how long.
 
-One Gatekeeper belongs to a cloud process.  Limits count by address (IPv4 address or IPv6 /64), and
-by the networks around it (IPv4 /24; IPv6 /56 and /48), which have WIDER times as much: a home has
-a /56 and a customer of a hoster a /48, so whoever has one is not 256 or 65,536 addresses here.
-Every table that strangers can grow is bounded; where one is full, the entry used least recently
-goes.
+One Gatekeeper belongs to a cloud process.  Limits count by address and by the networks around it
+(see counting.py), and never by a peer id that a stranger merely names.
 
 Loopback is exempt unless ``limit_loopback`` is set: behind a tunnel or proxy on this host all the
 world would come from one address.
@@ -12,177 +9,26 @@ world would come from one address.
 
 from __future__ import annotations
 
-import functools
-import ipaddress
 import logging
 import time
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from typing import Protocol
 
 from gevent.event import Event
 
-from .._bucket import Bucket
+from .counting import TABLE_SIZE, Different, Networks, Tally, address_key, address_keys, is_loopback
 from .settings import Limits
 
-__all__ = [
-    "Buckets",
-    "Deadlines",
-    "Gatekeeper",
-    "Networks",
-    "Shares",
-    "Timed",
-    "address_key",
-    "address_keys",
-]
+__all__ = ["Deadlines", "Gatekeeper", "Shares", "SparingLog", "Timed"]
 
 log = logging.getLogger(__name__)
 
 # Our choices.
-TABLE_SIZE = 20_000  # addresses remembered for rates; about 300 bytes each
-NAMES_SIZE = 5_000  # addresses remembered for the peers that they call; about 3 KB each
-MINUTE_S = 60.0
 LOG_EVERY_S = 30.0  # refusals of one address: the first is logged, then a count this often
-WIDER = (1, 4, 16)  # times what an address has: for it, and for the networks around it
-WORK_WIDER = (1, 1.5, 2)  # the same of processor time, of which there is one second in a second
+WORK_WIDER = (1, 1.5, 2)  # as WIDER, of processor time: there is one second in a second
 WORK_BURST_S = 0.1  # of processor time at once for an address: what everybody else may notice
 FEW = 16  # connections: who has fewer gets in while a part of the places is left
 KEPT_PART = 4  # one in so many places is kept for those
-
-
-@functools.lru_cache(TABLE_SIZE)
-def address_keys(host: str) -> tuple[str, ...]:
-    """The units that limits count by, of a numeric address: it, then the networks around it."""
-    if ":" in host:
-        address = ipaddress.IPv6Address(host.partition("%")[0])
-        if address.ipv4_mapped is None:
-            return ("::1",) if address.is_loopback else _networks(int(address))
-        host = str(address.ipv4_mapped)
-    return (host,) if _is_loopback(host) else (host, f"{host.rpartition('.')[0]}.0/24")
-
-
-def _networks(address: int) -> tuple[str, ...]:
-    return tuple(
-        f"{ipaddress.IPv6Address(address >> 128 - bits << 128 - bits)}/{bits}"
-        for bits in (64, 56, 48)
-    )
-
-
-def address_key(host: str) -> str:
-    """The narrowest of its keys."""
-    return address_keys(host)[0]
-
-
-def _is_loopback(key: str) -> bool:
-    return key.startswith("127.") or key == "::1"
-
-
-class Buckets:
-    """Token buckets, one for each key: ``rate`` a second, ``burst`` at once."""
-
-    __slots__ = ("_burst", "_by_key", "_rate", "_size")
-
-    def __init__(self, rate: float, burst: float, size: int = TABLE_SIZE) -> None:
-        self._rate = rate
-        self._burst = burst
-        self._size = size
-        self._by_key: OrderedDict[str, Bucket] = OrderedDict()
-
-    def level(self, key: str, now: float) -> float:
-        """How many tokens there are; nothing is taken."""
-        bucket = self._by_key.get(key)
-        return self._burst if bucket is None else bucket.level(now)
-
-    def take(self, key: str, now: float) -> bool:
-        """Take one token if there is one."""
-        return self.level(key, now) >= 1 and self._used(key, now).take(now)
-
-    def spend(self, key: str, now: float, count: float) -> None:
-        """Take so many, below 0 if need be."""
-        self._used(key, now).spend(now, count)
-
-    def wait_s(self, key: str, now: float, count: float = 0.0) -> float:
-        """How long until there are so many."""
-        bucket = self._by_key.get(key) or Bucket(self._rate, self._burst, now)
-        return bucket.wait_s(now, count)
-
-    def _used(self, key: str, now: float) -> Bucket:
-        bucket = self._by_key.get(key)
-        if bucket is None:
-            bucket = self._by_key[key] = Bucket(self._rate, self._burst, now)
-            if len(self._by_key) > self._size:
-                self._by_key.popitem(last=False)
-        else:
-            self._by_key.move_to_end(key)
-        return bucket
-
-    def __len__(self) -> int:
-        return len(self._by_key)
-
-
-class Networks:
-    """Buckets for addresses and the networks around them; ``keys`` are those of one address."""
-
-    __slots__ = ("_tables",)
-
-    def __init__(
-        self, rate: float, burst: float, wider: tuple[float, ...] = WIDER
-    ) -> None:  # fmt: skip
-        self._tables = [Buckets(rate * factor, burst * factor) for factor in wider]
-
-    def take(self, keys: tuple[str, ...], now: float) -> bool:
-        """Take one token of each if all have one."""
-        pairs = list(zip(self._tables, keys, strict=False))
-        if any(table.level(key, now) < 1 for table, key in pairs):
-            return False
-        for table, key in pairs:
-            table.take(key, now)
-        return True
-
-    def spend(self, keys: tuple[str, ...], now: float, count: float) -> None:
-        """Take so many of each, below 0 if need be."""
-        for table, key in zip(self._tables, keys, strict=False):
-            table.spend(key, now, count)
-
-    def wait_s(self, keys: tuple[str, ...], now: float, count: float = 0.0) -> float:
-        """How long until all have so many."""
-        pairs = zip(self._tables, keys, strict=False)
-        return max(table.wait_s(key, now, count) for table, key in pairs)
-
-
-class Different:
-    """How many different things an address, and the networks around it, may name in a minute.
-
-    What is named again is free.  A minute begins with the first.
-    """
-
-    __slots__ = ("_most", "_tables")
-
-    def __init__(self, most: int, wider: tuple[int, ...] = WIDER) -> None:
-        self._most = [most * factor for factor in wider]
-        self._tables: list[OrderedDict[str, _Minute]] = [OrderedDict() for _ in wider]
-
-    def take(self, keys: tuple[str, ...], what: str, now: float) -> bool:
-        minutes = [
-            self._minute(table, key, now) for table, key in zip(self._tables, keys, strict=False)
-        ]
-        for (_, named), most in zip(minutes, self._most, strict=False):
-            if what not in named and len(named) >= most:
-                return False
-        for _, named in minutes:
-            named.add(what)
-        return True
-
-    def _minute(self, table: OrderedDict[str, _Minute], key: str, now: float) -> _Minute:
-        minute = table.get(key)
-        if minute is None or now - minute[0] >= MINUTE_S:
-            minute = table[key] = (now, set())
-        table.move_to_end(key)
-        if len(table) > NAMES_SIZE:
-            table.popitem(last=False)
-        return minute
-
-
-_Minute = tuple[float, set[str]]  # when it began, what was named in it
 
 
 class Shares:
@@ -209,7 +55,7 @@ class Shares:
 
     def _spend(self, networks: Networks, host: str, now: float, count: float) -> None:
         keys = address_keys(host)
-        if self._limits.limit_loopback or not _is_loopback(keys[0]):
+        if self._limits.limit_loopback or not is_loopback(keys[0]):
             networks.spend(keys, now, count)
 
 
@@ -303,11 +149,11 @@ class Gatekeeper:
         self.empty = Event()  # no connection is left
         self.empty.set()
         self.deadlines = Deadlines()
-        self.open_calls: Counter[str] = Counter()  # by address
-        self.kept_calls: Counter[str] = Counter()  # by address
-        self.relay_sessions: Counter[str] = Counter()  # by the caller's address
-        self.relay_callees: Counter[str] = Counter()  # that wait for their callers, by address
-        self._connections: Counter[str] = Counter()
+        self.open_calls = Tally()
+        self.kept_calls = Tally()
+        self.relay_sessions = Tally()  # by the caller's address
+        self.relay_callees = Tally()  # that wait for their callers
+        self.connections_of = Tally()
         self._total = 0
         self.shares = Shares(limits)
         burst_s = limits.burst_s
@@ -324,34 +170,36 @@ class Gatekeeper:
 
     def limited(self, key: str) -> bool:
         """Whether the limits per address hold for this one."""
-        return self.limits.limit_loopback or not _is_loopback(key)
+        return self.limits.limit_loopback or not is_loopback(key)
+
+    def full(self, tally: Tally, host: str, most: int) -> str:
+        """As Tally's, where the limits hold."""
+        return tally.full(host, most) if self.limited(address_keys(host)[0]) else ""
 
     # Connections.
 
     def enter(self, host: str) -> bool:
         """A new connection: True lets it in, and ``leave`` must follow; a refusal is logged."""
-        keys = address_keys(host)
-        reason = self._no_room(keys)
+        reason = self._no_room(host)
         if reason:
             self.refused(host, reason)
             return False
         self._total += 1
         self.empty.clear()
-        self._connections.update(keys)
+        self.connections_of.add(host)
         return True
 
-    def _no_room(self, keys: tuple[str, ...]) -> str:
-        limits = self.limits
+    def _no_room(self, host: str) -> str:
+        limits, keys = self.limits, address_keys(host)
         most = min(limits.connections, self.most_connections)
         if self._total >= most:
             return f"over {most} connections in all"
         if not self.limited(keys[0]):
             return ""
-        for key, factor in zip(keys, WIDER, strict=False):
-            of_it = limits.connections_per_address * factor
-            if self._connections[key] >= of_it:
-                return f"over {of_it} connections of {key}"
-        if self._connections[keys[-1]] >= FEW and self._total >= most - most // KEPT_PART:
+        full = self.connections_of.full(host, limits.connections_per_address)
+        if full:
+            return f"over {full}: connections at once (--connections-per-address)"
+        if self.connections_of.counts[keys[-1]] >= FEW and self._total >= most - most // KEPT_PART:
             return f"{self._total} of {most} connections in all; the rest is for who has few"
         if not self._connects.take(keys, time.monotonic()):
             return f"over {limits.connects_per_s:g} new connections a second"
@@ -359,8 +207,7 @@ class Gatekeeper:
 
     def leave_address(self, host: str) -> None:
         """The connection counts for its address no longer, only in all."""
-        for key in address_keys(host):
-            uncount(self._connections, key)
+        self.connections_of.remove(host)
 
     def leave(self, host: str, of_address: bool = True) -> None:
         """``of_address``: it still counted for its address."""
@@ -411,10 +258,3 @@ class Gatekeeper:
         self.deadlines.sweep(now)
         for log_of_it in (self.refusals, self.paired, self.ended):
             log_of_it.sweep(now)
-
-
-def uncount(counter: Counter[str], key: str) -> None:
-    """Take one off, and forget a key that is at none."""
-    counter[key] -= 1
-    if counter[key] <= 0:
-        del counter[key]

@@ -18,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import TypeVar
 
-from .limits import TABLE_SIZE, Networks, address_keys
+from .counting import TABLE_SIZE, Networks, address_keys
 from .settings import Limits
 
 __all__ = ["LoginLimits"]

@@ -17,7 +17,7 @@ from .. import _base64url
 from .._errors import BadPacket
 from ..traversal.candidates import is_private
 from ..traversal.stun import TICKET_BYTES
-from .limits import address_key
+from .counting import address_key
 
 __all__ = ["MAX_TICKETS", "make_ticket", "plain_ip", "same_network", "seen_by_stun_untrusted"]
 

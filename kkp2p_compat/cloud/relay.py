@@ -11,7 +11,7 @@ import errno
 import logging
 import socket
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from typing import Any
 
 from gevent import get_hub
@@ -20,7 +20,8 @@ from gevent.pool import Group
 
 from ..transport import relay_wire, tcp
 from ..transport.splice import BudgetSpent, Carriers, Outcome, Splice, close_both
-from .limits import Gatekeeper, address_key, uncount
+from .counting import Tally, address_key
+from .limits import Gatekeeper
 
 __all__ = ["Relay"]
 
@@ -215,19 +216,19 @@ class Relay:
 
     def _limit_reached(self, guest: _Guest, token: relay_wire.Token) -> str:
         """Why this guest cannot be served; empty if it can."""
-        limits, key = self._limits, address_key(guest.host)
-        most = limits.relay_sessions_per_address
+        limits = self._limits
         full = len(self._sessions) + len(self._waiting) >= limits.relay_sessions
         if full and token.session not in self._waiting:  # else its partner is counted already
             return f"over {limits.relay_sessions} sessions in all"
-        counted = self._counter(token)
-        if self._gate.limited(key) and counted[key] >= most:
-            return f"over {most} sessions of that address"
+        most = limits.relay_sessions_per_address
+        of_it = self._gate.full(self._counter(token), guest.host, most)
+        if of_it:
+            return f"over {of_it}: sessions at once"
         if len(self._seen) >= MAX_SEEN:
             return f"over {MAX_SEEN} tokens in the time that they live"
         return ""
 
-    def _counter(self, token: relay_wire.Token) -> Counter[str]:
+    def _counter(self, token: relay_wire.Token) -> Tally:
         """A session counts for its caller's address.
 
         Who is called must not find its own address full because of that: its side is counted by
@@ -238,7 +239,7 @@ class Relay:
 
     def _count(self, guest: _Guest) -> None:
         assert guest.token is not None
-        self._counter(guest.token)[address_key(guest.host)] += 1
+        self._counter(guest.token).add(guest.host)
         guest.is_counted = True
         if guest.token.side == relay_wire.CALLEE:
             self._gate.leave_address(guest.host)
@@ -246,7 +247,7 @@ class Relay:
     def _uncount(self, guest: _Guest) -> None:
         if guest.token is not None and guest.is_counted:
             guest.is_counted = False
-            uncount(self._counter(guest.token), address_key(guest.host))
+            self._counter(guest.token).remove(guest.host)
 
     # Sessions.
 

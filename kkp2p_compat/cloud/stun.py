@@ -39,7 +39,8 @@ from ..traversal.stun import (
     Message,
     parse_untrusted,
 )
-from .limits import Gatekeeper, Networks, address_keys
+from .counting import Networks, address_keys
+from .limits import Gatekeeper
 from .outside import make_ticket
 
 __all__ = ["Reply", "StunResponder", "respond_untrusted"]

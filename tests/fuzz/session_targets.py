@@ -89,7 +89,7 @@ def _fuzz_relay(data: bytes) -> None:
     assert (relay.sessions, relay.waiting, gate.connections) == (0, 0, 0)
     assert not gate.relay_sessions
     assert not gate.relay_callees
-    assert not gate._connections
+    assert not gate.connections_of
 
 
 def _hello(which: int) -> bytes:
