@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import socket
+from collections import deque
+from typing import Any
 
-from kkp2p_compat._errors import BadPacket
-from kkp2p_compat.traversal import pcp
+import gevent
+from gevent import socket as gsocket
+
+from kkp2p_compat._errors import BadPacket, KKP2PError
+from kkp2p_compat.traversal import pcp, upnp
 from kkp2p_compat.traversal.candidates import may_be_peer
 from kkp2p_compat.traversal.gateway import MAX_LEASE_S, checked
 from kkp2p_compat.traversal.upnp import parse_answer_untrusted
 
-__all__ = ["ANSWERS", "SEARCH_ANSWERS", "fuzz_mapping", "fuzz_search_answer"]
+__all__ = [
+    "ANSWERS", "ROUTERS", "SEARCH_ANSWERS", "fuzz_mapping", "fuzz_router", "fuzz_search_answer",
+]  # fmt: skip
 
 GATEWAY = "192.168.1.1"
 
@@ -63,3 +71,93 @@ def fuzz_search_answer(data: bytes) -> None:
     assert path.startswith("/")
     assert path.isascii()
     assert not set(path) & set(" \r\n\t")
+
+
+# A router's description and its answers to SOAP.  Pieces: what it says to one request after the
+# other, behind a head of HTTP unless it begins with one.
+
+END = b"\n\n"
+_HEAD = b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n"
+_SPACE = b"urn:schemas-upnp-org:service:WANIPConnection:1"
+_DESCRIPTION = (
+    b'<?xml version="1.0"?><root xmlns="urn:schemas-upnp-org:device-1-0"><device>'
+    b"<deviceType>urn:schemas-upnp-org:device:InternetGatewayDevice:1</deviceType><deviceList>"
+    b"<device><deviceType>urn:schemas-upnp-org:device:WANDevice:1</deviceType><deviceList>"
+    b"<device><deviceType>urn:schemas-upnp-org:device:WANConnectionDevice:1</deviceType>"
+    b"<serviceList><service><serviceType>" + _SPACE + b"</serviceType>"
+    b"<controlURL>/c</controlURL><SCPDURL>/s</SCPDURL></service></serviceList></device>"
+    b"</deviceList></device></deviceList></device></root>"
+)
+
+
+def _soap(action: bytes, fields: bytes) -> bytes:
+    return (
+        b"<s:Envelope><s:Body><u:" + action + b'Response xmlns:u="' + _SPACE + b'">' + fields
+        + b"</u:" + action + b"Response></s:Body></s:Envelope>"
+    )  # fmt: skip
+
+
+_CONNECTED = _soap(b"GetStatusInfo", b"<NewConnectionStatus>Connected</NewConnectionStatus>")
+_OUTSIDE = _soap(
+    b"GetExternalIPAddress",
+    b"<NewExternalIPAddress>198.51.100.7</NewExternalIPAddress>",
+)
+_FAULT = (
+    b"HTTP/1.0 500 No\r\n\r\n<s:Body><s:Fault><detail><UPnPError><errorCode>%d</errorCode>"
+    b"</UPnPError></detail></s:Fault></s:Body>"
+)
+ROUTERS = [
+    END.join(
+        (_DESCRIPTION, _CONNECTED, _OUTSIDE, _OUTSIDE, _FAULT % 714, _soap(b"AddPortMapping", b""))
+    ),
+    END.join((_DESCRIPTION, _CONNECTED, _OUTSIDE, _OUTSIDE, _FAULT % 714, _FAULT % 725)),
+    END.join((b"HTTP/1.1 302 Found\r\nLocation: http://192.0.2.1/x\r\n\r\n", _DESCRIPTION)),
+]
+
+
+class _Router:
+    """On loopback; answers one connection after the other."""
+
+    def __init__(self) -> None:
+        self.answers: deque[bytes] = deque()
+        self._listener: Any = gsocket.socket()
+        self._listener.bind(("127.0.0.1", 0))
+        self._listener.listen(16)
+        self.port = self._listener.getsockname()[1]
+        gevent.spawn(self._run)
+
+    def _run(self) -> None:
+        while True:
+            sock, _ = self._listener.accept()
+            with contextlib.closing(sock), contextlib.suppress(OSError):
+                sock.recv(4096)
+                answer = self.answers.popleft() if self.answers else b""
+                if not answer.startswith(b"HTTP"):
+                    answer = _HEAD % len(answer) + answer
+                sock.sendall(answer)
+
+
+_routers: list[_Router] = []
+
+
+def fuzz_router(data: bytes) -> None:
+    if not upnp.available():
+        return
+    if not _routers:
+        _routers.append(_Router())
+    router = _routers[0]
+    router.answers = deque(data.split(END))
+    session = upnp.UpnpSession("127.0.0.1")
+    found = upnp.search
+    upnp.search = lambda gateway, port: (router.port, "/d")
+    try:
+        session.probe()
+        mapping = session.map(5000, 5001, 3600)
+        assert may_be_peer(mapping.ip, mapping.port)
+        assert 1 <= mapping.lease_s <= MAX_LEASE_S
+        session.unmap()
+    except KKP2PError:
+        pass
+    finally:
+        upnp.search = found
+        session.close()

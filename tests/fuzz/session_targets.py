@@ -7,18 +7,19 @@ import functools
 import json
 import logging
 import ssl
+import tempfile
 import time
+from pathlib import Path
 from random import Random
 from typing import Any
 
 import gevent
 from control_targets import Wire, no_faults_of_ours
-from cryptography.hazmat.primitives.asymmetric import ec
 from gevent import socket
 from gevent.pool import Group
 
 from kkp2p_compat._errors import BadPacket, KKP2PError
-from kkp2p_compat.cloud.certificate import _self_signed_pem
+from kkp2p_compat.cloud.certificate import load_identity
 from kkp2p_compat.cloud.limits import Gatekeeper, Limits
 from kkp2p_compat.cloud.relay import Relay
 from kkp2p_compat.control import link as link_module
@@ -116,8 +117,9 @@ GUESTS = [
 
 @functools.cache
 def _certificate() -> bytes:
-    pem = _self_signed_pem(ec.generate_private_key(ec.SECP256R1()), [])
-    return ssl.PEM_cert_to_DER_cert(pem.decode())
+    with tempfile.TemporaryDirectory() as folder:
+        load_identity(Path(folder))
+        return ssl.PEM_cert_to_DER_cert(Path(folder, "cloud.crt").read_text())
 
 
 class _Asked(link_module.Link):

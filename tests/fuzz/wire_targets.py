@@ -27,7 +27,14 @@ from control_targets import (
     fuzz_relay_hello,
     fuzz_track,
 )
-from mapping_targets import ANSWERS, SEARCH_ANSWERS, fuzz_mapping, fuzz_search_answer
+from mapping_targets import (
+    ANSWERS,
+    ROUTERS,
+    SEARCH_ANSWERS,
+    fuzz_mapping,
+    fuzz_router,
+    fuzz_search_answer,
+)
 from nat_targets import LIES, fuzz_behaviour, fuzz_discovery, fuzz_responder
 from pair_targets import SCRIPTS, fuzz_pair
 from session_targets import (
@@ -455,6 +462,7 @@ TARGETS = {
     ),
     "port mapping": Target(fuzz_mapping, ANSWERS),
     "upnp search": Target(fuzz_search_answer, SEARCH_ANSWERS),
+    "upnp router": Target(fuzz_router, ROUTERS),
     "candidates": Target(fuzz_candidates, [b"host 5 192.0.2.1 9\nsrflx 7 2001:db8::1 10"]),
     "lines": Target(fuzz_lines, [*(line[1:] for line in LINES), *MESSAGES]),
     "track": Target(fuzz_track, LINES),
