@@ -97,7 +97,6 @@ def _soap(action: bytes, fields: bytes) -> bytes:
     )  # fmt: skip
 
 
-_CONNECTED = _soap(b"GetStatusInfo", b"<NewConnectionStatus>Connected</NewConnectionStatus>")
 _OUTSIDE = _soap(
     b"GetExternalIPAddress",
     b"<NewExternalIPAddress>198.51.100.7</NewExternalIPAddress>",
@@ -106,11 +105,11 @@ _FAULT = (
     b"HTTP/1.0 500 No\r\n\r\n<s:Body><s:Fault><detail><UPnPError><errorCode>%d</errorCode>"
     b"</UPnPError></detail></s:Fault></s:Body>"
 )
+_ADDED, _REMOVED = _soap(b"AddPortMapping", b""), _soap(b"DeletePortMapping", b"")
 ROUTERS = [
-    END.join(
-        (_DESCRIPTION, _CONNECTED, _OUTSIDE, _OUTSIDE, _FAULT % 714, _soap(b"AddPortMapping", b""))
-    ),
-    END.join((_DESCRIPTION, _CONNECTED, _OUTSIDE, _OUTSIDE, _FAULT % 714, _FAULT % 725)),
+    END.join((_DESCRIPTION, _OUTSIDE, _FAULT % 714, _ADDED, _REMOVED)),
+    END.join((_DESCRIPTION, _OUTSIDE, _FAULT % 714, _FAULT % 725, _ADDED, _REMOVED)),
+    END.join((_DESCRIPTION, _OUTSIDE, _FAULT % 714, _FAULT % 718, _FAULT % 714, _ADDED)),
     END.join((b"HTTP/1.1 302 Found\r\nLocation: http://192.0.2.1/x\r\n\r\n", _DESCRIPTION)),
 ]
 
@@ -118,35 +117,33 @@ ROUTERS = [
 class _Router:
     """On loopback; answers one connection after the other."""
 
-    def __init__(self) -> None:
-        self.answers: deque[bytes] = deque()
+    def __init__(self, answers: list[bytes]) -> None:
+        self._answers = deque(answers)
         self._listener: Any = gsocket.socket()
         self._listener.bind(("127.0.0.1", 0))
         self._listener.listen(16)
         self.port = self._listener.getsockname()[1]
-        gevent.spawn(self._run)
+        self._greenlet = gevent.spawn(self._run)
+
+    def close(self) -> None:
+        self._greenlet.kill()
+        self._listener.close()
 
     def _run(self) -> None:
         while True:
             sock, _ = self._listener.accept()
             with contextlib.closing(sock), contextlib.suppress(OSError):
                 sock.recv(4096)
-                answer = self.answers.popleft() if self.answers else b""
+                answer = self._answers.popleft() if self._answers else b""
                 if not answer.startswith(b"HTTP"):
                     answer = _HEAD % len(answer) + answer
                 sock.sendall(answer)
 
 
-_routers: list[_Router] = []
-
-
 def fuzz_router(data: bytes) -> None:
     if not upnp.available():
         return
-    if not _routers:
-        _routers.append(_Router())
-    router = _routers[0]
-    router.answers = deque(data.split(END))
+    router = _Router(data.split(END))
     session = upnp.UpnpSession("127.0.0.1")
     found = upnp.search
     upnp.search = lambda gateway, port: (router.port, "/d")
@@ -161,3 +158,4 @@ def fuzz_router(data: bytes) -> None:
     finally:
         upnp.search = found
         session.close()
+        router.close()
