@@ -8,7 +8,7 @@ import statistics
 import pytest
 
 from kkp2p_compat.control import client
-from kkp2p_compat.control.client import Backoff
+from kkp2p_compat.control.backoff import Backoff
 
 
 def pauses(seed: int, count: int) -> list[float]:

@@ -215,6 +215,10 @@ def test_a_tool_takes_the_line_that_the_cloud_prints(
             assert event["event"] == ends, event
         tool.end(signal.SIGTERM)
     assert "certificate refused" in str(event)
+    check = start_tool("netcheck", "--no-upnp", "--login", wrong)
+    status, output, _ = check.end()
+    assert status == 1
+    assert f"another certificate: {cloud.pinned().partition('#')[2]}" in output
 
 
 SAMPLES = {

@@ -38,6 +38,7 @@ class Reach(NamedTuple):
     tcp_s: float | None
     tls_s: float | None
     problem: str = ""
+    certificate: bytes = b""  # DER, that the handshake showed
 
 
 class UdpHealth(NamedTuple):
@@ -55,6 +56,7 @@ def probe_tcp(host: str, port: int) -> Reach:
     """Raises nothing.  In a greenlet; takes up to four times TCP_LIMIT_S."""
     tcp_s: float | None = None
     tls_s: float | None = None
+    certificate = b""
     try:
         with gevent.Timeout(TCP_LIMIT_S, TimeoutError(f"no answer within {TCP_LIMIT_S:.0f} s")):
             for _ in range(CONNECTS):
@@ -67,11 +69,12 @@ def probe_tcp(host: str, port: int) -> Reach:
                         began = time.monotonic()
                         sock = _context().wrap_socket(sock)
                         tls_s = time.monotonic() - began
+                        certificate = sock.getpeercert(binary_form=True)
                 finally:
                     sock.close()
     except OSError as error:
         return Reach(tcp_s, tls_s, str(error))
-    return Reach(tcp_s, tls_s)
+    return Reach(tcp_s, tls_s, certificate=certificate)
 
 
 def _context() -> Any:

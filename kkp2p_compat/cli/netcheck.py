@@ -19,6 +19,7 @@ import gevent
 
 from .._errors import KKP2PError
 from ..control.resolver import resolve
+from ..control.trust import fingerprint, parse_fingerprints
 from ..engine.engine import Engine
 from ..engine.own_addresses import LOOPBACK
 from ..transport import dial
@@ -103,7 +104,7 @@ def _examine(engine: Engine, options: argparse.Namespace) -> Iterator[Section]:
     """Each section as soon as it is known."""
     cloud = None
     if not options.lan:
-        cloud = _cloud(*options.login[:2])
+        cloud = _cloud(*options.login)
         yield "cloud", cloud
     own = engine.thread.call(_own_addresses, engine)
     yield "addresses", own["addresses"]
@@ -120,12 +121,17 @@ def _examine(engine: Engine, options: argparse.Namespace) -> Iterator[Section]:
     yield "summary", engine.thread.call(_summary, engine, cloud)
 
 
-def _cloud(host: str, port: int) -> dict[str, Any]:
+def _cloud(host: str, port: int, pin: str | None) -> dict[str, Any]:
     try:
         ip = _first_to_answer(resolve(host, RESOLVE_S), port)
     except KKP2PError as error:
         return {"host": host, "port": port, "ip": None, "problem": str(error)}
     reach = probe_tcp(ip, port)
+    shown = fingerprint(reach.certificate)
+    if reach.certificate and pin is not None and shown not in parse_fingerprints(pin):
+        reach = reach._replace(
+            tls_s=None, problem=f"it shows another certificate: sha256:{shown.hex()}"
+        )
     return {
         "host": host, "port": port, "ip": ip, "tcp_s": reach.tcp_s, "tls_s": reach.tls_s,
         "problem": reach.problem,

@@ -36,12 +36,13 @@ from .._errors import (
     LoginRefused,
 )
 from ..transport import dial
+from .backoff import Backoff
 from .link import Address, Link, OfferHandler
 from .resolver import is_address, resolve, split_domain
 from .trust import Trust, fingerprint
 from .wire import Message
 
-__all__ = ["Backoff", "CloudClient"]
+__all__ = ["CloudClient"]
 
 # Our choices, in seconds.
 RESOLVE_AGAIN_S = 60  # an older answer for login_domain is asked for again before connecting
@@ -59,30 +60,6 @@ TRACK_CACHE_SIZE = 1024
 TRACKS_TO_TRY = 2
 
 ANYBODY = "anybody"  # whose track is asked for when only the way there matters
-
-
-class Backoff:
-    """Pauses between attempts: "decorrelated jitter", so that many peers spread out.
-
-    Each pause is drawn between ``first_s`` and three times the one before, ``most_s`` at most; the
-    first between ``first_s`` and ``spread_s``.
-    """
-
-    def __init__(
-        self, rng: random.Random, first_s: float, most_s: float, spread_s: float
-    ) -> None:  # fmt: skip
-        self._rng = rng
-        self._first_s = first_s
-        self._most_s = most_s
-        self._spread_s = spread_s
-        self._last_s = spread_s / 3
-
-    def next(self) -> float:
-        self._last_s = min(self._most_s, self._rng.uniform(self._first_s, self._last_s * 3))
-        return self._last_s
-
-    def reset(self) -> None:
-        self._last_s = self._spread_s / 3
 
 
 class CloudClient:

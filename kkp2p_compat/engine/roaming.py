@@ -20,7 +20,7 @@ from typing import Any
 import gevent
 
 from .._errors import KKP2PError
-from ..control.client import Backoff
+from ..control.backoff import Backoff
 from .path_finder import Path
 from .peer_link import PeerLink
 
