@@ -12,12 +12,13 @@ from pathlib import Path
 
 import gevent
 import pytest
-from cloud_client import Client, Scene, running_scene, time_passes
+from cloud_client import Client, Scene, running_cloud, running_scene, time_passes
 from direct_support import accept, check_carries, close, connect, links, log_of, settled, until
 from support import PATIENCE_S, SECRET, CloudProcess, Program, read_all, write_all
 
 import kkp2p_compat as kkp2p
 from kkp2p_compat.cloud import correspondents
+from kkp2p_compat.control import client as client_module
 from kkp2p_compat.engine import direct
 
 # The engines.
@@ -95,6 +96,36 @@ def test_a_control_connection_that_breaks_cuts_nothing(
     until(lambda: not link.connection._doubting)
     assert link.closed is None
     check_carries(mine, theirs)
+
+
+@pytest.mark.usefixtures("on_loopback")
+def test_a_caller_without_a_login_stays_to_be_told(
+    make_engine: Callable[..., kkp2p.engine_t], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For as long as it has a channel, however long the cloud has heard nothing else of it."""
+    monkeypatch.setattr(client_module, "KEEP_S", 0.0)
+    with running_cloud({"peer": SECRET}, {"idle_s": 600.0}) as cloud:
+        engine, peer = (make_engine(login_port=cloud.address[1]) for _ in range(2))
+        assert kkp2p.join_net(peer, "peer", SECRET) == 0
+        channel, other = connect(engine), accept(peer)
+        beats = count_beats(engine)
+        engine.thread.call(engine.direct.sweep)
+        until(lambda: len(beats) == 1)
+        close(channel, other)
+        until(lambda: settled(engine))
+        engine.thread.call(engine.direct.sweep)
+        assert len(beats) == 1
+        kkp2p.engine_destroy(engine)
+        kkp2p.engine_destroy(peer)
+
+
+def count_beats(engine: kkp2p.engine_t) -> list[int]:
+    """What its links to the cloud are asked for, from now on."""
+    beats: list[int] = []
+    for link in engine.client._links.values():
+        check = link.check_alive
+        link.check_alive = lambda *args, check=check: (beats.append(1), check(*args))
+    return beats
 
 
 # The track.

@@ -50,6 +50,7 @@ RESOLVE_TIMEOUT_S = 5
 BACKOFF_FIRST_S = 0.5
 BACKOFF_MOST_S = 30.0
 BACKOFF_SPREAD_S = 5.0  # thousands that lose one cloud come back as fast as it can take them
+KEEP_S = 100.0  # a third of what a cloud lets a caller be quiet (idle_s)
 CHECK_S = 2.0  # for the answer to a heartbeat after the network has changed
 HURRY_S = 15.0  # a login lost so soon after a change is lost to it: CHECK_S, and opening a link
 HURRY_PAUSE_S = 0.25  # at most, before the first try after a change
@@ -100,6 +101,7 @@ class CloudClient:
         self._calls_waiting = 0
         self._unknown_at: set[Address] = set()  # tracks that do not know our account
         self._closed = False
+        self._kept_at = time.monotonic()
         self._nat: Message | None = None
         self.tickets: Callable[[], dict[str, bytes]] = dict  # what STUN servers gave us, by ip
         self._changes = 0  # of the network, as far as we were told
@@ -151,6 +153,19 @@ class CloudClient:
                 # One that breaks by it is closed, and has told those who use it.
                 with contextlib.suppress(LinkLost):
                     link.tell_nat(fields, self.tickets())
+
+    def keep_links(self) -> None:
+        """While we have channels with peers that we have called: the track tells when one is gone.
+
+        To be called now and then.  A link without a login would be closed by the cloud when it is
+        idle; one with a login has heartbeats.
+        """
+        now = time.monotonic()
+        if now - self._kept_at >= KEEP_S:
+            self._kept_at = now
+            for link in self._open_links():
+                if link.is_track and link.peer_id is None:
+                    gevent.spawn(link.check_alive)
 
     def check_links(self) -> None:
         """The network may have changed: find out soon which links are dead.  Does not wait."""

@@ -337,6 +337,11 @@ class Direct:
     def sweep(self) -> None:
         for link in list(self.links):
             link.sweep()
+        client = self.engine.client
+        if client is not None and any(
+            link.info.is_caller and link.connection.channels for link in self.links
+        ):
+            client.keep_links()
 
     def close(self) -> None:
         """Calls that are still under way fail: nothing is opened again."""
