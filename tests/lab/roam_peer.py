@@ -2,16 +2,16 @@
 
 ==================  ================================================================================
 ``join ID SECRET``  "joined RESULT"; from then on it takes every channel that comes: "accepted MODE"
-``call ID MODE``    "calling ID", then "call RESULT MODE"
+``call ID MODE``    "calling ID", then "call RESULT MODE"; after MODE: time-out in ms, encrypt_data
 ``quiet``, ``go``   stop sending, go on
 ``mark N``          send a mark; the other side says "mark N" when it comes to it
 ``end``             send AFTER more bytes and the digest of all, and wait for the same
 ==================  ================================================================================
 
 Both ends of each channel send at a steady rate.  "moved N" comes at every STEP bytes received, "gap
-S until T" when something came after S seconds of nothing, "broken N at T" when the channel has
-ended early, and at the end "same N" or "differs N", by the digest that the other side has sent.
-"accept RESULT" is said of what is not a channel.
+S until T" when something came after S seconds of nothing, "broken N CODE at T" when the channel
+has ended early (error_no), and at the end "same N" or "differs N", by the digest that the other
+side has sent.  "accept RESULT" is said of what is not a channel.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Transfer:
             same = self._read(DIGEST) == digest.digest()
             say("same" if same else "differs", self.received)
         except EOFError:
-            say("broken", self.received, "at", f"{time.monotonic():.3f}")
+            say("broken", self.received, kkp2p.error_no(), "at", f"{time.monotonic():.3f}")
 
     def _read(self, size: int) -> bytes:
         data = bytearray(size)
@@ -150,10 +150,10 @@ class Peer:
                 say("accept", result)
                 return
 
-    def call(self, peer_id: str, mode: str, timeout: str = "20000") -> None:
+    def call(self, peer_id: str, mode: str, timeout: str = "20000", encrypt: str = "0") -> None:
         channel, started = kkp2p.channel_t(), time.monotonic()
         say("calling", peer_id)
-        ctx = kkp2p.connect_ctx_t(peer_id, connect_mode=int(mode), timeout=int(timeout))
+        ctx = kkp2p.connect_ctx_t(peer_id, 0, int(mode), int(encrypt), int(timeout))
         result = kkp2p.connect(self._engine, ctx, channel)
         took_s = time.monotonic() - started
         say("call", result, channel.transmit_mode, f"after {took_s:.2f} s")

@@ -79,14 +79,14 @@ class Peer:
         self.wait("joined 0")
         return self
 
-    def call(self, peer_id: str, mode: int = 1, timeout_ms: int = 20_000) -> str:
-        self.tell(f"call {peer_id} {mode} {timeout_ms}")
+    def call(self, peer_id: str, mode: int = 1, timeout_ms: int = 20_000, encrypt: int = 0) -> str:
+        self.tell(f"call {peer_id} {mode} {timeout_ms} {encrypt}")
         return self.wait("call ")
 
-    def call_until(self, peer_id: str, mode: int = 1) -> None:
+    def call_until(self, peer_id: str, mode: int = 1, encrypt: int = 0) -> None:
         """As soon as the peer is reachable (again)."""
         began_at = time.monotonic()
-        while not (said := self.call(peer_id, mode)).startswith(f"call 0 {mode}"):
+        while not (said := self.call(peer_id, mode, encrypt=encrypt)).startswith(f"call 0 {mode}"):
             print(self.host.name, said)
             time.sleep(AGAIN_S)
         print(f"{self.host.name}: {said}, {time.monotonic() - began_at:.2f} s after the first call")
@@ -104,10 +104,12 @@ MakePeer = Callable[..., Peer]
 class Transfer:
     """Both sides send to each other, on one channel."""
 
-    def __init__(self, caller: Peer, callee: Peer, peer_id: str, mode: int = 1) -> None:
+    def __init__(
+        self, caller: Peer, callee: Peer, peer_id: str, mode: int = 1, encrypt: int = 0
+    ) -> None:
         self.sides = caller, callee
         self.peer_id = peer_id
-        caller.call_until(peer_id, mode)
+        caller.call_until(peer_id, mode, encrypt)
         callee.wait(f"accepted {mode}")
         self.moves()
 
@@ -131,9 +133,10 @@ class Transfer:
             print(f"{what}: {side.host.name}: {gap or 'no gap'}, {late_s:.2f} s after")
 
     def breaks(self, what: str, since: float) -> None:
-        """Both sides get to know."""
+        """Both sides get to know that it is a cut, and no end."""
         for side in self.sides:
-            _, _, at = side.wait("broken").rpartition(" ")
+            _, _, code, _, at = side.wait("broken").split()
+            assert code == "-107", (what, side.host.name)
             print(f"{what}: {side.host.name} hears of it {float(at) - since:.1f} s after")
 
     def end(self) -> None:

@@ -23,19 +23,24 @@ def cloud_options() -> tuple[str, ...]:
 
 
 def test_both_sides_find_out(net: Internet, make_peer: MakePeer) -> None:
-    """All at once, as each takes up to a minute."""
-    cases = {
-        "p2p, the caller is cut off": (1, 0, "busy"),
-        "p2p, the callee is cut off": (1, 1, "quiet"),
-        "relay, the caller is cut off": (2, 0, "quiet"),
-        "relay, the callee is cut off": (2, 1, "busy"),
+    """And take it for a cut, no end (docs/porting.rst, "How a channel ends").
+
+    All at once, as each takes up to a minute.
+    """
+    cases = {  # connect_mode, encrypt_data, who is cut off, and what they do
+        "p2p, the caller is cut off": (1, 0, 0, "busy"),
+        "p2p, the callee is cut off": (1, 0, 1, "quiet"),
+        "relay, the caller is cut off": (2, 0, 0, "quiet"),
+        "relay, the callee is cut off": (2, 0, 1, "busy"),
+        "relay, encrypted, the caller is cut off": (2, 1, 0, "busy"),
+        "relay, encrypted, the callee is cut off": (2, 1, 1, "quiet"),
     }
     transfers, homes = [], []
-    for number, (mode, cut, _) in enumerate(cases.values()):
+    for number, (mode, encrypt, cut, _) in enumerate(cases.values()):
         nats = [net.nat(f"{side}{number}") for side in ("caller", "callee")]
         callee = make_peer(nats[1].host(f"to{number}"), f"peer{number}")
         caller = make_peer(nats[0].host(f"from{number}"))
-        transfers.append(Transfer(caller, callee, f"peer{number}", mode))
+        transfers.append(Transfer(caller, callee, f"peer{number}", mode, encrypt))
         homes.append(nats[cut])
         for side in (caller, callee):
             side.tell("quiet")
