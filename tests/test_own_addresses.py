@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +34,7 @@ from kkp2p_compat.testing.nat import (
 from kkp2p_compat.transport.udp.endpoint import Endpoint
 from kkp2p_compat.transport.udp.events import Address as Route
 from kkp2p_compat.traversal import stun_client
-from kkp2p_compat.traversal.candidates import host_candidates
+from kkp2p_compat.traversal.candidates import Candidate, host_candidates
 from kkp2p_compat.traversal.nat import BLOCKED, UNKNOWN, NatBehaviour
 from kkp2p_compat.traversal.stun import Kind, Message
 
@@ -164,6 +166,27 @@ def test_over_loopback(make: Maker, endpoint: Endpoint, ip: str) -> None:
         assert own.measure_lifetime(0.0) == 0.0
     finally:
         responder.stop()
+
+
+def test_a_shortage_of_descriptors_makes_no_address_unknown(
+    make: Maker, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call that is made meanwhile tells what was known; and it does not fail for that."""
+    short = False
+
+    def look(ports: dict[int, int]) -> list[Candidate]:
+        if short:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return host_candidates(ports, [INSIDE])
+
+    monkeypatch.setattr(own_addresses, "host_candidates", look)
+    own = make(endpoint)
+    known = own.host_candidates()
+    assert [candidate.address for candidate in known] == [INSIDE]
+    short = True
+    assert own.host_candidates() == known
+    own.refresh("a test")
+    assert own.host_candidates() == known
 
 
 def test_behind_a_nat(make: Maker, inside: None) -> None:
