@@ -129,7 +129,7 @@ SAFE = [name for name in FUNCTIONS if name != "error_no"]
 def test_junk_everywhere(name: str, data: st.DataObject) -> None:
     count = arguments(name)
     args = [data.draw(junk | contexts | configurations) for _ in range(count)]
-    if name in ("read", "write", "close_fd"):
+    if name in ("read", "write", "close_fd", "abort_fd"):
         args[0] = data.draw(junk.filter(lambda fd: type(fd) is not int or not 0 <= fd < 1000))
     check(name, *args)
 
@@ -137,7 +137,8 @@ def test_junk_everywhere(name: str, data: st.DataObject) -> None:
 ENGINE_CALLS = [
     name for name in SAFE
     if name not in {
-        "engine_init", "sdk_version", "hmac_sha1", "read", "write", "close_fd", "log_init",
+        "engine_init", "sdk_version", "hmac_sha1", "read", "write", "close_fd", "abort_fd",
+        "log_init",
         "log_destroy", "log_switch_level",
     }
 ]  # fmt: skip

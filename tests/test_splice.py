@@ -411,6 +411,52 @@ def test_a_socket_that_is_ready_and_does_nothing_is_left_to_check(
     close_both(a, b, outcomes[0])
 
 
+def test_many_pipes_are_small_ones_and_together_within_a_user_s_limit() -> None:
+    """Readers that stop keep their pipes; the next session must still get one that is of use."""
+    carriers = Carriers(kernel=True)
+    lent = [carriers.take() for _ in range(splice.MOST_PIPES)]
+    sizes = [carrier.size for carrier in lent if isinstance(carrier, splice._Pipe)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sum(sizes) <= 64 << 20  # the kernel's default
+    assert min(sizes) >= splice.SMALL_BUFFER_BYTES
+    before = len(os.listdir("/proc/self/fd"))
+    more = [carriers.take() for _ in range(10)]
+    assert all(isinstance(carrier, splice._Buffer) for carrier in more)
+    assert len(os.listdir("/proc/self/fd")) == before
+    for carrier in lent + more:
+        carriers.give_back(carrier)
+    assert len(carriers._idle) == splice.IDLE_CARRIERS
+    carriers.close()
+    assert carriers._pipes.total() == 0
+
+
+@pytest.mark.parametrize("left", [0, 64 << 10])
+def test_a_pipe_that_does_not_get_its_size_is_not_used(
+    joined: Joined, monkeypatch: pytest.MonkeyPatch, left: int
+) -> None:
+    """Over the user's limit the kernel gives 8 KB, and refuses more."""
+
+    def limited(fd: int, command: int, size: int = 0) -> int:
+        if command == splice._F_GETPIPE_SZ:
+            return left or 8192
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(splice.fcntl, "fcntl", limited)
+    before = len(os.listdir("/proc/self/fd"))
+    carriers = Carriers(kernel=True)
+    carrier = carriers.take()
+    if left:
+        assert isinstance(carrier, splice._Pipe)
+        assert carrier.size == left
+    else:
+        assert isinstance(carrier, splice._Buffer)
+    carriers.give_back(carrier)
+    carriers.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+    joined.left.sendall(b"by whatever there is")
+    assert joined.right.recv(100) == b"by whatever there is"
+
+
 def test_killing_join_stops_everything(joined: Joined) -> None:
     _fill(joined.left)
     joined.joining.kill()

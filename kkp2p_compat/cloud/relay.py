@@ -19,7 +19,7 @@ from gevent.event import Event
 from gevent.pool import Group
 
 from ..transport import relay_wire, tcp
-from ..transport.splice import BudgetSpent, Carriers, Outcome, Splice, close_both
+from ..transport.splice import MOST_PIPES, BudgetSpent, Carriers, Outcome, Splice, close_both
 from .counting import Tally, address_key
 from .limits import Gatekeeper
 
@@ -107,12 +107,14 @@ class _Session:
 class Relay:
     """``welcome`` takes a connection whose first byte looks like a relay hello."""
 
-    def __init__(self, gate: Gatekeeper, key: bytes, closing: Group) -> None:
+    def __init__(
+        self, gate: Gatekeeper, key: bytes, closing: Group, pipes: int = MOST_PIPES
+    ) -> None:
         self._gate = gate
         self._limits = gate.limits
         self._key = key
         self._closing = closing  # the greenlets that close sockets without loss
-        self._carriers = Carriers()
+        self._carriers = Carriers(most_pipes=pipes)
         self._waiting: dict[bytes, _Guest] = {}  # by session
         self._seen: set[_Seen] = set()
         self._expiring: defaultdict[int, list[_Seen]] = defaultdict(list)  # by Unix second

@@ -21,6 +21,7 @@ from gevent import socket as gsocket
 from gevent.pool import Group
 
 from ..transport import relay_wire, tcp
+from ..transport.splice import MOST_PIPES
 from .accounts import Accounts
 from .certificate import Certificate
 from .connection import CLOSE_S, Connection
@@ -45,7 +46,8 @@ ACCEPTS_PER_TURN = 64  # then those that are connected have their turn
 HANDSHAKES_PER_TURN = 8  # about 8 ms; those that are under way have their turn before new ones
 TURN_S = 0.001  # at least
 ACCEPT_PAUSE_S = 0.5  # without a free descriptor
-SPARE_DESCRIPTORS = 64  # for files, pipes and accounts
+SPARE_DESCRIPTORS = 64  # for files and accounts
+PIPE_SHARE = 16  # one in so many descriptors may be a pipe of the relay's; it has two ends
 SWEEP_S = 1.0
 PORT_TRIES = 16  # for a number that is free for TCP and UDP, when any will do
 AT_ONCE_S = 0.5  # for good-byes to arrive when nobody is waited for
@@ -163,10 +165,13 @@ class Cloud:
 
     def _start(self) -> None:
         settings = self.settings
-        self.gate.most_connections = max(raise_descriptor_limit() - SPARE_DESCRIPTORS, 16)
+        descriptors = max(raise_descriptor_limit() - SPARE_DESCRIPTORS, 16)
         key = self._key = settings.relay_key or secrets.token_bytes(32)
         if settings.role in ("all", "relay"):
-            self.relay = Relay(self.gate, key, self._closing)
+            pipes = min(descriptors // PIPE_SHARE, MOST_PIPES)
+            descriptors -= 2 * pipes
+            self.relay = Relay(self.gate, key, self._closing, pipes)
+        self.gate.most_connections = descriptors
         if settings.role != "relay":
             self._certificate = Certificate(
                 settings.data, settings.tls_cert, settings.tls_key, settings.names

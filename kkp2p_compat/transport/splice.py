@@ -22,6 +22,7 @@ import logging
 import os
 import socket
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -37,14 +38,20 @@ __all__ = ["BudgetSpent", "Carriers", "Outcome", "Splice", "close_both", "join"]
 # Our choice.  The kernel's default of 64 KB halves the throughput; 1 MB is the most that a user
 # without privileges may ask for (/proc/sys/fs/pipe-max-size).
 PIPE_BYTES = 1 << 20
+# Our choice: so many pipes of each size, the largest first.  A reader that stops keeps the pipe
+# that is lent to it, and all pipes of a user without privileges together may hold 64 MB by default
+# (/proc/sys/fs/pipe-user-pages-soft); more of them would have 8 KB each, and these hold 60.5 MB.
+PIPES = ((PIPE_BYTES, 32), (256 << 10, 64), (64 << 10, 200))
+MOST_PIPES = sum(count for _, count in PIPES)
 BUFFER_BYTES = 256 << 10  # our choice: the copy loop's buffer
+SMALL_BUFFER_BYTES = 64 << 10  # our choice: the same where there is no pipe to be had
 PIECE_BYTES = 16 << 10  # our choice: what is copied at once where the kernel does not splice
 MAX_FRUITLESS = 64  # our choice: calls by one watcher without any progress; then ``check`` decides
 IDLE_CARRIERS = 8  # our choice: how many pipes or buffers a pool keeps for the next burst
 CLOSE_TIMEOUT_S = 30.0  # our choice: how long a slow reader may take for the rest of a stream
 
 _READ, _WRITE = 1, 2  # libev's EV_READ and EV_WRITE
-_F_SETPIPE_SZ = 1031  # linux/fcntl.h
+_F_SETPIPE_SZ, _F_GETPIPE_SZ = 1031, 1032  # linux/fcntl.h
 _NONBLOCK, _MOVE = 2, 1  # SPLICE_F_NONBLOCK, SPLICE_F_MOVE
 _RETRY = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR)
 
@@ -58,15 +65,20 @@ class BudgetSpent(Exception):
 
 
 class _Pipe:
-    """Bytes under way in the kernel."""
+    """Bytes under way in the kernel.  Raises OSError when there is no pipe of that size."""
 
-    __slots__ = ("_read", "_write", "pending")
+    __slots__ = ("_read", "_write", "pending", "size")
 
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
         self._read, self._write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.pending = 0
-        with contextlib.suppress(OSError):  # over the user's limit: a smaller one is only slower
-            fcntl.fcntl(self._write, _F_SETPIPE_SZ, PIPE_BYTES)
+        self.size = size
+        try:
+            if fcntl.fcntl(self._write, _F_GETPIPE_SZ) != size:
+                fcntl.fcntl(self._write, _F_SETPIPE_SZ, size)
+        except OSError:  # over the user's limit
+            self.close()
+            raise
 
     def fill(self, sock: socket.socket, limit: int) -> int:
         """Take up to ``limit`` bytes in; call only when nothing is pending.
@@ -76,7 +88,7 @@ class _Pipe:
         """
         with contextlib.suppress(BlockingIOError):
             self.pending = os.splice(
-                sock.fileno(), self._write, min(limit, PIPE_BYTES), flags=_NONBLOCK | _MOVE
+                sock.fileno(), self._write, min(limit, self.size), flags=_NONBLOCK | _MOVE
             )
         return self.pending
 
@@ -122,8 +134,10 @@ class Carriers:
     chooses the copy loop.
     """
 
-    def __init__(self, *, kernel: bool = HAVE_SPLICE) -> None:
+    def __init__(self, *, kernel: bool = HAVE_SPLICE, most_pipes: int = MOST_PIPES) -> None:
         self._kernel = kernel
+        self._most_pipes = most_pipes
+        self._pipes: Counter[int] = Counter()  # that exist, by size
         self._idle: list[_Pipe | _Buffer] = []
         self._closed = False
 
@@ -132,23 +146,37 @@ class Carriers:
             return self._idle.pop()
         if not self._kernel:
             return _Buffer()
-        try:
-            return _Pipe()
-        except OSError:
-            return _Buffer()  # out of descriptors: this burst goes through user space
+        return self._make_pipe() or _Buffer(SMALL_BUFFER_BYTES)
+
+    def _make_pipe(self) -> _Pipe | None:
+        """The largest that can be had; None: this burst goes through user space."""
+        if self._pipes.total() >= self._most_pipes:
+            return None
+        for size, most in PIPES:
+            if self._pipes[size] < most:
+                with contextlib.suppress(OSError):  # out of descriptors, or over a limit
+                    pipe = _Pipe(size)
+                    self._pipes[size] += 1
+                    return pipe
+        return None
 
     def give_back(self, carrier: _Pipe | _Buffer) -> None:
         wanted = not self._closed and len(self._idle) < IDLE_CARRIERS
         if wanted and not carrier.pending and isinstance(carrier, _Pipe) == self._kernel:
             self._idle.append(carrier)
         else:
-            carrier.close()
+            self._close(carrier)
+
+    def _close(self, carrier: _Pipe | _Buffer) -> None:
+        if isinstance(carrier, _Pipe):
+            self._pipes[carrier.size] -= 1
+        carrier.close()
 
     def close(self) -> None:
         """Carriers that are lent out are closed when they come back."""
         self._closed = True
         while self._idle:
-            self._idle.pop().close()
+            self._close(self._idle.pop())
 
 
 @dataclass(frozen=True)
