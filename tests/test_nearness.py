@@ -37,23 +37,31 @@ def test_no_nearer_than_the_cloud(cloud: int) -> None:
         for kind, addresses in enumerate(KINDS):
             for address in set(addresses) - {cloud_ip}:
                 if kind <= cloud:
-                    assert permitted([address], cloud_ip) == [address]
+                    assert permitted(address, [address], cloud_ip) == [address]
                 else:
                     with pytest.raises(LinkLost, match="not where a cloud at"):
-                        permitted([address], cloud_ip)
+                        permitted(address, [address], cloud_ip)
         for address in NOWHERE:
             with pytest.raises(LinkLost):
-                permitted([address], cloud_ip)
+                permitted(address, [address], cloud_ip)
 
 
 def test_where_the_cloud_is_itself() -> None:
     for cloud_ip in ("0.0.0.0", "8.8.8.8", "fe80::1%lo"):
-        assert permitted([cloud_ip], cloud_ip) == [cloud_ip]
-    assert permitted(["127.0.0.1"], "0.0.0.0") == ["127.0.0.1"]  # where that leads to
+        assert permitted(cloud_ip, [cloud_ip], cloud_ip) == [cloud_ip]
+    assert permitted("name", ["127.0.0.1"], "0.0.0.0") == ["127.0.0.1"]  # where that leads to
 
 
 def test_of_several_addresses_the_permitted_ones() -> None:
-    assert permitted(["127.0.0.1", "8.8.4.4", "10.1.1.1"], "8.8.8.8") == ["8.8.4.4"]
+    assert permitted("name", ["127.0.0.1", "8.8.4.4", "10.1.1.1"], "8.8.8.8") == ["8.8.4.4"]
+
+
+def test_what_a_nat64_makes_of_an_address_counts_as_that_address() -> None:
+    """Its own prefix is a public one, and says nothing."""
+    dialled = ["10.0.0.1", "2606:4700:64::a00:1"]
+    with pytest.raises(LinkLost):
+        permitted("10.0.0.1", dialled, "8.8.8.8")
+    assert permitted("10.0.0.1", dialled, "10.0.0.9") == dialled
 
 
 class Internal:
@@ -124,7 +132,9 @@ def test_a_service_on_loopback_hears_nothing_from_a_public_cloud(
 ) -> None:
     """The false cloud is on loopback, too, so it is made to seem a public one."""
     for module in (link_module, calls_module):
-        monkeypatch.setattr(module, "permitted", lambda found, _: permitted(found, "8.8.8.8"))
+        monkeypatch.setattr(
+            module, "permitted", lambda host, found, _: permitted(host, found, "8.8.8.8")
+        )
     heard, declined = use(host)
     assert (heard, declined) == ([], ["relay"])
 

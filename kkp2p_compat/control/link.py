@@ -117,7 +117,7 @@ class Link:
                 host, port = self.address
                 addresses = addresses_of(host, OPEN_TIMEOUT_S)
                 if self._named_by is not None:
-                    addresses = permitted(addresses, self._named_by)
+                    addresses = permitted(host, addresses, self._named_by)
                 raw, address = dial.connect(addresses, port)
                 self.reached = address, port
                 try:

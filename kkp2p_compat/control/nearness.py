@@ -12,6 +12,7 @@ import ipaddress
 from collections.abc import Sequence
 
 from .._errors import LinkLost
+from .resolver import is_address
 
 __all__ = ["permitted"]
 
@@ -23,10 +24,16 @@ _BROADCAST = ipaddress.IPv4Address("255.255.255.255")
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
-def permitted(addresses: Sequence[str], cloud_ip: str) -> list[str]:
-    """Those to which a cloud that we reach at ``cloud_ip`` may send us; LinkLost if none is."""
+def permitted(host: str, addresses: Sequence[str], cloud_ip: str) -> list[str]:
+    """Of a named host's addresses those to which a cloud at ``cloud_ip`` may send us.
+
+    Raises LinkLost if there is none.  If the host is an address itself that counts first: what we
+    dial may be one that a NAT64 has for it, which does not show where it leads.
+    """
     cloud = _plain(cloud_ip)
-    found = [address for address in addresses if _is_permitted(_plain(address), cloud)]
+    found = []
+    if not is_address(host) or _is_permitted(_plain(host), cloud):
+        found = [address for address in addresses if _is_permitted(_plain(address), cloud)]
     if not found:
         raise LinkLost(f"{', '.join(addresses)}: not where a cloud at {cloud_ip} may send us")
     return found

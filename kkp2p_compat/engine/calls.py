@@ -204,7 +204,7 @@ def go_to_relay(
     problem = LinkLost("relay: no address")
     for host, port in places:
         try:
-            addresses = permitted(addresses_of(host, RESOLVE_TIMEOUT_S), link.reached[0])
+            addresses = permitted(host, addresses_of(host, RESOLVE_TIMEOUT_S), link.reached[0])
         except KKP2PError as error:
             problem = LinkLost(f"relay: {error}")
         else:
