@@ -472,6 +472,9 @@ def _print_transfers(results: Results) -> None:
     talks = [record for record in results.callers if "sent" in record]
     sent, back = (sum(record[key] for record in talks) for key in ("sent", "back"))
     print(f"messages: {sent} sent, {back} came and were sent back")
+    for record in results.callers:
+        if record["outcome"] == "late":
+            print(f"late: {record}")
     unhit = [record for record in results.callers if not results.was_hit(record)]
     failed = [record for record in unhit if record["outcome"] not in ("done", "end")]
     print(f"failed though nothing had hit either end: {len(failed)} of {len(unhit)}")

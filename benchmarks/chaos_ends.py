@@ -134,6 +134,7 @@ class Wire:
         self._watch = watch
         self.fd = fd
         self._until = time.monotonic() + first_s
+        self.moved_at = time.monotonic()
 
     def extend(self) -> None:
         self._until = time.monotonic() + TRANSFER_S
@@ -153,6 +154,7 @@ class Wire:
                 name, STEP_MS / 1000, self.fd, buff, len(buff), STEP_MS
             )  # fmt: skip
             if got > 0:
+                self.moved_at = time.monotonic()
                 return got
             if got < 0:
                 raise Over(ENDS.get(code, f"error_no {code}"))
@@ -290,6 +292,8 @@ class Peer:
                 compare(wire, pattern(number, "down", size), record)
             good = True
         finally:
+            if isinstance(wire, Wire):
+                record["idle_s"] = round(time.monotonic() - wire.moved_at, 1)
             wire.close(good)
 
     def _open(self, record: dict[str, Any]) -> Any:

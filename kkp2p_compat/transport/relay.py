@@ -144,9 +144,10 @@ class Visit:
         if self._waiting is not None:
             self._waiting.kill(block=False)
         if self._everywhere and self._paired.successful():
-            self._paired.get().close()
+            self._everywhere = False
+            _leave(self._paired.get())
         if self.sock is not None:
-            self.take().close()
+            _leave(self.take())
 
     # One at a time.
 
@@ -170,7 +171,7 @@ class Visit:
         error: KKP2PError = EngineClosed()  # when killed
         attempts = [functools.partial(self._wait_at, spot) for spot in self._left]
         try:
-            self._paired.set(dial.race(attempts, lambda sock: sock.close()))
+            self._paired.set(dial.race(attempts, _leave))
         except KKP2PError as caught:
             error = caught
         finally:
@@ -184,7 +185,7 @@ class Visit:
             self._shown.set()
             _expect(sock, PAIRED)
         except BaseException:
-            sock.close()
+            _leave(sock)
             raise
         return sock
 
@@ -195,6 +196,12 @@ def _connect(spot: Spot) -> tuple[Any, Spot]:
     except OSError as error:
         raise from_os_error(error, f"relay {spot[0]}:{spot[1]}") from error
     return sock, spot
+
+
+def _leave(sock: Any) -> None:
+    """By a reset: the other side may be paired with us by now, and must not take it for an end."""
+    tcp.reset_if_killed(sock)
+    sock.close()
 
 
 def _show(sock: socket.socket, greeting: bytes, spot: Spot) -> None:
