@@ -96,6 +96,31 @@ def test_when_strangers_have_no_room_the_greediest_loses_its_newest() -> None:
     assert turns.loser_to(Call("account x", is_stranger=False)) is None
 
 
+def test_who_has_none_gets_in_even_if_nobody_has_two() -> None:
+    turns = turns_of(strangers=3)
+    first, second, _ = enter(turns, "abc")
+    newcomer = Call("d")
+    assert turns.loser_to(newcomer) is first
+    turns.leave(first)
+    turns.enter(newcomer)
+    again = Call("d")
+    assert turns.loser_to(again) is again  # no use in changing places with somebody who has one
+    assert turns.loser_to(Call("e")) is second
+
+
+def test_who_was_at_the_relay_loses_nothing_while_others_were_not() -> None:
+    turns = turns_of(strangers=3)
+    shown = enter(turns, "aa")
+    for call in shown:
+        turns.show(call)
+    (other,) = enter(turns, "b")
+    assert turns.loser_to(Call("c")) is other
+    turns.show(other)
+    assert turns.loser_to(Call("c")) is shown[1]
+    hand_over(turns)
+    assert turns.loser_to(Call("c")) is shown[1]
+
+
 def test_what_was_handed_over_can_be_lost_too() -> None:
     turns = turns_of(strangers=2)
     calls = enter(turns, "aa")

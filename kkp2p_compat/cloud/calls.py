@@ -174,6 +174,10 @@ class Calls:
 
     def _open(self, call: _Call, offer: str, may_show: bool, now: float) -> None:
         caller, callee = call.caller, call.callee
+        known = self._turns.get(callee)
+        if known is not None and known.loser_to(call) is call:  # before anything is spent on it
+            self._lose(call)
+            return
         (host, port), *others = self._draw_relays()
         more = others or None
         expiry = math.ceil(time.time() + call.budget_ms / 1000) + TOKEN_MARGIN_S
@@ -221,17 +225,17 @@ class Calls:
         turns: Turns[_Call] = self._turns.get(call.callee) or Turns(self._limits)
         loser = turns.loser_to(call)
         if loser is not None:
-            most = self._limits.strangers_to_a_peer
-            reason = f"over {most} calls of {call.callee.peer_id} by strangers"
-            self._gate.refused(loser.caller.host, reason)
-        if loser is call:
-            return "limit"
-        if loser is not None:
             self._cancel(loser)
-            loser.caller.send(encode("declined", call=loser.number, reason="limit"))
+            self._lose(loser)
         if not turns.may_be_handed(call):
             return "limit" if len(line) > MAX_HELD_BYTES else ""
         return "" if call.callee.has_room(line) else "busy"
+
+    def _lose(self, call: _Call) -> None:
+        """Its place is another stranger's."""
+        reason = f"over {self._limits.strangers_to_a_peer} calls of {call.callee.peer_id}"
+        self._gate.refused(call.caller.host, f"{reason} by strangers")
+        call.caller.send(encode("declined", call=call.number, reason="limit"))
 
     def _hand_over(self, callee: Connection, now: float) -> None:
         """The offers whose turn has come; to a callee that reads too slowly, later."""

@@ -9,7 +9,7 @@ case, or held until its turn has come; meanwhile it costs the callee nothing.  S
   over *on trust*; others are when their caller has shown that it is there, or when one of the few
   is over.
 - All strangers together have so many unanswered calls with a callee.  When there is no room, the
-  address that has the most of them loses its newest.
+  address that has the most of them loses its newest to one that has none, or fewer.
 """
 
 from __future__ import annotations
@@ -38,66 +38,100 @@ class Turns(Generic[C]):
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._handed: dict[str, dict[C, None]] = {}  # unanswered, by share; the oldest first
+        # By share, the oldest first: unanswered ones that the callee has, those that wait for their
+        # turn only, and those whose caller has to show itself, or to be trusted.
+        self._handed: dict[str, dict[C, None]] = {}
+        self._ready: dict[str, dict[C, None]] = {}
         self._held: dict[str, dict[C, None]] = {}
         self._strangers: Counter[str] = Counter()  # their unanswered calls, by share
+        self._unshown: Counter[str] = Counter()  # of these, whose caller was not at the relay
+        self._total = 0  # of the strangers
         self._on_trust: set[C] = set()  # answered ones, too, until they are over
 
     def __bool__(self) -> bool:
-        return bool(self._handed or self._held or self._on_trust)
+        return bool(self._handed or self._ready or self._held or self._on_trust)
 
     def loser_to(self, call: C) -> C | None:
-        """The call that must go if this one is to enter: perhaps itself; None: there is room."""
-        if not call.is_stranger or self._strangers.total() < self._limits.strangers_to_a_peer:
+        """The call that must go if this one is to enter: perhaps itself; None: there is room.
+
+        Who has none gets in; else the shares must be less equal without it.  Callers that were at
+        the relay lose nothing while others were not.
+        """
+        if not call.is_stranger or self._total < self._limits.strangers_to_a_peer:
             return None
-        most, count = max(self._strangers.items(), key=lambda item: item[1])
-        if self._strangers[call.share] >= count:
+        candidates = self._unshown or self._strangers
+        most = max(candidates, key=candidates.__getitem__)
+        own = self._strangers[call.share]
+        if own and own + 1 >= candidates[most]:
             return call
-        return next(reversed(self._held.get(most) or self._handed[most]))
+        for table in (self._held, self._handed, self._ready):
+            for each in reversed(table.get(most, {})):
+                if each.is_stranger and (not each.shown or not self._unshown):
+                    return each
+        return call
 
     def enter(self, call: C) -> None:
         """It is held from now on."""
-        self._held.setdefault(call.share, {})[call] = None
-        self._strangers[call.share] += call.is_stranger
+        trusted = call.shown or not call.is_stranger
+        (self._ready if trusted else self._held).setdefault(call.share, {})[call] = None
+        if call.is_stranger:
+            self._total += 1
+            self._strangers[call.share] += 1
+            if not call.shown:
+                self._unshown[call.share] += 1
 
     def next(self) -> C | None:
         """The one whose turn it is: of those that have the fewest with the callee already."""
-        best: C | None = None
-        for share, calls in self._held.items():
-            if best is not None and self._count(share) >= self._count(best.share):
-                continue
-            best = next((call for call in calls if self.may_be_handed(call)), best)
-        return best
+        if self._ready and (call := self._fewest(self._ready)) is not None:
+            return call
+        return self._fewest(self._held) if self._held and self._trusts else None
 
     def may_be_handed(self, call: C) -> bool:
         if self._count(call.share) >= self._limits.calls_to_a_peer:
             return False
-        trusted = call.shown or not call.is_stranger
-        return trusted or len(self._on_trust) < self._limits.unshown_to_a_peer
+        return call.shown or not call.is_stranger or self._trusts
 
     def hand(self, call: C) -> None:
         """The callee gets to see it."""
-        _discard(self._held, call)
+        _ = _discard(self._held, call) or _discard(self._ready, call)
         self._handed.setdefault(call.share, {})[call] = None
         if call.is_stranger and not call.shown:
             self._on_trust.add(call)
 
     def show(self, call: C) -> None:
         """Its caller was at the relay."""
+        if call.shown:
+            return
+        if _discard(self._held, call):
+            self._ready.setdefault(call.share, {})[call] = None
+        if call in self._handed.get(call.share, {}) or call in self._ready.get(call.share, {}):
+            _uncount(self._unshown, call.share)
         call.shown = True
         self._on_trust.discard(call)
 
     def answer(self, call: C) -> None:
         """What was handed over on trust goes on costing the callee something until it is over."""
-        if _discard(self._handed, call) or _discard(self._held, call):
-            self._strangers[call.share] -= call.is_stranger
-            if not self._strangers[call.share]:
-                del self._strangers[call.share]
+        if not any(_discard(table, call) for table in (self._handed, self._ready, self._held)):
+            return
+        if call.is_stranger:
+            self._total -= 1
+            _uncount(self._strangers, call.share)
+            if not call.shown:
+                _uncount(self._unshown, call.share)
 
     def leave(self, call: C) -> None:
         """It is over."""
         self.answer(call)
         self._on_trust.discard(call)
+
+    @property
+    def _trusts(self) -> bool:
+        return len(self._on_trust) < self._limits.unshown_to_a_peer
+
+    def _fewest(self, table: dict[str, dict[C, None]]) -> C | None:
+        share = min(table, key=self._count)
+        is_full = self._count(share) >= self._limits.calls_to_a_peer
+        return None if is_full else next(iter(table[share]))
 
     def _count(self, share: str) -> int:
         return len(self._handed.get(share, ()))
@@ -111,3 +145,10 @@ def _discard(table: dict[str, dict[C, None]], call: C) -> bool:
     if not calls:
         del table[call.share]
     return True
+
+
+def _uncount(counter: Counter[str], share: str) -> None:
+    """Take one off, and forget a share that has none."""
+    counter[share] -= 1
+    if counter[share] <= 0:
+        del counter[share]
