@@ -18,7 +18,16 @@ from pathlib import Path
 import gevent
 import pytest
 from gevent import socket
-from support import PATIENCE_S, ROOT, SECRET, CloudProcess, Program, read_all, write_all
+from support import (
+    PATIENCE_S,
+    ROOT,
+    SECRET,
+    CloudProcess,
+    Program,
+    forked_child,
+    read_all,
+    write_all,
+)
 
 import kkp2p_compat as kkp2p
 from kkp2p_compat.engine import direct
@@ -341,6 +350,56 @@ def test_an_end_with_data_that_the_peer_did_not_take_is_an_end(
     kkp2p.close_fd(theirs.fd)
     assert seen.sock.recv(10) == b"last words"
     assert seen.see() == "end"
+    seen.close()
+
+
+@cells
+def test_the_end_of_ones_own_engine_is_an_end(
+    on_loopback: None, engine: kkp2p.engine_t, peer: kkp2p.engine_t, carrier: str
+) -> None:
+    seen, theirs = Reader(engine, *CARRIERS[carrier]), kkp2p.channel_t()
+    assert kkp2p.accept(peer, LONG, theirs) == 1
+    kkp2p.engine_destroy(engine)
+    assert seen.see() == "end"
+    assert kkp2p.read(theirs.fd, bytearray(1), 1, LONG) == -1
+    assert WORDS[kkp2p.error_no()] == "end"
+    seen.close()
+    kkp2p.close_fd(theirs.fd)
+
+
+@pytest.mark.parametrize(("end", "word"), [("close_fd", "end"), ("abort_fd", "cut")])
+def test_udp_channels(
+    on_loopback: None, engine: kkp2p.engine_t, peer: kkp2p.engine_t, end: str, word: str
+) -> None:
+    """Messages that wait to be read come first; only ``read`` tells an end from a cut."""
+    mine, theirs = kkp2p.channel_t(), kkp2p.channel_t()
+    ctx = kkp2p.connect_ctx_t("peer", kkp2p.KKP2P_UDP_CHANNEL, 1, 0, LONG)
+    assert kkp2p.connect(engine, ctx, mine) == 0
+    assert kkp2p.accept(peer, LONG, theirs) == 1
+    write_all(mine.fd, b"a message that nobody takes")
+    write_all(theirs.fd, b"hello")
+    socket.wait_read(mine.fd)
+    getattr(kkp2p, end)(theirs.fd)
+    with gevent.Timeout(PATIENCE_S):
+        while mine.channel_id in engine.channels:
+            gevent.sleep(0.005)
+    assert kkp2p.read(mine.fd, bytearray(10), 10, LONG) == 5
+    assert kkp2p.read(mine.fd, bytearray(10), 10, LONG) == -1
+    assert WORDS[kkp2p.error_no()] == word
+    kkp2p.close_fd(mine.fd)
+
+
+@pytest.mark.parametrize("carrier", ["p2p", "relay, encrypted"])
+def test_a_copy_in_a_forked_child_does_not_keep_a_cut_from_being_told(
+    on_loopback: None, engine: kkp2p.engine_t, peer: kkp2p.engine_t, carrier: str
+) -> None:
+    """Of our end of the pair: then a raw ``recv`` sees an end, but waits for nothing."""
+    seen, theirs = Receiver(engine, *CARRIERS[carrier]), kkp2p.channel_t()
+    assert kkp2p.accept(peer, LONG, theirs) == 1
+    with forked_child():
+        kkp2p.abort_fd(theirs.fd)
+        assert seen.see() in ("end", "cut")
+        assert Reader.see(seen) == "cut"
     seen.close()
 
 

@@ -65,8 +65,8 @@ class SealedStream:
 
     @property
     def received_all(self) -> bool:
-        """Whether the peer's stream came to its end, whatever has happened since."""
-        return self._opener.ended
+        """Whether the peer's stream came to its end, or nobody wanted it any more."""
+        return self._opener.ended or self._application_gone
 
     def run(self) -> KKP2PError | None:
         """Carry until the end: the error that broke the stream, None if it ended in order.
