@@ -87,6 +87,31 @@ def test_a_host_that_slept_suspects_a_path_that_died_meanwhile() -> None:
     pair.finish()
 
 
+@pytest.mark.parametrize("pause_s", [1.0, 2.0, 5.0])
+def test_a_program_that_kept_the_interpreter_s_lock_suspects_nothing(pause_s: float) -> None:
+    """The silence was its own: timers come before the answers that wait in the socket."""
+    pair = Pair("lock kept", PATH)
+    transfer = pair.start(SIZE, SIZE)
+    pair.run(None, 1.0)
+    caller, now = pair.caller, pair.network.now
+    for link in (pair.there, pair.back):
+        link.blackout(now, now + 0.5)
+    pair.run(lambda: caller.connection.recovery.pto_count > 0, 0.5)
+    kept: list[Any] = []
+    caller.receive, caller.drive, awake = kept.append, lambda: None, (caller.receive, caller.drive)
+    pair.network.hosts[caller.address] = kept.append
+    pair.run(None, pause_s)
+    caller.receive, caller.drive = awake
+    pair.network.hosts[caller.address] = caller.receive
+    caller.connection.handle_timer(pair.network.now)
+    caller.drive()
+    for packets in kept:
+        caller.receive(packets)
+    pair.run(lambda: transfer.done, 60)
+    assert PathSuspected() not in caller.events
+    pair.finish()
+
+
 def test_round_trips_are_measured_again_from_when_we_run() -> None:
     recovery = Recovery()
     for number, sent_at in ((0, 0.0), (1, 31.0)):

@@ -54,6 +54,7 @@ CLOSE_PACKETS = 3  # how often a CLOSE is sent, a probe time-out apart
 SUSPECT_PTOS = 3  # probe time-outs in a row: perhaps it carries nothing any more
 SUSPECT_S = 1.0  # after the first of them: the next ones are far away where the estimate is large
 STALL_S = 1.0  # a timer that is so late tells that this host was asleep, or has far too much to do
+LATE_S = 0.25  # a timer that is so late: the silence may be ours, and its answers wait to be read
 SILENCE_S = 2.0  # after something from the peer: one PING finds out whether it is still there
 
 
@@ -343,7 +344,7 @@ class Connection(ChannelTable):
     def handle_timer(self, now: float) -> None:
         if self.terminated:
             return
-        self._go_on(now)
+        was_late = self._go_on(now)
         if self._closing is not None:
             return
         if now >= self._heard_at + self.settings.idle_timeout_s:
@@ -368,7 +369,10 @@ class Connection(ChannelTable):
             oldest = recovery.oldest()
             if oldest is not None and self.mtu.handle_timeout(oldest.packet_bytes, now):
                 self.controller.set_datagram_bytes(self.mtu.size)
-        if now >= self._suspect_at:
+        if now >= self._suspect_at and was_late:
+            # Such as by a program that kept the interpreter's lock: ask first, and read.
+            self._suspect_at = now + recovery.rtt.pto_s
+        elif now >= self._suspect_at:
             self._suspect_at = math.inf
             if recovery.pto_count and not self._suspicious:
                 self._suspicious = True
@@ -382,13 +386,15 @@ class Connection(ChannelTable):
         if check is not None and check.failed and now >= check.next_at:
             self._path_check = None
 
-    def _go_on(self, now: float) -> None:
-        """What has waited while we did not run says nothing of the path's round trip."""
-        if now - self._now > STALL_S:
-            due_at = self.next_timer()
-            if due_at is not None and now - due_at > STALL_S:
+    def _go_on(self, now: float) -> bool:
+        """Whether we are late.  What has waited meanwhile says nothing of the path's round trip."""
+        late_s = 0.0
+        if now - self._now > LATE_S and (due_at := self.next_timer()) is not None:
+            late_s = now - due_at
+            if late_s > STALL_S:
                 self.recovery.measure_from(now)
         self._now = now
+        return late_s > LATE_S
 
     def next_timer(self) -> float | None:
         if self.terminated:
