@@ -199,8 +199,11 @@ def _connect(spot: Spot) -> tuple[Any, Spot]:
 
 
 def _leave(sock: Any) -> None:
-    """By a reset: the other side may be paired with us by now, and must not take it for an end."""
-    tcp.reset_if_killed(sock)
+    """By a reset: the other side may be paired with us by now, and must not take it for an end.
+
+    It is told also if a forked child has a copy.
+    """
+    tcp.abort(sock)
     sock.close()
 
 
