@@ -18,11 +18,11 @@ from typing import NamedTuple
 
 from .relay import CLOUD, Program, _cloud_port, started
 
-ACCOUNT = "good"
+ACCOUNT, VICTIM = "good", "victim"  # with one secret
 
 
 class Scene(NamedTuple):
-    """A cloud that has the account ACCOUNT."""
+    """A cloud that has the accounts ACCOUNT and VICTIM."""
 
     folder: Path
     cloud: Program
@@ -53,6 +53,16 @@ def worst_route_ms(scene: Scene, seconds: float) -> float:
 def worst_beat_ms(scene: Scene, seconds: float) -> float:
     """The worst of a logged-in peer's heartbeats, from another address."""
     return measured(scene, "beats", seconds, ACCOUNT, scene.secret)
+
+
+def worst_stun_ms(scene: Scene, seconds: float) -> float:
+    """The worst of somebody else's STUN requests, each sent again after half a second."""
+    return measured(scene, "stun", seconds)
+
+
+def worst_login_ms(scene: Scene, seconds: float) -> float:
+    """The worst of an account's logins, from the attacker's own address."""
+    return measured(scene, "logins", seconds, ACCOUNT, scene.secret)
 
 
 def connect_ms(scene: Scene, seconds: float) -> float:
@@ -98,6 +108,17 @@ ATTACKS = {
     "call-beats": Attack(
         "the same", "lines", ("call-floats", 200), worst_beat_ms, "ms, heartbeat"
     ),
+    "hold": Attack(
+        "2,000 connections that say nothing", "hold", (2000,), worst_route_ms,
+        "ms, connect + route",
+    ),
+    "stun": Attack(
+        "20,000 datagrams of garbage a second", "flood", (), worst_stun_ms, "ms, STUN answer"
+    ),
+    "guess": Attack(
+        "guesses at an account, 20 at a time", "guess", (VICTIM, 20), worst_login_ms,
+        "ms, login of another account from that very address",
+    ),
 }  # fmt: skip
 
 
@@ -111,7 +132,8 @@ def run(quick: bool, only: list[str]) -> None:
 
 def _run_one(name: str, attack: Attack, folder: Path, seconds: float) -> None:
     secret = secrets.token_urlsafe(12)
-    options = ("--data", str(folder / "cloud"), "--account", f"{ACCOUNT}:{secret}")
+    accounts = (f"--account={account}:{secret}" for account in (ACCOUNT, VICTIM))
+    options = ("--data", str(folder / "cloud"), *accounts)
     with ExitStack() as stack:
         command = (*CLOUD, *options, "--limit-loopback", "--log-level", "warning")
         cloud = stack.enter_context(started(*command, folder=folder))

@@ -6,6 +6,7 @@ with their standard input.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -22,6 +23,8 @@ from .programs import _end_with_parent, say
 
 ATTACKER = "127.0.0.66"
 OTHER = "127.9.9.9"  # who measures: another network
+# RFC 8489 section 5, with SOFTWARE (14.14) of 76 bytes: no answer is longer than its request.
+STUN_REQUEST = bytes.fromhex("000100502112a442") + bytes(12) + bytes.fromhex("8022004c") + b"." * 76
 PAUSE_S = 0.05  # between two measurements, and after a refusal
 
 LINES = {
@@ -160,11 +163,65 @@ def connects(port: int, seconds: str, peer: str, secret: str) -> None:
         accepting.join()
 
 
+def flood(port: int) -> None:
+    """Datagrams that are no STUN requests, as many as go."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind((ATTACKER, 0))
+        say(at_work=1)
+        while True:
+            for _ in range(100):
+                sock.sendto(b"x" * 100, ("127.0.0.1", port))
+            gevent.sleep(0.005)  # 20,000 a second at most
+
+
+def guess(port: int, peer: str, count: str) -> None:
+    """Wrong secrets for an account, on ``count`` connections at a time."""
+
+    def attack() -> None:
+        while True:
+            try:
+                with open_link(port, ATTACKER) as link:
+                    log_in(link, peer, "wrong")
+            except OSError:
+                gevent.sleep(PAUSE_S)
+
+    for _ in range(int(count)):
+        gevent.spawn(attack)
+    say(at_work=count)
+    gevent.get_hub().join()
+
+
+def hold(port: int, count: str) -> None:
+    """Connections that say nothing, as many as are let in."""
+    held: list[Any] = []
+
+    def attack() -> None:
+        while True:
+            with socket.create_connection(("127.0.0.1", port), 30, (ATTACKER, 0)) as sock:
+                held.append(sock)
+                with contextlib.suppress(OSError):
+                    sock.recv(1)
+            gevent.sleep(PAUSE_S)
+
+    for _ in range(int(count)):
+        gevent.spawn(attack)
+    while len(held) < int(count):
+        gevent.sleep(PAUSE_S)
+    say(at_work=count)
+    gevent.get_hub().join()
+
+
 def _worst(seconds: str, step: Callable[[], object]) -> None:
+    """Of many; one that fails is tried again, and takes as long as that takes."""
     worst, until = 0.0, time.monotonic() + float(seconds)
     while time.monotonic() < until:
         began = time.monotonic()
-        step()
+        while True:
+            try:
+                step()
+                break
+            except OSError:
+                gevent.sleep(PAUSE_S)
         worst = max(worst, time.monotonic() - began)
         gevent.sleep(PAUSE_S)
     say(worst_ms=worst * 1000)
@@ -180,23 +237,54 @@ def routes(port: int, seconds: str) -> None:
     _worst(seconds, step)
 
 
-def beats(port: int, seconds: str, peer: str, secret: str) -> None:
-    """How long a logged-in peer's heartbeat takes, the worst of many."""
+def stun(port: int, seconds: str) -> None:
+    """How long a STUN server takes to answer; asked again after half a second (RFC 8489)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind((OTHER, 0))
+        sock.settimeout(0.5)
+
+        def step() -> None:
+            sock.sendto(STUN_REQUEST, ("127.0.0.1", port))
+            sock.recv(2048)
+
+        _worst(seconds, step)
+
+
+def log_in(link: Any, peer: str, secret: str) -> bool:
     from scramp import ScramClient
 
     from kkp2p_compat.control.binding import end_point_binding
 
+    binding = "tls-server-end-point", end_point_binding(link.getpeercert(binary_form=True))
+    scram = ScramClient(["SCRAM-SHA-256-PLUS"], peer, secret, channel_binding=binding)
+    answer = ask(link, op="login", v=1, peer=peer, scram=scram.get_client_first())
+    if answer["op"] != "challenge":
+        return False
+    scram.set_server_first(answer["scram"])
+    return ask(link, op="proof", scram=scram.get_client_final())["op"] == "welcome"
+
+
+def beats(port: int, seconds: str, peer: str, secret: str) -> None:
+    """How long a logged-in peer's heartbeat takes."""
     with open_link(port, OTHER) as link:
-        binding = "tls-server-end-point", end_point_binding(link.getpeercert(binary_form=True))
-        scram = ScramClient(["SCRAM-SHA-256-PLUS"], peer, secret, channel_binding=binding)
-        answer = ask(link, op="login", v=1, peer=peer, scram=scram.get_client_first())
-        scram.set_server_first(answer["scram"])
-        assert ask(link, op="proof", scram=scram.get_client_final())["op"] == "welcome"
+        assert log_in(link, peer, secret)
         _worst(seconds, lambda: ask(link, op="beat"))
+
+
+def logins(port: int, seconds: str, peer: str, secret: str) -> None:
+    """How long a login takes, from the attacker's own address."""
+
+    def step() -> None:
+        with open_link(port, ATTACKER) as link:
+            if not log_in(link, peer, secret):
+                raise ConnectionRefusedError
+
+    _worst(seconds, step)
 
 
 PROGRAMS: dict[str, Callable[..., None]] = {
     "lines": lines, "calls": calls, "routes": routes, "beats": beats, "connects": connects,
+    "flood": flood, "guess": guess, "hold": hold, "logins": logins, "stun": stun,
 }  # fmt: skip
 
 if __name__ == "__main__":
