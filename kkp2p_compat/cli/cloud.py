@@ -96,7 +96,8 @@ def add_parser(subparsers: Any) -> None:
         type=parse_address,
         action="append",
         default=[],
-        help="roles track and all: a relay, as peers reach it; may be repeated",
+        help="roles track and all: a relay, as peers reach it; may be repeated: those that do not "
+        "answer are left out",
     )
     parser.add_argument(
         "--relay-key",
