@@ -1,13 +1,16 @@
 """How often secrets may be tried.
 
-Nobody is locked out: a right proof is taken whatever was tried before, and a wrong secret is told
-from a limit.  What many failures cost is time.  They count by account *and* address, so the guesses
+A right proof is taken whatever was tried elsewhere, and a wrong secret is told from a limit.  What
+many failures cost is time.  They count by account *and* address, so the guesses
 at one account, or one device with an old secret, delay nobody else behind that address; and with a
 far larger bound by address for all accounts together.  The networks around the address count, too.
 
 Who is over a bound has its login held until a token is there.  An address from which the account
 has logged in before is exempt, so the owner notices nothing of guesses from elsewhere, until
-FORGIVEN failures came from there without a right proof.
+FORGIVEN failures came from there without a right proof.  Only who logs in for the first time from an
+address, while somebody there guesses at that very account, has to wait with the guesses: nothing
+tells the two apart before the proof, and to look at each proof at once would let guesses be made as
+fast as they come.
 """
 
 from __future__ import annotations
