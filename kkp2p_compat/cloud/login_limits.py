@@ -7,10 +7,10 @@ far larger bound by address for all accounts together.  The networks around the 
 
 Who is over a bound has its login held until a token is there.  An address from which the account
 has logged in before is exempt, so the owner notices nothing of guesses from elsewhere, until
-FORGIVEN failures came from there without a right proof.  Only who logs in for the first time from an
-address, while somebody there guesses at that very account, has to wait with the guesses: nothing
-tells the two apart before the proof, and to look at each proof at once would let guesses be made as
-fast as they come.
+FORGIVEN failures came from there without a right proof.
+Only who logs in for the first time from an address, while somebody there guesses at that very
+account, has to wait with the guesses: nothing tells the two apart before the proof, and to look at
+each proof at once would let guesses be made as fast as they come.
 """
 
 from __future__ import annotations
