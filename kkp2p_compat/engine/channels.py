@@ -64,6 +64,7 @@ _CUT = (
 PAIR_BUFFER_BYTES = 1 << 20  # our choice: per direction; the kernel halves it by net.core.wmem_max
 
 ABORTED = "aborted by the application"
+UNUSED = "the application never had it"
 
 _by_fd: dict[int, Channel] = {}
 _lock = fork_safe_lock()
@@ -182,15 +183,18 @@ class Channel:
 
     def abort(self) -> None:
         """From the application, by abort_fd: give up both directions, and tell the peer."""
+        self.engine.thread.call(self._abort, ABORTED)
+
+    def _abort(self, reason: str) -> None:
         raise NotImplementedError
 
     def discard(self) -> None:
-        """In the engine: the application never saw this channel."""
+        """In the engine: the application never saw this channel, and the peer hears of a cut."""
         with _lock:  # before the number is free for another thread
             _by_fd.pop(self.fd, None)
+        self._abort(UNUSED)
         if self.owns_fd():
             os.close(self.fd)
-        self.close(None)
 
     def handle_error(self, error: OSError) -> None:
         """From the application: the kernel has told it of a cut, which it does once."""
@@ -217,9 +221,10 @@ class RawChannel(Channel):
             sock = gsocket.socket(_socket.AF_INET, _socket.SOCK_STREAM, fileno=duplicate)
             self.engine.linger(keep_private(sock))
 
-    def abort(self) -> None:
-        tcp.abort(self.fd)
-        self.engine.thread.post(lambda: self.forget(ABORTED))
+    def _abort(self, reason: str) -> None:
+        if self.owns_fd():
+            tcp.abort(self.fd)
+        self.forget(reason)
 
     def handle_error(self, error: OSError) -> None:
         if self.broken is None:
@@ -268,12 +273,9 @@ class SealedChannel(Channel):
             else:
                 _end(self.wire)
 
-    def abort(self) -> None:
-        self.engine.thread.call(self._abort)
-
-    def _abort(self) -> None:
-        self.forget(ABORTED)
-        self.stream.abort(LinkLost(ABORTED))
+    def _abort(self, reason: str) -> None:
+        self.forget(reason)
+        self.stream.abort(LinkLost(reason))
 
     def close(self, duplicate: int | None) -> None:
         if self.channel_id in self.engine.channels:
@@ -314,12 +316,9 @@ class DirectChannel(Channel):
         self.end(error, is_cut)
         self._close_end(self._ours, is_cut)
 
-    def abort(self) -> None:
-        self.engine.thread.call(self._abort)
-
-    def _abort(self) -> None:
-        self.forget(ABORTED)
-        self._pipe.abort(LinkLost(ABORTED))
+    def _abort(self, reason: str) -> None:
+        self.forget(reason)
+        self._pipe.abort(LinkLost(reason))
 
     def close(self, duplicate: int | None) -> None:
         if self.channel_id in self.engine.channels:

@@ -451,6 +451,7 @@ class Engine:
                 if channel is None:
                     self.accepted.release()
         except KKP2PError as error:
+            tcp.abort(connection.sock)  # the caller counts as connected: this is a cut
             connection.sock.close()
             self.log.error("%s: %s is sent away: %s", self._peer_id, _caller(message), error)
             return
