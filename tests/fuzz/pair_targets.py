@@ -183,9 +183,10 @@ class Network:
         self.mtu = MTUS[-1]
         until = self.now + PATIENCE_S
         for _ in range(CALM_TURNS):
-            if self.now > until:
-                return
             moving = [len(end.queue) for end in self.ends]
+            over = not any(moving) and all(end.connection.terminated for end in self.ends)
+            if over or self.now > until:
+                return
             for me, count in enumerate(moving):
                 for _ in range(count):
                     self.deliver(me)
