@@ -131,10 +131,11 @@ def test_a_service_on_loopback_hears_nothing_from_a_public_cloud(
     use: Callable[[str], tuple[list[bytes], list[str]]], monkeypatch: pytest.MonkeyPatch, host: str
 ) -> None:
     """The false cloud is on loopback, too, so it is made to seem a public one."""
-    for module in (link_module, calls_module):
-        monkeypatch.setattr(
-            module, "permitted", lambda host, found, _: permitted(host, found, "8.8.8.8")
-        )
+    addresses = calls_module._addresses
+    monkeypatch.setattr(calls_module, "_addresses", lambda host, _: addresses(host, "8.8.8.8"))
+    monkeypatch.setattr(
+        link_module, "permitted", lambda host, found, _: permitted(host, found, "8.8.8.8")
+    )
     heard, declined = use(host)
     assert (heard, declined) == ([], ["relay"])
 

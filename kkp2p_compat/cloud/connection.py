@@ -40,7 +40,7 @@ _READ, _WRITE = 1, 2  # libev's EV_READ and EV_WRITE
 
 # Our choices.
 READ_BYTES = 16384  # the most that one TLS record holds
-TURN_S = 0.002  # of processor time; then the other connections have their turn
+TURN_S = 0.002  # then the other connections have their turn
 CLOSE_S = 5.0  # for the last line to reach the peer
 WORK_BURST_S = 0.05  # of processor time; Limits.work is what it has after that
 QUIET_BEATS = 2.5  # docs/protocol.rst: a peer quiet for so many heartbeats is gone
@@ -258,7 +258,7 @@ class Connection:
         if self._state not in (_SHAKING, _OPEN):
             return
         began = time.thread_time()
-        more = self._read_untrusted(began + TURN_S, first)
+        more = self._read_untrusted(time.monotonic() + TURN_S, first)
         used, now = time.thread_time() - began, time.monotonic()
         self._work.spend(now, used)
         self._gate.shares.spend_work(self.host, now, used)
@@ -313,7 +313,7 @@ class Connection:
                 self._take(message)
                 if self._state != _OPEN or self._next_turn is not None:
                     return False
-                if time.thread_time() >= until:
+                if time.monotonic() >= until:
                     return True  # in our buffer, in the kernel's, or in that of TLS
             data = self._sock.recv(READ_BYTES)
             if not data:

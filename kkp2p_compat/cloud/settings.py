@@ -69,7 +69,7 @@ class Limits:
         256, "unanswered calls of callers without a login with a peer, those that wait included"
     )
     unshown_to_a_peer: int = _limit(
-        8, "calls of such callers that a peer gets before they were at the relay; others wait"
+        64, "calls of such callers that a peer gets before they were at the relay; others wait"
     )
     open_calls_per_address: int = _limit(2048, "unanswered calls at once from an address")
     kept_calls: int = _limit(512, "answered calls that are kept, on a connection")

@@ -370,7 +370,7 @@ class CloudClient:
 
     def _tell_nat(self, link: Link) -> None:
         link.is_track = True
-        if self._nat is not None:
+        if self._nat is not None and link.told_nat is None:  # of changes set_nat tells
             link.tell_nat(self._nat, self.tickets())
 
     def _entry(self) -> Link:

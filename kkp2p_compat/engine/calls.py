@@ -204,7 +204,7 @@ def go_to_relay(
     problem = LinkLost("relay: no address")
     for host, port in places:
         try:
-            addresses = permitted(host, addresses_of(host, RESOLVE_TIMEOUT_S), link.reached[0])
+            addresses = _addresses(host, link.reached[0])
         except KKP2PError as error:
             problem = LinkLost(f"relay: {error}")
         else:
@@ -218,6 +218,13 @@ def go_to_relay(
         visit.close()
         raise
     return visit
+
+
+def _addresses(host: str, cloud_ip: str) -> list[str]:
+    """Of a relay that a cloud has named; most are where the cloud is."""
+    if host == cloud_ip:
+        return [host]
+    return permitted(host, addresses_of(host, RESOLVE_TIMEOUT_S), cloud_ip)
 
 
 def answer_call(link: Link, message: Message, offer: Offer, own_text: str) -> Connection:

@@ -68,6 +68,8 @@ def sort_spots(addresses: Sequence[str], token: bytes) -> list[str]:
 
     Not the same for all calls, so that each of the machines behind a name gets its share.
     """
+    if len(addresses) == 1:
+        return list(addresses)
     session = session_of(token)
     drawn = sorted(addresses, key=lambda ip: hashlib.sha256(session + ip.encode()).digest())
     drawn.sort(key=lambda ip: ":" not in ip)  # RFC 8305: IPv6 first
