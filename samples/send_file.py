@@ -73,7 +73,7 @@ def send_all(fd: int, view: memoryview, timeout: int) -> None:
         if check_answer(fd, 0):
             raise Failed("the peer acknowledged too early")
         if (wl := kkp2p.write(fd, view, len(view), timeout)) <= 0:
-            check_answer(fd, 0)  # a refusal that came before the end says more
+            check_answer(fd, timeout if wl else 0)  # a refusal on its way says more
             raise Failed("the connection broke" if wl else "the peer has stopped reading")
         view = view[wl:]
 

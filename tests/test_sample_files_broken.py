@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -196,6 +197,23 @@ def test_receiver_that_answers_at_once(
         write_all(fd, answer)
     kkp2p.close_fd(fd)
     failed(sender, path, reason)
+
+
+def test_a_refusal_that_comes_behind_the_end_of_reading(
+    peer: kkp2p.engine_t, start_sample: StartSample, tmp_path: Path
+) -> None:
+    """The sender can write no more, and waits for the word that says why."""
+    path = tmp_path / "large"
+    with path.open("wb") as file:
+        file.truncate(1 << 30)
+    sender = start_sample("send_file", "peer", str(path), "--mode", "p2p")
+    fd, _, _ = accept_file(peer)
+    with socket.socket(fileno=os.dup(fd)) as sock:
+        sock.shutdown(socket.SHUT_RD)
+    gevent.sleep(0.3)  # nothing tells here that the sender cannot write any more
+    write_all(fd, NAK)
+    kkp2p.close_fd(fd)
+    failed(sender, path, "the peer refused it")
 
 
 def test_receiver_that_does_not_read(
