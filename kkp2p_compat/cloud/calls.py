@@ -106,9 +106,8 @@ class Calls:
         self._relay_key = relay_key
         self._calls: dict[str, _Call] = {}
         self._due: defaultdict[int, set[_Call]] = defaultdict(set)  # by second
-        self._turns: dict[
-            Connection, Turns[_Call]
-        ] = {}  # by callee, of those that are being called
+        # By callee, of those that are being called.
+        self._turns: dict[Connection, Turns[_Call]] = {}
         self._swept_s = int(time.monotonic())
 
     def __len__(self) -> int:
