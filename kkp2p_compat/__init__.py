@@ -51,14 +51,14 @@ from ._errors import KKP2PError, ParameterError
 from ._structs import channel_stats_t, channel_t, connect_cb, connect_ctx_t, engine_conf_t
 from ._version import __version__
 from .control.trust import parse_fingerprints
-from .engine import log as _log
-from .engine.channels import Channel
-from .engine.channels import abort_fd as _abort_fd
-from .engine.channels import close_fd as _close_fd
-from .engine.channels import failure_code as _failure_code
-from .engine.channels import takes_messages as _takes_messages
+from .engine.channels.kinds import Channel
+from .engine.channels.kinds import abort_fd as _abort_fd
+from .engine.channels.kinds import close_fd as _close_fd
+from .engine.channels.kinds import failure_code as _failure_code
+from .engine.channels.kinds import takes_messages as _takes_messages
+from .engine.channels.stats import channel_stats as _channel_stats
 from .engine.engine import Engine as engine_t
-from .engine.stats import channel_stats as _channel_stats
+from .engine.runtime import log as _log
 from .transport.udp.messages import MAX_MESSAGE_BYTES as _MAX_MESSAGE_BYTES
 
 __all__ = [

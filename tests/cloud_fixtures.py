@@ -14,7 +14,7 @@ from gevent import socket as gsocket
 from support import PATIENCE_S, SECRET, CloudProcess, Program
 
 import kkp2p_compat as kkp2p
-from kkp2p_compat.engine import own_addresses
+from kkp2p_compat.engine.paths import own_addresses
 from kkp2p_compat.traversal import lan
 from kkp2p_compat.traversal.candidates import host_candidates
 from kkp2p_compat.traversal.interfaces import Interface

@@ -9,7 +9,7 @@ import gevent
 from support import PATIENCE_S, write_all
 
 import kkp2p_compat as kkp2p
-from kkp2p_compat.engine.peer_link import PeerLink
+from kkp2p_compat.engine.links.peer_link import PeerLink
 
 LONG = PATIENCE_S * 1000
 MakeEngine = Callable[..., kkp2p.engine_t]

@@ -12,7 +12,7 @@ from gevent import monkey
 from support import PATIENCE_S, in_thread
 
 from kkp2p_compat._errors import DuplicateLogin, EngineClosed
-from kkp2p_compat.engine.accept_queue import AcceptQueue
+from kkp2p_compat.engine.channels.accept_queue import AcceptQueue
 
 Queue = AcceptQueue[int]
 start_thread = monkey.get_original("_thread", "start_new_thread")

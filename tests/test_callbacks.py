@@ -10,8 +10,8 @@ import pytest
 from gevent import monkey
 from support import PATIENCE_S, in_thread
 
-from kkp2p_compat.engine import callbacks as callbacks_module
-from kkp2p_compat.engine.callbacks import Callbacks
+from kkp2p_compat.engine.runtime import callbacks as callbacks_module
+from kkp2p_compat.engine.runtime.callbacks import Callbacks
 
 start_thread = monkey.get_original("_thread", "start_new_thread")
 

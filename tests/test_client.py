@@ -28,7 +28,7 @@ from kkp2p_compat.control import link as link_module
 from kkp2p_compat.control.client import CloudClient
 from kkp2p_compat.control.wire import Message
 from kkp2p_compat.engine import engine as engine_module
-from kkp2p_compat.engine.calls import Connection, make_call
+from kkp2p_compat.engine.calls.cloud_call import Connection, make_call
 from kkp2p_compat.transport.relay_wire import CALLEE, make_token, token_to_text
 
 TOKEN = token_to_text(make_token(b"key", bytes(16), CALLEE, 2**32 - 1))

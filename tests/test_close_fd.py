@@ -14,9 +14,9 @@ from line_server import wait_for
 
 import kkp2p_compat as kkp2p
 from kkp2p_compat._errors import BadPacket
-from kkp2p_compat.engine import channels
-from kkp2p_compat.engine.calls import Connection
-from kkp2p_compat.engine.channels import Channel, adopt
+from kkp2p_compat.engine.calls.cloud_call import Connection
+from kkp2p_compat.engine.channels import kinds as channels
+from kkp2p_compat.engine.channels.kinds import Channel, adopt
 from kkp2p_compat.transport.sealed import DATA, END, RESET, DirectionKeys, Opener
 
 KEYS = DirectionKeys(b"a" * 16, b"a" * 12), DirectionKeys(b"b" * 16, b"b" * 12)

@@ -16,8 +16,8 @@ from sim.simnet import Conditions
 from support import PATIENCE_S
 
 from kkp2p_compat._errors import KKP2PError, LinkLost, PeerOffline
-from kkp2p_compat.engine import roaming
-from kkp2p_compat.engine.roaming import Roaming
+from kkp2p_compat.engine.links import roaming
+from kkp2p_compat.engine.links.roaming import Roaming
 from kkp2p_compat.transport import tcp
 from kkp2p_compat.transport.udp.events import PathChanged, PathSuspected
 from kkp2p_compat.transport.udp.recovery import Flight, Recovery

@@ -25,10 +25,12 @@ from support import PATIENCE_S, SECRET, CloudProcess, in_thread, read_all
 
 import kkp2p_compat as kkp2p
 from kkp2p_compat._errors import CallRefused, LinkLost, TimedOut
-from kkp2p_compat.engine import callee as callee_module
-from kkp2p_compat.engine import caller as caller_module
-from kkp2p_compat.engine import channels, own_addresses, peer_link, underlay
 from kkp2p_compat.engine import engine as engine_module
+from kkp2p_compat.engine.calls import callee as callee_module
+from kkp2p_compat.engine.calls import caller as caller_module
+from kkp2p_compat.engine.channels import kinds as channels
+from kkp2p_compat.engine.links import peer_link
+from kkp2p_compat.engine.paths import own_addresses, underlay
 from kkp2p_compat.traversal.candidates import host_candidates
 
 pytestmark = pytest.mark.usefixtures("on_loopback")

@@ -13,7 +13,8 @@ from direct_support import LONG, accept, close, connect, links, settled, until
 from support import ENDLESS_BYTES, PATIENCE_S, SECRET, CloudProcess, Program, read_all, write_all
 
 import kkp2p_compat as kkp2p
-from kkp2p_compat.engine import channels, direct
+from kkp2p_compat.engine import direct
+from kkp2p_compat.engine.channels import kinds as channels
 from kkp2p_compat.transport.udp.streams import MAX_UNTAKEN_BYTES
 
 pytestmark = pytest.mark.usefixtures("on_loopback")

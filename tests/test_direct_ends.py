@@ -23,8 +23,8 @@ from direct_support import (
 from support import PATIENCE_S, SECRET, read_all, write_all
 
 import kkp2p_compat as kkp2p
-from kkp2p_compat.engine import caller as caller_module
 from kkp2p_compat.engine import direct
+from kkp2p_compat.engine.calls import caller as caller_module
 
 pytestmark = pytest.mark.usefixtures("on_loopback")
 

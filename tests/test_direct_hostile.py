@@ -19,9 +19,9 @@ import kkp2p_compat as kkp2p
 from kkp2p_compat._errors import KKP2PError
 from kkp2p_compat.control.link import Link
 from kkp2p_compat.control.outgoing import OutgoingCall
-from kkp2p_compat.engine.calls import call_peer, parse_direct_answer_untrusted
-from kkp2p_compat.engine.half import Half
-from kkp2p_compat.engine.trickle import Trickle
+from kkp2p_compat.engine.calls.cloud_call import call_peer, parse_direct_answer_untrusted
+from kkp2p_compat.engine.signalling.own_side import Half
+from kkp2p_compat.engine.signalling.trickle import Trickle
 from kkp2p_compat.transport.udp.events import Address
 from kkp2p_compat.traversal.candidates import Candidate
 from kkp2p_compat.traversal.stun import Kind, Message

@@ -10,9 +10,12 @@ import pytest
 
 import kkp2p_compat as kkp2p
 from kkp2p_compat._errors import BadPacket, NotSupported
-from kkp2p_compat.engine.calls import parse_direct_answer_untrusted, parse_offer_untrusted
-from kkp2p_compat.engine.direct_offer import DirectOffer
-from kkp2p_compat.engine.half import MAX_LAN_TEXT_BYTES, CallKeys, Half
+from kkp2p_compat.engine.calls.cloud_call import (
+    parse_direct_answer_untrusted,
+    parse_offer_untrusted,
+)
+from kkp2p_compat.engine.signalling.direct_offer import DirectOffer
+from kkp2p_compat.engine.signalling.own_side import MAX_LAN_TEXT_BYTES, CallKeys, Half
 from kkp2p_compat.traversal.candidates import MAX_CANDIDATES, Candidate
 from kkp2p_compat.traversal.nat import UNKNOWN, NatBehaviour
 

@@ -19,10 +19,11 @@ from direct_support import (
 from support import PATIENCE_S, SECRET
 
 import kkp2p_compat as kkp2p
-from kkp2p_compat.engine import callee as callee_module
-from kkp2p_compat.engine import caller as caller_module
-from kkp2p_compat.engine import direct, prepared_relay
-from kkp2p_compat.engine.calls import parse_direct_answer_untrusted
+from kkp2p_compat.engine import direct
+from kkp2p_compat.engine.calls import callee as callee_module
+from kkp2p_compat.engine.calls import caller as caller_module
+from kkp2p_compat.engine.calls.cloud_call import parse_direct_answer_untrusted
+from kkp2p_compat.engine.links import prepared_relay
 
 pytestmark = pytest.mark.usefixtures("on_loopback")
 

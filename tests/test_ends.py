@@ -22,9 +22,10 @@ from kkp2p_compat._errors import KKP2PError, LinkLost, TimedOut
 from kkp2p_compat._io import time_limit
 from kkp2p_compat.control import resolver
 from kkp2p_compat.control.link import OutgoingCall
-from kkp2p_compat.engine import calls, channels
-from kkp2p_compat.engine.calls import Connection, make_call
-from kkp2p_compat.engine.channels import Channel, adopt
+from kkp2p_compat.engine.calls import cloud_call as calls
+from kkp2p_compat.engine.calls.cloud_call import Connection, make_call
+from kkp2p_compat.engine.channels import kinds as channels
+from kkp2p_compat.engine.channels.kinds import Channel, adopt
 from kkp2p_compat.transport import carry
 from kkp2p_compat.transport.carry import SealedStream
 from kkp2p_compat.transport.relay import Visit
@@ -40,13 +41,13 @@ def test_engine_init_killed_while_the_thread_starts(
     """The thread comes up when nobody is left to stop it: it must end by itself."""
     gate = monkey.get_original("_thread", "allocate_lock")()
     gate.acquire()
-    check = kkp2p.engine.thread._need_descriptors
+    check = kkp2p.engine.runtime.thread._need_descriptors
 
     def held_up(count: int) -> None:
         gate.acquire()
         check(count)
 
-    monkeypatch.setattr(kkp2p.engine.thread, "_need_descriptors", held_up)
+    monkeypatch.setattr(kkp2p.engine.runtime.thread, "_need_descriptors", held_up)
     starting = gevent.spawn(kkp2p.engine_init, engine_conf(), 0)
     gevent.sleep(0)
     starting.kill()

@@ -22,8 +22,8 @@ from support import ENVIRONMENT, PATIENCE_S, in_thread
 import kkp2p_compat as kkp2p
 from kkp2p_compat._errors import EngineClosed, KKP2PError, TimedOut
 from kkp2p_compat.engine import engine as engine_module
-from kkp2p_compat.engine import thread as thread_module
-from kkp2p_compat.engine.thread import EngineThread
+from kkp2p_compat.engine.runtime import thread as thread_module
+from kkp2p_compat.engine.runtime.thread import EngineThread
 
 start_thread = monkey.get_original("_thread", "start_new_thread")
 Conf = Callable[..., kkp2p.engine_conf_t]

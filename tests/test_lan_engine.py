@@ -24,7 +24,7 @@ from support import PATIENCE_S, SECRET, in_thread, read_all, write_all
 
 import kkp2p_compat as kkp2p
 from kkp2p_compat.engine import engine as engine_module
-from kkp2p_compat.engine import own_addresses
+from kkp2p_compat.engine.paths import own_addresses
 from kkp2p_compat.traversal.candidates import Candidate, host_candidates
 
 pytestmark = pytest.mark.usefixtures("on_loopback")

@@ -23,7 +23,7 @@ from kkp2p_compat.control.client import CloudClient
 from kkp2p_compat.control.link import Link
 from kkp2p_compat.control.outgoing import MAX_TRICKLES, OutgoingCall
 from kkp2p_compat.control.wire import Message
-from kkp2p_compat.engine.calls import call_peer
+from kkp2p_compat.engine.calls.cloud_call import call_peer
 
 
 def test_calls(open_link: OpenLink) -> None:

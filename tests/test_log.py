@@ -16,8 +16,8 @@ from line_server import wait_for
 from support import ENVIRONMENT, PATIENCE_S, in_thread
 
 import kkp2p_compat as kkp2p
-from kkp2p_compat.engine import log as log_module
-from kkp2p_compat.engine.log import LOG_FILE, EngineLog
+from kkp2p_compat.engine.runtime import log as log_module
+from kkp2p_compat.engine.runtime.log import LOG_FILE, EngineLog
 
 Conf = Callable[..., kkp2p.engine_conf_t]
 SAY = ("error", "warning", "info", "debug")  # the logging module's names of C's levels 1 to 4
@@ -272,7 +272,7 @@ def test_a_callback_may_log_and_call_the_api(log: EngineLog) -> None:
 def test_a_callback_that_hangs_holds_nobody_up(
     log: EngineLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kkp2p_compat.engine.callbacks.MAX_WAITING", 10)
+    monkeypatch.setattr("kkp2p_compat.engine.runtime.callbacks.MAX_WAITING", 10)
     go = threading.Event()
     kkp2p.log_init(lambda *_: go.wait(PATIENCE_S), None, 2)
     for number in range(50):
@@ -293,7 +293,7 @@ def test_the_working_folder_is_the_default(
 PATCHED = """
 from gevent import monkey; monkey.patch_all()
 import sys, gevent, threading
-from kkp2p_compat.engine.log import EngineLog
+from kkp2p_compat.engine.runtime.log import EngineLog
 log = EngineLog(sys.argv[1], 0)
 start = monkey.get_original("_thread", "start_new_thread")
 def write():

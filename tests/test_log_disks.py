@@ -21,8 +21,8 @@ import pytest
 from support import ENVIRONMENT, PATIENCE_S, SECRET, CloudProcess
 
 import kkp2p_compat as kkp2p
-from kkp2p_compat.engine import log as log_module
-from kkp2p_compat.engine.log import LOG_FILE, EngineLog
+from kkp2p_compat.engine.runtime import log as log_module
+from kkp2p_compat.engine.runtime.log import LOG_FILE, EngineLog
 
 BAK = LOG_FILE + ".bak"
 LONG = 1000 * PATIENCE_S
@@ -34,7 +34,7 @@ def set_room(more):
     soft = resource.RLIM_INFINITY if more is None else size + more
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, resource.RLIM_INFINITY))
 import kkp2p_compat as kkp2p
-from kkp2p_compat.engine.log import EngineLog
+from kkp2p_compat.engine.runtime.log import EngineLog
 """
 
 
@@ -112,7 +112,7 @@ STDERRS = {
 }
 NO_WORD = """
 import logging, threading
-from kkp2p_compat.engine.callbacks import Callbacks
+from kkp2p_compat.engine.runtime.callbacks import Callbacks
 set_room_none = resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
 {stderr}
 engine = kkp2p.engine_init(kkp2p.engine_conf_t(), 0)

@@ -14,7 +14,7 @@ import kkp2p_compat as kkp2p
 from kkp2p_compat._errors import LinkLost
 from kkp2p_compat.control import link as link_module
 from kkp2p_compat.control.nearness import permitted
-from kkp2p_compat.engine import calls as calls_module
+from kkp2p_compat.engine.calls import cloud_call as calls_module
 from kkp2p_compat.transport.relay_wire import CALLEE, HELLO_BYTES, make_token, token_to_text
 
 TOKEN = token_to_text(make_token(b"key", bytes(16), CALLEE, 2**32 - 1))

@@ -20,8 +20,8 @@ from support import PATIENCE_S
 
 from kkp2p_compat._errors import BadPacket, KKP2PError, OutOfDescriptors, TimedOut
 from kkp2p_compat.cloud.stun import respond_untrusted
-from kkp2p_compat.engine import own_addresses
-from kkp2p_compat.engine.own_addresses import OwnAddresses
+from kkp2p_compat.engine.paths import own_addresses
+from kkp2p_compat.engine.paths.own_addresses import OwnAddresses
 from kkp2p_compat.testing.nat import (
     PORT_RESTRICTED,
     SYMMETRIC_RANDOM,

@@ -13,8 +13,8 @@ from direct_support import MakeEngine, accept, check_carries, connect, ctx_to, l
 from support import SECRET
 
 import kkp2p_compat as kkp2p
-from kkp2p_compat.engine import callee as callee_module
-from kkp2p_compat.engine import caller as caller_module
+from kkp2p_compat.engine.calls import callee as callee_module
+from kkp2p_compat.engine.calls import caller as caller_module
 from kkp2p_compat.transport import sealed
 
 pytestmark = pytest.mark.usefixtures("on_loopback")

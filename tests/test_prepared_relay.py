@@ -12,8 +12,8 @@ from gevent import socket as gsocket
 from support import PATIENCE_S
 
 from kkp2p_compat._errors import CallRefused, KKP2PError, LinkLost
-from kkp2p_compat.engine import prepared_relay
-from kkp2p_compat.engine.prepared_relay import TAKEN, PreparedRelay
+from kkp2p_compat.engine.links import prepared_relay
+from kkp2p_compat.engine.links.prepared_relay import TAKEN, PreparedRelay
 from kkp2p_compat.transport.relay import Visit
 from kkp2p_compat.transport.relay_wire import PAIRED
 

@@ -16,8 +16,8 @@ from gevent.event import Event
 from support import PATIENCE_S
 
 from kkp2p_compat._errors import BadPacket, LinkLost, OutOfDescriptors, TimedOut
-from kkp2p_compat.engine import puncher
-from kkp2p_compat.engine.puncher import Puncher
+from kkp2p_compat.engine.paths import puncher
+from kkp2p_compat.engine.paths.puncher import Puncher
 from kkp2p_compat.transport.udp import doors
 from kkp2p_compat.transport.udp.endpoint import Endpoint
 from kkp2p_compat.traversal.candidates import Candidate

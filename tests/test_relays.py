@@ -22,7 +22,7 @@ import kkp2p_compat as kkp2p
 from kkp2p_compat._errors import BadPacket, KKP2PError, LinkLost
 from kkp2p_compat.cloud import prober
 from kkp2p_compat.cloud.server import Cloud
-from kkp2p_compat.engine import calls
+from kkp2p_compat.engine.calls import cloud_call as calls
 from kkp2p_compat.transport import relay as relay_module
 from kkp2p_compat.transport import relay_wire
 from kkp2p_compat.transport.relay import MAX_SPOTS, Visit, parse_places_untrusted, sort_spots

@@ -27,11 +27,11 @@ from kkp2p_compat.cloud.outside import (
     seen_by_stun_untrusted,
 )
 from kkp2p_compat.cloud.stun import respond
-from kkp2p_compat.engine import own_addresses
-from kkp2p_compat.engine.calls import vouched_untrusted
+from kkp2p_compat.engine.calls.cloud_call import vouched_untrusted
 from kkp2p_compat.engine.engine import Engine
-from kkp2p_compat.engine.half import Half
-from kkp2p_compat.engine.own_addresses import OwnAddresses
+from kkp2p_compat.engine.paths import own_addresses
+from kkp2p_compat.engine.paths.own_addresses import OwnAddresses
+from kkp2p_compat.engine.signalling.own_side import Half
 from kkp2p_compat.traversal.candidates import Candidate, host_candidates
 from kkp2p_compat.traversal.checks import Checks
 from kkp2p_compat.traversal.credentials import Credentials

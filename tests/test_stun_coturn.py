@@ -18,7 +18,7 @@ from stun_support import start_responder
 from support import PATIENCE_S
 
 from kkp2p_compat.cloud.stun import StunResponder
-from kkp2p_compat.engine.own_addresses import OwnAddresses
+from kkp2p_compat.engine.paths.own_addresses import OwnAddresses
 from kkp2p_compat.transport.udp.endpoint import Endpoint
 from kkp2p_compat.traversal.nat import NatBehaviour
 from kkp2p_compat.traversal.stun import Kind, Message

@@ -8,7 +8,7 @@ import pytest
 
 import kkp2p_compat as kkp2p
 from kkp2p_compat._errors import KKP2PError
-from kkp2p_compat.engine.stun_servers import stun_servers_of
+from kkp2p_compat.engine.paths.stun_servers import stun_servers_of
 
 
 def test_the_cloud_by_default(engine_conf: Callable[..., kkp2p.engine_conf_t]) -> None:

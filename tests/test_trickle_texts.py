@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kkp2p_compat._errors import BadPacket
-from kkp2p_compat.engine.trickle import MAX_TEXT, Trickle
+from kkp2p_compat.engine.signalling.trickle import MAX_TEXT, Trickle
 
 KEY = bytes(range(32))
 

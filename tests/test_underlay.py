@@ -10,8 +10,8 @@ from typing import Any
 import gevent
 import pytest
 
-from kkp2p_compat.engine import underlay as underlay_module
-from kkp2p_compat.engine.underlay import Underlay
+from kkp2p_compat.engine.paths import underlay as underlay_module
+from kkp2p_compat.engine.paths.underlay import Underlay
 from kkp2p_compat.transport.udp import doors
 from kkp2p_compat.traversal.nat import ENDPOINT_INDEPENDENT, NatBehaviour
 

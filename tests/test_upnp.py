@@ -17,7 +17,7 @@ from router import LOOPBACK, OUTSIDE, Igd
 from support import PATIENCE_S
 
 from kkp2p_compat._errors import BadPacket, KKP2PError, TimedOut
-from kkp2p_compat.engine.thread import EngineThread
+from kkp2p_compat.engine.runtime.thread import EngineThread
 from kkp2p_compat.traversal import upnp
 from kkp2p_compat.traversal.gateway import Mapping, Refused
 from kkp2p_compat.traversal.port_mapping import PortMapper

@@ -14,10 +14,10 @@ from .. import close_fd
 from .._codes import CODE_NAMES, CONNECT_AUTO, CONNECT_P2P
 from .._errors import KKP2PError, PeerOffline
 from .._structs import connect_ctx_t
-from ..engine.channels import Channel
+from ..engine.channels.kinds import Channel
+from ..engine.channels.stats import channel_stats
 from ..engine.engine import Engine
-from ..engine.stats import channel_stats
-from ..engine.timeline import Timeline
+from ..engine.runtime.timeline import Timeline
 from ..traversal.nat import UNKNOWN
 from ..traversal.plan import Side, make_plan
 from ._engines import show_address, show_ms

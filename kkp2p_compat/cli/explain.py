@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from ..engine.timeline import Timeline
+from ..engine.runtime.timeline import Timeline
 from ..traversal.plan import Plan
 
 __all__ = ["explain", "timeline_fields"]

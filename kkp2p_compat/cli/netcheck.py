@@ -21,7 +21,7 @@ from .._errors import KKP2PError
 from ..control.resolver import resolve
 from ..control.trust import fingerprint, parse_fingerprints
 from ..engine.engine import Engine
-from ..engine.own_addresses import LOOPBACK
+from ..engine.paths.own_addresses import LOOPBACK
 from ..transport import dial
 from ..traversal.nat import BLOCKED
 from ..traversal.port_mapping import NOT_ASKED

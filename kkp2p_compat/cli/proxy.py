@@ -23,7 +23,7 @@ from .._errors import KKP2PError
 from .._structs import connect_ctx_t
 from ..engine.engine import Engine
 from ..engine.proxy import Proxied, Proxy
-from ..engine.timeline import Timeline
+from ..engine.runtime.timeline import Timeline
 from ._engines import (
     MODES,
     add_options,

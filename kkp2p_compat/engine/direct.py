@@ -34,16 +34,16 @@ from ..transport.udp.connection import Settings
 from ..transport.udp.events import ChannelOffered
 from ..transport.udp.route import route_datagram_bytes
 from ..traversal.nat import UNKNOWN, NatBehaviour
-from .attempts import Attempt
-from .callee import Callee
-from .caller import ATTEMPT_S, Caller, head_start_s
-from .calls import Connection, may_be_relayed
-from .half import CallKeys
-from .path_finder import Path
-from .peer_link import LinkInfo, PeerLink
-from .roaming import Roaming
-from .timeline import Timeline
-from .underlay import Underlay
+from .calls.attempts import Attempt
+from .calls.callee import Callee
+from .calls.caller import ATTEMPT_S, Caller, head_start_s
+from .calls.cloud_call import Connection, may_be_relayed
+from .links.peer_link import LinkInfo, PeerLink
+from .links.roaming import Roaming
+from .paths.path_finder import Path
+from .paths.underlay import Underlay
+from .runtime.timeline import Timeline
+from .signalling.own_side import CallKeys
 
 if TYPE_CHECKING:
     from .engine import Engine

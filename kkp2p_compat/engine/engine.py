@@ -50,10 +50,8 @@ from ..transport.sealed import make_private_key
 from ..transport.splice import Carriers
 from ..transport.udp.channel_table import REFUSED_BUSY, REFUSED_MOVED, REFUSED_UNSUPPORTED
 from ..transport.udp.events import ChannelOffered
-from .accept_queue import AcceptQueue
-from .callbacks import Callbacks
-from .callee import Incoming, share_of
-from .calls import (
+from .calls.callee import Incoming, share_of
+from .calls.cloud_call import (
     MAX_BUDGET_MS,
     Connection,
     Offer,
@@ -64,13 +62,15 @@ from .calls import (
     parse_offer_untrusted,
     vouched_untrusted,
 )
-from .channels import LINGER_S, Channel, adopt, close_channel
+from .channels.accept_queue import AcceptQueue
+from .channels.kinds import LINGER_S, Channel, adopt, close_channel
 from .direct import Direct, DirectConnection
-from .log import EngineLog
-from .peer_link import PeerLink
+from .links.peer_link import PeerLink
+from .paths.stun_servers import stun_servers_of
 from .proxy import Proxy, Watch
-from .stun_servers import stun_servers_of
-from .thread import EngineThread
+from .runtime.callbacks import Callbacks
+from .runtime.log import EngineLog
+from .runtime.thread import EngineThread
 
 __all__ = ["ACCEPT_QUEUE_PLACES", "Engine"]
 

@@ -27,9 +27,9 @@ from .._structs import connect_ctx_t
 from ..transport import tcp
 from ..transport.carry import SealedStream
 from ..transport.splice import Outcome, Splice, close_both
-from .calls import Connection
+from .calls.cloud_call import Connection
 from .direct import DirectConnection
-from .timeline import Timeline
+from .runtime.timeline import Timeline
 
 if TYPE_CHECKING:
     from .engine import Engine

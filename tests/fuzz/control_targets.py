@@ -29,8 +29,8 @@ from kkp2p_compat.cloud.login import Login
 from kkp2p_compat.cloud.track import Track
 from kkp2p_compat.control import link as link_module
 from kkp2p_compat.control.wire import MAX_LINE_BYTES, LineReader, encode
-from kkp2p_compat.engine import calls
-from kkp2p_compat.engine.direct_offer import DirectOffer
+from kkp2p_compat.engine.calls import cloud_call as calls
+from kkp2p_compat.engine.signalling.direct_offer import DirectOffer
 from kkp2p_compat.transport import relay_wire
 from kkp2p_compat.traversal import lan, lan_wire
 

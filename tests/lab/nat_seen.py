@@ -9,7 +9,7 @@ import sys
 import gevent
 from gevent.event import Event
 
-from kkp2p_compat.engine.own_addresses import OwnAddresses
+from kkp2p_compat.engine.paths.own_addresses import OwnAddresses
 from kkp2p_compat.transport.udp.endpoint import Endpoint
 
 

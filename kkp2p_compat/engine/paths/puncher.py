@@ -21,11 +21,11 @@ from weakref import WeakKeyDictionary
 from gevent.event import Event
 from gevent.lock import BoundedSemaphore
 
-from .._errors import KKP2PError, OutOfDescriptors
-from ..transport.udp.endpoint import Endpoint
-from ..transport.udp.events import Address
-from ..traversal.plan import Plan
-from ..traversal.punch import Action, Close, Open, Punch, Sample, Tell, Turn
+from ..._errors import KKP2PError, OutOfDescriptors
+from ...transport.udp.endpoint import Endpoint
+from ...transport.udp.events import Address
+from ...traversal.plan import Plan
+from ...traversal.punch import Action, Close, Open, Punch, Sample, Tell, Turn
 
 if TYPE_CHECKING:
     from .own_addresses import OwnAddresses

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .._errors import ParameterError
-from .._structs import engine_conf_t
-from ..control.resolver import is_address, split_domain
+from ..._errors import ParameterError
+from ..._structs import engine_conf_t
+from ...control.resolver import is_address, split_domain
 
 __all__ = ["MAX_STUN_SERVERS", "stun_servers_of"]
 

@@ -22,12 +22,12 @@ from typing import Any
 import gevent
 from gevent.event import Event
 
-from .._errors import KKP2PError, LinkLost, OutOfDescriptors, TimedOut
-from ..control.resolver import resolve
-from ..transport.udp.endpoint import Endpoint
-from ..transport.udp.events import Address as Route
-from ..traversal.address_watch import AddressWatch
-from ..traversal.candidates import (
+from ..._errors import KKP2PError, LinkLost, OutOfDescriptors, TimedOut
+from ...control.resolver import resolve
+from ...transport.udp.endpoint import Endpoint
+from ...transport.udp.events import Address as Route
+from ...traversal.address_watch import AddressWatch
+from ...traversal.candidates import (
     MAX_CANDIDATES,
     Candidate,
     family_of,
@@ -35,7 +35,7 @@ from ..traversal.candidates import (
     is_private,
     outer_candidate,
 )
-from ..traversal.nat import (
+from ...traversal.nat import (
     BLOCKED,
     EXTRA_SOCKETS,
     MAX_SERVERS,
@@ -43,10 +43,10 @@ from ..traversal.nat import (
     Discovery,
     NatBehaviour,
 )
-from ..traversal.port_mapping import PortMapper
-from ..traversal.stun import Address
-from ..traversal.stun_client import Ask, Asks, at, over
-from .pump import Pump
+from ...traversal.port_mapping import PortMapper
+from ...traversal.stun import Address
+from ...traversal.stun_client import Ask, Asks, at, over
+from .driver import Pump
 
 __all__ = ["LOOPBACK", "OwnAddresses"]
 

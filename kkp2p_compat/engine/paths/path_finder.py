@@ -15,14 +15,14 @@ from typing import Any
 from gevent import get_hub
 from gevent.event import AsyncResult
 
-from ..transport.udp.endpoint import Endpoint
-from ..transport.udp.events import Address
-from ..traversal.candidates import Candidate
-from ..traversal.check_table import CheckTable
-from ..traversal.checks import Checks
-from ..traversal.courtesy import Courtesy
-from .direct_offer import DirectOffer
-from .pump import Pump
+from ...transport.udp.endpoint import Endpoint
+from ...transport.udp.events import Address
+from ...traversal.candidates import Candidate
+from ...traversal.check_table import CheckTable
+from ...traversal.checks import Checks
+from ...traversal.courtesy import Courtesy
+from ..signalling.direct_offer import DirectOffer
+from .driver import Pump
 
 __all__ = ["Path", "PathFinder", "Search"]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .._structs import connect_ctx_t
-from ..transport.sealed import DirectionKeys, agree, derive_keys, make_private_key
-from ..traversal.candidates import Candidate
-from ..traversal.nat import UNKNOWN, NatBehaviour
-from .calls import encode_text
+from ..._structs import connect_ctx_t
+from ...transport.sealed import DirectionKeys, agree, derive_keys, make_private_key
+from ...traversal.candidates import Candidate
+from ...traversal.nat import UNKNOWN, NatBehaviour
+from ..calls.cloud_call import encode_text
 from .direct_offer import DirectOffer
 
 __all__ = ["CallKeys", "Half"]

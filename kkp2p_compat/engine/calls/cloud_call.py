@@ -15,20 +15,20 @@ from typing import Any, TypeVar
 
 import gevent
 
-from .. import _base64url, _codes
-from .._errors import BadPacket, CallRefused, KKP2PError, LinkLost, NotSupported, PeerOffline
-from .._structs import connect_ctx_t
-from ..control.client import CloudClient
-from ..control.link import Link, OutgoingCall
-from ..control.nearness import permitted
-from ..control.resolver import addresses_of
-from ..control.wire import Message, encode, number_untrusted
-from ..transport.relay import MAX_SPOTS, Visit, parse_places_untrusted, sort_spots
-from ..transport.sealed import DirectionKeys, Opener, Sealer, derive_keys, make_private_key
-from ..traversal.candidates import is_private, may_be_peer
-from ..traversal.nat import NatBehaviour
-from .direct_offer import DirectOffer, parse_id_untrusted
-from .timeline import Timeline
+from ... import _base64url, _codes
+from ..._errors import BadPacket, CallRefused, KKP2PError, LinkLost, NotSupported, PeerOffline
+from ..._structs import connect_ctx_t
+from ...control.client import CloudClient
+from ...control.link import Link, OutgoingCall
+from ...control.nearness import permitted
+from ...control.resolver import addresses_of
+from ...control.wire import Message, encode, number_untrusted
+from ...transport.relay import MAX_SPOTS, Visit, parse_places_untrusted, sort_spots
+from ...transport.sealed import DirectionKeys, Opener, Sealer, derive_keys, make_private_key
+from ...traversal.candidates import is_private, may_be_peer
+from ...traversal.nat import NatBehaviour
+from ..runtime.timeline import Timeline
+from ..signalling.direct_offer import DirectOffer, parse_id_untrusted
 
 __all__ = [
     "Connection",

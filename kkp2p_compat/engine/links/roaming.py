@@ -19,9 +19,9 @@ from typing import Any
 
 import gevent
 
-from .._errors import KKP2PError
-from ..control.backoff import Backoff
-from .path_finder import Path
+from ..._errors import KKP2PError
+from ...control.backoff import Backoff
+from ..paths.path_finder import Path
 from .peer_link import PeerLink
 
 __all__ = ["Roaming"]

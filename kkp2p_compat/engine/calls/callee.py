@@ -12,23 +12,23 @@ from typing import TYPE_CHECKING, Any
 import gevent
 from gevent.event import AsyncResult
 
-from .. import _codes
-from .._errors import BadPacket, EngineClosed, KKP2PError, NotAllowed, NotSupported, TimedOut
-from .._io import time_limit
-from ..transport.relay import Visit
-from ..transport.udp.events import Address
-from ..traversal import lan
-from .accept_queue import KEPT_PART
-from .calls import Connection, Offer, parse_offer_untrusted
-from .half import CallKeys, Half
-from .meeting import Meeting
-from .path_finder import Path
-from .peer_link import LinkInfo, PeerLink
-from .prepared_relay import PreparedRelay
-from .timeline import Timeline
+from ... import _codes
+from ..._errors import BadPacket, EngineClosed, KKP2PError, NotAllowed, NotSupported, TimedOut
+from ..._io import time_limit
+from ...transport.relay import Visit
+from ...transport.udp.events import Address
+from ...traversal import lan
+from ..channels.accept_queue import KEPT_PART
+from ..links.peer_link import LinkInfo, PeerLink
+from ..links.prepared_relay import PreparedRelay
+from ..paths.meeting import Meeting
+from ..paths.path_finder import Path
+from ..runtime.timeline import Timeline
+from ..signalling.own_side import CallKeys, Half
+from .cloud_call import Connection, Offer, parse_offer_untrusted
 
 if TYPE_CHECKING:
-    from .direct import Direct
+    from ..direct import Direct
 
 __all__ = ["Callee", "Incoming", "share_of"]
 

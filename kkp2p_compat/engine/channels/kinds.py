@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from gevent import socket as gsocket
 
-from .._codes import (
+from ..._codes import (
     KKP2P_ERROR,
     KKP2P_ERROR_CONN_DISCONNECT,
     KKP2P_ERROR_OTHER_DISCONNECT,
@@ -30,17 +30,17 @@ from .._codes import (
     TRANSMIT_P2P,
     TRANSMIT_RELAY,
 )
-from .._descriptors import close, fork_safe_lock, keep_private
-from .._errors import EngineClosed, KKP2PError, LinkLost, from_os_error
-from .._io import failed, hung_up, send, shut_down
-from .._structs import channel_t
-from ..transport import pair, tcp, tcp_stats
-from ..transport.carry import SealedStream
-from .calls import Connection
-from .direct import DirectConnection
+from ..._descriptors import close, fork_safe_lock, keep_private
+from ..._errors import EngineClosed, KKP2PError, LinkLost, from_os_error
+from ..._io import failed, hung_up, send, shut_down
+from ..._structs import channel_t
+from ...transport import pair, tcp, tcp_stats
+from ...transport.carry import SealedStream
+from ..calls.cloud_call import Connection
+from ..direct import DirectConnection
 
 if TYPE_CHECKING:
-    from .engine import Engine
+    from ..engine import Engine
 
 __all__ = [
     "Channel",

@@ -24,9 +24,9 @@ from gevent.event import Event
 from gevent.exceptions import HubDestroyed
 from gevent.pool import Group
 
-from .._codes import KKP2P_ERROR_START_THREAD_POOL
-from .._errors import EngineClosed, KKP2PError, OurFault, from_os_error
-from .._io import Signal
+from ..._codes import KKP2P_ERROR_START_THREAD_POOL
+from ..._errors import EngineClosed, KKP2PError, OurFault, from_os_error
+from ..._io import Signal
 
 __all__ = ["EngineThread", "native_thread"]
 

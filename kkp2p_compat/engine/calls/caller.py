@@ -15,16 +15,23 @@ from typing import TYPE_CHECKING, Any
 
 import gevent
 
-from .. import _codes
-from .._errors import KKP2PError, NotSupported, TimedOut
-from .._io import time_limit
-from .._structs import connect_ctx_t
-from ..control.client import CloudClient
-from ..control.link import Link
-from ..control.outgoing import OutgoingCall
-from ..traversal import lan
+from ... import _codes
+from ..._errors import KKP2PError, NotSupported, TimedOut
+from ..._io import time_limit
+from ..._structs import connect_ctx_t
+from ...control.client import CloudClient
+from ...control.link import Link
+from ...control.outgoing import OutgoingCall
+from ...traversal import lan
+from ..links.peer_link import LinkInfo, PeerLink
+from ..links.prepared_relay import PreparedRelay
+from ..paths.meeting import Meeting
+from ..paths.path_finder import Path
+from ..runtime.timeline import Timeline
+from ..signalling.direct_offer import DirectOffer
+from ..signalling.own_side import CallKeys, Half
 from .attempts import Attempt, Memory
-from .calls import (
+from .cloud_call import (
     MAX_BUDGET_MS,
     Connection,
     call_peer,
@@ -33,16 +40,9 @@ from .calls import (
     parse_direct_answer_untrusted,
     vouched_untrusted,
 )
-from .direct_offer import DirectOffer
-from .half import CallKeys, Half
-from .meeting import Meeting
-from .path_finder import Path
-from .peer_link import LinkInfo, PeerLink
-from .prepared_relay import PreparedRelay
-from .timeline import Timeline
 
 if TYPE_CHECKING:
-    from .direct import Direct
+    from ..direct import Direct
 
 __all__ = ["ATTEMPT_S", "Caller", "head_start_s"]
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from gevent import monkey
 
-from .._say import say
+from ..._say import say
 
 __all__ = ["LogFile", "format_line", "make_lock"]
 

@@ -13,8 +13,8 @@ from typing import Generic, TypeVar
 
 from gevent import monkey
 
-from .._errors import EngineClosed
-from .._io import READ, wait_fd
+from ..._errors import EngineClosed
+from ..._io import READ, wait_fd
 
 __all__ = ["AcceptQueue"]
 

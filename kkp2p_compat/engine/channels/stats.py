@@ -11,19 +11,19 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from .._errors import ParameterError
-from .._structs import channel_stats_t
-from ..transport import tcp_stats
-from ..transport.tcp_stats import Passed, TcpStats
-from ..transport.udp.channel import Channel as Stream
-from ..traversal.candidates import is_private
-from ..traversal.nat import UNKNOWN
-from .channels import Channel, DirectChannel, RawChannel, SealedChannel
-from .peer_link import PeerLink
-from .timeline import Timeline
+from ..._errors import ParameterError
+from ..._structs import channel_stats_t
+from ...transport import tcp_stats
+from ...transport.tcp_stats import Passed, TcpStats
+from ...transport.udp.channel import Channel as Stream
+from ...traversal.candidates import is_private
+from ...traversal.nat import UNKNOWN
+from ..links.peer_link import PeerLink
+from ..runtime.timeline import Timeline
+from .kinds import Channel, DirectChannel, RawChannel, SealedChannel
 
 if TYPE_CHECKING:
-    from .engine import Engine
+    from ..engine import Engine
 
 __all__ = ["channel_stats", "link_fields", "relay_fields"]
 

@@ -15,18 +15,18 @@ from typing import Any, Protocol
 import gevent
 from gevent.event import AsyncResult, Event
 
-from .._codes import KKP2P_UDP_CHANNEL
-from .._errors import CallRefused, EngineClosed, KKP2PError, LinkLost
-from ..transport.pair import Mark
-from ..transport.udp import events as e
-from ..transport.udp.channel_table import REFUSED_BUSY, REFUSED_MOVED, REFUSED_UNSUPPORTED
-from ..transport.udp.connection import CLOSE_NORMAL, Connection
-from ..transport.udp.endpoint import Endpoint
-from ..transport.udp.events import Address
-from ..transport.udp.pipe import MessagePipe, OnEnd, Pipe, StreamPipe
-from ..traversal.plan import Plan
-from .direct_offer import DirectOffer
-from .timeline import Timeline
+from ..._codes import KKP2P_UDP_CHANNEL
+from ..._errors import CallRefused, EngineClosed, KKP2PError, LinkLost
+from ...transport.pair import Mark
+from ...transport.udp import events as e
+from ...transport.udp.channel_table import REFUSED_BUSY, REFUSED_MOVED, REFUSED_UNSUPPORTED
+from ...transport.udp.connection import CLOSE_NORMAL, Connection
+from ...transport.udp.endpoint import Endpoint
+from ...transport.udp.events import Address
+from ...transport.udp.pipe import MessagePipe, OnEnd, Pipe, StreamPipe
+from ...traversal.plan import Plan
+from ..runtime.timeline import Timeline
+from ..signalling.direct_offer import DirectOffer
 
 __all__ = ["LinkInfo", "PeerLink"]
 

@@ -14,8 +14,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from .. import _base64url
-from .._errors import BadPacket
+from ... import _base64url
+from ..._errors import BadPacket
 
 __all__ = ["Trickle"]
 

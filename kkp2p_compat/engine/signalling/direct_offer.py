@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from random import SystemRandom
 from typing import Any
 
-from .._errors import BadPacket
-from ..transport.udp.protection import CIPHERS, preferred_cipher
-from ..traversal.candidates import Candidate, parse_untrusted
-from ..traversal.checks import Credentials
-from ..traversal.nat import UNKNOWN, NatBehaviour
-from ..traversal.plan import KINDS as PLANS
+from ..._errors import BadPacket
+from ...transport.udp.protection import CIPHERS, preferred_cipher
+from ...traversal.candidates import Candidate, parse_untrusted
+from ...traversal.checks import Credentials
+from ...traversal.nat import UNKNOWN, NatBehaviour
+from ...traversal.plan import KINDS as PLANS
 
 __all__ = ["DirectOffer", "parse_id_untrusted"]
 

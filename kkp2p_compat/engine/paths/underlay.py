@@ -15,21 +15,21 @@ from typing import Any
 
 import gevent
 
-from ..transport.udp.endpoint import Endpoint
-from ..transport.udp.events import Address
-from ..traversal.address_watch import AddressWatch
-from ..traversal.nat import (
+from ...transport.udp.endpoint import Endpoint
+from ...transport.udp.events import Address
+from ...traversal.address_watch import AddressWatch
+from ...traversal.nat import (
     ADDRESS_AND_PORT_DEPENDENT,
     ADDRESS_DEPENDENT,
     ENDPOINT_INDEPENDENT,
 )
-from ..traversal.port_mapping import PortMapper
-from .direct_offer import DirectOffer
-from .half import CallKeys, Half
+from ...traversal.port_mapping import PortMapper
+from ..runtime.timeline import Timeline
+from ..signalling.direct_offer import DirectOffer
+from ..signalling.own_side import CallKeys, Half
 from .meeting import Meeting
 from .own_addresses import OwnAddresses
 from .path_finder import PathFinder
-from .timeline import Timeline
 
 __all__ = ["Underlay"]
 

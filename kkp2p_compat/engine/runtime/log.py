@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from .._say import say
+from ..._say import say
 from .callbacks import Callbacks
 from .log_file import LogFile, format_line, make_lock
 

@@ -15,16 +15,16 @@ from typing import Any
 import gevent
 from gevent.event import AsyncResult
 
-from .._errors import BadPacket
-from ..transport.udp.endpoint import Endpoint
-from ..traversal.candidates import Candidate, parse_untrusted
-from ..traversal.plan import Side, make_plan
-from .direct_offer import DirectOffer
+from ..._errors import BadPacket
+from ...transport.udp.endpoint import Endpoint
+from ...traversal.candidates import Candidate, parse_untrusted
+from ...traversal.plan import Side, make_plan
+from ..runtime.timeline import Timeline
+from ..signalling.direct_offer import DirectOffer
+from ..signalling.trickle import Trickle
 from .own_addresses import OwnAddresses
 from .path_finder import Path, PathFinder
 from .puncher import Puncher
-from .timeline import Timeline
-from .trickle import Trickle
 
 __all__ = ["Meeting"]
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from gevent.event import AsyncResult
 
-from .._errors import KKP2PError, NotSupported
-from .calls import Connection
-from .peer_link import PeerLink
-from .prepared_relay import PreparedRelay
-from .timeline import Timeline
+from ..._errors import KKP2PError, NotSupported
+from ..links.peer_link import PeerLink
+from ..links.prepared_relay import PreparedRelay
+from ..runtime.timeline import Timeline
+from .cloud_call import Connection
 
 __all__ = ["Attempt", "Memory"]
 

@@ -13,8 +13,8 @@ from typing import Any
 import gevent
 from gevent.event import AsyncResult, Event
 
-from .._errors import EngineClosed, KKP2PError, LinkLost
-from ..transport.relay import Visit
+from ..._errors import EngineClosed, KKP2PError, LinkLost
+from ...transport.relay import Visit
 
 __all__ = ["PreparedRelay"]
 

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 from gevent import get_hub
 
-from ..transport.udp.endpoint import Endpoint
-from ..transport.udp.events import Address as Route
+from ...transport.udp.endpoint import Endpoint
+from ...transport.udp.events import Address as Route
 
 __all__ = ["Pump", "SansIO"]
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 
-from ..traversal.nat import UNKNOWN, NatBehaviour
-from ..traversal.plan import Plan
+from ...traversal.nat import UNKNOWN, NatBehaviour
+from ...traversal.plan import Plan
 
 __all__ = ["Timeline"]
 

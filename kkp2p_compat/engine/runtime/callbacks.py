@@ -14,7 +14,7 @@ from typing import Any
 from gevent import monkey
 from gevent._hub_local import get_hub_if_exists
 
-from .._say import say
+from ..._say import say
 from .thread import native_thread
 
 __all__ = ["Callbacks"]

@@ -1,0 +1,1 @@
+"""How a path to a peer is found."""

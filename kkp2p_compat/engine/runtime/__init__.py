@@ -1,0 +1,1 @@
+"""What an engine lives in: its thread, its callbacks, its log."""

@@ -1,0 +1,1 @@
+"""What the two sides of a call tell each other: texts and keys."""
