@@ -12,7 +12,9 @@ from pathlib import Path
 
 import gevent
 import pytest
-from cloud_fixtures import (
+
+import kkp2p_compat as kkp2p
+from helpers.cloud_fixtures import (
     black_hole,
     cloud,
     engine,
@@ -25,10 +27,8 @@ from cloud_fixtures import (
     peer,
     start_program,
 )
-from line_server import identity, make_link, offers, open_link, quick_link, serve
-from support import PATIENCE_S
-
-import kkp2p_compat as kkp2p
+from helpers.line_server import identity, make_link, offers, open_link, quick_link, serve
+from helpers.support import PATIENCE_S
 
 __all__ = [
     "black_hole",

@@ -14,10 +14,10 @@ from random import Random
 from typing import Any
 
 import gevent
-from control_targets import Wire, no_faults_of_ours
 from gevent import socket
 from gevent.pool import Group
 
+from control_targets import Wire, no_faults_of_ours
 from kkp2p_compat._errors import BadPacket, KKP2PError
 from kkp2p_compat.cloud.certificate import load_identity
 from kkp2p_compat.cloud.limits import Gatekeeper, Limits

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import ENVIRONMENT, PATIENCE_S
+
+from helpers.support import ENVIRONMENT, PATIENCE_S
 from wire_targets import TARGETS, kept
 
 RUNS = 2000  # inputs, shared by all targets: about ten seconds

@@ -27,6 +27,17 @@ from control_targets import (
     fuzz_relay_hello,
     fuzz_track,
 )
+from kkp2p_compat._errors import BadPacket
+from kkp2p_compat.transport.udp import frames, messages
+from kkp2p_compat.transport.udp.connection import Connection
+from kkp2p_compat.transport.udp.events import ChannelOffered, Closed, Event, Readable
+from kkp2p_compat.transport.udp.messages import MAX_MESSAGE_BYTES, Assembler, Splitter
+from kkp2p_compat.transport.udp.protection import CIPHERS, Opener, Sealer
+from kkp2p_compat.transport.udp.ranges import RangeSet
+from kkp2p_compat.traversal import lan_wire, stun
+from kkp2p_compat.traversal.candidates import Candidate, parse_untrusted
+from kkp2p_compat.traversal.check_table import CheckTable
+from kkp2p_compat.traversal.checks import Checks, Credentials
 from mapping_targets import (
     ANSWERS,
     ROUTERS,
@@ -51,18 +62,6 @@ from session_targets import (
     fuzz_scram_client,
     fuzz_sealed,
 )
-
-from kkp2p_compat._errors import BadPacket
-from kkp2p_compat.transport.udp import frames, messages
-from kkp2p_compat.transport.udp.connection import Connection
-from kkp2p_compat.transport.udp.events import ChannelOffered, Closed, Event, Readable
-from kkp2p_compat.transport.udp.messages import MAX_MESSAGE_BYTES, Assembler, Splitter
-from kkp2p_compat.transport.udp.protection import CIPHERS, Opener, Sealer
-from kkp2p_compat.transport.udp.ranges import RangeSet
-from kkp2p_compat.traversal import lan_wire, stun
-from kkp2p_compat.traversal.candidates import Candidate, parse_untrusted
-from kkp2p_compat.traversal.check_table import CheckTable
-from kkp2p_compat.traversal.checks import Checks, Credentials
 
 __all__ = ["CORPUS", "TARGETS", "Target", "kept"]
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 
 import gevent
 import pytest
-from support import ENVIRONMENT, PATIENCE_S
 
+from helpers.support import ENVIRONMENT, PATIENCE_S
 from kkp2p_compat.testing.plugin import lab, run
 
 __all__ = ["lab", "run"]

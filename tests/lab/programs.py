@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from support import ROOT, SECRET
-
+from helpers.support import ROOT, SECRET
 from kkp2p_compat.testing import programs
 from kkp2p_compat.testing.lab import Host, Lab
 from kkp2p_compat.testing.programs import Run

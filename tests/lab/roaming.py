@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from programs import PORT
 
 from kkp2p_compat.testing.hosts import Host
 from kkp2p_compat.testing.internet import Internet
 from kkp2p_compat.testing.lab import Lab
 from kkp2p_compat.testing.programs import Run, wait_for
+from programs import PORT
 
 __all__ = [
     "Cloud",

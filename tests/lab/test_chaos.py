@@ -9,9 +9,9 @@ from pathlib import Path
 
 import gevent
 import pytest
-from support import ENVIRONMENT, PATIENCE_S
 
 from benchmarks import chaos
+from helpers.support import ENVIRONMENT, PATIENCE_S
 
 LIMIT_S = 15 * PATIENCE_S
 COUNTS = {"peer": 8, "relay": 2, "cloud": 1, "all": 1, "box": 7}

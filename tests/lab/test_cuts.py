@@ -6,10 +6,10 @@ from __future__ import annotations
 import time
 
 import pytest
-import roaming
-from roaming import Cloud, MakePeer, Transfer, since_text
 
+import roaming
 from kkp2p_compat.testing.internet import Internet
+from roaming import Cloud, MakePeer, Transfer, since_text
 
 cloud, make_peer, net = roaming.cloud, roaming.make_peer, roaming.net  # fixtures
 LIMIT_S = 180

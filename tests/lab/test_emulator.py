@@ -6,10 +6,10 @@ import json
 import subprocess
 import sys
 
-import link_ends
 import pytest
-from support import PATIENCE_S
 
+import link_ends
+from helpers.support import PATIENCE_S
 from kkp2p_compat.testing.lab import Host, Lab
 from kkp2p_compat.testing.link import (
     VIRTIO_HEADER,

@@ -6,14 +6,13 @@ import re
 import signal
 from pathlib import Path
 
-from programs import PORT, SAMPLES, start_cloud
-from support import ROOT, SECRET
-
+from helpers.support import ROOT, SECRET
 from kkp2p_compat.cli.demo import make_certificate
 from kkp2p_compat.testing.lab import Lab
 from kkp2p_compat.testing.programs import Run, wait_for
+from programs import PORT, SAMPLES, start_cloud
 
-ECHO = str(ROOT / "tests" / "echo_peer.py")
+ECHO = str(ROOT / "tests" / "helpers" / "echo_peer.py")
 CALLER = str(Path(__file__).with_name("caller.py"))
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from programs import start_cloud
-from test_p2p_transfers import check_ends, start_pair
-
 from kkp2p_compat.testing.hosts import ip, ip_batch
 from kkp2p_compat.testing.lab import Lab
 from kkp2p_compat.testing.programs import Run, output_of, wait_for
+from programs import start_cloud
+from transfers import check_ends, start_pair
 
 MANY_INTERFACES_BYTES = 64 << 20
 PROGRAM = str(Path(__file__).with_name("watched.py"))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import gevent
 import pytest
-from support import PATIENCE_S
 
+from helpers.support import PATIENCE_S
 from kkp2p_compat.testing.internet import InternetHost, KernelNat
 from kkp2p_compat.testing.lab import Lab, SwitchHost
 from kkp2p_compat.testing.miniupnpd import PUBLIC, mappings, start_miniupnpd

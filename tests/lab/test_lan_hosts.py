@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import PATIENCE_S
 
+from helpers.support import PATIENCE_S
 from kkp2p_compat.testing.lab import Host, Lab
 from kkp2p_compat.testing.plugin import need
 from kkp2p_compat.testing.programs import Run, output_of, wait_for

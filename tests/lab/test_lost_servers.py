@@ -12,20 +12,20 @@ import time
 from pathlib import Path
 
 import pytest
-import roaming
-from programs import PORT, start_cloud
-from roaming import since_text
-from support import ROOT, SECRET
 
+import roaming
+from helpers.support import ROOT, SECRET
 from kkp2p_compat.testing.hosts import Host
 from kkp2p_compat.testing.internet import Internet
 from kkp2p_compat.testing.lab import Lab
 from kkp2p_compat.testing.programs import Run, output_of, wait_for
+from programs import PORT, start_cloud
+from roaming import since_text
 
 net = roaming.net  # fixture
 LIMIT_S = 240
 
-ECHO_PEER = str(ROOT / "tests" / "echo_peer.py")
+ECHO_PEER = str(ROOT / "tests" / "helpers" / "echo_peer.py")
 FRESH_CALLS = str(Path(__file__).with_name("fresh_calls.py"))
 ROAM_PEER = roaming.PEER
 ROAMING = [word for n in range(2) for word in ("--account", f"peer{n}:{roaming.SECRET}")]

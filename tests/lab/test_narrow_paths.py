@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from programs import PORT, start_cloud
-from support import SECRET
-from test_p2p_transfers import WITHOUT_END, check_ends, start_pair
 
+from helpers.support import SECRET
 from kkp2p_compat.testing.hosts import ip_batch
 from kkp2p_compat.testing.lab import Host, Lab, SwitchHost
 from kkp2p_compat.testing.link import joined
 from kkp2p_compat.testing.plugin import need
 from kkp2p_compat.testing.programs import Run, output_of, wait_for
+from programs import PORT, start_cloud
+from transfers import WITHOUT_END, check_ends, start_pair
 
 PROGRAM = str(Path(__file__).with_name("echoed.py"))
 SIZE = 2 << 20

@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 import pytest
-from support import ROOT
 
+from helpers.support import ROOT
 from kkp2p_compat.testing import nat
 from kkp2p_compat.testing.internet import Internet, InternetHost
 from kkp2p_compat.testing.lab import Host, Lab

@@ -7,12 +7,11 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from programs import PORT, SAMPLES, start_cloud
-from support import SECRET
-
+from helpers.support import SECRET
 from kkp2p_compat.testing.lab import Host, Lab
 from kkp2p_compat.testing.plugin import need
 from kkp2p_compat.testing.programs import Run, output_of, wait_for
+from programs import PORT, SAMPLES, start_cloud
 
 FORWARDER = str(Path(__file__).with_name("forwarder.py"))
 SERVER = "rtmp://127.0.0.1:1935/live/stream"  # on the peer's host

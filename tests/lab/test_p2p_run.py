@@ -9,13 +9,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from programs import PORT, SAMPLES, start_cloud
-from support import SECRET
 
+from helpers.support import SECRET
 from kkp2p_compat.cli.demo import make_certificate
 from kkp2p_compat.testing.lab import Host, Lab
 from kkp2p_compat.testing.plugin import need
 from kkp2p_compat.testing.programs import Run, output_of, wait_for
+from programs import PORT, SAMPLES, start_cloud
 
 LAB = Path(__file__).parent
 PEER = str(LAB / "p2p_peer.py")

@@ -5,21 +5,19 @@ from __future__ import annotations
 import os
 import re
 import time
-from pathlib import Path
-from subprocess import Popen
 
 import pytest
-from programs import PORT, start_cloud
-from support import SECRET
 
-from kkp2p_compat.testing.lab import Host, Lab
+import transfers
+from helpers.support import SECRET
+from kkp2p_compat.testing.lab import Lab
 from kkp2p_compat.testing.link import Link, joined
 from kkp2p_compat.testing.programs import Run, wait_for
+from programs import start_cloud
+from transfers import WITHOUT_END, check_ends, start_pair
 
-PEER = str(Path(__file__).with_name("p2p_peer.py"))
-LIMIT_S = 600  # for each test: 4 GiB on a busy machine
+LIMIT_S = transfers.LIMIT_S
 BIG = int(os.environ.get("KKP2P_LAB_BYTES", 4 << 30))
-WITHOUT_END = 1 << 50
 PULLED_S = 5.0  # well within what a peer may be silent
 
 # (bytes to send, link)
@@ -28,25 +26,6 @@ LINKS = {
     "trains, 200 Mbit/s": (64 << 20, Link(200e6, 0.005, 0.0, 256 << 10, trains=True)),
     "200 ms, 1 % loss": (1 << 20, Link(20e6, 0.200, 0.01, 512 << 10)),
 }
-
-
-def start_pair(
-    run: Run, cloud: Host, one: Host, two: Host, size: int, peer: str = "peer"
-) -> tuple[Popen[str], Popen[str]]:
-    """The receiver and the sender of a transfer."""
-    receiver = run(one, "joined 0", PEER, "receive", cloud.address, PORT, peer, SECRET)
-    sender = run(two, "mode 1", PEER, "send", cloud.address, PORT, peer, str(size))
-    wait_for(receiver, "mode 1")
-    return receiver, sender
-
-
-def check_ends(receiver: Popen[str], sender: Popen[str]) -> int:
-    """What was sent has arrived; returns how much it was."""
-    _, result, total, digest = wait_for(sender, "^end", LIMIT_S).split()
-    assert int(result) > 0
-    # After the last byte there is the end of the stream, which read tells by -1.
-    assert wait_for(receiver, "^end") == f"end -1 {total} {digest}\n"
-    return int(total)
 
 
 @pytest.mark.parametrize("name", LINKS)

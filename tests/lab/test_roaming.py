@@ -11,12 +11,12 @@ from dataclasses import replace
 
 import gevent
 import pytest
-import roaming
-from roaming import Cloud, MakePeer, Transfer, since_text
 
+import roaming
 from kkp2p_compat.testing import nat
 from kkp2p_compat.testing.internet import Internet, InternetHost, NatHandle
 from kkp2p_compat.testing.nat import NatType
+from roaming import Cloud, MakePeer, Transfer, since_text
 
 # Fixtures.
 cloud, cloud_options = roaming.cloud, roaming.cloud_options

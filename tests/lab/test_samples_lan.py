@@ -6,11 +6,10 @@ import random
 import re
 from pathlib import Path
 
-from programs import SAMPLES
-from support import PATIENCE_S
-
+from helpers.support import PATIENCE_S
 from kkp2p_compat.testing.lab import Lab
 from kkp2p_compat.testing.programs import Run, output_of
+from programs import SAMPLES
 
 LAN = ("--lan", "3549")  # in the document's programs
 

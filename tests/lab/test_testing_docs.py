@@ -7,8 +7,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from support import ENVIRONMENT, PATIENCE_S, ROOT
-
+from helpers.support import ENVIRONMENT, PATIENCE_S, ROOT
 from kkp2p_compat.testing.lab import Lab
 
 

@@ -1,10 +1,11 @@
 """What a third party gets when strangers call an engine and name it: packets, counted on the way.
 
-Proven elsewhere, each by itself: forged, replayed and reflected checks (test_check_table.py), lists
-that are long, malformed or name addresses that are no peer's (test_candidates.py,
-test_check_bounds.py), guesses (test_guesses.py, test_punch.py), all calls together
-(test_courtesy.py), what a live engine does with all that (test_direct_hostile.py), lies of a STUN
-server (test_nat_discovery.py), STUN reflection by the cloud (test_cloud_stun.py).
+Proven elsewhere, each by itself: forged, replayed and reflected checks (test_check_table.py of
+traversal/), lists that are long, malformed or name addresses that are no peer's
+(test_candidates.py, test_checks_bounds.py), guesses (test_guesses.py, test_punch.py), all calls
+together (test_courtesy.py), lies of a STUN server (test_nat_discovery.py); what a live engine does
+with all that (engine/calls/test_direct_hostile.py); STUN reflection by the cloud
+(cloud/test_stun.py).
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from support import ROOT, SECRET
 
+from helpers.support import ROOT, SECRET
 from kkp2p_compat.testing import nat
 from kkp2p_compat.testing.internet import Internet, InternetHost
 from kkp2p_compat.testing.lab import Lab

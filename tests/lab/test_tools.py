@@ -6,13 +6,11 @@ import json
 import re
 import signal
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
-from programs import PORT, start_cloud
-from support import SECRET
 
+from helpers.support import ROOT, SECRET
 from kkp2p_compat.testing import nat
 from kkp2p_compat.testing.hosts import Host
 from kkp2p_compat.testing.internet import Internet
@@ -21,8 +19,9 @@ from kkp2p_compat.testing.miniupnpd import PUBLIC, start_miniupnpd
 from kkp2p_compat.testing.nat import NatType
 from kkp2p_compat.testing.plugin import need
 from kkp2p_compat.testing.programs import Run, output_of, wait_for
+from programs import PORT, start_cloud
 
-ECHO_PEER = str(Path(__file__).parents[1] / "echo_peer.py")
+ECHO_PEER = str(ROOT / "tests" / "helpers" / "echo_peer.py")
 DELAY_S = 0.005  # one way, of each access line: a round trip takes four
 
 # An echo of 100,000 bytes through a local port.

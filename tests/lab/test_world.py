@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import agents
 import pytest
-from agents import Agent
 
+import agents
+from agents import Agent
 from kkp2p_compat.testing.lab import Host, Lab, NatType
 from kkp2p_compat.testing.programs import Run, output_of, wait_for
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import agents
 import pytest
-from agents import Agent
 
+import agents
+from agents import Agent
 from kkp2p_compat.testing.lab import Host, Internet, Lab, NatType
 from kkp2p_compat.testing.plugin import need
 from kkp2p_compat.testing.programs import Run

@@ -6,10 +6,10 @@ import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
-import agents
 import pytest
-from agents import Agent
 
+import agents
+from agents import Agent
 from kkp2p_compat.testing.lab import Host, Internet, Lab, NatHandle, NatType
 from kkp2p_compat.testing.nat import ALLOCATIONS, BEHAVIOURS
 from kkp2p_compat.testing.programs import Run

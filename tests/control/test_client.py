@@ -1,0 +1,522 @@
+"""The peer's side of the control plane as a whole, against clouds that misbehave."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gevent
+import pytest
+
+import kkp2p_compat as kkp2p
+from helpers.line_server import LineServer, RawServer, Script, Serve, Visitor, wait_for
+from helpers.support import PATIENCE_S, SECRET, in_thread
+from kkp2p_compat._errors import (
+    CloudUnreachable,
+    DuplicateLogin,
+    EngineClosed,
+    KKP2PError,
+    LinkLost,
+    LoginRefused,
+    PeerOffline,
+    TimedOut,
+)
+from kkp2p_compat._io import time_limit
+from kkp2p_compat.control import client as client_module
+from kkp2p_compat.control import link as link_module
+from kkp2p_compat.control.client import CloudClient
+from kkp2p_compat.control.wire import Message
+from kkp2p_compat.engine import engine as engine_module
+from kkp2p_compat.engine.calls.cloud_call import Connection, make_call
+from kkp2p_compat.transport.relay_wire import CALLEE, make_token, token_to_text
+
+TOKEN = token_to_text(make_token(b"key", bytes(16), CALLEE, 2**32 - 1))
+Make = Callable[..., CloudClient]
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "BACKOFF_FIRST_S", 0.001)
+    monkeypatch.setattr(client_module, "BACKOFF_MOST_S", 0.01)
+    monkeypatch.setattr(client_module, "BACKOFF_SPREAD_S", 0.003)
+
+
+@pytest.fixture
+def lost() -> list[KKP2PError]:
+    """The ends of logins that accept would tell."""
+    return []
+
+
+@pytest.fixture
+def make(lost: list[KKP2PError]) -> Iterator[Make]:
+    clients: list[CloudClient] = []
+
+    def make(
+        server: Any, addresses: tuple[str, ...] = ("127.0.0.1",), **options: Any
+    ) -> CloudClient:
+        options = {"ca_file": None, "on_offer": print, "on_login_lost": lost.append} | options
+        domain = "|".join(addresses)
+        log = logging.getLogger("test")
+        clients.append(CloudClient(domain, server.address[1], list(addresses), log, **options))
+        return clients[-1]
+
+    yield make
+    for client in clients:
+        client.close()
+
+
+def ctx(timeout: int = PATIENCE_S * 1000) -> kkp2p.connect_ctx_t:
+    return kkp2p.connect_ctx_t("bob", timeout=timeout)
+
+
+def all_here(script: Script) -> Script:
+    """A cloud that serves every peer on the first connection."""
+
+    def run(visitor: Visitor) -> None:
+        visitor.receive("route")
+        visitor.send("track", tracks=[])
+        script(visitor)
+
+    return run
+
+
+def next_but_routes(visitor: Visitor) -> Message:
+    """Several callers may ask at once where somebody is."""
+    while (message := visitor.receive())["op"] == "route":
+        visitor.send("track", tracks=[])
+    return message
+
+
+online = all_here(lambda visitor: (visitor.log_in(), visitor.wait_until_gone()))
+
+
+def test_login_is_tried_again_until_it_works(make: Make, serve: Serve, lost: list[Any]) -> None:
+    scripts: list[Script] = [
+        lambda visitor: None,
+        lambda visitor: visitor.send_raw(b"rubbish\n"),
+        lambda visitor: visitor.send("bye", reason="shutdown"),
+        lambda visitor: (visitor.receive(), visitor.send("track", tracks=[["x", 0]])),
+        lambda visitor: (visitor.receive(), visitor.send("track", tracks=[["127.0.0.1", 1]])),
+        all_here(lambda visitor: None),
+        all_here(lambda visitor: (visitor.receive(), visitor.send("refused", reason="limit"))),
+        all_here(lambda visitor: (visitor.receive(), visitor.send("challenge", scram="i=9999999"))),
+        all_here(lambda visitor: visitor.log_in()),
+        online,
+    ]
+    turns = iter(scripts)
+    server = serve(lambda visitor: next(turns)(visitor))
+    make(server).login("me", SECRET).get()
+    wait_for(lambda: server.visits == len(scripts))
+    assert lost == []
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind"),
+    [("unknown-peer", LoginRefused), ("bad-secret", LoginRefused), ("duplicate", DuplicateLogin)],
+)
+def test_a_final_refusal_ends_it(
+    make: Make, serve: Serve, lost: list[Any], reason: str, kind: type[KKP2PError]
+) -> None:
+    server = serve(
+        all_here(lambda visitor: (visitor.receive(), visitor.send("refused", reason=reason)))
+    )
+    client = make(server)
+    with pytest.raises(kind):
+        client.login("me", SECRET).get()
+    assert client._home is not None
+    client._home.join()
+    assert (server.visits, lost) == (1, [])
+
+
+def test_a_wrong_server_does_not_keep_a_half_made_login(make: Make, serve: Serve) -> None:
+    server = serve(all_here(lambda v: (v.log_in(scram="v=AAAA"), v.wait_until_gone())))
+    client = make(server)
+    with pytest.raises(LoginRefused):
+        client.login("me", SECRET).get()
+    wait_for(lambda: not client._links)
+
+
+@pytest.mark.parametrize("reason", ["duplicate", "removed"])
+def test_the_end_of_a_login_is_told_once(
+    make: Make, serve: Serve, lost: list[Any], reason: str
+) -> None:
+    server = serve(
+        all_here(lambda v: (v.log_in(), v.send("bye", reason=reason), v.wait_until_gone()))
+    )
+    client = make(server)
+    client.login("me", SECRET).get()
+    assert client._home is not None
+    client._home.join()
+    assert [type(error) for error in lost] == [
+        DuplicateLogin if reason == "duplicate" else LoginRefused
+    ]
+    assert server.visits == 1
+
+
+def test_the_next_address_when_one_is_dead(make: Make, serve: Serve) -> None:
+    server = serve(online)
+    client = make(server, ("127.0.0.2", "127.0.0.3", "127.0.0.1", "::1"))
+    client.login("me", SECRET).get()
+    assert list(client._links) == [("127.0.0.1", server.address[1])]
+
+
+def test_all_addresses_are_dead(make: Make) -> None:
+    server = RawServer(lambda sock: sock.close())
+    with pytest.raises(CloudUnreachable):
+        make_call(make(server, ("127.0.0.1", "127.0.0.2")), ctx(), PATIENCE_S)
+    server.close()
+
+
+def test_one_link_is_shared_and_opened_once(make: Make, serve: Serve) -> None:
+    def decline(visitor: Visitor) -> None:
+        while True:
+            visitor.send("declined", call=next_but_routes(visitor)["call"], reason="offline")
+
+    server = serve(decline)
+    client = make(server)
+    calls = [gevent.spawn(make_call, client, ctx(), PATIENCE_S) for _ in range(20)]
+    for call in calls:
+        with pytest.raises(PeerOffline):
+            call.get()
+    assert server.visits == 1
+    assert len(client._opening) == 0
+
+
+def test_a_link_that_has_closed_is_never_used_again(make: Make, serve: Serve) -> None:
+    """Nor in the moment between its end and the callback that forgets it."""
+    server = serve(all_here(lambda visitor: visitor.wait_until_gone()))
+    client = make(server)
+    first = next(client.links_to("bob"))
+    first.close()
+    second = next(client.links_to("bob"))
+    assert second is not first
+    gevent.sleep(0)
+    gevent.sleep(0)
+    assert next(client.links_to("bob")) is second
+
+
+def call_within(client: CloudClient, seconds: float) -> Connection:
+    """As the engine calls: the time limit is around all that is tried."""
+    with time_limit(seconds, TimedOut(f"not connected within {seconds * 1000:.0f} ms")):
+        return make_call(client, ctx(), seconds)
+
+
+def test_a_time_out_of_the_call_is_no_reason_to_try_the_next_address(make: Make) -> None:
+    server = RawServer(lambda sock: gevent.sleep(PATIENCE_S))
+    addresses = tuple(f"127.0.0.{i}" for i in range(1, 17))
+    with pytest.raises(TimedOut, match="within 50 ms"):
+        call_within(make(server, addresses), 0.05)
+    server.close()
+
+
+def test_a_time_out_of_a_call_leaves_the_link_to_the_others(make: Make, serve: Serve) -> None:
+    def script(visitor: Visitor) -> None:
+        first, second = next_but_routes(visitor), next_but_routes(visitor)
+        for _ in range(2):
+            message = visitor.receive()
+            if message["op"] == "beat":  # the client wonders whether we live
+                visitor.send("beat")
+            else:
+                assert message == {"op": "cancel", "call": first["call"]}
+        visitor.send("declined", call=second["call"], reason="busy")
+        visitor.wait_until_gone()
+
+    client = make(serve(script))
+    first = gevent.spawn(call_within, client, 0.1)
+    second = gevent.spawn(make_call, client, ctx(), PATIENCE_S)
+    with pytest.raises(TimedOut):
+        first.get()
+    with pytest.raises(KKP2PError, match="queue is full"):
+        second.get()
+
+
+RELAYS: dict[str, object] = {
+    "nothing": None,
+    "text": "x",
+    "short": ["127.0.0.1", 1],
+    "a bad host": ["a b\n", 1, TOKEN],
+    "a bad port": ["127.0.0.1", 65536, TOKEN],
+    "a bad token": ["127.0.0.1", 1, "!"],
+    "nobody there": ["127.0.0.1", 1, TOKEN],
+    "a name that is none": ["a..b", 1, TOKEN],
+    "half a number": ["1.2.3", 1, TOKEN],
+}
+
+
+@pytest.mark.parametrize("relay", RELAYS.values(), ids=RELAYS)
+def test_relays_that_are_none(make: Make, serve: Serve, relay: object) -> None:
+    def script(visitor: Visitor) -> None:
+        call = visitor.receive("call")["call"]
+        visitor.send("calling", call=call, relay=relay)
+        visitor.send("answer", call=call, answer="{}")
+        visitor.wait_until_gone()
+
+    with pytest.raises(KKP2PError) as caught:
+        make_call(make(serve(all_here(script))), ctx(), PATIENCE_S)
+    assert caught.value.code == kkp2p.KKP2P_ERROR_CONN_DISCONNECT
+
+
+ANSWERS = [
+    "",
+    "null",
+    "[]",
+    '{"key":5}',
+    '{"key":"short"}',
+    '{"key":"' + "A" * 43 + '"}',
+    "x" * 30000,
+]
+
+
+@pytest.mark.parametrize("answer", ANSWERS, ids=lambda answer: answer[:12])
+def test_answers_to_a_sealed_call(make: Make, serve: Serve, answer: str) -> None:
+    relay = RawServer(lambda sock: (sock.recv(100), sock.sendall(b"\0"), gevent.sleep(PATIENCE_S)))
+
+    def script(visitor: Visitor) -> None:
+        call = visitor.receive("call")["call"]
+        visitor.send("calling", call=call, relay=[*relay.address, TOKEN])
+        visitor.send("answer", call=call, answer=answer)
+        visitor.wait_until_gone()
+
+    sealed = ctx()
+    sealed.encrypt_data = 1
+    with pytest.raises(KKP2PError) as caught:
+        make_call(make(serve(all_here(script))), sealed, PATIENCE_S)
+    assert caught.value.code == kkp2p.KKP2P_ERROR_CONN_DISCONNECT
+    relay.close()
+
+
+def test_the_end_while_links_are_being_opened(
+    make: Make, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve(lambda visitor: visitor.wait_until_gone())
+    client = make(server)
+    connect = CloudClient._connect
+
+    def slowly(self: CloudClient, *address: Any) -> Any:
+        link = connect(self, *address)
+        self.close()
+        return link
+
+    monkeypatch.setattr(CloudClient, "_connect", slowly)
+    with pytest.raises(EngineClosed):
+        make_call(client, ctx(), PATIENCE_S)
+    assert client._links == {}
+
+
+def test_a_resolver_that_fails_is_asked_now_and_then_only(
+    make: Make, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def fail(*_: object) -> list[str]:
+        asked.append(1)
+        raise KKP2PError("no resolver")
+
+    monkeypatch.setattr(client_module, "resolve", fail)
+    server = serve(all_here(lambda visitor: visitor.wait_until_gone()))
+    client = make(server)
+    client._moves = True
+    client._resolved_at -= client_module.RESOLVE_AGAIN_S + 1
+    for _ in range(5):
+        next(client.links_to("bob")).close()
+    assert asked == [1]
+
+
+def test_a_cloud_that_verified_once_must_always(
+    make: Make, serve: Serve, tmp_path_factory: pytest.TempPathFactory, tmp_path: Any
+) -> None:
+    """With login_ca: another certificate is refused, whoever shows it."""
+    from kkp2p_compat.cloud.certificate import load_identity
+
+    other = load_identity(tmp_path)
+    ca_file = str(next(path for path in tmp_path.iterdir() if b"CERTIFICATE" in path.read_bytes()))
+    assert other.binding != serve(online).identity.binding
+    client = make(serve(online), ca_file=ca_file)
+    with pytest.raises(CloudUnreachable, match="certificate refused"):
+        make_call(client, ctx(), PATIENCE_S)
+    good = LineServer(other, all_here(lambda visitor: visitor.wait_until_gone()))
+    with gevent.Timeout(PATIENCE_S):
+        assert next(make(good, ca_file=ca_file).links_to("bob")) is not None
+    good.close()
+
+
+# The whole engine.
+
+
+def offer(number: int, **fields: Any) -> dict[str, Any]:
+    text = '{"type":0,"mode":2,"encrypt":0,"desc":1}'
+    return {
+        "call": str(number),
+        "ms": 5000,
+        "offer": text,
+        "relay": ["127.0.0.1", 1, TOKEN],
+    } | fields
+
+
+@pytest.fixture
+def joined(engine_conf: Callable[..., Any], serve: Serve) -> Iterator[Callable[..., Any]]:
+    engines: list[kkp2p.engine_t] = []
+
+    def join(script: Script) -> kkp2p.engine_t:
+        port = serve(all_here(lambda visitor: (visitor.log_in(), script(visitor)))).address[1]
+        engine = kkp2p.engine_init(engine_conf(login_domain="127.0.0.1", login_port=port), 0)
+        assert engine is not None
+        engines.append(engine)
+        assert kkp2p.join_net(engine, "me", SECRET) == 0
+        return engine
+
+    yield join
+    for engine in engines:
+        kkp2p.engine_destroy(engine)
+
+
+ODD_OFFERS: dict[str, tuple[dict[str, Any], str]] = {
+    "no relay": ({"relay": None}, "bad-message"),
+    "nobody at the relay": ({}, "relay"),
+    "a budget of no time": ({"ms": 0}, "bad-message"),
+    "an endless budget": ({"ms": 10**9}, "bad-message"),
+    "a budget in words": ({"ms": "long"}, "bad-message"),
+    "no offer": ({"offer": None}, "bad-message"),
+    "no JSON": ({"offer": "x" * 30000}, "bad-message"),
+    "deep JSON": ({"offer": "[" * 30000}, "bad-message"),
+    "another type": ({"offer": '{"type":1,"mode":2,"encrypt":0,"desc":1}'}, "unsupported"),
+    "p2p only": ({"offer": '{"type":0,"mode":1,"encrypt":0,"desc":1}'}, "unsupported"),
+    "a type that is none": ({"offer": '{"type":9,"mode":2,"encrypt":0,"desc":1}'}, "bad-message"),
+    "a truth for a number": (
+        {"offer": '{"type":false,"mode":2,"encrypt":0,"desc":1}'},
+        "bad-message",
+    ),
+    "too large a number": (
+        {"offer": '{"type":0,"mode":2,"encrypt":0,"desc":2147483648}'},
+        "bad-message",
+    ),
+}
+
+
+def test_odd_offers_are_declined_one_by_one(joined: Callable[..., Any]) -> None:
+    reasons: dict[str, str] = {}
+
+    def script(visitor: Visitor) -> None:
+        for number, (fields, _) in enumerate(ODD_OFFERS.values()):
+            visitor.send("offer", **offer(number, **fields))
+        visitor.send("cancel", call="never heard of")
+        while True:
+            message = visitor.receive("decline")
+            reasons[message["call"]] = message["reason"]
+
+    engine = joined(script)
+    wait_for(lambda: len(reasons) == len(ODD_OFFERS))
+    expected = {str(number): reason for number, (_, reason) in enumerate(ODD_OFFERS.values())}
+    assert reasons == expected
+    assert kkp2p.accept(engine, 0, kkp2p.channel_t()) == 0
+
+
+def test_a_place_to_be_accepted_is_for_callers_that_are_there(
+    joined: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stranger's call has one only when he has come to the relay, or the track says that."""
+    monkeypatch.setattr(engine_module, "ACCEPT_QUEUE_PLACES", 1)
+    came: list[Any] = []
+
+    def stay(sock: Any) -> None:
+        came.append(sock)
+        gevent.sleep(PATIENCE_S)
+
+    hole = RawServer(stay)
+    declined: list[Any] = []
+
+    def script(visitor: Visitor) -> None:
+        for number in range(4):
+            shown = {"shown": True} if number > 2 else {}
+            visitor.send("offer", **offer(number, relay=[*hole.address, TOKEN], **shown))
+            visitor.receive("answer")
+        visitor.send("offer", **offer(4, relay=[*hole.address, TOKEN]))
+        declined.append(visitor.receive("decline"))
+        visitor.wait_until_gone()
+
+    joined(script)
+    wait_for(lambda: declined)
+    hole.close()
+    assert len(came) == 4
+    assert declined == [{"op": "decline", "call": "4", "reason": "busy"}]
+
+
+def test_a_flood_of_offers(joined: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a cloud that reads nothing.  The engine holds a bounded number, and lives on."""
+    monkeypatch.setattr(engine_module, "MAX_ANSWERING", 50)
+    monkeypatch.setattr(link_module, "MAX_UNSENT_BYTES", 20_000)
+    hole = RawServer(lambda sock: gevent.sleep(PATIENCE_S))
+    most = 0
+
+    def script(visitor: Visitor) -> None:
+        nonlocal most
+        for number in range(3000):
+            visitor.send("offer", **offer(number, relay=[*hole.address, TOKEN]))
+            most = max(most, len(engines[0]._answering) if engines else 0)
+            if number % 50 == 0:
+                gevent.sleep(0)
+
+    engines: list[kkp2p.engine_t] = []
+    engines.append(joined(script))
+    errors = []
+    link = None
+    while link is None or not link.closed.is_set():
+        client = engines[0].client
+        link = link or client._home_link
+        gevent.sleep(0.001)
+    errors.append(link.close_reason)
+    assert isinstance(errors[0], LinkLost)
+    assert most <= 50
+    assert in_thread(lambda: kkp2p.accept(engines[0], 0, kkp2p.channel_t())) == 0
+    kkp2p.engine_destroy(engines[0])
+    hole.close()
+
+
+def test_calls_from_a_cloud_that_we_have_not_joined(
+    engine_conf: Callable[..., Any], serve: Serve
+) -> None:
+    seen = []
+
+    def script(visitor: Visitor) -> None:
+        for number in range(10):
+            visitor.send("offer", **offer(number))
+        call = visitor.receive("call")
+        visitor.send("declined", call=call["call"], reason="offline")
+        seen.append(visitor.receive())
+
+    port = serve(all_here(script)).address[1]
+    engine = kkp2p.engine_init(engine_conf(login_domain="127.0.0.1", login_port=port), 0)
+    assert engine is not None
+    assert kkp2p.connect(engine, ctx(), kkp2p.channel_t()) == -109
+    kkp2p.engine_destroy(engine)
+    assert seen == []
+
+
+def test_destroy_in_the_middle_of_everything(engine_conf: Callable[..., Any], serve: Serve) -> None:
+    """A login, calls and offers under way; none of it is left, which the leak check looks at."""
+    hole = RawServer(lambda sock: gevent.sleep(PATIENCE_S))
+
+    def script(visitor: Visitor) -> None:
+        scram = visitor.scram()
+        while (message := visitor.receive())["op"] != "proof":
+            if message["op"] == "login":
+                scram.set_client_first(message["scram"])
+                visitor.send("challenge", scram=scram.get_server_first())
+        scram.set_client_final(message["scram"])
+        visitor.send("welcome", scram=scram.get_server_final(), beat=60)
+        for number in range(20):
+            visitor.send("offer", **offer(number, relay=[*hole.address, TOKEN]))
+        visitor.wait_until_gone()
+
+    port = serve(all_here(script)).address[1]
+    for pause_s in (0, 0.001, 0.003, 0.01, 0.03, 0.1):
+        engine = kkp2p.engine_init(engine_conf(login_domain="127.0.0.1", login_port=port), 0)
+        assert engine is not None
+        joining = gevent.spawn(kkp2p.join_net, engine, "me", SECRET)
+        calls = [gevent.spawn(kkp2p.connect, engine, ctx(), kkp2p.channel_t()) for _ in range(5)]
+        gevent.sleep(pause_s)
+        kkp2p.engine_destroy(engine)
+        assert {call.get() for call in calls} <= {-1, -107, -109}
+        assert joining.get() in (0, -1)
+    hole.close()

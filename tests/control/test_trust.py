@@ -1,0 +1,345 @@
+"""Who the cloud is: somebody on the path, with a certificate of his own, gets nothing."""
+
+from __future__ import annotations
+
+import secrets
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gevent
+import pytest
+
+import kkp2p_compat as kkp2p
+from helpers.interceptor import Interceptor
+from helpers.line_server import Visitor, wait_for
+from helpers.sample_process import StartSample, start_sample
+from helpers.support import PATIENCE_S, SECRET, CloudProcess, read_all, write_all
+from helpers.tool_process import StartTool, start_tool
+from kkp2p_compat.cli.demo import make_certificate
+from kkp2p_compat.cloud.certificate import load_identity
+from kkp2p_compat.cloud.route import rank
+from kkp2p_compat.control import client as client_module
+from kkp2p_compat.control.wire import Message
+
+__all__ = ["start_sample", "start_tool"]
+
+LONG = PATIENCE_S * 1000
+SHORT_MS = 1500  # for what must not succeed, ever
+PEERS = [f"peer{number}" for number in range(8)]
+ACCOUNTS = [option for peer in (*PEERS, "bob") for option in ("--account", f"{peer}:{SECRET}")]
+FAILURES = (kkp2p.KKP2P_ERROR_CONN_DISCONNECT, kkp2p.KKP2P_ERROR_CONNECT_TIMEOUT)
+StartCloud = Callable[..., CloudProcess]
+Intercept = Callable[[CloudProcess], Interceptor]
+MakeEngine = Callable[..., kkp2p.engine_t]
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "BACKOFF_MOST_S", 1.0)
+
+
+@pytest.fixture
+def start_cloud(tmp_path: Path) -> Iterator[StartCloud]:
+    clouds: list[CloudProcess] = []
+
+    def start(*options: str, data: str = "cloud") -> CloudProcess:
+        clouds.append(CloudProcess(tmp_path / data, *options))
+        return clouds[-1]
+
+    yield start
+    for cloud in clouds:
+        cloud.end()
+
+
+@pytest.fixture
+def intercept(tmp_path: Path) -> Iterator[Intercept]:
+    """Somebody before a cloud; he passes everything on until he cuts."""
+    made: list[Interceptor] = []
+
+    def place(cloud: CloudProcess) -> Interceptor:
+        made.append(Interceptor(("127.0.0.1", cloud.port), load_identity(tmp_path / "his")))
+        return made[-1]
+
+    yield place
+    for interceptor in made:
+        interceptor.close()
+
+
+def fingerprint(cloud: CloudProcess) -> str:
+    """As ``kkp2p cloud`` prints it at its start."""
+    return cloud.pinned().partition("#")[2]
+
+
+def call(engine: kkp2p.engine_t, to: str, timeout: int = LONG, **fields: Any) -> int:
+    """The result of a sealed connect by the relay; what is connected is closed."""
+    ctx = kkp2p.connect_ctx_t(to, connect_mode=2, encrypt_data=1, timeout=timeout, **fields)
+    channel = kkp2p.channel_t()
+    result = kkp2p.connect(engine, ctx, channel)
+    if result == 0:
+        kkp2p.close_fd(channel.fd)
+    return result
+
+
+def until_it_works(engine: kkp2p.engine_t, to: str) -> None:
+    with gevent.Timeout(2 * PATIENCE_S):
+        while call(engine, to) != 0:
+            gevent.sleep(0.05)
+
+
+def silent(visitor: Visitor, message: Message) -> None:
+    """A login gets no answer."""
+
+
+def refusing(visitor: Visitor, message: Message) -> None:
+    visitor.send("refused", reason="unknown-peer")
+
+
+def guessing(visitor: Visitor, message: Message) -> None:
+    """What a server says that wants a proof to guess the secret from."""
+    if message["op"] == "login":
+        nonce = message["scram"].rpartition("r=")[2]
+        visitor.send("challenge", scram=f"r={nonce}x,s=c2FsdHNhbHRzYWx0,i=4096")
+    else:
+        visitor.send("welcome", scram="v=AAAA", beat=60)
+
+
+@pytest.mark.parametrize("answer_login", [silent, refusing, guessing])
+def test_who_cuts_a_peer_off_cannot_answer_its_calls(
+    start_cloud: StartCloud, intercept: Intercept, make_engine: MakeEngine,
+    answer_login: Callable[[Visitor, Message], None],
+) -> None:  # fmt: skip
+    cloud = start_cloud(*ACCOUNTS)
+    path = intercept(cloud)
+    path.answer_login = answer_login
+    callee, bob = make_engine(login_port=cloud.port), make_engine(login_port=path.port)
+    assert kkp2p.join_net(callee, "peer0", SECRET) == 0
+    assert kkp2p.join_net(bob, "bob", SECRET) == 0
+    assert call(bob, "peer0") == 0
+    path.cut()
+    for mode in (2, 0):
+        ctx = kkp2p.connect_ctx_t("peer0", connect_mode=mode, encrypt_data=1, timeout=SHORT_MS)
+        assert kkp2p.connect(bob, ctx, kkp2p.channel_t()) in FAILURES
+    wait_for(lambda: "login" in path.ops)
+    assert path.ops <= {"route", "login"}  # no call, no word of bob's NAT, nothing to guess from
+    path.is_cutting = False
+    until_it_works(bob, "peer0")
+
+
+def test_who_is_there_from_the_start_cannot_answer_the_calls_of_who_logs_in(
+    start_cloud: StartCloud, intercept: Intercept, make_engine: MakeEngine
+) -> None:
+    path = intercept(start_cloud(*ACCOUNTS))
+    path.cut()
+    bob = make_engine(login_port=path.port)
+    joining = gevent.spawn(kkp2p.join_net, bob, "bob", SECRET)
+    wait_for(lambda: "login" in path.ops)
+    assert call(bob, "peer0", SHORT_MS) in FAILURES
+    assert path.ops <= {"route", "login"}
+    assert joining.get() == 0  # "the cloud does not answer yet"
+
+
+def test_who_has_logged_in_once_calls_no_false_cloud_later(
+    start_cloud: StartCloud, intercept: Intercept, make_engine: MakeEngine
+) -> None:
+    """Not even when its login has ended for good."""
+    cloud = start_cloud(*ACCOUNTS)
+    path = intercept(cloud)
+    bob = make_engine(login_port=path.port)
+    assert kkp2p.join_net(bob, "bob", SECRET) == 0
+    other = make_engine(login_port=cloud.port)
+    assert kkp2p.join_net(other, "bob", SECRET) == 0  # ends bob's
+    assert kkp2p.accept(bob, LONG, kkp2p.channel_t()) == kkp2p.KKP2P_ERROR_DUPLICATE_ID
+    path.cut()
+    assert call(bob, "peer0", SHORT_MS) in FAILURES
+    assert path.ops <= {"route"}
+
+
+def test_a_caller_without_an_account_trusts_the_path(
+    start_cloud: StartCloud, intercept: Intercept, make_engine: MakeEngine
+) -> None:
+    """As in the C SDK; this is what a fingerprint is for."""
+    path = intercept(start_cloud(*ACCOUNTS))
+    path.cut()
+    assert call(make_engine(login_port=path.port), "peer0", SHORT_MS) in FAILURES
+    assert "call" in path.ops
+
+
+def test_a_fingerprint_closes_that(
+    start_cloud: StartCloud, intercept: Intercept, make_engine: MakeEngine
+) -> None:
+    cloud = start_cloud(*ACCOUNTS)
+    path = intercept(cloud)
+    callee = make_engine(login_port=cloud.port)
+    assert kkp2p.join_net(callee, "peer0", SECRET) == 0
+    pin = fingerprint(cloud)
+    caller = make_engine(login_port=path.port, login_fingerprint=f"{'00' * 32}, {pin.upper()}")
+    assert call(caller, "peer0") == 0
+    path.cut()
+    assert call(caller, "peer0", SHORT_MS) in FAILURES
+    fresh = make_engine(login_port=path.port, login_fingerprint=pin)
+    assert kkp2p.join_net(fresh, "bob", SECRET) == 0  # which goes on trying
+    assert call(fresh, "peer0", SHORT_MS) in FAILURES
+    assert path.ops == set()
+    path.is_cutting = False
+    until_it_works(fresh, "peer0")
+
+
+@pytest.mark.parametrize("wrong", [
+    "", ",", "sha256:", "00" * 31, "00" * 33, "sha1:" + "00" * 20, "0g" * 32, "00" * 32 + ",",
+    ":".join(["00"] * 31), 5, b"\xff",
+])  # fmt: skip
+def test_a_malformed_fingerprint(engine_conf: Callable[..., Any], wrong: object) -> None:
+    conf = engine_conf(login_domain="127.0.0.1", login_port=1, login_fingerprint=wrong)
+    assert kkp2p.engine_init(conf, 0) is None
+    assert kkp2p.error_no() == kkp2p.KKP2P_ERROR_PARAMETER
+
+
+# Tools and samples.
+
+
+def test_a_tool_takes_the_line_that_the_cloud_prints(
+    cloud: CloudProcess, peer: kkp2p.engine_t, start_tool: StartTool
+) -> None:
+    good = start_tool("proxy", "0", "peer", "--mode", "relay", "--json", KKP2P_LOGIN=cloud.pinned())
+    wrong = f"127.0.0.1:{cloud.port}#sha256:{'00' * 32}"
+    bad = start_tool("proxy", "0", "peer", "--mode", "relay", "--json", "--login", wrong)
+    for tool, ends in ((good, "connected"), (bad, "failed")):
+        port = tool.event()["address"][1]
+        with socket.create_connection(("127.0.0.1", port)):
+            event = tool.event()
+            while event["event"] not in ("connected", "failed"):
+                event = tool.event()
+            assert event["event"] == ends, event
+        tool.end(signal.SIGTERM)
+    assert "certificate refused" in str(event)
+    check = start_tool("netcheck", "--no-upnp", "--login", wrong)
+    status, output, _ = check.end()
+    assert status == 1
+    assert f"another certificate: {cloud.pinned().partition('#')[2]}" in output
+
+
+SAMPLES = {
+    "async_connect": ["peer"],
+    "chat": ["peer"],
+    "https_server": ["peer", SECRET, "{key}", "{certificate}"],
+    "proxy_client": ["127.0.0.1", "0", "peer", "2", "1"],
+    "recv_file": ["peer", "-", "."],
+    "send_file": ["peer", "{key}"],
+    "single_process": ["peer", "-", "{key}", "{certificate}"],
+}
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_no_sample_goes_on_without_the_fingerprint_that_it_was_given(
+    start_sample: StartSample, tmp_path: Path, name: str
+) -> None:
+    key, certificate = make_certificate(tmp_path)
+    arguments = [text.format(key=key, certificate=certificate) for text in SAMPLES[name]]
+    sample = start_sample(name, *arguments, "--login", "127.0.0.1:3080#sha256:00")
+    status, output, errors = sample.end()
+    assert status != 0
+    assert "-106" in output + errors
+
+
+# Several servers.
+
+
+class Tracks:
+    """A route and two tracks; the way to the second one may be intercepted."""
+
+    def __init__(self, start: StartCloud, tmp_path: Path, intercept: Intercept) -> None:
+        key = tmp_path / "relay.key"
+        key.write_text(secrets.token_hex())
+        relay = start("--role", "relay", "--relay-key", str(key), data="relay")
+        self._options = (
+            "--role", "track", "--relay", f"127.0.0.1:{relay.port}", "--relay-key", str(key),
+        )  # fmt: skip
+        self._start = start
+        self._intercept = intercept
+
+    def begin(self, first: list[str], second: list[str], data: tuple[str, str, str]) -> None:
+        """Options of the two tracks; data folders, and so certificates, of route and tracks."""
+        self.second = self._start(*self._options, *second, data=data[2])
+        self.path = self._intercept(self.second)
+        self.second_pin = fingerprint(self.second)
+        self.first = self._start(*self._options, *first, data=data[1])
+        ports = (self.first.port, self.path.port)
+        named = [f"127.0.0.1:{port}" for port in ports]
+        self.route = self._start(
+            "--role", "route", "--track", f"{named[0]}#{fingerprint(self.first)}",
+            "--track", f"{named[1]}#{self.second_pin}", data=data[0],
+        )  # fmt: skip
+        tracks = [("127.0.0.1", port) for port in ports]
+        self.near = next(peer for peer in PEERS if rank(tracks, peer)[0] == tracks[0])
+        self.far = next(peer for peer in PEERS if rank(tracks, peer)[0] == tracks[1])
+
+
+@pytest.fixture
+def tracks(start_cloud: StartCloud, tmp_path: Path, intercept: Intercept) -> Tracks:
+    return Tracks(start_cloud, tmp_path, intercept)
+
+
+def test_another_track_that_shows_a_false_certificate(
+    tracks: Tracks, make_engine: MakeEngine
+) -> None:
+    tracks.begin(ACCOUNTS, ACCOUNTS, ("one", "one", "one"))
+    caller, callee = (make_engine(login_port=tracks.route.port) for _ in range(2))
+    assert kkp2p.join_net(callee, tracks.far, SECRET) == 0
+    assert kkp2p.join_net(caller, tracks.near, SECRET) == 0
+    tracks.path.cut()
+    assert call(caller, tracks.far, SHORT_MS) in FAILURES
+    assert tracks.path.ops <= {"login"}
+    tracks.path.is_cutting = False
+    until_it_works(caller, tracks.far)
+
+
+def test_another_track_is_logged_in_at_to_call(tracks: Tracks, make_engine: MakeEngine) -> None:
+    """Each track has a certificate of its own, and nobody has named them: the login proves it,
+    and makes us known there without making us reachable there."""
+    tracks.begin(ACCOUNTS, ACCOUNTS, ("one", "one", "two"))
+    tracks.route.end()
+    named = [f"127.0.0.1:{port}" for port in (tracks.first.port, tracks.path.port)]
+    route = tracks._start("--role", "route", *(f"--track={name}" for name in named), data="one")
+    caller, callee = (make_engine(login_port=route.port) for _ in range(2))
+    assert kkp2p.join_net(callee, tracks.far, SECRET) == 0
+    assert kkp2p.join_net(caller, tracks.near, SECRET) == 0
+    mine, theirs = kkp2p.channel_t(), kkp2p.channel_t()
+    ctx = kkp2p.connect_ctx_t(tracks.far, connect_mode=2, encrypt_data=1, timeout=LONG)
+    assert kkp2p.connect(caller, ctx, mine) == 0
+    assert kkp2p.accept(callee, LONG, theirs) == 1
+    assert theirs.caller_id == tracks.near
+    write_all(mine.fd, b"hello")
+    kkp2p.close_fd(mine.fd)
+    assert read_all(theirs.fd) == b"hello"
+    kkp2p.close_fd(theirs.fd)
+    wait_for(lambda: not _is_online(tracks.second, tracks.near))
+    assert _is_online(tracks.second, tracks.far)
+
+
+def _is_online(track: CloudProcess, peer_id: str) -> bool:
+    return any(f"({peer_id}): online" in line for line in track.output)
+
+
+@pytest.mark.parametrize("accounts", [[], ACCOUNTS], ids=["without", "with"])
+def test_a_cloud_of_three_certificates_that_vouches_for_its_servers(
+    tracks: Tracks, make_engine: MakeEngine, start_cloud: StartCloud, accounts: list[str]
+) -> None:
+    """The first track names the route's certificate, and the route the second track's."""
+    route_pin = fingerprint(start_cloud(data="route"))  # makes the route's certificate
+    tracks.begin(
+        [*ACCOUNTS, "--vouch", route_pin],
+        [*accounts, "--account", f"{'z' * 32}:{SECRET}"], ("route", "one", "two"),
+    )  # fmt: skip
+    assert fingerprint(tracks.route) == route_pin
+    caller = make_engine(login_port=tracks.route.port)
+    assert kkp2p.join_net(caller, tracks.near, SECRET) == 0
+    assert call(caller, tracks.near) == 0  # itself
+    assert call(caller, tracks.far) == kkp2p.KKP2P_ERROR_CONNECT_TIMEOUT  # which is offline
+    pinned = make_engine(login_port=tracks.route.port, login_fingerprint=route_pin)
+    assert call(pinned, tracks.near) == 0
+    tracks.path.cut()
+    assert call(pinned, tracks.far, SHORT_MS) in FAILURES
+    assert tracks.path.ops == set()

@@ -1,0 +1,305 @@
+"""Meeting peers directly over the cloud: what both sides are told, one link for all, refusals."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import gevent
+import pytest
+
+import kkp2p_compat as kkp2p
+from helpers.direct_support import (
+    LONG,
+    MakeEngine,
+    accept,
+    check_carries,
+    close,
+    connect,
+    ctx_to,
+    links,
+    log_of,
+    settled,
+    until,
+)
+from helpers.support import PATIENCE_S, SECRET, CloudProcess, in_thread, read_all
+from kkp2p_compat._errors import CallRefused, LinkLost, TimedOut
+from kkp2p_compat.engine import engine as engine_module
+from kkp2p_compat.engine.calls import callee as callee_module
+from kkp2p_compat.engine.calls import caller as caller_module
+from kkp2p_compat.engine.channels import kinds as channels
+from kkp2p_compat.engine.links import peer_link
+from kkp2p_compat.engine.paths import own_addresses, underlay
+from kkp2p_compat.traversal.candidates import host_candidates
+
+pytestmark = pytest.mark.usefixtures("on_loopback")
+
+
+# What both sides are told.
+
+
+@pytest.mark.parametrize("mode", [0, 1])
+def test_fields(
+    monkeypatch: pytest.MonkeyPatch, engine: kkp2p.engine_t, peer: kkp2p.engine_t, mode: int
+) -> None:
+    monkeypatch.setattr(caller_module, "HEAD_START_S", PATIENCE_S)
+    mine, theirs = connect(engine, mode, desc=-(2**31)), accept(peer)
+    for channel in (mine, theirs):
+        assert channel.peer_id == "peer"  # of an accepted one: the own id, as in C
+        assert channel.channel_type == kkp2p.KKP2P_TCP_CHANNEL
+        assert (channel.transmit_mode, channel.is_ipv6_p2p) == (1, 0)
+        assert channel.connect_desc == -(2**31)
+        assert 0 < channel.channel_id < 2**32
+    assert mine.channel_id != theirs.channel_id
+    check_carries(mine, theirs)
+
+
+def test_over_ipv6(monkeypatch: pytest.MonkeyPatch, make_engine: MakeEngine) -> None:
+    if (
+        not Path("/proc/net/if_inet6").exists()
+        or "lo" not in Path("/proc/net/if_inet6").read_text()
+    ):
+        (pytest.fail if os.environ.get("KKP2P_REQUIRE_LAB") == "1" else pytest.skip)("no ::1")
+    monkeypatch.setattr(
+        own_addresses, "host_candidates", lambda ports: host_candidates(ports, ["::1"])
+    )
+    peer = make_engine()
+    assert kkp2p.join_net(peer, "peer", SECRET) == 0
+    mine, theirs = connect(make_engine()), accept(peer)
+    assert (mine.is_ipv6_p2p, theirs.is_ipv6_p2p) == (1, 1)
+    check_carries(mine, theirs)
+
+
+def test_to_itself(peer: kkp2p.engine_t) -> None:
+    check_carries(connect(peer), accept(peer))
+
+
+def test_callback(engine: kkp2p.engine_t, peer: kkp2p.engine_t) -> None:
+    """In the greenlets of a thread with a hub, and from a thread without one."""
+    calls: gevent.queue.Queue[tuple[int, kkp2p.channel_t, object]] = gevent.queue.Queue()
+    ctx = ctx_to("peer")
+    ctx.func, ctx.func_param = (lambda *call: calls.put(call)), 7
+    assert kkp2p.connect(engine, ctx, None) == 0
+    result, mine, param = calls.get(timeout=PATIENCE_S)
+    assert (result, mine.transmit_mode, param) == (0, 1, 7)
+    check_carries(mine, accept(peer))
+
+    told: list[Any] = []
+    ctx.func = lambda *call: told.append(call)
+    assert in_thread(lambda: kkp2p.connect(engine, ctx, None)) == 0
+    theirs = accept(peer)
+    until(lambda: told)
+    assert told[0][0] == 0
+    check_carries(told[0][1], theirs)
+
+
+# A path that is of no use.
+
+
+def test_a_path_that_opens_no_channel_is_not_tried_again_soon(
+    monkeypatch: pytest.MonkeyPatch, engine: kkp2p.engine_t, peer: kkp2p.engine_t, tmp_path: Path
+) -> None:
+    """As where checks pass, and nothing larger: auto mode would lose its time at each connect."""
+
+    def silent(*_: object) -> int:
+        raise TimedOut("nothing comes back")
+
+    monkeypatch.setattr(caller_module, "HEAD_START_S", PATIENCE_S)
+    monkeypatch.setattr(peer_link.PeerLink, "open", silent)
+    for _ in range(2):
+        mine, theirs = connect(engine, 0), accept(peer)
+        assert (mine.transmit_mode, theirs.transmit_mode) == (2, 2)
+        check_carries(mine, theirs)
+    assert log_of(tmp_path, 0).count("a moment ago: a path was found, but it carries nothing") == 1
+
+
+# One link for all.
+
+
+def test_the_second_channel_needs_no_cloud(tmp_path: Path, make_engine: MakeEngine) -> None:
+    cloud = CloudProcess(tmp_path / "cloud", "--account", f"peer:{SECRET}")
+    callee, caller = (make_engine(login_port=cloud.port) for _ in range(2))
+    assert kkp2p.join_net(callee, "peer", SECRET) == 0
+    check_carries(connect(caller), accept(callee))
+    cloud.kill()
+    for mode in (1, 0):
+        mine, theirs = connect(caller, mode, desc=mode), accept(callee)
+        assert (mine.transmit_mode, theirs.transmit_mode, theirs.connect_desc) == (1, 1, mode)
+        check_carries(mine, theirs)
+    assert len(links(caller)) == len(links(callee)) == 1
+
+
+def test_connects_at_once_share_a_link(engine: kkp2p.engine_t, peer: kkp2p.engine_t) -> None:
+    connecting = [gevent.spawn(connect, engine, desc=number) for number in range(50)]
+    theirs = [accept(peer) for _ in connecting]
+    mine = [greenlet.get(timeout=PATIENCE_S) for greenlet in connecting]
+    assert len(links(engine)) == len(links(peer)) == 1
+    by_desc = {channel.connect_desc: channel for channel in theirs}
+    assert sorted(by_desc) == list(range(50))
+    for channel in mine:
+        check_carries(channel, by_desc[channel.connect_desc])
+    until(lambda: settled(engine) and settled(peer))
+
+
+def test_a_peer_that_came_back(make_engine: MakeEngine, engine: kkp2p.engine_t) -> None:
+    """The link to the one before it is not used."""
+    for _ in range(2):
+        callee = make_engine()
+        assert kkp2p.join_net(callee, "peer", SECRET) == 0
+        mine, theirs = connect(engine), accept(callee)
+        check_carries(mine, theirs)
+        until(lambda: settled(engine))
+        kkp2p.engine_destroy(callee)
+
+
+@pytest.mark.parametrize("how", ["another engine", "another name"])
+def test_a_peer_that_moved(make_engine: MakeEngine, engine: kkp2p.engine_t, how: str) -> None:
+    """A live link to where it was is not a way to it."""
+    old, new = make_engine(), make_engine()
+    assert kkp2p.join_net(old, "peer", SECRET) == 0
+    mine, theirs = connect(engine), accept(old)
+    if how == "another name":
+        assert kkp2p.join_net(old, "other", SECRET) == 0
+    assert kkp2p.join_net(new, "peer", SECRET) == 0
+    if how == "another engine":
+        assert kkp2p.accept(old, LONG, kkp2p.channel_t()) == -117
+    check_carries(connect(engine), accept(new))
+    assert kkp2p.accept(old, 0, kkp2p.channel_t()) == 0
+    check_carries(mine, theirs)  # what was open stays so
+
+
+def test_a_link_that_is_not_used_is_ended(
+    monkeypatch: pytest.MonkeyPatch, engine: kkp2p.engine_t, peer: kkp2p.engine_t
+) -> None:
+    check_carries(connect(engine), accept(peer))
+    until(lambda: settled(engine))
+    engine.thread.call(engine.direct.sweep)
+    assert len(links(engine)) == 1  # not yet
+    monkeypatch.setattr(peer_link, "IDLE_S", 0)
+    engine.thread.call(engine.direct.sweep)
+    until(lambda: not links(engine) and not links(peer))
+    check_carries(connect(engine), accept(peer))
+
+
+def test_only_the_called_side_accepts(engine: kkp2p.engine_t, peer: kkp2p.engine_t) -> None:
+    mine, theirs = connect(engine), accept(peer)
+    with pytest.raises(CallRefused):
+        peer.thread.call(links(peer)[0].open, 0, 0, 0)
+    assert kkp2p.accept(engine, 0, kkp2p.channel_t()) == 0
+    check_carries(mine, theirs)
+
+
+# Refused.
+
+
+def test_full_accept_queue(monkeypatch: pytest.MonkeyPatch, make_engine: MakeEngine) -> None:
+    """With the first call, by the cloud; with a later one, on the link.  Then there is room."""
+    monkeypatch.setattr(engine_module, "ACCEPT_QUEUE_PLACES", 2)
+    callee, caller, late = make_engine(), make_engine(), make_engine()
+    assert kkp2p.join_net(callee, "peer", SECRET) == 0
+    mine = [connect(caller), connect(caller)]
+    for mode in (0, 1):
+        for one in (caller, late):
+            assert kkp2p.connect(one, ctx_to("peer", mode), kkp2p.channel_t()) == -108
+    for channel in mine:
+        check_carries(channel, accept(callee))
+    for one in (caller, late):
+        check_carries(connect(one), accept(callee))
+    until(lambda: settled(caller) and settled(late) and settled(callee))
+
+
+def test_out_of_descriptors(
+    monkeypatch: pytest.MonkeyPatch, engine: kkp2p.engine_t, peer: kkp2p.engine_t
+) -> None:
+    """The callee's; then the caller's.  The link lives on."""
+    make_pair, left = channels._make_pair, [0]
+
+    def limited(kind: int) -> Any:
+        left[0] -= 1
+        if left[0] == -1:
+            raise channels.from_os_error(OSError(24, "Too many open files"), "descriptors")
+        return make_pair(kind)
+
+    monkeypatch.setattr(channels, "_make_pair", limited)
+    assert kkp2p.connect(engine, ctx_to("peer"), kkp2p.channel_t()) == -108
+    until(lambda: settled(engine) and settled(peer))
+    left[0] = 1
+    assert kkp2p.connect(engine, ctx_to("peer"), kkp2p.channel_t()) == -119
+    theirs = accept(peer)
+    assert read_all(theirs.fd) == b""
+    close(theirs)
+    until(lambda: settled(engine) and settled(peer))
+    check_carries(connect(engine), accept(peer))
+    assert len(links(engine)) == 1
+
+
+def test_too_many_links(
+    monkeypatch: pytest.MonkeyPatch, engine: kkp2p.engine_t, peer: kkp2p.engine_t
+) -> None:
+    monkeypatch.setattr(callee_module, "MAX_LINKS", 0)
+    assert kkp2p.connect(engine, ctx_to("peer"), kkp2p.channel_t()) == -109
+    mine, theirs = connect(engine, 0), accept(peer)
+    assert mine.transmit_mode == 2
+    check_carries(mine, theirs)
+
+
+# Without a path.
+
+
+@pytest.mark.usefixtures("out_of_reach")
+def test_no_path(
+    monkeypatch: pytest.MonkeyPatch, engine: kkp2p.engine_t, peer: kkp2p.engine_t, tmp_path: Path
+) -> None:
+    """Auto takes the relay, and remembers why; mode 1 fails when the caller's time is over."""
+    monkeypatch.setattr(caller_module, "HEAD_START_S", 0.1)
+    for _ in range(2):
+        mine, theirs = connect(engine, 0), accept(peer)
+        assert (mine.transmit_mode, theirs.transmit_mode) == (2, 2)
+        check_carries(mine, theirs)
+    log = log_of(tmp_path, 0)
+    assert log.count("connected by relay: no path within the head start; own addresses") == 1
+    assert log.count("no p2p: a path is still being looked for") == 1
+    assert kkp2p.connect(engine, ctx_to("peer", timeout=150), kkp2p.channel_t()) == -109
+
+
+def no_udp(*_: object) -> None:
+    raise LinkLost("UDP socket: [Errno 97] Address family not supported by protocol")
+
+
+@pytest.mark.parametrize("who", ["caller", "callee"])
+def test_a_host_without_udp(
+    monkeypatch: pytest.MonkeyPatch, make_engine: MakeEngine, who: str
+) -> None:
+    endpoint = underlay.Endpoint
+    engines = {}
+    for name in ("caller", "callee"):
+        monkeypatch.setattr(underlay, "Endpoint", no_udp if name == who else endpoint)
+        engines[name] = make_engine()
+    monkeypatch.setattr(underlay, "Endpoint", no_udp)  # it is tried again
+    engine, peer = engines["caller"], engines["callee"]
+    assert kkp2p.join_net(peer, "peer", SECRET) == 0
+    mine, theirs = connect(engine, 0), accept(peer)
+    assert (mine.transmit_mode, theirs.transmit_mode) == (2, 2)
+    check_carries(mine, theirs)
+    assert kkp2p.connect(engine, ctx_to("peer"), kkp2p.channel_t()) == -109
+
+
+def test_a_peer_that_knows_nothing_of_p2p(
+    monkeypatch: pytest.MonkeyPatch, engine: kkp2p.engine_t, peer: kkp2p.engine_t
+) -> None:
+    """It answers a call of auto as if that were one by the relay, and declines one of mode 1."""
+    parse = engine_module.parse_offer_untrusted
+    monkeypatch.setattr(
+        engine_module, "parse_offer_untrusted",
+        lambda text: parse(text.replace('"direct"', '"unknown"')),
+    )  # fmt: skip
+    mine, theirs = connect(engine, 0), accept(peer)
+    assert (mine.transmit_mode, theirs.transmit_mode) == (2, 2)
+    check_carries(mine, theirs)
+    assert kkp2p.connect(engine, ctx_to("peer"), kkp2p.channel_t()) == -109
+
+
+def test_a_peer_that_is_away(engine: kkp2p.engine_t) -> None:
+    for mode in (0, 1):
+        assert kkp2p.connect(engine, ctx_to("other", mode), kkp2p.channel_t()) == -109

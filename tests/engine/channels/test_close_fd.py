@@ -1,0 +1,145 @@
+"""The ends of a channel's descriptor, without a cloud: copies of it, and numbers used again."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+
+import gevent
+import pytest
+from gevent import socket as gsocket
+
+import kkp2p_compat as kkp2p
+from helpers.cloud_client import tcp_pair
+from helpers.line_server import wait_for
+from kkp2p_compat._errors import BadPacket
+from kkp2p_compat.engine.calls.cloud_call import Connection
+from kkp2p_compat.engine.channels import kinds as channels
+from kkp2p_compat.engine.channels.kinds import Channel, adopt
+from kkp2p_compat.transport.sealed import DATA, END, RESET, DirectionKeys, Opener
+
+KEYS = DirectionKeys(b"a" * 16, b"a" * 12), DirectionKeys(b"b" * 16, b"b" * 12)
+Make = Callable[[], tuple[kkp2p.channel_t, gsocket.socket]]
+
+
+@pytest.fixture(params=[0, 1], ids=["plain", "encrypted"])
+def make(request: pytest.FixtureRequest, lone_engine: kkp2p.engine_t) -> Make:
+    """A channel of an engine, and the peer's end of its connection."""
+
+    def make() -> tuple[kkp2p.channel_t, gsocket.socket]:
+        ours, theirs = tcp_pair()
+        fd = ours.detach()
+
+        def in_engine() -> Channel:
+            sock = gsocket.socket(socket.AF_INET, socket.SOCK_STREAM, fileno=fd)
+            keys = KEYS if request.param else None
+            return adopt(lone_engine, Connection(sock, 7, request.param, keys), "bob")
+
+        channel = kkp2p.channel_t()
+        lone_engine.thread.call(in_engine).describe(channel)
+        return channel, theirs
+
+    return make
+
+
+def rest_of(sock: gsocket.socket, encrypt: int) -> bytes:
+    """What the peer is sent until the end of the stream; it must be an orderly one."""
+    data = b""
+    while more := sock.recv(65536):
+        data += more
+    if not encrypt:
+        return data
+    opener = Opener(KEYS[0])
+    opener.feed(data)
+    records = list(opener.records())
+    opener.finish()
+    assert {kind for kind, _ in records} <= {DATA, END, RESET}
+    return b"".join(plaintext for _, plaintext in records)
+
+
+@pytest.mark.parametrize("close", ["close_fd", "close_channel", "both"])
+def test_copies_of_the_descriptor_do_not_hold_up_its_end(
+    make: Make, lone_engine: kkp2p.engine_t, close: str
+) -> None:
+    """Such as a forked child has them."""
+    channel, theirs = make()
+    copy = os.dup(channel.fd)
+    assert kkp2p.write(channel.fd, b"last words", 10, 0) == 10
+    if close != "close_fd":
+        kkp2p.close_channel(lone_engine, channel.channel_id)
+    if close != "close_channel":
+        kkp2p.close_fd(channel.fd)
+    assert rest_of(theirs, channel.encrypt_data) == b"last words"
+    theirs.close()
+    while kkp2p.write(copy, b"x", 1, 0) > 0:
+        gevent.sleep(0.001)
+    assert kkp2p.read(copy, bytearray(9), 9, 20_000) == -1
+    wait_for(lambda: not lone_engine.channels)
+    os.close(copy)
+    if close == "close_channel":
+        kkp2p.close_fd(channel.fd)
+
+
+def test_close_fd_twice_leaves_alone_who_has_the_number_now(make: Make) -> None:
+    channel, theirs = make()
+    kkp2p.close_fd(channel.fd)
+    null = os.open("/dev/null", os.O_RDWR)
+    if null != channel.fd:
+        os.dup2(null, channel.fd)
+        os.close(null)
+    kkp2p.close_fd(channel.fd)
+    assert kkp2p.error_no() == -106
+    os.close(channel.fd)  # fails if it was closed
+    theirs.close()
+
+
+def test_a_number_that_the_application_gave_to_another_file(
+    make: Make, lone_engine: kkp2p.engine_t
+) -> None:
+    channel, theirs = make()
+    null = os.open("/dev/null", os.O_RDWR)
+    os.dup2(null, channel.fd)
+    kkp2p.close_fd(channel.fd)
+    assert kkp2p.error_no() == -106
+    assert os.fstat(channel.fd)
+    for fd in (null, channel.fd):
+        os.close(fd)
+    theirs.close()
+    kkp2p.close_channel(lone_engine, channel.channel_id)
+    wait_for(lambda: lone_engine.thread.call(sweep, lone_engine))
+
+
+def sweep(engine: kkp2p.engine_t) -> bool:
+    for channel in list(engine.channels.values()):
+        channel.sweep()
+    return not engine.channels
+
+
+def test_a_channel_that_nobody_took(lone_engine: kkp2p.engine_t, make: Make) -> None:
+    channel, theirs = make()
+    lone_engine.thread.call(lone_engine.channels[channel.channel_id].discard)
+    with pytest.raises((ConnectionResetError, BadPacket)):  # it must not look like a short answer
+        rest_of(theirs, channel.encrypt_data)
+    kkp2p.close_fd(channel.fd)
+    assert kkp2p.error_no() == -106
+    theirs.close()
+    wait_for(lambda: not lone_engine.channels)
+
+
+def test_closed_after_its_engine(make: Make, lone_engine: kkp2p.engine_t) -> None:
+    channel, theirs = make()
+    reading = gevent.spawn(rest_of, theirs, channel.encrypt_data)
+    kkp2p.write(channel.fd, b"last words", 10, 0)
+    kkp2p.engine_destroy(lone_engine)
+    assert reading.get() == b"last words"
+    assert kkp2p.read(channel.fd, bytearray(9), 9, 20_000) == -1
+    kkp2p.close_fd(channel.fd)
+    assert kkp2p.error_no() == 0
+    theirs.close()
+    assert channel.fd not in channels._by_fd
+
+
+def test_a_connection_cannot_be_sealed_without_keys() -> None:
+    with pytest.raises(ValueError, match="not sealed"):
+        Connection(None, 0, 0).seal()

@@ -1,0 +1,220 @@
+"""``kkp2p cloud`` as real processes: signals, descriptors, and its services on their own."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import gevent
+import pytest
+from gevent import socket as gsocket
+
+from helpers.cloud_client import (
+    Address,
+    Client,
+    cloud_process,
+    end_process,
+    open_relay,
+    running_cloud,
+    until,
+)
+from helpers.support import ROOT, forked_child
+from kkp2p_compat.cloud.accounts import Accounts
+from kkp2p_compat.cloud.route import rank
+from kkp2p_compat.cloud.server import SPARE_DESCRIPTORS
+
+
+@pytest.fixture(autouse=True)
+def _time_limit() -> Iterator[None]:
+    with gevent.Timeout(120):
+        yield
+
+
+def test_sigterm_is_an_orderly_end(tmp_path: Path) -> None:
+    process, address = cloud_process("--data", str(tmp_path), "--account", "alice:a")
+    with Client(address) as alice, Client(address) as caller:
+        assert alice.login("alice", "a")["op"] == "welcome"
+        places = [caller.call("alice")["relay"], alice.receive()["relay"]]
+        socks = [open_relay(place, address) for place in places]
+        assert [sock.recv(1) for sock in socks] == [b"\0", b"\0"]
+        process.terminate()
+        assert alice.receive() == {"op": "bye", "reason": "shutdown"}
+        assert alice.ended()
+        socks[0].sendall(b"the relay lets its sessions end")
+        assert socks[1].recv(100) == b"the relay lets its sessions end"
+        for sock in socks:
+            sock.close()
+    status, log = end_process(process, signals=0)
+    assert status == 0
+    assert "Traceback" not in log
+    with pytest.raises(ConnectionRefusedError):
+        gsocket.create_connection(address)
+
+
+def test_a_relay_session_that_goes_on_is_cut_after_the_drain(tmp_path: Path) -> None:
+    process, address = cloud_process(
+        "--data", str(tmp_path), "--account", "alice:a", "--drain", "0"
+    )
+    with Client(address) as alice, Client(address) as caller:
+        assert alice.login("alice", "a")["op"] == "welcome"
+        places = [caller.call("alice")["relay"], alice.receive()["relay"]]
+        socks = [open_relay(place, address) for place in places]
+        assert [sock.recv(1) for sock in socks] == [b"\0", b"\0"]
+        assert end_process(process)[0] == 0
+        for sock in socks:
+            with pytest.raises(ConnectionResetError):
+                sock.recv(1)
+            sock.close()
+
+
+def test_a_second_signal_waits_for_nothing(tmp_path: Path) -> None:
+    arguments = ("--data", str(tmp_path), "--account", "alice:a", "--drain", "1000")
+    process, address = cloud_process(*arguments)
+    with Client(address) as alice, Client(address) as caller:
+        assert alice.login("alice", "a")["op"] == "welcome"
+        places = [caller.call("alice")["relay"], alice.receive()["relay"]]
+        socks = [open_relay(place, address) for place in places]
+        assert [sock.recv(1) for sock in socks] == [b"\0", b"\0"]
+        process.terminate()
+        assert alice.receive()["op"] == "bye"
+        assert end_process(process)[0] == -signal.SIGTERM
+        for sock in socks:
+            sock.close()
+
+
+def test_the_port_is_taken(tmp_path: Path) -> None:
+    with gsocket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen(1)
+        port = taken.getsockname()[1]
+        ended = subprocess.run(
+            [
+                *(sys.executable, "-m", "kkp2p_compat", "cloud", "--data", str(tmp_path)),
+                *("--listen", f"127.0.0.1:{port}"),
+            ],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+        )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(f"kkp2p cloud: [Errno 98] cannot listen on 127.0.0.1:{port}")
+    assert "Traceback" not in ended.stderr
+
+
+def test_running_out_of_descriptors(tmp_path: Path) -> None:
+    """It refuses what it has no room for, and serves again when there is room."""
+    process, address = cloud_process(
+        "--data", str(tmp_path), "--account", "alice:a", descriptors=SPARE_DESCRIPTORS + 60
+    )
+    with Client(address) as alice:
+        assert alice.login("alice", "a")["op"] == "welcome"
+        socks = [gsocket.create_connection(address) for _ in range(200)]
+        assert alice.ask("beat") == {"op": "beat"}
+        for sock in socks:
+            sock.close()
+        until(lambda: _answers(address))
+        assert alice.ask("beat") == {"op": "beat"}
+    status, log = end_process(process)
+    assert status == 0
+    assert "connections in all" in log
+    assert "Traceback" not in log
+
+
+def _answers(address: Address) -> bool:
+    try:
+        with Client(address) as client:
+            return client.ask("beat") == {"op": "beat"}
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def services(tmp_path: Path) -> Iterator[dict[str, tuple[subprocess.Popen[str], Address]]]:
+    """A route, two tracks that share their accounts, and a relay."""
+    accounts = Accounts(tmp_path)
+    for number in range(6):
+        accounts.add(f"peer{number}", "s")
+    accounts.close()
+    key = tmp_path / "relay.key"
+    key.write_text("0123456789abcdef0123456789abcdef\n")
+    running = {}
+    try:
+        running["relay"] = cloud_process("--role", "relay", "--relay-key", str(key))
+        relay = "{}:{}".format(*running["relay"][1])
+        shared = ("--data", str(tmp_path), "--relay-key", str(key), "--relay", relay)
+        for name in ("track1", "track2"):
+            running[name] = cloud_process("--role", "track", *shared)
+        tracks = ["{}:{}".format(*running[name][1]) for name in ("track1", "track2")]
+        running["route"] = cloud_process(
+            *("--role", "route", "--data", str(tmp_path)),
+            *(option for track in tracks for option in ("--track", track)),
+        )
+        yield running
+    finally:
+        ends = {name: end_process(process) for name, (process, _) in running.items()}
+    for name, (status, log) in ends.items():
+        assert "Traceback" not in log, name
+        assert status in (0, -9), name
+
+
+def test_services_of_their_own(
+    services: dict[str, tuple[subprocess.Popen[str], Address]],
+) -> None:
+    tracks = [services[name][1] for name in ("track1", "track2")]
+    with Client(services["route"][1]) as route:
+        assert route.ask("login", v=1, peer="peer0", scram="x")["op"] == "error"
+        homes = {}
+        for number in range(6):
+            answer = route.ask("route", v=1, peer=f"peer{number}")
+            homes[f"peer{number}"] = [tuple(track) for track in answer["tracks"]]
+        assert homes == {peer: rank(tracks, peer) for peer in homes}
+        callee = next(iter(homes))
+        with Client(homes[callee][0]) as peer, Client(homes[callee][0]) as caller:
+            assert peer.login(callee, "s")["op"] == "welcome"
+            calling = caller.call(callee)
+            offer = peer.receive()
+            socks = [open_relay(message["relay"], ("", 0)) for message in (calling, offer)]
+            assert [sock.recv(1) for sock in socks] == [b"\0", b"\0"]
+            socks[0].sendall(b"across")
+            assert socks[1].recv(10) == b"across"
+            for sock in socks:
+                sock.close()
+            # The other track does not know of it: it just is not there.
+            with Client(homes[callee][1]) as elsewhere:
+                assert elsewhere.call(callee)["reason"] == "offline"
+        # A track that dies leaves the table.
+        dead = homes[callee][0]
+        process = services["track1" if dead == tracks[0] else "track2"][0]
+        process.kill()
+        process.wait()
+
+        def moved() -> bool:
+            tracks = route.ask("route", v=1, peer=callee)["tracks"]
+            return [tuple(track) for track in tracks] == [homes[callee][1]]
+
+        until(moved)
+
+
+def test_ipv6_and_ipv4_on_one_port(tmp_path: Path) -> None:
+    if not gsocket.has_dualstack_ipv6():
+        pytest.skip("no IPv6 on this host")
+    process, (_, port) = cloud_process("--data", str(tmp_path), listen="[::]:0")
+    for host in ("127.0.0.1", "::1"):
+        with Client((host, port), source=host) as client:
+            assert client.ask("beat") == {"op": "beat"}
+    assert end_process(process)[0] == 0
+
+
+def test_a_forked_child_does_not_keep_the_port(tmp_path: Path) -> None:
+    """Of a cloud inside a program that forks."""
+    with running_cloud(data=tmp_path) as cloud:
+        host, port = cloud.address
+        with forked_child():
+            cloud.stop()
+            with pytest.raises(ConnectionRefusedError):
+                gsocket.create_connection((host, port))
+            with running_cloud(data=tmp_path, port=port, stun=False) as again:
+                assert again.address == (host, port)

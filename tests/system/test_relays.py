@@ -1,0 +1,323 @@
+"""Several relays, and several addresses of one: both sides of a call come to the same one."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import gevent
+import pytest
+
+import kkp2p_compat as kkp2p
+from helpers.cloud_client import Client, running_cloud, until
+from helpers.cloud_fixtures import BlackHole
+from helpers.direct_support import accept, check_carries, connect
+from helpers.line_server import RawServer
+from helpers.support import PATIENCE_S, SECRET
+from kkp2p_compat._errors import BadPacket, KKP2PError, LinkLost
+from kkp2p_compat.cloud import prober
+from kkp2p_compat.cloud.server import Cloud
+from kkp2p_compat.engine.calls import cloud_call as calls
+from kkp2p_compat.transport import relay as relay_module
+from kkp2p_compat.transport import relay_wire
+from kkp2p_compat.transport.relay import MAX_SPOTS, Visit, parse_places_untrusted, sort_spots
+
+KEY = b"k" * 32
+Spot = tuple[str, int]
+Side = Callable[..., Any]
+
+
+@pytest.fixture
+def relays() -> Iterator[list[Cloud]]:
+    with ExitStack() as running:
+        yield [
+            running.enter_context(running_cloud(role="relay", relay_key=KEY, host="0.0.0.0"))
+            for _ in range(2)
+        ]
+
+
+@pytest.fixture
+def sides() -> Iterator[tuple[Side, Side]]:
+    """What makes the visits of a caller and of a callee; each is closed in the end."""
+    session, expiry, made = secrets.token_bytes(16), int(time.time()) + 60, []
+
+    def side(number: int) -> Side:
+        token = relay_wire.make_token(KEY, session, number, expiry)
+
+        def make(*spots: Spot) -> Visit:
+            made.append(Visit(spots, token, number == relay_wire.CALLER))
+            return made[-1]
+
+        return make
+
+    yield side(relay_wire.CALLER), side(relay_wire.CALLEE)
+    for visit in made:
+        visit.close()
+    gevent.sleep(0)
+
+
+def at(relay: Cloud, host: str = "127.0.0.1") -> Spot:
+    return host, relay.address[1]
+
+
+def nobody() -> Spot:
+    with gevent.socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        return unused.getsockname()[:2]
+
+
+def go(visit: Visit) -> Any:
+    visit.begin()
+    visit.pair()
+    return visit.take()
+
+
+def meet(caller: Visit, callee: Visit) -> None:
+    """Both are paired, and with each other."""
+    waiting = gevent.spawn(go, callee)
+    ours, theirs = go(caller), waiting.get()
+    ours.sendall(b"hello")
+    assert theirs.recv(5) == b"hello"
+    ours.close()
+    theirs.close()
+
+
+def test_both_reach_all(relays: list[Cloud], sides: tuple[Side, Side]) -> None:
+    first, second = map(at, relays)
+    meet(sides[0](first, second), sides[1](first, second))
+    until(lambda: all(cloud.relay is not None and cloud.relay.waiting == 0 for cloud in relays))
+
+
+@pytest.mark.parametrize("who", ["the caller", "the callee", "both"])
+@pytest.mark.parametrize("how", ["refuses", "swallows", "says nothing"])
+def test_the_first_relay_is_dead(
+    relays: list[Cloud], sides: tuple[Side, Side], black_hole: BlackHole, lan_port: int,
+    monkeypatch: pytest.MonkeyPatch, who: str, how: str,
+) -> None:  # fmt: skip
+    """For one side, or for both; the other one waits there, or goes there, for nothing."""
+    pairs_at_once = how == "swallows" and who != "the callee"
+    monkeypatch.setattr(relay_module, "PAIR_S", PATIENCE_S if pairs_at_once else 0.3)
+    server = RawServer(lambda sock: gevent.sleep(PATIENCE_S * 10))
+    if how == "swallows":
+        black_hole("127.0.0.2", lan_port)
+    dead = {"refuses": nobody(), "swallows": ("127.0.0.2", lan_port)}.get(how, server.address)
+    first, second = map(at, relays)
+    spots = [
+        (first if who not in (side, "both") else dead, second)
+        for side in ("the caller", "the callee")
+    ]
+    meet(sides[0](*spots[0]), sides[1](*spots[1]))
+    server.close()
+
+
+def test_two_addresses_of_one_relay(
+    relays: list[Cloud], sides: tuple[Side, Side], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The second place of the same side is refused there, which ends nothing."""
+    spots = at(relays[0]), at(relays[0], "127.0.0.2")
+    callee = sides[1](*spots)
+    callee.begin()
+    until(lambda: "the token was used before" in caplog.text)
+    waiting = gevent.spawn(callee.pair)
+    caller = sides[0](*reversed(spots))
+    go(caller).close()
+    waiting.get()
+    callee.take().close()
+
+
+def test_nobody_is_there(sides: tuple[Side, Side]) -> None:
+    for make in sides:
+        with pytest.raises(LinkLost, match="refused"):
+            make(nobody(), nobody()).begin()
+
+
+def test_closed_at_any_time(relays: list[Cloud], sides: tuple[Side, Side]) -> None:
+    """The leak check looks at what is left."""
+    spots = tuple(map(at, relays))
+    for make in sides:
+        visit = make(*spots)
+        visit.close()
+    callee = sides[1](*spots)
+    callee.begin()
+    waiting = gevent.spawn(callee.pair)
+    gevent.sleep(0)
+    callee.close()
+    with pytest.raises(KKP2PError):
+        waiting.get()
+
+
+def test_paired_and_closed_before_anybody_looks(
+    relays: list[Cloud], sides: tuple[Side, Side]
+) -> None:
+    """What the caller has written by then is lost: it must not read an end in order."""
+    spots = tuple(map(at, relays))
+    callee = sides[1](*spots)
+    callee.begin()
+    ours = go(sides[0](*spots))
+    until(callee._paired.ready)
+    ours.sendall(b"lost")
+    callee.close()
+    with pytest.raises(ConnectionResetError):
+        ours.recv(1)
+    ours.close()
+
+
+TOKEN = relay_wire.make_token(KEY, bytes(16), relay_wire.CALLEE, 1)
+
+
+def test_places() -> None:
+    text = relay_wire.token_to_text(TOKEN)
+    default = "192.0.2.1", 3080
+    assert parse_places_untrusted([None, None, text], None, default) == ([default], TOKEN)
+    many = [["relay.example", number] for number in range(1, 100)]
+    places, _ = parse_places_untrusted(["192.0.2.2", 1, text], many, default)
+    assert places == [("192.0.2.2", 1), ("relay.example", 1), ("relay.example", 2),
+                      ("relay.example", 3)][:MAX_SPOTS]  # fmt: skip
+    assert parse_places_untrusted(["r", 1, text], "unknown", default) == ([("r", 1)], TOKEN)
+    for others in ([1], [["r"]], [["r", 0]], [["a b", 1]], [[None, None]], [["r", 1, text]]):
+        with pytest.raises(BadPacket):
+            parse_places_untrusted(["192.0.2.2", 1, text], others, default)
+
+
+def test_all_sides_of_a_call_sort_a_name_s_addresses_alike() -> None:
+    addresses = [f"192.0.2.{i}" for i in range(4)] + [f"2001:db8::{i}" for i in range(4)]
+    firsts = set()
+    for number in range(50):
+        session = number.to_bytes(16, "big")
+        caller, callee = (
+            sort_spots(order, relay_wire.make_token(KEY, session, side, 1))
+            for side, order in enumerate((addresses, addresses[::-1]))
+        )
+        assert caller == callee
+        assert sorted(caller) == sorted(addresses)
+        assert [":" in ip for ip in caller] == [True, False] * 4
+        firsts.add(caller[0])
+    assert len(firsts) == 4  # each machine has its share
+
+
+# The track.
+
+
+@pytest.fixture(autouse=True)
+def _quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prober, "PROBE_EVERY_S", 0.01)
+
+
+def relays_of(client: Client, callee: Client) -> list[Spot]:
+    calling, offer = client.call("callee"), callee.receive()
+    client.send("cancel", call=1)
+    assert callee.receive()["op"] == "cancel"
+    named = [[*message["relay"][:2]] for message in (calling, offer)]
+    assert named[0] == named[1]
+    assert calling.get("relays") == offer.get("relays")
+    return [tuple(place) for place in (named[0], *calling.get("relays", []))]
+
+
+def test_a_track_names_relays_that_live(
+    relays: list[Cloud], caplog: pytest.LogCaptureFixture
+) -> None:
+    places = [at(relay) for relay in relays]
+    dead = nobody()
+    settings = {"role": "track", "relay_key": KEY, "relays": [*places, dead]}
+    with (
+        caplog.at_level(logging.WARNING),
+        running_cloud({"callee": "c"}, **settings) as track,
+        Client(track.address) as callee,
+        Client(track.address) as caller,
+    ):
+        callee.login("callee", "c")
+        until(lambda: sorted(relays_of(caller, callee)) == sorted(places))
+        assert {relays_of(caller, callee)[0] for _ in range(30)} == set(places)
+        relays[1].stop()
+        until(lambda: relays_of(caller, callee) == [places[0]])
+        relays[0].stop()  # with none alive all are named: the peers may see what we do not
+        until(lambda: len(relays_of(caller, callee)) == 3)
+        with gevent.socket.socket() as again:
+            again.setsockopt(gevent.socket.SOL_SOCKET, gevent.socket.SO_REUSEADDR, 1)
+            again.bind(dead)
+            again.listen()
+            until(lambda: relays_of(caller, callee) == [dead])
+    told = [record.getMessage() for record in caplog.records if "relay" in record.getMessage()]
+    assert len([text for text in told if f"{dead[1]} is dead" in text]) == 1
+    assert len([text for text in told if f"{dead[1]} is alive again" in text]) == 1
+
+
+# Whole calls.
+
+
+@pytest.fixture
+def track(relays: list[Cloud]) -> Iterator[Callable[..., Cloud]]:
+    with ExitStack() as running:
+
+        def start(*places: Spot) -> Cloud:
+            settings = {"role": "track", "relay_key": KEY, "relays": list(places)}
+            return running.enter_context(running_cloud({"peer": SECRET}, **settings))
+
+        yield start
+
+
+@pytest.mark.parametrize("encrypt", [0, 1])
+@pytest.mark.parametrize("how", ["refuses", "swallows"])
+def test_calls_while_nobody_knows_yet_that_a_relay_is_dead(
+    relays: list[Cloud], track: Callable[..., Cloud], make_engine: Callable[..., kkp2p.engine_t],
+    black_hole: BlackHole, lan_port: int, monkeypatch: pytest.MonkeyPatch, how: str, encrypt: int,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(prober.Prober, "start", lambda self: None)
+    if how == "swallows":
+        black_hole("127.0.0.2", lan_port)
+    port = track(at(relays[0]), ("127.0.0.2", lan_port)).address[1]
+    engine, peer = (make_engine(login_port=port) for _ in range(2))
+    assert kkp2p.join_net(peer, "peer", SECRET) == 0
+    for _ in range(8):
+        ctx = kkp2p.connect_ctx_t("peer", 0, 2, encrypt, PATIENCE_S * 1000)
+        mine = kkp2p.channel_t()
+        assert kkp2p.connect(engine, ctx, mine) == 0
+        check_carries(mine, accept(peer))
+
+
+@pytest.mark.usefixtures("out_of_reach")
+def test_a_relay_that_is_dead_when_no_path_is_found(
+    relays: list[Cloud], track: Callable[..., Cloud], make_engine: Callable[..., kkp2p.engine_t],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Auto mode: the relay is prepared, and the caller says that it is taken."""
+    monkeypatch.setattr(prober.Prober, "start", lambda self: None)
+    port = track(at(relays[0]), nobody(), nobody()).address[1]
+    engine, peer = (make_engine(login_port=port) for _ in range(2))
+    assert kkp2p.join_net(peer, "peer", SECRET) == 0
+    for _ in range(4):
+        mine = connect(engine, mode=0)
+        assert mine.transmit_mode == 2
+        check_carries(mine, accept(peer))
+
+
+def test_two_relays_behind_one_name(
+    track: Callable[..., Cloud], make_engine: Callable[..., kkp2p.engine_t],
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:  # fmt: skip
+    """The two sides' resolvers list them in different orders."""
+    with ExitStack() as running:
+        first = running.enter_context(running_cloud(role="relay", relay_key=KEY))
+        second = running.enter_context(
+            running_cloud(role="relay", relay_key=KEY, host="127.0.0.2", port=first.address[1])
+        )
+        orders = iter([["127.0.0.1", "127.0.0.2"], ["127.0.0.2", "127.0.0.1"]] * 100)
+        real = calls.addresses_of
+        monkeypatch.setattr(
+            calls, "addresses_of",
+            lambda host, timeout_s: next(orders) if "relay" in host else real(host, timeout_s),
+        )  # fmt: skip
+        port = track(("relay.test", first.address[1])).address[1]
+        engine, peer = (make_engine(login_port=port) for _ in range(2))
+        assert kkp2p.join_net(peer, "peer", SECRET) == 0
+        used = set()
+        for _ in range(12):
+            mine = connect(engine, mode=2)
+            used.add(kkp2p.channel_stats(engine, mine.channel_id).address)
+            check_carries(mine, accept(peer))
+        assert len(used) == len((first, second))

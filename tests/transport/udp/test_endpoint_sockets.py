@@ -1,0 +1,223 @@
+"""Extra sockets of an endpoint, and datagrams that do not go far."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+from collections.abc import Callable
+
+import gevent
+import pytest
+
+from helpers.endpoint_support import (
+    IPS,
+    Link,
+    added,
+    arrives,
+    make,
+    ours,
+    packet,
+    place,
+    send,
+    stranger,
+)
+from helpers.support import PATIENCE_S
+from kkp2p_compat._errors import EngineClosed, LinkLost, OutOfDescriptors
+from kkp2p_compat.transport.udp import batch_socket, doors
+from kkp2p_compat.transport.udp.batch_socket import BatchSocket
+from kkp2p_compat.transport.udp.endpoint import Endpoint
+from kkp2p_compat.transport.udp.events import Address, Transmit
+
+__all__ = ["make", "ours", "stranger"]
+
+IP_RECVTTL = 12  # linux/in.h
+STUN = b"\x00\x01".ljust(28, b"s")
+
+
+def open_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize("family", list(IPS), ids=["ipv4", "ipv6"])
+def test_a_check_by_an_extra_socket(
+    family: socket.AddressFamily, make: Callable[[], Endpoint]
+) -> None:
+    ours, theirs = make(), make()
+    (number,) = ours.open_sockets(family, 1)
+    came: list[tuple[Endpoint, bytes, Address]] = []
+    arrived = gevent.event.Event()
+
+    def note(end: Endpoint, data: bytes, address: Address) -> None:
+        came.append((end, data, address))
+        arrived.set()
+
+    ours.on_stun = lambda data, address: note(ours, data, address)
+    theirs.on_stun = lambda data, address: (
+        note(theirs, data, address),
+        theirs.send_check(STUN, address),
+    )
+    ip, port = place(theirs, family)[:2]
+    ours.send_check(STUN, (ip, port, number))
+    with gevent.Timeout(PATIENCE_S):
+        while len(came) < 2:
+            arrived.clear()
+            arrived.wait()
+    assert came == [
+        (theirs, STUN, (ip, ours.port_of(number))),
+        (ours, STUN, (ip, port, number)),
+    ]
+    assert ours.port_of(number) != ours.ports()[family]
+
+
+def test_a_connection_by_an_extra_socket(ours: Endpoint, stranger: BatchSocket) -> None:
+    """Its datagrams come from that socket, and what comes to that socket says so."""
+    link = added(ours, 1)
+    seen: list[Address] = []
+    handle = link.connection.handle_datagrams
+
+    def handle_datagrams(data: bytes, segment_bytes: int, address: Address, now: float) -> None:
+        seen.append(address)
+        handle(data, segment_bytes, address, now)
+
+    link.connection.handle_datagrams = handle_datagrams  # type: ignore[method-assign]
+    (number,) = ours.open_sockets(socket.AF_INET, 1)
+    address = "127.0.0.1", stranger.port, number
+    link.connection.transmits.append(Transmit(packet(9, b"") * 20, 100, address))
+    ours.wake(link)
+    with gevent.Timeout(PATIENCE_S):
+        while (got := stranger.receive()) is None:
+            gevent.socket.wait_read(stranger.fileno())
+    assert got == (packet(9, b"") * 20, 100, ("127.0.0.1", ours.port_of(number)))
+    stranger.send(packet(1, b"back"), 100, ("127.0.0.1", ours.port_of(number)))
+    link.connection.wait_for(lambda: link.connection.received)
+    assert seen == [address]
+
+
+def test_small_until_a_connection_uses_it(
+    ours: Endpoint, stranger: BatchSocket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_socket, "BUFFER_BYTES", 150_000)  # any process may have so much
+    link = added(ours, 1)
+    (number,) = ours.open_sockets(socket.AF_INET, 1)
+    bound = ours._doors.extra[number].socket._sock
+    usual = bound.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+    ours.send_check(STUN, ("127.0.0.1", stranger.port, number))
+    assert bound.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == usual
+    address = "127.0.0.1", stranger.port, number
+    link.connection.transmits.append(Transmit(b"data", 4, address))
+    ours.wake(link)
+    assert arrives(stranger) + arrives(stranger) == [STUN, b"data"]
+    assert bound.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 300_000
+
+
+def test_hundreds_and_their_end(ours: Endpoint) -> None:
+    before = open_descriptors()
+    first = ours.open_sockets(socket.AF_INET, 256)
+    assert open_descriptors() == before + 256
+    assert len({ours.port_of(number) for number in first}) == 256
+    ours.close_sockets(first)
+    ours.close_sockets(first)
+    assert open_descriptors() == before
+    again = ours.open_sockets(socket.AF_INET, 2)
+    assert not set(first) & set(again), "a number came again"
+    with pytest.raises(KeyError):
+        ours.port_of(first[0])
+    ours.send_check(STUN, ("127.0.0.1", 9, first[0]))
+    assert ours.dropped == {"no socket": 1}
+    ours.close()
+    assert open_descriptors() == before - 2
+    with pytest.raises(EngineClosed):
+        ours.open_sockets(socket.AF_INET, 1)
+
+
+def test_too_many(ours: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doors, "MAX_EXTRA_SOCKETS", 5)
+    ours.open_sockets(socket.AF_INET, 3)
+    before = open_descriptors()
+    with pytest.raises(OutOfDescriptors, match="no more than 5"):
+        ours.open_sockets(socket.AF_INET6, 3)
+    assert open_descriptors() == before
+    ours.open_sockets(socket.AF_INET6, 2)
+
+
+def test_no_descriptors_for_all_of_them(ours: Endpoint) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open("/dev/null") as last:
+        free = last.fileno()
+    before = open_descriptors()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + 3, hard))
+    try:
+        with pytest.raises(OutOfDescriptors):
+            ours.open_sockets(socket.AF_INET, 20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert open_descriptors() == before
+    assert len(ours.open_sockets(socket.AF_INET, 20)) == 20
+
+
+def test_a_family_that_is_not_there(make: Callable[[], Endpoint]) -> None:
+    ours = make()
+    ours._doors.main.pop(socket.AF_INET6).close()
+    with pytest.raises(LinkLost):
+        ours.open_sockets(socket.AF_INET6, 1)
+
+
+@pytest.mark.parametrize("by", ["stun", "event"])
+def test_a_socket_closed_by_what_came_to_it(by: str, ours: Endpoint, stranger: BatchSocket) -> None:
+    link = added(ours, 1)
+    (number,) = ours.open_sockets(socket.AF_INET, 1)
+    ours.on_stun = lambda data, address: ours.close_sockets([number])
+    link.on_event = lambda event: ours.close_sockets([number])
+    port = ours.port_of(number)
+    for _ in range(5):
+        stranger.send(STUN if by == "stun" else packet(1, b""), 100, ("127.0.0.1", port))
+    with gevent.Timeout(PATIENCE_S):
+        while number in ours._doors.extra:
+            gevent.sleep(0.001)
+    send(stranger, ours, packet(1, b"end"))
+    link.connection.wait_for(lambda: packet(1, b"end") in link.connection.received)
+    assert not ours.failures(), "a closed socket was used"
+
+
+def test_a_socket_closed_while_a_connection_waits_for_room(
+    ours: Endpoint, stranger: BatchSocket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link: Link = added(ours, 1)
+    (number,) = ours.open_sockets(socket.AF_INET, 1)
+    monkeypatch.setattr(ours._doors.extra[number].socket, "send", lambda *_: 0)
+    link.connection.transmits.append(Transmit(b"lost", 4, ("127.0.0.1", stranger.port, number)))
+    ours.wake(link)
+    link.connection.wait_for(lambda: ours._doors.extra[number].waiting)
+    link.connection.transmits.append(Transmit(b"main", 4, ("127.0.0.1", stranger.port)))
+    ours.close_sockets([number])
+    assert arrives(stranger) == [b"main"]
+
+
+@pytest.mark.parametrize("family", list(IPS), ids=["ipv4", "ipv6"])
+def test_hops(family: socket.AddressFamily, ours: Endpoint) -> None:
+    """Of that datagram only."""
+    level, wanted, kind = {
+        socket.AF_INET: (socket.IPPROTO_IP, IP_RECVTTL, socket.IP_TTL),
+        socket.AF_INET6: (
+            socket.IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT, socket.IPV6_HOPLIMIT,
+        ),
+    }[family]  # fmt: skip
+    with socket.socket(family, socket.SOCK_DGRAM) as receiver:
+        receiver.bind((IPS[family], 0))
+        receiver.setsockopt(level, wanted, 1)
+        receiver.settimeout(PATIENCE_S)
+        address = IPS[family], receiver.getsockname()[1]
+        (number,) = ours.open_sockets(family, 1)
+        usual = 64
+        for target in address, (*address, number):
+            for ttl in 3, None, 1:
+                ours.send_check(STUN, target, ttl)
+                data, control, _, _ = receiver.recvmsg(100, 100)
+                assert data == STUN
+                hops = [value for *where, value in control if where == [level, kind]]
+                assert [int.from_bytes(value, "little") for value in hops] == [ttl or usual]
+    assert not ours.failures() + ours.dropped
+    for bad in ("no ip", 9), ("127.0.0.1", 0), ("127.0.0.1", 0, number):
+        ours.send_check(STUN, bad, 3)
+    assert ours.failures().total() == 3
