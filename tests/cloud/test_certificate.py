@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import signal
+import ssl
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 
 import kkp2p_compat as kkp2p
 from helpers.cloud_client import Client, cloud_process, end_process, running_cloud, until
 from helpers.support import PATIENCE_S, SECRET, CloudProcess
 from kkp2p_compat.cloud import certificate as certificate_module
-from kkp2p_compat.cloud.certificate import load_identity
+from kkp2p_compat.cloud.certificate import host_addresses, load_identity
 from kkp2p_compat.cloud.server import Cloud
 from kkp2p_compat.cloud.settings import Settings
+from kkp2p_compat.control.binding import end_point_binding
 from kkp2p_compat.control.trust import fingerprint
 
 ACCOUNTS = {"alice": "s3cret", "bob": "b"}
@@ -219,3 +224,48 @@ def test_names_on_the_command_line(tmp_path: Path) -> None:
     cloud = CloudProcess(tmp_path, "--name", "203.0.113.1", "--name", "cloud.example.net")
     assert cloud.end() == 0
     assert {"203.0.113.1", "cloud.example.net"} <= names(tmp_path)
+
+
+def test_the_certificate_is_made_once_and_kept(tmp_path: Path) -> None:
+    first = load_identity(tmp_path / "data")
+    again = load_identity(tmp_path / "data")
+    assert (first.binding, first.fingerprint) == (again.binding, again.fingerprint)
+    key, pem = tmp_path / "data" / "cloud.key", tmp_path / "data" / "cloud.crt"
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    certificate = x509.load_pem_x509_certificate(pem.read_bytes())
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert "localhost" in names.get_values_for_type(x509.DNSName)
+    addresses = {str(address) for address in names.get_values_for_type(x509.IPAddress)}
+    assert addresses == set(host_addresses())
+    assert "127.0.0.1" in addresses
+    assert first.fingerprint == f"sha256:{certificate.fingerprint(hashes.SHA256()).hex()}"
+    # It may stand for itself and for nothing else.
+    assert ssl.create_default_context(cafile=str(pem)).cert_store_stats()["x509_ca"] == 1
+
+
+def test_without_a_folder_the_certificate_is_another_each_time() -> None:
+    assert load_identity(None).fingerprint != load_identity(None).fingerprint
+
+
+def test_a_certificate_of_the_users_own(tmp_path: Path) -> None:
+    load_identity(tmp_path)
+    crt, key = tmp_path / "cloud.crt", tmp_path / "cloud.key"
+    other = tmp_path / "other"
+    load_identity(other)
+    chain = tmp_path / "chain.pem"
+    chain.write_text("a comment\n" + crt.read_text() + (other / "cloud.crt").read_text())
+    assert load_identity(None, chain, key).fingerprint == load_identity(tmp_path).fingerprint
+    with pytest.raises(ValueError, match="no pair"):
+        load_identity(None, crt, other / "cloud.key")
+    with pytest.raises(ValueError, match="no PEM certificate"):
+        load_identity(None, key, key)
+    with pytest.raises(OSError, match="missing"):
+        load_identity(None, tmp_path / "missing", key)
+
+
+def test_binding_of_our_certificate_is_sha256_of_it(tmp_path: Path) -> None:
+    identity = load_identity(tmp_path)
+    der = ssl.PEM_cert_to_DER_cert((tmp_path / "cloud.crt").read_text())
+    assert identity.binding == end_point_binding(der) == hashlib.sha256(der).digest()
+    with pytest.raises(ValueError, match="pars"):
+        end_point_binding(b"garbage")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
 
 import pytest
 
@@ -19,11 +18,9 @@ from kkp2p_compat._errors import (
     TimedOut,
 )
 from kkp2p_compat.control import link as link_module
-from kkp2p_compat.control.client import CloudClient
 from kkp2p_compat.control.link import Link
 from kkp2p_compat.control.outgoing import MAX_TRICKLES, OutgoingCall
 from kkp2p_compat.control.wire import Message
-from kkp2p_compat.engine.calls.cloud_call import call_peer
 
 
 def test_calls(open_link: OpenLink) -> None:
@@ -241,54 +238,3 @@ def test_the_nat_is_told_when_it_has_changed(open_link: OpenLink) -> None:
     assert heard == [
         ({"a": 1}, None), ({"a": 2}, None), ({"a": 2}, [["192.0.2.1", "A" * 22]]),
     ]  # fmt: skip
-
-
-# What an engine's call tells.
-
-
-class OneTrack:
-    """As much of a CloudClient as ``call_peer`` uses."""
-
-    def __init__(self, link: Link) -> None:
-        self.link = link
-
-    def links_to(self, _: str) -> list[Link]:
-        return [self.link]
-
-
-@pytest.mark.parametrize(
-    ("answers", "fails", "told"),
-    [(True, False, ["over"]), (True, True, ["cancel"]), (False, True, ["cancel"])],
-)
-def test_the_callee_hears_of_a_call_that_failed_after_its_answer(
-    open_link: OpenLink, answers: bool, fails: bool, told: list[str]
-) -> None:
-    heard: list[str] = []
-
-    def script(visitor: Visitor) -> None:
-        number = visitor.receive("call")["call"]
-        visitor.send("calling", call=number, relay=[])
-        if answers:
-            visitor.send("answer", call=number, answer="{}")
-        while (message := visitor.receive())["op"] != "route":
-            heard.append(message["op"])
-        visitor.send("track", tracks=[])
-        visitor.wait_until_gone()
-
-    def finish(_: Link, call: OutgoingCall) -> str:
-        call.relay.get()
-        if answers:
-            call.answer.get()
-        if fails:
-            raise TimedOut("no path")
-        return "met"
-
-    link = open_link(script)
-    client = cast(CloudClient, OneTrack(link))
-    if fails:
-        with pytest.raises(TimedOut, match="no path"):
-            call_peer(client, "bob", "{}", 1.0, finish)
-    else:
-        assert call_peer(client, "bob", "{}", 1.0, finish) == "met"
-    link.route("x")
-    assert heard == told

@@ -11,6 +11,7 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent import monkey
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -238,3 +239,36 @@ def test_a_network_without_a_nat64(dns: Answers, monkeypatch: pytest.MonkeyPatch
 def test_a_host_with_ipv4_asks_nobody(dns: Answers) -> None:
     dns["ipv4only.arpa"] = ["64:ff9b::192.0.0.170"]
     assert addresses_of("127.0.0.1", PATIENCE_S) == ["127.0.0.1"]
+
+
+def test_lookups_at_once_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names come from servers too, and a lookup that hangs holds a thread."""
+    gate = monkey.get_original("_thread", "allocate_lock")()
+    gate.acquire()
+
+    def stuck(*_: object) -> list[Any]:
+        with gate:
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.0.0.1", 0))]
+
+    monkeypatch.setattr(resolver, "_getaddrinfo", stuck)
+    names = [f"host{i}.example" for i in range(resolver.MAX_LOOKUPS)]
+    waiting = [gevent.spawn(resolver.resolve, name, PATIENCE_S) for name in names]
+    gevent.sleep(0)
+    with pytest.raises(KKP2PError, match="are being looked up already") as caught:
+        resolver.resolve("one-more.example", PATIENCE_S)
+    assert caught.value.code == -102
+    gate.release()
+    assert [lookup.get() for lookup in waiting] == [["10.0.0.1"]] * resolver.MAX_LOOKUPS
+    assert resolver.resolve("one-more.example", PATIENCE_S) == ["10.0.0.1"]
+
+
+def test_a_name_when_there_are_no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    places = len(resolver._free_places)
+    monkeypatch.setattr(resolver.monkey, "get_original", lambda *_: refuse)
+    with pytest.raises(KKP2PError) as caught:
+        resolver.resolve("p2p.example", PATIENCE_S)
+    assert caught.value.code == -103
+    assert len(resolver._free_places) == places

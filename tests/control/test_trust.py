@@ -42,19 +42,6 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def start_cloud(tmp_path: Path) -> Iterator[StartCloud]:
-    clouds: list[CloudProcess] = []
-
-    def start(*options: str, data: str = "cloud") -> CloudProcess:
-        clouds.append(CloudProcess(tmp_path / data, *options))
-        return clouds[-1]
-
-    yield start
-    for cloud in clouds:
-        cloud.end()
-
-
-@pytest.fixture
 def intercept(tmp_path: Path) -> Iterator[Intercept]:
     """Somebody before a cloud; he passes everything on until he cuts."""
     made: list[Interceptor] = []

@@ -33,6 +33,20 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CloudProcess]:
     assert process.end() == 0, "".join(process.output)
 
 
+@pytest.fixture
+def start_cloud(tmp_path: Path) -> Iterator[Callable[..., CloudProcess]]:
+    """Clouds of the test's own, which may come to harm; ``data``: the folder of each."""
+    clouds: list[CloudProcess] = []
+
+    def start(*options: str, data: str = "cloud", port: int = 0) -> CloudProcess:
+        clouds.append(CloudProcess(tmp_path / data, *options, listen=f"127.0.0.1:{port}"))
+        return clouds[-1]
+
+    yield start
+    for cloud in clouds:
+        cloud.end()
+
+
 # One address makes all the calls of the tests.
 GENEROUS = ("--calls-per-s", "10000", "--connects-per-s", "10000")
 

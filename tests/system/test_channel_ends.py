@@ -12,7 +12,7 @@ import os
 import re
 import signal
 import socket as _socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import gevent
@@ -201,19 +201,6 @@ def test_what_the_peer_does(
 
 
 @pytest.fixture
-def start_cloud(tmp_path: Path) -> Iterator[Callable[[], CloudProcess]]:
-    clouds: list[CloudProcess] = []
-
-    def start() -> CloudProcess:
-        clouds.append(CloudProcess(tmp_path / f"cloud{len(clouds)}", *ACCOUNT))
-        return clouds[-1]
-
-    yield start
-    for cloud in clouds:
-        cloud.end()
-
-
-@pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """p2p connections that notice soon that the peer is gone."""
     monkeypatch.setattr(
@@ -226,12 +213,12 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 @observers
 @cells
 def test_what_is_killed(
-    on_loopback: None, impatient: None, start_cloud: Callable[[], CloudProcess],
+    on_loopback: None, impatient: None, start_cloud: Callable[..., CloudProcess],
     make_engine: Callable[..., kkp2p.engine_t], start_program: Callable[..., Program],
     carrier: str, observer: str, row: str,
 ) -> None:  # fmt: skip
     """All are real processes: an echoing peer, and the cloud with its relay."""
-    cloud = start_cloud()
+    cloud = start_cloud(*ACCOUNT)
     server = start_program("server", str(cloud.port), "peer", SECRET)
     seen = OBSERVERS[observer](make_engine(login_port=cloud.port), *CARRIERS[carrier])
     seen.send(b"hello")

@@ -329,3 +329,24 @@ left.close(); right.close()
 
 def test_monkey_patched() -> None:
     subprocess.run([sys.executable, "-c", PATCHED], check=True, env=ENVIRONMENT)
+
+
+def test_a_peer_that_never_takes_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its application is gone, the peer lives and does not read: a stranger must not hold us."""
+    monkeypatch.setattr(carry, "CLOSE_TIMEOUT_S", 0.01)
+    app, plain = gsocket.socketpair()
+    wire, peer = tcp_pair()
+    stream = SealedStream(plain, wire, Sealer(KEYS[0]), Opener(KEYS[1]), lambda: None)
+    running = gevent.spawn(stream.run)
+    app.settimeout(0.3)
+    with pytest.raises(TimeoutError):
+        app.sendall(bytes(100_000_000))
+    app.close()
+    closing = gevent.spawn(stream.application_closed)
+    error = running.get(timeout=PATIENCE_S)
+    assert isinstance(error, LinkLost)
+    assert "does not take the rest" in str(error)
+    wire.close()
+    closing.join()
+    for sock in (plain, peer):
+        sock.close()

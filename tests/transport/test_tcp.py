@@ -203,3 +203,24 @@ def test_linger_frees_a_writer_that_waits_for_room() -> None:
         writing.get()
     assert theirs.recv(100) == b"bye"
     theirs.close()
+
+
+IP_FREEBIND = 15  # linux/in.h
+
+
+def test_only_a_connection_whose_address_is_gone_is_stranded() -> None:
+    with socket.socket() as listener, socket.socket() as sock:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        sock.connect(listener.getsockname())
+        assert not tcp.stranded(sock)
+        assert not tcp.stranded(sock.fileno())
+    assert not tcp.stranded(sock)  # closed
+    for one in socket.socketpair():
+        with one:
+            assert not tcp.stranded(one)
+    for family, address in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        with socket.socket(family) as sock:
+            sock.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)  # an address that nobody has
+            sock.bind((address, 0))
+            assert tcp.stranded(sock)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import gevent
@@ -14,12 +13,10 @@ from gevent import socket
 from gevent.event import Event
 
 from helpers.support import PATIENCE_S
-from kkp2p_compat.traversal import address_watch, routes
+from kkp2p_compat.traversal import address_watch
 from kkp2p_compat.traversal.address_watch import AddressWatch
-from kkp2p_compat.traversal.routes import DefaultRoute, default_routes
 
 LOG = logging.getLogger("test.address_watch")
-V4, V6 = socket.AF_INET, socket.AF_INET6
 
 
 class World:
@@ -207,41 +204,3 @@ def test_this_hosts_own() -> None:
 
 
 # Default routes, from files of Linux 6.18.
-
-ROUTE = """\
-Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT
-wlan0\t00000000\t0101A8C0\t0003\t0\t0\t600\t00000000\t0\t0\t0
-eth0\t00000000\t0100A8C0\t0003\t0\t0\t100\t00000000\t0\t0\t0
-ppp0\t00000000\t00000000\t0001\t0\t0\t700\t00000000\t0\t0\t0
-eth1\t00000000\t0100000A\t0002\t0\t0\t50\t00000000\t0\t0\t0
-eth0\t0000A8C0\t00000000\t0001\t0\t0\t100\t00FFFFFF\t0\t0\t0
-"""
-ZERO = "0" * 32
-IPV6_ROUTE = f"""\
-fd00{"0" * 28} 40 {ZERO} 00 {ZERO} 00000100 00000001 00000000 00000001     eth0
-{ZERO} 00 {ZERO} 00 fe80{"0" * 27}1 00000400 00000003 00000000 00000003     eth0
-{ZERO} 00 {ZERO} 00 {ZERO} ffffffff 00000001 00000000 00200200       lo
-"""
-
-
-def test_default_routes(tmp_path: Path) -> None:
-    (tmp_path / "route").write_text(ROUTE)
-    (tmp_path / "ipv6_route").write_text(IPV6_ROUTE)
-    assert default_routes(tmp_path) == [
-        DefaultRoute(V4, "192.168.0.1", "eth0"),
-        DefaultRoute(V4, "192.168.1.1", "wlan0"),
-        DefaultRoute(V4, "", "ppp0"),
-        DefaultRoute(V6, "fe80::1", "eth0"),
-    ]
-
-
-def test_no_files_no_routes(tmp_path: Path) -> None:
-    assert default_routes(tmp_path) == []
-
-
-def test_gateways_are_those_of_ipv4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "route").write_text(ROUTE)
-    (tmp_path / "ipv6_route").write_text(IPV6_ROUTE)
-    found = default_routes(tmp_path)
-    monkeypatch.setattr(routes, "default_routes", lambda proc: found)
-    assert routes.ipv4_gateways() == ["192.168.0.1", "192.168.1.1"]

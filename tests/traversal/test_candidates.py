@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.nat_simulation import HOST_IP
 from kkp2p_compat._errors import BadPacket
 from kkp2p_compat.traversal.candidates import (
     MAX_CANDIDATES,
@@ -194,3 +195,37 @@ def test_a_repeated_address_counts_once() -> None:
 )
 def test_plausible(ours: list[str], address: str, expected: bool) -> None:
     assert plausible(address, own(*ours)) is expected
+
+
+@pytest.mark.parametrize("ip", ["192.0.0.2", "192.0.0.4", "198.18.0.1"])
+def test_addresses_that_mean_something_on_their_host_only(ip: str) -> None:
+    """Of 464XLAT and DS-Lite (RFC 7335); of VPN programs (RFC 2544).  A router that has one is
+    behind another NAT."""
+    assert is_private(ip)
+    public = host_candidates(PORTS, ["203.0.113.5"])
+    assert not plausible(ip, public)
+    own = host_candidates(PORTS, [ip])
+    assert [candidate.address for candidate in own] == [ip]  # how else is IPv4 reached from here?
+    assert plausible("203.0.113.5", own)
+
+
+def test_stable_ipv6_addresses_are_not_told_where_there_are_others() -> None:
+    """RFC 8445 section 5.1.1.1: they would let everybody follow the device from network to
+    network."""
+    stable, private = "2001:db8::211:22ff:fe33:4455", "2001:db8::a1b2:c3d4:e5f6:1"
+    elsewhere = "2001:db8:1:0:211:22ff:fe33:4455"
+    for addresses, told in (
+        ([private, stable, elsewhere, "10.0.0.2"], [private, elsewhere, "10.0.0.2"]),
+        ([stable], [stable]),
+        ([stable, private], [stable, private]),  # the system sends from it: no use to hide it
+    ):
+        assert [one.address for one in host_candidates(PORTS, addresses)] == told
+
+
+@pytest.mark.parametrize(
+    "ip", ["64:ff9b::c0a8:101", "64:ff9b::7f00:1", "64:ff9b:1::a00:1", "::a00:1"]
+)
+def test_ipv4_addresses_in_disguise_are_not_tried(ip: str) -> None:
+    """A NAT64 of ours would carry our checks to hosts of the network behind it."""
+    (candidate,) = parse_untrusted([f"host 5 {ip} 80"])
+    assert not plausible(candidate.address, host_candidates(PORTS, ["2001:db8::5", HOST_IP]))

@@ -31,7 +31,7 @@ from kkp2p_compat.testing.nat import (
     NatType,
 )
 from kkp2p_compat.traversal.nat import BLOCKED, UNKNOWN, Discovery, NatBehaviour
-from kkp2p_compat.traversal.stun import Kind, Message, parse_untrusted
+from kkp2p_compat.traversal.stun import CHANGE_REQUEST, Kind, Message, parse_untrusted
 
 BEHAVIOURS = (ENDPOINT_INDEPENDENT, ADDRESS_DEPENDENT, ADDRESS_AND_PORT_DEPENDENT)
 ALLOCATIONS = (("preserved", 1), ("sequential", 1), ("sequential", -2), ("random", 1))
@@ -335,3 +335,81 @@ def test_the_host_is_not_the_one_that_a_neighbour_is() -> None:
     world = Simulation(PORT_RESTRICTED)
     lie(world, mapped=(HOST_IP, MAIN_PORT + 1))
     assert discover(world, (("10.9.9.9", 3080),)).behaviour.mapping == ENDPOINT_INDEPENDENT
+
+
+INNER = "10.0.0.5"  # of a cloud behind a 1:1 NAT
+
+
+def found_behind(world: Simulation) -> Discovery:
+    found = Discovery(
+        [SERVER], port=MAIN_PORT, extra=EXTRA, local=[world.ip], now=world.now, random=Random(7)
+    )
+    world.run(found, lambda: found.done)
+    return found
+
+
+def answer_with(world: Simulation, **told: Address) -> None:
+    """Answers say this instead, the rest is as it was."""
+    respond = world.respond
+
+    def answer(data: bytes, source: Address, asked: Address) -> list[tuple[bytes, Address]]:
+        return [(_changed(reply, told), sender) for reply, sender in respond(data, source, asked)]
+
+    world.answered_by = answer
+
+
+def _changed(reply: bytes, told: dict[str, Address]) -> bytes:
+    message = parse_untrusted(reply)
+    if "other" in told and message.other is not None:
+        told = {"other": (told["other"][0], message.other[1])}
+    changed: Message = replace(message, **told)  # type: ignore[arg-type]
+    return changed.encode(None)
+
+
+@pytest.mark.parametrize("seen_at", ["192.168.1.1", "172.17.0.1", "198.51.100.7"])
+def test_a_cloud_that_does_not_see_who_asks(seen_at: str) -> None:
+    """Behind a router or a cluster that hides the source, or behind a NAT64, whose answers are of
+    IPv4: UDP gets through, even if what it says of us is of no use."""
+    world = Simulation(PORT_RESTRICTED)
+    answer_with(
+        world, mapped=(seen_at, 5000) if seen_at != "198.51.100.7" else ("2001:db8::7", 5000)
+    )
+    found = found_behind(world)
+    assert found.verdict
+    assert found.mapped == []
+    assert found.behaviour == UNKNOWN
+
+
+@pytest.mark.parametrize("filtering", [ADDRESS_DEPENDENT, ADDRESS_AND_PORT_DEPENDENT])
+def test_a_cloud_behind_a_1_to_1_nat(filtering: str) -> None:
+    """As the large providers have it: it knows its inner address only, and tells that one."""
+    world = Simulation(NatType(filtering=filtering), two_addresses=False)
+    answer_with(world, other=(INNER, 0))
+    found = found_behind(world)
+    assert found.behaviour.filtering == filtering
+    assert all(to[0] != INNER for _, to, _ in world.sent)
+
+
+def test_an_open_nat_and_a_cloud_behind_a_1_to_1_nat() -> None:
+    """With one address it cannot show that a NAT is open to all."""
+    world = Simulation(FULL_CONE, two_addresses=False)
+    answer_with(world, other=(INNER, 0))
+    assert found_behind(world).behaviour.filtering == ADDRESS_DEPENDENT
+
+
+def test_a_server_that_names_another_address_and_answers_from_none() -> None:
+    """Its refusal comes from where it was asked, and says nothing of our NAT."""
+    world = Simulation(FULL_CONE)
+    respond = world.respond
+
+    def answer(data: bytes, source: Address, asked: Address) -> list[tuple[bytes, Address]]:
+        request = parse_untrusted(data)
+        if not (request.change_ip or request.change_port):
+            return respond(data, source, asked)
+        refusal = Message(
+            Kind.ERROR, request.transaction_id, error=420, not_understood=(CHANGE_REQUEST,)
+        )
+        return [(refusal.encode(None), asked)]
+
+    world.answered_by = answer
+    assert found_behind(world).behaviour.filtering == "unknown"

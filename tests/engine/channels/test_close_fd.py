@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 import gevent
 import pytest
@@ -143,3 +144,41 @@ def test_closed_after_its_engine(make: Make, lone_engine: kkp2p.engine_t) -> Non
 def test_a_connection_cannot_be_sealed_without_keys() -> None:
     with pytest.raises(ValueError, match="not sealed"):
         Connection(None, 0, 0).seal()
+
+
+@pytest.fixture
+def raw(lone_engine: kkp2p.engine_t) -> tuple[Channel, gsocket.socket]:
+    ours, theirs = tcp_pair()
+    fd = ours.detach()
+
+    def in_engine() -> Channel:
+        sock = gsocket.socket(socket.AF_INET, socket.SOCK_STREAM, fileno=fd)
+        return adopt(lone_engine, Connection(sock, 0, 0), "bob")
+
+    return lone_engine.thread.call(in_engine), theirs
+
+
+def test_a_number_that_changes_hands_while_it_is_duplicated(
+    raw: tuple[Channel, gsocket.socket], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In engine_destroy, say, while another thread closes the descriptor and opens a file."""
+    channel, theirs = raw
+    other = os.open(tmp_path / "file", os.O_CREAT | os.O_RDWR)
+    monkeypatch.setattr(Channel, "owns_fd", lambda self: True)  # it was, a moment ago
+    os.dup2(other, channel.fd)
+    assert channel.duplicate_fd() is None
+    os.close(channel.fd)
+    assert channel.duplicate_fd() is None
+    os.close(other)
+    theirs.close()
+
+
+def test_a_descriptor_that_the_application_closed_is_forgotten(
+    raw: tuple[Channel, gsocket.socket], lone_engine: kkp2p.engine_t
+) -> None:
+    channel, theirs = raw
+    os.close(channel.fd)
+    lone_engine.thread.call(channel.sweep)
+    wait_for(lambda: not lone_engine.channels)
+    assert channels._by_fd.get(channel.fd) is not channel
+    theirs.close()

@@ -1,0 +1,50 @@
+"""``kkp2p cloud``: its command line."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+
+from kkp2p_compat.cli import main
+from kkp2p_compat.cli.cloud import parse_address
+from kkp2p_compat.cloud.settings import Limits
+
+
+def test_addresses_on_the_command_line() -> None:
+    assert parse_address("0.0.0.0:3080") == ("0.0.0.0", 3080)
+    assert parse_address("[::1]:0") == ("::1", 0)
+    assert parse_address("cloud.example:443") == ("cloud.example", 443)
+    for text in ("", "3080", ":3080", "host:", "host:x", "host:65536", "host:-1", "[]:1"):
+        with pytest.raises(argparse.ArgumentTypeError, match="is not HOST:PORT"):
+            parse_address(text)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--role", "king"],
+        ["--beat-s", "-1"],
+        ["--beat-s", "nan"],
+        ["--open-calls", "1.5"],
+        ["--account", "alice"],
+        ["--listen", "nonsense"],
+        ["--role", "route"],
+        ["--role", "relay", "--relay-key", "/nonexistent"],
+    ],
+)
+def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        status = main(["cloud", *arguments])
+    except SystemExit as error:
+        status = int(error.code or 0)
+    assert status == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_every_limit_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["cloud", "--help"])
+    text = capsys.readouterr().out
+    for name in Limits.__dataclass_fields__:
+        assert f"--{name.replace('_', '-')}" in text

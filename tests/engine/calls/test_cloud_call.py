@@ -1,0 +1,100 @@
+"""A call through the cloud as the caller makes it: what is told and what is left at its end."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import pytest
+
+import kkp2p_compat as kkp2p
+from helpers.cloud_client import tcp_pair
+from helpers.line_server import OpenLink, Visitor
+from kkp2p_compat._errors import (
+    LinkLost,
+    TimedOut,
+)
+from kkp2p_compat._io import time_limit
+from kkp2p_compat.control.client import CloudClient
+from kkp2p_compat.control.link import Link
+from kkp2p_compat.control.outgoing import OutgoingCall
+from kkp2p_compat.engine.calls import cloud_call as calls
+from kkp2p_compat.engine.calls.cloud_call import call_peer, make_call
+from kkp2p_compat.transport.relay import Visit
+
+
+def test_the_socket_is_closed_when_the_link_breaks_with_the_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ours, theirs = tcp_pair()
+
+    class Broken:
+        """A link that breaks while the call is being given up."""
+
+        def call(self, to: str, offer: str, budget_ms: int) -> OutgoingCall:
+            call = OutgoingCall(1)
+            call.relay.set({})
+            return call
+
+        def forget(self, call: object, cancel: bool) -> None:
+            raise LinkLost("the cloud does not read")
+
+    class Client:
+        def links_to(self, peer_id: str) -> list[Broken]:
+            return [Broken()]
+
+    visit = Visit([("127.0.0.1", 1)], b"", True)
+    visit.sock = ours
+    monkeypatch.setattr(calls, "go_to_relay", lambda *_, **__: visit)
+    ctx = kkp2p.connect_ctx_t("peer", timeout=10)
+    with pytest.raises((LinkLost, TimedOut)), time_limit(0.01, TimedOut()):
+        make_call(Client(), ctx, 0.01)  # type: ignore[arg-type]
+    assert ours.fileno() == -1
+    theirs.close()
+
+
+class OneTrack:
+    """As much of a CloudClient as ``call_peer`` uses."""
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+
+    def links_to(self, _: str) -> list[Link]:
+        return [self.link]
+
+
+@pytest.mark.parametrize(
+    ("answers", "fails", "told"),
+    [(True, False, ["over"]), (True, True, ["cancel"]), (False, True, ["cancel"])],
+)
+def test_the_callee_hears_of_a_call_that_failed_after_its_answer(
+    open_link: OpenLink, answers: bool, fails: bool, told: list[str]
+) -> None:
+    heard: list[str] = []
+
+    def script(visitor: Visitor) -> None:
+        number = visitor.receive("call")["call"]
+        visitor.send("calling", call=number, relay=[])
+        if answers:
+            visitor.send("answer", call=number, answer="{}")
+        while (message := visitor.receive())["op"] != "route":
+            heard.append(message["op"])
+        visitor.send("track", tracks=[])
+        visitor.wait_until_gone()
+
+    def finish(_: Link, call: OutgoingCall) -> str:
+        call.relay.get()
+        if answers:
+            call.answer.get()
+        if fails:
+            raise TimedOut("no path")
+        return "met"
+
+    link = open_link(script)
+    client = cast(CloudClient, OneTrack(link))
+    if fails:
+        with pytest.raises(TimedOut, match="no path"):
+            call_peer(client, "bob", "{}", 1.0, finish)
+    else:
+        assert call_peer(client, "bob", "{}", 1.0, finish) == "met"
+    link.route("x")
+    assert heard == told
