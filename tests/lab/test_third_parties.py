@@ -4,7 +4,7 @@ Proven elsewhere, each by itself: forged, replayed and reflected checks (test_ch
 traversal/), lists that are long, malformed or name addresses that are no peer's
 (test_candidates.py, test_checks_bounds.py), guesses (test_guesses.py, test_punch.py), all calls
 together (test_courtesy.py), lies of a STUN server (test_nat_discovery.py); what a live engine does
-with all that (engine/calls/test_direct_hostile.py); STUN reflection by the cloud
+with all that (engine/calls/test_hostile_callers.py); STUN reflection by the cloud
 (cloud/test_stun.py).
 """
 

@@ -201,6 +201,3 @@ def test_this_hosts_own() -> None:
     assert address_watch.look() == address_watch.look()
     watch.close()
     watch.close()
-
-
-# Default routes, from files of Linux 6.18.

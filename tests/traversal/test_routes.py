@@ -11,6 +11,7 @@ from kkp2p_compat.traversal import routes
 from kkp2p_compat.traversal.routes import DefaultRoute, default_routes, ipv4_gateways
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
+# Of Linux 6.18.
 ROUTE = """\
 Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT
 wlan0\t00000000\t0101A8C0\t0003\t0\t0\t600\t00000000\t0\t0\t0
