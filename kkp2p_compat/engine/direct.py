@@ -37,9 +37,10 @@ from ..traversal.nat import UNKNOWN, NatBehaviour
 from .calls.attempts import Attempt
 from .calls.callee import Callee
 from .calls.caller import ATTEMPT_S, Caller, head_start_s
-from .calls.cloud_call import Connection, may_be_relayed
+from .calls.cloud_call import may_be_relayed
 from .links.peer_link import LinkInfo, PeerLink
 from .links.roaming import Roaming
+from .links.streams import DirectStream, RelayedStream
 from .paths.path_finder import Path
 from .paths.underlay import Underlay
 from .runtime.timeline import Timeline
@@ -48,7 +49,7 @@ from .signalling.own_side import CallKeys
 if TYPE_CHECKING:
     from .engine import Engine
 
-__all__ = ["Direct", "DirectConnection"]
+__all__ = ["Direct"]
 
 # Our choices.
 REUSE_S = 2.0  # how long a live link may take to open a channel; half of the time is a new one's
@@ -56,22 +57,6 @@ RETRY_S = 1.0  # with less time a failed attempt is not followed by another
 MAX_RECENT = 16  # attempts, of which it is remembered how they went
 
 _random = SystemRandom()
-
-
-class DirectConnection:
-    """An open channel on a link that nobody uses yet."""
-
-    def __init__(self, link: PeerLink, stream_id: int, offered: ChannelOffered | connect_ctx_t):
-        self.link = link
-        self.how = link.describe_use()
-        self.set_up_s: float | None = None  # if we called
-        self.timeline = link.info.timeline
-        self.reason = link.info.plan.reason
-        self.stream_id = stream_id
-        self.stream = link.connection.channels.get(stream_id)  # None: it is broken already
-        self.channel_type = offered.channel_type
-        self.encrypt = offered.encrypt_data
-        self.desc = offered.desc if isinstance(offered, ChannelOffered) else offered.connect_desc
 
 
 class Direct:
@@ -101,7 +86,7 @@ class Direct:
 
     def connect(
         self, client: CloudClient, ctx: connect_ctx_t, deadline: float
-    ) -> DirectConnection | Connection:
+    ) -> DirectStream | RelayedStream:
         """A channel to a peer over the cloud's introduction; in auto mode perhaps by the relay.
 
         Where the relay is a way, NotSupported, TimedOut, LinkLost and OurFault mean: call by it.
@@ -112,7 +97,7 @@ class Direct:
 
         return self._open(ctx.peer_id, ctx, make, may_be_relayed(ctx), deadline)
 
-    def connect_lan(self, ctx: connect_ctx_t, deadline: float) -> DirectConnection | Connection:
+    def connect_lan(self, ctx: connect_ctx_t, deadline: float) -> DirectStream | RelayedStream:
         """A channel to a peer that answers on the LAN."""
         name = f"{ctx.peer_id} (LAN)"
 
@@ -124,7 +109,7 @@ class Direct:
     def _open(
         self, key: str, ctx: connect_ctx_t, make: Callable[[Attempt], PeerLink], auto: bool,
         deadline: float,
-    ) -> DirectConnection | Connection:  # fmt: skip
+    ) -> DirectStream | RelayedStream:  # fmt: skip
         link = self._by_peer.get(key)
         if link is not None and (
             link.search is not None or link.connection.clogged(time.monotonic())
@@ -151,7 +136,7 @@ class Direct:
                 raise NotSupported("a path is still being looked for")
             try:
                 outcome = attempt.wait() if mine else self._join(attempt, auto, deadline)
-                if isinstance(outcome, Connection):
+                if isinstance(outcome, RelayedStream):
                     return outcome
                 if auto:  # the path may carry checks and nothing more
                     return self._open_first(key, outcome, ctx, deadline)
@@ -171,7 +156,7 @@ class Direct:
 
     def _open_first(
         self, key: str, link: PeerLink, ctx: connect_ctx_t, deadline: float
-    ) -> DirectConnection:
+    ) -> DirectStream:
         try:
             return self._open_soon(key, link, ctx, deadline)
         except (TimedOut, LinkLost) as error:
@@ -180,7 +165,7 @@ class Direct:
 
     def _open_soon(
         self, key: str, link: PeerLink, ctx: connect_ctx_t, deadline: float
-    ) -> DirectConnection:
+    ) -> DirectStream:
         """Leave time for another way; what does not answer is not used again."""
         late = TimedOut("the link does not answer")
         try:
@@ -205,9 +190,9 @@ class Direct:
         if reason:
             raise NotSupported(f"could not be met directly a moment ago: {reason}")
 
-    def _open_on(self, link: PeerLink, ctx: connect_ctx_t) -> DirectConnection:
+    def _open_on(self, link: PeerLink, ctx: connect_ctx_t) -> DirectStream:
         stream_id = link.open(ctx.channel_type, ctx.encrypt_data, ctx.connect_desc)
-        return DirectConnection(link, stream_id, ctx)
+        return DirectStream(link, stream_id, ctx)
 
     def _make(
         self, key: str, auto: bool, make: Callable[[Attempt], PeerLink], attempt: Attempt

@@ -53,7 +53,6 @@ from ..transport.udp.events import ChannelOffered
 from .calls.callee import Incoming, share_of
 from .calls.cloud_call import (
     MAX_BUDGET_MS,
-    Connection,
     Offer,
     answer_call,
     go_to_relay,
@@ -64,8 +63,9 @@ from .calls.cloud_call import (
 )
 from .channels.accept_queue import AcceptQueue
 from .channels.kinds import LINGER_S, Channel, adopt, close_channel
-from .direct import Direct, DirectConnection
+from .direct import Direct
 from .links.peer_link import PeerLink
+from .links.streams import DirectStream, RelayedStream
 from .paths.stun_servers import stun_servers_of
 from .proxy import Proxy, Watch
 from .runtime.callbacks import Callbacks
@@ -301,7 +301,7 @@ class Engine:
 
     # Calls.
 
-    def connect(self, ctx: connect_ctx_t, lan: bool = False) -> Connection | DirectConnection:
+    def connect(self, ctx: connect_ctx_t, lan: bool = False) -> RelayedStream | DirectStream:
         """By the path that ctx asks for; ctx.timeout is the budget for all of it."""
         began = time.monotonic()
         connection = self._connect(ctx, lan, began + ctx.timeout / 1000)
@@ -310,7 +310,7 @@ class Engine:
 
     def _connect(
         self, ctx: connect_ctx_t, lan: bool, deadline: float
-    ) -> Connection | DirectConnection:
+    ) -> RelayedStream | DirectStream:
         why_relay = "the relay was asked for"
         with time_limit(ctx.timeout / 1000, TimedOut(f"not connected within {ctx.timeout} ms")):
             if self.client is None or lan:
@@ -440,7 +440,7 @@ class Engine:
         finally:
             del self._incoming[key]
 
-    def _take_relayed(self, connection: Connection, message: Message) -> None:
+    def _take_relayed(self, connection: RelayedStream, message: Message) -> None:
         """The caller is at the relay, and counts as connected."""
         channel = None
         try:
@@ -458,7 +458,7 @@ class Engine:
         if not self.accepted.put(channel):
             channel.discard()
 
-    def _adopt_relayed(self, connection: Connection, message: Message) -> Channel:
+    def _adopt_relayed(self, connection: RelayedStream, message: Message) -> Channel:
         channel = adopt(self, connection, self._peer_id)
         channel.caller_id = _caller_id(message)
         self.log.info(
@@ -481,7 +481,7 @@ class Engine:
             link.refuse(offered.stream_id, REFUSED_BUSY)
             return
         try:
-            connection = DirectConnection(link, offered.stream_id, offered)
+            connection = DirectStream(link, offered.stream_id, offered)
             channel = adopt(self, connection, link.info.own_id)
         except KKP2PError as error:
             self.accepted.release()

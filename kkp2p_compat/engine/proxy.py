@@ -27,8 +27,7 @@ from .._structs import connect_ctx_t
 from ..transport import tcp
 from ..transport.carry import SealedStream
 from ..transport.splice import Outcome, Splice, close_both
-from .calls.cloud_call import Connection
-from .direct import DirectConnection
+from .links.streams import DirectStream, RelayedStream
 from .runtime.timeline import Timeline
 
 if TYPE_CHECKING:
@@ -58,10 +57,10 @@ class Proxied:
         self.over = False
         self.problems: list[str] = []  # what broke it; none: it ended in order
 
-    def take(self, connection: Connection | DirectConnection) -> None:
-        direct = isinstance(connection, DirectConnection)
+    def take(self, connection: RelayedStream | DirectStream) -> None:
+        direct = isinstance(connection, DirectStream)
         self.path = "p2p" if direct else "relay"
-        if isinstance(connection, DirectConnection):
+        if isinstance(connection, DirectStream):
             ip, port = connection.link.connection.address[:2]
             self.address = ip, port
         else:
@@ -173,16 +172,16 @@ class Proxy:
             self._log_info(f"port {port}: ended")
 
     def _carry(
-        self, local: Any, connection: Connection | DirectConnection, proxied: Proxied
+        self, local: Any, connection: RelayedStream | DirectStream, proxied: Proxied
     ) -> list[Exception]:
         """Until the end; returns what broke it, and counts the bytes."""
-        if isinstance(connection, DirectConnection):
+        if isinstance(connection, DirectStream):
             return self._pipe(local, connection, proxied)
         if connection.keys is None:
             return self._splice(local, connection, proxied)
         return self._carry_sealed(local, connection, proxied)
 
-    def _splice(self, local: Any, connection: Connection, proxied: Proxied) -> list[Exception]:
+    def _splice(self, local: Any, connection: RelayedStream, proxied: Proxied) -> list[Exception]:
         result: AsyncResult[Outcome] = AsyncResult()
         splice = Splice(local, connection.sock, self._engine.carriers, result.set)
         splice.start()
@@ -201,7 +200,7 @@ class Proxy:
         return [error for error in (outcome.error_a, outcome.error_b) if error is not None]
 
     def _carry_sealed(
-        self, local: Any, connection: Connection, proxied: Proxied
+        self, local: Any, connection: RelayedStream, proxied: Proxied
     ) -> list[Exception]:
         stream = SealedStream(local, connection.sock, *connection.seal(), None)
         error: KKP2PError | None = EngineClosed("the proxy is stopped")
@@ -220,7 +219,7 @@ class Proxy:
                 _reset(local)
         return [] if error is None else [error]
 
-    def _pipe(self, local: Any, connection: DirectConnection, proxied: Proxied) -> list[Exception]:
+    def _pipe(self, local: Any, connection: DirectStream, proxied: Proxied) -> list[Exception]:
         result: AsyncResult[KKP2PError | None] = AsyncResult()
         plain = keep_private(_socket.socket(fileno=local.detach()))
         # Or it may wait: it may be gevent's, or have got socket.setdefaulttimeout()'s time-out.

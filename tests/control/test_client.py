@@ -28,7 +28,8 @@ from kkp2p_compat.control import link as link_module
 from kkp2p_compat.control.client import CloudClient
 from kkp2p_compat.control.wire import Message
 from kkp2p_compat.engine import engine as engine_module
-from kkp2p_compat.engine.calls.cloud_call import Connection, make_call
+from kkp2p_compat.engine.calls.cloud_call import make_call
+from kkp2p_compat.engine.links.streams import RelayedStream
 from kkp2p_compat.transport.relay_wire import CALLEE, make_token, token_to_text
 
 TOKEN = token_to_text(make_token(b"key", bytes(16), CALLEE, 2**32 - 1))
@@ -196,7 +197,7 @@ def test_a_link_that_has_closed_is_never_used_again(make: Make, serve: Serve) ->
     assert next(client.links_to("bob")) is second
 
 
-def call_within(client: CloudClient, seconds: float) -> Connection:
+def call_within(client: CloudClient, seconds: float) -> RelayedStream:
     """As the engine calls: the time limit is around all that is tried."""
     with time_limit(seconds, TimedOut(f"not connected within {seconds * 1000:.0f} ms")):
         return make_call(client, ctx(), seconds)

@@ -11,8 +11,8 @@ from gevent.event import AsyncResult
 from ..._errors import KKP2PError, NotSupported
 from ..links.peer_link import PeerLink
 from ..links.prepared_relay import PreparedRelay
+from ..links.streams import RelayedStream
 from ..runtime.timeline import Timeline
-from .cloud_call import Connection
 
 __all__ = ["Attempt", "Memory"]
 
@@ -32,20 +32,20 @@ class Attempt:
         self.link: AsyncResult[PeerLink] = AsyncResult()  # for the others
         self.relay_taken = False
         self.why_relay = "no path within the head start"
-        self._first: AsyncResult[PeerLink | Connection] = AsyncResult()
+        self._first: AsyncResult[PeerLink | RelayedStream] = AsyncResult()
         self._wanted = True  # by the first one
 
-    def wait(self) -> PeerLink | Connection:
+    def wait(self) -> PeerLink | RelayedStream:
         """What the first one gets."""
         try:
             return self._first.get()
         except BaseException:
             self._wanted = False
-            if self._first.successful() and isinstance(self._first.value, Connection):
+            if self._first.successful() and isinstance(self._first.value, RelayedStream):
                 self._first.value.sock.close()
             raise
 
-    def take_relay(self, relay: PreparedRelay, make: Callable[[Any], Connection]) -> None:
+    def take_relay(self, relay: PreparedRelay, make: Callable[[Any], RelayedStream]) -> None:
         """The head start is over: the first one goes by the relay, if it still waits."""
         self.relay_taken = True  # or would be: the others need not wait for a path either
         self._see_if_wanted()

@@ -21,11 +21,12 @@ from ...traversal import lan
 from ..channels.accept_queue import KEPT_PART
 from ..links.peer_link import LinkInfo, PeerLink
 from ..links.prepared_relay import PreparedRelay
+from ..links.streams import RelayedStream
 from ..paths.meeting import Meeting
 from ..paths.path_finder import Path
 from ..runtime.timeline import Timeline
 from ..signalling.own_side import CallKeys, Half
-from .cloud_call import Connection, Offer, parse_offer_untrusted
+from .cloud_call import Offer, parse_offer_untrusted
 
 if TYPE_CHECKING:
     from ..direct import Direct
@@ -63,7 +64,7 @@ class Incoming:
         self, offer: Offer, text: str, own_id: str, name: str, budget_s: float,
         answer: Callable[[str], object], trickle: Callable[[str], object] | None = None,
         go_to_relay: Callable[[], Visit] | None = None,
-        relayed: Callable[[Connection], object] | None = None, caller_id: str = "",
+        relayed: Callable[[RelayedStream], object] | None = None, caller_id: str = "",
         call_id: str = "", to_stranger: bool = False,
     ) -> None:  # fmt: skip
         self.offer = offer
@@ -169,7 +170,7 @@ class Callee:
                     relay.ready.wait(RELAY_GRACE_S)
             if relay.ready.successful():
                 sealed = keys.sealed if offer.encrypt else None
-                relayed(Connection(relay.take(), offer.desc, offer.encrypt, sealed))
+                relayed(RelayedStream(relay.take(), offer.desc, offer.encrypt, sealed))
             if not is_met and not (hopeless and relay.ready.successful()):
                 met(meeting.take_path())
         finally:

@@ -25,6 +25,7 @@ from ...control.outgoing import OutgoingCall
 from ...traversal import lan
 from ..links.peer_link import LinkInfo, PeerLink
 from ..links.prepared_relay import PreparedRelay
+from ..links.streams import RelayedStream
 from ..paths.meeting import Meeting
 from ..paths.path_finder import Path
 from ..runtime.timeline import Timeline
@@ -33,7 +34,6 @@ from ..signalling.own_side import CallKeys, Half
 from .attempts import Attempt, Memory
 from .cloud_call import (
     MAX_BUDGET_MS,
-    Connection,
     call_peer,
     go_as_caller,
     may_be_relayed,
@@ -203,6 +203,6 @@ class Caller:
             return call_peer(client, peer_id, offer, budget_s, finish)
 
 
-def _relayed(sock: Any, ctx: connect_ctx_t, keys: CallKeys) -> Connection:
+def _relayed(sock: Any, ctx: connect_ctx_t, keys: CallKeys) -> RelayedStream:
     sealed = keys.sealed if ctx.encrypt_data else None
-    return Connection(sock, ctx.connect_desc, ctx.encrypt_data, sealed)
+    return RelayedStream(sock, ctx.connect_desc, ctx.encrypt_data, sealed)

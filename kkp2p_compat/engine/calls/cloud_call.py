@@ -1,8 +1,8 @@
 """Calling a peer over the cloud: offers, answers, and the connections that go by the relay.
 
 Runs in the engine's hub.  Both sides go to the relay while offer and answer are under way, so a
-relayed connection takes about three round trips.  What comes out is a Connection; what is made of
-it (a descriptor for the application, or a proxied stream) is the business of others.
+relayed connection takes about three round trips.  What comes out is a RelayedStream; what is made
+of it (a descriptor for the application, or a proxied stream) is the business of others.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from ...control.nearness import permitted
 from ...control.resolver import addresses_of
 from ...control.wire import Message, encode, number_untrusted
 from ...transport.relay import MAX_SPOTS, Visit, parse_places_untrusted, sort_spots
-from ...transport.sealed import DirectionKeys, Opener, Sealer, derive_keys, make_private_key
+from ...transport.sealed import derive_keys, make_private_key
 from ...traversal.candidates import is_private, may_be_peer
 from ...traversal.nat import NatBehaviour
+from ..links.streams import RelayedStream
 from ..runtime.timeline import Timeline
 from ..signalling.direct_offer import DirectOffer, parse_id_untrusted
 
 __all__ = [
-    "Connection",
     "Offer",
     "answer_call",
     "call_peer",
@@ -54,34 +54,6 @@ MAX_SEEN = 4  # docs/protocol.rst: addresses that a track names of one side
 MAX_BUDGET_MS = 60_000  # docs/protocol.rst: what a track keeps a call for at most
 
 
-@dataclass
-class Connection:
-    """A stream to a peer that nobody uses yet.  Whoever takes it over closes ``sock``."""
-
-    sock: Any  # gevent socket: TCP to the relay
-    desc: int
-    encrypt: int
-    keys: tuple[DirectionKeys, DirectionKeys] | None = None  # (ours, the peer's) if sealed
-    how: str = "relay"  # it was made, for the log
-    reason: str = ""  # why it is not p2p; empty if the peer knows
-    timeline: Timeline | None = None  # of the attempt that it came of, if we called
-    set_up_s: float | None = None  # if we called
-
-    @property
-    def relay(self) -> tuple[str, int] | None:
-        """The relay's address; None: the connection is broken already."""
-        try:
-            ip, port = self.sock.getpeername()[:2]
-        except OSError:
-            return None
-        return ip, port
-
-    def seal(self) -> tuple[Sealer, Opener]:
-        if self.keys is None:
-            raise ValueError("this connection is not sealed")
-        return Sealer(self.keys[0]), Opener(self.keys[1])
-
-
 @dataclass(frozen=True)
 class Offer:
     """What a caller wants."""
@@ -100,7 +72,7 @@ def may_be_relayed(ctx: connect_ctx_t) -> bool:
     return ctx.connect_mode == _codes.CONNECT_AUTO and ctx.channel_type == _codes.KKP2P_TCP_CHANNEL
 
 
-def make_call(client: CloudClient, ctx: connect_ctx_t, budget_s: float) -> Connection:
+def make_call(client: CloudClient, ctx: connect_ctx_t, budget_s: float) -> RelayedStream:
     """Call a peer by the relay; raises PeerOffline, CallRefused, CloudUnreachable,
     LinkLost, or NotSupported (to encrypt, as ``make_private_key``).
     """
@@ -112,7 +84,7 @@ def make_call(client: CloudClient, ctx: connect_ctx_t, budget_s: float) -> Conne
 
     timeline = Timeline()
 
-    def finish(link: Link, call: OutgoingCall) -> Connection:
+    def finish(link: Link, call: OutgoingCall) -> RelayedStream:
         call.relay.get()
         timeline.step("called")
         visit = go_as_caller(call, link)
@@ -131,7 +103,7 @@ def make_call(client: CloudClient, ctx: connect_ctx_t, budget_s: float) -> Conne
         except BaseException:
             visit.close()  # first: the link may be broken, too
             raise
-        made = Connection(visit.take(), ctx.connect_desc, ctx.encrypt_data, keys)
+        made = RelayedStream(visit.take(), ctx.connect_desc, ctx.encrypt_data, keys)
         made.timeline = timeline
         return made
 
@@ -227,7 +199,7 @@ def _addresses(host: str, cloud_ip: str) -> list[str]:
     return permitted(host, addresses_of(host, RESOLVE_TIMEOUT_S), cloud_ip)
 
 
-def answer_call(link: Link, message: Message, offer: Offer, own_text: str) -> Connection:
+def answer_call(link: Link, message: Message, offer: Offer, own_text: str) -> RelayedStream:
     """Accept an offer: go to the relay, answer, wait for the caller; raises KKP2PError."""
     visit = go_to_relay(message, link, is_caller=False)
     try:
@@ -245,7 +217,7 @@ def answer_call(link: Link, message: Message, offer: Offer, own_text: str) -> Co
     except BaseException:
         visit.close()
         raise
-    return Connection(visit.take(), offer.desc, offer.encrypt, keys)
+    return RelayedStream(visit.take(), offer.desc, offer.encrypt, keys)
 
 
 def parse_offer_untrusted(text: object) -> Offer:

@@ -36,8 +36,7 @@ from ..._io import failed, hung_up, send, shut_down
 from ..._structs import channel_t
 from ...transport import pair, tcp, tcp_stats
 from ...transport.carry import SealedStream
-from ..calls.cloud_call import Connection
-from ..direct import DirectConnection
+from ..links.streams import DirectStream, RelayedStream
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -79,7 +78,7 @@ class Channel:
     caller_id = ""  # of who called us, if the cloud vouches for it
 
     def __init__(
-        self, engine: Engine, connection: Connection | DirectConnection, peer_id: str, fd: int
+        self, engine: Engine, connection: RelayedStream | DirectStream, peer_id: str, fd: int
     ) -> None:
         self.engine = engine
         self.channel_id = engine.new_channel_id()
@@ -207,7 +206,7 @@ class Channel:
 class RawChannel(Channel):
     """The descriptor is the TCP socket to the relay."""
 
-    def __init__(self, engine: Engine, connection: Connection, peer_id: str) -> None:
+    def __init__(self, engine: Engine, connection: RelayedStream, peer_id: str) -> None:
         self.relay = connection.relay
         self.before = tcp_stats.passed(connection.sock)
         super().__init__(engine, connection, peer_id, connection.sock.detach())
@@ -246,7 +245,7 @@ class RawChannel(Channel):
 class SealedChannel(Channel):
     """The descriptor is one end of a socket pair; the engine seals what goes through the other."""
 
-    def __init__(self, engine: Engine, connection: Connection, peer_id: str) -> None:
+    def __init__(self, engine: Engine, connection: RelayedStream, peer_id: str) -> None:
         try:
             ours, theirs = _make_pair(_socket.SOCK_STREAM)
         except KKP2PError:
@@ -293,7 +292,7 @@ class DirectChannel(Channel):
 
     transmit_mode = TRANSMIT_P2P
 
-    def __init__(self, engine: Engine, connection: DirectConnection, peer_id: str) -> None:
+    def __init__(self, engine: Engine, connection: DirectStream, peer_id: str) -> None:
         self.channel_type = connection.channel_type
         self.is_ipv6 = connection.link.is_ipv6
         self.link = connection.link
@@ -356,9 +355,9 @@ def _identity(fd: int) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def adopt(engine: Engine, connection: Connection | DirectConnection, peer_id: str) -> Channel:
+def adopt(engine: Engine, connection: RelayedStream | DirectStream, peer_id: str) -> Channel:
     """A channel of the application's on a connection, which it takes over."""
-    if isinstance(connection, DirectConnection):
+    if isinstance(connection, DirectStream):
         return DirectChannel(engine, connection, peer_id)
     if connection.keys is not None:
         return SealedChannel(engine, connection, peer_id)

@@ -15,9 +15,9 @@ import kkp2p_compat as kkp2p
 from helpers.cloud_client import tcp_pair
 from helpers.line_server import wait_for
 from kkp2p_compat._errors import BadPacket
-from kkp2p_compat.engine.calls.cloud_call import Connection
 from kkp2p_compat.engine.channels import kinds as channels
 from kkp2p_compat.engine.channels.kinds import Channel, adopt
+from kkp2p_compat.engine.links.streams import RelayedStream
 from kkp2p_compat.transport.sealed import DATA, END, RESET, DirectionKeys, Opener
 
 KEYS = DirectionKeys(b"a" * 16, b"a" * 12), DirectionKeys(b"b" * 16, b"b" * 12)
@@ -35,7 +35,7 @@ def make(request: pytest.FixtureRequest, lone_engine: kkp2p.engine_t) -> Make:
         def in_engine() -> Channel:
             sock = gsocket.socket(socket.AF_INET, socket.SOCK_STREAM, fileno=fd)
             keys = KEYS if request.param else None
-            return adopt(lone_engine, Connection(sock, 7, request.param, keys), "bob")
+            return adopt(lone_engine, RelayedStream(sock, 7, request.param, keys), "bob")
 
         channel = kkp2p.channel_t()
         lone_engine.thread.call(in_engine).describe(channel)
@@ -143,7 +143,7 @@ def test_closed_after_its_engine(make: Make, lone_engine: kkp2p.engine_t) -> Non
 
 def test_a_connection_cannot_be_sealed_without_keys() -> None:
     with pytest.raises(ValueError, match="not sealed"):
-        Connection(None, 0, 0).seal()
+        RelayedStream(None, 0, 0).seal()
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def raw(lone_engine: kkp2p.engine_t) -> tuple[Channel, gsocket.socket]:
 
     def in_engine() -> Channel:
         sock = gsocket.socket(socket.AF_INET, socket.SOCK_STREAM, fileno=fd)
-        return adopt(lone_engine, Connection(sock, 0, 0), "bob")
+        return adopt(lone_engine, RelayedStream(sock, 0, 0), "bob")
 
     return lone_engine.thread.call(in_engine), theirs
 
