@@ -1,0 +1,84 @@
+"""The imports keep to the layers of docs/architecture.rst, whose tables are read here."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "docs"))
+
+import pictures  # noqa: E402 - docs/ is no package
+
+ENGINE = "kkp2p_compat/engine/engine.py"
+TRANSPORT = "kkp2p_compat/transport/udp/"
+DRIVERS = ("endpoint.py", "doors.py", "batch_socket.py", "pipe.py", "route.py")
+
+
+# What engine/ still owes while its parts move.
+KNOWN = (
+    "kkp2p_compat/engine/direct.py",
+    "kkp2p_compat/engine/engine.py",
+    "kkp2p_compat/engine/calls/",
+)
+
+
+def test_an_import_goes_downwards() -> None:
+    upwards = {
+        f"{file} imports {other}"
+        for file, others in pictures.imports().items()
+        for other in others
+        if not pictures.place_of(file).may_import(pictures.place_of(other))
+        if not other.startswith(KNOWN)
+    }
+    assert not upwards
+
+
+def test_no_imports_form_a_circle() -> None:
+    """What imports nothing that is left, or is imported by nothing that is left, is in none."""
+    left = {
+        file: {other for other in others if not other.startswith(KNOWN)}
+        for file, others in pictures.imports().items()
+    }
+    size = 0
+    while size != len(left):
+        size = len(left)
+        left = {file: others for file, others in left.items() if others & left.keys()}
+        imported = set().union(*left.values())
+        left = {file: others for file, others in left.items() if file in imported}
+    assert not left
+
+
+def test_the_imports_are_found() -> None:
+    """Those of each kind: of a module, of a name in it, of a package, in a function, for types."""
+    imports = pictures.imports()
+    assert "kkp2p_compat/_io.py" in imports["kkp2p_compat/__init__.py"]
+    assert ENGINE in imports["kkp2p_compat/_api_checks.py"]
+    assert "kkp2p_compat/__init__.py" in imports["samples/chat.py"]
+    assert "kkp2p_compat/traversal/checks.py" in imports["kkp2p_compat/traversal/punch.py"]
+
+
+def test_who_knows_the_engine() -> None:
+    above = ("kkp2p_compat/__init__.py", "kkp2p_compat/_api_checks.py")
+    folders = ("kkp2p_compat/cli/", "kkp2p_compat/testing/", "samples/")
+    knowing = {file for file, others in pictures.imports().items() if ENGINE in others}
+    knowing = {file for file in knowing if not file.startswith("kkp2p_compat/engine/")}  # KNOWN
+    assert not {file for file in knowing if file not in above and not file.startswith(folders)}
+
+
+@pytest.mark.parametrize(
+    "file", [name for name in pictures.imports() if name.startswith(TRANSPORT)]
+)
+def test_the_transport_has_no_clock_and_no_socket(file: str) -> None:
+    if file.removeprefix(TRANSPORT) in DRIVERS:
+        return
+    modules = set()
+    for node in ast.walk(ast.parse((ROOT / file).read_text())):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            modules.add(str(node.module).partition(".")[0])
+    assert not modules & {"gevent", "select", "socket", "threading", "time"}
