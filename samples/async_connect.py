@@ -1,13 +1,13 @@
-"""Connects to many peers at once, by callbacks, and sends a line to each that it reaches.
+"""Connects to many peers at once, with callbacks, and sends a line to each that it reaches.
 
 Run it (the peers: samples/chat.py, each with --id):
 
     python samples/async_connect.py PEER_ID [PEER_ID ...] [--line TEXT] [--mode auto|p2p|relay]
 
---encrypt: seal what is relayed.  --timeout MS: for each connect.  --login HOST[:PORT]: the cloud
-(default: $KKP2P_LOGIN, else 127.0.0.1:3080).  --ca FILE: its certificate must verify with this one.
---lan PORT: no cloud, search the LAN on that UDP port (3549 in the document).  --desc N: what the
-peers take the connection for.  Exit status 0: every peer got its line; 1: not every peer.
+--encrypt: encrypt on the relay, too.  --timeout MS: for each connect.  --login HOST[:PORT]: the
+cloud (default: $KKP2P_LOGIN, else 127.0.0.1:3080).  --ca FILE: its certificate must verify with
+this one.  --lan PORT: no cloud, search the LAN on that UDP port (the document has 3549).  --desc N:
+the protocol that the peers shall expect.  Exit status 0: every peer got its line; 1: not every one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import kkp2p_compat as kkp2p
 
 CHAT_DESC = 4  # connect_desc: 1 http, 2 https (the document), 3 a file, 4 chat
 MODES = {"auto": 0, "p2p": 1, "relay": 2}
-WRITE_MS = 5000  # a peer that reads nothing is given up
+WRITE_MS = 5000  # then a peer that reads nothing is given up
 
 
 @dataclass
@@ -47,8 +47,8 @@ class Work:
 
 
 def on_connect(result: int, channel: kkp2p.channel_t, work: Work) -> None:
-    """It has a greenlet of its own, so it may wait without holding up the others."""
-    if result < 0:  # as in C it is -1, whatever the reason: kkp2p_engine.log tells
+    """It runs in a greenlet of its own, so it may wait without holding up the others."""
+    if result < 0:  # as in C it is -1, whatever the reason, which is in kkp2p_engine.log
         print(f"{channel.peer_id}: connect error,ret:{result}.")
         work.count(failed=True)
         return
@@ -77,7 +77,7 @@ def run(engine: kkp2p.engine_t, options: argparse.Namespace) -> int:
     ctx.func, ctx.func_param = on_connect, work
     for peer_id in options.peer_ids:
         ctx.peer_id = peer_id  # the SDK has copied what it needs of the last one
-        if (ret := connect(engine, ctx, None)) < 0:  # no callback then: it has not begun
+        if (ret := connect(engine, ctx, None)) < 0:  # it has not begun, so no callback comes
             print(f"{peer_id}: connect error,ret:{ret}.")
             work.count(failed=True)
     work.over.wait()
@@ -100,8 +100,8 @@ def main(argv: list[str]) -> int:
     domain = None if options.lan else host.strip("[]")
     conf = kkp2p.engine_conf_t(domain, int(port or 3080), options.lan, login_ca=options.ca)
     conf.login_fingerprint = pin or None
-    # Python's own handler raises anywhere.  (It also makes this thread one with a hub: without one
-    # the callbacks would come on a thread of the SDK's.)
+    # Python's own handler may raise in any greenlet.  (This call also gives the thread a hub:
+    # without one the callbacks would run on a thread of the SDK.)
     gevent.signal_handler(signal.SIGINT, gevent.kill, gevent.getcurrent(), KeyboardInterrupt)
     engine = kkp2p.engine_init(conf, 5000)
     if engine is None:

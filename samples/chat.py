@@ -2,11 +2,11 @@
 
 Run it (a cloud first: `kkp2p account add PEER_ID`, `kkp2p cloud`):
 
-    python samples/chat.py --id PEER_ID                       waits for the other one
-    python samples/chat.py PEER_ID [--mode auto|p2p|relay]    is the other one; needs no account
+    python samples/chat.py --id PEER_ID                       waits for a call
+    python samples/chat.py PEER_ID [--mode auto|p2p|relay]    calls, and needs no account
 
---secret S: else it is $KKP2P_SECRET, or asked for.  --encrypt: seal what is relayed.  --timeout MS:
-for the connect.  --login, --ca, --lan: as for send_file.py.  Ctrl-D ends what you say.
+--secret S: by default $KKP2P_SECRET, or asked for.  --encrypt: encrypt on the relay, too.
+--timeout MS: for the connect.  --login, --ca, --lan: as for send_file.py.  Ctrl-D ends your side.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ import kkp2p_compat as kkp2p
 
 CHAT_DESC = 4  # connect_desc: 1 http, 2 https (the document), 3 a file, 4 chat
 MODES = {"auto": 0, "p2p": 1, "relay": 2}
-WRITE_MS = 10000  # a peer that reads nothing is given up
+WRITE_MS = 10000  # then a peer that reads nothing is given up
 MAX_LINE = 1000  # characters: a longer line is shown as several
 LINE = re.compile(rf"[^\n]{{0,{MAX_LINE}}}\n|[^\n]{{{MAX_LINE}}}(?=[^\n])")
-# What could steer a terminal, break the line or turn the text around; tabs may stay.
+# What could control a terminal, break the line or reverse the text; tabs may stay.
 CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
@@ -52,7 +52,7 @@ class Lines:
 
 
 def listen_to(fd: int) -> None:
-    """Show the peer's lines until it has said all, or is gone."""
+    """Show the peer's lines until it ends its side, or is gone."""
     lines, buff = Lines(), bytearray(4096)
     while (count := kkp2p.read(fd, buff, len(buff), 60000)) >= 0:  # 0: nothing in that time
         for line in lines.take(bytes(buff[:count])) if count else []:
@@ -61,7 +61,7 @@ def listen_to(fd: int) -> None:
 
 
 def talk_to(fd: int) -> None:
-    """Send what is typed, then half-close: the peer sees the end, and may go on itself."""
+    """Send what is typed, then half-close: the peer sees the end, and may still write."""
     lines, typed = Lines(), b"-"
     while typed:
         wait_read(0)  # the other greenlets run on meanwhile
@@ -79,13 +79,13 @@ def wait_for_call(engine: kkp2p.engine_t, channel: kkp2p.channel_t) -> int:
     while (ret := kkp2p.accept(engine, 1000, channel)) >= 0:
         if ret > 0 and channel.connect_desc == CHAT_DESC:
             break
-        if ret > 0:  # it takes us for something else
+        if ret > 0:  # it wants to speak something else
             kkp2p.close_fd(channel.fd)
     return ret
 
 
 def turn_away(engine: kkp2p.engine_t) -> None:
-    """While one is here, others are told so."""
+    """Tell other callers that somebody is here already."""
     while wait_for_call(engine, channel := kkp2p.channel_t()) > 0:
         kkp2p.write(channel.fd, b"Busy.\n", 6, WRITE_MS)
         kkp2p.close_fd(channel.fd)

@@ -1,4 +1,4 @@
-"""The document's server: answers http on calls with connect_desc 1, and https with 2.
+"""The document's server: answers http to callers with connect_desc 1, and https to those with 2.
 
 Run it (a cloud first: `kkp2p account add PEER_ID`, `kkp2p cloud`):
 
@@ -26,7 +26,7 @@ from OpenSSL import SSL
 import kkp2p_compat as kkp2p
 from kkp2p_compat import tls
 
-PATIENCE_MS = 10000  # not in the document: a client that says nothing is not kept for ever
+PATIENCE_MS = 10000  # not in the document: a silent client is not kept for ever
 exit_flag = Event()  # char run_flag = 1;
 g_engine: kkp2p.engine_t
 ssl_ctx = SSL.Context(SSL.TLS_METHOD)  # ssl_ctx = SSL_CTX_new(TLS_method());
@@ -112,7 +112,7 @@ def main(argv: list[str]) -> int:
         print(f"{call} error.")
         return -1
     engine = kkp2p.engine_init(make_conf(argv[5:]), 5000)
-    if engine is None:  # the document forgets to look
+    if engine is None:  # the document does not check this
         print(f"kkp2p_engine_init error,ret:{kkp2p.error_no()}.")
         return -1
     g_engine = engine

@@ -1,11 +1,11 @@
-"""The document's client: a local port whose connections go to a peer.
+"""The document's client: a local port that forwards its connections to a peer.
 
 Run it beside samples/https_server.py, then point curl at it:
 
     python samples/proxy_client.py 127.0.0.1 4433 PEER_ID 0 2 [--login HOST[:PORT]] [--ca FILE]
     curl --insecure -i https://127.0.0.1:4433
 
-connect_mode: 0 p2p or else relay, 1 p2p only, 2 relay only.  connect_desc: 1 http, 2 https, as the
+connect_mode: 0 p2p, or else relay; 1 p2p only; 2 relay only.  connect_desc: 1 http, 2 https, as the
 two programs have agreed.  --login: the cloud (default: $KKP2P_LOGIN, else 127.0.0.1:3080).
 --ca: its certificate must verify with this one.  A caller needs no account.  End it with
 `kill -USR1`.  The comments with semicolons are the C lines.
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
     on_usr1 = gevent.get_hub().loop.signal(signal.SIGUSR1)  # sigaction(SIGUSR1,&actions,NULL);
     on_usr1.start(exit_flag.set)
     g_engine = kkp2p.engine_init(make_conf(argv[6:]), 5000)
-    if g_engine is None:  # the document forgets to look
+    if g_engine is None:  # the document does not check this
         print(f"kkp2p_engine_init error,ret:{kkp2p.error_no()}.")
         return -1
     kkp2p.switch_log_level(g_engine, 4)

@@ -1,10 +1,10 @@
-"""Takes the files that peers send with samples/send_file.py, which tells the protocol.
+"""Receives the files that peers send with samples/send_file.py, which describes the protocol.
 
 Run it (a cloud first: `kkp2p account add PEER_ID`, `kkp2p cloud`):
 
     python samples/recv_file.py PEER_ID SECRET FOLDER [--once] [--limit BYTES]
 
-SECRET: - for $KKP2P_SECRET, or to be asked.  --once: one sender.  Others: as for send_file.py.
+SECRET: - takes it from $KKP2P_SECRET, or asks.  --once: one sender.  Others: as for send_file.py.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import kkp2p_compat as kkp2p
 
 FILE_DESC, ACK, NAK = 3, b"\x06", b"\x15"  # connect_desc (1 http, 2 https, 4 chat); ASCII's
 MAX_SENDERS, MAX_NAME_BYTES = 64, 240  # at once; room for a number: file systems take 255
-CHUNK_BYTES = 64 * 1024  # must come within --timeout: a sender that trickles is not kept for ever
+CHUNK_BYTES = 64 * 1024  # must come within --timeout, so that a slow sender is not kept for ever
 UNSAFE_NAME = re.compile(
     r"(?is)\Z|\.|.*[. ]\Z"  # hidden files, our folder, the one above; ends that Windows drops
     r"|.*[/\\:\ufffd\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"  # paths, drives; not printable
@@ -48,7 +48,7 @@ def read_exactly(fd: int, length: int, timeout: int) -> bytes:
 
 
 def open_temporary(folder: int) -> tuple[int, str]:
-    """A file without a name, so that nothing is left when we are killed; else a hidden one."""
+    """A file without a name, so that a kill leaves nothing behind; or else a hidden one."""
     with contextlib.suppress(OSError, AttributeError):  # not every system has them
         fd = os.open(".", os.O_TMPFILE | os.O_WRONLY, 0o666, dir_fd=folder)
         return fd, f"/proc/self/fd/{fd}"

@@ -4,10 +4,10 @@ Run it (samples/recv_file.py says how to start the other side first):
 
     python samples/send_file.py PEER_ID FILE [--mode auto|p2p|relay] [--encrypt]
 
---login HOST[:PORT][#sha256:HEX]: the cloud (default: $KKP2P_LOGIN, else 127.0.0.1:3080); its hash.
---ca FILE: must vouch for it.  --lan PORT: no cloud, search the LAN there.  --timeout MS: for the
-connect, and each wait.  Ends with 0 when the file is on the peer's disk.  On the wire: its size (8
-bytes, big-endian), length of the name (2), name in UTF-8, file; back comes ACK (on disk) or NAK.
+--login HOST[:PORT][#sha256:HEX]: the cloud (default: $KKP2P_LOGIN, else 127.0.0.1:3080) and its
+certificate.  --ca FILE: must vouch for it.  --lan PORT: no cloud, search the LAN there.  --timeout
+MS: for each wait.  Exit status 0: the file is on the peer's disk.  Protocol: size (8 bytes,
+big-endian), length of the name (2), name in UTF-8, file; the answer is ACK (it is on disk) or NAK.
 """
 
 from __future__ import annotations

@@ -5,11 +5,11 @@ Run it (a cloud first: `kkp2p account add PEER_ID`, `kkp2p cloud`):
     openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=localhost -keyout key.pem -out cert.pem
     python samples/single_process.py PEER_ID PEER_KEY key.pem cert.pem [--login HOST[:PORT]]
 
-PEER_KEY: the secret; - takes it from $KKP2P_SECRET, or asks, for others on this host see a command
-line.  --login: the cloud (default: $KKP2P_LOGIN, else 127.0.0.1:3080), also as
+PEER_KEY: the secret; - takes it from $KKP2P_SECRET, or asks, because other users of this host can
+see a command line.  --login: the cloud (default: $KKP2P_LOGIN, else 127.0.0.1:3080), also as
 HOST:PORT#sha256:HEX, which `kkp2p cloud` prints: then its certificate must be that one.  --ca FILE:
 it must verify with this one.  One engine logs in as PEER_ID, and its own proxy calls PEER_ID.  The
-page comes through it, is printed, and the exit status is 0.
+page comes through the proxy and is printed, and the exit status is 0.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def answer(engine: kkp2p.engine_t, ssl_ctx: SSL.Context, channel: kkp2p.channel_
 
 
 def fetch(address: tuple[str, int]) -> str:
-    """Get a page by https with Python's ssl, gevent's edition: meanwhile the server runs on."""
+    """Get a page by https with gevent's version of ssl, so that the server runs meanwhile."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # gevent's; create_default_context is not
     context.check_hostname = False  # as curl --insecure: the certificate is our own
     context.verify_mode = ssl.CERT_NONE

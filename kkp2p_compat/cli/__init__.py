@@ -31,7 +31,7 @@ def _make_parser(commands: Sequence[str]) -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    # Only what is asked for is imported: a cloud needs none of the demonstration.
+    # Only the named command is imported: a cloud needs nothing of the demonstration.
     known = [name for name in COMMANDS if arguments[:1] == [name]]
     options = _make_parser(known or COMMANDS).parse_args(arguments)
     try:
@@ -39,5 +39,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130  # 128 + SIGINT, as shells have it
     except BrokenPipeError:
-        sys.stderr.close()  # whoever read our output has gone: nobody is left to tell
+        sys.stderr.close()  # the reader of our output is gone: there is nobody left to tell
         return 1

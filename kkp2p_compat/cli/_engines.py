@@ -1,6 +1,6 @@
-"""What the commands that make an engine share: its options, its log, and words for what it knows.
+"""What the commands that make an engine share: its options, its log, and the words for its facts.
 
-Their engine writes no log file: with --verbose its lines go to standard error, else nowhere.
+Such an engine writes no log file: with --verbose its log goes to standard error, else nowhere.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = [
 ]  # fmt: skip
 
 MODES = {"auto": CONNECT_AUTO, "p2p": CONNECT_P2P, "relay": CONNECT_RELAY}
-DEFAULT_LOGIN = "127.0.0.1:3080"  # where ``kkp2p cloud`` is when it is told nothing
+DEFAULT_LOGIN = "127.0.0.1:3080"  # where ``kkp2p cloud`` listens by default
 RESOLVE_S = 5.0  # our choice: for the cloud's name
 MAX_S = 3600  # our choice: of any time that is given
 QUIET, DEBUG = 0, 4  # levels of the engine's log
@@ -50,13 +50,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--login", metavar="HOST:PORT[#sha256:HEX]", type=_parse_login,
         default=os.environ.get("KKP2P_LOGIN", DEFAULT_LOGIN),  # parsed as if it were given
-        help="the cloud, and what its certificate must be, as it prints it at its start (default: "
+        help="the cloud, and the hash of its certificate, which it prints when it starts (default: "
         f"$KKP2P_LOGIN, else {DEFAULT_LOGIN})",
     )  # fmt: skip
-    where.add_argument("--ca", metavar="FILE", help="its certificate must verify with this one")
+    where.add_argument(
+        "--ca", metavar="FILE", help="the cloud's certificate must verify with this one"
+    )
     where.add_argument(
         "--lan", metavar="PORT", type=_parse_port,
-        help="no cloud: search the LAN on this UDP port",
+        help="use no cloud: search the LAN on this UDP port",
     )  # fmt: skip
     where.add_argument(
         "--stun", metavar="HOST:PORT,...", help="ask these STUN servers instead of the cloud"
@@ -64,20 +66,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--no-upnp", action="store_true", help="do not ask the router for a port mapping"
     )
-    parser.add_argument("--json", action="store_true", help="for programs instead of people")
+    parser.add_argument("--json", action="store_true", help="output for programs instead of people")
     parser.add_argument(
-        "--explain", action="store_true", help="show all that was done to reach the peer, and when"
+        "--explain", action="store_true", help="show everything that was done to reach the peer"
     )
-    parser.add_argument("--verbose", action="store_true", help="the engine's log on standard error")
+    parser.add_argument(
+        "--verbose", action="store_true", help="show the engine's log on standard error"
+    )
 
 
 @contextlib.contextmanager
 def open_engine(
     options: argparse.Namespace, waits: Callable[[KKP2PError], bool] = lambda error: False
 ) -> Iterator[Engine]:
-    """Raises KKP2PError, such as when the cloud's name does not resolve.
+    """Raises KKP2PError, for example when the cloud's name does not resolve.
 
-    ``waits`` is asked in that case; when it returns true the name is looked up again.
+    In that case ``waits`` is asked; if it returns true, the name is looked up again.
     """
     conf = engine_conf_t(disable_upnp=int(options.no_upnp), stun_servers=options.stun)
     if options.lan:

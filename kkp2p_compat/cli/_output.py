@@ -1,4 +1,4 @@
-"""Standard output and error of a program that serves others: neither may stop it or end it.
+"""Standard output and error of a program that serves others: neither may stop or end it.
 
 A pipe that nobody reads, a terminal that is stopped or gone, a full disk: lines wait, up to a
 bound; then the oldest are dropped, and the first line that can be written again is preceded by one

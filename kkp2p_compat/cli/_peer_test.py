@@ -1,4 +1,4 @@
-"""``kkp2p netcheck --peer``: connect to one peer, by p2p, and if that fails by whatever works.
+"""``kkp2p netcheck --peer``: connect to one peer by p2p, and if that fails in auto mode.
 
 The peer's program gets a channel that is closed at once, with the connect_desc that was given.
 """
@@ -65,7 +65,7 @@ def _connect(engine: Engine, ctx: connect_ctx_t, lan: bool) -> dict[str, Any]:
 
 
 def _look(engine: Engine, peer_id: str, channel: Channel | None, lan: bool) -> dict[str, Any]:
-    """In the engine's hub: what came of it, and of which attempt."""
+    """In the engine's hub: the outcome, and the attempt that led to it."""
     recent = engine.direct.recent.get(f"{peer_id} (LAN)" if lan else peer_id)
     timeline = recent if channel is None else channel.timeline
     if timeline is None:
@@ -92,15 +92,15 @@ def _verdict(engine: Engine, timeline: Timeline) -> dict[str, Any] | None:
 def show_peer(report: dict[str, Any], explains: bool) -> None:
     verdict = report["verdict"]
     if verdict is None:
-        lines = ["nothing is known of its network: it has not answered"]
+        lines = ["nothing is known about its network: it has not answered"]
     else:
         lines = [
             f"its NAT: {verdict['peer_nat']}",
-            f"you two should meet {HOW[verdict['plan']]} ({verdict['reason']})",
+            f"the two of you should connect {HOW[verdict['plan']]} ({verdict['reason']})",
         ]
     show(f"The peer {report['id']}", lines)
     for attempt in report["tries"]:
-        show(f"A connect to it, mode {attempt['mode']}", _lines(attempt, explains))
+        show(f"Connecting in mode {attempt['mode']}", _lines(attempt, explains))
 
 
 def _lines(attempt: dict[str, Any], explains: bool) -> list[str]:

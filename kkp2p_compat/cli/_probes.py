@@ -1,6 +1,6 @@
 """How far away a server is, by TCP, TLS and UDP: measured from sockets of our own.
 
-Nothing of the engine is in it, so what it finds is the network's doing and not the engine's.
+No engine takes part, so the results show the network and not the engine.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CONNECTS = 3  # the quickest one counts: it is nearest to the round trip
 PROBES = 10
 PROBE_PAUSE_S = 0.03
 ANSWER_S = 1.0  # after the last probe
-REQUEST_BYTES = 100  # a good server answers with no more than it was asked
+REQUEST_BYTES = 100  # a good server answers with no more bytes than the request has
 MAX_ANSWER_BYTES = 1472
 _BARE_BYTES = 20 + 8 + 4  # header, FINGERPRINT, and the header of SOFTWARE
 _SOFTWARE = "kkp2p".ljust(REQUEST_BYTES - _BARE_BYTES)
@@ -78,7 +78,7 @@ def probe_tcp(host: str, port: int) -> Reach:
 
 
 def _context() -> Any:
-    """Nothing is sent but the handshake, so whose certificate it is does not matter."""
+    """For a handshake and nothing else, so any certificate will do."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

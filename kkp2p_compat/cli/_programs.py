@@ -1,9 +1,9 @@
 """Runs other programs for a command: reads what they print, and leaves none behind.
 
 Rules: the programs run in sessions of their own, so Ctrl-C reaches this process only, which then
-ends them (the command must have it thrown into its main greenlet: Python's own handler raises
-KeyboardInterrupt anywhere).  Waiting is for a printed line or the end of a program.  A program that
-ends before it was told to is a Failure of whoever waits for anything.
+ends them (the command must have the signal raised in its main greenlet: Python's own handler raises
+KeyboardInterrupt anywhere).  It waits for a printed line or for the end of a program.  When a
+program ends before it was told to, every wait fails.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ END_S = 5  # our choice: how long a program may take over SIGTERM before it is k
 
 
 class Failure(Exception):
-    """A step of the work did not give what it must; the text is for the user."""
+    """A step did not have the expected result; the text is for the user."""
 
 
 class Program:

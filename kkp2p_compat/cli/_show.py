@@ -30,7 +30,7 @@ def _cloud(fields: dict[str, Any]) -> None:
         lines.append(f"TLS takes {show_ms(fields['tls_s'])} more")
     if fields["problem"]:
         lines.append(f"not reached: {fields['problem']}")
-        lines.append("(is it this one?  --login HOST:PORT or KKP2P_LOGIN names it)")
+        lines.append("(--login HOST:PORT or KKP2P_LOGIN names another cloud)")
     show(f"The cloud, {show_address([fields['host'], fields['port']])}", lines)
 
 
@@ -57,7 +57,7 @@ def _nat(fields: dict[str, Any]) -> None:
 
 def _port_mapping(fields: dict[str, Any]) -> None:
     if not fields["needed"]:
-        show("Port mapping", ["not asked for: there is no NAT that is known"])
+        show("Port mapping", ["not asked for: no NAT is known"])
     elif fields["address"]:
         show("Port mapping", [f"{show_address(fields['address'])}, by {fields['method']}"])
     else:
@@ -70,7 +70,7 @@ def _udp(fields: dict[str, Any]) -> None:
         if server["problem"]:
             show(heading, [server["problem"]])
         elif not server["answered"]:
-            show(heading, [f"blocked, or nobody is there: none of {server['sent']} answered"])
+            show(heading, [f"blocked, or no server there: none of {server['sent']} answered"])
         else:
             trips = server["round_trip_s"]
             show(
@@ -86,9 +86,9 @@ def _udp(fields: dict[str, Any]) -> None:
 def _lifetime(fields: dict[str, Any]) -> None:
     lived_s, longest_s = fields["lived_s"], fields["longest_s"]
     if lived_s is None:
-        text = "no server can tell"
+        text = "not known: no server can test it"
     else:
-        text = f"still there after {lived_s:.0f} s (looked up to {longest_s:.0f} s)"
+        text = f"still open after {lived_s:.0f} s (tested up to {longest_s:.0f} s)"
     show("An idle binding of the NAT", [text])
 
 

@@ -1,7 +1,7 @@
-"""What a NAT means for its owner: who can be met directly, and in what way.
+"""What a NAT means for its owner: which peers can connect directly, and how.
 
-It asks the planner itself, with us as the callee and the usual kinds of NAT as callers, so it
-cannot say anything else than what an engine would do.
+The planner itself is asked, with this host as the callee and the usual kinds of NAT as callers, so
+the answer is what an engine would do.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ HOW = {
     "direct": "directly",
     "punch": "directly",
     "predict": "directly, as a rule: ports are predicted",
-    "birthday": "directly, after up to some seconds: ports are guessed",
-    "relay": "by the relay",
+    "birthday": "directly, perhaps after some seconds: ports are guessed",
+    "relay": "through the relay",
 }
 PEER_ADDRESS = ("192.0.2.1", 40_000)  # RFC 5737: nobody has it
 
@@ -48,18 +48,18 @@ def meaning(nat: NatBehaviour, reach: dict[str, str]) -> str:
     """One or two sentences."""
     if nat.mapping == "blocked":
         return (
-            "No UDP gets through from here: every connection goes by the relay, over TCP.  "
+            "No UDP gets through from here: every connection uses the relay, over TCP.  "
             "A firewall that lets UDP out would change that."
         )
     if nat.mapping == "unknown":
-        return "What is in front of this host is not known, so every way is tried with each peer."
+        return "What is in front of this host is not known, so everything is tried with each peer."
     relayed = [name for name, kind in reach.items() if kind == "relay"]
     slow = [name for name, kind in reach.items() if kind == "birthday"]
     if not relayed and not slow:
         return "Peers behind any kind of NAT reach you directly."
     text = "Peers reach you directly"
     if relayed:
-        text += f", except those behind {_join(relayed)}: they go by the relay"
+        text += f", except those behind {_join(relayed)}: they use the relay"
     text += "."
     if slow:
         text += f"  Behind {_join(slow)} it may take some seconds."
@@ -73,4 +73,4 @@ def _join(names: Sequence[str]) -> str:
 def _remedy(nat: NatBehaviour) -> str:
     if not nat.symmetric:
         return ""
-    return "  A port mapping in your router (UPnP, PCP, or by hand) would let all in."
+    return "  A port mapping in your router (UPnP, PCP, or by hand) would let all of them in."

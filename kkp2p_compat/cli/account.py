@@ -1,4 +1,4 @@
-"""``kkp2p account``: who may log in to a cloud.  A cloud that runs notices within seconds."""
+"""``kkp2p account``: who may log in to a cloud.  A running cloud notices changes in seconds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..cloud.accounts import Accounts, UnknownAccount, default_data
 
 __all__ = ["add_parser"]
 
-# Our choice: whoever sees a login, or the verifier, can try guesses offline; of 2^128 in vain.
+# Our choice: somebody who sees a login or the verifier can guess offline, in vain among 2^128.
 SECRET_BYTES = 16
 
 
@@ -25,13 +25,13 @@ def add_parser(subparsers: Any) -> None:
         help="add, list and remove the peers that may log in",
         description="The accounts of a cloud: its data folder holds them in accounts.db, as SCRAM "
         "verifiers, from which nobody can get the secrets back.  Unless a secret is given, a "
-        "random one is made, and shown once.",
+        "random one is generated and shown once.",
     )
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     for name, help_text, run in (
         ("add", "let a peer log in", _add),
-        ("passwd", "give a peer another secret; ends its present login", _passwd),
-        ("remove", "let a peer log in no more; ends its present login", _remove),
+        ("passwd", "give a peer another secret, which ends its present login", _passwd),
+        ("remove", "remove a peer, which ends its present login", _remove),
         ("list", "show the peers that may log in", _list),
     ):
         action = actions.add_parser(name, help=help_text, description=help_text)
@@ -42,7 +42,7 @@ def add_parser(subparsers: Any) -> None:
             secret.add_argument(
                 "--secret",
                 metavar="S",
-                help="the secret; others on this host can see it while the command runs",
+                help="the secret; other users of this host can see it while the command runs",
             )
             secret.add_argument(
                 "--secret-stdin", action="store_true", help="read the secret from standard input"
@@ -99,7 +99,7 @@ def _passwd(accounts: Accounts, options: argparse.Namespace) -> None:
 
 def _remove(accounts: Accounts, options: argparse.Namespace) -> None:
     accounts.remove(options.peer)
-    print(f"{options.peer} may log in no more")
+    print(f"{options.peer} may not log in any more")
 
 
 def _list(accounts: Accounts, options: argparse.Namespace) -> None:
@@ -113,7 +113,7 @@ def _show(secret: str, is_new: bool) -> None:
 
 
 def _secret(options: argparse.Namespace) -> tuple[str, bool]:
-    """As the options say, or a random one; and whether it is that."""
+    """The secret that the options give, or a random one; and whether it is random."""
     if options.secret is not None:
         return str(options.secret), False
     if options.secret_stdin:

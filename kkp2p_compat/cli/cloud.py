@@ -33,17 +33,17 @@ _SERVICES = {"all": "route, track and relay", "route": "route", "track": "track"
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "cloud",
-        help="run a cloud: where peers log in and find each other",
+        help="run a cloud, where peers log in and find each other",
         description="Runs a cloud until SIGTERM or SIGINT.  With no arguments it is one process "
-        "that serves everything on one port.  When the files of its certificate are replaced, it "
-        "shows the new one to new connections within seconds, and on SIGHUP at once.",
+        "that serves everything on one port.  When the files of its certificate are replaced, new "
+        "connections are shown the new one within seconds, and on SIGHUP at once.",
     )
     parser.add_argument(
         "--listen",
         metavar="ADDR:PORT",
         type=parse_address,
         default=("0.0.0.0", DEFAULT_PORT),
-        help="where to serve; [::]:PORT for IPv6, too; port 0: any "
+        help="where to listen; [::]:PORT for IPv6, too; port 0: any free one "
         f"(default: 0.0.0.0:{DEFAULT_PORT})",
     )
     parser.add_argument(
@@ -53,14 +53,14 @@ def add_parser(subparsers: Any) -> None:
         default=default_data(),
         help="folder of the certificate and the accounts (default: %(default)s)",
     )
-    parser.add_argument("--role", choices=ROLES, default="all", help="serve only this")
+    parser.add_argument("--role", choices=ROLES, default="all", help="serve only this role")
     parser.add_argument(
         "--name",
         metavar="NAME_OR_IP",
         action="append",
         default=[],
-        help="put this name into the certificate that the cloud makes itself, beside the host's "
-        "own; may be repeated; a new certificate is made when the kept one has it not",
+        help="put this name into the certificate that the cloud generates, beside the host's own; "
+        "may be repeated; a certificate that does not have the name is replaced",
     )
     parser.add_argument("--tls-cert", metavar="FILE", type=Path, help="PEM certificate (chain)")
     parser.add_argument("--tls-key", metavar="FILE", type=Path, help="its PEM key")
@@ -70,7 +70,7 @@ def add_parser(subparsers: Any) -> None:
         type=_parse_account,
         action="append",
         default=[],
-        help="a throw-away account; may be repeated; others on this host can see it",
+        help="a temporary account; may be repeated; other users of this host can see it",
     )
     parser.add_argument(
         "--track",
@@ -78,8 +78,8 @@ def add_parser(subparsers: Any) -> None:
         type=_parse_track,
         action="append",
         default=[],
-        help="role route: a track, as peers reach it, and what it prints of its certificate; may "
-        "be repeated",
+        help="role route: a track, as peers reach it, and the hash of its certificate, which it "
+        "prints when it starts; may be repeated",
     )
     parser.add_argument(
         "--vouch",
@@ -96,8 +96,8 @@ def add_parser(subparsers: Any) -> None:
         type=parse_address,
         action="append",
         default=[],
-        help="roles track and all: a relay, as peers reach it; may be repeated: those that do not "
-        "answer are left out",
+        help="roles track and all: a relay, as peers reach it; may be repeated; relays that do "
+        "not answer are left out",
     )
     parser.add_argument(
         "--relay-key",
@@ -114,7 +114,7 @@ def add_parser(subparsers: Any) -> None:
         "--stun-address",
         metavar="IP",
         type=_parse_ip,
-        help="a second address of this host: peers learn more about their NATs by it",
+        help="a second address of this host, with which peers learn more about their NATs",
     )
     parser.add_argument(
         "--drain",
@@ -156,7 +156,7 @@ def parse_address(text: str) -> tuple[str, int]:
 
 
 def _parse_track(text: str) -> tuple[tuple[str, int], list[str]]:
-    """With the certificates that are named behind it."""
+    """A track, and the certificates that are named behind it."""
     address, hash_sign, sha256 = text.partition("#")
     return parse_address(address), [_parse_sha256(sha256)] if hash_sign else []
 
@@ -271,7 +271,7 @@ def _say_hello(cloud: Cloud) -> None:
     lines += [f"  at {place}" for place in places]
     if cloud.fingerprint:
         source = settings.tls_cert or (settings.data and settings.data / "cloud.crt")
-        lines += [f"  certificate: {source}", "  for a peer that is to take no other:"]
+        lines += [f"  certificate: {source}", "  for peers that are to accept no other:"]
         lines += [f"    --login {place}#{cloud.fingerprint}" for place in places]
     if cloud.stun is not None:
         lines.append("  STUN: UDP ports {} and {}".format(*cloud.stun.ports))

@@ -1,9 +1,9 @@
 """``kkp2p demo``: the document's demonstration in one command, as real processes.
 
 A cloud, the https server of samples/, a proxy client for each row of MODES and each of PROTOCOLS,
-and curl and ``openssl s_client`` as the clients (Python's own where one is missing).  What the
-document shows must come: the answer's headers from the client, and from the server the line that
-tells of the connection and its mode.
+and curl and ``openssl s_client`` as the clients (Python's own where one is missing).  The output
+must be what the document shows: the answer's headers from the client, and from the server the line
+about the connection and its mode.
 
 Rules: it waits for lines that the programs print and for their ends, never for a time to pass.
 Whatever happens, every process that was started has ended when the command ends, and its folder is
@@ -39,7 +39,7 @@ from ._signals import throwing
 __all__ = ["CLIENTS", "MODES", "PROTOCOLS", "add_parser", "make_certificate"]
 
 PEER_ID = "demo-server"
-LIMIT_S = 60  # our choice: for the whole; it takes a few seconds, and more on a busy machine
+LIMIT_S = 60  # our choice: for everything; it takes some seconds, more on a busy machine
 REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 
@@ -67,12 +67,15 @@ CLIENTS = {"http": ("curl",), "https": ("curl", "openssl")}
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "demo",
-        help="show it all: a cloud, an https server, proxies, curl and openssl",
+        help="show everything: a cloud, an https server, proxies, curl and openssl",
         description="Runs the document's demonstration on this host, step by step.  The exit "
         "status is 0 only if each step gave what the document shows.",
     )
     parser.add_argument(
-        "--keep", metavar="DIR", type=Path, help="put the programs' files and logs here, keep them"
+        "--keep",
+        metavar="DIR",
+        type=Path,
+        help="put the programs' files and logs here, and keep them",
     )
     parser.add_argument(
         "--verbose", action="store_true", help="show every line that the programs print"
@@ -161,7 +164,7 @@ def _show(programs: Programs) -> int:
             accepted = re.match(r"accept new connection,fd:\d+, mode is (\d),channel id:", line)
             if accepted is None or int(accepted[1]) != mode.transmit_mode:
                 raise Failure(
-                    f"the server does not tell of a connection, mode {mode.transmit_mode}"
+                    f"the server did not print that it accepted mode {mode.transmit_mode}"
                 )
 
     _say(

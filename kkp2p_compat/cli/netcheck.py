@@ -1,8 +1,8 @@
 """``kkp2p netcheck``: what the network lets this host do, and with --peer a test of one connection.
 
-For a person in trouble: each thing is shown as soon as it is known, in words, and the last line
-says what it means.  It makes an engine as any program does, and looks at what that finds out; the
-latencies are measured beside it.  No account is needed.
+It is for people with a problem: each fact is shown as soon as it is known, in words, and the last
+line says what it means.  The command makes an engine as any program does, and shows what the engine
+finds out; it measures latencies itself.  No account is needed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from ._verdict import meaning, who_reaches_us
 __all__ = ["add_parser"]
 
 # Our choices.
-DISCOVERY_S = 8.0  # for all that STUN finds out; blocked UDP takes 1.5 s
+DISCOVERY_S = 8.0  # for everything that STUN finds out; blocked UDP takes 1.5 s
 MAPPING_S = 10.0  # for a router's answer: UPnP routers are slow
 LOOK_S = 0.02  # how often we look for what no event tells
 RESOLVE_S = 5.0
@@ -47,10 +47,10 @@ Section = tuple[str, dict[str, Any]]
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "netcheck",
-        help="what the network lets this host do; with --peer a test of one connection",
+        help="show what the network lets this host do; with --peer, test one connection",
         description="Finds out this host's addresses, what its NAT does, whether the router maps "
-        "ports, and how far the cloud is.  The exit status is 0 if peers can be met from here, or "
-        "with --peer if that one was.",
+        "ports, and how far away the cloud is.  The exit status is 0 if the cloud was reached, or "
+        "with --peer if that peer was.",
     )
     parser.add_argument(
         "--peer", metavar="ID", type=parse_peer, help="connect to this peer, and say how it went"
@@ -64,11 +64,11 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--timeout", metavar="SECONDS", type=parse_seconds, default=10.0,
-        help="for each connect of that test (default: %(default)s)",
+        help="time for each connect of that test (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--lifetime", metavar="SECONDS", type=parse_seconds,
-        help="also find out whether the NAT keeps an idle binding so long; takes that time",
+        help="find out, too, whether the NAT keeps an idle binding for this time; takes as long",
     )  # fmt: skip
     add_options(parser)
     parser.set_defaults(run=_run)
@@ -139,7 +139,7 @@ def _cloud(host: str, port: int, pin: str | None) -> dict[str, Any]:
 
 
 def _first_to_answer(addresses: list[str], port: int) -> str:
-    """The one that an engine would use; any if none answers, for its problem to be told."""
+    """The address that an engine would use; any if none answers, so that its problem is shown."""
     with contextlib.suppress(OSError), gevent.Timeout(FIND_S, TimeoutError()):
         sock, ip = dial.connect(addresses, port)
         sock.close()
@@ -208,16 +208,16 @@ def _summary(engine: Engine, cloud: dict[str, Any] | None) -> dict[str, Any]:
     reached = cloud is None or cloud.get("tls_s") is not None
     nat, reach = own.nat, {}
     if cloud is None and not engine.stun_servers:
-        text = "In the LAN no NAT is in the way."
+        text = "On the LAN there is no NAT between peers."
     elif nat == BLOCKED and not reached:
-        text = "The cloud does not answer, neither by TCP nor by UDP: nothing more can be said."
+        text = "The cloud answers neither by TCP nor by UDP: nothing more can be said."
     else:
         reach = who_reaches_us(nat, own.candidates())
         text = meaning(nat, reach)
         if any(ip in LOOPBACK for each in own.found.values() for ip, _ in each.mapped):
             text = (
-                "The STUN server is on this very host and cannot see what is in front of it: "
-                "this holds for peers on the same network.  --stun asks another."
+                "The STUN server is on this host and cannot see what is in front of it: this "
+                "holds for peers on the same network.  Name another server with --stun."
             )
         if not reached:
             text = f"The cloud cannot be reached, so nobody can be called.  {text}"

@@ -1,8 +1,8 @@
-"""``kkp2p proxy``: a local TCP port that is a peer.
+"""``kkp2p proxy``: a local TCP port that forwards to a peer.
 
-Each connection to the port is one channel to the peer; a line tells when it is made, and one when
-it is over.  The engine's thread puts what it has to tell into a queue, so a long explanation stops
-nothing; nor does output that nobody reads or that cannot be written.
+Each connection to the port is one channel to the peer; a line says when it is made, and one when it
+is over.  The engine's thread puts its events into a queue, so neither a long explanation nor output
+that nobody reads or that cannot be written stops anything.
 """
 
 from __future__ import annotations
@@ -46,39 +46,39 @@ RETRY_MOST_S = 5.0
 
 LOOPBACKS = ["127.0.0.1", "::1"]
 FREE_PORT_ATTEMPTS = 10  # our choice: of port 0, for one that is free on both
-MAX_WAITING = 10_000  # our choice: events that are not printed yet; then the oldest go
+MAX_WAITING = 10_000  # our choice: events that are not printed yet; then the oldest are lost
 
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "proxy",
-        help="a local port that is a peer",
-        description="Listens on a local TCP port; each connection to it is a connection to the "
-        "peer.  Ends on Ctrl-C or SIGTERM.",
+        help="open a local port that forwards to a peer",
+        description="Listens on a local TCP port; each connection to it becomes a connection to "
+        "the peer.  Ends on Ctrl-C or SIGTERM.",
     )
     parser.add_argument(
         "listen", metavar="LISTEN", type=_parse_listen,
-        help="PORT of 127.0.0.1 and of ::1, or ADDRESS:PORT; port 0: any free one",
+        help="PORT on 127.0.0.1 and ::1, or ADDRESS:PORT; port 0: any free one",
     )  # fmt: skip
     parser.add_argument("peer", metavar="PEER", type=parse_peer, help="peer id")
     parser.add_argument(
         "--desc", metavar="N", type=parse_desc, default=0,
-        help="connect_desc: tells the peer what is wanted, as the two have agreed (default: 0)",
+        help="connect_desc, which names the protocol as the two have agreed (default: 0)",
     )  # fmt: skip
     parser.add_argument(
-        "--mode", choices=MODES, default="auto", help="auto: p2p, else relay (default)"
+        "--mode", choices=MODES, default="auto", help="auto: p2p, or else the relay (default)"
     )
     parser.add_argument(
         "--encrypt", action="store_true",
-        help="end-to-end encryption also by the relay; p2p always has it",
+        help="encrypt end to end also on the relay; p2p is always encrypted",
     )  # fmt: skip
     parser.add_argument(
         "--timeout", metavar="SECONDS", type=parse_seconds, default=10.0,
-        help="for the connect to the peer (default: %(default)s)",
+        help="time for the connect to the peer (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--no-retry", action="store_true",
-        help="end when the cloud's name does not resolve; else it is looked up until it does",
+        help="end when the cloud's name does not resolve; by default look it up until it does",
     )  # fmt: skip
     add_options(parser)
     parser.set_defaults(run=_run)
@@ -265,8 +265,8 @@ def _show(event: dict[str, Any], as_json: bool) -> None:
 def _lines(event: dict[str, Any]) -> list[str]:
     kind = event["event"]
     if kind == "listening":
-        text = f"{show_address(event['address'])} is {event['peer']}, mode {event['mode']}"
-        return ["; so is ".join([text, *map(show_address, event["addresses"][1:])])]
+        places = " and ".join(map(show_address, event["addresses"]))
+        return [f"listening on {places} for {event['peer']}, mode {event['mode']}"]
     if kind == "stopped":
         count, failures = event["connections"], event["failures"]
         failed = f", {failures} failed" if failures else ""

@@ -130,7 +130,7 @@ def test_on_the_lan_without_a_cloud(start_tool: StartTool, lan_port: int) -> Non
     assert "cloud" not in report
     assert report["nat"]["asked"] is False
     assert report["summary"] == {
-        "usable": True, "reach": {}, "text": "In the LAN no NAT is in the way.",
+        "usable": True, "reach": {}, "text": "On the LAN there is no NAT between peers.",
     }  # fmt: skip
 
 
@@ -164,7 +164,7 @@ def test_a_peer(check: Callable[..., Tool], server: Program) -> None:
 def test_a_peer_explained(check: Callable[..., Tool], server: Program) -> None:
     status, output, errors = check("--explain", "--peer", "peer").end()
     assert (status, errors) == (0, "")
-    assert "you two should meet directly" in output
+    assert "the two of you should connect directly" in output
     assert "connected by p2p after" in output
     for words in (
         "own addresses",
@@ -180,7 +180,7 @@ def test_a_peer_that_is_away(check: Callable[..., Tool]) -> None:
     tool = check("--peer", "other")
     status, output, errors = tool.end()
     assert (status, errors) == (1, "")
-    assert "nothing is known of its network: it has not answered" in output
+    assert "nothing is known about its network: it has not answered" in output
     assert output.count("failed: other: the peer is not online") == 1  # auto could do no more
 
 

@@ -85,9 +85,9 @@ def test_in_words_and_explained(
     cloud: CloudProcess, server: Program, start_tool: StartTool
 ) -> None:
     tool = start_tool("proxy", "127.0.0.1:0", "peer", "--explain", KKP2P_LOGIN=login(cloud))
-    address, _, rest = tool.line().partition(" is ")
-    assert rest == "peer, mode auto"
-    port = int(address.rpartition(":")[2])
+    found = re.fullmatch(r"listening on 127\.0\.0\.1:(\d+) for peer, mode auto", tool.line())
+    assert found is not None
+    port = int(found[1])
     exchange(port, 5)
     exchange(port, 7)
     status, output, errors = tool.end(signal.SIGTERM)
@@ -128,7 +128,8 @@ def test_both_loopbacks_in_words_and_without_ipv6(
 ) -> None:
     tool = start_tool("proxy", "0", "peer", "--login", login(cloud))
     line = tool.line()
-    found = re.fullmatch(r"127\.0\.0\.1:(\d+) is peer, mode auto; so is \[::1\]:(\d+)", line)
+    places = r"127\.0\.0\.1:(\d+) and \[::1\]:(\d+)"
+    found = re.fullmatch(rf"listening on {places} for peer, mode auto", line)
     assert found is not None, line
     assert found[1] == found[2]
     tool.end(signal.SIGINT)

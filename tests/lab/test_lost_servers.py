@@ -196,5 +196,5 @@ def test_a_proxy_that_is_started_before_the_network(lab: Lab, run: Run) -> None:
     process = run_with_hosts(run, early, "trying again", *command)
     know(early, **{"cloud.test": host.address})
     since = time.monotonic()
-    wait_for(process, "127.0.0.1:8443 is peer")
+    wait_for(process, "listening on 127.0.0.1:8443 for peer")
     print("listens", since_text(since))

@@ -127,7 +127,7 @@ def test_netcheck_with_a_peer_that_udp_does_not_reach(net: Net, run: Run) -> Non
     assert auto["stats"]["address"] == [net.cloud.address, int(PORT)]
     command = ("-m", "kkp2p_compat", "netcheck", "--login", net.login, *options)
     text = output_of(run(laptop, None, *command))
-    assert "you two should meet by the relay (UDP is blocked at the callee)" in text
+    assert "the two of you should connect through the relay (UDP is blocked at the callee)" in text
     assert "connected by relay after" in text
 
 
@@ -164,7 +164,7 @@ def test_proxy(net: Net, run: Run, ours: NatType, theirs: NatType, path: str) ->
     laptop = net.behind("laptop", ours)
     command = ("-m", "kkp2p_compat", "proxy", "0", "peer", "--login", net.login, "--explain")
     proxy = run(laptop, None, *command, "--no-upnp")
-    found = re.search(r":(\d+) is peer", wait_for(proxy, " is peer, mode auto"))
+    found = re.search(r":(\d+) ", wait_for(proxy, " for peer, mode auto"))
     assert found is not None
     assert laptop.run(sys.executable, "-c", EXCHANGE, found[1]) == "100000\n"
     assert f": {path}, " in wait_for(proxy, "connected in")
@@ -185,7 +185,7 @@ def test_both_on_the_lan(lab: Lab, run: Run) -> None:
     assert attempt["stats"]["is_lan"] is True
     assert [text for _, text in attempt["timeline"]["steps"]] == ["answer", "path"]
     proxy = run(laptop, None, "-m", "kkp2p_compat", "proxy", "0", "peer", "--lan", "3549")
-    found = re.search(r":(\d+) is peer", wait_for(proxy, " is peer, mode p2p"))
+    found = re.search(r":(\d+) ", wait_for(proxy, " for peer, mode p2p"))
     assert found is not None
     assert laptop.run(sys.executable, "-c", EXCHANGE, found[1]) == "100000\n"
     wait_for(proxy, "ended, 100,000 bytes to the peer, 100,000 from it")

@@ -52,7 +52,7 @@ BROKEN_SERVERS = {
         "real = print\n"
         "builtins.print = lambda text: real(text.replace('mode is 1', 'mode is 2'))\n"
         "run(arguments)",
-        "FAILED: the server does not tell of a connection, mode 1",
+        "FAILED: the server did not print that it accepted mode 1",
     ),
     "another header": (
         "from kkp2p_compat import tls\n"
