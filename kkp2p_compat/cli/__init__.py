@@ -2,6 +2,21 @@
 
 A command module has ``add_parser(subparsers)``, which adds its parser and sets ``run``, a function
 that takes the parsed arguments and returns the exit status: 0 done, 1 failed, 2 used wrongly.
+
+account.py     ``kkp2p account``
+cloud.py       ``kkp2p cloud``
+demo.py        ``kkp2p demo``
+netcheck.py    ``kkp2p netcheck``
+proxy.py       ``kkp2p proxy``
+explain.py     ``--explain``: what was done to reach a peer
+_engines.py    the options of the commands that make an engine
+_output.py     output that neither blocks nor ends a program
+_peer_test.py  ``netcheck --peer``
+_probes.py     how far away a server is
+_programs.py   runs other programs
+_show.py       the sections of ``netcheck`` as text
+_signals.py    signals for programs of greenlets
+_verdict.py    what a NAT means for its owner
 """
 
 from __future__ import annotations

@@ -1,14 +1,32 @@
-"""Where a peer can be reached, and by which address it is reached in the end.
+"""How two hosts behind NATs find addresses at which they reach each other.
 
-stun.py         the bytes of a check: STUN binding messages
-candidates.py   addresses: which of ours to tell the peer, which of the peer's to try
-checks.py       one call's checks, and the choice of a path
-check_table.py  all calls' checks behind one pair of sockets
-lan.py          peers of the local network, without a cloud
+Where this host can be reached:
 
-port_mapping.py  keeps a port of ours mapped at the router
-gateway.py       asks a router by PCP or NAT-PMP; pcp.py has the bytes
-upnp.py          asks a router by UPnP-IGD
-routes.py        which router that is
-address_watch.py tells when our addresses or routes have changed
+interfaces.py     the host's addresses
+routes.py         its default routes
+address_watch.py  notices when either changes
+nat.py            what the NAT does, found out by asking STUN servers; sans-IO
+stun_client.py    questions to STUN servers, and whose answer a datagram is; sans-IO
+stun.py           the bytes of STUN messages
+port_mapping.py   keeps a port mapped at the router
+gateway.py        asks a router by PCP or NAT-PMP
+pcp.py            the bytes of PCP and NAT-PMP
+upnp.py           asks a router by UPnP-IGD
+
+Which address reaches the peer; all sans-IO:
+
+candidates.py     addresses: which of ours to tell, which of the peer's to try
+credentials.py    the username fragments and passwords of checks
+plan.py           what two peers do, judged by their NATs
+checks.py         one call's connectivity checks, and the choice of a path
+check_pairs.py    what they know of each remote address
+check_table.py    the checks of all calls behind the engine's sockets
+punch.py          the part of a plan beyond checks: prediction and birthdays
+guesses.py        probes of ports that were guessed
+courtesy.py       what all calls together may send to addresses that have not answered
+
+The local network:
+
+lan.py            finds a peer by broadcast, and answers such searches
+lan_wire.py       the bytes of a search, and what was heard already
 """

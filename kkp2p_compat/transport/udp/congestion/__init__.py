@@ -2,6 +2,12 @@
 
 The transport keeps one ``DeliveryRate``, one ``Controller`` and one ``Pacer`` for a path.  A new
 path begins with new ones; what was sent on the old path is not reported to them.
+
+controller.py     what a controller is told, and what it answers
+bbr/              BBR
+cubic.py          CUBIC
+delivery_rate.py  how fast the path delivers
+pacer.py          spreads what is sent over time
 """
 
 from __future__ import annotations

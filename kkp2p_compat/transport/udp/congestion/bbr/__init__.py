@@ -6,6 +6,14 @@ round trips, full pipes and batches.
 
 ``Bbr`` turns the model into the three numbers the transport needs.  A file per mode decides when
 the mode ends; ``modes`` has the gains and the transitions.
+
+model.py      bandwidth and round trip of the path, as they are believed to be
+bounds.py     what losses and queues say about the volume in flight
+modes.py      the modes, their gains, and which may follow which
+startup.py    Startup and Drain
+probe_bw.py   ProbeBW
+probe_rtt.py  ProbeRTT
+params.py     the numbers
 """
 
 from __future__ import annotations
