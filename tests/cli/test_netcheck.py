@@ -251,9 +251,9 @@ def test_what_it_means() -> None:
     )
     text = words(NatBehaviour(APD, APD, "sequential", 1))
     assert text.startswith(
-        "Peers reach you directly, except those behind a symmetric NAT with random ports: they go "
-        "by the relay."
+        "Peers reach you directly, except those behind a symmetric NAT with random ports: they use "
+        "the relay."
     )
-    assert text.endswith("A port mapping in your router (UPnP, PCP, or by hand) would let all in.")
+    assert text.endswith("(UPnP, PCP, or by hand) would let all of them in.")
     assert words(BLOCKED).startswith("No UDP gets through")
     assert words(UNKNOWN).startswith("What is in front of this host is not known")

@@ -45,6 +45,13 @@ def exchange(port: int, size: int) -> int:
         return int(own)
 
 
+def port_in(line: str) -> int:
+    """That of the line that says where the proxy listens."""
+    found = re.match(r"listening on \S+:(\d+) ", line)
+    assert found is not None, line
+    return int(found[1])
+
+
 def login(cloud: CloudProcess) -> str:
     return f"127.0.0.1:{cloud.port}"
 
@@ -85,9 +92,9 @@ def test_in_words_and_explained(
     cloud: CloudProcess, server: Program, start_tool: StartTool
 ) -> None:
     tool = start_tool("proxy", "127.0.0.1:0", "peer", "--explain", KKP2P_LOGIN=login(cloud))
-    found = re.fullmatch(r"listening on 127\.0\.0\.1:(\d+) for peer, mode auto", tool.line())
-    assert found is not None
-    port = int(found[1])
+    line = tool.line()
+    port = port_in(line)
+    assert line == f"listening on 127.0.0.1:{port} for peer, mode auto"
     exchange(port, 5)
     exchange(port, 7)
     status, output, errors = tool.end(signal.SIGTERM)
@@ -152,7 +159,7 @@ def test_a_port_that_is_free_on_one_loopback_only(
 
 def test_a_peer_that_is_away(cloud: CloudProcess, start_tool: StartTool) -> None:
     tool = start_tool("proxy", "0", "other", "--login", login(cloud))
-    port = int(tool.line().split()[0].rpartition(":")[2])
+    port = port_in(tool.line())
     with pytest.raises(ConnectionResetError):
         exchange(port, 5)
     assert tool.line().endswith("the peer is not online")
@@ -164,7 +171,7 @@ def test_a_connection_under_way_when_it_ends(
     cloud: CloudProcess, server: Program, start_tool: StartTool
 ) -> None:
     tool = start_tool("proxy", "0", "peer", "--login", login(cloud))
-    port = int(tool.line().split()[0].rpartition(":")[2])
+    port = port_in(tool.line())
     with socket.create_connection(("127.0.0.1", port)) as sock:
         sock.sendall(b"hello")
         assert sock.recv(5) == b"hello"
@@ -180,7 +187,7 @@ def test_nobody_reads_what_it_says(
 ) -> None:
     """Many more lines than a pipe holds: the connections go on all the same."""
     tool = start_tool("proxy", "0", "peer", "--login", login(cloud), "--explain", "--verbose")
-    port = int(tool.line().split()[0].rpartition(":")[2])
+    port = port_in(tool.line())
     assert tool.process.stdout is not None
     _shrink(tool)
     for _ in range(60):
