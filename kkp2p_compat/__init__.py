@@ -52,11 +52,8 @@ from ._structs import channel_stats_t, channel_t, connect_cb, connect_ctx_t, eng
 from ._version import __version__
 from .control.trust import parse_fingerprints
 from .engine.channels.kinds import Channel
-from .engine.channels.kinds import abort_fd as _abort_fd
-from .engine.channels.kinds import close_fd as _close_fd
-from .engine.channels.kinds import failure_code as _failure_code
-from .engine.channels.kinds import takes_messages as _takes_messages
 from .engine.channels.stats import channel_stats as _channel_stats
+from .engine.channels.table import DESCRIPTORS as _DESCRIPTORS
 from .engine.engine import Engine as engine_t
 from .engine.runtime import log as _log
 from .transport.udp.messages import MAX_MESSAGE_BYTES as _MAX_MESSAGE_BYTES
@@ -268,7 +265,7 @@ def listen_fd(engine: engine_t) -> int:
 
     It lives as long as the engine.  C: ``kkp2p_listen_fd``.
     """
-    return check_engine(engine).accepted.fd
+    return check_engine(engine).acceptor.queue.fd
 
 
 @_api(...)
@@ -427,7 +424,7 @@ def read(fd: int, buff: Any, length: int, timeout: int) -> int:
 
 def _failed(fd: int, error: OSError | None) -> int:
     """C's code for all ends; error_no has which it was."""
-    _last.code = _failure_code(fd, error)
+    _last.code = _DESCRIPTORS.failure_code(fd, error)
     return KKP2P_ERROR
 
 
@@ -443,7 +440,7 @@ def write(fd: int, buff: Any, length: int, timeout: int) -> int:
     """
     timeout_s = check_timeout(timeout)
     view = check_length(buff, length, writable=False)
-    if length > _MAX_MESSAGE_BYTES and _takes_messages(check_fd(fd)):
+    if length > _MAX_MESSAGE_BYTES and _DESCRIPTORS.takes_messages(check_fd(fd)):
         raise ParameterError(f"a message of {length} bytes, over {_MAX_MESSAGE_BYTES}")
     try:
         # Not the view of bytes: that is read-only, and would be copied.
@@ -472,7 +469,9 @@ def channel_stats(engine: engine_t, channel_id: int) -> channel_stats_t | None:
     """
     check_engine(engine)
     check_value(channel_id, 0, 2**32 - 1, "channel_id")
-    return engine.thread.call(_channel_stats, engine, channel_id)
+    return engine.thread.call(
+        lambda: _channel_stats(engine.channels.need(channel_id), engine.direct.nat)
+    )
 
 
 @_api(None)
@@ -481,7 +480,7 @@ def close_fd(fd: int) -> None:
 
     A number that is no channel's is left alone.  C: ``kkp2p_close_fd``.
     """
-    if not _close_fd(check_fd(fd)):
+    if not _DESCRIPTORS.close(check_fd(fd)):
         raise ParameterError(f"descriptor {fd} is not a channel's, or was closed before")
 
 
@@ -493,7 +492,7 @@ def abort_fd(fd: int) -> None:
     come for the whole.  What was written and has not arrived yet may be lost.  A number that is no
     channel's is left alone.  Not in C.
     """
-    if not _abort_fd(check_fd(fd)):
+    if not _DESCRIPTORS.abort(check_fd(fd)):
         raise ParameterError(f"descriptor {fd} is not a channel's, or was closed before")
 
 

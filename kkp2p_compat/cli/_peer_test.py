@@ -67,12 +67,12 @@ def _connect(engine: Engine, ctx: connect_ctx_t, lan: bool) -> dict[str, Any]:
 def _look(engine: Engine, peer_id: str, channel: Channel | None, lan: bool) -> dict[str, Any]:
     """In the engine's hub: the outcome, and the attempt that led to it."""
     recent = engine.direct.recent.get(f"{peer_id} (LAN)" if lan else peer_id)
-    timeline = recent if channel is None else channel.timeline
+    timeline = recent if channel is None else channel.stream.timeline
     if timeline is None:
         return {"verdict": None}
     stats = None
     if channel is not None and channel.channel_id in engine.channels:
-        stats = dataclasses.asdict(channel_stats(engine, channel.channel_id))
+        stats = dataclasses.asdict(channel_stats(channel, engine.direct.nat))
     return {
         "verdict": _verdict(engine, timeline), "stats": stats, "timeline": timeline_fields(timeline)
     }  # fmt: skip

@@ -192,7 +192,7 @@ class Direct:
 
     def _open_on(self, link: PeerLink, ctx: connect_ctx_t) -> DirectStream:
         stream_id = link.open(ctx.channel_type, ctx.encrypt_data, ctx.connect_desc)
-        return DirectStream(link, stream_id, ctx)
+        return DirectStream(link, stream_id, ctx.channel_type, ctx.encrypt_data, ctx.connect_desc)
 
     def _make(
         self, key: str, auto: bool, make: Callable[[Attempt], PeerLink], attempt: Attempt

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import atexit
 import functools
-import itertools
 import os
-import resource
-import secrets
 import time
 import weakref
 from collections.abc import Callable
@@ -20,7 +17,6 @@ from typing import Any
 
 import gevent
 from gevent.event import AsyncResult, Event
-from gevent.pool import Group
 
 from .. import _codes
 from .._errors import (
@@ -45,10 +41,8 @@ from ..control.link import Link
 from ..control.resolver import resolve
 from ..control.trust import parse_fingerprints
 from ..control.wire import Message, encode, number_untrusted
-from ..transport import tcp
 from ..transport.sealed import make_private_key
-from ..transport.splice import Carriers
-from ..transport.udp.channel_table import REFUSED_BUSY, REFUSED_MOVED, REFUSED_UNSUPPORTED
+from ..transport.udp.channel_table import REFUSED_MOVED, REFUSED_UNSUPPORTED
 from ..transport.udp.events import ChannelOffered
 from .calls.callee import Incoming, share_of
 from .calls.cloud_call import (
@@ -61,21 +55,23 @@ from .calls.cloud_call import (
     parse_offer_untrusted,
     vouched_untrusted,
 )
-from .channels.accept_queue import AcceptQueue
-from .channels.kinds import LINGER_S, Channel, adopt, close_channel
+from .channels.acceptor import ACCEPT_QUEUE_PLACES, Acceptor
+from .channels.kinds import Channel
+from .channels.table import ChannelTable
 from .direct import Direct
+from .links.background import Background
 from .links.peer_link import PeerLink
-from .links.streams import DirectStream, RelayedStream
+from .links.streams import DirectStream, OpenStream
 from .paths.stun_servers import stun_servers_of
-from .proxy import Proxy, Watch
+from .proxy import Proxies, Proxy, Watch
 from .runtime.callbacks import Callbacks
 from .runtime.log import EngineLog
 from .runtime.thread import EngineThread
+from .runtime.timeline import Timeline
 
-__all__ = ["ACCEPT_QUEUE_PLACES", "Engine"]
+__all__ = ["Engine"]
 
 # Our choices.
-ACCEPT_QUEUE_PLACES = 1024  # calls that nobody has accepted yet; one more is refused as busy
 MAX_ANSWERING = 2 * ACCEPT_QUEUE_PLACES  # offers that are being answered, or refused
 VERDICT_S = 3.0  # how long join_net waits for the cloud's word
 DESTROY_S = 5.0  # how long engine_destroy lets written data go out
@@ -94,25 +90,21 @@ class Engine:
         self.stun_servers = stun_servers_of(conf)  # names stay names: servers move
         self.log = _open_log(conf)
         self.thread = EngineThread(self.log)
-        self.channels: dict[int, Channel] = {}
+        self._background = Background(self.thread, self.log)
+        self.channels = ChannelTable(self._background)
         try:
-            self.accepted: AcceptQueue[Channel] = AcceptQueue(_places())
-        except OSError as error:
+            self.acceptor = Acceptor(self.channels, self.log)
+        except KKP2PError:
             self.log.close()
-            raise from_os_error(error, "accept queue") from error
-        self.carriers = Carriers()
+            raise
+        self._proxies = Proxies(self, self._background)
         self.direct = Direct(self, self._handle_offered)
         self._pid = os.getpid()
         self._callbacks = Callbacks(CALLBACK_THREADS if conf.enable_engine_thread_pool else 1)
         self.client: CloudClient | None = None
-        self._proxies: dict[int, Proxy] = {}
-        self._proxy_ids = itertools.count(1)  # never used twice: a late stop_proxy hits nobody
-        self.pumps = Group()  # of sealed channels
-        self._lingering = Group()
         self._answering: dict[tuple[Link, str], gevent.Greenlet[..., Any]] = {}
         self._incoming: dict[tuple[Link, str], Incoming] = {}  # of those, what may end directly
         self._peer_id = ""
-        self._refusing = False  # calls, because the accept queue is full
         self._torn_down: Event | None = None  # set at the end; None: not yet being destroyed
         try:
             self.thread.start()
@@ -125,7 +117,7 @@ class Engine:
 
     def busy(self) -> bool:
         """Whether closed channels still have data on its way out, or calls are being made."""
-        return bool(self.pumps or self._lingering or self._answering or self.direct.busy)
+        return bool(self._background.busy or self._answering or self.direct.busy)
 
     # From the application.
 
@@ -140,7 +132,7 @@ class Engine:
             pass  # by another thread, at the same time or before; or it never started
         finally:
             self.thread.stop()
-            self.accepted.close()
+            self.acceptor.queue.close()
             self._callbacks.close()
             self.log.close()
 
@@ -154,11 +146,11 @@ class Engine:
         self.thread.call(self.direct.callee.join_lan, peer_id)
 
     def accept(self, timeout_s: float) -> Channel | None:
-        return self.accepted.take(timeout_s)
+        return self.acceptor.queue.take(timeout_s)
 
     def open_channel(self, ctx: connect_ctx_t, lan: bool) -> Channel:
         """Connect, over the LAN only or as ctx says, and make a channel of it."""
-        return self.thread.call(self._open_channel, ctx, lan, discard=Channel.discard)
+        return self.thread.call(self._open_channel, ctx, lan, discard=self.channels.discard)
 
     def open_channel_later(
         self, ctx: connect_ctx_t, lan: bool, done: Callable[[Channel | KKP2PError], object]
@@ -179,7 +171,7 @@ class Engine:
             if not self._callbacks.submit(done, result):
                 self.log.error("%s: a callback is dropped: too many wait", ctx.peer_id)
                 if isinstance(result, Channel):
-                    result.discard()
+                    self.channels.discard(result)
 
         if not self.thread.post(lambda: self.thread.spawn_call(connect).rawlink(connected)):
             raise EngineClosed
@@ -187,19 +179,20 @@ class Engine:
     def close_channel(self, channel_id: int) -> None:
         channel = self.channels.get(channel_id)
         if channel is not None:
-            close_channel(channel)
+            channel.close(and_fd=False)
 
     def start_proxy(
         self, ip: str, port: int, ctx: connect_ctx_t, watch: Watch | None = None
     ) -> Proxy:
-        return self.thread.call(self._start_proxy, ip, port, ctx, watch, discard=self._drop_proxy)
+        start, discard = self._proxies.start, self._proxies.stop_soon
+        return self.thread.call(start, ip, port, ctx, watch, discard=discard)
 
     def proxy_address(self, proxy_id: int) -> tuple[str, int] | None:
-        proxy = self._proxies.get(proxy_id)
+        proxy = self._proxies.find(proxy_id)
         return None if proxy is None else proxy.address
 
     def stop_proxy(self, proxy_id: int) -> bool:
-        return self.thread.call(self._stop_proxy, proxy_id)
+        return self.thread.call(self._proxies.stop, proxy_id)
 
     # Set-up and end.
 
@@ -236,33 +229,22 @@ class Engine:
             self.client.close()
         self.direct.callee.close()
         gevent.killall(list(self._answering.values()))
-        gevent.joinall([self.thread.spawn(self._stop_proxy, number) for number in self._proxies])
-        for unseen in self.accepted.close():
-            unseen.discard()
-        for channel in list(self.channels.values()):
-            channel.close(channel.duplicate_fd())
+        self._proxies.stop_all()
+        self.acceptor.close()
+        self.channels.close()
         with gevent.Timeout(DESTROY_S, False):
             self.direct.drain()
-            self.pumps.join()
-            self._lingering.join()
-        self.pumps.kill()
-        self._lingering.kill()
+            self._background.drain()
+        self._background.kill()
         self.direct.close()
-        self.carriers.close()
         self.log.warning("engine destroyed")
         self._torn_down.set()
-
-    def linger(self, sock: Any) -> None:
-        """Close a socket once the other side has what was written to it."""
-        self._lingering.add(self.thread.spawn(tcp.linger, sock, LINGER_S))
 
     def _sweep(self) -> None:
         while True:
             gevent.sleep(SWEEP_S)
-            for channel in list(self.channels.values()):
-                channel.sweep()
-            for proxy in self._proxies.values():
-                proxy.sweep()
+            self.channels.sweep()
+            self._background.sweep()
             self.direct.sweep()
 
     # The cloud.
@@ -290,7 +272,7 @@ class Engine:
     def _handle_login_lost(self, error: KKP2PError) -> None:
         """The cloud ended our login for good: accept says so, once."""
         self._retire()
-        if not self.accepted.put(error):
+        if not self.acceptor.queue.put(error):
             self.log.error("%s: nobody accepts: %s", self._peer_id, error)
 
     def _retire(self) -> None:
@@ -301,16 +283,18 @@ class Engine:
 
     # Calls.
 
-    def connect(self, ctx: connect_ctx_t, lan: bool = False) -> RelayedStream | DirectStream:
+    def connect(self, ctx: connect_ctx_t, lan: bool = False) -> OpenStream:
         """By the path that ctx asks for; ctx.timeout is the budget for all of it."""
         began = time.monotonic()
         connection = self._connect(ctx, lan, began + ctx.timeout / 1000)
         connection.set_up_s = time.monotonic() - began
         return connection
 
-    def _connect(
-        self, ctx: connect_ctx_t, lan: bool, deadline: float
-    ) -> RelayedStream | DirectStream:
+    def last_attempt(self, peer_id: str) -> Timeline | None:
+        """How the last one to reach a peer went, whatever came of it."""
+        return self.direct.recent.get(peer_id)
+
+    def _connect(self, ctx: connect_ctx_t, lan: bool, deadline: float) -> OpenStream:
         why_relay = "the relay was asked for"
         with time_limit(ctx.timeout / 1000, TimedOut(f"not connected within {ctx.timeout} ms")):
             if self.client is None or lan:
@@ -337,11 +321,16 @@ class Engine:
 
     def _open_channel(self, ctx: connect_ctx_t, lan: bool) -> Channel:
         try:
-            channel = adopt(self, self.connect(ctx, lan), ctx.peer_id)
+            stream = self.connect(ctx, lan)
+            try:
+                channel = self.channels.open(stream, ctx.peer_id)
+            except KKP2PError:
+                stream.give_up()
+                raise
         except KKP2PError as error:
             raise KKP2PError(f"{ctx.peer_id}: {error}", error.code) from error
         self.log.info(
-            "%s: channel %d: connected by %s", ctx.peer_id, channel.channel_id, channel.how
+            "%s: channel %d: connected by %s", ctx.peer_id, channel.channel_id, stream.how
         )
         return channel
 
@@ -393,36 +382,21 @@ class Engine:
             self.log.exception("bug in the answer to a call from %s", _caller(message))
             self._decline(link, message, "fault")
 
-    def _reserve(self, caller_id: str) -> None:
-        """A place in the accept queue; raises CallRefused when there is none."""
-        if self.accepted.reserve(bool(caller_id)):
-            self._refusing = False
-            return
-        if not self._refusing:  # once: a stranger must not be able to fill the log
-            self.log.error("%s: calls are refused: the accept queue is full", self._peer_id)
-        self._refusing = True
-        raise CallRefused("the accept queue is full")
-
     def _accept_call(self, link: Link, message: Message, offer: Offer, budget_s: float) -> None:
         caller_id = _caller_id(message)
-        self._reserve(caller_id)
         # Who has not been at the relay may never come there: his place is taken when he has.
         is_there = bool(caller_id) or message.get("shown") is True
-        if not is_there:
-            self.accepted.release()
-        try:
-            with time_limit(budget_s, TimedOut("the caller did not come to the relay")):
-                connection = answer_call(link, message, offer, str(message.get("offer")))
-        finally:
-            if is_there:
-                self.accepted.release()  # for the next line, and nobody is asked in between
-        self._take_relayed(connection, message)
+        with (
+            self.acceptor.place(self._peer_id, caller_id, held=is_there),
+            time_limit(budget_s, TimedOut("the caller did not come to the relay")),
+        ):
+            stream = answer_call(link, message, offer, str(message.get("offer")))
+        self._take_relayed(stream, message)
 
     def _meet_caller(self, link: Link, message: Message, offer: Offer, budget_s: float) -> None:
         if offer.restarts is None:
             # Only to refuse early: what the caller opens takes a place of its own.
-            self._reserve(_caller_id(message))
-            self.accepted.release()
+            self.acceptor.check(self._peer_id, _caller_id(message))
         assert offer.direct is not None
         asked = replace(offer.direct, vouched=vouched_untrusted(message.get("seen")))
         offer = replace(offer, direct=asked)
@@ -432,7 +406,7 @@ class Engine:
             lambda text: link.send(encode("answer", call=key[1], answer=text)),
             functools.partial(link.trickle_back, key[1]),
             lambda: go_to_relay(message, link, is_caller=False),
-            lambda connection: self._take_relayed(connection, message), _caller_id(message),
+            lambda stream: self._take_relayed(stream, message), _caller_id(message),
             message["call"], _is_far_stranger(message),
         )  # fmt: skip
         try:
@@ -440,32 +414,9 @@ class Engine:
         finally:
             del self._incoming[key]
 
-    def _take_relayed(self, connection: RelayedStream, message: Message) -> None:
+    def _take_relayed(self, stream: OpenStream, message: Message) -> None:
         """The caller is at the relay, and counts as connected."""
-        channel = None
-        try:
-            self._reserve(_caller_id(message))
-            try:
-                channel = self._adopt_relayed(connection, message)
-            finally:
-                if channel is None:
-                    self.accepted.release()
-        except KKP2PError as error:
-            tcp.abort(connection.sock)  # the caller counts as connected: this is a cut
-            connection.sock.close()
-            self.log.error("%s: %s is sent away: %s", self._peer_id, _caller(message), error)
-            return
-        if not self.accepted.put(channel):
-            channel.discard()
-
-    def _adopt_relayed(self, connection: RelayedStream, message: Message) -> Channel:
-        channel = adopt(self, connection, self._peer_id)
-        channel.caller_id = _caller_id(message)
-        self.log.info(
-            "%s: channel %d: accepted by relay from %s, desc %d",
-            self._peer_id, channel.channel_id, _caller(message), channel.desc,
-        )  # fmt: skip
-        return channel
+        self.acceptor.take(stream, self._peer_id, _caller_id(message), _caller(message))
 
     def _handle_offered(self, link: PeerLink, offered: ChannelOffered) -> None:
         """A peer opens a channel on a live link."""
@@ -475,59 +426,16 @@ class Engine:
         if offered.channel_type not in (_codes.KKP2P_TCP_CHANNEL, _codes.KKP2P_UDP_CHANNEL):
             link.refuse(offered.stream_id, REFUSED_UNSUPPORTED)
             return
-        try:
-            self._reserve(link.info.caller_id)
-        except CallRefused:
-            link.refuse(offered.stream_id, REFUSED_BUSY)
-            return
-        try:
-            connection = DirectStream(link, offered.stream_id, offered)
-            channel = adopt(self, connection, link.info.own_id)
-        except KKP2PError as error:
-            self.accepted.release()
-            link.refuse(offered.stream_id, REFUSED_BUSY)
-            self.log.error("%s: a channel from %s failed: %s", link.info.own_id, link.name, error)
-            return
-        channel.caller_id = link.info.caller_id
-        link.accept(offered.stream_id)
-        self.log.info(
-            "%s: channel %d: accepted by p2p from %s, desc %d",
-            link.info.own_id, channel.channel_id, link.name, offered.desc,
-        )  # fmt: skip
-        if not self.accepted.put(channel):
-            channel.discard()
+        stream = DirectStream(
+            link, offered.stream_id, offered.channel_type, offered.encrypt_data, offered.desc
+        )
+        self.acceptor.take(stream, link.info.own_id, link.info.caller_id, link.name)
 
     def _decline(self, link: Link, message: Message, reason: str) -> None:
         try:
             link.send(encode("decline", call=message.get("call"), reason=reason))
         except KKP2PError as error:
             self.log.error("%s: cannot decline: %s", self._peer_id, error)
-
-    # Channels and proxies.
-
-    def new_channel_id(self) -> int:
-        while (channel_id := secrets.randbits(32)) in self.channels or channel_id == 0:
-            pass
-        return channel_id
-
-    def _start_proxy(self, ip: str, port: int, ctx: connect_ctx_t, watch: Watch | None) -> Proxy:
-        proxy_id = next(self._proxy_ids)
-        proxy = Proxy(self, proxy_id, ctx, watch)
-        proxy.start(ip, port)
-        self._proxies[proxy_id] = proxy
-        self.log.warning("%s: proxy %d listens on %s:%d", ctx.peer_id, proxy_id, *proxy.address)
-        return proxy
-
-    def _drop_proxy(self, proxy: Proxy) -> None:
-        self.thread.spawn(self._stop_proxy, proxy.proxy_id)
-
-    def _stop_proxy(self, proxy_id: int) -> bool:
-        proxy = self._proxies.pop(proxy_id, None)
-        if proxy is None:
-            return False
-        proxy.stop()
-        self.log.warning("%s: proxy %d stopped", proxy.peer_id, proxy_id)
-        return True
 
 
 def _caller(message: Message) -> str:
@@ -556,12 +464,6 @@ def _open_log(conf: engine_conf_t) -> EngineLog:
         if isinstance(problem, OutOfDescriptors):
             raise problem from error
         raise ParameterError(str(problem)) from error
-
-
-def _places() -> int:
-    """Of the accept queue.  Strangers fill it, so it takes a quarter of the descriptors at most."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return ACCEPT_QUEUE_PLACES if soft < 0 else min(ACCEPT_QUEUE_PLACES, max(1, soft // 4))
 
 
 @atexit.register

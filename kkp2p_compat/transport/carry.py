@@ -1,8 +1,9 @@
 """Carries a stream between a socket of this host and a sealed connection to a peer.
 
 ``plain`` is the engine's end of the application's descriptor, or a local connection of a proxy;
-``wire`` is the TCP connection to the peer, through the relay.  Both half-closes go through.
-Backpressure does too: each direction holds one chunk, and waits for it to be taken.
+``wire`` is the TCP connection to the peer, through the relay, and a socket of gevent's.  Both
+half-closes go through.  Backpressure does too: each direction holds one chunk, and waits for it to
+be taken.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import gevent
 from gevent.event import AsyncResult
 from gevent.lock import RLock
 from gevent.pool import Group
-from gevent.socket import wait_read
+from gevent.socket import wait_read, wait_write
 
 from .._errors import KKP2PError, LinkLost
 from .._io import hung_up
@@ -220,7 +221,7 @@ class SealedStream:
                 if self._peer_gone or self._send_error:
                     self._refuse_writes()
             elif not self._application_gone:
-                self._plain.sendall(plaintext)
+                self._write_plain(plaintext)
                 self.bytes_received += len(plaintext)
         except OSError as error:
             if self._mark is None and not self._sealed_end:
@@ -228,3 +229,10 @@ class SealedStream:
                 self._finish(LinkLost(f"the local program: {error}"))
             else:
                 self.application_closed()
+
+    def _write_plain(self, data: bytes) -> None:
+        while data:
+            try:
+                data = data[self._plain.send(data) :]
+            except BlockingIOError:
+                wait_write(self._plain.fileno())

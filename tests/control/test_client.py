@@ -29,6 +29,7 @@ from kkp2p_compat.control.client import CloudClient
 from kkp2p_compat.control.wire import Message
 from kkp2p_compat.engine import engine as engine_module
 from kkp2p_compat.engine.calls.cloud_call import make_call
+from kkp2p_compat.engine.channels import acceptor
 from kkp2p_compat.engine.links.streams import RelayedStream
 from kkp2p_compat.transport.relay_wire import CALLEE, make_token, token_to_text
 
@@ -417,7 +418,7 @@ def test_a_place_to_be_accepted_is_for_callers_that_are_there(
     joined: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stranger's call has one only when he has come to the relay, or the track says that."""
-    monkeypatch.setattr(engine_module, "ACCEPT_QUEUE_PLACES", 1)
+    monkeypatch.setattr(acceptor, "ACCEPT_QUEUE_PLACES", 1)
     came: list[Any] = []
 
     def stay(sock: Any) -> None:

@@ -23,7 +23,7 @@ from helpers.direct_support import (
     until,
 )
 from helpers.support import PATIENCE_S, SECRET, in_thread, read_all, write_all
-from kkp2p_compat.engine import engine as engine_module
+from kkp2p_compat.engine.channels import acceptor
 from kkp2p_compat.engine.paths import own_addresses
 from kkp2p_compat.traversal.candidates import Candidate, host_candidates
 
@@ -183,7 +183,7 @@ def test_a_proxy(lan_pair: Engines) -> None:
 def test_full_accept_queue(
     monkeypatch: pytest.MonkeyPatch, lan_port: int, make_engine: MakeEngine
 ) -> None:
-    monkeypatch.setattr(engine_module, "ACCEPT_QUEUE_PLACES", 1)
+    monkeypatch.setattr(acceptor, "ACCEPT_QUEUE_PLACES", 1)
     callee, caller = (make_engine(login_domain=None, lan_search_port=lan_port) for _ in range(2))
     assert kkp2p.join_lan(callee, "lan-peer") == 0
     mine = find(caller)

@@ -42,7 +42,7 @@ class Attempt:
         except BaseException:
             self._wanted = False
             if self._first.successful() and isinstance(self._first.value, RelayedStream):
-                self._first.value.sock.close()
+                self._first.value.give_up()
             raise
 
     def take_relay(self, relay: PreparedRelay, make: Callable[[Any], RelayedStream]) -> None:
@@ -57,7 +57,7 @@ class Attempt:
         try:
             self._see_if_wanted()  # still
         except NotSupported:
-            connection.sock.close()
+            connection.give_up()
             raise
         self.timeline.step("relay taken")
         connection.how = f"relay: {self.why_relay}; {self.timeline.summary}"

@@ -21,7 +21,7 @@ from ...traversal import lan
 from ..channels.accept_queue import KEPT_PART
 from ..links.peer_link import LinkInfo, PeerLink
 from ..links.prepared_relay import PreparedRelay
-from ..links.streams import RelayedStream
+from ..links.streams import RelayedStream, relayed_stream
 from ..paths.meeting import Meeting
 from ..paths.path_finder import Path
 from ..runtime.timeline import Timeline
@@ -170,7 +170,7 @@ class Callee:
                     relay.ready.wait(RELAY_GRACE_S)
             if relay.ready.successful():
                 sealed = keys.sealed if offer.encrypt else None
-                relayed(RelayedStream(relay.take(), offer.desc, offer.encrypt, sealed))
+                relayed(relayed_stream(relay.take(), offer.desc, sealed))
             if not is_met and not (hopeless and relay.ready.successful()):
                 met(meeting.take_path())
         finally:

@@ -25,7 +25,7 @@ from ...control.outgoing import OutgoingCall
 from ...traversal import lan
 from ..links.peer_link import LinkInfo, PeerLink
 from ..links.prepared_relay import PreparedRelay
-from ..links.streams import RelayedStream
+from ..links.streams import RelayedStream, relayed_stream
 from ..paths.meeting import Meeting
 from ..paths.path_finder import Path
 from ..runtime.timeline import Timeline
@@ -204,5 +204,4 @@ class Caller:
 
 
 def _relayed(sock: Any, ctx: connect_ctx_t, keys: CallKeys) -> RelayedStream:
-    sealed = keys.sealed if ctx.encrypt_data else None
-    return RelayedStream(sock, ctx.connect_desc, ctx.encrypt_data, sealed)
+    return relayed_stream(sock, ctx.connect_desc, keys.sealed if ctx.encrypt_data else None)

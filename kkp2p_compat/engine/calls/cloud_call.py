@@ -27,7 +27,7 @@ from ...transport.relay import MAX_SPOTS, Visit, parse_places_untrusted, sort_sp
 from ...transport.sealed import derive_keys, make_private_key
 from ...traversal.candidates import is_private, may_be_peer
 from ...traversal.nat import NatBehaviour
-from ..links.streams import RelayedStream
+from ..links.streams import RelayedStream, relayed_stream
 from ..runtime.timeline import Timeline
 from ..signalling.direct_offer import DirectOffer, parse_id_untrusted
 
@@ -103,7 +103,7 @@ def make_call(client: CloudClient, ctx: connect_ctx_t, budget_s: float) -> Relay
         except BaseException:
             visit.close()  # first: the link may be broken, too
             raise
-        made = RelayedStream(visit.take(), ctx.connect_desc, ctx.encrypt_data, keys)
+        made = relayed_stream(visit.take(), ctx.connect_desc, keys)
         made.timeline = timeline
         return made
 
@@ -217,7 +217,7 @@ def answer_call(link: Link, message: Message, offer: Offer, own_text: str) -> Re
     except BaseException:
         visit.close()
         raise
-    return RelayedStream(visit.take(), offer.desc, offer.encrypt, keys)
+    return relayed_stream(visit.take(), offer.desc, keys)
 
 
 def parse_offer_untrusted(text: object) -> Offer:

@@ -18,15 +18,15 @@ from ..._io import READ, wait_fd
 
 __all__ = ["AcceptQueue"]
 
-KEPT_PART = 4  # our choice
+KEPT_PART = 4  # our choice: one in so many places
 
 T = TypeVar("T")
 
 
 class AcceptQueue(Generic[T]):
-    """``reserve`` a place before a call is taken on, then ``put`` or ``release`` it.
+    """``reserve`` a place before a call is taken on, then ``put`` or ``release``.
 
-    One in KEPT_PART places is kept for callers with an account: strangers cannot fill them all.
+    A part of the places is kept for callers with an account: strangers cannot fill them all.
     """
 
     def __init__(self, places: int) -> None:
@@ -55,9 +55,9 @@ class AcceptQueue(Generic[T]):
             self._places += 1
 
     def put(self, entry: T | Exception) -> bool:
-        """Fill a reserved place.  An error needs none (the engine puts few): a take raises it.
+        """Fill a reserved place.  An error needs none (the engine puts few): ``take`` raises it.
 
-        False: the queue is closed, or full of errors that nobody takes; the entry is the caller's.
+        False: the queue is closed, or full of errors that nobody takes; the entry is not in it.
         """
         with self._lock:
             if self._closed:
@@ -115,7 +115,8 @@ class AcceptQueue(Generic[T]):
                     pass  # nothing there, or another taker was faster
                 else:
                     entry = self._entries.popleft()
-                    self._places += not isinstance(entry, Exception)
+                    if not isinstance(entry, Exception):
+                        self._places += 1
                     return entry
             left_s = deadline - time.monotonic()
             if left_s <= 0:

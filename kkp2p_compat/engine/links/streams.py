@@ -1,58 +1,321 @@
-"""Open streams to a peer that nobody uses yet, directly on a link or through the relay."""
+"""Open streams to a peer that nobody uses yet: directly on a link, or through the relay.
+
+A channel of the application's, or a connection of a proxy, is made of one.  Which kind it is only
+this module knows: all have the face of ``OpenStream``.  Runs in the engine's hub.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import contextlib
+import math
+from typing import Any, Protocol
 
-from ..._structs import connect_ctx_t
+from gevent.event import AsyncResult
+
+from ..._codes import KKP2P_TCP_CHANNEL, TRANSMIT_P2P, TRANSMIT_RELAY
+from ..._errors import EngineClosed, KKP2PError
+from ..._io import shut_down
+from ...transport import pair, tcp, tcp_stats
+from ...transport.carry import SealedStream
 from ...transport.sealed import DirectionKeys, Opener, Sealer
-from ...transport.udp.events import ChannelOffered
+from ...transport.splice import Outcome, Splice, close_both
+from ...transport.tcp_stats import Passed, TcpStats
+from ...transport.udp.channel_table import REFUSED_BUSY
+from ...transport.udp.pipe import OnEnd
+from ...traversal.candidates import is_private
 from ..runtime.timeline import Timeline
+from .background import Background
 from .peer_link import PeerLink
 
-__all__ = ["DirectStream", "RelayedStream"]
+__all__ = [
+    "DirectStream",
+    "OpenStream",
+    "Pipe",
+    "RelayedStream",
+    "relayed_stream",
+]
+
+Keys = tuple[DirectionKeys, DirectionKeys]  # ours, the peer's
+
+STOP_TIMEOUT_S = 1  # our choice: for the rest, when the stream is broken or its proxy stopped
+STOPPED = "the proxy is stopped"
 
 
-@dataclass
-class RelayedStream:
-    """A stream to a peer that nobody uses yet.  Whoever takes it over closes ``sock``."""
+class Pipe(Protocol):
+    """What carries a stream to and from a local socket; see transport/udp/pipe.py."""
 
-    sock: Any  # gevent socket: TCP to the relay
-    desc: int
-    encrypt: int
-    keys: tuple[DirectionKeys, DirectionKeys] | None = None  # (ours, the peer's) if sealed
-    how: str = "relay"  # it was made, for the log
-    reason: str = ""  # why it is not p2p; empty if the peer knows
-    timeline: Timeline | None = None  # of the attempt that it came of, if we called
-    set_up_s: float | None = None  # if we called
+    def application_closed(self) -> None: ...
+    def abort(self, error: KKP2PError) -> None: ...
+
+
+class OpenStream:
+    """``detach``, ``pipe`` or ``carry`` puts it to use, ``give_up`` ends it; one of them, once.
+
+    Local sockets are plain and non-blocking: gevent's would wait.
+    """
+
+    path: str  # "p2p" or "relay"
+    transmit_mode: int
+    channel_type = KKP2P_TCP_CHANNEL
+    is_ipv6_p2p = False
+
+    def __init__(self, desc: int, encrypt: int, how: str, reason: str) -> None:
+        self.desc = desc
+        self.encrypt = encrypt
+        self.how = how  # it came to be, for the log
+        self.reason = reason  # for this path; empty if only the peer knows
+        self.timeline: Timeline | None = None  # of the attempt that it came of, if we know it
+        self.set_up_s: float | None = None  # if we called
 
     @property
-    def relay(self) -> tuple[str, int] | None:
-        """The relay's address; None: the connection is broken already."""
+    def address(self) -> tuple[str, int] | None:
+        """The peer's or the relay's; None: the stream was broken from the start."""
+        raise NotImplementedError
+
+    def passed(self) -> Passed:
+        """The application's bytes that have passed by now."""
+        raise NotImplementedError
+
+    def stats(self, fd: int | None = None) -> dict[str, Any]:
+        """Fields of channel_stats_t.  ``fd``: a copy of what ``detach`` has given away."""
+        raise NotImplementedError
+
+    def give_up(self) -> None:
+        """Nobody wants it: the peer sees a cut, not an end."""
+        raise NotImplementedError
+
+    def accept(self) -> None:
+        """Tell the peer, which has opened it, that it is taken."""
+
+    def refuse(self) -> None:
+        """Tell the peer, which has opened it, that it is not."""
+        self.give_up()
+
+    def detach(self) -> int | None:
+        """The descriptor of a TCP connection that is the stream as it is; None: use ``pipe``."""
+        return None
+
+    def pipe(
+        self, sock: Any, on_end: OnEnd, mark: pair.Mark | None, background: Background
+    ) -> Pipe:
+        """Carry it to and from a socket until ``on_end``; then that is the caller's to close.
+
+        ``mark``: see pair.py, if it is of a socket pair; None: it is a TCP connection.
+        """
+        raise NotImplementedError
+
+    def carry(self, local: Any, background: Background) -> list[Exception]:
+        """Carry it to and from a program's TCP connection; closes both; returns what broke it."""
+        ended: AsyncResult[KKP2PError | None] = AsyncResult()
+        pipe = self.pipe(local, lambda error, _: ended.set(error), None, background)
         try:
-            ip, port = self.sock.getpeername()[:2]
-        except OSError:
-            return None
+            ended.wait()
+        except BaseException:
+            pipe.abort(EngineClosed(STOPPED))
+            raise
+        finally:
+            error = ended.get()
+            if error is None:
+                background.linger(local)
+            else:  # the program sees an error, not an end of stream
+                tcp.linger(local, STOP_TIMEOUT_S, reset=True)
+        return [] if error is None else [error]
+
+
+class DirectStream(OpenStream):
+    """A channel on a link."""
+
+    path = "p2p"
+    transmit_mode = TRANSMIT_P2P
+
+    def __init__(
+        self, link: PeerLink, stream_id: int, channel_type: int, encrypt: int, desc: int
+    ) -> None:
+        super().__init__(desc, encrypt, link.describe_use(), link.info.plan.reason)
+        self.channel_type = channel_type
+        self.timeline = link.info.timeline
+        self.is_ipv6_p2p = link.is_ipv6
+        self._link = link
+        self._stream_id = stream_id
+        self._stream = link.connection.channels.get(stream_id)  # None: it is broken already
+
+    @property
+    def address(self) -> tuple[str, int]:
+        ip, port = self._link.connection.address[:2]
         return ip, port
 
-    def seal(self) -> tuple[Sealer, Opener]:
-        if self.keys is None:
-            raise ValueError("this connection is not sealed")
-        return Sealer(self.keys[0]), Opener(self.keys[1])
+    def passed(self) -> Passed:
+        stream = self._stream
+        return Passed() if stream is None else Passed(stream.bytes_sent, stream.bytes_received)
+
+    def stats(self, fd: int | None = None) -> dict[str, Any]:
+        connection = self._link.connection
+        packer, rtt, controller = connection.sent, connection.recovery.rtt, connection.controller
+        passed = self.passed()
+        return {
+            "path": self.path,
+            "address": self.address,
+            "is_ipv6": self._link.is_ipv6,
+            "is_lan": is_private(self.address[0]),
+            "rtt_s": rtt.smoothed_s,
+            "min_rtt_s": rtt.min_s if math.isfinite(rtt.min_s) else None,
+            "loss": packer.lost_packets / max(1, packer.sent_packets),
+            "pacing_bytes_per_s": controller.pacing_bytes_per_s,
+            "delivery_bytes_per_s": connection.rate.latest_bytes_per_s,
+            "window_bytes": controller.window_bytes,
+            "mtu_bytes": connection.mtu.size,
+            "bytes_sent": passed.sent,
+            "bytes_received": passed.received,
+            "connection_bytes_sent": packer.sent_bytes,
+            "connection_bytes_received": connection.received_bytes,
+        }
+
+    def give_up(self) -> None:
+        self._link.give_up(self._stream_id)
+
+    def accept(self) -> None:
+        self._link.accept(self._stream_id)
+
+    def refuse(self) -> None:
+        self._link.refuse(self._stream_id, REFUSED_BUSY)
+
+    def pipe(
+        self, sock: Any, on_end: OnEnd, mark: pair.Mark | None, background: Background
+    ) -> Pipe:
+        return self._link.pipe(self._stream_id, self.channel_type, sock, on_end, mark)
 
 
-class DirectStream:
-    """An open channel on a link that nobody uses yet."""
+class RelayedStream(OpenStream):
+    """A TCP connection through the relay; see ``relayed_stream``."""
 
-    def __init__(self, link: PeerLink, stream_id: int, offered: ChannelOffered | connect_ctx_t):
-        self.link = link
-        self.how = link.describe_use()
-        self.set_up_s: float | None = None  # if we called
-        self.timeline = link.info.timeline
-        self.reason = link.info.plan.reason
-        self.stream_id = stream_id
-        self.stream = link.connection.channels.get(stream_id)  # None: it is broken already
-        self.channel_type = offered.channel_type
-        self.encrypt = offered.encrypt_data
-        self.desc = offered.desc if isinstance(offered, ChannelOffered) else offered.connect_desc
+    path = "relay"
+    transmit_mode = TRANSMIT_RELAY
+
+    def __init__(self, sock: Any, desc: int, encrypt: int) -> None:
+        super().__init__(desc, encrypt, "relay", "")
+        self._sock = sock  # gevent's
+        self._address: tuple[str, int] | None = None
+        with contextlib.suppress(OSError):  # it is broken already
+            self._address = sock.getpeername()[:2]
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        return self._address
+
+    def give_up(self) -> None:
+        tcp.abort(self._sock)
+        self._sock.close()
+
+    def _fields(self, stats: TcpStats | None, passed: Passed | None) -> dict[str, Any]:
+        address = self._address
+        known: dict[str, Any] = dict.fromkeys(TcpStats._fields)
+        if stats is not None:
+            known = stats._asdict()
+        del known["passed"]  # the stream's own are wanted
+        return {
+            "path": self.path,
+            "address": address,
+            "is_ipv6": address is not None and ":" in address[0],
+            "is_lan": False,
+            "bytes_sent": passed and passed.sent,
+            "bytes_received": passed and passed.received,
+            "connection_bytes_sent": None,
+            "connection_bytes_received": None,
+            **known,
+        }
+
+
+class _PlainStream(RelayedStream):
+    """The bytes of the connection are the stream's."""
+
+    def __init__(self, sock: Any, desc: int) -> None:
+        super().__init__(sock, desc, 0)
+        self._before = Passed()  # it was detached
+        self._carried = Passed()
+
+    def passed(self) -> Passed:
+        return self._carried
+
+    def stats(self, fd: int | None = None) -> dict[str, Any]:
+        stats = None if fd is None else tcp_stats.read(fd)
+        if stats is None:
+            return self._fields(None, None)
+        (sent, received), before = stats.passed, self._before
+        return self._fields(stats, Passed(sent - before.sent, received - before.received))
+
+    def detach(self) -> int | None:
+        sock, self._sock = self._sock, None
+        self._before = tcp_stats.passed(sock)
+        fd: int = sock.detach()
+        return fd
+
+    def carry(self, local: Any, background: Background) -> list[Exception]:
+        ended: AsyncResult[Outcome] = AsyncResult()
+        splice = Splice(local, self._sock, background.carriers, ended.set)
+        splice.start()
+        background.checks.add(splice.check)
+        try:
+            close_both(local, self._sock, ended.get())
+        except BaseException:
+            splice.stop(EngineClosed(STOPPED))  # nothing, if it has ended
+            close_both(local, self._sock, ended.get(), STOP_TIMEOUT_S)
+            raise
+        finally:
+            background.checks.discard(splice.check)
+            outcome = ended.get()
+            self._carried = Passed(outcome.bytes_ab, outcome.bytes_ba)
+        return [error for error in (outcome.error_a, outcome.error_b) if error is not None]
+
+
+class _EncryptedStream(RelayedStream):
+    """The stream is sealed from peer to peer, in records on the connection."""
+
+    _sealed: SealedStream  # since ``pipe``
+    _background: Background
+
+    def __init__(self, sock: Any, desc: int, keys: Keys) -> None:
+        super().__init__(sock, desc, 1)
+        self._keys = keys
+
+    def passed(self) -> Passed:
+        return Passed(self._sealed.bytes_sent, self._sealed.bytes_received)
+
+    def stats(self, fd: int | None = None) -> dict[str, Any]:
+        return self._fields(tcp_stats.read(self._sock), self.passed())
+
+    def pipe(
+        self, sock: Any, on_end: OnEnd, mark: pair.Mark | None, background: Background
+    ) -> Pipe:
+        ours, theirs = self._keys
+        self._sealed = SealedStream(sock, self._sock, Sealer(ours), Opener(theirs), mark)
+        self._background = background
+        background.spawn(self._run, sock, on_end, mark)
+        return self
+
+    def abort(self, error: KKP2PError) -> None:
+        self._sealed.abort(error)
+
+    def application_closed(self) -> None:
+        self._background.spawn(self._sealed.application_closed)  # which may wait
+
+    def _run(self, sock: Any, on_end: OnEnd, mark: pair.Mark | None) -> None:
+        error: KKP2PError | None = EngineClosed()  # when killed
+        self._background.checks.add(self._sealed.check)
+        try:
+            error = self._sealed.run()
+        finally:
+            self._background.checks.discard(self._sealed.check)
+            is_cut = error is not None and not self._sealed.received_all
+            if mark is not None:
+                pair.settle(sock, mark if is_cut else None)
+            on_end(error, is_cut)
+            if error is None:
+                self._background.linger(self._sock)
+            else:
+                shut_down(self._sock.fileno())  # a forked child may have a copy
+                self._sock.close()
+
+
+def relayed_stream(sock: Any, desc: int, keys: Keys | None = None) -> RelayedStream:
+    """Takes over a connection through the relay.  ``keys``: the stream is sealed by them."""
+    return _PlainStream(sock, desc) if keys is None else _EncryptedStream(sock, desc, keys)

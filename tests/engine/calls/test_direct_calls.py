@@ -28,6 +28,7 @@ from kkp2p_compat._errors import CallRefused, LinkLost, TimedOut
 from kkp2p_compat.engine import engine as engine_module
 from kkp2p_compat.engine.calls import callee as callee_module
 from kkp2p_compat.engine.calls import caller as caller_module
+from kkp2p_compat.engine.channels import acceptor
 from kkp2p_compat.engine.channels import kinds as channels
 from kkp2p_compat.engine.links import peer_link
 from kkp2p_compat.engine.paths import own_addresses, underlay
@@ -195,7 +196,7 @@ def test_only_the_called_side_accepts(engine: kkp2p.engine_t, peer: kkp2p.engine
 
 def test_full_accept_queue(monkeypatch: pytest.MonkeyPatch, make_engine: MakeEngine) -> None:
     """With the first call, by the cloud; with a later one, on the link.  Then there is room."""
-    monkeypatch.setattr(engine_module, "ACCEPT_QUEUE_PLACES", 2)
+    monkeypatch.setattr(acceptor, "ACCEPT_QUEUE_PLACES", 2)
     callee, caller, late = make_engine(), make_engine(), make_engine()
     assert kkp2p.join_net(callee, "peer", SECRET) == 0
     mine = [connect(caller), connect(caller)]

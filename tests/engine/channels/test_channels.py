@@ -17,7 +17,7 @@ import pytest
 
 import kkp2p_compat as kkp2p
 from helpers.support import ENVIRONMENT, PATIENCE_S, SECRET, CloudProcess, in_thread, read_all
-from kkp2p_compat.engine import engine as engine_module
+from kkp2p_compat.engine.channels import acceptor
 
 LONG = PATIENCE_S * 1000
 Pair = tuple[kkp2p.channel_t, kkp2p.channel_t]
@@ -50,7 +50,7 @@ def test_close_before_the_engine_has_read(make_pair: MakePair, engine: kkp2p.eng
 
     def write_and_close() -> None:
         os.write(caller.fd, b"last")
-        channel.close(None)
+        channel.finish(None)
 
     engine.thread.call(write_and_close)
     assert read_all(callee.fd) == b"last"
@@ -146,7 +146,7 @@ def test_full_accept_queue(
     monkeypatch: pytest.MonkeyPatch, make_engine: Callable[..., kkp2p.engine_t]
 ) -> None:
     """Beyond the queue's places a call is refused and the caller told; then there is room again."""
-    monkeypatch.setattr(engine_module, "ACCEPT_QUEUE_PLACES", 2)
+    monkeypatch.setattr(acceptor, "ACCEPT_QUEUE_PLACES", 2)
     callee, caller = make_engine(), make_engine()
     assert kkp2p.join_net(callee, "peer", SECRET) == 0
     mine = [kkp2p.channel_t() for _ in range(4)]
@@ -170,8 +170,8 @@ def test_accept_queue_leaves_descriptors(
     places: int,
 ) -> None:
     """It takes a quarter of the process's descriptors at most; -1: there is no limit."""
-    monkeypatch.setattr(engine_module.resource, "getrlimit", lambda _: (soft, soft))
-    queue = make_engine(login_domain=None).accepted
+    monkeypatch.setattr(acceptor.resource, "getrlimit", lambda _: (soft, soft))
+    queue = make_engine(login_domain=None).acceptor.queue
     taken = 0
     while queue.reserve(has_account=True):
         taken += 1

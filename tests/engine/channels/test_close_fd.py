@@ -15,9 +15,9 @@ import kkp2p_compat as kkp2p
 from helpers.cloud_client import tcp_pair
 from helpers.line_server import wait_for
 from kkp2p_compat._errors import BadPacket
-from kkp2p_compat.engine.channels import kinds as channels
-from kkp2p_compat.engine.channels.kinds import Channel, adopt
-from kkp2p_compat.engine.links.streams import RelayedStream
+from kkp2p_compat.engine.channels.kinds import Channel
+from kkp2p_compat.engine.channels.table import DESCRIPTORS
+from kkp2p_compat.engine.links.streams import relayed_stream
 from kkp2p_compat.transport.sealed import DATA, END, RESET, DirectionKeys, Opener
 
 KEYS = DirectionKeys(b"a" * 16, b"a" * 12), DirectionKeys(b"b" * 16, b"b" * 12)
@@ -35,7 +35,7 @@ def make(request: pytest.FixtureRequest, lone_engine: kkp2p.engine_t) -> Make:
         def in_engine() -> Channel:
             sock = gsocket.socket(socket.AF_INET, socket.SOCK_STREAM, fileno=fd)
             keys = KEYS if request.param else None
-            return adopt(lone_engine, RelayedStream(sock, 7, request.param, keys), "bob")
+            return lone_engine.channels.open(relayed_stream(sock, 7, keys), "bob")
 
         channel = kkp2p.channel_t()
         lone_engine.thread.call(in_engine).describe(channel)
@@ -112,14 +112,14 @@ def test_a_number_that_the_application_gave_to_another_file(
 
 
 def sweep(engine: kkp2p.engine_t) -> bool:
-    for channel in list(engine.channels.values()):
-        channel.sweep()
+    engine.channels.sweep()
     return not engine.channels
 
 
 def test_a_channel_that_nobody_took(lone_engine: kkp2p.engine_t, make: Make) -> None:
     channel, theirs = make()
-    lone_engine.thread.call(lone_engine.channels[channel.channel_id].discard)
+    channels = lone_engine.channels
+    lone_engine.thread.call(channels.discard, channels[channel.channel_id])
     with pytest.raises((ConnectionResetError, BadPacket)):  # it must not look like a short answer
         rest_of(theirs, channel.encrypt_data)
     kkp2p.close_fd(channel.fd)
@@ -138,12 +138,7 @@ def test_closed_after_its_engine(make: Make, lone_engine: kkp2p.engine_t) -> Non
     kkp2p.close_fd(channel.fd)
     assert kkp2p.error_no() == 0
     theirs.close()
-    assert channel.fd not in channels._by_fd
-
-
-def test_a_connection_cannot_be_sealed_without_keys() -> None:
-    with pytest.raises(ValueError, match="not sealed"):
-        RelayedStream(None, 0, 0).seal()
+    assert DESCRIPTORS.find(channel.fd) is None
 
 
 @pytest.fixture
@@ -153,7 +148,7 @@ def raw(lone_engine: kkp2p.engine_t) -> tuple[Channel, gsocket.socket]:
 
     def in_engine() -> Channel:
         sock = gsocket.socket(socket.AF_INET, socket.SOCK_STREAM, fileno=fd)
-        return adopt(lone_engine, RelayedStream(sock, 0, 0), "bob")
+        return lone_engine.channels.open(relayed_stream(sock, 0), "bob")
 
     return lone_engine.thread.call(in_engine), theirs
 
@@ -180,5 +175,5 @@ def test_a_descriptor_that_the_application_closed_is_forgotten(
     os.close(channel.fd)
     lone_engine.thread.call(channel.sweep)
     wait_for(lambda: not lone_engine.channels)
-    assert channels._by_fd.get(channel.fd) is not channel
+    assert DESCRIPTORS.find(channel.fd) is not channel
     theirs.close()

@@ -96,10 +96,10 @@ def test_a_peer_that_never_takes_the_rest(
     while kkp2p.write(mine.fd, chunk, len(chunk), 100) > 0:
         pass
     close(mine)
-    engine.thread.call(lambda: [one.sweep() for one in list(engine.channels.values())])
+    engine.thread.call(engine.channels.sweep)
     assert engine.channels  # it still hopes
     monkeypatch.setattr(channels, "LINGER_S", 0)
-    engine.thread.call(lambda: [one.sweep() for one in list(engine.channels.values())])
+    engine.thread.call(engine.channels.sweep)
     until(lambda: not engine.channels)
     read_all(theirs.fd)  # ends
     close(theirs)

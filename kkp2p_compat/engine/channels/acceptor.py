@@ -1,0 +1,99 @@
+"""The way of what peers open into ``accept``: who gets a place, and who is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import resource
+from collections.abc import Iterator
+
+from ..._errors import CallRefused, KKP2PError, from_os_error
+from ..links.streams import OpenStream
+from .accept_queue import AcceptQueue
+from .kinds import Channel
+from .table import ChannelTable
+
+__all__ = ["ACCEPT_QUEUE_PLACES", "Acceptor"]
+
+ACCEPT_QUEUE_PLACES = 1024  # our choice: calls that nobody has accepted yet; one more is refused
+
+
+class Acceptor:
+    """``take`` is the one way into the queue, ``place`` and ``check`` are for calls under way.
+
+    ``own_id``: the peer id that was called.  ``caller_id``: the caller's, if the cloud vouches for
+    it; else "".
+    """
+
+    def __init__(self, channels: ChannelTable, log: logging.Logger) -> None:
+        try:
+            self.queue: AcceptQueue[Channel] = AcceptQueue(_places())
+        except OSError as error:
+            raise from_os_error(error, "accept queue") from error
+        self._channels = channels
+        self._log = log
+        self._is_refusing = False  # because all places are taken
+
+    def take(self, stream: OpenStream, own_id: str, caller_id: str, caller: str) -> None:
+        """Accept a stream that a peer has opened, or refuse it.  ``caller``: who, for the log."""
+        try:
+            self._reserve(own_id, caller_id)
+            channel = self._open(stream, own_id, caller_id, caller)
+        except KKP2PError:
+            stream.refuse()
+            return
+        stream.accept()
+        self._log.info(
+            "%s: channel %d: accepted by %s from %s, desc %d",
+            own_id, channel.channel_id, stream.path, caller, stream.desc,
+        )  # fmt: skip
+        if not self.queue.put(channel):
+            self._channels.discard(channel)
+
+    @contextlib.contextmanager
+    def place(self, own_id: str, caller_id: str, *, held: bool) -> Iterator[None]:
+        """Raises CallRefused where there is no place.
+
+        ``held``: keep it until the end, and for a ``take`` that follows at once.
+        """
+        self._reserve(own_id, caller_id)
+        if not held:
+            self.queue.release()
+        try:
+            yield
+        finally:
+            if held:
+                self.queue.release()
+
+    def check(self, own_id: str, caller_id: str) -> None:
+        """Raises CallRefused where there is no place."""
+        self._reserve(own_id, caller_id)
+        self.queue.release()
+
+    def close(self) -> None:
+        """Nobody accepts any more: peers see a cut of what has waited."""
+        for channel in self.queue.close():
+            self._channels.discard(channel)
+
+    def _reserve(self, own_id: str, caller_id: str) -> None:
+        if self.queue.reserve(bool(caller_id)):
+            self._is_refusing = False
+            return
+        if not self._is_refusing:  # once: a stranger must not be able to fill the log
+            self._log.error("%s: calls are refused: the accept queue is full", own_id)
+        self._is_refusing = True
+        raise CallRefused("the accept queue is full")
+
+    def _open(self, stream: OpenStream, own_id: str, caller_id: str, caller: str) -> Channel:
+        try:
+            return self._channels.open(stream, own_id, caller_id)
+        except KKP2PError as error:
+            self.queue.release()
+            self._log.error("%s: a channel from %s failed: %s", own_id, caller, error)
+            raise
+
+
+def _places() -> int:
+    """Strangers fill the queue, so it takes a quarter of the process's descriptors at most."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return ACCEPT_QUEUE_PLACES if soft < 0 else min(ACCEPT_QUEUE_PLACES, max(1, soft // 4))
