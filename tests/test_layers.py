@@ -15,7 +15,7 @@ import pictures  # noqa: E402 - docs/ is no package
 
 ENGINE = "kkp2p_compat/engine/engine.py"
 TRANSPORT = "kkp2p_compat/transport/udp/"
-DRIVERS = ("endpoint.py", "doors.py", "batch_socket.py", "pipe.py", "route.py")
+DRIVERS = ("endpoint.py", "doors.py", "batch_socket.py", "pipe.py", "first_hop.py")
 
 
 # What engine/ still owes while its parts move.

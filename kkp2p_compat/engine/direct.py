@@ -28,11 +28,11 @@ from .._errors import (
 from .._io import time_limit
 from .._structs import connect_ctx_t
 from ..control.client import CloudClient
-from ..transport.udp.channel_table import REFUSED_UNSUPPORTED
-from ..transport.udp.connection import Connection as PeerConnection
-from ..transport.udp.connection import Settings
 from ..transport.udp.events import ChannelOffered
-from ..transport.udp.route import route_datagram_bytes
+from ..transport.udp.first_hop import first_hop_datagram_bytes
+from ..transport.udp.peer_connection import PeerConnection
+from ..transport.udp.stream_table import REFUSED_UNSUPPORTED
+from ..transport.udp.transport_settings import TransportSettings
 from ..traversal.nat import UNKNOWN, NatBehaviour
 from .calls.attempts import Attempt
 from .calls.callee import Callee
@@ -282,7 +282,7 @@ class Direct:
     def add_link(self, info: LinkInfo, keys: CallKeys, path: Path) -> PeerLink:
         address, rtt_s = path
         callee = info.theirs if info.is_caller else info.ours
-        settings = Settings(max_datagram_bytes=route_datagram_bytes(address))
+        settings = TransportSettings(max_datagram_bytes=first_hop_datagram_bytes(address))
         connection = PeerConnection(
             send_secret=keys.send, receive_secret=keys.receive, cipher=callee.cipher,
             is_caller=info.is_caller, local_id=info.ours.connection_id,

@@ -42,8 +42,8 @@ from ..control.resolver import resolve
 from ..control.trust import parse_fingerprints
 from ..control.wire import Message, encode, number_untrusted
 from ..transport.sealed import make_private_key
-from ..transport.udp.channel_table import REFUSED_MOVED, REFUSED_UNSUPPORTED
 from ..transport.udp.events import ChannelOffered
+from ..transport.udp.stream_table import REFUSED_MOVED, REFUSED_UNSUPPORTED
 from .calls.callee import Incoming, share_of
 from .calls.cloud_call import (
     MAX_BUDGET_MS,

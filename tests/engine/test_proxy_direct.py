@@ -59,8 +59,8 @@ def dial(address: Address, peer: kkp2p.engine_t) -> Iterator[Dial]:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Links that notice within half a second that the peer is gone."""
     monkeypatch.setattr(
-        direct, "Settings",
-        functools.partial(direct.Settings, idle_timeout_s=0.5, keepalive_s=0.1),
+        direct, "TransportSettings",
+        functools.partial(direct.TransportSettings, idle_timeout_s=0.5, keepalive_s=0.1),
     )  # fmt: skip
 
 

@@ -6,7 +6,6 @@ from collections import Counter, defaultdict, deque
 from random import Random
 
 from kkp2p_compat._codes import KKP2P_TCP_CHANNEL, KKP2P_UDP_CHANNEL
-from kkp2p_compat.transport.udp.connection import Connection
 from kkp2p_compat.transport.udp.events import (
     Address,
     ChannelOffered,
@@ -14,8 +13,9 @@ from kkp2p_compat.transport.udp.events import (
     Event,
     MessageReceived,
     Readable,
-    Reset,
+    ResetReceived,
 )
+from kkp2p_compat.transport.udp.peer_connection import PeerConnection
 
 __all__ = ["SCRIPTS", "fuzz_pair"]
 
@@ -35,7 +35,7 @@ class End:
     def __init__(self, me: int) -> None:
         addresses = ("192.0.2.1", 1000), ("198.51.100.1", 2000)
         self.address: Address = addresses[me]
-        self.connection = Connection(
+        self.connection = PeerConnection(
             send_secret=SECRETS[me], receive_secret=SECRETS[1 - me], cipher="aes-128-gcm",
             is_caller=me == 0, local_id=8 + me, remote_id=9 - me, address=addresses[1 - me],
             now=0.0, random=Random(me),
@@ -81,7 +81,7 @@ class End:
                 self.connection.accept_channel(event.stream_id)
         elif isinstance(event, Readable):
             self._take(event.stream_id)
-        elif isinstance(event, Reset):
+        elif isinstance(event, ResetReceived):
             self.ended.add(event.stream_id)
         elif isinstance(event, MessageReceived):
             self.heard.append(event.data)

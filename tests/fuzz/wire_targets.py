@@ -29,10 +29,10 @@ from control_targets import (
 )
 from kkp2p_compat._errors import BadPacket
 from kkp2p_compat.transport.udp import frames, messages
-from kkp2p_compat.transport.udp.connection import Connection
 from kkp2p_compat.transport.udp.events import ChannelOffered, Closed, Event, Readable
 from kkp2p_compat.transport.udp.messages import MAX_MESSAGE_BYTES, Assembler, Splitter
-from kkp2p_compat.transport.udp.protection import CIPHERS, Opener, Sealer
+from kkp2p_compat.transport.udp.peer_connection import PeerConnection
+from kkp2p_compat.transport.udp.protection import CIPHERS, PacketOpener, PacketSealer
 from kkp2p_compat.transport.udp.ranges import RangeSet
 from kkp2p_compat.traversal import lan_wire, stun
 from kkp2p_compat.traversal.candidates import Candidate, parse_untrusted
@@ -101,8 +101,8 @@ def joined(*pieces: bytes) -> bytes:
 
 def fuzz_packets(data: bytes) -> None:
     for cipher in CIPHERS:
-        opener = Opener(SECRETS[0], cipher)
-        genuine = b"".join(Sealer(SECRETS[0], cipher).seal(3, 9, [b"hello"]))
+        opener = PacketOpener(SECRETS[0], cipher)
+        genuine = b"".join(PacketSealer(SECRETS[0], cipher).seal(3, 9, [b"hello"]))
         mask = data[: len(genuine)].ljust(len(genuine), b"\0")
         altered = bytes(a ^ b for a, b in zip(genuine, mask, strict=True))
         for packet in (data, altered, genuine + data, genuine[: len(data)]):
@@ -224,8 +224,8 @@ MAX_TURNS = 10_000  # of anything that a connection does at one instant
 
 def fuzz_connection(data: bytes) -> None:
     """Pieces: a byte that says how the packet comes, and its plaintext."""
-    sealer = Sealer(SECRETS[0], AES)
-    connection = Connection(
+    sealer = PacketSealer(SECRETS[0], AES)
+    connection = PeerConnection(
         send_secret=SECRETS[1], receive_secret=SECRETS[0], cipher=AES, is_caller=True,
         local_id=9, remote_id=8, address=PEER, now=0.0, random=Random(1),
     )  # fmt: skip
@@ -259,7 +259,7 @@ def fuzz_connection(data: bytes) -> None:
     assert closed == 1
 
 
-def drive(connection: Connection, now: float) -> int:
+def drive(connection: PeerConnection, now: float) -> int:
     """What the endpoint and an application do; returns how often Closed was said."""
     closed = 0
     for _ in range(MAX_TURNS):
@@ -276,7 +276,7 @@ def drive(connection: Connection, now: float) -> int:
     raise AssertionError("events or datagrams without an end")
 
 
-def handle(connection: Connection, event: Event) -> None:
+def handle(connection: PeerConnection, event: Event) -> None:
     if isinstance(event, ChannelOffered) and event.desc % 4 == 3:
         connection.refuse_channel(event.stream_id, 1)
     elif isinstance(event, ChannelOffered):

@@ -1,4 +1,4 @@
-"""For the tests of the endpoint: a recording stand-in for a Connection, and its owner."""
+"""For the tests of the endpoint: a recording stand-in for a PeerConnection, and its owner."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def packet(local_id: int, text: bytes, size: int = 100) -> bytes:
 
 
 class Recorder:
-    """In place of a Connection: every call in ``calls``; ``bugs`` names those that raise."""
+    """In place of a PeerConnection: every call in ``calls``; ``bugs`` names those that raise."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []

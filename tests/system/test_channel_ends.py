@@ -204,8 +204,8 @@ def test_what_the_peer_does(
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """p2p connections that notice soon that the peer is gone."""
     monkeypatch.setattr(
-        direct, "Settings",
-        functools.partial(direct.Settings, idle_timeout_s=1.0, keepalive_s=0.2),
+        direct, "TransportSettings",
+        functools.partial(direct.TransportSettings, idle_timeout_s=1.0, keepalive_s=0.2),
     )  # fmt: skip
 
 

@@ -36,8 +36,8 @@ from kkp2p_compat.engine import direct
 @pytest.fixture
 def _endless(monkeypatch: pytest.MonkeyPatch, on_loopback: None) -> None:
     """Silence alone ends nothing within a test."""
-    endless = functools.partial(direct.Settings, idle_timeout_s=100 * PATIENCE_S)
-    monkeypatch.setattr(direct, "Settings", endless)
+    endless = functools.partial(direct.TransportSettings, idle_timeout_s=100 * PATIENCE_S)
+    monkeypatch.setattr(direct, "TransportSettings", endless)
 
 
 @pytest.mark.usefixtures("_endless")

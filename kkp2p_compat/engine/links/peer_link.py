@@ -19,11 +19,11 @@ from ..._codes import KKP2P_UDP_CHANNEL
 from ..._errors import CallRefused, EngineClosed, KKP2PError, LinkLost
 from ...transport.pair import Mark
 from ...transport.udp import events as e
-from ...transport.udp.channel_table import REFUSED_BUSY, REFUSED_MOVED, REFUSED_UNSUPPORTED
-from ...transport.udp.connection import CLOSE_NORMAL, Connection
 from ...transport.udp.endpoint import Endpoint
 from ...transport.udp.events import Address
+from ...transport.udp.peer_connection import CLOSE_NORMAL, PeerConnection
 from ...transport.udp.pipe import MessagePipe, OnEnd, Pipe, StreamPipe
+from ...transport.udp.stream_table import REFUSED_BUSY, REFUSED_MOVED, REFUSED_UNSUPPORTED
 from ...traversal.plan import Plan
 from ..runtime.timeline import Timeline
 from ..signalling.direct_offer import DirectOffer
@@ -72,7 +72,7 @@ class PeerLink:
     """``on_offered(link, event)`` accepts or refuses a channel that the peer opens."""
 
     def __init__(
-        self, endpoint: Endpoint, connection: Connection, info: LinkInfo, log: logging.Logger,
+        self, endpoint: Endpoint, connection: PeerConnection, info: LinkInfo, log: logging.Logger,
         on_offered: Callable[[PeerLink, e.ChannelOffered], object],
         on_closed: Callable[[PeerLink], object], roaming: Roams,
     ) -> None:  # fmt: skip
@@ -251,7 +251,7 @@ class PeerLink:
         else:
             self._keep(event.stream_id, event)
 
-    def _handle_reset(self, event: e.Reset) -> None:
+    def _handle_reset(self, event: e.ResetReceived) -> None:
         pipe = self._pipes.get(event.stream_id)
         if pipe is not None:
             pipe.handle_broken(LinkLost("the peer gave the channel up"))
@@ -337,7 +337,7 @@ class PeerLink:
         e.Readable: _handle_readable,
         e.Writable: _handle_writable,
         e.Stopped: _handle_stopped,
-        e.Reset: _handle_reset,
+        e.ResetReceived: _handle_reset,
         e.MessageReceived: _handle_message,
         e.ChannelOffered: _handle_offered,
         e.ChannelOpened: _handle_opened,

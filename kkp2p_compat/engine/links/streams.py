@@ -20,8 +20,8 @@ from ...transport.carry import SealedStream
 from ...transport.sealed import DirectionKeys, Opener, Sealer
 from ...transport.splice import Outcome, Splice, close_both
 from ...transport.tcp_stats import Passed, TcpStats
-from ...transport.udp.channel_table import REFUSED_BUSY
 from ...transport.udp.pipe import OnEnd
+from ...transport.udp.stream_table import REFUSED_BUSY
 from ...traversal.candidates import is_private
 from ..runtime.timeline import Timeline
 from .background import Background

@@ -27,13 +27,13 @@ from typing import Any, Protocol
 from gevent import get_hub
 
 from ..._errors import EngineClosed, OurFault
-from .deadlines import Deadlines
+from .deadline_queue import DeadlineQueue
 from .demultiplex import connection_id, runs
 from .doors import Door, Doors
 from .events import Address, Closed, Event, Transmit
 from .protection import FIRST_BYTE, OVERHEAD_BYTES
 
-__all__ = ["CLOSE_INTERNAL_ERROR", "Driven", "Endpoint", "SansIO"]
+__all__ = ["CLOSE_INTERNAL_ERROR", "Driven", "DrivenConnection", "Endpoint"]
 
 STUN_FIRST_BYTES = 4  # RFC 7983 section 7: a STUN message begins with a byte of 0 to 3
 CLOSE_INTERNAL_ERROR = 2  # our choice, docs/protocol.rst
@@ -49,8 +49,8 @@ _now = time.monotonic
 _Batch = tuple[bytes, int, Address]  # as in a Transmit
 
 
-class SansIO(Protocol):
-    """What is used of a Connection."""
+class DrivenConnection(Protocol):
+    """What is used of a PeerConnection."""
 
     def handle_datagrams(
         self, data: bytes, segment_bytes: int, address: Address, now: float
@@ -66,7 +66,7 @@ class Driven(Protocol):
     """A connection with its owner.  ``local_id`` is what the peer writes into its packets."""
 
     @property
-    def connection(self) -> SansIO: ...
+    def connection(self) -> DrivenConnection: ...
     @property
     def local_id(self) -> int: ...
     def handle_event(self, event: Event) -> object: ...
@@ -114,7 +114,7 @@ class Endpoint:
         self._ready: list[_Member] = []
         self._in_turn = False  # the ready ones are driven at its end, else by the callback
         self._callback: Any = None
-        self._deadlines: Deadlines[_Member] = Deadlines()
+        self._deadlines: DeadlineQueue[_Member] = DeadlineQueue()
         self._timer: Any = None
         self._timer_at = math.inf
         self._closed = False

@@ -1,4 +1,4 @@
-"""What a Connection tells the program that drives it.
+"""What a PeerConnection tells the program that drives it.
 
 Each is delivered once, in the order in which things happened; ``Readable`` and ``Writable`` only
 say "look again", so several of them for one stream may be one.
@@ -23,7 +23,7 @@ __all__ = [
     "PathRecovered",
     "PathSuspected",
     "Readable",
-    "Reset",
+    "ResetReceived",
     "Stopped",
     "Transmit",
     "Writable",
@@ -81,7 +81,7 @@ class Stopped:
 
 
 @dataclass(frozen=True, slots=True)
-class Reset:
+class ResetReceived:
     """The peer gave up what it was sending; what is not read yet is lost."""
 
     stream_id: int
@@ -128,10 +128,20 @@ class Closed:
 
 
 Event = (
-    ChannelOffered | ChannelOpened | ChannelRefused | Readable | Writable | Stopped | Reset | Ended
-    | MessageReceived | PathChanged | PathSuspected | PathRecovered
+    ChannelOffered
+    | ChannelOpened
+    | ChannelRefused
+    | Readable
+    | Writable
+    | Stopped
+    | ResetReceived
+    | Ended
+    | MessageReceived
+    | PathChanged
+    | PathSuspected
+    | PathRecovered
     | Closed
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,12 +16,12 @@ from collections.abc import Iterable
 
 from . import frames as f
 from .acks import Received
-from .channel import Channel
 from .congestion import Controller, DeliveryRate, Pacer
+from .duplex_stream import DuplexStream
 from .events import Address, Transmit
 from .messages import Splitter
 from .mtu import MtuSearch
-from .protection import OVERHEAD_BYTES, Sealer
+from .protection import OVERHEAD_BYTES, PacketSealer
 from .recovery import Flight, Recovery
 from .streams import ReceiveWindow, SendStream
 
@@ -39,7 +39,7 @@ class Packer:
     """The sending half of a connection."""
 
     def __init__(
-        self, sealer: Sealer, remote_id: int, recovery: Recovery, received: Received,
+        self, sealer: PacketSealer, remote_id: int, recovery: Recovery, received: Received,
         max_message_queue_bytes: int,
     ) -> None:  # fmt: skip
         self.next_number = 0
@@ -59,7 +59,7 @@ class Packer:
         self._blocked: set[SendStream] = set()  # with something, but the peer's limit forbids it
         self._data_sent = 0  # new bytes of all streams
         self._data_window: ReceiveWindow | None = None  # to be announced
-        self._channel_windows: dict[int, Channel] = {}  # to be announced
+        self._channel_windows: dict[int, DuplexStream] = {}  # to be announced
         self._messages: deque[tuple[int, list[bytes]]] = deque()  # stream id, the frames left
         self._message_counts: Counter[int] = Counter()  # of them, by stream id
         self._message_bytes = 0
@@ -107,7 +107,7 @@ class Packer:
         self._sending.pop(stream, None)
         self._blocked.discard(stream)
 
-    def forget(self, channel: Channel) -> None:
+    def forget(self, channel: DuplexStream) -> None:
         self.drop(channel.send)
         self._channel_windows.pop(channel.stream_id, None)
 
@@ -122,7 +122,7 @@ class Packer:
     def announce_data(self, window: ReceiveWindow) -> None:
         self._data_window = window
 
-    def announce_stream(self, channel: Channel) -> None:
+    def announce_stream(self, channel: DuplexStream) -> None:
         self._channel_windows[channel.stream_id] = channel
 
     def queue_message(self, stream_id: int, splitter: Splitter, data: bytes) -> None:

@@ -22,8 +22,8 @@ from gevent import get_hub, monkey
 from ..._errors import KKP2PError, LinkLost
 from ..._io import READ, WRITE, hung_up
 from .. import pair
-from .connection import Connection
 from .messages import MAX_MESSAGE_BYTES
+from .peer_connection import PeerConnection
 
 __all__ = ["Carrier", "MessagePipe", "OnEnd", "Pipe", "StreamPipe"]
 
@@ -43,7 +43,7 @@ class Carrier(Protocol):
     """Who owns the connection."""
 
     @property
-    def connection(self) -> Connection: ...
+    def connection(self) -> PeerConnection: ...
     def wake(self) -> None:
         """The connection has something to do."""
 

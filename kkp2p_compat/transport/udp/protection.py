@@ -10,7 +10,7 @@ the packet number, in full.  The header is the associated data, the nonce the ep
 number.  Keys are derived for each epoch of 2^23 numbers from the secret of the direction, not from
 the epoch before, so that a forged number cannot make the receiver walk a chain.
 
-A nonce that is used twice gives AES-GCM's key away, so a Sealer takes rising numbers only.
+A nonce that is used twice gives AES-GCM's key away, so a PacketSealer takes rising numbers only.
 Replays are the receiving connection's to judge: it keeps the numbers it has seen.
 """
 
@@ -36,8 +36,8 @@ __all__ = [
     "OVERHEAD_BYTES",
     "SECRET_BYTES",
     "TAG_BYTES",
-    "Opener",
-    "Sealer",
+    "PacketOpener",
+    "PacketSealer",
     "preferred_cipher",
 ]
 
@@ -90,7 +90,7 @@ class _Direction:
         return HKDFExpand(SHA256(), length, label + epoch.to_bytes(8, "big")).derive(self._secret)
 
 
-class Sealer:
+class PacketSealer:
     """Makes the packets of one direction of one connection."""
 
     __slots__ = ("_direction", "_encrypt", "_epoch", "_iv", "_next")
@@ -143,7 +143,7 @@ class Sealer:
         return packets
 
 
-class Opener:
+class PacketOpener:
     """Opens the packets of one direction of one connection, in any order.
 
     Accepts the epochs next to the highest one that a genuine packet had, so it keeps three keys at

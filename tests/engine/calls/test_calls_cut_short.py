@@ -164,8 +164,8 @@ def test_a_peer_that_is_gone_without_a_word(
 ) -> None:
     """Its network is: reads end with an error, and the next connect makes a new link."""
     monkeypatch.setattr(
-        direct, "Settings",
-        functools.partial(direct.Settings, idle_timeout_s=0.5, keepalive_s=0.1),
+        direct, "TransportSettings",
+        functools.partial(direct.TransportSettings, idle_timeout_s=0.5, keepalive_s=0.1),
     )  # fmt: skip
     mine, theirs = connect(engine), accept(peer)
     for one in (engine, peer):

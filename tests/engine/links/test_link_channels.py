@@ -113,8 +113,8 @@ def test_a_peer_that_is_killed(
 ) -> None:  # fmt: skip
     """SIGKILL in the middle of a transfer: every call ends with an error, and no byte is wrong."""
     monkeypatch.setattr(
-        direct, "Settings",
-        functools.partial(direct.Settings, idle_timeout_s=0.5, keepalive_s=0.1),
+        direct, "TransportSettings",
+        functools.partial(direct.TransportSettings, idle_timeout_s=0.5, keepalive_s=0.1),
     )  # fmt: skip
     server = start_program("server", str(cloud.port), "peer", SECRET)
     assert server.first_line == "joined"

@@ -1,6 +1,6 @@
 """Plays the endpoint for Connections in a simulated network, and the application above them.
 
-A ``Peer`` does with its Connection what the endpoint does, in the same order: datagrams or the
+A ``Peer`` does with its PeerConnection what the endpoint does, in the same order: datagrams or the
 timer in, then events, then what the application wants, then datagrams out, then the timer.  The
 timer's step is that of the event loop.  Bodies are written and read in pieces and compared as
 they arrive, so that a transfer of any size costs no memory of its own.
@@ -22,7 +22,7 @@ from kkp2p_compat.transport.udp.events import (
     Event,
     MessageReceived,
     Readable,
-    Reset,
+    ResetReceived,
     Stopped,
     Writable,
 )  # fmt: skip
@@ -91,7 +91,7 @@ class Incoming:
 
 
 class Peer:
-    """One Connection, the address it sends from, and its application."""
+    """One PeerConnection, the address it sends from, and its application."""
 
     def __init__(
         self, network: Network, name: str, connection: Any, address: Address, link: Link
@@ -189,7 +189,7 @@ class Peer:
         elif isinstance(event, Readable):
             self._unread.add(event.stream_id)
             self._read_all()  # at once, as the engine does: later events may end the stream
-        elif isinstance(event, Reset):
+        elif isinstance(event, ResetReceived):
             reader = self.incoming.setdefault(event.stream_id, Incoming(Body(0)))
             reader.reset_reason = event.reason
         elif isinstance(event, Stopped):

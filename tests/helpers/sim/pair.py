@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kkp2p_compat._codes import KKP2P_TCP_CHANNEL
-from kkp2p_compat.transport.udp.connection import Connection, Settings
 from kkp2p_compat.transport.udp.events import ChannelOffered
+from kkp2p_compat.transport.udp.peer_connection import PeerConnection
+from kkp2p_compat.transport.udp.transport_settings import TransportSettings
 
 from .drive import Body, Incoming, Peer
 from .simnet import Conditions, Link, Network
@@ -67,7 +68,7 @@ class Pair:
         ids = random(f"ids {number}").getrandbits(64), random(f"i {number}").getrandbits(64)
 
         def make(name: str, me: int, link: Link) -> Peer:
-            connection = Connection(
+            connection = PeerConnection(
                 send_secret=secrets[me],
                 receive_secret=secrets[1 - me],
                 cipher=CIPHER,
@@ -76,7 +77,7 @@ class Pair:
                 remote_id=ids[1 - me],
                 address=addresses[1 - me],
                 now=self.network.now,
-                settings=replace(Settings(), **settings),
+                settings=replace(TransportSettings(), **settings),
                 random=random(f"{name} {number}"),
             )
             return Peer(self.network, f"{name} {number}", connection, addresses[me], link)

@@ -26,7 +26,7 @@ _PREFIX = struct.Struct(">QQcQ")
 
 
 class ToyConnection:
-    """The interface of Connection, as far as the driver uses it."""
+    """The interface of PeerConnection, as far as the driver uses it."""
 
     def __init__(self, local_id: int, remote_id: int, address: Address) -> None:
         self.local_id, self.remote_id, self.address = local_id, remote_id, address

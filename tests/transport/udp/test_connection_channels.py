@@ -11,20 +11,20 @@ from helpers.sim.drive import Body, Incoming, Peer
 from helpers.sim.pair import Pair, Transfer, mbit_per_s
 from helpers.sim.simnet import Conditions
 from kkp2p_compat._codes import KKP2P_TCP_CHANNEL, KKP2P_UDP_CHANNEL
-from kkp2p_compat.transport.udp import channel_table, streams
-from kkp2p_compat.transport.udp.channel import INITIAL_STREAM_WINDOW_BYTES
-from kkp2p_compat.transport.udp.channel_table import CLOGGED_S
+from kkp2p_compat.transport.udp import stream_table, streams
+from kkp2p_compat.transport.udp.duplex_stream import INITIAL_STREAM_WINDOW_BYTES
 from kkp2p_compat.transport.udp.events import (
     ChannelOffered,
     ChannelOpened,
     ChannelRefused,
     Event,
-    Reset,
+    ResetReceived,
     Stopped,
 )  # fmt: skip
 from kkp2p_compat.transport.udp.frames import DATAGRAM_HEADER
 from kkp2p_compat.transport.udp.packing import INITIAL_DATA_WINDOW_BYTES
 from kkp2p_compat.transport.udp.protection import OVERHEAD_BYTES
+from kkp2p_compat.transport.udp.stream_table import CLOGGED_S
 from kkp2p_compat.transport.udp.streams import GROWTH_BYTES, SLOW_S
 
 FAST = Conditions(rate_bytes_per_s=mbit_per_s(100), delay_s=0.005)
@@ -118,7 +118,7 @@ def test_a_reset_is_told_with_its_reason_and_costs_no_credit(path: Conditions) -
         pair.run(lambda transfer=transfer: transfer.at_callee.reset_reason == 9)
         assert not transfer.at_callee.ended
     pair.transfer(2 * MIB)
-    assert len(_events(pair.callee, Reset)) == 8
+    assert len(_events(pair.callee, ResetReceived)) == 8
     _nothing_left(pair)
 
 
@@ -304,7 +304,7 @@ def test_more_writers_than_the_credit_of_all_together_is_for(
 def test_too_much_that_nobody_reads_clogs_the_connection_of_the_reader(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(channel_table, "MAX_UNTAKEN_BYTES", 2 * INITIAL_STREAM_WINDOW_BYTES)
+    monkeypatch.setattr(stream_table, "MAX_UNTAKEN_BYTES", 2 * INITIAL_STREAM_WINDOW_BYTES)
     pair = Pair("clogged", FAST)
     caller, callee = pair.caller.connection, pair.callee.connection
     pair.reading = {"paused": True}

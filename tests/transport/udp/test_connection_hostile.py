@@ -15,7 +15,7 @@ from kkp2p_compat._codes import KKP2P_TCP_CHANNEL
 from kkp2p_compat._errors import KKP2PError
 from kkp2p_compat.transport.udp import frames as f
 from kkp2p_compat.transport.udp.events import ChannelOffered, Ended
-from kkp2p_compat.transport.udp.protection import Sealer
+from kkp2p_compat.transport.udp.protection import PacketSealer
 
 PATH = Conditions(rate_bytes_per_s=mbit_per_s(50), delay_s=0.005)
 
@@ -167,7 +167,7 @@ class Evil:
         self.victim = pair.callee
         self.offered: list[object] = []
         self.victim.on_offer = self.offered.append
-        self._sealer = Sealer(pair.network.random("secrets 1").randbytes(32), CIPHER)
+        self._sealer = PacketSealer(pair.network.random("secrets 1").randbytes(32), CIPHER)
         self._number = 1_000_000
         self.sent_bytes = 0
 

@@ -20,8 +20,8 @@ from kkp2p_compat.transport.udp.protection import (
     HEADER_BYTES,
     MAX_NUMBER,
     OVERHEAD_BYTES,
-    Opener,
-    Sealer,
+    PacketOpener,
+    PacketSealer,
     preferred_cipher,
 )
 
@@ -130,13 +130,13 @@ VECTORS = [
 
 
 def packets(
-    sealer: Sealer, first_number: int, payloads: list[bytes], connection_id: int = 7
+    sealer: PacketSealer, first_number: int, payloads: list[bytes], connection_id: int = 7
 ) -> list[bytes]:
     pieces = sealer.seal(first_number, connection_id, payloads)
     return [a + b for a, b in zip(pieces[::2], pieces[1::2], strict=True)]
 
 
-def assert_refused(opener: Opener, packet: bytes) -> None:
+def assert_refused(opener: PacketOpener, packet: bytes) -> None:
     with pytest.raises(BadPacket):
         opener.open_untrusted(packet)
 
@@ -145,12 +145,12 @@ def assert_refused(opener: Opener, packet: bytes) -> None:
 def test_vectors(cipher: str, number: int, connection_id: int, payload: bytes, packet: str) -> None:
     expected = bytes.fromhex(packet)
     assert independent_packet(cipher, number, connection_id, payload) == expected
-    assert Sealer(SECRET, cipher).seal(number, connection_id, [payload]) == [
+    assert PacketSealer(SECRET, cipher).seal(number, connection_id, [payload]) == [
         expected[:HEADER_BYTES],
         expected[HEADER_BYTES:],
     ]
     if number <= EPOCH:
-        assert Opener(SECRET, cipher).open_untrusted(expected) == (number, payload)
+        assert PacketOpener(SECRET, cipher).open_untrusted(expected) == (number, payload)
 
 
 @pytest.mark.parametrize("cipher", list(CIPHERS))
@@ -158,8 +158,8 @@ def test_vectors(cipher: str, number: int, connection_id: int, payload: bytes, p
 @given(payloads=st.lists(st.binary(max_size=1500), max_size=70), first=st.integers(0, 2 * EPOCH))
 def test_what_is_sealed_opens_in_any_order(cipher: str, payloads: list[bytes], first: int) -> None:
     first = min(first, 2 * EPOCH - len(payloads))
-    sealed = packets(Sealer(SECRET, cipher), first, payloads)
-    opener = Opener(SECRET, cipher)
+    sealed = packets(PacketSealer(SECRET, cipher), first, payloads)
+    opener = PacketOpener(SECRET, cipher)
     opened = [opener.open_untrusted(packet) for packet in reversed(sealed)]
     assert opened[::-1] == list(enumerate(payloads, first))
     assert opener.failures == 0
@@ -169,20 +169,20 @@ def test_what_is_sealed_opens_in_any_order(cipher: str, payloads: list[bytes], f
 @pytest.mark.parametrize("first", [EPOCH - 3, EPOCH - 1, EPOCH, 5 * EPOCH - 2])
 def test_a_batch_over_the_end_of_an_epoch(cipher: str, first: int) -> None:
     payloads = [bytes([index]) for index in range(6)]
-    assert packets(Sealer(SECRET, cipher), first, payloads) == [
+    assert packets(PacketSealer(SECRET, cipher), first, payloads) == [
         independent_packet(cipher, first + index, 7, payload)
         for index, payload in enumerate(payloads)
     ]
 
 
 def test_an_empty_batch() -> None:
-    sealer = Sealer(SECRET, AES)
+    sealer = PacketSealer(SECRET, AES)
     assert sealer.seal(0, 7, []) == []
     assert len(sealer.seal(0, 7, [b"x"])) == 2
 
 
 def test_no_number_is_sealed_twice() -> None:
-    sealer = Sealer(SECRET, AES)
+    sealer = PacketSealer(SECRET, AES)
     sealer.seal(10, 7, [b"a", b"b"])
     for again in (0, 10, 11):
         with pytest.raises(ValueError, match="after 11"):
@@ -191,7 +191,7 @@ def test_no_number_is_sealed_twice() -> None:
 
 
 def test_numbers_end() -> None:
-    sealer = Sealer(SECRET, AES)
+    sealer = PacketSealer(SECRET, AES)
     with pytest.raises(ValueError, match="packet numbers"):
         sealer.seal(MAX_NUMBER, 7, [b"a", b"b"])
     sealer.seal(MAX_NUMBER, 7, [b"a"])
@@ -201,7 +201,7 @@ def test_numbers_end() -> None:
 
 @pytest.mark.parametrize("length", [0, 16, 31, 33])
 def test_a_secret_of_another_length(length: int) -> None:
-    for kind in (Sealer, Opener):
+    for kind in (PacketSealer, PacketOpener):
         with pytest.raises(ValueError, match="not 32"):
             kind(bytes(length), AES)
 
@@ -211,8 +211,8 @@ def test_a_secret_of_another_length(length: int) -> None:
 
 @each_cipher
 def test_any_flipped_bit(cipher: str) -> None:
-    (genuine,) = packets(Sealer(SECRET, cipher), 5, [b"hello"])
-    opener = Opener(SECRET, cipher)
+    (genuine,) = packets(PacketSealer(SECRET, cipher), 5, [b"hello"])
+    opener = PacketOpener(SECRET, cipher)
     for bit in range(8 * len(genuine)):
         forged = bytearray(genuine)
         forged[bit // 8] ^= 1 << bit % 8
@@ -222,16 +222,16 @@ def test_any_flipped_bit(cipher: str) -> None:
 
 @pytest.mark.parametrize("first_byte", [0, 3, 0x3F, 0x41, 0x7F, 0x80, 0xFF])
 def test_another_first_byte(first_byte: int) -> None:
-    (genuine,) = packets(Sealer(SECRET, AES), 5, [b"hello"])
+    (genuine,) = packets(PacketSealer(SECRET, AES), 5, [b"hello"])
     with pytest.raises(BadPacket, match="another first byte"):
-        Opener(SECRET, AES).open_untrusted(bytes([first_byte]) + genuine[1:])
+        PacketOpener(SECRET, AES).open_untrusted(bytes([first_byte]) + genuine[1:])
 
 
 @each_cipher
 def test_cut_short_at_every_byte_or_with_trailing_bytes(cipher: str) -> None:
-    (genuine,) = packets(Sealer(SECRET, cipher), 5, [b"hello"])
+    (genuine,) = packets(PacketSealer(SECRET, cipher), 5, [b"hello"])
     assert len(genuine) == OVERHEAD_BYTES + 5
-    opener = Opener(SECRET, cipher)
+    opener = PacketOpener(SECRET, cipher)
     for cut in range(len(genuine)):
         assert_refused(opener, genuine[:cut])
     for more in (b"\0", b"\xff", genuine):
@@ -245,32 +245,32 @@ def test_cut_short_at_every_byte_or_with_trailing_bytes(cipher: str) -> None:
 def test_strangers_bytes_raise_only_bad_packet(
     cipher: str, data: bytes, honest_start: bool
 ) -> None:
-    assert_refused(Opener(SECRET, cipher), b"\x40\0" * honest_start + data)
+    assert_refused(PacketOpener(SECRET, cipher), b"\x40\0" * honest_start + data)
 
 
 @each_cipher
 def test_a_packet_of_the_other_direction_or_cipher(cipher: str) -> None:
-    opener = Opener(SECRET, cipher)
-    assert_refused(opener, packets(Sealer(OTHER_SECRET, cipher), 0, [b"mine"])[0])
+    opener = PacketOpener(SECRET, cipher)
+    assert_refused(opener, packets(PacketSealer(OTHER_SECRET, cipher), 0, [b"mine"])[0])
     other = CHACHA if cipher == AES else AES
-    assert_refused(opener, packets(Sealer(SECRET, other), 0, [b"x"])[0])
+    assert_refused(opener, packets(PacketSealer(SECRET, other), 0, [b"x"])[0])
 
 
 def test_the_connection_id_and_the_number_are_authenticated() -> None:
-    a, b = packets(Sealer(SECRET, AES), 0, [b"hello", b"hello"])
-    opener = Opener(SECRET, AES)
+    a, b = packets(PacketSealer(SECRET, AES), 0, [b"hello", b"hello"])
+    opener = PacketOpener(SECRET, AES)
     assert_refused(opener, a[:8] + bytes(8) + a[16:])
     assert_refused(opener, b[:8] + a[8:])
     assert_refused(opener, a[:HEADER_BYTES] + b[HEADER_BYTES:])
 
 
 def test_a_replay_opens_again() -> None:
-    (genuine,) = packets(Sealer(SECRET, AES), 0, [b"x"])
-    opener = Opener(SECRET, AES)
+    (genuine,) = packets(PacketSealer(SECRET, AES), 0, [b"x"])
+    opener = PacketOpener(SECRET, AES)
     assert opener.open_untrusted(genuine) == opener.open_untrusted(genuine)
 
 
-def at_epoch(opener: Opener, epoch: int) -> None:
+def at_epoch(opener: PacketOpener, epoch: int) -> None:
     """Bring it there by genuine packets."""
     for each in range(1, epoch + 1):
         opener.open_untrusted(independent_packet(AES, each * EPOCH, 7, b"on"))
@@ -280,7 +280,7 @@ def at_epoch(opener: Opener, epoch: int) -> None:
 def test_epochs_next_to_the_highest_are_taken(highest: int) -> None:
     for epoch in range(7):
         for number in (epoch * EPOCH, epoch * EPOCH + EPOCH - 1):
-            opener = Opener(SECRET, AES)
+            opener = PacketOpener(SECRET, AES)
             at_epoch(opener, highest)
             packet = independent_packet(AES, number, 7, b"x")
             if abs(epoch - highest) <= 1:
@@ -291,7 +291,7 @@ def test_epochs_next_to_the_highest_are_taken(highest: int) -> None:
 
 
 def test_an_older_epoch_does_not_take_the_newer_one_back() -> None:
-    opener = Opener(SECRET, AES)
+    opener = PacketOpener(SECRET, AES)
     at_epoch(opener, 2)
     for number in (2 * EPOCH - 1, 2 * EPOCH, 2 * EPOCH - 2, 3 * EPOCH, 3 * EPOCH - 1):
         packet = independent_packet(AES, number, 7, b"x")
@@ -300,7 +300,7 @@ def test_an_older_epoch_does_not_take_the_newer_one_back() -> None:
 
 
 def test_a_forged_number_moves_no_epoch() -> None:
-    opener = Opener(SECRET, AES)
+    opener = PacketOpener(SECRET, AES)
     forged = independent_packet(AES, EPOCH, 7, b"x")[:-1] + b"\0"
     for _ in range(3):
         assert_refused(opener, forged)
@@ -310,7 +310,7 @@ def test_a_forged_number_moves_no_epoch() -> None:
 
 
 def test_forged_numbers_derive_a_bounded_number_of_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    opener = Opener(SECRET, AES)
+    opener = PacketOpener(SECRET, AES)
     at_epoch(opener, 6)
     derived = []
     real_keys = protection._Direction.keys
@@ -336,7 +336,7 @@ def test_too_many_forgeries_exhaust_a_connection(
 ) -> None:
     assert protection._MAX_FAILURES == {AES: 2**52, CHACHA: 2**36}  # RFC 9001 section 6.6
     monkeypatch.setitem(protection._MAX_FAILURES, cipher, 3)
-    opener = Opener(SECRET, cipher)
+    opener = PacketOpener(SECRET, cipher)
     for count in range(3):
         assert (opener.failures, opener.exhausted) == (count, False)
         assert_refused(opener, b"\x40" + bytes(40))

@@ -13,18 +13,21 @@ pacer.py          spreads what is sent over time
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from .bbr import Bbr
-from .controller import Controller, Random, Update
+from .controller import Controller, Update
 from .cubic import Cubic
 from .delivery_rate import DeliveryRate, RateSample, Snapshot
 from .pacer import Pacer
+
+if TYPE_CHECKING:
+    from random import Random
 
 __all__ = [
     "Controller",
     "DeliveryRate",
     "Pacer",
-    "Random",
     "RateSample",
     "Snapshot",
     "Update",

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from .delivery_rate import RateSample, Snapshot
 
-__all__ = ["Controller", "Random", "Update", "initial_window", "quantum"]
+__all__ = ["Controller", "Update", "initial_window", "quantum"]
 
 INITIAL_WINDOW_PACKETS = 10  # RFC 9002 section 7.2
 INITIAL_WINDOW_BYTES = 14_720  # RFC 9002 section 7.2
@@ -40,12 +40,6 @@ class Update:
     min_rtt_s: float
     sample: RateSample | None
     sent_at: float | None
-
-
-class Random(Protocol):
-    """The part of ``random.Random`` that is used."""
-
-    def random(self) -> float: ...
 
 
 class Controller(Protocol):

@@ -19,8 +19,9 @@ params.py     the numbers
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-from ..controller import Random, Update, initial_window, quantum
+from ..controller import Update, initial_window, quantum
 from . import params
 from .bounds import Bounds
 from .model import Model
@@ -28,6 +29,9 @@ from .modes import FOLLOWERS, GAINS, PROBE_BW, PROBING, Mode
 from .probe_bw import ProbeBw
 from .probe_rtt import ProbeRtt
 from .startup import Drain, Startup
+
+if TYPE_CHECKING:
+    from random import Random
 
 __all__ = ["Bbr"]
 

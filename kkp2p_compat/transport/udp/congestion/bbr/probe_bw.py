@@ -9,12 +9,16 @@ Follows draft-ietf-ccwg-bbr, section "ProbeBW".
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-from ..controller import Random, Update
+from ..controller import Update
 from . import params
 from .bounds import Bounds
 from .model import Model
 from .modes import Mode
+
+if TYPE_CHECKING:
+    from random import Random
 
 __all__ = ["ProbeBw"]
 

@@ -9,13 +9,13 @@ import weakref
 
 import pytest
 
-from kkp2p_compat.transport.udp.deadlines import SPARE_ENTRIES, Deadlines
+from kkp2p_compat.transport.udp.deadline_queue import SPARE_ENTRIES, DeadlineQueue
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_as_a_plain_dict(seed: int) -> None:
     dice = random.Random(seed)
-    ours: Deadlines[int] = Deadlines()
+    ours: DeadlineQueue[int] = DeadlineQueue()
     slow: dict[int, float] = {}
     now = 0.0
     for _ in range(500):
@@ -41,7 +41,7 @@ def test_as_a_plain_dict(seed: int) -> None:
 
 
 def test_the_earliest_first() -> None:
-    ours: Deadlines[str] = Deadlines()
+    ours: DeadlineQueue[str] = DeadlineQueue()
     for item, at in ("c", 3.0), ("a", 1.0), ("b", 2.0), ("d", 4.0):
         ours.set(item, at)
     assert [ours.pop_due(3.5) for _ in range(4)] == ["a", "b", "c", None]
@@ -50,7 +50,7 @@ def test_the_earliest_first() -> None:
 
 def test_replaced_entries_are_bounded() -> None:
     """A far deadline, a near one, and again: each near one is pushed, each far one replaced."""
-    ours: Deadlines[str] = Deadlines()
+    ours: DeadlineQueue[str] = DeadlineQueue()
     for now in range(10_000):
         ours.set("a", now + 100_000.0)
         ours.set("a", now + 1.0)
@@ -62,7 +62,7 @@ def test_a_removed_item_is_not_kept() -> None:
     class Item:
         pass
 
-    ours: Deadlines[Item] = Deadlines()
+    ours: DeadlineQueue[Item] = DeadlineQueue()
     item = Item()
     gone = weakref.ref(item)
     ours.set(item, 5.0)

@@ -17,13 +17,11 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ..._errors import BadPacket, KKP2PError, LinkLost
 from . import frames as f
 from .acks import Received
-from .channel_table import ChannelTable
 from .congestion import DeliveryRate, Pacer, Update, make_controller
 from .doubt import Doubt
 from .events import (
@@ -38,11 +36,16 @@ from .events import (
 )
 from .mtu import MtuSearch
 from .packing import Packer
-from .paths import PathCheck
-from .protection import Opener, Sealer
+from .path_validation import PathCheck
+from .protection import PacketOpener, PacketSealer
 from .recovery import Flight, Recovery
+from .stream_table import StreamTable
+from .transport_settings import TransportSettings
 
-__all__ = ["CLOSE_NORMAL", "CLOSE_PROTOCOL_ERROR", "Connection", "Settings"]
+if TYPE_CHECKING:
+    from random import Random
+
+__all__ = ["CLOSE_NORMAL", "CLOSE_PROTOCOL_ERROR", "PeerConnection"]
 
 # CLOSE codes: our choice, docs/protocol.rst.
 CLOSE_NORMAL = 0
@@ -58,40 +61,19 @@ LATE_S = 0.25  # a timer that is so late: the silence may be ours, and its answe
 SILENCE_S = 2.0  # after something from the peer: one PING finds out whether it is still there
 
 
-class Random(Protocol):
-    """The parts of ``random.Random`` that are used; not for anything secret but path tokens."""
-
-    def random(self) -> float: ...
-
-    def randbytes(self, n: int, /) -> bytes: ...
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What may differ between the two sides; times in seconds, sizes in bytes."""
-
-    idle_timeout_s: float = 45.0  # of silence, after which the peer counts as dead
-    keepalive_s: float = 10.0  # below the 20 s that some NATs keep a binding
-    congestion: str = "bbr"  # or "cubic"
-    max_stream_window_bytes: int = 16 * 1024 * 1024
-    max_data_window_bytes: int = 24 * 1024 * 1024
-    max_datagram_bytes: int = 1472  # what path MTU discovery may find: 548 to 65507
-    max_message_queue_bytes: int = 1024 * 1024  # of UDP channels, waiting to be sent
-
-
-class Connection(ChannelTable):
+class PeerConnection(StreamTable):
     """Secrets, ids and the first address come from the call; ``now`` is any monotonic clock."""
 
     def __init__(
         self, *, send_secret: bytes, receive_secret: bytes, cipher: str, is_caller: bool,
         local_id: int, remote_id: int, address: Address, now: float, random: Random,
-        settings: Settings | None = None, rtt_s: float | None = None,
+        settings: TransportSettings | None = None, rtt_s: float | None = None,
     ) -> None:  # fmt: skip
         """``rtt_s``: a round trip that the checks of the path have measured."""
-        self.settings = settings = settings or Settings()
+        self.settings = settings = settings or TransportSettings()
         recovery, received = Recovery(), Received()
         packer = Packer(
-            Sealer(send_secret, cipher), remote_id, recovery, received,
+            PacketSealer(send_secret, cipher), remote_id, recovery, received,
             settings.max_message_queue_bytes,
         )  # fmt: skip
         super().__init__(
@@ -106,7 +88,7 @@ class Connection(ChannelTable):
         self.received_packets = 0  # genuine ones, repeated ones with them
         self.received_bytes = 0  # of these datagrams
         self._random = random
-        self._opener = Opener(receive_secret, cipher)
+        self._opener = PacketOpener(receive_secret, cipher)
         self._received = received
         self._heard_at = now  # a genuine packet
         self._suspicious = False  # PathSuspected was put out
@@ -329,15 +311,15 @@ class Connection(ChannelTable):
 
     _handlers: dict[type, Callable[[Any, Any], None]] = {  # noqa: RUF012
         f.Ack: _handle_ack,
-        f.Stream: ChannelTable._handle_stream_frame,
-        f.Open: ChannelTable._handle_open,
-        f.Opened: ChannelTable._handle_opened,
-        f.Refused: ChannelTable._handle_refused,
-        f.Reset: ChannelTable._handle_reset,
-        f.Stop: ChannelTable._handle_stop,
-        f.Datagram: ChannelTable._handle_datagram,
-        f.MaxData: ChannelTable._handle_max_data,
-        f.MaxStreamData: ChannelTable._handle_max_stream_data,
+        f.Stream: StreamTable._handle_stream_frame,
+        f.Open: StreamTable._handle_open,
+        f.Opened: StreamTable._handle_opened,
+        f.Refused: StreamTable._handle_refused,
+        f.Reset: StreamTable._handle_reset,
+        f.Stop: StreamTable._handle_stop,
+        f.Datagram: StreamTable._handle_datagram,
+        f.MaxData: StreamTable._handle_max_data,
+        f.MaxStreamData: StreamTable._handle_max_stream_data,
         f.Close: _handle_close,
     }
 

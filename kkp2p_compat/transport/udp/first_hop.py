@@ -7,7 +7,7 @@ import socket
 from .events import Address
 from .mtu import MIN_BYTES
 
-__all__ = ["route_datagram_bytes"]
+__all__ = ["first_hop_datagram_bytes"]
 
 # Linux: asm-generic/in.h and in6.h; Python has no names for them.
 _IP_MTU = 14
@@ -17,7 +17,7 @@ _IPV6_HEADERS = 48
 MAX_BYTES = 16_384  # our choice: four to a batch, on a loopback that would take one of 65,507
 
 
-def route_datagram_bytes(address: Address) -> int:
+def first_hop_datagram_bytes(address: Address) -> int:
     """The largest UDP payload worth trying: the first hop's MTU; Ethernet's where it is unknown."""
     is_ipv6 = ":" in address[0]
     family = socket.AF_INET6 if is_ipv6 else socket.AF_INET

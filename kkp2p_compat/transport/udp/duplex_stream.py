@@ -6,14 +6,14 @@ from ..._codes import KKP2P_UDP_CHANNEL
 from .messages import Assembler, Splitter
 from .streams import ReceiveStream, ReceiveWindow, SendStream, Shared
 
-__all__ = ["INITIAL_STREAM_WINDOW_BYTES", "Channel"]
+__all__ = ["INITIAL_STREAM_WINDOW_BYTES", "DuplexStream"]
 
 # Our choice; a constant of the protocol: what each side may send before it hears of a limit.  It is
 # small, as a channel that nobody reads holds it; it grows as fast as a congestion window does.
 INITIAL_STREAM_WINDOW_BYTES = 256 * 1024
 
 
-class Channel:
+class DuplexStream:
     """What a connection knows of one stream id."""
 
     def __init__(

@@ -1,6 +1,6 @@
 """The channels of a connection: opening and ending them, their bytes and messages, flow control.
 
-The half of Connection that knows nothing of packets, paths or time-outs.  ``handle_*`` take the
+The half of PeerConnection that knows nothing of packets, paths or time-outs.  ``handle_*`` take the
 peer's frames; the plain verbs are the application's.  A frame that breaks the protocol raises
 BadPacket, which ends the connection.
 """
@@ -11,7 +11,7 @@ from collections import deque
 
 from ..._errors import BadPacket, KKP2PError
 from . import frames as f
-from .channel import Channel
+from .duplex_stream import DuplexStream
 from .events import (
     ChannelOffered,
     ChannelOpened,
@@ -20,7 +20,7 @@ from .events import (
     Event,
     MessageReceived,
     Readable,
-    Reset,
+    ResetReceived,
     Stopped,
     Writable,
 )
@@ -29,7 +29,7 @@ from .ranges import RangeSet
 from .recovery import Recovery
 from .streams import MAX_UNTAKEN_BYTES, SLOW_S, ReceiveWindow, Shared
 
-__all__ = ["REFUSED_BUSY", "REFUSED_MOVED", "REFUSED_UNSUPPORTED", "ChannelTable"]
+__all__ = ["REFUSED_BUSY", "REFUSED_MOVED", "REFUSED_UNSUPPORTED", "StreamTable"]
 
 # REFUSED reasons: our choice, docs/protocol.rst.
 REFUSED_BUSY = 1
@@ -45,15 +45,15 @@ MIN_UNSENT_BYTES, MAX_UNSENT_BYTES = 16 * 1024, 1024 * 1024  # taken from a writ
 UNSENT_BYTES = 4 * 1024 * 1024  # of all writers together, as long as the minimum leaves it so
 
 
-class ChannelTable:
-    """See Connection, which is one."""
+class StreamTable:
+    """See PeerConnection, which is one."""
 
     def __init__(
         self, is_caller: bool, packer: Packer, recovery: Recovery, now: float,
         max_stream_window_bytes: int, max_data_window_bytes: int,
     ) -> None:  # fmt: skip
         self.is_caller = is_caller
-        self.channels: dict[int, Channel] = {}
+        self.channels: dict[int, DuplexStream] = {}
         self.recovery = recovery
         self._packer = packer
         self._now = now
@@ -204,7 +204,9 @@ class ChannelTable:
 
     # The peer's frames.
 
-    def _handle_stream(self, channel: Channel, offset: int, pieces: list[bytes], fin: bool) -> None:
+    def _handle_stream(
+        self, channel: DuplexStream, offset: int, pieces: list[bytes], fin: bool
+    ) -> None:
         receive = channel.receive
         before, keeps_up = receive.highest, receive.is_taken
         fresh = receive.handle_data(offset, pieces, fin)
@@ -278,7 +280,7 @@ class ChannelTable:
             self._take_up(receive.highest - taken)
             receive.consumed = receive.highest
         if tell:
-            self._events.append(Reset(frame.stream, frame.reason))
+            self._events.append(ResetReceived(frame.stream, frame.reason))
         self._forget_if_done(channel)
 
     def _handle_stop(self, frame: f.Stop) -> None:
@@ -313,16 +315,16 @@ class ChannelTable:
 
     # Inside.
 
-    def _new_channel(self, stream_id: int, channel_type: int, ours: bool = False) -> Channel:
+    def _new_channel(self, stream_id: int, channel_type: int, ours: bool = False) -> DuplexStream:
         largest = self._max_stream_window_bytes
-        return Channel(stream_id, channel_type, ours, largest, self._shared)
+        return DuplexStream(stream_id, channel_type, ours, largest, self._shared)
 
-    def _forget_if_done(self, channel: Channel) -> None:
+    def _forget_if_done(self, channel: DuplexStream) -> None:
         if channel.done and channel.stream_id in self.channels:
             self._forget(channel)
             self._events.append(Ended(channel.stream_id))
 
-    def _forget(self, channel: Channel) -> None:
+    def _forget(self, channel: DuplexStream) -> None:
         self.channels.pop(channel.stream_id, None)
         self._packer.forget(channel)
         channel.receive.forget()

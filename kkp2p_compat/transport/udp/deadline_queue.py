@@ -11,14 +11,14 @@ import heapq
 import math
 from typing import Generic, TypeVar
 
-__all__ = ["Deadlines"]
+__all__ = ["DeadlineQueue"]
 
 T = TypeVar("T")
 
 SPARE_ENTRIES = 64  # our choice: replaced ones in the heap before it is made anew
 
 
-class Deadlines(Generic[T]):
+class DeadlineQueue(Generic[T]):
     """Times are seconds of any clock; ``math.inf`` is none.  Items are told apart by hash."""
 
     __slots__ = ("_due", "_heap", "_pushed", "_queued")
