@@ -112,7 +112,7 @@ class Direct:
     ) -> DirectStream | RelayedStream:  # fmt: skip
         link = self._by_peer.get(key)
         if link is not None and (
-            link.search is not None or link.connection.clogged(time.monotonic())
+            link.search is not None or link.connection.streams.clogged(time.monotonic())
         ):
             del self._by_peer[key]  # it goes on with the channels it has
             link = None
@@ -324,7 +324,7 @@ class Direct:
             link.sweep()
         client = self.engine.client
         if client is not None and any(
-            link.info.is_caller and link.connection.channels for link in self.links
+            link.info.is_caller and link.connection.streams.by_id for link in self.links
         ):
             client.keep_links()
 

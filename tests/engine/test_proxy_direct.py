@@ -154,7 +154,7 @@ def test_a_program_that_does_not_read_for_long(
         kkp2p.close_fd(fd)
 
     serving = gevent.spawn(serve)
-    channels = links(engine)[0].connection.channels
+    channels = links(engine)[0].connection.streams.by_id
     streams = [channel.receive for channel in channels.values()]
     # Its socket is full, and was asked again whenever more came.
     until(lambda: any(stream.next_offset == stream.window.limit for stream in streams))

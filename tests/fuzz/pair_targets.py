@@ -75,10 +75,10 @@ class End:
             self.closed = event
         elif isinstance(event, ChannelOffered):
             if event.desc % 4 == 3:
-                self.connection.refuse_channel(event.stream_id, 1)
+                self.connection.streams.refuse(event.stream_id, 1)
                 self.stopped.add(event.stream_id)
             else:
-                self.connection.accept_channel(event.stream_id)
+                self.connection.streams.accept(event.stream_id)
         elif isinstance(event, Readable):
             self._take(event.stream_id)
         elif isinstance(event, ResetReceived):
@@ -87,49 +87,49 @@ class End:
             self.heard.append(event.data)
 
     def _take(self, stream_id: int) -> None:
-        data = b"".join(self.connection.peek(stream_id))
+        data = b"".join(self.connection.streams.peek(stream_id))
         if data:
-            self.connection.consume(stream_id, len(data))
+            self.connection.streams.consume(stream_id, len(data))
             self.read[stream_id] += data
-        if self.connection.at_end(stream_id):
+        if self.connection.streams.at_end(stream_id):
             self.ended.add(stream_id)
-            self.connection.finish(stream_id)
+            self.connection.streams.finish(stream_id)
             self.finished.add(stream_id)
 
     def act(self, what: int, amount: int) -> None:
         """One thing that an application may do."""
         connection = self.connection
-        streams = [number for number in connection.channels if self._may_use(number)]
+        streams = [number for number in connection.streams.by_id if self._may_use(number)]
         if what == 0:
             kind = KKP2P_UDP_CHANNEL if amount & 1 else KKP2P_TCP_CHANNEL
-            connection.open_channel(kind, 0, amount)
+            connection.streams.open(kind, 0, amount)
             return
         if not streams or connection.terminated:
             return
         stream_id = streams[amount % len(streams)]
-        channel = connection.channels[stream_id]
+        channel = connection.streams.by_id[stream_id]
         if what == 1 and not channel.send.finished and stream_id not in self.given_up:
             data = self.random.randbytes(amount * amount * 20)
-            data = data[: connection.writable_bytes(stream_id)]
-            connection.write(stream_id, data)
+            data = data[: connection.streams.writable_bytes(stream_id)]
+            connection.streams.write(stream_id, data)
             self.written[stream_id] += data
         elif what == 2:
-            connection.finish(stream_id)
+            connection.streams.finish(stream_id)
             self.finished.add(stream_id)
         elif what == 3:
-            connection.reset(stream_id, amount)
+            connection.streams.reset(stream_id, amount)
             self.given_up.add(stream_id)
         elif what == 4 and channel.splitter is not None and not channel.send.finished:
             self.said.append(self.random.randbytes(amount * 40))
-            connection.send_message(stream_id, self.said[-1])
+            connection.streams.send_message(stream_id, self.said[-1])
         elif what == 5:
-            connection.stop(stream_id)
+            connection.streams.stop(stream_id)
             self.stopped.add(stream_id)
         elif what == 6:
             self.address = (self.address[0], 1000 + amount)  # its NAT has rebound
 
     def _may_use(self, stream_id: int) -> bool:
-        channel = self.connection.channels[stream_id]
+        channel = self.connection.streams.by_id[stream_id]
         return channel.opened or channel.ours
 
 
@@ -196,7 +196,7 @@ class Network:
 
 def fuzz_pair(data: bytes) -> None:
     network = Network()
-    network.ends[0].connection.open_channel(KKP2P_TCP_CHANNEL, 0, 0)
+    network.ends[0].connection.streams.open(KKP2P_TCP_CHANNEL, 0, 0)
     for end in network.ends:
         end.drive(0.0)
     pending = iter(data)

@@ -118,6 +118,11 @@ def fuzz_packets(data: bytes) -> None:
 
 # Frames.
 
+
+def encode_stream(stream: int, offset: int, data: bytes, fin: bool) -> bytes:
+    return frames.encode_stream_header(stream, offset, len(data), fin) + data
+
+
 ENCODERS: dict[type, Callable[..., bytes]] = {
     frames.Ping: frames.encode_ping,
     frames.Open: frames.encode_open,
@@ -125,7 +130,7 @@ ENCODERS: dict[type, Callable[..., bytes]] = {
     frames.Refused: frames.encode_refused,
     frames.Reset: frames.encode_reset,
     frames.Stop: frames.encode_stop,
-    frames.Stream: frames.encode_stream_sized,
+    frames.Stream: encode_stream,
     frames.Datagram: frames.encode_datagram,
     frames.MaxData: frames.encode_max_data,
     frames.MaxStreamData: frames.encode_max_stream_data,
@@ -229,8 +234,8 @@ def fuzz_connection(data: bytes) -> None:
         send_secret=SECRETS[1], receive_secret=SECRETS[0], cipher=AES, is_caller=True,
         local_id=9, remote_id=8, address=PEER, now=0.0, random=Random(1),
     )  # fmt: skip
-    connection.write(connection.open_channel(0, 0, 0), bytes(3000))
-    connection.open_channel(1, 0, 0)
+    connection.streams.write(connection.streams.open(0, 0, 0), bytes(3000))
+    connection.streams.open(1, 0, 0)
     number, now, closed = 0, 0.0, 0
     closed += drive(connection, now)
     for piece in pieces_of(data):
@@ -278,15 +283,15 @@ def drive(connection: PeerConnection, now: float) -> int:
 
 def handle(connection: PeerConnection, event: Event) -> None:
     if isinstance(event, ChannelOffered) and event.desc % 4 == 3:
-        connection.refuse_channel(event.stream_id, 1)
+        connection.streams.refuse(event.stream_id, 1)
     elif isinstance(event, ChannelOffered):
-        connection.accept_channel(event.stream_id)
+        connection.streams.accept(event.stream_id)
     elif isinstance(event, Readable):
-        size = sum(map(len, connection.peek(event.stream_id)))
+        size = sum(map(len, connection.streams.peek(event.stream_id)))
         if size:
-            connection.consume(event.stream_id, size)
-        if connection.at_end(event.stream_id):
-            connection.finish(event.stream_id)
+            connection.streams.consume(event.stream_id, size)
+        if connection.streams.at_end(event.stream_id):
+            connection.streams.finish(event.stream_id)
 
 
 def packet_of(frame: bytes, how: int = 32) -> bytes:

@@ -163,7 +163,7 @@ class PeerLink:
         """Open a channel and wait for the peer's word; raises CallRefused or LinkLost."""
         if self.closed is not None:
             raise self.closed
-        stream_id = self.connection.open_channel(channel_type, encrypt_data, desc)
+        stream_id = self.connection.streams.open(channel_type, encrypt_data, desc)
         self.drained.clear()
         result = self._waiting[stream_id] = AsyncResult()
         self._early[stream_id] = []
@@ -179,11 +179,11 @@ class PeerLink:
         return stream_id
 
     def accept(self, stream_id: int) -> None:
-        self.connection.accept_channel(stream_id)
+        self.connection.streams.accept(stream_id)
         self.drained.clear()
 
     def refuse(self, stream_id: int, reason: int) -> None:
-        self.connection.refuse_channel(stream_id, reason)
+        self.connection.streams.refuse(stream_id, reason)
         self._look_if_drained()
 
     def give_up(self, stream_id: int) -> None:
@@ -192,14 +192,14 @@ class PeerLink:
         One that is not opened yet is given up when it is: the peer would not know what is meant.
         """
         self._early.pop(stream_id, None)
-        channel = self.connection.channels.get(stream_id)
+        channel = self.connection.streams.by_id.get(stream_id)
         if channel is not None and not channel.opened:
             if channel.ours:
                 self._abandoned.add(stream_id)
                 self._look_if_drained()
             return
-        self.connection.reset(stream_id, 0)
-        self.connection.stop(stream_id)
+        self.connection.streams.reset(stream_id, 0)
+        self.connection.streams.stop(stream_id)
         self.wake()
 
     def pipe(
@@ -212,7 +212,7 @@ class PeerLink:
 
         def ended(error: KKP2PError | None, is_cut: bool) -> None:
             del self._pipes[stream_id]
-            if stream_id in self.connection.channels:
+            if stream_id in self.connection.streams.by_id:
                 self._unused[stream_id] = time.monotonic()
             on_end(error, is_cut)
 
@@ -303,7 +303,7 @@ class PeerLink:
         self._look_if_drained()
 
     def _look_if_drained(self) -> None:
-        if len(self.connection.channels) == len(self._abandoned):
+        if len(self.connection.streams.by_id) == len(self._abandoned):
             self.drained.set()
 
     def _handle_path_changed(self, event: e.PathChanged) -> None:
@@ -360,7 +360,7 @@ class PeerLink:
             if now - since >= UNUSED_S:
                 del self._unused[stream_id]
                 self.give_up(stream_id)
-        if not self.connection.channels and now - self._used_at >= IDLE_S:
+        if not self.connection.streams.by_id and now - self._used_at >= IDLE_S:
             self.close("not in use")
 
     def close(self, reason: str) -> None:

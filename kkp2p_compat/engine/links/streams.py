@@ -137,7 +137,7 @@ class DirectStream(OpenStream):
         self.is_ipv6_p2p = link.is_ipv6
         self._link = link
         self._stream_id = stream_id
-        self._stream = link.connection.channels.get(stream_id)  # None: it is broken already
+        self._stream = link.connection.streams.by_id.get(stream_id)  # None: it is broken already
 
     @property
     def address(self) -> tuple[str, int]:
@@ -150,7 +150,7 @@ class DirectStream(OpenStream):
 
     def stats(self, fd: int | None = None) -> dict[str, Any]:
         connection = self._link.connection
-        packer, rtt, controller = connection.sent, connection.recovery.rtt, connection.controller
+        packer, rtt, path = connection.packer, connection.recovery.rtt, connection.path
         passed = self.passed()
         return {
             "path": self.path,
@@ -160,10 +160,10 @@ class DirectStream(OpenStream):
             "rtt_s": rtt.smoothed_s,
             "min_rtt_s": rtt.min_s if math.isfinite(rtt.min_s) else None,
             "loss": packer.lost_packets / max(1, packer.sent_packets),
-            "pacing_bytes_per_s": controller.pacing_bytes_per_s,
-            "delivery_bytes_per_s": connection.rate.latest_bytes_per_s,
-            "window_bytes": controller.window_bytes,
-            "mtu_bytes": connection.mtu.size,
+            "pacing_bytes_per_s": path.controller.pacing_bytes_per_s,
+            "delivery_bytes_per_s": path.rate.latest_bytes_per_s,
+            "window_bytes": path.controller.window_bytes,
+            "mtu_bytes": path.mtu.size,
             "bytes_sent": passed.sent,
             "bytes_received": passed.received,
             "connection_bytes_sent": packer.sent_bytes,

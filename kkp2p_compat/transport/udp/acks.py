@@ -10,6 +10,7 @@ together as much time as many packets of data, and a message and its answer woul
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 from .frames import ACK_GAP_BYTES, ACK_HEADER, encode_ack
@@ -35,7 +36,7 @@ class Received:
     """The packet numbers of one direction."""
 
     def __init__(self) -> None:
-        self.ack_at: float | None = None  # when an acknowledgement is due
+        self.ack_at = math.inf  # when an acknowledgement is due
         self.largest = -1
         self.heard_at = -1.0  # when the last of them came
         self._largest_at = 0.0
@@ -75,14 +76,14 @@ class Received:
             self.ack_at = now
         elif self._unacknowledged >= PER_ACK:
             self.ack_at = max(now, self._acked_at + MIN_ACK_GAP_S)
-        elif self.ack_at is None:
+        elif self.ack_at == math.inf:
             young = self.largest < YOUNG_PACKETS
             delay_s = YOUNG_ACK_DELAY_RTTS * rtt_s if young else MAX_ACK_DELAY_S
             self.ack_at = now + min(delay_s, MAX_ACK_DELAY_S)
 
     def ack_goes_along(self, now: float) -> bool:
         """Whether a packet that goes now should carry an acknowledgement."""
-        if self.ack_at is None:
+        if self.ack_at == math.inf:
             return False
         return (
             now >= self.ack_at
@@ -92,7 +93,7 @@ class Received:
 
     def take_ack(self, now: float) -> bytes:
         """An ACK frame, to be sent now."""
-        self.ack_at = None
+        self.ack_at = math.inf
         self._acked_at = now
         self._unacknowledged = 0
         frame = encode_ack(self._reported, now - self._largest_at, ACK_BYTES)

@@ -6,6 +6,7 @@ say "look again", so several of them for one stream may be one.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 from ..._errors import KKP2PError
@@ -18,6 +19,7 @@ __all__ = [
     "Closed",
     "Ended",
     "Event",
+    "EventQueue",
     "MessageReceived",
     "PathChanged",
     "PathRecovered",
@@ -152,3 +154,27 @@ class Transmit:
     segment_bytes: int
     address: Address
     more: bool = True  # False: ``poll_transmit`` would give None now
+
+
+class EventQueue:
+    """In the order in which things happened; the Readables of a stream that wait are one."""
+
+    def __init__(self) -> None:
+        self._events: deque[Event] = deque()
+        self._readable: set[int] = set()  # ids of the streams with a Readable that waits
+
+    def put(self, event: Event) -> None:
+        self._events.append(event)
+
+    def put_readable(self, stream_id: int) -> None:
+        if stream_id not in self._readable:
+            self._readable.add(stream_id)
+            self._events.append(Readable(stream_id))
+
+    def poll(self) -> Event | None:
+        if not self._events:
+            return None
+        event = self._events.popleft()
+        if type(event) is Readable:
+            self._readable.discard(event.stream_id)
+        return event

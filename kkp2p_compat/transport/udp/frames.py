@@ -318,16 +318,10 @@ def encode_stop(stream: int) -> bytes:
     return _encode(STOP, stream)
 
 
-def encode_stream(stream: int, offset: int, data: bytes | memoryview, fin: bool) -> bytes:
-    """Some bytes of a stream; no frame may follow it in the packet."""
-    header = STREAM_HEADER.pack(STREAM_FIN if fin else STREAM, stream, offset)
-    return b"".join((header, data))
-
-
-def encode_stream_sized(stream: int, offset: int, data: bytes | memoryview, fin: bool) -> bytes:
-    """Some bytes of a stream, at most 65,535; other frames may follow it in the packet."""
+def encode_stream_header(stream: int, offset: int, length: int, fin: bool) -> bytes:
+    """What goes before ``length`` bytes of a stream, at most 65,535; any frame may follow them."""
     kind = STREAM_SIZED_FIN if fin else STREAM_SIZED
-    return b"".join((STREAM_SIZED_HEADER.pack(kind, stream, offset, len(data)), data))
+    return STREAM_SIZED_HEADER.pack(kind, stream, offset, length)
 
 
 def encode_datagram(

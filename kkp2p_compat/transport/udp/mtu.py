@@ -13,6 +13,8 @@ tunnels within tunnels leave many.)
 
 from __future__ import annotations
 
+import math
+
 __all__ = ["BASE_BYTES", "MIN_BYTES", "MtuSearch"]
 
 BASE_BYTES = 1200  # RFC 9000 section 14.1, RFC 8899 section 5.1.2 (BASE_PLPMTU)
@@ -53,9 +55,9 @@ class MtuSearch:
         self._sizes = sorted((s for s in sizes if self.size < s <= self._largest), reverse=True)
         self._probes = 0
 
-    def next_time(self) -> float | None:
-        """When ``poll_probe`` has something new; None: not before an answer comes."""
-        return None if self._probing else self._search_at
+    def next_time(self) -> float:
+        """When ``poll_probe`` has something new; infinite: not before an answer comes."""
+        return math.inf if self._probing else self._search_at
 
     def poll_probe(self, now: float) -> int | None:
         """The size of a probe to send now."""

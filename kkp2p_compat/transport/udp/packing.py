@@ -11,25 +11,27 @@ congestion control and for the pacer, except after a probe time-out.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 from collections.abc import Iterable
 
 from . import frames as f
 from .acks import Received
-from .congestion import Controller, DeliveryRate, Pacer
 from .duplex_stream import DuplexStream
 from .events import Address, Transmit
 from .messages import Splitter
-from .mtu import MtuSearch
+from .path_state import PathState
 from .protection import OVERHEAD_BYTES, PacketSealer
 from .recovery import Flight, Recovery
 from .streams import ReceiveWindow, SendStream
+from .transport_settings import TransportSettings
 
 __all__ = ["INITIAL_DATA_WINDOW_BYTES", "Packer"]
 
 INITIAL_DATA_WINDOW_BYTES = 4 * 1024 * 1024  # our choice; a constant of the protocol
 MAX_BATCH_PACKETS = 64  # Linux: UDP_MAX_SEGMENTS
 MAX_BATCH_BYTES = 65_507  # of UDP payload, over IPv4
+MAX_CONTROL_FRAMES = 65_536  # our choice: not acknowledged; a peer that causes more is at fault
 PROBE_PACKETS = 2  # RFC 9002 section 6.2.4; the second is a small one
 STREAM_BYTES = f.STREAM_HEADER.size
 SIZED_BYTES = f.STREAM_SIZED_HEADER.size
@@ -39,42 +41,44 @@ class Packer:
     """The sending half of a connection."""
 
     def __init__(
-        self, sealer: PacketSealer, remote_id: int, recovery: Recovery, received: Received,
-        max_message_queue_bytes: int,
-    ) -> None:  # fmt: skip
+        self,
+        sealer: PacketSealer,
+        remote_id: int,
+        recovery: Recovery,
+        received: Received,
+        settings: TransportSettings,
+    ) -> None:
         self.next_number = 0
         self.max_data = INITIAL_DATA_WINDOW_BYTES  # the peer's limit for all streams together
         self.control: deque[bytes] = deque()  # frames that go first
         self.control_on_way = 0  # frames that were sent, and are kept until they are acknowledged
         self.eliciting_at = 0.0  # when we last asked for an acknowledgement
-        self.paced_until: float | None = None  # data waits for the pacer
+        self.paced_until = math.inf  # data waits for the pacer
         self.sent_packets = 0
         self.sent_bytes = 0  # of datagrams
         self.lost_packets = 0
         self._sealer = sealer
         self._remote_id = remote_id
         self._recovery = recovery
-        self._received = received
+        self.received = received
         self._sending: dict[SendStream, None] = {}  # with something to send, the next one first
         self._blocked: set[SendStream] = set()  # with something, but the peer's limit forbids it
         self._data_sent = 0  # new bytes of all streams
         self._data_window: ReceiveWindow | None = None  # to be announced
-        self._channel_windows: dict[int, DuplexStream] = {}  # to be announced
+        self._stream_windows: dict[int, DuplexStream] = {}  # to be announced
         self._messages: deque[tuple[int, list[bytes]]] = deque()  # stream id, the frames left
         self._message_counts: Counter[int] = Counter()  # of them, by stream id
-        self._message_bytes = 0
-        self._stream_turn = False  # messages and streams take turns
-        self._max_message_bytes = max_message_queue_bytes
-        self._probes = 0  # packets to send whatever the window says
+        self.message_bytes = 0  # of messages, waiting to be sent
+        self.stream_turn = False  # messages and streams take turns
+        self._max_message_bytes = settings.max_message_queue_bytes
+        self.probes_left = 0  # packets to send whatever the window says
         self._progress: set[int] = set()  # streams that sent new bytes
 
-    def start_path(
-        self, mtu: MtuSearch, rate: DeliveryRate, controller: Controller, pacer: Pacer
-    ) -> None:
-        self._mtu = mtu
-        self._rate = rate
-        self._controller = controller
-        self._pacer = pacer
+    def start_path(self, path: PathState) -> None:
+        self.mtu = path.mtu
+        self._rate = path.rate
+        self._controller = path.controller
+        self._pacer = path.pacer
 
     @property
     def active(self) -> int:
@@ -107,36 +111,44 @@ class Packer:
         self._sending.pop(stream, None)
         self._blocked.discard(stream)
 
-    def forget(self, channel: DuplexStream) -> None:
-        self.drop(channel.send)
-        self._channel_windows.pop(channel.stream_id, None)
+    def forget(self, stream: DuplexStream) -> None:
+        self.drop(stream.send)
+        self._stream_windows.pop(stream.stream_id, None)
 
     def clear(self) -> None:
         self._sending.clear()
         self._blocked.clear()
-        self._channel_windows.clear()
+        self._stream_windows.clear()
         self._messages.clear()
         self._message_counts.clear()
         self.control.clear()
 
+    def queue_control(self, frame: bytes) -> None:
+        self.control.append(frame)
+
+    @property
+    def owes_too_much(self) -> bool:
+        """Whether the peer makes us answer, and does not acknowledge the answers."""
+        return len(self.control) + self.control_on_way > MAX_CONTROL_FRAMES
+
     def announce_data(self, window: ReceiveWindow) -> None:
         self._data_window = window
 
-    def announce_stream(self, channel: DuplexStream) -> None:
-        self._channel_windows[channel.stream_id] = channel
+    def announce_stream(self, stream: DuplexStream) -> None:
+        self._stream_windows[stream.stream_id] = stream
 
     def queue_message(self, stream_id: int, splitter: Splitter, data: bytes) -> None:
         """The oldest messages make room: they are worth least."""
         self._messages.append((stream_id, splitter.split(data, self._room)))
         self._message_counts[stream_id] += 1
-        self._message_bytes += len(data)
-        while self._message_bytes > self._max_message_bytes and len(self._messages) > 1:
+        self.message_bytes += len(data)
+        while self.message_bytes > self._max_message_bytes and len(self._messages) > 1:
             self._drop_message()
 
     def _drop_message(self) -> None:
         """The first one is over, or given up."""
         stream_id, frames = self._messages.popleft()
-        self._message_bytes -= _data_bytes(frames)
+        self.message_bytes -= _data_bytes(frames)
         self._message_counts[stream_id] -= 1
         if not self._message_counts[stream_id]:
             del self._message_counts[stream_id]
@@ -154,14 +166,9 @@ class Packer:
             self.activate((flight.stream,))
         self.activate(stream for stream, *_ in flight.pieces)
 
-    @property
-    def probing(self) -> bool:
-        """Whether what ``probe`` wants has not gone yet: the socket may be full."""
-        return self._probes > 0
-
     def probe(self) -> None:
         """Nothing was heard for a probe time-out: ask, with the oldest data (RFC 9002 6.2.4)."""
-        self._probes = PROBE_PACKETS
+        self.probes_left = PROBE_PACKETS
         oldest = self._recovery.oldest()
         if oldest is not None:
             self._repeat_data(oldest)
@@ -174,7 +181,7 @@ class Packer:
 
     @property
     def _room(self) -> int:
-        return self._mtu.size - OVERHEAD_BYTES
+        return self.mtu.size - OVERHEAD_BYTES
 
     def single(self, frame: bytes, address: Address) -> Transmit:
         """A packet with a frame that is not repeated when it is lost."""
@@ -197,7 +204,7 @@ class Packer:
 
     def _small_probe(self, address: Address, now: float) -> Transmit:
         """What passes where large packets do not: it shows that they are lost, and not the path."""
-        self._probes = 0
+        self.probes_left = 0
         number = self.next_number
         transmit = self.single(f.encode_ping(), address)
         self.record(Flight(number, number + 1, len(transmit.data), now, None), now)
@@ -207,14 +214,17 @@ class Packer:
 
     def pack(self, address: Address, now: float) -> Transmit | None:
         """The next batch; None: nothing may go now.  Sets ``paced_until``."""
-        self.paced_until = None
-        if self._probes == 1:
+        self.paced_until = math.inf
+        if self.probes_left == 1:
             return self._small_probe(address, now)
-        ack_at = self._received.ack_at
+        ack_at = self.received.ack_at
         must_say = bool(
-            self.control or self._probes or self._channel_windows or self._data_window is not None
+            self.control
+            or self.probes_left
+            or self._stream_windows
+            or self._data_window is not None
         )
-        size = self._mtu.size
+        size = self.mtu.size
         budget = 0
         if self._sending or self._messages:
             budget = self._budget(size, now)
@@ -223,14 +233,14 @@ class Packer:
             return None
         limit = max(1, min(MAX_BATCH_PACKETS, MAX_BATCH_BYTES // size, budget // size))
         batch = _Batch(self, size - OVERHEAD_BYTES, now)
-        if must_say or self._received.ack_goes_along(now):
+        if must_say or self.received.ack_goes_along(now):
             batch.mixed(send_data)
         while send_data and batch.full and len(batch.payloads) < limit:
             if not self._messages:
                 if self._sending and batch.bulk(limit):
                     continue
-            elif self._stream_turn and batch.bulk(len(batch.payloads) + 1):
-                self._stream_turn = False
+            elif self.stream_turn and batch.bulk(len(batch.payloads) + 1):
+                self.stream_turn = False
                 continue
             if not batch.mixed(True):
                 break
@@ -240,13 +250,13 @@ class Packer:
             self._rate.app_limited(self._recovery.in_flight)
         data = b"".join(self._seal(batch.payloads))
         self.sent_bytes += len(data)
-        self._probes = 1 if self._probes or batch.padded else 0
-        more = bool(self._sending or self._messages or self.control or self._probes)
+        self.probes_left = 1 if self.probes_left or batch.padded else 0
+        more = bool(self._sending or self._messages or self.control or self.probes_left)
         return Transmit(data, min(size, len(data)), address, more)
 
     def _budget(self, size: int, now: float) -> int:
         """Bytes that may go now."""
-        if self._probes:
+        if self.probes_left:
             return size
         controller = self._controller
         room = controller.window_bytes - self._recovery.in_flight
@@ -265,9 +275,9 @@ class Packer:
         if self._data_window is not None:
             self.control.append(f.encode_max_data(self._data_window.limit))
             self._data_window = None
-        for stream_id, channel in self._channel_windows.items():
-            self.control.append(f.encode_max_stream_data(stream_id, channel.receive.window.limit))
-        self._channel_windows.clear()
+        for stream_id, stream in self._stream_windows.items():
+            self.control.append(f.encode_max_stream_data(stream_id, stream.receive.window.limit))
+        self._stream_windows.clear()
         taken, repeated = [], []
         while self.control and len(self.control[0]) <= room:
             frame = self.control.popleft()
@@ -289,7 +299,7 @@ class Packer:
             frame = frames.pop(0)
             room -= len(frame)
             taken.append(frame)
-            self._message_bytes -= len(frame) - f.DATAGRAM_HEADER.size
+            self.message_bytes -= len(frame) - f.DATAGRAM_HEADER.size
             if not frames:
                 self._drop_message()
         return taken
@@ -373,8 +383,8 @@ class _Batch:
         """One packet of whatever is there; False: there was nothing."""
         packer, room = self._packer, self._room
         parts: list[bytes | memoryview] = []
-        if packer._received.ack_goes_along(self._now):
-            parts.append(packer._received.take_ack(self._now))
+        if packer.received.ack_goes_along(self._now):
+            parts.append(packer.received.take_ack(self._now))
         room -= sum(map(len, parts))
         acks = len(parts)
         control, repeated = packer.take_control(room)
@@ -382,20 +392,20 @@ class _Batch:
         room -= sum(map(len, control))
         pieces: list[tuple[SendStream, int, int, bool]] = []
         if send_data:
-            if packer._stream_turn:
+            if packer.stream_turn:
                 room = self._add_streams(parts, pieces, room)
-            packer._stream_turn = not packer._stream_turn
+            packer.stream_turn = not packer.stream_turn
             messages = packer.take_messages(room)
             parts += messages
             room -= sum(map(len, messages))
             room = self._add_streams(parts, pieces, room)
-        if len(parts) == acks and packer._probes:
+        if len(parts) == acks and packer.probes_left:
             parts.append(f.encode_ping())
             room -= 1
         if not parts:
             return False
         payload = b"".join(parts)
-        if len(parts) > acks and not packer._mtu.confirmed:
+        if len(parts) > acks and not packer.mtu.confirmed:
             payload = payload.ljust(self._room, bytes([f.PADDING]))
             self.padded = True
         self.full = len(payload) == self._room
@@ -420,9 +430,7 @@ class _Batch:
             stop = min(stop, start + room - SIZED_BYTES)
             packer.mark_sent(stream, start, stop)
             fin = stream.ends_at(stop)
-            kind = f.STREAM_SIZED_FIN if fin else f.STREAM_SIZED
-            header = f.STREAM_SIZED_HEADER.pack(kind, stream.stream_id, start, stop - start)
-            parts.append(header)
+            parts.append(f.encode_stream_header(stream.stream_id, start, stop - start, fin))
             if stop > start:
                 parts.append(stream.view(start, stop))
             pieces.append((stream, start, stop, fin))

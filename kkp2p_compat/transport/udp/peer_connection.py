@@ -1,6 +1,7 @@
 """A connection with a peer over UDP: datagrams and time in, datagrams and events out.
 
-Opens no socket, reads no clock, throws no dice.  The driver's loop is always the same:
+Opens no socket, reads no clock, takes no random numbers but from the source that it is given.  The
+driver's loop is always the same:
 
 1. an input (``handle_datagrams``, ``handle_timer``) or a command of the application,
 2. ``poll_event`` until it is None,
@@ -9,36 +10,40 @@ Opens no socket, reads no clock, throws no dice.  The driver's loop is always th
 
 The handshake is over before there is a connection: a call has given both sides the secrets, the
 connection ids and an address that works.  RFC 9000 is the model; docs/protocol.rst, "The UDP
-transport", has the format and says where we depart.
+transport", has the format and says where we depart from it.
+
+What it consists of: ``streams`` (what applications read and write), ``packer`` (what is sent),
+``recovery`` (what is on its way), ``path`` (how much and how fast), ``validation`` (new addresses
+of the peer), ``liveness`` (whether the peer is there), and the lifecycle.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from ..._errors import BadPacket, KKP2PError, LinkLost
 from . import frames as f
 from .acks import Received
-from .congestion import DeliveryRate, Pacer, Update, make_controller
-from .doubt import Doubt
+from .clock import Clock, Timer
 from .events import (
     Address,
     Closed,
     Event,
+    EventQueue,
     PathChanged,
     PathRecovered,
     PathSuspected,
-    Readable,
     Transmit,
 )
-from .mtu import MtuSearch
+from .lifecycle import Cue, Lifecycle, Phase
+from .liveness import SILENCE_S, Liveness
 from .packing import Packer
-from .path_validation import PathCheck
+from .path_state import PathState
+from .path_validation import PathValidation
 from .protection import PacketOpener, PacketSealer
-from .recovery import Flight, Recovery
+from .recovery import Recovery
 from .stream_table import StreamTable
 from .transport_settings import TransportSettings
 
@@ -52,16 +57,13 @@ CLOSE_NORMAL = 0
 CLOSE_PROTOCOL_ERROR = 1
 
 # Our choices.
-MAX_PATH_RESPONSES = 4  # waiting to be sent
-CLOSE_PACKETS = 3  # how often a CLOSE is sent, a probe time-out apart
-SUSPECT_PTOS = 3  # probe time-outs in a row: perhaps it carries nothing any more
-SUSPECT_S = 1.0  # after the first of them: the next ones are far away where the estimate is large
 STALL_S = 1.0  # a timer that is so late tells that this host was asleep, or has far too much to do
 LATE_S = 0.25  # a timer that is so late: the silence may be ours, and its answers wait to be read
-SILENCE_S = 2.0  # after something from the peer: one PING finds out whether it is still there
+
+_OPEN = Phase.OPEN  # for the hot path: a global name is found ten times as fast
 
 
-class PeerConnection(StreamTable):
+class PeerConnection:
     """Secrets, ids and the first address come from the call; ``now`` is any monotonic clock."""
 
     def __init__(
@@ -69,71 +71,57 @@ class PeerConnection(StreamTable):
         local_id: int, remote_id: int, address: Address, now: float, random: Random,
         settings: TransportSettings | None = None, rtt_s: float | None = None,
     ) -> None:  # fmt: skip
-        """``rtt_s``: a round trip that the checks of the path have measured."""
+        """``random``: a SystemRandom outside tests.  ``rtt_s``: as measured by checks."""
         self.settings = settings = settings or TransportSettings()
-        recovery, received = Recovery(), Received()
-        packer = Packer(
-            PacketSealer(send_secret, cipher), remote_id, recovery, received,
-            settings.max_message_queue_bytes,
-        )  # fmt: skip
-        super().__init__(
-            is_caller, packer, recovery, now,
-            settings.max_stream_window_bytes, settings.max_data_window_bytes,
-        )  # fmt: skip
         self.local_id = local_id
         self.remote_id = remote_id
         self.address = address
-        self.terminated = False  # Closed was put out; nothing happens any more
         self.dropped: dict[str, int] = {}  # packets, by the reason
-        self.received_packets = 0  # genuine ones, repeated ones with them
+        self.received_packets = 0  # genuine ones, with those that came twice
         self.received_bytes = 0  # of these datagrams
         self._random = random
+        self._clock = Clock(now)
+        self._events = EventQueue()
+        self._lifecycle = Lifecycle()
+        self.liveness = Liveness(now)
+        self.validation = PathValidation(random)
+        self.recovery = Recovery()
         self._opener = PacketOpener(receive_secret, cipher)
-        self._received = received
-        self._heard_at = now  # a genuine packet
-        self._suspicious = False  # PathSuspected was put out
-        self._suspect_at = math.inf  # unless something is acknowledged before
-        self._ask_at = math.inf  # when to find out whether a peer that fell silent is there
-        self._path_check: PathCheck | None = None
-        self._doubt: Doubt | None = None  # the last one
-        self._doubting = False
-        self._special: deque[tuple[Address, bytes]] = deque()  # frames for one packet each
-        self._closing: bytes | None = None  # the CLOSE frame that ends us
-        self._close_error: KKP2PError | None = None
-        self._close_at = 0.0
-        self._closes_left = 0
+        self._received = Received()
+        sealer = PacketSealer(send_secret, cipher)
+        self.packer = Packer(sealer, remote_id, self.recovery, self._received, settings)
+        self.streams = StreamTable(
+            is_caller, self.packer, self.recovery, self._clock, self._events, settings
+        )
         self._start_path(now)
         if rtt_s is not None:
             self.recovery.rtt.update(rtt_s, 0.0)
 
     def _start_path(self, now: float) -> None:
         """Nothing is known of the path (any more)."""
-        self.mtu = MtuSearch(self.settings.max_datagram_bytes, now)
-        self.rate = DeliveryRate()
-        self.controller = make_controller(
-            self.settings.congestion, self.mtu.size, now, self._random
-        )
-        self._packer.start_path(self.mtu, self.rate, self.controller, Pacer(now))
+        self.path = PathState(self.settings, now, self._random)
+        self.packer.start_path(self.path)
 
     @property
-    def sent(self) -> Packer:
-        """Its counters are of what was sent."""
-        return self._packer
+    def terminated(self) -> bool:
+        """Closed was put out; nothing happens any more."""
+        return self._lifecycle.phase is Phase.CLOSED
 
     # Input.
 
     def handle_datagrams(
         self, data: bytes, segment_bytes: int, address: Address, now: float
     ) -> None:
-        """Datagrams of ``segment_bytes`` one behind the other, the last perhaps shorter."""
-        if self.terminated:
+        """Datagrams of ``segment_bytes``, one behind the other, the last perhaps shorter."""
+        lifecycle = self._lifecycle
+        if lifecycle.phase is Phase.CLOSED:
             return
         self._go_on(now)
         received = self._received
         largest_before = received.largest
         eliciting = place = 0
         try:
-            while place < len(data) and not (self.terminated or self._closing):
+            while place < len(data) and lifecycle.phase is _OPEN:
                 try:
                     number, plains = self._opener.open_run_untrusted(data, place, segment_bytes)
                 except BadPacket as error:
@@ -154,23 +142,20 @@ class PeerConnection(StreamTable):
                     else:
                         self._count_drop("a packet that came before")
                     number += 1
+            if self.packer.owes_too_much:
+                raise BadPacket("more to answer than can be kept")
         except BadPacket as error:
             self._fail(error)
         if eliciting:
             received.want_ack(eliciting, now, self.recovery.rtt.smoothed_s)
-        if received.heard_at == now:
-            self._heard_at = now
-            if self._suspicious:
-                self._suspicious = False
-                self.recovery.pto_count = 0  # what backed off in the dark asks at once
-                # Unless something is acknowledged: it may carry nothing in our direction.
-                self._suspect_at = now + max(SUSPECT_S, self.recovery.rtt.pto_s)
-                self._events.append(PathRecovered())
-        if self._closing is not None:
-            if self._closes_left:
-                self._close_at = min(self._close_at, now)
+        if received.heard_at == now and self.liveness.handle_packet(now, self.recovery.rtt):
+            self.recovery.pto_count = 0  # what backed off in the dark asks at once
+            self._events.put(PathRecovered())
+        if lifecycle.phase is not _OPEN:
+            lifecycle.handle_unheard(now)
         elif received.largest > largest_before and address != self.address:
-            self._suspect_move(address, now)
+            # A genuine packet, newer than all others, came from elsewhere.
+            self.validation.try_address(address, now, self.recovery.rtt.pto_s)
 
     def _handle_packets(self, plains: list[bytes], address: Address) -> int:
         """The plaintexts of new packets; how many of them ask for an acknowledgement."""
@@ -195,10 +180,8 @@ class PeerConnection(StreamTable):
                 stop += len(plain) - header_bytes
                 index += 1
             eliciting += len(pieces)
-            self._ask_at = self._now + SILENCE_S
-            channel = self.channels.get(stream_id)
-            if channel is not None:  # else it is over, and the peer repeats itself
-                self._handle_stream(channel, offset, pieces, False)
+            self.liveness.ask_at = self._clock.now + SILENCE_S
+            self.streams.handle_data(stream_id, offset, pieces, False)
         return eliciting
 
     def _count_drop(self, reason: str) -> None:
@@ -214,310 +197,249 @@ class PeerConnection(StreamTable):
             if kind is not f.Ack and kind is not f.Close:
                 eliciting = True
                 if kind is not f.Ping:  # or two sides that do nothing would keep asking
-                    self._ask_at = self._now + SILENCE_S
+                    self.liveness.ask_at = self._clock.now + SILENCE_S
             handler = self._handlers.get(kind)
-            if handler is not None:
-                handler(self, frame)
-            elif kind is f.PathChallenge:
-                if len(self._special) < MAX_PATH_RESPONSES:
-                    self._special.append((address, f.encode_path_response(frame.token)))  # type: ignore[union-attr]
-            elif kind is f.PathResponse:
-                self._handle_path_response(frame.token, address)  # type: ignore[union-attr]
+            if handler is None:
+                self.streams.handle_frame(frame)
+            else:
+                handler(self, frame, address)
         return eliciting
 
-    def _handle_ack(self, ack: f.Ack) -> None:
-        if ack.largest >= self._packer.next_number:
+    def _handle_ping(self, frame: f.Ping, address: Address) -> None:
+        """That it came is all there is to it."""
+
+    def _handle_ack(self, ack: f.Ack, address: Address) -> None:
+        if ack.largest >= self.packer.next_number:
             raise BadPacket("an acknowledgement of what was never sent")
-        if self._doubt is not None and self._doubt.answered_by(ack.largest):
-            self._doubting = False
-        now, recovery = self._now, self.recovery
+        self.liveness.handle_acked(ack.largest)
+        now, recovery = self._clock.now, self.recovery
         in_flight_before = recovery.in_flight
         acked = recovery.handle_ack(ack.ranges, ack.delay_s, now)
         if not acked:
             return
         acked_bytes = 0
-        touched: dict[int, None] = {}
         newest = acked[0]
+        touched: dict[int, None] = {}  # streams
         for flight in acked:
             flight.tell_acked()
             for frame in flight.frames:
-                self._packer.control_on_way -= 1
-                self._handle_frame_acked(frame)
+                self.packer.control_on_way -= 1
+                self.streams.handle_frame_acked(frame)
             if flight.stream is not None:
                 touched[flight.stream.stream_id] = None
             for piece in flight.pieces:
                 touched[piece[0].stream_id] = None
-            if flight.mtu_probe:
-                self._handle_mtu_probe_acked(flight)
-            else:
-                acked_bytes += flight.size
-                self.rate.acked(flight.snapshot, flight.size, now)
-                self.mtu.handle_acked(flight.packet_bytes, now)
+            acked_bytes += self.path.handle_acked(flight, now)
             if flight.stop > newest.stop:
                 newest = flight
         largest_is_new = newest.stop - 1 == ack.largest
-        self._digest_losses(
-            now, in_flight_before, acked_bytes, newest.sent_at,
-            recovery.rtt.latest_s if largest_is_new else None,
-        )  # fmt: skip
-        for stream_id in touched:
-            channel = self.channels.get(stream_id)
-            if channel is not None and channel.send.done:
-                self._forget_if_done(channel)
+        rtt_s = recovery.rtt.latest_s if largest_is_new else None
+        lost = self.path.digest(recovery, now, in_flight_before, acked_bytes, newest.sent_at, rtt_s)
+        for flight in lost:
+            self.packer.repeat(flight)
+        self.streams.handle_acked(touched)
 
-    def _handle_frame_acked(self, frame: bytes) -> None:
-        if frame[0] == f.RESET:
-            channel = self.channels.get(int.from_bytes(frame[1:5], "big"))
-            if channel is not None:
-                channel.send.handle_reset_acked()
-                self._forget_if_done(channel)
+    def _handle_path_challenge(self, frame: f.PathChallenge, address: Address) -> None:
+        self.validation.handle_challenge(frame.token, address)
 
-    def _handle_mtu_probe_acked(self, flight: Flight) -> None:
-        if self.mtu.handle_probe_acked(flight.packet_bytes, self._now):
-            self.controller.set_datagram_bytes(self.mtu.size)
-
-    def _digest_losses(
-        self, now: float, in_flight_before: int, acked_bytes: int, sent_at: float | None,
-        rtt_s: float | None,
-    ) -> None:  # fmt: skip
-        """Give up what is lost, and tell the controller of it and of what was acknowledged."""
-        recovery = self.recovery
-        given_up = recovery.detect_lost(now)
-        lost = []
-        for flight in given_up:
-            if flight.mtu_probe:
-                self.mtu.handle_probe_lost(flight.packet_bytes, now)
-                continue
-            lost.append((flight.snapshot, flight.size))
-            self.rate.lost(flight.size)
-            self._packer.repeat(flight)
-            if self.mtu.handle_lost(flight.packet_bytes, flight.stop - flight.first, now):
-                self.controller.set_datagram_bytes(self.mtu.size)
-        sample = self.rate.sample(now, recovery.rtt.min_s)
-        if not acked_bytes and not lost:
+    def _handle_path_response(self, frame: f.PathResponse, address: Address) -> None:
+        proved = self.validation.handle_response(frame.token, address)
+        if proved is None:
             return
-        self.controller.update(
-            Update(
-                now, acked_bytes, lost, in_flight_before, recovery.in_flight, rtt_s,
-                recovery.rtt.smoothed_s, recovery.rtt.min_s, sample, sent_at,
-            )
-        )  # fmt: skip
-        if lost and recovery.persistent_congestion(given_up):
-            self.controller.handle_persistent_congestion(now)
+        before, self.address = self.address, address
+        # RFC 9000 section 9.4: only a new port is most likely the same path.
+        if proved.searched or before[0] != address[0]:
+            for flight in self.recovery.forget_path():
+                self.packer.repeat(flight)
+            self._start_path(self._clock.now)
+        self.recovery.pto_count = 0
+        if before != address:
+            self._events.put(PathChanged(address))
 
-    def _handle_close(self, frame: f.Close) -> None:
-        error = LinkLost(f"the peer closed the connection: code {frame.code}, {frame.reason!r}")
-        self._end(error)
+    def _handle_close(self, frame: f.Close, address: Address) -> None:
+        reason = f"the peer closed the connection: code {frame.code}, {frame.reason!r}"
+        self._end(Cue.LOST, LinkLost(reason))
 
-    _handlers: dict[type, Callable[[Any, Any], None]] = {  # noqa: RUF012
+    _handlers: dict[type, Callable[[Any, Any, Address], None]] = {  # noqa: RUF012
+        f.Ping: _handle_ping,
         f.Ack: _handle_ack,
-        f.Stream: StreamTable._handle_stream_frame,
-        f.Open: StreamTable._handle_open,
-        f.Opened: StreamTable._handle_opened,
-        f.Refused: StreamTable._handle_refused,
-        f.Reset: StreamTable._handle_reset,
-        f.Stop: StreamTable._handle_stop,
-        f.Datagram: StreamTable._handle_datagram,
-        f.MaxData: StreamTable._handle_max_data,
-        f.MaxStreamData: StreamTable._handle_max_stream_data,
+        f.PathChallenge: _handle_path_challenge,
+        f.PathResponse: _handle_path_response,
         f.Close: _handle_close,
     }
 
+    # Time.
+
+    def next_timer(self) -> float | None:
+        phase = self._lifecycle.phase
+        if phase is _OPEN:
+            return min([due_at(self) for due_at in self._deadlines])
+        return self._lifecycle.close_at if phase is Phase.CLOSING else None
+
     def handle_timer(self, now: float) -> None:
-        if self.terminated:
+        """What is due; ``poll_transmit`` finds by itself what only has to be sent."""
+        if self._lifecycle.phase is Phase.CLOSED:
             return
-        was_late = self._go_on(now)
-        if self._closing is not None:
-            return
-        if now >= self._heard_at + self.settings.idle_timeout_s:
-            self._end(LinkLost(f"the peer is silent for {self.settings.idle_timeout_s:.0f} s"))
-            return
-        if self._doubting and self._doubt is not None and self._doubt.over(now):
-            self._doubting = False
-            if self._doubt.confirmed(now, self._heard_at):
-                self._end(LinkLost("the peer is gone: it does not answer, and the cloud lost it"))
+        is_late = self._go_on(now)
+        for due_at, handle in self._timers.values():
+            if self._lifecycle.phase is not _OPEN:
                 return
-        recovery = self.recovery
-        if recovery.loss_time is not None:
-            if now >= recovery.loss_time:
-                self._digest_losses(now, recovery.in_flight, 0, None, None)
-        elif not self._packer.probing and (pto := recovery.pto_time()) is not None and now >= pto:
-            recovery.pto_count += 1
-            if recovery.pto_count == 1:
-                self._suspect_at = now + max(SUSPECT_S, recovery.rtt.pto_s)
-            elif recovery.pto_count == SUSPECT_PTOS and self._suspect_at < math.inf:
-                self._suspect_at = now
-            self._packer.probe()
-            oldest = recovery.oldest()
-            if oldest is not None and self.mtu.handle_timeout(oldest.packet_bytes, now):
-                self.controller.set_datagram_bytes(self.mtu.size)
-        if now >= self._suspect_at and was_late:
-            # Such as by a program that kept the interpreter's lock: ask first, and read.
-            self._suspect_at = now + recovery.rtt.pto_s
-        elif now >= self._suspect_at:
-            self._suspect_at = math.inf
-            if recovery.pto_count and not self._suspicious:
-                self._suspicious = True
-                self._events.append(PathSuspected())
-        if now >= self._ask_at:
-            self._ask_at = math.inf
-            self.ping()
-        elif now >= self._packer.eliciting_at + self.settings.keepalive_s:
-            self.ping()
-        check = self._path_check
-        if check is not None and check.failed and now >= check.next_at:
-            self._path_check = None
+            if handle is not None and now >= due_at(self):
+                handle(self, now, is_late)
 
     def _go_on(self, now: float) -> bool:
         """Whether we are late.  What has waited meanwhile says nothing of the path's round trip."""
         late_s = 0.0
-        if now - self._now > LATE_S and (due_at := self.next_timer()) is not None:
+        if now - self._clock.now > LATE_S and (due_at := self.next_timer()) is not None:
             late_s = now - due_at
             if late_s > STALL_S:
                 self.recovery.measure_from(now)
-        self._now = now
+        self._clock.now = now
         return late_s > LATE_S
 
-    def next_timer(self) -> float | None:
-        if self.terminated:
-            return None
-        if self._closing is not None:
-            return self._close_at
-        settings, recovery, packer = self.settings, self.recovery, self._packer
-        earliest = min(
-            self._heard_at + settings.idle_timeout_s, packer.eliciting_at + settings.keepalive_s,
-            self._ask_at, self._suspect_at,
-        )  # fmt: skip
-        loss = recovery.pto_time() if recovery.loss_time is None else recovery.loss_time
-        path = None if self._path_check is None else self._path_check.next_at
-        doubt = self._doubt.next_at if self._doubting and self._doubt is not None else None
-        for time in (
-            self._received.ack_at, loss, packer.paced_until, self.mtu.next_time(), path, doubt
-        ):  # fmt: skip
-            if time is not None and time < earliest:
-                earliest = time
-        return earliest
+    def _handle_idle(self, now: float, is_late: bool) -> None:
+        silence_s = self.settings.idle_timeout_s
+        self._end(Cue.LOST, LinkLost(f"the peer is silent for {silence_s:.0f} s"))
 
-    # The path.
+    def _handle_doubt(self, now: float, is_late: bool) -> None:
+        if self.liveness.is_gone(now):
+            error = LinkLost("the peer is gone: it does not answer, and the cloud lost it")
+            self._end(Cue.LOST, error)
 
-    def _suspect_move(self, address: Address, now: float) -> None:
-        """A genuine packet, newer than all others, came from elsewhere."""
-        if self._path_check is None or self._path_check.address != address:
-            token = self._random.randbytes(f.TOKEN_BYTES)
-            self._path_check = PathCheck(address, token, now, self.recovery.rtt.pto_s)
-
-    def _handle_path_response(self, token: bytes, address: Address) -> None:
-        check = self._path_check
-        if check is None or not check.proved_by(token) or check.address != address:
+    def _handle_loss(self, now: float, is_late: bool) -> None:
+        recovery = self.recovery
+        if recovery.loss_time < math.inf:
+            for flight in self.path.digest(recovery, now, recovery.in_flight):
+                self.packer.repeat(flight)
             return
-        before, self.address = self.address, check.address
-        self._path_check = None
-        # RFC 9000 section 9.4: only a new port is most likely the same path.
-        if check.searched or before[0] != self.address[0]:
-            for flight in self.recovery.forget_path():
-                self._packer.repeat(flight)
-            self._start_path(self._now)
-        self.recovery.pto_count = 0
-        if before != self.address:
-            self._events.append(PathChanged(self.address))
+        if self.packer.probes_left:
+            return  # the last probe has not gone yet: the socket may be full
+        recovery.pto_count += 1
+        self.liveness.handle_probe_timeout(recovery.pto_count, now, recovery.rtt)
+        self.packer.probe()
+        oldest = recovery.oldest()
+        if oldest is not None:
+            self.path.handle_probe_timeout(oldest, now)
+
+    def _handle_suspicion(self, now: float, is_late: bool) -> None:
+        if is_late:  # as after a program that kept the interpreter's lock: ask first, and read
+            self.liveness.suspect_at = now + self.recovery.rtt.pto_s
+        elif self.liveness.handle_wait_over(answered=not self.recovery.pto_count):
+            self._events.put(PathSuspected())
+
+    def _handle_silence(self, now: float, is_late: bool) -> None:
+        self.liveness.ask_at = math.inf
+        self.ping()
+
+    def _handle_keepalive(self, now: float, is_late: bool) -> None:
+        self.ping()
+
+    def _handle_validation(self, now: float, is_late: bool) -> None:
+        self.validation.expire(now)
+
+    # The deadline of each, math.inf for never, and what is done then; None: it is only sent.
+    _timers: dict[
+        Timer,
+        tuple[
+            Callable[[PeerConnection], float],
+            Callable[[PeerConnection, float, bool], None] | None,
+        ],
+    ] = {  # noqa: RUF012
+        Timer.IDLE: (
+            lambda self: self.liveness.heard_at + self.settings.idle_timeout_s,
+            _handle_idle,
+        ),
+        Timer.DOUBT: (
+            lambda self: math.inf if (doubt := self.liveness.doubt) is None else doubt.next_at,
+            _handle_doubt,
+        ),
+        Timer.LOSS: (lambda self: self.recovery.timer_at(), _handle_loss),
+        Timer.SUSPICION: (lambda self: self.liveness.suspect_at, _handle_suspicion),
+        Timer.SILENCE: (lambda self: self.liveness.ask_at, _handle_silence),
+        Timer.KEEPALIVE: (
+            lambda self: self.packer.eliciting_at + self.settings.keepalive_s,
+            _handle_keepalive,
+        ),
+        Timer.VALIDATION: (
+            lambda self: math.inf if (check := self.validation.check) is None else check.next_at,
+            _handle_validation,
+        ),
+        Timer.ACK: (lambda self: self._received.ack_at, None),
+        Timer.PACING: (lambda self: self.packer.paced_until, None),
+        Timer.MTU: (lambda self: self.path.mtu.next_time(), None),
+    }
+    _deadlines = tuple(due_at for due_at, _ in _timers.values())
 
     # Commands.
 
     def ping(self) -> None:
-        self._control(f.encode_ping())
+        self.packer.queue_control(f.encode_ping())
 
     def doubt(self, now: float) -> bool:
-        """Somebody says that the peer is gone: ask it, and end soon if it does not answer.
+        """The cloud says that the peer is gone: ask it, and end soon if it does not answer.
 
         False: that was asked a moment ago.
         """
-        if self.terminated or self._closing is not None:
-            return False
-        if self._doubt is not None and not self._doubt.allows_another(now):
-            return False
-        self._doubt = Doubt(now, self._packer.next_number, self.recovery.rtt.pto_s)
-        self._doubting = True
-        return True
+        return self._lifecycle.phase is Phase.OPEN and self.liveness.begin_doubt(
+            now, self.packer.next_number, self.recovery.rtt
+        )
 
     def trust(self) -> None:
-        """The same now says that it is back."""
-        self._doubting = False
+        """The cloud says that the peer is back."""
+        self.liveness.doubt = None
 
     def try_path(self, address: Address, now: float) -> None:
-        """The peer may be (again) at this address, say new connectivity checks.
+        """New connectivity checks say that the peer may be (again) at this address.
 
-        The path is another one even if it is the address that we have: then ours has changed.
+        It is another path even if the address is the one in use: then our own has changed.
         """
-        self._now = now
+        self._clock.now = now
         self.recovery.pto_count = 0  # what backed off for the old path has waited long enough
-        if self._path_check is not None and self._path_check.failed:
-            self._path_check = None  # that was before
-        self._suspect_move(address, now)
-        if self._path_check is not None:
-            self._path_check.searched = True
+        self.validation.try_address(address, now, self.recovery.rtt.pto_s, searched=True)
 
     def close(self, code: int, reason: str, now: float) -> None:
         """End the connection; Closed follows when the peer has had the chance to hear of it."""
-        self._now = now
-        if self._closing is None and not self.terminated:
-            self._begin_close(code, LinkLost(reason))
+        self._clock.now = now
+        self._lifecycle.begin_close(Cue.CLOSE, code, LinkLost(reason), now)
 
     def _fail(self, error: KKP2PError) -> None:
         """The peer breaks the protocol."""
-        if self._closing is None and not self.terminated:
-            self._begin_close(CLOSE_PROTOCOL_ERROR, error)
-            self._closes_left = 1
+        self._lifecycle.begin_close(Cue.BREACH, CLOSE_PROTOCOL_ERROR, error, self._clock.now)
 
-    def _begin_close(self, code: int, error: KKP2PError) -> None:
-        self._closing = f.encode_close(code, str(error))
-        self._close_error = error
-        self._closes_left = CLOSE_PACKETS
-        self._close_at = self._now
-
-    def _end(self, error: KKP2PError) -> None:
-        if not self.terminated:
-            self.terminated = True
-            self._events.append(Closed(error))
-            self._packer.clear()
+    def _end(self, cue: Cue, error: KKP2PError) -> None:
+        if self._lifecycle.move(cue):
+            self._events.put(Closed(error))
+            self.packer.clear()
 
     # Output.
 
     def poll_event(self) -> Event | None:
-        if not self._events:
-            return None
-        event = self._events.popleft()
-        if type(event) is Readable:
-            self._readable.discard(event.stream_id)
-        return event
+        return self._events.poll()
 
     def poll_transmit(self, now: float) -> Transmit | None:
-        self._now = now
-        if self.terminated:
-            return None
-        if self._closing is not None:
+        self._clock.now = now
+        if self._lifecycle.phase is not _OPEN:
             return self._poll_close(now)
-        if self._special:
-            address, frame = self._special.popleft()
-            return self._packer.single(frame, address)
-        check = self._path_check
-        if check is not None and check.poll(now):
-            return self._packer.single(f.encode_path_challenge(check.token), check.address)
-        if self._doubting and self._doubt is not None and self._doubt.poll(now):
-            return self._packer.single(f.encode_ping(), self.address)
-        probe = self.mtu.poll_probe(now)
-        if probe is not None:
-            return self._packer.mtu_probe(probe, self.address, now)
-        transmit = self._packer.pack(self.address, now)
+        special = self.validation.poll(now)
+        if special is not None:
+            address, frame = special
+            return self.packer.single(frame, address)
+        if (doubt := self.liveness.doubt) is not None and doubt.poll(now):
+            return self.packer.single(f.encode_ping(), self.address)
+        probe_bytes = self.path.mtu.poll_probe(now)
+        if probe_bytes is not None:
+            return self.packer.mtu_probe(probe_bytes, self.address, now)
+        transmit = self.packer.pack(self.address, now)
         if transmit is not None:
-            self._wake_writers()
+            self.streams.wake_writers()
         return transmit
 
     def _poll_close(self, now: float) -> Transmit | None:
-        if now < self._close_at:
+        lifecycle = self._lifecycle
+        if lifecycle.phase is Phase.CLOSED or now < lifecycle.close_at:
             return None
-        if not self._closes_left:
-            self._end(self._close_error or LinkLost())
+        frame = lifecycle.next_close(now + self.recovery.rtt.pto_s)
+        if frame is None:
+            self._end(Cue.TOLD, lifecycle.error)
             return None
-        self._closes_left -= 1
-        self._close_at = now + self.recovery.rtt.pto_s
-        return self._packer.single(self._closing or b"", self.address)
+        return self.packer.single(frame, self.address)

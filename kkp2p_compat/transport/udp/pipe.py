@@ -58,7 +58,7 @@ class Pipe:
     def __init__(self, carrier: Carrier, stream_id: int, sock: Any, on_end: OnEnd) -> None:
         self.stream_id = stream_id
         self._carrier = carrier
-        self._connection = carrier.connection
+        self._streams = carrier.connection.streams
         self._sock = sock  # a plain socket: gevent's would wait
         self._on_end = on_end
         loop = get_hub().loop
@@ -81,8 +81,8 @@ class Pipe:
 
     def abort(self, error: KKP2PError) -> None:
         """Give up both directions, from our side."""
-        self._connection.reset(self.stream_id, 0)
-        self._connection.stop(self.stream_id)
+        self._streams.reset(self.stream_id, 0)
+        self._streams.stop(self.stream_id)
         self._carrier.wake()
         self._end(error)
 
@@ -129,7 +129,7 @@ class Pipe:
         self._carrier.wake()  # a window may have to be announced
 
     def _finish_sending(self) -> None:
-        self._connection.finish(self.stream_id)
+        self._streams.finish(self.stream_id)
         self._carrier.wake()
         self._end_sending()
 
@@ -144,7 +144,7 @@ class Pipe:
         self._received_all = True
         self._writable.stop()
         if unwanted:
-            self._connection.stop(self.stream_id)
+            self._streams.stop(self.stream_id)
             self._carrier.wake()
         else:
             self._shut_down(_socket.SHUT_WR)
@@ -194,7 +194,7 @@ class StreamPipe(Pipe):
         self._read_bytes = MIN_READ_BYTES  # asked for: memory for more takes time to get
 
     def _handle_readable(self) -> None:
-        room = self._connection.writable_bytes(self.stream_id)
+        room = self._streams.writable_bytes(self.stream_id)
         if not room:
             self._readable.stop()  # until handle_room
             return
@@ -209,14 +209,14 @@ class StreamPipe(Pipe):
             data = b""
         if data:
             self._read_bytes = min(max(MIN_READ_BYTES, 4 * len(data)), MAX_READ_BYTES)
-            self._connection.write(self.stream_id, data)
+            self._streams.write(self.stream_id, data)
             self._carrier.wake()
         else:
             self._finish_sending()
 
     def handle_data(self) -> None:
-        connection, stream_id = self._connection, self.stream_id
-        while not self._received_all and (pieces := connection.peek(stream_id)):
+        streams, stream_id = self._streams, self.stream_id
+        while not self._received_all and (pieces := streams.peek(stream_id)):
             pieces = pieces[:MAX_PIECES]
             try:
                 one = len(pieces) == 1
@@ -229,13 +229,13 @@ class StreamPipe(Pipe):
                 else:
                     self.abort(LinkLost(f"local program: {error}"))
                 return
-            connection.consume(stream_id, count)
+            streams.consume(stream_id, count)
             if count < sum(map(len, pieces)):
                 self._wait_for_room()
                 return
         if self._received_all:
             return
-        if connection.at_end(stream_id):
+        if streams.at_end(stream_id):
             self._end_receiving(unwanted=False)
         elif self._broken is not None:
             self._end(self._broken)
@@ -278,7 +278,7 @@ class MessagePipe(Pipe):
             if not 0 < len(message) <= MAX_MESSAGE_BYTES:
                 self.dropped += 1
                 continue
-            self._connection.send_message(self.stream_id, message)
+            self._streams.send_message(self.stream_id, message)
             self._carrier.wake()
 
     def _closed_by_application(self) -> bool:
@@ -310,7 +310,7 @@ class MessagePipe(Pipe):
         self._flush()
         if self._queue or self._received_all:
             return
-        if self._connection.at_end(self.stream_id):
+        if self._streams.at_end(self.stream_id):
             self._end_receiving(unwanted=False)
         elif self._broken is not None:
             self._end(self._broken)

@@ -135,7 +135,7 @@ class Recovery:
         self.in_flight = 0  # bytes that congestion control counts
         self.pto_count = 0
         self.largest_acked = -1
-        self.loss_time: float | None = None  # when a packet is lost by time, if nothing comes
+        self.loss_time = math.inf  # when a packet is lost by time, if nothing comes
         self._last_eliciting_at = 0.0
         self._measured_from = -math.inf  # round trips of what was sent earlier are not looked at
         self._flights: list[Flight] = []  # by packet number, ascending
@@ -211,7 +211,7 @@ class Recovery:
 
     def detect_lost(self, now: float) -> list[Flight]:
         """Give up what RFC 9002 section 6.1 calls lost; sets ``loss_time``."""
-        self.loss_time = None
+        self.loss_time = math.inf
         lost: list[Flight] = []
         flights = self._flights
         if not flights or flights[0].first >= self.largest_acked:
@@ -229,7 +229,7 @@ class Recovery:
                 until = min(flight.stop, self.largest_acked)
             else:
                 until = max(flight.first, min(flight.stop, by_number))
-                if until < min(flight.stop, self.largest_acked) and self.loss_time is None:
+                if until < min(flight.stop, self.largest_acked) and self.loss_time == math.inf:
                     self.loss_time = flight.sent_at + delay
             if until > flight.first:
                 lost.append(flight.part(flight.first, until))
@@ -260,10 +260,12 @@ class Recovery:
                 return True
         return False
 
-    def pto_time(self) -> float | None:
-        """When to send a probe, because nothing was heard of what is on its way."""
+    def timer_at(self) -> float:
+        """When a packet is lost by time, or else when a probe goes (RFC 9002 section A.8)."""
+        if self.loss_time < math.inf:
+            return self.loss_time
         if not self._flights:
-            return None
+            return math.inf
         pto_s = self.rtt.pto_s
         doubled_s = pto_s * 2 ** min(self.pto_count, MAX_PTO_DOUBLINGS)
         return self._last_eliciting_at + max(pto_s, min(doubled_s, MAX_PTO_S))
@@ -280,7 +282,7 @@ class Recovery:
         flights, self._flights = self._flights, []
         self.in_flight = 0
         self.pto_count = 0
-        self.loss_time = None
+        self.loss_time = math.inf
         self.rtt = RoundTrip()
         return flights
 

@@ -1,25 +1,27 @@
-"""The channels of a connection: opening and ending them, their bytes and messages, flow control.
+"""The streams of a connection: opening and ending them, their bytes and messages, flow control.
 
-The half of PeerConnection that knows nothing of packets, paths or time-outs.  ``handle_*`` take the
-peer's frames; the plain verbs are the application's.  A frame that breaks the protocol raises
-BadPacket, which ends the connection.
+Each carries one channel, as the application calls it.  This part knows nothing of packets, paths or
+time-outs: ``handle_*`` take the peer's frames, the plain verbs are the application's, and the
+packer is told what there is to send.  A frame that breaks the protocol raises BadPacket, which ends
+the connection.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
 
-from ..._errors import BadPacket, KKP2PError
+from ..._errors import BadPacket
 from . import frames as f
+from .clock import Clock
 from .duplex_stream import DuplexStream
 from .events import (
     ChannelOffered,
     ChannelOpened,
     ChannelRefused,
     Ended,
-    Event,
+    EventQueue,
     MessageReceived,
-    Readable,
     ResetReceived,
     Stopped,
     Writable,
@@ -28,6 +30,7 @@ from .packing import INITIAL_DATA_WINDOW_BYTES, Packer
 from .ranges import RangeSet
 from .recovery import Recovery
 from .streams import MAX_UNTAKEN_BYTES, SLOW_S, ReceiveWindow, Shared
+from .transport_settings import TransportSettings
 
 __all__ = ["REFUSED_BUSY", "REFUSED_MOVED", "REFUSED_UNSUPPORTED", "StreamTable"]
 
@@ -40,38 +43,37 @@ REFUSED_MOVED = 3
 MAX_CHANNELS = 16_384  # that a peer may hold open
 CLOGGED_S = 1.0  # without credit
 MAX_ID_RANGES = 1024  # gaps among the ids that a peer opened: reordering makes a few
-MAX_CONTROL_FRAMES = 65_536  # not acknowledged: a peer that makes us owe more is at fault
 MIN_UNSENT_BYTES, MAX_UNSENT_BYTES = 16 * 1024, 1024 * 1024  # taken from a writer before it is sent
 UNSENT_BYTES = 4 * 1024 * 1024  # of all writers together, as long as the minimum leaves it so
 
 
 class StreamTable:
-    """See PeerConnection, which is one."""
+    """``by_id`` has the streams that are not over; ``events`` gets what applications must know."""
 
     def __init__(
-        self, is_caller: bool, packer: Packer, recovery: Recovery, now: float,
-        max_stream_window_bytes: int, max_data_window_bytes: int,
-    ) -> None:  # fmt: skip
-        self.is_caller = is_caller
-        self.channels: dict[int, DuplexStream] = {}
-        self.recovery = recovery
+        self,
+        is_caller: bool,
+        packer: Packer,
+        recovery: Recovery,
+        clock: Clock,
+        events: EventQueue,
+        settings: TransportSettings,
+    ) -> None:
+        self.by_id: dict[int, DuplexStream] = {}
+        self._is_caller = is_caller
         self._packer = packer
-        self._now = now
-        self._max_stream_window_bytes = max_stream_window_bytes
-        self._events: deque[Event] = deque()
-        self._readable: set[int] = set()  # ids with a Readable that was not polled yet
+        self._recovery = recovery  # its round trip
+        self._clock = clock
+        self._events = events
+        self._max_window_bytes = settings.max_stream_window_bytes
         self._next_id = 0 if is_caller else 1
-        self._peer_ids = RangeSet()  # of the channels that the peer opened, halved
-        self._data_window = ReceiveWindow(INITIAL_DATA_WINDOW_BYTES, max_data_window_bytes)
-        self._credited_at = now  # when the peer last raised its limit for all streams
+        self._peer_ids = RangeSet()  # of the streams that the peer opened, halved
+        self._data_window = ReceiveWindow(INITIAL_DATA_WINDOW_BYTES, settings.max_data_window_bytes)
+        self._credited_at = clock.now  # when the peer last raised its limit for all streams
         self._data_received = 0
         self._data_consumed = 0
         self._shared = Shared()
-        self._spared_at = now  # when streams that do nothing last gave back their windows
-
-    def _fail(self, error: KKP2PError) -> None:
-        """The peer breaks the protocol."""
-        raise NotImplementedError
+        self._spared_at = clock.now  # when streams that do nothing last gave back their windows
 
     def clogged(self, now: float) -> bool:
         """Whether what applications do not read takes most of what a connection may hold."""
@@ -81,30 +83,30 @@ class StreamTable:
 
     # From the application.
 
-    def open_channel(self, channel_type: int, encrypt_data: int, desc: int) -> int:
+    def open(self, channel_type: int, encrypt_data: int, desc: int) -> int:
         """Ask the peer for a channel; ChannelOpened or ChannelRefused follows, or Closed."""
         stream_id = self._next_id
         self._next_id += 2
-        self.channels[stream_id] = self._new_channel(stream_id, channel_type, ours=True)
-        self._control(f.encode_open(stream_id, channel_type, encrypt_data, desc))
+        self.by_id[stream_id] = self._new_stream(stream_id, channel_type, ours=True)
+        self._packer.queue_control(f.encode_open(stream_id, channel_type, encrypt_data, desc))
         return stream_id
 
-    def accept_channel(self, stream_id: int) -> None:
-        self.channels[stream_id].opened = True
-        self._control(f.encode_opened(stream_id))
+    def accept(self, stream_id: int) -> None:
+        self.by_id[stream_id].opened = True
+        self._packer.queue_control(f.encode_opened(stream_id))
 
-    def refuse_channel(self, stream_id: int, reason: int) -> None:
-        self._forget(self.channels[stream_id])
-        self._control(f.encode_refused(stream_id, reason))
+    def refuse(self, stream_id: int, reason: int) -> None:
+        self._forget(self.by_id[stream_id])
+        self._packer.queue_control(f.encode_refused(stream_id, reason))
 
     def writable_bytes(self, stream_id: int) -> int:
         """How much ``write`` takes now; after 0 a Writable follows."""
-        channel = self.channels.get(stream_id)
-        if channel is None or channel.send.finished:
+        stream = self.by_id.get(stream_id)
+        if stream is None or stream.send.finished:
             return 0
-        room = self._unsent_limit() - channel.send.unsent_bytes
+        room = self._unsent_limit() - stream.send.unsent_bytes
         if room <= 0:
-            channel.writer_waits = True
+            stream.writer_waits = True
             return 0
         return room
 
@@ -113,121 +115,123 @@ class StreamTable:
         return max(MIN_UNSENT_BYTES, min(MAX_UNSENT_BYTES, share))
 
     def write(self, stream_id: int, data: bytes) -> None:
-        """ValueError after ``finish``, KeyError after the end of the channel."""
-        send = self.channels[stream_id].send
+        """ValueError after ``finish``, KeyError when the channel is over."""
+        send = self.by_id[stream_id].send
         send.write(data)
         self._packer.activate((send,))
 
     def finish(self, stream_id: int) -> None:
         """End of stream behind what was written."""
-        channel = self.channels.get(stream_id)
-        if channel is not None:
-            channel.send.finish()
-            self._packer.activate((channel.send,))
+        stream = self.by_id.get(stream_id)
+        if stream is not None:
+            stream.send.finish()
+            self._packer.activate((stream.send,))
 
     def reset(self, stream_id: int, reason: int) -> None:
         """Give up what was written."""
-        channel = self.channels.get(stream_id)
-        if channel is not None:
-            sent = channel.send.next_offset
-            if channel.send.give_up():
-                self._packer.drop(channel.send)
-                self._control(f.encode_reset(stream_id, sent, reason))
+        stream = self.by_id.get(stream_id)
+        if stream is not None:
+            sent = stream.send.next_offset
+            if stream.send.give_up():
+                self._packer.drop(stream.send)
+                self._packer.queue_control(f.encode_reset(stream_id, sent, reason))
 
     def peek(self, stream_id: int) -> list[bytes]:
         """What can be read, in order; it stays until ``consume``."""
-        channel = self.channels.get(stream_id)
-        return channel.receive.peek() if channel is not None else []
+        stream = self.by_id.get(stream_id)
+        return stream.receive.peek() if stream is not None else []
 
     def consume(self, stream_id: int, count: int) -> None:
         """The application has the first ``count`` bytes of what ``peek`` showed."""
-        channel = self.channels[stream_id]
-        receive = channel.receive
+        stream = self.by_id[stream_id]
+        receive = stream.receive
         receive.consume(count)
         if receive.final_size is None and receive.window.renew(
-            receive.consumed, self._now, self.recovery.rtt.smoothed_s, not receive.is_taken
+            receive.consumed, self._clock.now, self._recovery.rtt.smoothed_s, not receive.is_taken
         ):
-            self._packer.announce_stream(channel)
+            self._packer.announce_stream(stream)
         if self._shared.short:
             self._spare()
         self._take_up(count)
         if receive.done:
-            self._forget_if_done(channel)
+            self._forget_if_done(stream)
 
     def _take_up(self, count: int) -> None:
         self._data_consumed += count
         if self._data_window.renew_all(
-            self._data_received, self._data_consumed, self._now, self.recovery.rtt.smoothed_s
+            self._data_received, self._data_consumed, self._clock.now, self._recovery.rtt.smoothed_s
         ):
             self._packer.announce_data(self._data_window)
 
     def _spare(self) -> None:
         """A window was too small and could not grow."""
         self._shared.short = False
-        if self._now - self._spared_at >= SLOW_S:
-            self._spared_at = self._now
-            for channel in self.channels.values():
-                channel.receive.spare(self._now)
+        if self._clock.now - self._spared_at >= SLOW_S:
+            self._spared_at = self._clock.now
+            for stream in self.by_id.values():
+                stream.receive.spare(self._clock.now)
 
     def at_end(self, stream_id: int) -> bool:
         """Whether all was read, to the end that the peer set.
 
         Ask after each Readable: an end that nobody has seen is kept.
         """
-        channel = self.channels.get(stream_id)
-        if channel is None or not channel.receive.at_end:
+        stream = self.by_id.get(stream_id)
+        if stream is None or not stream.receive.at_end:
             return False
-        if not channel.receive.end_seen:
-            channel.receive.end_seen = True
-            self._forget_if_done(channel)
+        if not stream.receive.end_seen:
+            stream.receive.end_seen = True
+            self._forget_if_done(stream)
         return True
 
     def stop(self, stream_id: int) -> None:
         """Read no more; the peer is told not to send."""
-        channel = self.channels.get(stream_id)
-        if channel is None or channel.receive.stopped or channel.receive.done:
+        stream = self.by_id.get(stream_id)
+        if stream is None or stream.receive.stopped or stream.receive.done:
             return
-        receive = channel.receive
+        receive = stream.receive
         taken = receive.consumed
         receive.stop()
         self._take_up(receive.consumed - taken)
-        self._control(f.encode_stop(stream_id))
-        self._forget_if_done(channel)
+        self._packer.queue_control(f.encode_stop(stream_id))
+        self._forget_if_done(stream)
 
     def send_message(self, stream_id: int, data: bytes) -> None:
         """Send a message of a UDP channel once, whole or not at all."""
-        channel = self.channels[stream_id]
-        if channel.splitter is None:
+        stream = self.by_id[stream_id]
+        if stream.splitter is None:
             raise ValueError("not a UDP channel")
-        channel.message_bytes_sent += len(data)
-        self._packer.queue_message(stream_id, channel.splitter, data)
+        stream.message_bytes_sent += len(data)
+        self._packer.queue_message(stream_id, stream.splitter, data)
 
-    # The peer's frames.
+    # The peer's frames, and what it has acknowledged.
 
-    def _handle_stream(
-        self, channel: DuplexStream, offset: int, pieces: list[bytes], fin: bool
-    ) -> None:
-        receive = channel.receive
+    def handle_frame(self, frame: f.Frame) -> None:
+        self._handlers[type(frame)](self, frame)
+
+    def handle_data(self, stream_id: int, offset: int, pieces: list[bytes], fin: bool) -> None:
+        """One or more STREAM frames whose data follows each other."""
+        stream = self.by_id.get(stream_id)
+        if stream is None:
+            return  # it is over, and the peer repeats itself
+        receive = stream.receive
         before, keeps_up = receive.highest, receive.is_taken
         fresh = receive.handle_data(offset, pieces, fin)
         if receive.highest != before:
             self._count_received(receive.highest - before)
             if keeps_up and receive.window.widen(
-                receive.highest, receive.consumed, self._now, self.recovery.rtt.smoothed_s
+                receive.highest, receive.consumed, self._clock.now, self._recovery.rtt.smoothed_s
             ):
-                self._packer.announce_stream(channel)
+                self._packer.announce_stream(stream)
             if receive.stopped:
                 self._take_up(receive.highest - before)
-        if fresh and channel.stream_id not in self._readable:
-            self._readable.add(channel.stream_id)
-            self._events.append(Readable(channel.stream_id))
+        if fresh:
+            self._events.put_readable(stream_id)
         if receive.done:
-            self._forget_if_done(channel)
+            self._forget_if_done(stream)
 
-    def _handle_stream_frame(self, frame: f.Stream) -> None:
-        channel = self.channels.get(frame.stream)
-        if channel is not None:  # else it is over, and the peer repeats itself
-            self._handle_stream(channel, frame.offset, [bytes(frame.data)], frame.fin)
+    def _handle_stream(self, frame: f.Stream) -> None:
+        self.handle_data(frame.stream, frame.offset, [bytes(frame.data)], frame.fin)
 
     def _count_received(self, count: int) -> None:
         self._data_received += count
@@ -238,7 +242,7 @@ class StreamTable:
             self._packer.announce_data(window)
 
     def _handle_open(self, frame: f.Open) -> None:
-        index, ours = frame.stream >> 1, (frame.stream & 1) == (0 if self.is_caller else 1)
+        index, ours = frame.stream >> 1, (frame.stream & 1) == (0 if self._is_caller else 1)
         if ours:
             raise BadPacket("a channel opened under our number")
         if index in self._peer_ids:
@@ -246,33 +250,33 @@ class StreamTable:
         self._peer_ids.add(index, index + 1)
         if len(self._peer_ids) > MAX_ID_RANGES:
             raise BadPacket("channel numbers with too many gaps")
-        if len(self.channels) >= MAX_CHANNELS:
-            self._control(f.encode_refused(frame.stream, REFUSED_BUSY))
+        if len(self.by_id) >= MAX_CHANNELS:
+            self._packer.queue_control(f.encode_refused(frame.stream, REFUSED_BUSY))
             return
-        self.channels[frame.stream] = self._new_channel(frame.stream, frame.channel_type)
-        self._events.append(
+        self.by_id[frame.stream] = self._new_stream(frame.stream, frame.channel_type)
+        self._events.put(
             ChannelOffered(frame.stream, frame.channel_type, frame.encrypt_data, frame.desc)
         )
 
     def _handle_opened(self, frame: f.Opened) -> None:
-        channel = self.channels.get(frame.stream)
-        if channel is not None and channel.ours and not channel.opened:
-            channel.opened = True
-            channel.send.held = False
-            self._packer.activate((channel.send,))
-            self._events.append(ChannelOpened(frame.stream))
+        stream = self.by_id.get(frame.stream)
+        if stream is not None and stream.ours and not stream.opened:
+            stream.opened = True
+            stream.send.held = False
+            self._packer.activate((stream.send,))
+            self._events.put(ChannelOpened(frame.stream))
 
     def _handle_refused(self, frame: f.Refused) -> None:
-        channel = self.channels.get(frame.stream)
-        if channel is not None and channel.ours and not channel.opened:
-            self._forget(channel)
-            self._events.append(ChannelRefused(frame.stream, frame.reason))
+        stream = self.by_id.get(frame.stream)
+        if stream is not None and stream.ours and not stream.opened:
+            self._forget(stream)
+            self._events.put(ChannelRefused(frame.stream, frame.reason))
 
     def _handle_reset(self, frame: f.Reset) -> None:
-        channel = self.channels.get(frame.stream)
-        if channel is None:
+        stream = self.by_id.get(frame.stream)
+        if stream is None:
             return
-        receive = channel.receive
+        receive = stream.receive
         before, taken = receive.highest, receive.consumed
         tell = receive.handle_reset(frame.final_size)
         self._count_received(receive.highest - before)
@@ -280,67 +284,87 @@ class StreamTable:
             self._take_up(receive.highest - taken)
             receive.consumed = receive.highest
         if tell:
-            self._events.append(ResetReceived(frame.stream, frame.reason))
-        self._forget_if_done(channel)
+            self._events.put(ResetReceived(frame.stream, frame.reason))
+        self._forget_if_done(stream)
 
     def _handle_stop(self, frame: f.Stop) -> None:
-        channel = self.channels.get(frame.stream)
-        if channel is None or channel.send.reset or channel.send.done:
+        stream = self.by_id.get(frame.stream)
+        if stream is None or stream.send.reset or stream.send.done:
             return
         self.reset(frame.stream, 0)
-        self._events.append(Stopped(frame.stream))
+        self._events.put(Stopped(frame.stream))
 
     def _handle_datagram(self, frame: f.Datagram) -> None:
-        channel = self.channels.get(frame.stream)
-        if channel is None or channel.assembler is None or channel.receive.stopped:
+        stream = self.by_id.get(frame.stream)
+        if stream is None or stream.assembler is None or stream.receive.stopped:
             return
-        message = channel.assembler.add_untrusted(
-            frame.message, frame.part, frame.parts, frame.data, self._now
+        message = stream.assembler.add_untrusted(
+            frame.message, frame.part, frame.parts, frame.data, self._clock.now
         )
         if message is not None:
-            channel.message_bytes_received += len(message)
-            self._events.append(MessageReceived(frame.stream, message))
+            stream.message_bytes_received += len(message)
+            self._events.put(MessageReceived(frame.stream, message))
 
     def _handle_max_data(self, frame: f.MaxData) -> None:
         if frame.limit > self._packer.max_data:
             self._packer.max_data = frame.limit
-            self._credited_at = self._now
-            self._packer.activate(channel.send for channel in self.channels.values())
+            self._credited_at = self._clock.now
+            self._packer.activate(stream.send for stream in self.by_id.values())
 
     def _handle_max_stream_data(self, frame: f.MaxStreamData) -> None:
-        channel = self.channels.get(frame.stream)
-        if channel is not None and frame.limit > channel.send.limit:
-            channel.send.limit = frame.limit
-            self._packer.activate((channel.send,))
+        stream = self.by_id.get(frame.stream)
+        if stream is not None and frame.limit > stream.send.limit:
+            stream.send.limit = frame.limit
+            self._packer.activate((stream.send,))
+
+    _handlers: dict[type, Callable[[Any, Any], None]] = {  # noqa: RUF012
+        f.Stream: _handle_stream,
+        f.Open: _handle_open,
+        f.Opened: _handle_opened,
+        f.Refused: _handle_refused,
+        f.Reset: _handle_reset,
+        f.Stop: _handle_stop,
+        f.Datagram: _handle_datagram,
+        f.MaxData: _handle_max_data,
+        f.MaxStreamData: _handle_max_stream_data,
+    }
+
+    def handle_frame_acked(self, frame: bytes) -> None:
+        if frame[0] == f.RESET:
+            stream = self.by_id.get(int.from_bytes(frame[1:5], "big"))
+            if stream is not None:
+                stream.send.handle_reset_acked()
+                self._forget_if_done(stream)
+
+    def handle_acked(self, stream_ids: Iterable[int]) -> None:
+        """The peer has more of these streams."""
+        for stream_id in stream_ids:
+            stream = self.by_id.get(stream_id)
+            if stream is not None and stream.send.done:
+                self._forget_if_done(stream)
 
     # Inside.
 
-    def _new_channel(self, stream_id: int, channel_type: int, ours: bool = False) -> DuplexStream:
-        largest = self._max_stream_window_bytes
-        return DuplexStream(stream_id, channel_type, ours, largest, self._shared)
+    def _new_stream(self, stream_id: int, channel_type: int, ours: bool = False) -> DuplexStream:
+        return DuplexStream(stream_id, channel_type, ours, self._max_window_bytes, self._shared)
 
-    def _forget_if_done(self, channel: DuplexStream) -> None:
-        if channel.done and channel.stream_id in self.channels:
-            self._forget(channel)
-            self._events.append(Ended(channel.stream_id))
+    def _forget_if_done(self, stream: DuplexStream) -> None:
+        if stream.done and stream.stream_id in self.by_id:
+            self._forget(stream)
+            self._events.put(Ended(stream.stream_id))
 
-    def _forget(self, channel: DuplexStream) -> None:
-        self.channels.pop(channel.stream_id, None)
-        self._packer.forget(channel)
-        channel.receive.forget()
+    def _forget(self, stream: DuplexStream) -> None:
+        self.by_id.pop(stream.stream_id, None)
+        self._packer.forget(stream)
+        stream.receive.forget()
 
-    def _control(self, frame: bytes) -> None:
-        packer = self._packer
-        packer.control.append(frame)
-        if len(packer.control) + packer.control_on_way > MAX_CONTROL_FRAMES:
-            self._fail(BadPacket("more to answer than can be kept"))
-
-    def _wake_writers(self) -> None:
+    def wake_writers(self) -> None:
+        """After something was sent."""
         limit = self._unsent_limit()
         for stream_id in self._packer.take_progress():
-            channel = self.channels.get(stream_id)
-            if channel is None or not channel.writer_waits:
+            stream = self.by_id.get(stream_id)
+            if stream is None or not stream.writer_waits:
                 continue
-            if channel.send.unsent_bytes <= limit // 2:
-                channel.writer_waits = False
-                self._events.append(Writable(stream_id))
+            if stream.send.unsent_bytes <= limit // 2:
+                stream.writer_waits = False
+                self._events.put(Writable(stream_id))

@@ -50,10 +50,6 @@ class SendStream:
     def unsent_bytes(self) -> int:
         return self.end - self.next_offset
 
-    @property
-    def held_bytes(self) -> int:
-        return sum(map(len, self._chunks))
-
     def write(self, data: bytes) -> None:
         if self.finished:
             raise ValueError("written after the end")
@@ -312,10 +308,6 @@ class ReceiveStream:
     def is_taken(self) -> bool:
         """Whether the application has all that is in order."""
         return self.consumed == self.next_offset
-
-    @property
-    def held_bytes(self) -> int:
-        return sum(map(len, self._ready)) + sum(map(len, self._pieces.values()))
 
     def handle_data(self, offset: int, pieces: list[bytes], fin: bool) -> bool:
         """Take ``pieces`` that follow each other from ``offset`` on; True: something can be read.

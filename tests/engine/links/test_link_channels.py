@@ -21,6 +21,7 @@ from helpers.support import (
     read_all,
     write_all,
 )
+from helpers.udp_streams import held_bytes
 from kkp2p_compat.engine import direct
 from kkp2p_compat.engine.channels import kinds as channels
 from kkp2p_compat.transport.udp.streams import MAX_UNTAKEN_BYTES
@@ -81,7 +82,7 @@ def test_channels_that_nobody_reads_leave_room(
     assert reading.get(timeout=PATIENCE_S) == data
     (link,) = links(peer)
     held = peer.thread.call(
-        lambda: sum(one.receive.held_bytes for one in link.connection.channels.values())
+        lambda: sum(held_bytes(one.receive) for one in link.connection.streams.by_id.values())
     )
     assert held <= MAX_UNTAKEN_BYTES  # mostly far less: how the windows grow is a matter of timing
     close(theirs, *(channel for pair in stuck for channel in pair))

@@ -238,14 +238,14 @@ class Peer:
     def _write(self, stream_id: int, writer: Outgoing) -> None:
         connection, body = self.connection, writer.body
         while writer.written < body.size:
-            room = min(connection.writable_bytes(stream_id), PIECE_BYTES)
+            room = min(connection.streams.writable_bytes(stream_id), PIECE_BYTES)
             if room <= 0:
                 return
             piece = body.piece(writer.written, room)
-            connection.write(stream_id, piece)
+            connection.streams.write(stream_id, piece)
             writer.written += len(piece)
         if writer.finish:
-            connection.finish(stream_id)
+            connection.streams.finish(stream_id)
             writer.finished = True
 
     def _read(self, stream_id: int, reader: Incoming) -> bool:
@@ -257,7 +257,7 @@ class Peer:
             return False
         left = reader.take_bytes
         taken = 0
-        for buffer in connection.peek(stream_id):
+        for buffer in connection.streams.peek(stream_id):
             data = bytes(buffer)
             if left is not None:
                 data = data[: left - taken]
@@ -266,9 +266,9 @@ class Peer:
             reader.received += len(data)
             taken += len(data)
         if taken:
-            connection.consume(stream_id, taken)
+            connection.streams.consume(stream_id, taken)
             reader.progress.append((now, reader.received))
-        if connection.at_end(stream_id):
+        if connection.streams.at_end(stream_id):
             reader.ended = True
             if reader.received != reader.body.size:
                 self.network.fail(f"{self.name}: wrong end of {stream_id}: {reader}")

@@ -91,7 +91,7 @@ class Pair:
     def _accept(self, offer: ChannelOffered) -> None:
         transfer = self.transfers[offer.stream_id]
         callee = self.callee
-        callee.connection.accept_channel(offer.stream_id)
+        callee.connection.streams.accept(offer.stream_id)
         callee.send(offer.stream_id, transfer.down)
         callee.incoming[offer.stream_id] = transfer.at_callee
         callee.look(offer.stream_id)
@@ -99,7 +99,7 @@ class Pair:
     def start(self, up: int, down: int = 0) -> Transfer:
         """Open a channel and send ``up`` bytes to the callee and ``down`` bytes back."""
         caller = self.caller
-        stream_id = caller.connection.open_channel(KKP2P_TCP_CHANNEL, 0, len(self.transfers))
+        stream_id = caller.connection.streams.open(KKP2P_TCP_CHANNEL, 0, len(self.transfers))
         bodies = Body(up, 2 * stream_id + 1), Body(down, 2 * stream_id + 2)
         made = Transfer(
             stream_id,

@@ -41,6 +41,11 @@ class ToyConnection:
         self._repeat_at: float | None = None
         self._repeats = 0
 
+    @property
+    def streams(self) -> ToyConnection:
+        """There is one stream, and no table of them."""
+        return self
+
     def handle_datagrams(self, data: bytes, segment: int, address: Address, now: float) -> None:
         for start in range(0, len(data), segment):
             _, _, kind, offset = _PREFIX.unpack_from(data, start)

@@ -10,6 +10,7 @@ import pytest
 from helpers.sim.drive import Body, Incoming, Peer
 from helpers.sim.pair import Pair, Transfer, mbit_per_s
 from helpers.sim.simnet import Conditions
+from helpers.udp_streams import held_bytes
 from kkp2p_compat._codes import KKP2P_TCP_CHANNEL, KKP2P_UDP_CHANNEL
 from kkp2p_compat.transport.udp import stream_table, streams
 from kkp2p_compat.transport.udp.duplex_stream import INITIAL_STREAM_WINDOW_BYTES
@@ -41,7 +42,11 @@ def _events(peer: Peer, kind: type[Event]) -> list[Event]:
 
 
 def _nothing_left(pair: Pair) -> None:
-    pair.run(lambda: not pair.caller.connection.channels and not pair.callee.connection.channels)
+    pair.run(
+        lambda: (
+            not pair.caller.connection.streams.by_id and not pair.callee.connection.streams.by_id
+        )
+    )
     pair.finish()
 
 
@@ -62,13 +67,13 @@ def test_both_sides_open_channels(path: Conditions) -> None:
 
     def take(offer: ChannelOffered) -> None:
         assert (offer.channel_type, offer.encrypt_data, offer.desc) == (KKP2P_TCP_CHANNEL, 1, -7)
-        pair.caller.connection.accept_channel(offer.stream_id)
+        pair.caller.connection.streams.accept(offer.stream_id)
         readers.append(pair.caller.expect(offer.stream_id, body))
         pair.caller.send(offer.stream_id, Body(0))
 
     pair.caller.on_offer = take
     forth = pair.start(200_000)
-    back = pair.callee.connection.open_channel(KKP2P_TCP_CHANNEL, 1, -7)
+    back = pair.callee.connection.streams.open(KKP2P_TCP_CHANNEL, 1, -7)
     pair.callee.send(back, body)
     pair.callee.expect(back, Body(0))
     pair.callee.drive()
@@ -83,11 +88,11 @@ def test_an_answer_after_the_end_of_the_question(path: Conditions) -> None:
     question, answer = Body(30_000, 1), Body(700_000, 2)
 
     def take(offer: ChannelOffered) -> None:
-        pair.callee.connection.accept_channel(offer.stream_id)
+        pair.callee.connection.streams.accept(offer.stream_id)
         pair.callee.expect(offer.stream_id, question)
 
     pair.callee.on_offer = take
-    stream_id = pair.caller.connection.open_channel(KKP2P_TCP_CHANNEL, 0, 0)
+    stream_id = pair.caller.connection.streams.open(KKP2P_TCP_CHANNEL, 0, 0)
     pair.caller.send(stream_id, question)
     reader = pair.caller.expect(stream_id, answer)
     pair.caller.drive()
@@ -113,7 +118,7 @@ def test_a_reset_is_told_with_its_reason_and_costs_no_credit(path: Conditions) -
     for _ in range(8):
         transfer = _midway(pair, 4_000_000)  # more than can be on its way
         pair.caller.outgoing.clear()
-        pair.caller.connection.reset(transfer.stream_id, 9)
+        pair.caller.connection.streams.reset(transfer.stream_id, 9)
         pair.caller.drive()
         pair.run(lambda transfer=transfer: transfer.at_callee.reset_reason == 9)
         assert not transfer.at_callee.ended
@@ -125,13 +130,13 @@ def test_a_reset_is_told_with_its_reason_and_costs_no_credit(path: Conditions) -
 @BOTH
 def test_a_reset_after_all_that_was_written_has_arrived_is_no_clean_end(path: Conditions) -> None:
     pair = Pair("late reset", path)
-    pair.callee.on_offer = lambda offer: pair.callee.connection.accept_channel(offer.stream_id)
-    stream_id = pair.caller.connection.open_channel(KKP2P_TCP_CHANNEL, 0, 0)
+    pair.callee.on_offer = lambda offer: pair.callee.connection.streams.accept(offer.stream_id)
+    stream_id = pair.caller.connection.streams.open(KKP2P_TCP_CHANNEL, 0, 0)
     reader = pair.callee.expect(stream_id, Body(10_000))
     pair.caller.send(stream_id, Body(5_000), finish=False)
     pair.caller.drive()
     pair.run(lambda: reader.received == 5_000)
-    pair.caller.connection.reset(stream_id, 3)
+    pair.caller.connection.streams.reset(stream_id, 3)
     pair.caller.drive()
     pair.run(lambda: reader.reset_reason == 3)
 
@@ -141,7 +146,7 @@ def test_a_stop_ends_the_writer_and_costs_no_credit(path: Conditions) -> None:
     pair = Pair("stop", path)
     for count in range(1, 9):
         transfer = _midway(pair, 4_000_000)  # more than can be on its way when it stops
-        pair.callee.connection.stop(transfer.stream_id)
+        pair.callee.connection.streams.stop(transfer.stream_id)
         pair.callee.incoming.pop(transfer.stream_id)
         pair.callee.drive()
         pair.run(lambda count=count: len(_events(pair.caller, Stopped)) == count)
@@ -155,7 +160,7 @@ def test_refused_channels_cost_no_credit(path: Conditions) -> None:
     pair = Pair("refuse", path)
     accept = pair.callee.on_offer
     for count in range(1, 9):
-        pair.callee.on_offer = lambda offer: pair.callee.connection.refuse_channel(
+        pair.callee.on_offer = lambda offer: pair.callee.connection.streams.refuse(
             offer.stream_id, 2
         )
         pair.start(600_000)
@@ -206,11 +211,11 @@ def test_a_new_limit_is_told_although_the_peer_has_stopped_to_read() -> None:
     transfer.at_caller.paused = True
     pair.run(None, 5)
     number, callee, reader = transfer.stream_id, pair.callee.connection, transfer.at_callee
-    data = b"".join(callee.peek(number))
-    callee.consume(number, len(data))  # nothing is sent before the next datagram comes
+    data = b"".join(callee.streams.peek(number))
+    callee.streams.consume(number, len(data))  # nothing is sent before the next datagram comes
     reader.received += len(data)
     reader.paused = False
-    pair.caller.connection.stop(number)
+    pair.caller.connection.streams.stop(number)
     pair.caller.drive()
     pair.run(lambda: reader.done, 60)
     _nothing_left(pair)
@@ -241,11 +246,11 @@ def test_readers_that_stop_do_not_stop_the_others(count: int, read: int, rest: i
         if offer.stream_id != number:
             start(offer)
             return
-        pair.callee.connection.accept_channel(number)
+        pair.callee.connection.streams.accept(number)
         echo.append(pair.callee.expect(number, body))
 
     pair.callee.on_offer = take
-    number = pair.caller.connection.open_channel(KKP2P_TCP_CHANNEL, 0, 0)
+    number = pair.caller.connection.streams.open(KKP2P_TCP_CHANNEL, 0, 0)
     pair.caller.drive()
     paused = []
     for _ in range(count):
@@ -254,11 +259,12 @@ def test_readers_that_stop_do_not_stop_the_others(count: int, read: int, rest: i
         pair.run(lambda reader=reader: reader.received >= read, 30)
         reader.paused = True
     pair.run(None, 10)
-    held = [channel.receive.held_bytes for channel in pair.callee.connection.channels.values()]
+    streams = pair.callee.connection.streams.by_id.values()
+    held = [held_bytes(stream.receive) for stream in streams]
     assert sum(held) <= GROWTH_BYTES + count * INITIAL_STREAM_WINDOW_BYTES
     assert max(held) >= MIB
     for offset in range(0, MIB, 1 << 16):
-        pair.caller.connection.write(number, body.piece(offset, 1 << 16))
+        pair.caller.connection.streams.write(number, body.piece(offset, 1 << 16))
         pair.caller.drive()
         pair.run(lambda stop=offset + (1 << 16): echo[0].received == stop, 2)
     for transfer in paused:
@@ -271,18 +277,18 @@ def test_a_stream_that_does_nothing_gives_its_window_to_one_that_needs_it() -> N
     body, readers = Body(100 * MIB, 3), {}
 
     def take(offer: ChannelOffered) -> None:
-        pair.callee.connection.accept_channel(offer.stream_id)
+        pair.callee.connection.streams.accept(offer.stream_id)
         readers[offer.stream_id] = pair.callee.expect(offer.stream_id, body)
 
     pair.callee.on_offer = take
     windows = []
     for _ in range(6):
-        number = pair.caller.connection.open_channel(KKP2P_TCP_CHANNEL, 0, 0)
+        number = pair.caller.connection.streams.open(KKP2P_TCP_CHANNEL, 0, 0)
         pair.caller.send(number, Body(12 * MIB, 3), finish=False)
         pair.caller.drive()
         pair.run(lambda number=number: number in readers and readers[number].received == 12 * MIB)
         pair.run(None, 2 * SLOW_S)
-        windows.append(pair.callee.connection.channels[number].receive.window)
+        windows.append(pair.callee.connection.streams.by_id[number].receive.window)
     assert windows[-1].bytes >= 4 * MIB
 
 
@@ -294,7 +300,7 @@ def test_more_writers_than_the_credit_of_all_together_is_for(
     pair.reading = {"paused": True}
     transfers = [pair.start(8000) for _ in range(sys.getrecursionlimit() + 1000)]
     pair.run(None, 5)
-    assert not pair.caller.connection._packer.data_credit
+    assert not pair.caller.connection.packer.data_credit
     for transfer in transfers:
         pair.callee.resume(transfer.stream_id)
     pair.run(lambda: all(transfer.done for transfer in transfers))
@@ -310,15 +316,15 @@ def test_too_much_that_nobody_reads_clogs_the_connection_of_the_reader(
     pair.reading = {"paused": True}
     transfers = [pair.start(INITIAL_STREAM_WINDOW_BYTES)]
     pair.run(None, 5)
-    assert not callee.clogged(pair.network.now)  # exactly half of what it may hold
+    assert not callee.streams.clogged(pair.network.now)  # exactly half of what it may hold
     transfers.append(pair.start(1))
     pair.run(None, 5)
-    assert callee.clogged(pair.network.now)
-    assert not caller.clogged(pair.network.now)
+    assert callee.streams.clogged(pair.network.now)
+    assert not caller.streams.clogged(pair.network.now)
     for transfer in transfers:
         pair.callee.resume(transfer.stream_id)
     pair.run(lambda: all(transfer.done for transfer in transfers))
-    assert not callee.clogged(pair.network.now)
+    assert not callee.streams.clogged(pair.network.now)
 
 
 def test_no_credit_for_long_clogs_the_connection_of_the_writer(
@@ -331,13 +337,13 @@ def test_no_credit_for_long_clogs_the_connection_of_the_writer(
     count = INITIAL_DATA_WINDOW_BYTES // INITIAL_STREAM_WINDOW_BYTES + 1
     made_at = pair.network.now  # and since then no credit has come
     transfers = [pair.start(INITIAL_STREAM_WINDOW_BYTES) for _ in range(count)]
-    pair.run(lambda: not caller._packer.data_credit)
-    assert not caller.clogged(made_at + CLOGGED_S)
-    assert caller.clogged(made_at + CLOGGED_S + 0.001)
+    pair.run(lambda: not caller.packer.data_credit)
+    assert not caller.streams.clogged(made_at + CLOGGED_S)
+    assert caller.streams.clogged(made_at + CLOGGED_S + 0.001)
     for transfer in transfers:
         pair.callee.resume(transfer.stream_id)
     pair.run(lambda: all(transfer.done for transfer in transfers))
-    assert not caller.clogged(pair.network.now)
+    assert not caller.streams.clogged(pair.network.now)
 
 
 @BOTH
@@ -357,8 +363,8 @@ def test_a_slow_reader_slows_the_writer_down(path: Conditions) -> None:
 
 
 def _message_channel(pair: Pair) -> int:
-    pair.callee.on_offer = lambda offer: pair.callee.connection.accept_channel(offer.stream_id)
-    stream_id = pair.caller.connection.open_channel(KKP2P_UDP_CHANNEL, 0, 0)
+    pair.callee.on_offer = lambda offer: pair.callee.connection.streams.accept(offer.stream_id)
+    stream_id = pair.caller.connection.streams.open(KKP2P_UDP_CHANNEL, 0, 0)
     pair.caller.drive()
     pair.run(lambda: _events(pair.caller, ChannelOpened))
     return stream_id
@@ -372,7 +378,7 @@ def test_messages_arrive_whole_and_with_their_boundaries() -> None:
     stream_id = _message_channel(pair)
     sent = [Body(size, size).piece(0, size) for size in MESSAGE_SIZES]
     for message in sent:
-        pair.caller.connection.send_message(stream_id, message)
+        pair.caller.connection.streams.send_message(stream_id, message)
         pair.caller.drive()
     pair.run(lambda: len(pair.callee.messages) == len(sent))
     assert pair.callee.messages == sent
@@ -387,7 +393,7 @@ def test_messages_on_a_bad_path_arrive_whole_or_not_at_all_and_once() -> None:
         size = MESSAGE_SIZES[number % 8]
         message = number.to_bytes(2, "big") + Body(size, number).piece(0, size)
         sent.append(message)
-        pair.caller.connection.send_message(stream_id, message)
+        pair.caller.connection.streams.send_message(stream_id, message)
         pair.caller.drive()
         pair.run(None, 0.01)
     pair.run(None, 2.0)
@@ -401,7 +407,7 @@ def test_messages_that_the_path_cannot_carry_make_room_for_newer_ones() -> None:
     pair = Pair("too many", Conditions(rate_bytes_per_s=mbit_per_s(10), delay_s=0.01))
     stream_id = _message_channel(pair)
     for number in range(5000):
-        pair.caller.connection.send_message(stream_id, number.to_bytes(1000, "big"))
+        pair.caller.connection.streams.send_message(stream_id, number.to_bytes(1000, "big"))
     pair.caller.drive()
     pair.run(None, 10.0)
     numbers = [int.from_bytes(message, "big") for message in pair.callee.messages]
@@ -416,14 +422,14 @@ def test_messages_that_fill_every_packet_leave_room_for_a_stream() -> None:
     stream_id = _message_channel(pair)
     pair.run(None, 3)
     connection = pair.caller.connection
-    message = bytes(connection.mtu.size - OVERHEAD_BYTES - DATAGRAM_HEADER.size)
-    other = connection.open_channel(KKP2P_TCP_CHANNEL, 0, 0)
+    message = bytes(connection.path.mtu.size - OVERHEAD_BYTES - DATAGRAM_HEADER.size)
+    other = connection.streams.open(KKP2P_TCP_CHANNEL, 0, 0)
     reader = pair.callee.expect(other, Body(10 * 300))
     for number in range(10):
-        connection.write(other, reader.body.piece(300 * number, 300))
+        connection.streams.write(other, reader.body.piece(300 * number, 300))
         for _ in range(50):
-            while connection._packer._message_bytes < 900_000:
-                connection.send_message(stream_id, message)
+            while connection.packer.message_bytes < 900_000:
+                connection.streams.send_message(stream_id, message)
             pair.caller.drive()
             pair.run(None, 0.005)
         assert reader.received == 300 * (number + 1)
@@ -431,7 +437,7 @@ def test_messages_that_fill_every_packet_leave_room_for_a_stream() -> None:
 
 def _nothing_left_of_messages(pair: Pair, stream_id: int) -> None:
     for peer in (pair.caller, pair.callee):
-        peer.connection.finish(stream_id)
+        peer.connection.streams.finish(stream_id)
         peer.expect(stream_id, Body(0))
         peer.drive()
     _nothing_left(pair)
@@ -441,7 +447,7 @@ def test_a_message_that_is_too_large_or_on_the_wrong_channel_is_the_callers_faul
     pair = Pair("wrong", FAST)
     stream_id = _message_channel(pair)
     with pytest.raises(ValueError, match="65"):
-        pair.caller.connection.send_message(stream_id, bytes(65_537))
-    stream = pair.caller.connection.open_channel(KKP2P_TCP_CHANNEL, 0, 0)
+        pair.caller.connection.streams.send_message(stream_id, bytes(65_537))
+    stream = pair.caller.connection.streams.open(KKP2P_TCP_CHANNEL, 0, 0)
     with pytest.raises(ValueError, match="not a UDP channel"):
-        pair.caller.connection.send_message(stream, b"x")
+        pair.caller.connection.streams.send_message(stream, b"x")

@@ -88,13 +88,13 @@ def test_time_outs_while_the_socket_takes_nothing_pile_nothing_up() -> None:
     pair.transfer(1000)
     connection, now = pair.caller.connection, pair.network.now
     for _ in range(100):
-        connection.open_channel(KKP2P_TCP_CHANNEL, 0, 0)
+        connection.streams.open(KKP2P_TCP_CHANNEL, 0, 0)
     while connection.poll_transmit(now) is not None:
         pass  # lost
     for _ in range(1000):
         now += 0.01
         connection.handle_timer(now)
-    assert len(connection._packer.control) <= 200
+    assert len(connection.packer.control) <= 200
     assert connection.recovery.pto_count == 1
 
 
@@ -148,13 +148,13 @@ def test_commands_after_the_end_do_nothing() -> None:
     pair.run(lambda: pair.caller.closed and pair.callee.closed, 5)
     for peer in (pair.caller, pair.callee):
         connection, number = peer.connection, transfer.stream_id
-        assert connection.writable_bytes(number) == 0
-        assert connection.peek(number) == []
+        assert connection.streams.writable_bytes(number) == 0
+        assert connection.streams.peek(number) == []
         if peer is pair.callee:
-            assert not connection.at_end(number)  # of what the caller sent, that is
-        connection.finish(number)
-        connection.reset(number, 1)
-        connection.stop(number)
+            assert not connection.streams.at_end(number)  # of what the caller sent, that is
+        connection.streams.finish(number)
+        connection.streams.reset(number, 1)
+        connection.streams.stop(number)
         connection.ping()
         connection.close(0, "", pair.network.now)
         connection.handle_timer(pair.network.now)

@@ -11,6 +11,7 @@ import pytest
 from helpers.sim.drive import HEADER, Peer
 from helpers.sim.pair import CIPHER, Pair, mbit_per_s
 from helpers.sim.simnet import Conditions
+from helpers.udp_streams import encode_stream
 from kkp2p_compat._codes import KKP2P_TCP_CHANNEL
 from kkp2p_compat._errors import KKP2PError
 from kkp2p_compat.transport.udp import frames as f
@@ -196,27 +197,27 @@ BREACHES = {
     "a cut message": [bytes([0x0C]) + bytes(13)],
     "an ACK of what was never sent": [struct.pack(">BQIIB", 2, 1 << 50, 0, 0, 0)],
     "an ACK of numbers below zero": [struct.pack(">BQIIB", 2, 5, 0, 6, 0)],
-    "data beyond the limit": [OPEN, f.encode_stream(STREAM, 1 << 40, b"x", False)],
-    "an end beyond the limit": [OPEN, f.encode_stream(STREAM, 1 << 40, b"", True)],
+    "data beyond the limit": [OPEN, encode_stream(STREAM, 1 << 40, b"x", False)],
+    "an end beyond the limit": [OPEN, encode_stream(STREAM, 1 << 40, b"", True)],
     "two ends": [
         OPEN,
-        f.encode_stream(STREAM, 9, b"x", True),
-        f.encode_stream(STREAM, 8, b"x", True),
+        encode_stream(STREAM, 9, b"x", True),
+        encode_stream(STREAM, 8, b"x", True),
     ],
     "data behind the end": [
         OPEN,
-        f.encode_stream(STREAM, 9, b"x", True),
-        f.encode_stream(STREAM, 10, b"x", False),
+        encode_stream(STREAM, 9, b"x", True),
+        encode_stream(STREAM, 10, b"x", False),
     ],
     "a reset before what came": [
         OPEN,
-        f.encode_stream(STREAM, 9, b"x", False),
+        encode_stream(STREAM, 9, b"x", False),
         f.encode_reset(STREAM, 9, 0),
     ],
     "a reset beyond the limit": [OPEN, f.encode_reset(STREAM, 1 << 40, 0)],
     "a channel opened under our number": [f.encode_open(1, KKP2P_TCP_CHANNEL, 0, 0)],
     "far more than the windows": [OPEN]
-    + [f.encode_stream(STREAM, offset, bytes(1000), False) for offset in range(0, 1 << 21, 1001)],
+    + [encode_stream(STREAM, offset, bytes(1000), False) for offset in range(0, 1 << 21, 1001)],
 }
 
 
@@ -266,13 +267,13 @@ def test_channels_without_end_are_refused() -> None:
                 for number in range(first, first + 60)
             )
         )
-    assert len(evil.offered) == len(evil.victim.connection.channels) == 16_384
+    assert len(evil.offered) == len(evil.victim.connection.streams.by_id) == 16_384
 
 
 def test_channels_to_refuse_without_end_and_never_an_acknowledgement() -> None:
     evil = Evil("refused")
     victim = evil.victim.connection
-    evil.victim.on_offer = lambda offer: victim.refuse_channel(offer.stream_id, 1)
+    evil.victim.on_offer = lambda offer: victim.streams.refuse(offer.stream_id, 1)
     for first in range(100, 80_000, 100):
         evil.send(
             b"".join(

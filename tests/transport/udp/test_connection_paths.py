@@ -159,7 +159,7 @@ def test_a_dead_path_is_no_narrow_one() -> None:
     for link in (pair.there, pair.back):
         link.blackout(now, now + 20)
     pair.run(lambda: pair.network.now > now + 19, 20)
-    assert [side.connection.mtu.size for side in (pair.caller, pair.callee)] == [1200, 1200]
+    assert [side.connection.path.mtu.size for side in (pair.caller, pair.callee)] == [1200, 1200]
     pair.run(lambda: transfer.done, 30)
     pair.finish()
 
@@ -362,7 +362,7 @@ def test_an_address_that_did_not_answer_is_asked_again_when_checks_say_so() -> N
     pair.there.filter = lambda packet: []
     connection.try_path(moved, pair.network.now)
     pair.caller.drive()
-    pair.run(lambda: connection._path_check is None or connection._path_check.failed, 60)
+    pair.run(lambda: not (check := connection.validation.check) or check.failed, 60)
     pair.there.filter = passes
     connection.try_path(moved, pair.network.now)
     pair.caller.drive()

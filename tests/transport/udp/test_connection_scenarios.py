@@ -93,10 +93,10 @@ class Life:
         peer = self.pair.caller if how == "reset" else self.pair.callee
         if how == "reset":
             peer.outgoing.pop(stream_id, None)
-            peer.connection.reset(stream_id, 5)
+            peer.connection.streams.reset(stream_id, 5)
         else:
             peer.incoming.pop(stream_id, None)
-            peer.connection.stop(stream_id)
+            peer.connection.streams.stop(stream_id)
         self.given_up.add(stream_id)
         peer.drive()
 
@@ -109,7 +109,7 @@ class Life:
                 return False
             if not given_up and not callee.done:
                 return False
-            if given_up and self.pair.caller.connection.channels.get(transfer.stream_id):
+            if given_up and self.pair.caller.connection.streams.by_id.get(transfer.stream_id):
                 return False
         return True
 
@@ -122,7 +122,11 @@ def test_a_life_drawn_by_lot(seed: int) -> None:
     assert pair.caller.closed is None
     assert pair.callee.closed is None
     pair.run(life.over, 120)
-    pair.run(lambda: not pair.caller.connection.channels and not pair.callee.connection.channels)
+    pair.run(
+        lambda: (
+            not pair.caller.connection.streams.by_id and not pair.callee.connection.streams.by_id
+        )
+    )
     pair.finish()
 
 

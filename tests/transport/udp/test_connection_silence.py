@@ -39,10 +39,10 @@ def test_a_path_found_at_the_address_that_we_have_is_a_new_one() -> None:
     pair = Pair("same", PATH)
     transfer = pair.start(SIZE, SIZE)
     pair.run(None, 1.0)
-    old = pair.caller.connection.controller
+    old = pair.caller.connection.path.controller
     pair.caller.connection.try_path(pair.callee.address, pair.network.now)
     pair.caller.drive()
-    pair.run(lambda: pair.caller.connection.controller is not old, 1.0)
+    pair.run(lambda: pair.caller.connection.path.controller is not old, 1.0)
     pair.run(lambda: transfer.done, 60)
     assert not [event for event in pair.caller.events if isinstance(event, PathChanged)]
     pair.finish()

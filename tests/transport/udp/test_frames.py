@@ -8,6 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from helpers.udp_streams import encode_stream, encode_stream_sized
 from kkp2p_compat._errors import BadPacket
 from kkp2p_compat.transport.udp import frames
 from kkp2p_compat.transport.udp.frames import parse_untrusted
@@ -69,7 +70,7 @@ def encode(frame: frames.Frame) -> bytes:
         case frames.Stop():
             return frames.encode_stop(*frame)
         case frames.Stream():
-            return frames.encode_stream_sized(*frame)
+            return encode_stream_sized(*frame)
         case frames.Datagram():
             return frames.encode_datagram(*frame)
         case frames.MaxData():
@@ -125,7 +126,7 @@ def test_vectors(frame: frames.Frame, text: str) -> None:
 @pytest.mark.parametrize(("frame", "text"), TO_THE_END)
 def test_stream_data_to_the_end_of_the_packet(frame: frames.Stream, text: str) -> None:
     packet = bytes.fromhex(text)
-    assert frames.encode_stream(*frame) == packet
+    assert encode_stream(*frame) == packet
     assert parse_untrusted(packet) == [frame]
     assert parse_untrusted(packet + b"\x01") == [
         frame._replace(data=memoryview(bytes(frame.data) + b"\x01"))
@@ -146,7 +147,7 @@ def test_frames_in_a_packet_come_out_as_they_went_in(
     assert parse_untrusted(packet) == sent
     assert parse_untrusted(packet + b"\0" + packet) == sent  # padding hides what is behind it
     if rest is not None:
-        last = frames.encode_stream(4, 5, rest, fin)
+        last = encode_stream(4, 5, rest, fin)
         assert parse_untrusted(packet + last) == [
             *sent,
             frames.Stream(4, 5, memoryview(rest), fin),
@@ -207,8 +208,8 @@ def test_packets_of_nothing_but_padding() -> None:
 
 
 def test_stream_data_keeps_nothing_else_of_the_packet_alive() -> None:
-    small = frames.encode_stream_sized(2, 0, b"a", False)
-    for frame in parse_untrusted(small * 50 + frames.encode_stream(2, 0, b"a", False)):
+    small = encode_stream_sized(2, 0, b"a", False)
+    for frame in parse_untrusted(small * 50 + encode_stream(2, 0, b"a", False)):
         assert isinstance(frame, frames.Stream)
         assert frame.data.obj == b"a"
 

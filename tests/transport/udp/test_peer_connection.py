@@ -1,0 +1,129 @@
+"""One connection alone: what it makes of packets, and what it waits for."""
+
+from __future__ import annotations
+
+import math
+from random import Random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from helpers.udp_streams import encode_stream
+from kkp2p_compat._codes import KKP2P_TCP_CHANNEL
+from kkp2p_compat.transport.udp import frames as f
+from kkp2p_compat.transport.udp.clock import Timer
+from kkp2p_compat.transport.udp.events import ChannelOffered, Closed, Readable
+from kkp2p_compat.transport.udp.peer_connection import CLOSE_NORMAL, PeerConnection
+from kkp2p_compat.transport.udp.protection import OVERHEAD_BYTES, PacketOpener, PacketSealer
+
+CIPHER = "aes-128-gcm"
+SECRETS = bytes(range(32)), bytes(range(32, 64))
+PEER = ("192.0.2.1", 4000)
+BODY = bytes(range(251)) * 8
+STREAMS = (0, 2, 4)  # the peer's; the last of them is never opened
+
+
+def connection_at(now: float) -> PeerConnection:
+    return PeerConnection(
+        send_secret=SECRETS[1],
+        receive_secret=SECRETS[0],
+        cipher=CIPHER,
+        is_caller=False,
+        local_id=9,
+        remote_id=8,
+        address=PEER,
+        now=now,
+        random=Random(1),
+    )
+
+
+class Observed:
+    """A connection whose peer writes what it likes; ``seen`` is all that it says and sends."""
+
+    def __init__(self) -> None:
+        self.connection = connection_at(0.0)
+        self.seen: list[object] = []
+        self._sealer = PacketSealer(SECRETS[0], CIPHER)
+        self._opener = PacketOpener(SECRETS[1], CIPHER)
+        self._number = 0
+
+    def give(self, plaintexts: list[bytes], now: float) -> None:
+        """Of one length, so they come as one batch."""
+        data = b"".join(self._sealer.seal(self._number, 9, plaintexts))
+        self._number += len(plaintexts)
+        size = len(plaintexts[0]) + OVERHEAD_BYTES
+        self.connection.handle_datagrams(data, size, PEER, now)
+        self._look(now)
+
+    def _look(self, now: float) -> None:
+        streams = self.connection.streams
+        while (event := self.connection.poll_event()) is not None:
+            self.seen.append(str(event) if isinstance(event, Closed) else event)
+            if isinstance(event, ChannelOffered):
+                streams.accept(event.stream_id)
+            elif isinstance(event, Readable):
+                data = b"".join(streams.peek(event.stream_id))
+                streams.consume(event.stream_id, len(data))
+                self.seen.append((data, streams.at_end(event.stream_id)))
+        while (transmit := self.connection.poll_transmit(now)) is not None:
+            for place in range(0, len(transmit.data), transmit.segment_bytes):
+                packet = transmit.data[place : place + transmit.segment_bytes]
+                number, plaintext = self._opener.open_untrusted(packet)
+                self.seen.append((number, f.parse_untrusted(plaintext)))
+
+
+# Of each packet: its stream, and where its data begins; None: where that of the last one ended.
+RUNS = st.lists(
+    st.tuples(
+        st.integers(1, 40),  # bytes of data in each packet of a run
+        st.lists(
+            st.tuples(
+                st.sampled_from(STREAMS),
+                st.none() | st.integers(0, 600) | st.just(1 << 30),
+                st.booleans(),
+            ),
+            min_size=1,
+            max_size=20,
+        ),
+    ),
+    max_size=8,
+)
+
+
+@settings(deadline=None, derandomize=True)
+@given(RUNS)
+def test_a_run_of_stream_frames_means_what_each_alone_means(
+    runs: list[tuple[int, list[tuple[int, int | None, bool]]]],
+) -> None:
+    """The hot path takes them together, and only where a packet is one STREAM frame."""
+    together, alone = Observed(), Observed()
+    for one in (together, alone):
+        opens = [f.encode_open(stream, KKP2P_TCP_CHANNEL, 0, 0) for stream in STREAMS[:2]]
+        one.give([b"".join(opens)], 0.0)
+    stop = 0
+    for now, (size, packets) in enumerate(runs, 1):
+        plaintexts = []
+        for stream, offset, fin in packets:
+            start = stop if offset is None else offset
+            stop = start + size
+            data = BODY[start:stop].ljust(size, b"\0")
+            plaintexts.append(encode_stream(stream, start, data, fin and offset is None))
+        together.give(plaintexts, now / 1000)
+        alone.give([f.encode_ping() + plaintext for plaintext in plaintexts], now / 1000)
+    assert together.seen == alone.seen
+
+
+def test_every_timer_has_a_deadline_and_the_earliest_is_the_next() -> None:
+    connection = connection_at(100.0)
+    deadlines = {timer: due_at(connection) for timer, (due_at, _) in connection._timers.items()}
+    assert set(deadlines) == set(Timer)
+    assert connection.next_timer() == min(deadlines.values())
+    assert deadlines[Timer.IDLE] == 100.0 + connection.settings.idle_timeout_s
+    for timer in (Timer.DOUBT, Timer.SUSPICION, Timer.SILENCE, Timer.LOSS, Timer.ACK):
+        assert deadlines[timer] == math.inf
+
+
+def test_what_is_closing_waits_for_one_thing_only() -> None:
+    connection = connection_at(100.0)
+    connection.close(CLOSE_NORMAL, "that is all", 101.0)
+    assert connection.next_timer() == 101.0
