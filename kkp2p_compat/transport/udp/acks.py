@@ -1,11 +1,12 @@
-"""Which of the peer's packets came, and when we owe it an acknowledgement.
+"""Which of the peer's packets have come, and when an acknowledgement is due.
 
-A number is taken once: what repeats one, or is too old to tell, is a replay.  An acknowledgement
-is due at once for packets out of order and after some packets in order, else after
-MAX_ACK_DELAY_S.  RFC 9000 section 13.2.2 suggests every second packet; that is kept while a
-connection is young and the sender's window small.  Later fewer do (draft-ietf-quic-ack-frequency),
-and a packet with data does not carry an ACK for one or two packets: an ACK costs both sides
-together as much time as many packets of data, and a message and its answer would wait for it.
+A number is taken once: a packet that repeats one, or is too old to tell, is a replay.  An
+acknowledgement is due at once for packets out of order and after some packets in order, else after
+MAX_ACK_DELAY_S.  RFC 9000 section 13.2.2 suggests one for every second packet, and while a
+connection is young, and the sender's window small, that is what it gets.  Later fewer are enough
+(draft-ietf-quic-ack-frequency), and a packet with data carries no ACK for only one or two packets:
+an ACK takes both sides together as long as many packets of data do, and a request and its answer
+would wait for it.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ __all__ = ["Received"]
 YOUNG_PER_ACK = 2  # RFC 9000 section 13.2.2
 
 # Our choices.
-YOUNG_PACKETS = 200  # received: so long a connection is young
-PER_ACK = 10
-PER_CARRIED_ACK = 5  # when a packet goes anyway
+YOUNG_PACKETS = 200  # received; until then a connection is young
+PER_ACK = 10  # packets
+PER_CARRIED_ACK = 5  # packets, where one is about to be sent anyway
 YOUNG_ACK_DELAY_RTTS = 1 / 8
 MIN_ACK_GAP_S = 0.0005  # between ACKs for packets in order
-REPORTS = 16  # ACKs that tell of a packet; if all are lost, it is sent again for nothing
-KEPT_RANGES = 64  # what older packets were is forgotten; they count as replays
+REPORTS = 16  # ACKs that report a packet; if all are lost, it is sent again for nothing
+KEPT_RANGES = 64  # of packet numbers; those below are forgotten, and count as replays
 ACK_BYTES = ACK_HEADER.size + 32 * ACK_GAP_BYTES  # for the newest 33 ranges
 
 
@@ -42,18 +43,16 @@ class Received:
         self._largest_at = 0.0
         self._acked_at = 0.0  # when the last ACK went
         self._numbers = RangeSet()
-        self._reported = RangeSet()  # those that the next ACK tells of
+        self._reported = RangeSet()  # those that the next ACK reports
         self._largest_of_acks = deque([0] * REPORTS)  # what was the largest in the last ACKs
         self._floor = 0  # everything below is a replay
         self._unacknowledged = 0  # packets that ask for an acknowledgement
 
     def is_new(self, number: int) -> bool:
-        return number > self.largest or (
-            number >= self._floor and number not in self._numbers
-        )  # fmt: skip
+        return number > self.largest or (number >= self._floor and number not in self._numbers)
 
     def add(self, start: int, stop: int, now: float) -> None:
-        """Packets ``start`` to ``stop`` - 1 came; all of them are new."""
+        """Packets ``start`` to ``stop`` - 1 have come; all of them are new."""
         self.heard_at = now
         gap = start != self.largest + 1
         self._numbers.add(start, stop)
@@ -63,14 +62,14 @@ class Received:
             self._largest_at = now
         if len(self._numbers) > KEPT_RANGES:
             _, self._floor = self._numbers.pop_first()
-        if len(self._reported) > KEPT_RANGES:  # as no ACK goes for packets that ask for none
+        if len(self._reported) > KEPT_RANGES:  # no ACK is due for packets that ask for none
             self._reported.pop_first()
-        if gap:  # the next that asks is answered at once
+        if gap:  # the next packet that asks is answered at once
             self._unacknowledged = max(self._unacknowledged, PER_ACK - 1)
             self._acked_at = 0.0
 
     def want_ack(self, count: int, now: float, rtt_s: float) -> None:
-        """``count`` of the packets that came ask for an acknowledgement."""
+        """``count`` of the packets that have come ask for an acknowledgement."""
         self._unacknowledged += count
         if self.largest < YOUNG_PACKETS and self._unacknowledged >= YOUNG_PER_ACK:
             self.ack_at = now
@@ -82,7 +81,7 @@ class Received:
             self.ack_at = now + min(delay_s, MAX_ACK_DELAY_S)
 
     def ack_goes_along(self, now: float) -> bool:
-        """Whether a packet that goes now should carry an acknowledgement."""
+        """Whether a packet that is sent now should carry an acknowledgement."""
         if self.ack_at == math.inf:
             return False
         return (

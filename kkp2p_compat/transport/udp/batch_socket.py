@@ -73,11 +73,11 @@ _new_socket: Any = monkey.get_original("socket", "socket")
 class BatchSocket:
     """Bound to every address of its family; non-blocking.  ``fileno`` is for the watchers.
 
-    ``number``: of an extra socket; its addresses have it as their third item.  Such a one has the
-    kernel's own buffers, and moves datagrams one by one, until ``grow``: most of them are for a
-    few checks, and hundreds are opened at once.
+    ``number``: of an extra socket; its addresses have it as their third item.  An extra socket has
+    the kernel's default buffers, and moves datagrams one by one, until ``grow``: most of them are
+    for a few checks, and hundreds are opened at once.
     ``failures`` counts by reason what was not sent, or not received; each reason is logged once.
-    Raises OSError where the family or the port is not to be had, or descriptors have run out.
+    Raises OSError where the family or the port is not available, or descriptors have run out.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class BatchSocket:
             self.grow()
 
     def grow(self) -> None:
-        """Make it fit for a connection: large buffers, and batches."""
+        """Make it fit for a connection, with large buffers and batches."""
         if self._is_large:
             return
         self._is_large = True
@@ -149,8 +149,8 @@ class BatchSocket:
     def send(self, data: bytes, segment_bytes: int, address: Address) -> int:
         """Send datagrams of ``segment_bytes``, the last may be shorter; how many bytes are done.
 
-        Fewer than ``len(data)``: the socket is full.  Send the rest when it is writable; it begins
-        with a whole datagram.  What cannot be sent at all is counted, and done.
+        Fewer than ``len(data)``: the socket is full.  Send the rest when it is writable; the rest
+        begins with a whole datagram.  What cannot be sent at all is counted, and done.
         """
         target = self._targets.get(address)
         if target is None:
@@ -175,7 +175,7 @@ class BatchSocket:
         return self._send_plain(data, segment_bytes, address, target, refused)
 
     def send_with_ttl(self, data: bytes, address: Address, ttl: int) -> int:
-        """One datagram that ``ttl`` hops take on, and no more; returns as ``send`` does."""
+        """Send one datagram that ends after ``ttl`` hops; returns as ``send`` does."""
         target = self._targets.get(address) or self._resolve(address)
         if target is None:
             return len(data)
@@ -183,7 +183,9 @@ class BatchSocket:
         try:
             if _LINUX:
                 return self._sock.sendmsg((data,), ((level, option, _INT.pack(ttl)),), 0, target)
-            usual = self._sock.getsockopt(level, option)  # elsewhere it is no part of one message
+            usual = self._sock.getsockopt(
+                level, option
+            )  # elsewhere a single message cannot carry it
             self._sock.setsockopt(level, option, ttl)
             try:
                 return self._sock.sendto(data, target)
@@ -212,7 +214,7 @@ class BatchSocket:
         target: tuple[Any, ...],
         refused: bool,
     ) -> int:
-        """One call a datagram.  ``refused``: the kernel has just declined to cut ``data`` apart."""
+        """One call for each datagram.  ``refused``: the kernel has just declined the whole."""
         for start in range(0, len(data), segment_bytes):
             try:
                 self._sock.sendto(data[start : start + segment_bytes], target)
@@ -223,7 +225,9 @@ class BatchSocket:
                 if error.errno != errno.EMSGSIZE:  # which a shorter last one may escape
                     break
                 continue
-            if refused and start == 0:  # so the size was not why, and the next is refused too
+            if (
+                refused and start == 0
+            ):  # the size is not why, so the next batch would be refused, too
                 self._log.info("UDP: datagrams to %s go one by one", address[0])
                 if len(self._plain_only) >= MAX_REMEMBERED:
                     self._plain_only.clear()
@@ -231,7 +235,7 @@ class BatchSocket:
         return len(data)
 
     def _resolve(self, address: Address) -> tuple[Any, ...] | None:
-        """What the socket module takes; given a text that is no ip, it would wait for the DNS."""
+        """What the socket module takes; for anything but a numeric IP it would ask the DNS."""
         ip, port = address[:2]
         try:
             socket.inet_pton(self.family, ip)
@@ -250,14 +254,14 @@ class BatchSocket:
         reason = errno.errorcode.get(error.errno or 0, str(error))
         self.failures[reason] += 1
         if self.failures[reason] == 1:
-            # A datagram that was sent to find out whether it is too large is no news.
+            # A datagram may have been sent to find out whether it is too large.
             level = DEBUG if error.errno == errno.EMSGSIZE else INFO
             self._log.log(level, "UDP: %s: %s (said once)", address or "receiving", error)
 
     # Receiving.
 
     def receive(self) -> tuple[bytes, int, Address] | None:
-        """Consecutive datagrams of one sender: (data, segment_bytes, address); None: none is here.
+        """Consecutive datagrams of one sender: (data, segment_bytes, address); None: no more.
 
         Each is ``segment_bytes`` long, the last may be shorter.  An empty datagram is (b"", 0, ..).
         """

@@ -1,8 +1,8 @@
-"""When each of many connections wants to be woken: one question to ask, for one timer.
+"""When each of many connections wants to be woken, so that one timer is enough for all.
 
 A connection's deadline moves with nearly every packet, mostly to later.  So an entry of the heap
-stays where it is, and moves on only when its time has come; an entry that an earlier one has
-replaced is dropped then, or when there are too many of them.
+stays where it is, and moves on only when its time has come.  An entry that an earlier one has
+replaced is dropped then, too, or when there are too many of them.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ __all__ = ["DeadlineQueue"]
 
 T = TypeVar("T")
 
-SPARE_ENTRIES = 64  # our choice: replaced ones in the heap before it is made anew
+SPARE_ENTRIES = 64  # our choice: replaced ones that the heap may hold before it is rebuilt
 
 
 class DeadlineQueue(Generic[T]):
-    """Times are seconds of any clock; ``math.inf`` is none.  Items are told apart by hash."""
+    """Times are seconds of any clock; ``math.inf`` is never.  Items must be hashable."""
 
     __slots__ = ("_due", "_heap", "_pushed", "_queued")
 
@@ -39,7 +39,7 @@ class DeadlineQueue(Generic[T]):
             queued = self._queued
             self._keep([entry for entry in self._heap if queued.get(entry[2]) == entry[0]])
         self._queued[item] = due
-        self._pushed += 1  # so that no two entries are equal, and items need no order
+        self._pushed += 1  # makes every entry differ, so that items need no order
         heapq.heappush(self._heap, (due, self._pushed, item))
 
     def _keep(self, entries: list[tuple[float, int, T]]) -> None:

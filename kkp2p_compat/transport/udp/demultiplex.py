@@ -1,7 +1,7 @@
-"""Who gets which datagram, when the kernel hands over many of one sender joined.
+"""Cut apart what the kernel hands over as one buffer, where it is for more than one receiver.
 
-The kernel joins what comes from one address and port, so packets of two connections between the
-same two engines, or a connectivity check behind a batch of packets, may be in one buffer.
+The kernel joins datagrams that come from one address and port, so one buffer may hold packets of
+two connections between the same two engines, or a connectivity check behind a batch of packets.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def connection_id(packet: bytes) -> bytes:
 def runs(data: bytes, segment_bytes: int) -> Iterable[bytes]:
     """Cut ``data`` where the first byte or the connection id changes, or a datagram is too short.
 
-    What is too short to be a packet of a connection is never joined with one that is not.
+    A datagram that is too short to be a packet is never joined with one that is long enough.
     """
     if len(data) <= segment_bytes or _all_alike(data, segment_bytes):
         return (data,)

@@ -1,9 +1,9 @@
-"""The sockets of an endpoint, with their watchers: which of them a remote address is reached by.
+"""The sockets of an endpoint, with their watchers, and which of them leads to a remote address.
 
-There is a main socket for each address family, and for a while some extra ones: NATs that give each
-destination another port are crossed by chance only, and each socket more is a chance more.  Such
-sockets are numbered from 1, and the number is the third item of a remote address: so the same peer
-seen by two of our sockets is two addresses to everybody above, and nobody above needs to know why.
+There is a main socket for each address family, and for a while there may be extra ones: a NAT that
+uses another port for each destination can only be crossed by chance, and each socket is one more
+chance.  Extra sockets are numbered from 1, and the number is the third item of a remote address: so
+a peer that is seen by two of our sockets has two addresses, and no layer above needs to know why.
 """
 
 from __future__ import annotations
@@ -15,20 +15,19 @@ from logging import Logger
 from typing import Any
 
 from ..._errors import LinkLost, OutOfDescriptors, from_os_error
+from ..._io import READ, WRITE
 from .batch_socket import BatchSocket
 from .events import Address
 
 __all__ = ["MAX_EXTRA_SOCKETS", "Door", "Doors"]
 
 # Our choice: a birthday punch of 256, some for another to begin, and the samples of a prediction.
-# A process that may have fewer descriptors gets OutOfDescriptors earlier.
+# A process that is allowed fewer descriptors gets OutOfDescriptors earlier.
 MAX_EXTRA_SOCKETS = 640
-
-_READ, _WRITE = 1, 2  # libev's EV_READ and EV_WRITE
 
 
 class Door:
-    """A socket with its watchers, and who waits for room in it (members of the endpoint)."""
+    """A socket with its watchers, and the members of the endpoint that wait for room in it."""
 
     __slots__ = ("closed", "readable", "socket", "waiting", "writable")
 
@@ -36,8 +35,8 @@ class Door:
         self.socket = batch_socket
         self.closed = False
         self.waiting: deque[Any] = deque()
-        self.readable = loop.io(batch_socket.fileno(), _READ)
-        self.writable = loop.io(batch_socket.fileno(), _WRITE)
+        self.readable = loop.io(batch_socket.fileno(), READ)
+        self.writable = loop.io(batch_socket.fileno(), WRITE)
 
     def close(self) -> None:
         self.closed = True

@@ -1,33 +1,38 @@
-"""One channel of a connection: its two halves, its messages, and the windows it announces."""
+"""One stream of a connection, which carries a channel: its two halves, and its messages."""
 
 from __future__ import annotations
 
 from ..._codes import KKP2P_UDP_CHANNEL
 from .messages import Assembler, Splitter
-from .streams import ReceiveStream, ReceiveWindow, SendStream, Shared
+from .streams import ReceiveBudget, ReceiveStream, ReceiveWindow, SendStream
 
 __all__ = ["INITIAL_STREAM_WINDOW_BYTES", "DuplexStream"]
 
 # Our choice; a constant of the protocol: what each side may send before it hears of a limit.  It is
-# small, as a channel that nobody reads holds it; it grows as fast as a congestion window does.
+# small, because a stream that nobody reads holds so much; it grows as fast as a congestion window.
 INITIAL_STREAM_WINDOW_BYTES = 256 * 1024
 
 
 class DuplexStream:
-    """What a connection knows of one stream id."""
+    """What a connection knows of one stream."""
 
     def __init__(
-        self, stream_id: int, channel_type: int, ours: bool, largest_window: int, shared: Shared
+        self,
+        stream_id: int,
+        channel_type: int,
+        ours: bool,
+        largest_window: int,
+        budget: ReceiveBudget,
     ) -> None:
         self.stream_id = stream_id
         self.ours = ours  # we opened it
         self.opened = False  # both sides agreed
         self.send = SendStream(stream_id, INITIAL_STREAM_WINDOW_BYTES)
-        window = ReceiveWindow(INITIAL_STREAM_WINDOW_BYTES, largest_window, shared)
-        self.receive = ReceiveStream(window, shared)
-        self.send.held = ours  # until it is opened: the peer would not know whose bytes these are
+        window = ReceiveWindow(INITIAL_STREAM_WINDOW_BYTES, largest_window, budget)
+        self.receive = ReceiveStream(window, budget)
+        self.send.held = ours  # until it is opened: before, the peer would not know the stream
         self.writer_waits = False  # the application was told that there is no room
-        self.message_bytes_sent = 0  # of a UDP channel, as far as they were given to us
+        self.message_bytes_sent = 0  # of a UDP channel, whether they have left or not
         self.message_bytes_received = 0
         self.splitter: Splitter | None = None
         self.assembler: Assembler | None = None

@@ -10,8 +10,8 @@ The rules:
 - The order is always the same: feed what has arrived, then let each connection that was touched
   give its events and datagrams in turns, then its next deadline.  There is one timer for all.
 - A turn is bounded, so that the other watchers of the hub get theirs.
-- What a full socket does not take waits for room, one batch a connection; the connection is not
-  asked for more meanwhile.
+- What a full socket does not take waits for room, one batch for each connection, which is not asked
+  for more meanwhile.
 - A stranger's datagram is counted and forgotten: it gets no answer and no line in the log.
 """
 
@@ -27,6 +27,7 @@ from typing import Any, Protocol
 from gevent import get_hub
 
 from ..._errors import EngineClosed, OurFault
+from ..._io import WRITE
 from .deadline_queue import DeadlineQueue
 from .demultiplex import connection_id, runs
 from .doors import Door, Doors
@@ -44,7 +45,6 @@ RECEIVE_TURN_CALLS = 64
 TRANSMIT_TURN_CALLS = 16  # a connection's; 64 KB each at most
 BLOCKED_TIMER_S = 0.01  # a connection that waits for room may have a deadline that room must meet
 
-_WRITE = 2  # libev's EV_WRITE
 _now = time.monotonic
 _Batch = tuple[bytes, int, Address]  # as in a Transmit
 
@@ -75,9 +75,7 @@ class Driven(Protocol):
 class _Member:
     """A connection, and what the endpoint keeps of it."""
 
-    __slots__ = (
-        "alive", "connection", "failed", "key", "link", "ready", "waiting",
-    )  # fmt: skip
+    __slots__ = ("alive", "connection", "failed", "key", "link", "ready", "waiting")
 
     def __init__(self, link: Driven) -> None:
         self.link = link
@@ -97,8 +95,8 @@ class Endpoint:
     """Belongs to the hub of the thread that makes it, as do all its methods.
 
     ``on_stun(data, address)`` gets what begins like a STUN message.  ``dropped`` counts by reason
-    what nobody got or what could not be sent, beside the sockets' own ``failures()``.
-    A handler may call any method, for its own connection and others.
+    what was for nobody or could not be sent, beside the sockets' own ``failures()``.
+    A handler may call any method, for its own connection and for others.
     """
 
     def __init__(self, log: Logger, port: int = 0) -> None:
@@ -122,7 +120,7 @@ class Endpoint:
         # For what is due now: a timer of libev's takes at least a millisecond, but a socket that
         # can be written to, as ours nearly always can, is found in the next round of the loop.
         self._soon_door = next(iter(self._doors.main.values()))
-        self._soon = self._loop.io(self._soon_door.socket.fileno(), _WRITE)
+        self._soon = self._loop.io(self._soon_door.socket.fileno(), WRITE)
         for door in self._doors:
             door.readable.start(self._turn, self._receive, door)
 
@@ -135,7 +133,7 @@ class Endpoint:
         return self._doors.failures()
 
     def open_sockets(self, family: int, count: int) -> list[int]:
-        """``count`` sockets more, on free ports; their numbers, which never come again.
+        """Open ``count`` more, on free ports; returns their numbers, which are never used again.
 
         A remote address with such a number as its third item is reached by that socket.
         At most MAX_EXTRA_SOCKETS are open at once.  Raises OutOfDescriptors or LinkLost, and then
@@ -243,7 +241,7 @@ class Endpoint:
                 break
 
     def _dispatch(self, data: bytes, segment_bytes: int, address: Address) -> None:
-        """Datagrams that begin alike."""
+        """Datagrams for one receiver."""
         if min(len(data), segment_bytes) >= OVERHEAD_BYTES and data[0] == FIRST_BYTE:
             member = self._members.get(connection_id(data))
             if member is None:
@@ -294,7 +292,7 @@ class Endpoint:
         self._drive_ready()
 
     def _drive_ready(self) -> None:
-        """Ends a turn.  Who becomes ready meanwhile is for the callback."""
+        """Ends a turn.  What becomes ready meanwhile is left to the callback."""
         self._in_turn = True
         ready, self._ready = self._ready, []
         try:
@@ -329,9 +327,8 @@ class Endpoint:
             if event is None:
                 break
         member.ready = False  # not before: what a handler wrote has been sent
-        deadline = connection.next_timer()
-        if deadline is None:
-            deadline = math.inf
+        next_timer = connection.next_timer()
+        deadline = math.inf if next_timer is None else next_timer
         if member.waiting is not None:
             deadline = max(deadline, now + BLOCKED_TIMER_S)
         elif calls_left == 0:
@@ -370,8 +367,7 @@ class Endpoint:
         done = door.socket.send(data, segment_bytes, address)
         if done < len(data):
             member.waiting = data[done:], segment_bytes, address
-            return False
-        return True
+        return done == len(data)
 
     def _send_rest(self, door: Door) -> None:
         while door.waiting and not door.closed:
@@ -393,12 +389,12 @@ class Endpoint:
         door = None if self._closed else self._doors.find(address)
         if door is None:
             self.dropped["no socket"] += 1
-            return None
         return door
 
     # Time.
 
     def _handle_deadlines(self) -> None:
+        self._soon.stop()
         self._timer_at = math.inf
         now = _now()
         while (member := self._deadlines.pop_due(now)) is not None:
@@ -410,10 +406,6 @@ class Endpoint:
                 self._fail(member)
             self._make_ready(member)
 
-    def _handle_soon(self) -> None:
-        self._soon.stop()
-        self._handle_deadlines()
-
     def _arm(self) -> None:
         """A timer that is due too early is left alone: it finds nothing to do."""
         earliest = self._deadlines.earliest()
@@ -422,10 +414,10 @@ class Endpoint:
         wait_s = earliest - _now()
         if wait_s <= 0:
             if not self._soon.active:
-                self._soon.start(self._turn, self._handle_soon)
+                self._soon.start(self._turn, self._handle_deadlines)
             if not self._soon_door.waiting:
                 return
-            wait_s = 0.0  # that socket is full: nothing of the others' may wait for it
+            wait_s = 0.0  # that socket is full, and the others must not wait for it
         if self._timer is not None:
             self._timer.close()
         self._timer_at = earliest

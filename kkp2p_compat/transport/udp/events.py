@@ -48,14 +48,14 @@ class ChannelOffered:
 
 @dataclass(frozen=True, slots=True)
 class ChannelOpened:
-    """The peer took a channel that we opened."""
+    """The peer has accepted a channel that we opened."""
 
     stream_id: int
 
 
 @dataclass(frozen=True, slots=True)
 class ChannelRefused:
-    """The peer did not take a channel that we opened."""
+    """The peer has refused a channel that we opened."""
 
     stream_id: int
     reason: int
@@ -84,7 +84,7 @@ class Stopped:
 
 @dataclass(frozen=True, slots=True)
 class ResetReceived:
-    """The peer gave up what it was sending; what is not read yet is lost."""
+    """The peer has given up what it was sending; what has not been read yet is lost."""
 
     stream_id: int
     reason: int
@@ -119,12 +119,12 @@ class PathSuspected:
 
 @dataclass(frozen=True, slots=True)
 class PathRecovered:
-    """The peer, after PathSuspected, was heard again."""
+    """After PathSuspected, the peer was heard again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """The end: nothing more will be sent.  What has come can still be read, then forget it."""
+    """The end: nothing more will be sent.  What has come can still be read."""
 
     error: KKP2PError
 

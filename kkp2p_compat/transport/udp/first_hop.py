@@ -1,4 +1,4 @@
-"""How large a datagram the route to an address takes, as far as this host knows."""
+"""How large a datagram the first hop to an address takes, which this host knows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_BYTES = 16_384  # our choice: four to a batch, on a loopback that would take
 
 
 def first_hop_datagram_bytes(address: Address) -> int:
-    """The largest UDP payload worth trying: the first hop's MTU; Ethernet's where it is unknown."""
+    """The largest UDP payload worth trying: by the first hop's MTU, or Ethernet's if unknown."""
     is_ipv6 = ":" in address[0]
     family = socket.AF_INET6 if is_ipv6 else socket.AF_INET
     headers = _IPV6_HEADERS if is_ipv6 else _IPV4_HEADERS

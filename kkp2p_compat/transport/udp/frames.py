@@ -5,8 +5,8 @@ section 19, RFC 9221).  ``parse_untrusted`` takes a whole plaintext or raises Ba
 type, a frame cut short or a field out of its range.  What a frame means for the connection (a
 limit, an unknown stream, a number never sent) is for the connection to judge.
 
-Frames are tuples, and the constants are public, because the connection makes and takes the STREAM
-frames of a bulk transfer by the hundred thousand a second.
+Frames are tuples, and the constants are public, because a bulk transfer is a hundred thousand
+STREAM frames a second, which connection and packer read and write without the functions here.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Refused(NamedTuple):
 
 
 class Reset(NamedTuple):
-    """The sender gives its direction of the stream up."""
+    """The sender gives up its direction of the stream."""
 
     stream: int
     final_size: int  # bytes that it has sent in all
@@ -106,7 +106,7 @@ class Stream(NamedTuple):
 
     stream: int
     offset: int
-    data: memoryview  # on bytes of its own: keeping it keeps no more than it shows
+    data: memoryview  # of a copy: keeping it keeps nothing else of the packet
     fin: bool
 
 
@@ -121,13 +121,13 @@ class Datagram(NamedTuple):
 
 
 class MaxData(NamedTuple):
-    """The peer may send so many bytes on all streams together."""
+    """The receiver of this may send so many bytes on all streams together."""
 
     limit: int
 
 
 class MaxStreamData(NamedTuple):
-    """The peer may send so many bytes on this stream."""
+    """The receiver of this may send so many bytes on this stream."""
 
     stream: int
     limit: int
@@ -283,7 +283,7 @@ def encode_ack(received: RangeSet, delay_s: float, room: int = MAX_ACK_BYTES) ->
     ranges = reversed(received)
     largest = received.largest
     below, _ = next(ranges)
-    first = min(largest - below, _U32_MAX)  # what is left out counts as a gap
+    first = min(largest - below, _U32_MAX)  # what is left out counts as not received
     below = largest - first
     numbers: list[int] = []
     gaps = min((room - ACK_HEADER.size) // ACK_GAP_BYTES, MAX_ACK_GAPS)
@@ -349,6 +349,6 @@ def encode_path_response(token: bytes) -> bytes:
 
 
 def encode_close(code: int, reason: str) -> bytes:
-    """The reason is for people; what is over 255 bytes of it is cut off."""
+    """The reason is for people; what exceeds 255 bytes is cut off."""
     text = reason.encode(errors="replace")[:MAX_CLOSE_REASON_BYTES].decode(errors="ignore").encode()
     return _CLOSE_HEADER.pack(CLOSE, code, len(text)) + text

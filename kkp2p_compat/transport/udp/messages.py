@@ -1,11 +1,11 @@
 """Messages of UDP channels: cut into DATAGRAM frames, and put together again.
 
-A message arrives whole or not at all, and once: nothing is sent again, and what is missing a part
-for too long, or stands in the way of newer messages, is dropped.  They may arrive in another order
-than they were sent in, as UDP's do.
+A message arrives whole or not at all, and once: nothing is sent again, and a message that misses a
+part for too long, or takes the place of newer ones, is dropped.  Messages may arrive in another
+order than they were sent in, as UDP datagrams do.
 
-Sans-IO; ``now`` is in seconds on any clock that does not go back.  The peer may send what it likes:
-what one channel holds of it is bounded.
+Sans-IO; ``now`` is in seconds on any clock that does not go back.  The peer may send anything: what
+one channel holds of it is bounded.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ MAX_MESSAGE_BYTES = 65536  # the C SDK's UDP channels
 # Our choice.
 MAX_UNFINISHED = 64  # messages
 MAX_HELD_BYTES = 1 << 20  # 16 of the longest messages
-PART_COST_BYTES = 160  # what a part costs besides its data; or one-byte parts would cost 100 MB
+PART_COST_BYTES = 160  # of memory besides its data; without it, one-byte parts took 100 MB
 MAX_WAIT_S = 5.0  # from its first part; several round trips of the slowest path
-MAX_GAPS = 256  # among the numbers of messages done with: as far as a late one can be told
+MAX_GAPS = 256  # among the numbers of messages that are done: so far a late one is recognised
 
 _MAX_PART_BYTES = (1 << 16) - 1  # the length field of the frame
 _NUMBERS = 1 << 32  # messages are numbered modulo this
@@ -73,16 +73,16 @@ class Assembler:
 
     def __init__(self) -> None:
         # Numbers of messages that were delivered or dropped, counted on beyond 2^32.  A set of few
-        # ranges: numbers come nearly in order, and when there are too many gaps the oldest is shut.
+        # ranges: numbers come nearly in order, and if there are too many gaps the oldest is closed.
         self._done = RangeSet([(-1, 0)])
         self._unfinished: dict[int, _Unfinished] = {}  # the oldest first
-        self._held = 0  # what all of them cost, in bytes
-        self.dropped = 0  # messages of which some parts came
+        self._held = 0  # the cost of all of them, in bytes
+        self.dropped = 0  # messages of which only some parts have come
 
     def add_untrusted(
         self, message: int, part: int, parts: int, data: bytes, now: float
     ) -> bytes | None:
-        """Take a part; the whole message if this completes it.  BadPacket for a breach."""
+        """Take a part; returns the message if this completes it.  BadPacket for a breach."""
         if part >= parts or (parts > 1 and not data):
             raise BadPacket(f"part {part} of {parts} of a message, {len(data)} bytes")
         self.expire(now)

@@ -1,14 +1,14 @@
 """How large a datagram the path carries (DPLPMTUD, RFC 8899).
 
-Starts at BASE_BYTES, which RFC 9000 section 14 asks of every path, or at what the first hop takes
-if that is less.  A size is *confirmed* by a packet of it that arrives; until then whoever packs
-pads what asks for an acknowledgement, so that a channel opens only where data will pass, too.
-Larger sizes are tried by packets that carry nothing but padding.
+The search starts at BASE_BYTES, which RFC 9000 section 14 asks of every path, or at what the first
+hop takes if that is less.  A size is *confirmed* when a packet of that size arrives; until then the
+packer pads what asks for an acknowledgement, so that a channel opens only where data will pass,
+too.  Larger sizes are tried by packets that carry nothing but padding.
 
-When packets of the size stop arriving while small ones still do, or nothing arrives at all, it
-falls back: to the base first, and from there step by step to MIN_BYTES, but only while small ones
-arrive, as a dead path is no narrow one.  (Departure: RFC 8899 section 5.2 knows one smaller size;
-tunnels within tunnels leave many.)
+When packets of the size stop arriving while small ones still do, or nothing arrives at all, the
+size falls back: to the base first, and from there step by step to MIN_BYTES, but only while small
+packets arrive, because a dead path is not a narrow one.  (Departure: RFC 8899 section 5.2 knows one
+smaller size; tunnels within tunnels leave many.)
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import math
 __all__ = ["BASE_BYTES", "MIN_BYTES", "MtuSearch"]
 
 BASE_BYTES = 1200  # RFC 9000 section 14.1, RFC 8899 section 5.1.2 (BASE_PLPMTU)
-MIN_BYTES = 548  # of an IPv4 packet that every host takes: 576, RFC 791 (MIN_PLPMTU)
+MIN_BYTES = 548  # in the IPv4 packet that every host accepts: 576, RFC 791 (MIN_PLPMTU)
 MAX_PROBES = 3  # RFC 8899 section 5.1.2: losses of one size before it counts as too large
 RAISE_S = 600.0  # RFC 8899 section 5.1.1 (PMTU_RAISE_TIMER)
 
@@ -26,11 +26,11 @@ RAISE_S = 600.0  # RFC 8899 section 5.1.1 (PMTU_RAISE_TIMER)
 # Ethernet IPv4/IPv6, PPPoE, tunnels, tunnels in tunnels.
 COMMON_BYTES = (1472, 1452, 1432, 1400, 1352, 1280, 1200, 1100, 1000, 900, 800, 700)
 STEPS_DOWN = (1000, 800, MIN_BYTES)  # below the base
-UNCONFIRMED_LOSSES = 2  # of a size that has never arrived, while small ones do
-BLACK_HOLE_LOSSES = 12  # of a confirmed size, none acknowledged between
-BLACK_HOLE_S = 3.0  # and for so long: a queue that overflows loses many at once, but not for long
-BLACK_HOLE_PTOS = 3  # or probe time-outs that such a packet was on its way for, none between
-RETRY_S = 5.0  # after a black hole, which may have been a dead path
+UNCONFIRMED_LOSSES = 2  # of a size that has never arrived
+BLACK_HOLE_LOSSES = 12  # of a confirmed size, and none acknowledged between them
+BLACK_HOLE_S = 3.0  # for at least so long: an overflowing queue loses many, but not for long
+BLACK_HOLE_PTOS = 3  # or probe time-outs in a row while such a packet was on its way
+RETRY_S = 5.0  # after a fallback, whose cause may have been a dead path
 
 
 class MtuSearch:
@@ -41,12 +41,12 @@ class MtuSearch:
         self.confirmed = False
         self._largest = largest
         self._sizes: list[int] = []  # still to try, the largest first
-        self._probes = 0  # lost ones of the size that is tried
+        self._probes = 0  # of the size that is being tried, and lost
         self._probing = False
         self._losses_in_a_row = 0
         self._timeouts_in_a_row = 0
-        self._acked_at = now  # a packet above the next smaller size
-        self._small_pass = False  # since the size is what it is
+        self._acked_at = now  # a packet above the size to fall back to
+        self._small_pass = False  # small packets have arrived since the size was set
         self._search_at = now
         self._begin()
 
@@ -74,7 +74,7 @@ class MtuSearch:
     def handle_probe_acked(self, size: int, now: float) -> bool:
         """True: ``size`` grew."""
         if size not in self._sizes:
-            return False  # the search was given up meanwhile
+            return False  # that search has been given up
         self._probing = False
         self.size = size
         self.handle_acked(size, now)
@@ -83,7 +83,7 @@ class MtuSearch:
 
     def handle_probe_lost(self, size: int, now: float) -> None:
         if self._sizes[:1] != [size]:
-            return  # the search was given up meanwhile
+            return  # that search has been given up
         self._probing = False
         self._probes += 1
         if self._probes >= MAX_PROBES:
@@ -117,7 +117,7 @@ class MtuSearch:
         return self._fall_back(now)
 
     def handle_timeout(self, packet_bytes: int, now: float) -> bool:
-        """A probe time-out, with a packet of this size on its way; True as of ``handle_lost``."""
+        """A probe time-out, with such a packet on its way; True: ``size`` has become smaller."""
         if not self._tells(packet_bytes):
             return False
         self._timeouts_in_a_row += 1
@@ -126,7 +126,7 @@ class MtuSearch:
         return (self.size > self._base or self._small_pass) and self._fall_back(now)
 
     def _tells(self, packet_bytes: int) -> bool:
-        """Whether its loss says something of the size: others were sent before it fell."""
+        """Whether its loss says anything about the size: larger ones are from before a fallback."""
         return self._smaller < packet_bytes <= self.size
 
     @property

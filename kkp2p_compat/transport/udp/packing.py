@@ -1,12 +1,12 @@
 """Decide what goes into the next packets, seal them, and remember what was in them.
 
-A batch is what one system call can send: packets of one size, only the last may be shorter.  A
-stream with enough to send fills whole packets (a *bulk* flight); everything else, an
-acknowledgement, control frames, messages and the ends of streams, is put together in one packet
-that also takes as many streams' bytes as fit.
+A batch is what one system call can send: packets of one size, of which only the last may be
+shorter.  A stream with enough to send fills whole packets (a *bulk* flight).  Everything else (an
+acknowledgement, control frames, messages, the ends of streams) is put together in a *mixed* packet,
+with as many bytes of streams as fit.
 
-Acknowledgements and control frames go at once.  Stream data and messages wait for the window of
-congestion control and for the pacer, except after a probe time-out.
+Acknowledgements and control frames are sent at once.  Stream data and messages wait for the window
+of congestion control and for the pacer, except after a probe time-out.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Packer:
     ) -> None:
         self.next_number = 0
         self.max_data = INITIAL_DATA_WINDOW_BYTES  # the peer's limit for all streams together
-        self.control: deque[bytes] = deque()  # frames that go first
+        self.control: deque[bytes] = deque()  # frames to send before any data
         self.control_on_way = 0  # frames that were sent, and are kept until they are acknowledged
         self.eliciting_at = 0.0  # when we last asked for an acknowledgement
         self.paced_until = math.inf  # data waits for the pacer
@@ -61,8 +61,10 @@ class Packer:
         self._remote_id = remote_id
         self._recovery = recovery
         self.received = received
-        self._sending: dict[SendStream, None] = {}  # with something to send, the next one first
-        self._blocked: set[SendStream] = set()  # with something, but the peer's limit forbids it
+        self._sending: dict[SendStream, None] = {}  # with something to send; the first is the next
+        self._blocked: set[SendStream] = (
+            set()
+        )  # with something to send that the peer's limit forbids
         self._data_sent = 0  # new bytes of all streams
         self._data_window: ReceiveWindow | None = None  # to be announced
         self._stream_windows: dict[int, DuplexStream] = {}  # to be announced
@@ -138,7 +140,7 @@ class Packer:
         self._stream_windows[stream.stream_id] = stream
 
     def queue_message(self, stream_id: int, splitter: Splitter, data: bytes) -> None:
-        """The oldest messages make room: they are worth least."""
+        """If they become too many, the oldest messages are dropped: they are worth least."""
         self._messages.append((stream_id, splitter.split(data, self._room)))
         self._message_counts[stream_id] += 1
         self.message_bytes += len(data)
@@ -146,7 +148,7 @@ class Packer:
             self._drop_message()
 
     def _drop_message(self) -> None:
-        """The first one is over, or given up."""
+        """The first one has been sent, or is given up."""
         stream_id, frames = self._messages.popleft()
         self.message_bytes -= _data_bytes(frames)
         self._message_counts[stream_id] -= 1
@@ -154,7 +156,7 @@ class Packer:
             del self._message_counts[stream_id]
 
     def repeat(self, flight: Flight) -> None:
-        """A flight was lost: what it carried has to go again."""
+        """A flight was lost: what it carried has to be sent again."""
         self.lost_packets += flight.stop - flight.first
         self.control_on_way -= len(flight.frames)
         self._repeat_data(flight)
@@ -167,7 +169,7 @@ class Packer:
         self.activate(stream for stream, *_ in flight.pieces)
 
     def probe(self) -> None:
-        """Nothing was heard for a probe time-out: ask, with the oldest data (RFC 9002 6.2.4)."""
+        """Nothing was acknowledged for a probe time-out: ask, with the oldest data."""
         self.probes_left = PROBE_PACKETS
         oldest = self._recovery.oldest()
         if oldest is not None:
@@ -203,7 +205,7 @@ class Packer:
         return self._sealer.seal(number, self._remote_id, payloads)
 
     def _small_probe(self, address: Address, now: float) -> Transmit:
-        """What passes where large packets do not: it shows that they are lost, and not the path."""
+        """Where only this arrives, large packets are lost, and the path is not dead."""
         self.probes_left = 0
         number = self.next_number
         transmit = self.single(f.encode_ping(), address)
@@ -213,7 +215,7 @@ class Packer:
     # Batches.
 
     def pack(self, address: Address, now: float) -> Transmit | None:
-        """The next batch; None: nothing may go now.  Sets ``paced_until``."""
+        """The next batch; None: nothing may be sent now.  Sets ``paced_until``."""
         self.paced_until = math.inf
         if self.probes_left == 1:
             return self._small_probe(address, now)
@@ -255,7 +257,7 @@ class Packer:
         return Transmit(data, min(size, len(data)), address, more)
 
     def _budget(self, size: int, now: float) -> int:
-        """Bytes that may go now."""
+        """Bytes that may be sent now."""
         if self.probes_left:
             return size
         controller = self._controller
@@ -292,7 +294,7 @@ class Packer:
         while self._messages:
             frames = self._messages[0][1]
             if len(frames[0]) > room:
-                if len(frames[0]) > self._room:  # the path has become narrower: it goes no more
+                if len(frames[0]) > self._room:  # the path has become too narrow for it
                     self._drop_message()
                     continue
                 break
@@ -310,7 +312,7 @@ class Packer:
         turn, idle = None, []
         for stream in self._sending:
             if stream.stream_id in self._message_counts:
-                continue  # the end of a UDP channel comes behind its messages
+                continue  # the end of a UDP channel is sent after its messages
             if stream.sendable(credit):
                 turn = stream, *stream.next_range(credit)
                 break
@@ -331,7 +333,7 @@ class Packer:
         self._put_in_line(stream, self.data_credit)
 
     def record(self, flight: Flight, now: float) -> None:
-        """A flight is on its way."""
+        """A flight leaves."""
         size, in_flight = flight.size, self._recovery.in_flight
         self._controller.handle_sent(now, size, in_flight)
         flight.snapshot = self._rate.sent(size, in_flight, now)
@@ -345,8 +347,8 @@ class _Batch:
 
     def __init__(self, packer: Packer, room: int, now: float) -> None:
         self.payloads: list[bytes] = []
-        self.full = True  # another packet may follow
-        self.padded = False  # one of them, to find out whether the path carries its size
+        self.full = True  # all packets so far, so another may follow
+        self.padded = False  # one of the packets, to find out whether the path carries its size
         self._packer = packer
         self._room = room
         self._now = now
@@ -380,7 +382,7 @@ class _Batch:
         return True
 
     def mixed(self, send_data: bool) -> bool:
-        """One packet of whatever is there; False: there was nothing."""
+        """One packet of whatever there is to send; False: there was nothing."""
         packer, room = self._packer, self._room
         parts: list[bytes | memoryview] = []
         if packer.received.ack_goes_along(self._now):

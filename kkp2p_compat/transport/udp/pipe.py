@@ -29,9 +29,9 @@ __all__ = ["Carrier", "MessagePipe", "OnEnd", "Pipe", "StreamPipe"]
 
 # Our choices.
 MAX_PIECES = 512  # in one sendmsg; Linux takes 1,024
-MIN_READ_BYTES, MAX_READ_BYTES = 4096, 1 << 20  # at once
+MIN_READ_BYTES, MAX_READ_BYTES = 4096, 1 << 20  # in one recv
 MAX_MESSAGES_PER_TURN = 64
-MAX_QUEUED_BYTES = 1 << 20  # of messages that the application does not take; then the oldest go
+MAX_QUEUED_BYTES = 1 << 20  # of messages that the application does not take; then drop the oldest
 
 OnEnd = Callable[[KKP2PError | None, bool], object]
 
@@ -40,7 +40,7 @@ _poll: Callable[[], Any] = monkey.get_original("select", "poll")
 
 
 class Carrier(Protocol):
-    """Who owns the connection."""
+    """The owner of the connection."""
 
     @property
     def connection(self) -> PeerConnection: ...
@@ -87,7 +87,7 @@ class Pipe:
         self._end(error)
 
     def check(self) -> None:
-        """Notice what no event tells: a local side that is closed altogether, not only to send."""
+        """Notice what no event tells: the local side is closed altogether, not only for sending."""
         if self._sent_all and not self._received_all and hung_up(self._sock.fileno()):
             self._end_receiving(unwanted=True)
 
@@ -101,7 +101,7 @@ class Pipe:
         """Writable: the connection takes bytes again."""
         if not self._sent_all and not self._ended and not self._readable.active:
             self._readable.start(self._handle_readable)
-            self._handle_readable()  # now, so that the path does not run dry until the next turn
+            self._handle_readable()  # at once, or the path may run dry until the next turn
 
     def handle_stopped(self) -> None:
         """The peer's application reads no more."""
@@ -158,7 +158,7 @@ class Pipe:
         try:
             self._sock.shutdown(how)
         except OSError as error:
-            if error.errno != errno.ENOTCONN:  # the other end was faster
+            if error.errno != errno.ENOTCONN:  # the other end has closed first
                 raise
 
     def _end_if_done(self) -> None:

@@ -11,7 +11,7 @@ number.  Keys are derived for each epoch of 2^23 numbers from the secret of the 
 the epoch before, so that a forged number cannot make the receiver walk a chain.
 
 A nonce that is used twice gives AES-GCM's key away, so a PacketSealer takes rising numbers only.
-Replays are the receiving connection's to judge: it keeps the numbers it has seen.
+Replays are for the receiving connection to detect: it keeps the numbers that it has seen.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ CIPHERS: dict[str, tuple[type[AESGCM | ChaCha20Poly1305], int]] = {
     CHACHA: (ChaCha20Poly1305, 32),
 }
 
-# RFC 9001 section 6.6: a connection on which more forgeries than this were tried must be closed.
+# RFC 9001 section 6.6: after more forgeries than this a connection must be closed.
 _MAX_FAILURES = {AES: 1 << 52, CHACHA: 1 << 36}
 
 _FIRST_BITS = FIRST_BYTE << 56
@@ -162,15 +162,15 @@ class PacketOpener:
 
     @property
     def exhausted(self) -> bool:
-        """So many forgeries were tried that the connection must be closed."""
+        """Whether so many forgeries were tried that the connection must be closed."""
         return self.failures >= self._max
 
     def open_run_untrusted(self, data: bytes, place: int, size: int) -> tuple[int, list[bytes]]:
         """Open packets that lie behind each other from ``place``, ``size`` bytes each.
 
-        The number of the first, and the plaintexts of as many as have consecutive numbers: the hot
-        path.  Their numbers are not even read, because a packet with another one does not open.
-        BadPacket if not even the first opens.
+        Returns the number of the first, and the plaintexts of as many as have consecutive numbers.
+        This is the hot path: the other numbers are not even read, because a packet with another one
+        does not open.  BadPacket if not even the first opens.
         """
         number, plaintext = self.open_untrusted(data[place : place + size])
         plaintexts = [plaintext]
@@ -197,7 +197,7 @@ class PacketOpener:
         return number, plaintexts
 
     def open_untrusted(self, packet: bytes) -> tuple[int, bytes]:
-        """The packet number and the plaintext; BadPacket if nobody who has the secret made it."""
+        """The packet number and the plaintext; BadPacket if it was made without the secret."""
         try:
             first, _ = HEADER.unpack_from(packet)
         except struct.error as error:

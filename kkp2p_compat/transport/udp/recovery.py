@@ -36,7 +36,7 @@ MAX_PTO_S = 2.0
 MAX_PTO_DOUBLINGS = 8  # more would be over MAX_PTO_S whatever the round trip is
 MAX_PACKET_THRESHOLD = 256
 MAX_TIME_THRESHOLD = 2.0
-REMEMBERED_LOSSES = 16  # ranges of packets declared lost, to notice when they arrive after all
+REMEMBERED_LOSSES = 16  # ranges of packets declared lost, to notice if they arrive after all
 
 
 class Flight:
@@ -137,14 +137,14 @@ class Recovery:
         self.largest_acked = -1
         self.loss_time = math.inf  # when a packet is lost by time, if nothing comes
         self._last_eliciting_at = 0.0
-        self._measured_from = -math.inf  # round trips of what was sent earlier are not looked at
+        self._measured_from = -math.inf  # what was sent earlier shows no round trip
         self._flights: list[Flight] = []  # by packet number, ascending
         self._packet_threshold = PACKET_THRESHOLD
         self._time_threshold = TIME_THRESHOLD
         self._declared_lost = RangeSet()
 
     def measure_from(self, now: float) -> None:
-        """Answers to what was sent before ``now`` have waited for us."""
+        """Answers to what was sent before ``now`` may have waited for us to read them."""
         self._measured_from = now
 
     def sent(self, flight: Flight) -> None:
@@ -197,7 +197,7 @@ class Recovery:
         return acked
 
     def _notice_late(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """Packets that were declared lost arrive after all: the path reorders more than we knew."""
+        """Packets that were declared lost have arrived: the path reorders more than we knew."""
         late = False
         for first, last in list(self._declared_lost):
             # ``ranges`` descend: look at the highest one that begins below ``last``.
@@ -278,7 +278,7 @@ class Recovery:
         return None
 
     def forget_path(self) -> list[Flight]:
-        """The peer has moved: what is on its way counts as lost, and the estimates start anew."""
+        """The path is another one: what is on its way counts as lost, nothing else is known."""
         flights, self._flights = self._flights, []
         self.in_flight = 0
         self.pto_count = 0

@@ -29,7 +29,7 @@ from .events import (
 from .packing import INITIAL_DATA_WINDOW_BYTES, Packer
 from .ranges import RangeSet
 from .recovery import Recovery
-from .streams import MAX_UNTAKEN_BYTES, SLOW_S, ReceiveWindow, Shared
+from .streams import MAX_UNTAKEN_BYTES, SLOW_S, ReceiveBudget, ReceiveWindow
 from .transport_settings import TransportSettings
 
 __all__ = ["REFUSED_BUSY", "REFUSED_MOVED", "REFUSED_UNSUPPORTED", "StreamTable"]
@@ -41,8 +41,8 @@ REFUSED_MOVED = 3
 
 # Our choices.
 MAX_CHANNELS = 16_384  # that a peer may hold open
-CLOGGED_S = 1.0  # without credit
-MAX_ID_RANGES = 1024  # gaps among the ids that a peer opened: reordering makes a few
+CLOGGED_S = 1.0  # without credit for new bytes
+MAX_ID_RANGES = 1024  # of the ids that a peer has opened: reordering makes a few
 MIN_UNSENT_BYTES, MAX_UNSENT_BYTES = 16 * 1024, 1024 * 1024  # taken from a writer before it is sent
 UNSENT_BYTES = 4 * 1024 * 1024  # of all writers together, as long as the minimum leaves it so
 
@@ -72,11 +72,11 @@ class StreamTable:
         self._credited_at = clock.now  # when the peer last raised its limit for all streams
         self._data_received = 0
         self._data_consumed = 0
-        self._shared = Shared()
+        self._budget = ReceiveBudget()
         self._spared_at = clock.now  # when streams that do nothing last gave back their windows
 
     def clogged(self, now: float) -> bool:
-        """Whether what applications do not read takes most of what a connection may hold."""
+        """Whether data that applications do not read takes most of what a connection may hold."""
         untaken = self._data_received - self._data_consumed
         starved = not self._packer.data_credit and now - self._credited_at > CLOGGED_S
         return untaken > MAX_UNTAKEN_BYTES // 2 or starved
@@ -121,7 +121,7 @@ class StreamTable:
         self._packer.activate((send,))
 
     def finish(self, stream_id: int) -> None:
-        """End of stream behind what was written."""
+        """The end of the stream follows what was written."""
         stream = self.by_id.get(stream_id)
         if stream is not None:
             stream.send.finish()
@@ -150,7 +150,7 @@ class StreamTable:
             receive.consumed, self._clock.now, self._recovery.rtt.smoothed_s, not receive.is_taken
         ):
             self._packer.announce_stream(stream)
-        if self._shared.short:
+        if self._budget.short:
             self._spare()
         self._take_up(count)
         if receive.done:
@@ -164,15 +164,15 @@ class StreamTable:
             self._packer.announce_data(self._data_window)
 
     def _spare(self) -> None:
-        """A window was too small and could not grow."""
-        self._shared.short = False
+        """A window could not grow: streams that do nothing give back what they do not need."""
+        self._budget.short = False
         if self._clock.now - self._spared_at >= SLOW_S:
             self._spared_at = self._clock.now
             for stream in self.by_id.values():
                 stream.receive.spare(self._clock.now)
 
     def at_end(self, stream_id: int) -> bool:
-        """Whether all was read, to the end that the peer set.
+        """Whether all was read, to the end that the peer has set.
 
         Ask after each Readable: an end that nobody has seen is kept.
         """
@@ -346,7 +346,7 @@ class StreamTable:
     # Inside.
 
     def _new_stream(self, stream_id: int, channel_type: int, ours: bool = False) -> DuplexStream:
-        return DuplexStream(stream_id, channel_type, ours, self._max_window_bytes, self._shared)
+        return DuplexStream(stream_id, channel_type, ours, self._max_window_bytes, self._budget)
 
     def _forget_if_done(self, stream: DuplexStream) -> None:
         if stream.done and stream.stream_id in self.by_id:

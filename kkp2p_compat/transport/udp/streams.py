@@ -2,8 +2,8 @@
 
 ``SendStream`` keeps every byte until the peer has it, and knows which were lost.  It is done when
 all of it and its end were acknowledged, or its reset was.  ``ReceiveStream`` puts pieces in order,
-whatever order, overlap or repetition they come in, and is done when the application took all of
-it, or nobody wants it any more.
+whatever order, overlap or repetition they come in, and is done when the application has taken all
+of it, or nobody wants it any more.
 
 Both count in bytes of the stream from its start ("offset").  Neither knows of packets, time or
 sockets.  RFC 9000 sections 2 and 3 are the model; a stream's numbers are 64 bits.
@@ -16,13 +16,13 @@ from bisect import bisect_left, bisect_right
 from ..._errors import BadPacket
 from .ranges import RangeSet
 
-__all__ = ["MAX_UNTAKEN_BYTES", "ReceiveStream", "ReceiveWindow", "SendStream", "Shared"]
+__all__ = ["MAX_UNTAKEN_BYTES", "ReceiveBudget", "ReceiveStream", "ReceiveWindow", "SendStream"]
 
 # Our choices.
-MERGE_BYTES = 2048  # a last chunk shorter than this grows, so that tiny writes stay few objects
-SMALL_BYTES = 256  # received pieces that are smaller on average are put together
-MAX_UNTAKEN_BYTES = 64 << 20  # that applications which do not read may make a connection hold
-GROWTH_BYTES = 40 << 20  # of it, by so much all windows of streams together may have grown
+MERGE_BYTES = 2048  # a last chunk shorter than this is appended to: tiny writes make few objects
+SMALL_BYTES = 256  # received pieces that are smaller on average are merged
+MAX_UNTAKEN_BYTES = 64 << 20  # that a connection holds for applications that do not read
+GROWTH_BYTES = 40 << 20  # of these: by so much all windows of streams together may grow
 SLOW_S = 1.0  # a window that was not renewed for so long is larger than its stream needs
 MAX_PIECES = 32_768  # of a connection, out of order: 1.5 times 24 MiB of 1,200-byte packets
 
@@ -32,7 +32,7 @@ class SendStream:
 
     def __init__(self, stream_id: int, limit: int) -> None:
         self.stream_id = stream_id
-        self.held = False  # nothing may go yet
+        self.held = False  # nothing may be sent yet
         self.limit = limit  # the peer's MAX_STREAM_DATA: it takes offsets below this
         self.end = 0  # offset behind the last byte written
         self.next_offset = 0  # of the first byte that was never sent
@@ -68,7 +68,7 @@ class SendStream:
             self.finished = self.fin_pending = True
 
     def give_up(self) -> bool:
-        """Forget all that was not acknowledged; True: the peer has to be told by a RESET."""
+        """Forget all that was not acknowledged; True: the peer has to be told, by a RESET."""
         if self.done or self.reset:
             return False
         self.finished = self.reset = True
@@ -93,7 +93,7 @@ class SendStream:
         return start, max(start, min(start + credit, self.end, self.limit))
 
     def mark_sent(self, start: int, stop: int) -> int:
-        """A range at the start of ``next_range`` was sent; how many bytes of it are new."""
+        """A range at the start of ``next_range`` was sent; returns how many bytes of it are new."""
         if self.lost:
             self.lost.subtract(start, stop)
             return 0
@@ -101,7 +101,7 @@ class SendStream:
         return stop - start
 
     def ends_at(self, offset: int) -> bool:
-        """Whether a frame whose data stops here carries the end, too, which then counts as sent."""
+        """Whether a frame whose data stops here carries the end, too; then it counts as sent."""
         if self.fin_pending and offset == self.end == self.next_offset and not self.lost:
             self.fin_pending = False
             return True
@@ -160,12 +160,12 @@ class SendStream:
             self.done = True
 
 
-class Shared:
-    """What the receiving halves of a connection's streams take from one another.
+class ReceiveBudget:
+    """The memory that the receiving halves of a connection's streams share.
 
     A limit that was announced cannot be taken back (RFC 9000 section 4.1), and a reader that stops
     makes us hold all of it.  So a window takes at most a quarter of what is left to grow by:
-    whatever the first readers do, there is something for the next one.
+    whatever the first readers do, something is left for the next one.
     """
 
     def __init__(self) -> None:
@@ -184,22 +184,22 @@ class Shared:
 class ReceiveWindow:
     """A limit that moves with what the application takes, and widens when the sender is fast.
 
-    When half a window was used within two round trips, the window and not the path was the brake,
-    so it doubles; but not for an application that does not keep up.  One that is slow halves it.
+    When half a window was used within two round trips, the window limited the sender, not the path,
+    so it doubles; but not for an application that does not keep up.  A slow one halves it.
     """
 
-    def __init__(self, initial: int, largest: int, shared: Shared | None = None) -> None:
+    def __init__(self, initial: int, largest: int, budget: ReceiveBudget | None = None) -> None:
         self.bytes = initial
         self.limit = initial  # what the peer was told
         self._initial = initial
         self._largest = largest
-        self._shared = shared
+        self._budget = budget
         self._raised_at: float | None = None
 
     def widen(self, highest: int, consumed: int, now: float, rtt_s: float) -> bool:
         """Data came, and what was in order before was taken; True: tell the peer a new limit.
 
-        For a sender that is ahead of what is taken only because a lost piece is missing.
+        This is for a sender that is ahead of the application only because a lost piece is missing.
         """
         if self._raised_at is None:
             self._raised_at = now
@@ -209,9 +209,9 @@ class ReceiveWindow:
         return True
 
     def renew(self, consumed: int, now: float, rtt_s: float, waiting: bool) -> bool:
-        """The application took something, and more is ``waiting``; True: tell the peer a new limit.
+        """The application took something of one stream; True: tell the peer a new limit.
 
-        For one stream.
+        ``waiting``: it has not taken all that is in order.
         """
         if self.limit - consumed > self.bytes // 2:
             return False
@@ -238,22 +238,22 @@ class ReceiveWindow:
         return True
 
     def idle(self, now: float) -> bool:
-        """Whether it has not been renewed for long."""
+        """Whether it has not been renewed for a while."""
         return self._raised_at is not None and now - self._raised_at >= SLOW_S
 
     def restart(self) -> None:
-        """Give back what it has grown by.  What the peer was told holds."""
+        """Give back what it has grown by.  The limit that the peer was told stays."""
         self._shrink(self._initial)
 
     def _shrink(self, size: int) -> None:
-        if self._shared is not None:
-            self._shared.growth_bytes += self.bytes - size
+        if self._budget is not None:
+            self._budget.growth_bytes += self.bytes - size
         self.bytes = size
 
     def make_room(self, received: int, consumed: int) -> bool:
         """Widen for what came and is not taken, up to a bound; True: tell the peer a new limit.
 
-        For the window of all streams together: a few that nobody reads must not stop the others.
+        For the window of all streams together: a few that nobody reads must not block the others.
         """
         if self.limit - received > self.bytes // 2 or self.bytes >= MAX_UNTAKEN_BYTES:
             return False
@@ -266,7 +266,7 @@ class ReceiveWindow:
         size = min(2 * self.bytes, self._largest)
         if not fast or size <= self.bytes:
             return False
-        if self._shared is not None and not self._shared.take(size - self.bytes):
+        if self._budget is not None and not self._budget.take(size - self.bytes):
             return False
         self.bytes = size
         return True
@@ -279,9 +279,9 @@ class ReceiveWindow:
 class ReceiveStream:
     """What the peer sends, put in order until the application has taken it."""
 
-    def __init__(self, window: ReceiveWindow, shared: Shared) -> None:
+    def __init__(self, window: ReceiveWindow, budget: ReceiveBudget) -> None:
         self.window = window
-        self._shared = shared
+        self._budget = budget
         self.highest = 0  # the furthest byte that came
         self.consumed = 0  # offset up to which the application has it
         self.next_offset = 0  # offset up to which all is here
@@ -343,7 +343,7 @@ class ReceiveStream:
         return self._advance()
 
     def _merge(self, pieces: list[bytes]) -> list[bytes]:
-        """Small pieces as one: or a peer's single bytes would cost many times the window."""
+        """Small pieces as one: a peer's single bytes would take many times the window."""
         if self._ready and len(self._ready[-1]) < MERGE_BYTES:
             pieces = [self._ready.pop(), *pieces]
         return [b"".join(pieces)]
@@ -364,9 +364,9 @@ class ReceiveStream:
         while start < stop:
             until = min(stop, starts[index]) if index < len(starts) else stop
             if start < until:
-                if self._shared.pieces >= MAX_PIECES:
+                if self._budget.pieces >= MAX_PIECES:
                     raise BadPacket("streams in too many pieces")
-                self._shared.pieces += 1
+                self._budget.pieces += 1
                 pieces[start] = data[start - offset : until - offset]
                 starts.insert(index, start)
                 index += 1
@@ -387,7 +387,7 @@ class ReceiveStream:
         if not following:
             return False
         del self._starts[: len(following)]
-        self._shared.pieces -= len(following)
+        self._budget.pieces -= len(following)
         if sum(map(len, following)) < SMALL_BYTES * len(following):
             following = self._merge(following)
         self._ready += following
@@ -401,30 +401,30 @@ class ReceiveStream:
         self._set_final_size(final_size)
         self.highest = final_size
         if whole or self.was_reset:
-            return False  # RFC 9000 section 3.2 lets us deliver what came to its end before
+            return False  # all had come before; RFC 9000 section 3.2 lets us deliver it
         self.was_reset = True
         self._discard()
         return not self.stopped
 
     def forget(self) -> None:
-        """The channel is over: give back what it has taken from the others."""
+        """The stream is over: give back what it has taken of the budget."""
         self._discard()
         self.window.restart()
 
     def spare(self, now: float) -> None:
-        """Other streams are short of window: one that does nothing gives back its own."""
+        """Other streams need a larger window: one that does nothing gives back its own."""
         if self.consumed == self.highest and self.window.idle(now):
             self.window.restart()
 
     def stop(self) -> None:
-        """Nobody will read: what is here and what comes is thrown away, and counts as taken."""
+        """Nobody will read: what is here and what will come is dropped, and counts as taken."""
         self.stopped = True
         self._discard()
         self.consumed = self.next_offset = self.highest
 
     def _discard(self) -> None:
         self._ready.clear()
-        self._shared.pieces -= len(self._starts)
+        self._budget.pieces -= len(self._starts)
         self._starts.clear()
         self._pieces.clear()
 

@@ -12,10 +12,10 @@ from kkp2p_compat.transport.udp.streams import (
     GROWTH_BYTES,
     MAX_PIECES,
     SLOW_S,
+    ReceiveBudget,
     ReceiveStream,
     ReceiveWindow,
     SendStream,
-    Shared,
 )
 
 BODY = bytes(range(256)) * 2  # any two offsets less than 256 apart differ
@@ -48,7 +48,7 @@ class Known:
 
 
 def _receiver(window: int) -> ReceiveStream:
-    return ReceiveStream(ReceiveWindow(window, window), Shared())
+    return ReceiveStream(ReceiveWindow(window, window), ReceiveBudget())
 
 
 def _readable(stream: ReceiveStream) -> bytes:
@@ -83,15 +83,15 @@ def test_pieces_in_any_order_overlap_and_repetition(
 
 def test_the_window_of_a_slow_reader_shrinks() -> None:
     """It is told no new limit before it has read what an ever smaller window lets through."""
-    shared, rtt_s = Shared(), 0.1
-    window = ReceiveWindow(1000, 16_000, shared)
+    budget, rtt_s = ReceiveBudget(), 0.1
+    window = ReceiveWindow(1000, 16_000, budget)
     assert window.renew(500, 0.0, rtt_s, waiting=True)
     assert window.renew(1500, rtt_s, rtt_s, waiting=True)
-    assert (window.bytes, window.limit, shared.growth_bytes) == (4000, 5500, GROWTH_BYTES - 3000)
+    assert (window.bytes, window.limit, budget.growth_bytes) == (4000, 5500, GROWTH_BYTES - 3000)
     assert not window.renew(3500, 1 + SLOW_S, rtt_s, waiting=True)
     assert not window.renew(4500, 2 + 2 * SLOW_S, rtt_s, waiting=True)
     assert window.renew(5000, 3 + 3 * SLOW_S, rtt_s, waiting=True)
-    assert (window.bytes, window.limit, shared.growth_bytes) == (1000, 6000, GROWTH_BYTES)
+    assert (window.bytes, window.limit, budget.growth_bytes) == (1000, 6000, GROWTH_BYTES)
     # A sender that has nothing to send is not a slow reader.
     assert window.renew(5500, 3.5 + 3 * SLOW_S, 1.0, waiting=True)
     assert window.renew(6500, 4 + 9 * SLOW_S, rtt_s, waiting=False)
@@ -110,8 +110,8 @@ def test_single_bytes_out_of_order_are_put_together() -> None:
 
 
 def test_all_streams_together_hold_so_many_pieces() -> None:
-    shared = Shared()
-    streams = [ReceiveStream(ReceiveWindow(1 << 20, 1 << 20), shared) for _ in range(3)]
+    budget = ReceiveBudget()
+    streams = [ReceiveStream(ReceiveWindow(1 << 20, 1 << 20), budget) for _ in range(3)]
 
     def fill(stream: ReceiveStream, count: int) -> None:
         for _ in range(count):
@@ -125,7 +125,7 @@ def test_all_streams_together_hold_so_many_pieces() -> None:
         over()
         fill(streams[2], MAX_PIECES // 2)
     streams[2].forget()
-    assert shared.pieces == 0
+    assert budget.pieces == 0
 
 
 @given(st.permutations(range(20)), st.integers(1, 9))

@@ -1,7 +1,7 @@
 """What a congestion controller is told, and what it answers.
 
 The connection tells it about batches: one ``Update`` may stand for hundreds of packets.  Nothing in
-this package opens a socket, reads a clock or throws dice: ``now`` and randomness are passed in.
+this package opens a socket or reads a clock: ``now`` and the random source are passed in.
 """
 
 from __future__ import annotations
