@@ -42,12 +42,13 @@ class MtuSearch:
         self._largest = largest
         self._sizes: list[int] = []  # still to try, the largest first
         self._probes = 0  # of the size that is being tried, and lost
-        self._probing = False
+        self.next_at = (
+            now  # ``poll_probe`` has something new; infinite: an answer has to come first
+        )
         self._losses_in_a_row = 0
         self._timeouts_in_a_row = 0
         self._acked_at = now  # a packet above the size to fall back to
         self._small_pass = False  # small packets have arrived since the size was set
-        self._search_at = now
         self._begin()
 
     def _begin(self) -> None:
@@ -55,27 +56,22 @@ class MtuSearch:
         self._sizes = sorted((s for s in sizes if self.size < s <= self._largest), reverse=True)
         self._probes = 0
 
-    def next_time(self) -> float:
-        """When ``poll_probe`` has something new; infinite: not before an answer comes."""
-        return math.inf if self._probing else self._search_at
-
     def poll_probe(self, now: float) -> int | None:
         """The size of a probe to send now."""
-        if self._probing or now < self._search_at:
+        if now < self.next_at:
             return None
         if not self._sizes:
             self._begin()
             if not self._sizes:
-                self._search_at = now + RAISE_S
+                self.next_at = now + RAISE_S
                 return None
-        self._probing = True
+        self.next_at = math.inf
         return self._sizes[0]
 
     def handle_probe_acked(self, size: int, now: float) -> bool:
         """True: ``size`` grew."""
         if size not in self._sizes:
             return False  # that search has been given up
-        self._probing = False
         self.size = size
         self.handle_acked(size, now)
         self._settle(now)
@@ -84,7 +80,7 @@ class MtuSearch:
     def handle_probe_lost(self, size: int, now: float) -> None:
         if self._sizes[:1] != [size]:
             return  # that search has been given up
-        self._probing = False
+        self.next_at = now
         self._probes += 1
         if self._probes >= MAX_PROBES:
             del self._sizes[:1]
@@ -94,7 +90,7 @@ class MtuSearch:
 
     def _settle(self, now: float) -> None:
         self._sizes = []
-        self._search_at = now + RAISE_S
+        self.next_at = now + RAISE_S
 
     def handle_acked(self, packet_bytes: int, now: float) -> None:
         if packet_bytes <= self._smaller:
@@ -141,7 +137,6 @@ class MtuSearch:
         self.confirmed = self._small_pass = False
         self._losses_in_a_row = self._timeouts_in_a_row = 0
         self._acked_at = now
-        self._probing = False
         self._sizes = []
-        self._search_at = now + RETRY_S
+        self.next_at = now + RETRY_S
         return True

@@ -60,7 +60,9 @@ CLOSE_PROTOCOL_ERROR = 1
 STALL_S = 1.0  # a timer that is so late tells that this host was asleep, or has far too much to do
 LATE_S = 0.25  # a timer that is so late: the silence may be ours, and its answers wait to be read
 
-_OPEN = Phase.OPEN  # for the hot path: a global name is found ten times as fast
+# For the hot path: a global name is found ten times as fast as an attribute of a class.
+_OPEN = Phase.OPEN
+_NEVER = math.inf
 
 
 class PeerConnection:
@@ -270,22 +272,44 @@ class PeerConnection:
 
     # Time.
 
+    def _deadlines(self) -> tuple[float, ...]:
+        """When each Timer is due, in their order; infinite: it is not waited for.
+
+        It is asked for with every batch, so it has no loops and few calls.
+        """
+        liveness, packer, recovery = self.liveness, self.packer, self.recovery
+        return (
+            liveness.heard_at + self.settings.idle_timeout_s,
+            _NEVER if liveness.doubt is None else liveness.doubt.next_at,
+            recovery.timer_at(),
+            liveness.suspect_at,
+            liveness.ask_at,
+            packer.eliciting_at + self.settings.keepalive_s,
+            _NEVER if self.validation.check is None else self.validation.check.next_at,
+            self._received.ack_at,
+            packer.paced_until,
+            self.path.mtu.next_at,
+        )
+
     def next_timer(self) -> float | None:
         phase = self._lifecycle.phase
         if phase is _OPEN:
-            return min([due_at(self) for due_at in self._deadlines])
+            return min(self._deadlines())
         return self._lifecycle.close_at if phase is Phase.CLOSING else None
 
     def handle_timer(self, now: float) -> None:
-        """What is due; ``poll_transmit`` finds by itself what only has to be sent."""
         if self._lifecycle.phase is Phase.CLOSED:
             return
         is_late = self._go_on(now)
-        for due_at, handle in self._timers.values():
-            if self._lifecycle.phase is not _OPEN:
-                return
-            if handle is not None and now >= due_at(self):
+        if self._lifecycle.phase is Phase.CLOSING:
+            return  # ``poll_transmit`` has something to send
+        deadlines = self._deadlines()
+        for place, handle in enumerate(self._on_timer.values()):
+            if handle is not None and now >= deadlines[place]:
                 handle(self, now, is_late)
+                if self._lifecycle.phase is not _OPEN:
+                    return
+                deadlines = self._deadlines()  # one that is handled may move another
 
     def _go_on(self, now: float) -> bool:
         """Whether we are late.  What has waited meanwhile says nothing of the path's round trip."""
@@ -337,38 +361,18 @@ class PeerConnection:
     def _handle_validation(self, now: float, is_late: bool) -> None:
         self.validation.expire(now)
 
-    # The deadline of each, math.inf for never, and what is done then; None: it is only sent.
-    _timers: dict[
-        Timer,
-        tuple[
-            Callable[[PeerConnection], float],
-            Callable[[PeerConnection, float, bool], None] | None,
-        ],
-    ] = {  # noqa: RUF012
-        Timer.IDLE: (
-            lambda self: self.liveness.heard_at + self.settings.idle_timeout_s,
-            _handle_idle,
-        ),
-        Timer.DOUBT: (
-            lambda self: math.inf if (doubt := self.liveness.doubt) is None else doubt.next_at,
-            _handle_doubt,
-        ),
-        Timer.LOSS: (lambda self: self.recovery.timer_at(), _handle_loss),
-        Timer.SUSPICION: (lambda self: self.liveness.suspect_at, _handle_suspicion),
-        Timer.SILENCE: (lambda self: self.liveness.ask_at, _handle_silence),
-        Timer.KEEPALIVE: (
-            lambda self: self.packer.eliciting_at + self.settings.keepalive_s,
-            _handle_keepalive,
-        ),
-        Timer.VALIDATION: (
-            lambda self: math.inf if (check := self.validation.check) is None else check.next_at,
-            _handle_validation,
-        ),
-        Timer.ACK: (lambda self: self._received.ack_at, None),
-        Timer.PACING: (lambda self: self.packer.paced_until, None),
-        Timer.MTU: (lambda self: self.path.mtu.next_time(), None),
+    _on_timer: dict[Timer, Callable[[PeerConnection, float, bool], None] | None] = {  # noqa: RUF012
+        Timer.IDLE: _handle_idle,
+        Timer.DOUBT: _handle_doubt,
+        Timer.LOSS: _handle_loss,
+        Timer.SUSPICION: _handle_suspicion,
+        Timer.SILENCE: _handle_silence,
+        Timer.KEEPALIVE: _handle_keepalive,
+        Timer.VALIDATION: _handle_validation,
+        Timer.ACK: None,  # ``poll_transmit`` finds these three by itself
+        Timer.PACING: None,
+        Timer.MTU: None,
     }
-    _deadlines = tuple(due_at for due_at, _ in _timers.values())
 
     # Commands.
 

@@ -115,8 +115,8 @@ def test_a_run_of_stream_frames_means_what_each_alone_means(
 
 def test_every_timer_has_a_deadline_and_the_earliest_is_the_next() -> None:
     connection = connection_at(100.0)
-    deadlines = {timer: due_at(connection) for timer, (due_at, _) in connection._timers.items()}
-    assert set(deadlines) == set(Timer)
+    assert list(connection._on_timer) == list(Timer)
+    deadlines = dict(zip(Timer, connection._deadlines(), strict=True))
     assert connection.next_timer() == min(deadlines.values())
     assert deadlines[Timer.IDLE] == 100.0 + connection.settings.idle_timeout_s
     for timer in (Timer.DOUBT, Timer.SUSPICION, Timer.SILENCE, Timer.LOSS, Timer.ACK):
