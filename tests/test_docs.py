@@ -1,0 +1,96 @@
+"""The pages tell of the code as it is: files, names and tests that they name, and the pictures."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from kkp2p_compat.transport.udp import frames
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "docs"))
+
+import pictures  # noqa: E402 - docs/ is no package
+
+PACKAGE = ROOT / "kkp2p_compat"
+PAGES = {
+    path.name: path.read_text() for path in [*ROOT.glob("*.rst"), *(ROOT / "docs").glob("*.rst")]
+}
+EXAMPLES = {"echo.py", "test_echo.py"}  # which docs/testing.rst contains
+
+TO_COME = {
+    f"engine/{name}.py"
+    for name in (
+        "calls/dialer", "calls/incoming", "calls/race", "calls/remote", "channels/acceptor",
+        "channels/table", "links/link_channels", "links/link_table", "links/streams",
+        "signalling/offer",
+    )
+}  # fmt: skip
+
+
+def matches(pattern: str) -> list[tuple[str, str]]:
+    """Page and what the pattern finds in it."""
+    return sorted(
+        {(page, found) for page, text in PAGES.items() for found in re.findall(pattern, text)}
+    )
+
+
+FILES = matches(r"``((?:[\w*-]+/)*(?:[\w*-]+\.(?:py|rst)|\w+/))``")
+NAMES = re.findall(r"``([\w/]+\.py)``: ``(\w+)``", PAGES["architecture.rst"])
+TESTS = re.findall(r"``([\w/]+\.py)::(\w+)``", PAGES["SECURITY.rst"])
+
+
+def test_the_pages_name_things() -> None:
+    assert len(FILES) > 100
+    assert len(NAMES) > 5
+    assert len(TESTS) > 15
+
+
+@pytest.mark.parametrize(("page", "path"), FILES)
+def test_there_is_such_a_file(page: str, path: str) -> None:
+    """A bare name of a file is short for one in a folder that the page has just named."""
+    name = path.rstrip("/")
+    below = name if "/" in name else f"**/{name}"
+    assert path in EXAMPLES | TO_COME or list(PACKAGE.glob(below)) or list(ROOT.glob(name))
+
+
+@pytest.mark.parametrize(("file", "name"), NAMES)
+def test_there_is_such_a_name(file: str, name: str) -> None:
+    if file in TO_COME:
+        return
+    source = (PACKAGE / file).read_text()
+    assert re.search(rf"^ *(def|class) {name}\b|^{name}\b.* = ", source, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("file", "name"), TESTS)
+def test_there_is_such_a_test(file: str, name: str) -> None:
+    tree = ast.parse((ROOT / "tests" / file).read_text())
+    assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+@pytest.mark.parametrize("name", pictures.PICTURES)
+def test_a_picture_is_up_to_date(name: str) -> None:
+    """Else run ``python docs/pictures.py``."""
+    assert (ROOT / "docs" / name).read_text() == pictures.PICTURES[name]()
+
+
+def test_the_picture_of_a_call_names_what_the_code_has() -> None:
+    sources = "".join(path.read_text() for path in PACKAGE.glob("c*o*/*.py"))
+    steps = [step for step in pictures.CALL if isinstance(step, pictures.Step)]
+    for name in [name for step in steps for name in step.names]:
+        assert hasattr(frames, name) if name.isupper() else f'"{name}"' in sources
+
+
+def test_every_package_is_installed() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    listed = setup["options"]["packages"].split()
+    folders = [path.parent.relative_to(ROOT) for path in PACKAGE.rglob("__init__.py")]
+    assert sorted(listed) == sorted(
+        [".".join(folder.parts) for folder in folders] + [pictures.SAMPLES]
+    )
