@@ -44,14 +44,14 @@ def check_value(
     value: Any, lowest: int, highest: int, name: str, code: int = KKP2P_ERROR_PARAMETER
 ) -> int:
     if not isinstance(value, int) or not lowest <= value <= highest:
-        # Not the value of any type and size: that may take an error or a long time to print.
+        # Not the value whatever it is: to print that may fail, or take long.
         shown = value if type(value) is int and abs(value) < 2**64 else type(value).__name__
         raise KKP2PError(f"{name} is {shown}, not {lowest} to {highest}", code)
     return value
 
 
 def check_fd(value: Any) -> int:
-    """C returns -1 for a number that is no descriptor."""
+    """C returns -1 for a number that is not a descriptor."""
     return check_value(value, 0, 2**31 - 1, "fd", KKP2P_ERROR)
 
 
@@ -72,7 +72,7 @@ def check_text(value: Any, name: str) -> str:
     except UnicodeEncodeError:
         valid = False
     if not valid:
-        raise ParameterError(f"{name} is empty, or holds what is no character")
+        raise ParameterError(f"{name} is empty, or contains an invalid character")
     return value
 
 

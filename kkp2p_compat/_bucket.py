@@ -1,4 +1,4 @@
-"""A token bucket: how every rate here is counted."""
+"""A token bucket, which limits every rate here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["Bucket"]
 class Bucket:
     """``rate`` tokens a second, ``burst`` of them at once; full at first.
 
-    Time is in seconds of a monotonic clock, and one that goes back gives nothing.
+    Time is in seconds of a monotonic clock; a clock that goes back adds no tokens.
     """
 
     __slots__ = ("_at", "_burst", "_left", "_rate")
@@ -36,9 +36,9 @@ class Bucket:
         return True
 
     def spend(self, now: float, count: float) -> None:
-        """For what is known only afterwards: take so many, below 0 if need be.
+        """Take tokens for a cost that is known only afterwards, even if the level falls below 0.
 
-        A count under 0 gives back.
+        A negative count gives tokens back.
         """
         self._left = self.level(now) - count
 

@@ -1,10 +1,10 @@
-"""Numbers of descriptors: who waits on one that is closed, and which ones are the engines' own.
+"""Numbers of descriptors: who waits on one that is closed, and which ones belong to engines.
 
 A number means nothing after its descriptor is closed, and the kernel gives it to the next one.  A
-poll or epoll under way is not told of the close.  So ``close`` wakes whoever waits in ``read``,
-``write`` or ``tls``, and a call that had begun before compares ``closings``: it must not go on
-with a number that has changed hands.  A loop that comes back later with such a number must not
-take the bytes of an engine's own sockets: those are marked by ``keep_private``.
+poll or epoll under way does not notice the close.  So ``close`` wakes what waits in ``read``,
+``write`` or ``tls``, and a call that began before compares ``closings``: it must not go on with a
+number that is another descriptor's by now.  A loop that comes back later with such a number must
+not read from the engine's own sockets: those are marked by ``keep_private``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 def fork_safe_lock() -> Any:
-    """A native lock, for a module to keep: no fork copies it locked by a thread that is gone."""
+    """A native lock for a module: a forked child never finds it locked by a thread that is gone."""
     lock = monkey.get_original("_thread", "allocate_lock")()
     os.register_at_fork(
         before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release
@@ -39,12 +39,12 @@ _private: dict[int, weakref.ref[Any]] = {}
 
 
 def closings(fd: int) -> int:
-    """How often this number was closed; another figure later: it has changed hands."""
+    """How often this number was closed; if that has changed, it is another descriptor's by now."""
     return _closings.get(fd, 0)
 
 
 def close(fd: int) -> None:
-    """Close a descriptor of the application's, and wake everybody who waits on it."""
+    """Close a descriptor of the application, and wake everything that waits on it."""
     with _lock:
         _closings[fd] = closings(fd) + 1
         os.close(fd)
@@ -75,9 +75,9 @@ def waiting(fd: int, era: int, wake: Callable[[], object]) -> Iterator[None]:
 
 
 def keep_private(sock: T) -> T:
-    """Mark a socket of an engine's own: ``read`` and ``write`` leave its number alone.
+    """Mark an engine's own socket: ``read`` and ``write`` of the application refuse its number.
 
-    Until it is closed, detached or forgotten.
+    That holds until the socket is closed, detached or forgotten.
     """
     _private[sock.fileno()] = weakref.ref(sock)  # type: ignore[attr-defined]
     return sock

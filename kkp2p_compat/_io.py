@@ -1,6 +1,6 @@
-"""Waiting and moving bytes, for whoever calls: a greenlet or a plain thread.
+"""Waiting and moving bytes, whether the caller is a greenlet or a plain thread.
 
-A thread that has a gevent hub waits on it, so its other greenlets run on; a thread that has none
+A thread that has a gevent hub waits on it, so its other greenlets go on; a thread that has none
 blocks natively.  The mode of a descriptor (blocking or not) never matters and is never changed:
 every transfer asks the kernel not to wait (MSG_DONTWAIT), and the waiting is done here.
 """
@@ -40,7 +40,7 @@ __all__ = [
 Buffer = Any  # an object with the buffer protocol; typing has no name for it before 3.12
 
 LOOK_AGAIN_MS = 100  # our choice: where a wait cannot be interrupted
-# Our choice: of a read-only view so much is copied for one send, about what a socket takes at once.
+# Our choice: how much of a read-only view is copied for one send; a socket takes about as much.
 MAX_COPY_BYTES = 256 << 10
 
 READ = 1  # libev's EV_READ
@@ -112,10 +112,10 @@ class Signal:
 
 @contextlib.contextmanager
 def time_limit(seconds: float, error: Exception) -> Iterator[None]:
-    """Raise ``error`` when the body takes longer; any other time-out passes as it is.
+    """Raise ``error`` when the body takes longer; any other time-out passes unchanged.
 
-    Inside the body it is a gevent.Timeout, so that what catches our own errors there (to try the
-    next server, say) does not catch this one.
+    Inside the body it is a gevent.Timeout, so that code there which catches our own errors (to try
+    the next server, for example) does not catch this one.
     """
     timeout = gevent.Timeout.start_new(seconds)
     try:
@@ -131,7 +131,7 @@ def time_limit(seconds: float, error: Exception) -> Iterator[None]:
 def wait_fd(fd: int, events: int, timeout_s: float | None, era: int | None = None) -> bool:
     """Wait until ``fd`` is ready for ``events`` (READ, WRITE, or both ORed); False: time is up.
 
-    ``era``: its number of ``closings``; it counts as ready, too, when that is another one.
+    ``era``: its number of ``closings``; it counts as ready, too, when that has changed.
     """
     era = closings(fd) if era is None else era
     wait = _wait_in_hub if in_greenlet_world() else _wait_in_thread
@@ -184,16 +184,16 @@ def hung_up(fd: int) -> bool:
 
 
 def failed(fd: int) -> bool:
-    """Whether a socket has an error that nobody has been told of yet; it is left there."""
+    """Whether a socket has an error that no call has reported yet; the error stays there."""
     poll = _poll()
     poll.register(fd, 0)
     return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def shut_down(fd: int) -> None:
-    """shutdown(SHUT_RDWR), the kernel's: what has arrived can still be read, then comes the end.
+    """The kernel's shutdown(SHUT_RDWR): what has arrived can still be read, then comes the end.
 
-    gevent's makes a greenlet that waits to read fail at once, even if bytes have just arrived.
+    That of gevent makes a waiting reader fail at once, even if bytes have just arrived.
     """
     _libc.shutdown(fd, socket.SHUT_RDWR)
 
@@ -203,8 +203,8 @@ def receive(
 ) -> int | None:
     """Receive up to ``length`` bytes into ``buff``: how many, 0 at the end, None: time is up.
 
-    ``era``: what ``closings`` said of ``fd`` when the caller got it; None: now.  When the number
-    has changed hands since, or is an engine's own, that is EBADF.
+    ``era``: the ``closings`` of ``fd`` when the caller got it; None: now.  EBADF if the number is
+    another descriptor's by now, or an engine's own.
     """
     target = ctypes.byref(ctypes.c_char.from_buffer(buff))
     return _transfer(_libc.recv, fd, target, length, READ, timeout_s, era)
@@ -220,7 +220,7 @@ def send(
     source: Any = buff
     if not isinstance(buff, bytes):
         view = memoryview(buff)
-        if view.readonly:  # ctypes gives no address of it
+        if view.readonly:  # ctypes cannot take its address
             view = view.cast("B")[: min(length, MAX_COPY_BYTES)]
             source, length = bytes(view), len(view)
         else:

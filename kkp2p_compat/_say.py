@@ -1,7 +1,7 @@
-"""A word on standard error from inside a program that must neither end nor wait for it.
+"""Writes to standard error from inside a program that this must neither end nor block.
 
 Standard error may be closed, on a full disk, a pipe whose reader has ended or does not read, or an
-object of the application's.
+object of the application.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from gevent import monkey
 
 __all__ = ["PIPE_BUF", "say", "writable"]
 
-PIPE_BUF = 512  # POSIX's least: a pipe that polls writable takes so much at once
+PIPE_BUF = 512  # the minimum of POSIX: a pipe that polls writable takes as much at once
 _poll = monkey.get_original("select", "poll")
 
 
@@ -32,10 +32,10 @@ def say(text: str) -> None:
         stream = sys.stderr
         if stream is None:  # closed before the program began
             return
-        if type(stream) is not io.TextIOWrapper:  # the application's: it must know
+        if type(stream) is not io.TextIOWrapper:  # the application's own, which decides
             print(text, file=stream, flush=True)
             return
-        # Not by the stream: what it cannot write it keeps, and fails with it at the exit.
+        # Not through the stream: it keeps what it cannot write, and fails with that at the exit.
         rest, fd = f"{text}\n".encode(errors="backslashreplace"), stream.fileno()
         while rest and writable(fd):
             rest = rest[os.write(fd, rest[:PIPE_BUF]) :]

@@ -20,7 +20,7 @@ connect_cb = Callable[[int, "channel_t", Any], object]
 class engine_conf_t:
     """``kkp2p_engine_conf_t``: how an engine finds its cloud, and where it logs.
 
-    The last fields are extensions of this port; C code never set them, None means C's behaviour.
+    The last fields are extensions of this port; None means the behaviour of C.
     """
 
     login_domain: str | None = None
@@ -34,7 +34,7 @@ class engine_conf_t:
     log_path: str | None = None
     """Folder of kkp2p_engine.log; None: the working folder.  (v1)
 
-    If the file cannot be opened, engine_init fails with -106 when a folder is named; else the
+    If the file cannot be opened, engine_init fails with -106 when a folder is named; otherwise the
     engine has no log and says so on standard error.  A full disk is no error in either case.
     """
     max_log_size: int = 0
@@ -42,16 +42,16 @@ class engine_conf_t:
     enable_engine_thread_pool: int = 0
     """1: connect callbacks of plain threads run on four threads instead of one.  (v2)"""
     login_ca: str | None = None
-    """Extension: PEM file of certificates; the cloud must then show one that they vouch for."""
+    """Extension: a PEM file; the cloud's certificate must verify with one of those in it."""
     stun_servers: str | None = None
-    """Extension: ``host:port`` of STUN servers, joined with commas, instead of the cloud's own
-    (login_domain at login_port).  "": none is asked."""
+    """Extension: ``host:port`` of STUN servers, joined with commas, to ask instead of the
+    cloud's own (login_domain at login_port).  "": none is asked."""
     callers: str | None = None
     """Extension: who may call this engine.  None or "anybody"; "accounts": those who have logged in
     to the cloud; or their peer ids, joined with commas.  On the LAN everybody is a stranger."""
     login_fingerprint: str | None = None
-    """Extension: SHA-256 of the cloud's certificate in hex, as ``kkp2p cloud`` prints it at its
-    start; several joined with commas.  Every server of the cloud must then show one of these, or
+    """Extension: SHA-256 of the cloud's certificate in hex, as ``kkp2p cloud`` prints it when it
+    starts; several joined with commas.  Every server of the cloud must then show one of these, or
     one that login_ca vouches for, or one that such a server has named."""
 
 
@@ -66,7 +66,7 @@ class channel_t:
     transmit_mode: int = 0
     """1: p2p, 2: relay."""
     encrypt_data: int = 0
-    """1: sealed end to end."""
+    """1: encrypted end to end."""
     channel_id: int = 0
     """32 random bits; the two sides have different ones."""
     is_ipv6_p2p: int = 0
@@ -89,9 +89,9 @@ class connect_ctx_t:
     channel_type: int = 0
     """KKP2P_TCP_CHANNEL or KKP2P_UDP_CHANNEL."""
     connect_mode: int = 0
-    """0: p2p, else relay; 1: p2p only; 2: relay only."""
+    """0: p2p, or else relay; 1: p2p only; 2: relay only."""
     encrypt_data: int = 0
-    """1: seal relayed data end to end (p2p is always sealed)."""
+    """1: encrypt relayed data end to end (p2p is always encrypted)."""
     timeout: int = 0
     """Milliseconds for the whole connect."""
     connect_desc: int = 0
@@ -106,17 +106,17 @@ class connect_ctx_t:
 class channel_stats_t:
     """What is known of a channel at one moment.  Not in C; made by channel_stats.
 
-    Times are in seconds, sizes in bytes, rates in bytes a second.  Of a relayed channel everything
-    about packets is about our own TCP connection with the relay; None: the system does not tell.
+    Times are in seconds, sizes in bytes, rates in bytes a second.  For a relayed channel everything
+    about packets is that of our own TCP connection with the relay; None: the system has no figure.
     """
 
     channel_id: int
     path: str
     """"p2p" or "relay"."""
     reason: str
-    """Why by that path, in words; empty for a relayed channel that was accepted."""
+    """Why that path, in words; empty for a relayed channel that was accepted."""
     plan: str
-    """How the peers met, or tried to: "direct", "punch", "predict", "birthday", "relay"; or ""."""
+    """How a path was looked for: "direct", "punch", "predict", "birthday", "relay"; or ""."""
     address: tuple[str, int] | None
     """IP and port: of the peer, or of the relay."""
     is_ipv6: bool
@@ -125,7 +125,7 @@ class channel_stats_t:
     own_nat: str
     """What the NATs in front of us do, in words, as it was known when the channel was made."""
     peer_nat: str
-    """The same of the peer, as it told."""
+    """What the peer has said about its own."""
     set_up_s: float | None
     """How long connect took; None: the channel was accepted."""
     steps: tuple[tuple[float, str], ...]
@@ -137,22 +137,22 @@ class channel_stats_t:
     """Round trip, smoothed."""
     min_rtt_s: float | None
     loss: float | None
-    """Of all packets sent, the fraction that was lost, 0 to 1; relayed: sent again."""
+    """The fraction of all packets sent that was lost, 0 to 1; relayed: that was sent again."""
     pacing_bytes_per_s: float | None
-    """How fast we may send now; 0: no limit was found yet."""
+    """How fast we may send now; 0: no limit has been found yet."""
     delivery_bytes_per_s: float | None
-    """How fast the path took what we sent last; 0: too little was sent."""
+    """How fast the path delivered what we sent last; 0: too little was sent."""
     window_bytes: int | None
     """The congestion window."""
     mtu_bytes: int | None
     """The path's: of a UDP payload for p2p, of an IP packet for the relay."""
     bytes_sent: int | None
-    """The application's, on this channel; what has left this host, repeated bytes counted once."""
+    """The application's, on this channel, that have left this host; without retransmissions."""
     bytes_received: int | None
-    """The application's, on this channel; relayed without encryption: unread ones with them."""
+    """The application's, on this channel; relayed without encryption: including unread ones."""
     connection_bytes_sent: int | None
-    """On the connection that carries the channel, with all others on it, packet headers, and what
-    was repeated; None for the relay."""
+    """On the connection that carries the channel and others, with packet headers and
+    retransmissions; None for the relay."""
     connection_bytes_received: int | None
     caller_id: str
     """As in channel_t."""

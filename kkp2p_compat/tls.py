@@ -1,9 +1,9 @@
-"""TLS over a channel's descriptor: OpenSSL's calls, waiting the way this package waits.
+"""TLS over a channel's descriptor: OpenSSL's calls, which wait as the rest of this package does.
 
 OpenSSL on the descriptor itself would block the whole thread if the descriptor is blocking, and
 return WANT_READ to every greenlet if it is not.  Here it works in memory, and the bytes are moved
 by the code that moves them for ``read`` and ``write``: a greenlet lets the others of its thread
-run on, a plain thread blocks, and the mode of the descriptor never matters::
+go on, a plain thread blocks, and the mode of the descriptor never matters::
 
     ssl = tls.Connection(context, channel.fd)   # ssl = SSL_new(ctx); SSL_set_fd(ssl, channel->fd);
     if ssl.accept() < 0:                        # if (SSL_accept(ssl) < 0)
@@ -12,8 +12,8 @@ run on, a plain thread blocks, and the mode of the descriptor never matters::
 Rules: as in OpenSSL, one reader and one writer may be at work at once, greenlets or threads.  The
 lock is held for OpenSSL and for calls of the kernel that do not wait, never during a wait.  A
 connection holds one record (16 KiB) to send and 64 KiB received, at most.  Errors of the network
-are results, not exceptions; what the caller throws into its own wait (a gevent.Timeout) passes, and
-nothing is lost by it: the same call may be made again.
+are results, not exceptions; an exception that the caller has raised in its own wait (such as a
+gevent.Timeout) passes, and nothing is lost by it: the same call may be made again.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SSL_ERROR_SSL = 1  # a TLS error: bad certificate, garbage, wrong version; nothi
 SSL_ERROR_WANT_READ = 2  # not in time: the peer has not sent what is needed
 SSL_ERROR_WANT_WRITE = 3  # not in time: the peer does not read
 SSL_ERROR_SYSCALL = 5  # the connection broke, or ended without close_notify: data may be missing
-SSL_ERROR_ZERO_RETURN = 6  # the peer has sent close_notify: it has sent all that it wanted to
+SSL_ERROR_ZERO_RETURN = 6  # the peer has sent close_notify, after everything else
 
 RECORD_BYTES = 16384  # RFC 8446 section 5.1: what SSL_read and SSL_write do at most at once
 CHUNK_BYTES = 65536  # our choice: what is taken from the kernel at once
@@ -89,7 +89,7 @@ class Connection:
         """Do the handshake as a client.  1: done; -1.  C: ``SSL_connect``.
 
         ``server_name`` is sent (SNI, RFC 6066).  As in C it is not compared with the certificate:
-        whoever verifies must also look at ``ssl.get_peer_certificate()``.
+        to verify, look at ``ssl.get_peer_certificate()``, too.
         """
         if server_name is not None and self._ssl is not None and self._is_server is None:
             self._ssl.set_tlsext_host_name(server_name.encode("idna"))
@@ -183,7 +183,7 @@ class Connection:
 
         deadline = _deadline(timeout)
         result = self._do(handshake, deadline, needs_output=True)
-        # The last flight of ours must be out before we tell that the handshake is done.
+        # Our last flight must be sent before we say that the handshake is done.
         return self._do(self._need_flushed, deadline) if result > 0 else result
 
     def _shutdown(self, ssl: SSL.Connection) -> int:
