@@ -18,19 +18,19 @@ PACKAGE_FOLDER = Path(__file__).parents[2]
 
 
 def environment(given: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Of what runs on a host: as here, and with this kkp2p_compat."""
+    """The environment of programs on a host: ours, with this kkp2p_compat on the path."""
     made = dict(os.environ if given is None else given)
     paths = [str(PACKAGE_FOLDER), *filter(None, [made.get("PYTHONPATH")])]
     return {**made, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
 
 
 def ip(*arguments: str) -> None:
-    """The program of that name."""
+    """Run ``ip`` of iproute2."""
     _checked(["ip", *arguments], "")
 
 
 def ip_batch(namespace: str, commands: Sequence[str]) -> None:
-    """Several lines for it, in one process."""
+    """Run several lines of ``ip`` in one process."""
     _checked(["ip", "-n", namespace, "-batch", "-"], "\n".join(commands))
 
 
@@ -43,7 +43,7 @@ def _checked(command: list[str], text: str) -> None:
 
 
 class Host(ABC):
-    """``start`` runs a program on it, in its ``folder``.  ``address`` is its first one."""
+    """``start`` runs a program on it, in its ``folder``.  ``address`` is the first of its own."""
 
     def __init__(self, name: str, namespace: str, folder: Path, env: Mapping[str, str]) -> None:
         self.name = name
@@ -55,7 +55,7 @@ class Host(ABC):
         ip("netns", "add", namespace)
 
     def start(self, *command: str) -> subprocess.Popen[str]:
-        """Its standard error goes where its standard output goes: to a pipe."""
+        """Start a program; its standard output and error go to one pipe."""
         return subprocess.Popen(
             ["ip", "netns", "exec", self.namespace, *command],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -66,7 +66,7 @@ class Host(ABC):
         return self.start(sys.executable, *command)
 
     def run(self, *command: str, stdin: str = "") -> str:
-        """To its end, which must be a good one within PATIENCE_S; what it has printed."""
+        """Run a program that must end with status 0 within PATIENCE_S; returns its output."""
         process = self.start(*command)
         output, _ = process.communicate(stdin, timeout=PATIENCE_S)
         assert process.returncode == 0, output
@@ -74,7 +74,7 @@ class Host(ABC):
 
     @abstractmethod
     def unplug(self) -> None:
-        """Nothing gets in or out any more, and nobody is told."""
+        """From now on nothing gets in or out, and no program is told."""
 
     @abstractmethod
     def plug_in(self) -> None:

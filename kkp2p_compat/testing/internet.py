@@ -1,6 +1,6 @@
 """The internet of a lab, as a test sees it: hosts, NATs, and what can happen to them.
 
-``Internet`` starts a ``world_process`` and tells it what there is; the packets are carried there.
+``Internet`` starts a ``world_process``, which carries the packets, and tells it what there is.
 
 Addresses are of the documentation ranges (RFC 5737, RFC 3849), and of 192.168/16 behind NATs.
 Names of hosts and NATs are unique in a lab.
@@ -71,7 +71,7 @@ class InternetHost(Host):
         self._net.mend(self)
 
     def set_addresses(self, addresses: list[str], address6: str, subnet: str) -> None:
-        """In its namespace; ``Internet`` tells the world."""
+        """Inside its namespace only; ``Internet`` tells the world."""
         self.addresses, self.address6 = addresses, address6
         self.address = (*addresses, address6)[0]
         prefix = ipaddress.IPv4Network(subnet).prefixlen if subnet else 32
@@ -86,7 +86,7 @@ class InternetHost(Host):
 
 
 class _Site:
-    """What hands out addresses: the core of the internet, or the network behind a NAT."""
+    """A network that assigns addresses: the core of the internet, or that behind a NAT."""
 
     def __init__(self, network: str, subnet: str, free: Iterator[str]) -> None:
         self.network = network  # its name in the world
@@ -118,16 +118,16 @@ class NatHandle:
         return self._net.add_host(name, self.site, **fields)
 
     def reboot(self, new_address: bool = False) -> None:
-        """It forgets all bindings, and may have got another outside address."""
+        """Forget all bindings, and perhaps come back with another outside address."""
         self._net.reboot(self, new_address)
 
     def become(self, nat_type: NatType) -> None:
-        """Another type, without any binding: spares a test another NAT with its hosts."""
+        """Become a NAT of another type, without bindings."""
         self.type = nat_type
         self._net.ask("become", name=self.name, nat_type=asdict(nat_type))
 
     def bindings(self) -> list[tuple[int, tuple[str, int], tuple[str, int]]]:
-        """(protocol, inside, outside) of each."""
+        """Protocol, inside address and outside address of each binding."""
         return [
             (protocol, (inner[0], inner[1]), (outer[0], outer[1]))
             for protocol, inner, outer in self._net.ask("bindings", name=self.name)
@@ -239,7 +239,7 @@ class Internet:
     # What happens to it.
 
     def cut(self, host: InternetHost | NatHandle) -> None:
-        """Drop all that goes in or out, without a word."""
+        """Drop everything that goes in or out, without an error."""
         self.ask("cut", name=host.name, on=True)
 
     def mend(self, host: InternetHost | NatHandle) -> None:
@@ -252,7 +252,7 @@ class Internet:
         self.ask("cut_between", one=one.name, other=other.name, on=False)
 
     def block_udp(self, host: InternetHost | NatHandle, on: bool = True) -> None:
-        """At its access, both ways."""
+        """Drop UDP at the access of a host or a NAT, in both directions."""
         self.ask("block_udp", name=host.name, on=on)
 
     def move(
@@ -264,7 +264,7 @@ class Internet:
         firewall: bool | None = None,
     ) -> None:
         """To a new address, behind a NAT or in public; ``ipv6``, ``firewall`` None: as before.
-        Its interface stays, and the kernel tells of the change as ever."""
+        Its interface stays, and the kernel reports the change as usual."""
         site = to.site if isinstance(to, NatHandle) else self._core
         with_ipv6 = bool(host.address6) if ipv6 is None else ipv6
         host.firewall = host.firewall if firewall is None else firewall
@@ -287,7 +287,7 @@ class Internet:
         self.ask("set", **fields)
 
     def age(self, seconds: float) -> None:
-        """Let the clocks of the NATs (not the kernel's) run ahead: what is idle times out."""
+        """Advance the clocks of the NATs (not the kernel's), so that idle bindings time out."""
         self.ask("age", seconds=seconds)
 
     # What is seen of it.
@@ -312,14 +312,14 @@ class Internet:
             time.sleep(SETTLE_S)
 
     def ask(self, op: str, **fields: Any) -> Any:
-        """A command to the process."""
+        """Send a command to the process, and return its answer."""
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps({"op": op, **fields}) + "\n")
         self.process.stdin.flush()
         return self._answer()
 
     def close(self) -> None:
-        """Raises RuntimeError when its process had not gone well."""
+        """Raises RuntimeError when its process has failed."""
         for host in self._hosts:
             host.remove()
         self.process.communicate(timeout=PATIENCE_S)

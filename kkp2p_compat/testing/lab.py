@@ -1,6 +1,7 @@
-"""Hosts in network namespaces: on a switch, or on an internet with NATs.  Real processes, real TCP.
+"""Hosts in network namespaces, on a switch or on an internet with NATs.
 
-Everything is named after this process and removed at the end, also what a killed run left behind.
+Everything is named after this process, and removed at the end together with what a killed run has
+left behind.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def why_not() -> str:
 
 
 def _remove_left_behind() -> None:
-    """What a killed run could not remove: the names begin with its process id."""
+    """Remove what a killed run could not: the names begin with its process id."""
     for namespace in Path("/run/netns").glob("kkp2p*-*"):
         process = re.match(r"kkp2p(\d+)-", namespace.name)
         if process and not Path("/proc", process[1]).exists():
@@ -54,7 +55,7 @@ class Lab:
     """``host`` adds one to the switch; ``internet`` makes one; ``close`` removes all."""
 
     def __init__(self, folder: Path, env: Mapping[str, str] | None = None) -> None:
-        """``folder``: each host gets one in it.  ``env``: of its programs."""
+        """``folder``: each host gets one inside.  ``env``: the environment of programs on hosts."""
         self.folder = folder
         self._environment = environment(env)
         self._prefix = f"kkp2p{os.getpid()}-{next(_numbers)}"
@@ -64,7 +65,7 @@ class Lab:
         _remove_left_behind()
 
     def host(self, name: str) -> SwitchHost:
-        """On the switch, all of whose hosts share one Ethernet; nothing leads out of it."""
+        """Add a host to the switch, whose hosts share one Ethernet without a way out."""
         if self._switch is None:
             namespace = f"{self._prefix}-switch"
             ip("netns", "add", namespace)

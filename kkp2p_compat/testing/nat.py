@@ -1,12 +1,13 @@
 """What a NAT remembers and decides: which outside port a sender gets, and who gets back in.
 
-The words are those of RFC 4787 (UDP) and RFC 5382 (TCP).  No socket, no clock and no dice of its
-own: ``now`` and the random source are passed in, so a simulation and the lab use the same NAT.
+The terms are those of RFC 4787 (UDP) and RFC 5382 (TCP).  It has no socket and no clock and takes
+no random numbers: ``now`` and the random source are passed in, so a simulation and the lab use the
+same NAT.
 It sees addresses only; ``world`` rewrites the packets.
 
 The rules:
 - ``outbound`` makes or refreshes a binding, and lets the remote back in as ``filtering`` says.
-- ``inbound`` finds the binding of an outside address, and says no by None, counted in ``dropped``.
+- ``inbound`` finds the binding of an outside address, or counts a drop and returns None.
 - A binding, and each permission in it, ends ``timeout_s`` after the last packet that refreshed it.
 - An outside port belongs to one binding at a time (no port overloading, RFC 4787 REQ-3).
 - Each inside address keeps to one outside address (pooling "paired", RFC 4787 REQ-2).
@@ -90,7 +91,7 @@ class _Binding:
 
 
 def _scope(behaviour: str, remote: Address) -> object:
-    """What of the remote address counts."""
+    """The part of the remote address that a mapping or a filter depends on."""
     if behaviour in (ENDPOINT_INDEPENDENT, "none"):
         return None
     return remote[0] if behaviour == ADDRESS_DEPENDENT else remote
@@ -174,7 +175,7 @@ class Nat:
             self.external_ips = list(external_ips)
 
     def bindings(self, now: float) -> list[tuple[int, Address, Address]]:
-        """(protocol, inside, outside) of each that lives."""
+        """Protocol, inside address and outside address of each live binding."""
         alive = (binding for binding in self._by_key.values() if not self._ended(binding, now))
         return [(binding.protocol, binding.inner, binding.outer) for binding in alive]
 
@@ -189,7 +190,7 @@ class Nat:
         del self._by_outer[binding.protocol, binding.outer]
 
     def _sweep(self, now: float) -> None:
-        """Forget what has ended, so that it takes no room."""
+        """Forget expired bindings, so that they take no memory."""
         self._sweep_at = now + SWEEP_S
         for binding in list(self._by_key.values()):
             if self._ended(binding, now):

@@ -1,4 +1,4 @@
-"""An IP packet that is looked at and rewritten: addresses, ports, the TTL, and their checksums.
+"""An IP packet that is read and rewritten: addresses, ports, the TTL, and their checksums.
 
 Checksums are never computed anew: they are adjusted by the difference (RFC 1624), so a packet that
 came damaged stays damaged.
@@ -64,7 +64,7 @@ class Packet:
         return self.data[8 if self.version == 4 else 7]
 
     def pass_routers(self, count: int) -> bool:
-        """Take off one of the TTL for each; False: one of them has to drop the packet."""
+        """Reduce the TTL by one for each; False: one of them has to drop the packet."""
         ttl = self.ttl - count
         if ttl < 1:
             return False

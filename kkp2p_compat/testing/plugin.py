@@ -22,14 +22,14 @@ __all__ = ["absent", "lab", "lab_environment", "need", "run"]
 
 
 def absent(reason: str) -> None:
-    """Skip the test; or fail it, where all that the lab needs must be."""
+    """Skip the test, or fail it where KKP2P_REQUIRE_LAB is set."""
     if os.environ.get("KKP2P_REQUIRE_LAB") == "1":
         pytest.fail(f"the lab is required, and: {reason}")
     pytest.skip(f"no lab: {reason}")
 
 
 def need(*tools: str) -> None:
-    """Programs that not every test of the lab needs."""
+    """Skip or fail the test if one of these programs is missing."""
     missing = [tool for tool in tools if shutil.which(tool) is None]
     if missing:
         absent(f"not installed: {', '.join(missing)}")
@@ -37,7 +37,7 @@ def need(*tools: str) -> None:
 
 @pytest.fixture
 def lab_environment() -> Mapping[str, str]:
-    """Of the programs on the hosts; override it to change that."""
+    """The environment of programs on hosts; override this fixture to change it."""
     return os.environ
 
 

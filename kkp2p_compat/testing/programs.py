@@ -1,4 +1,4 @@
-"""Start programs on the lab's hosts, and wait for what they say.
+"""Start programs on the lab's hosts, and wait for their output.
 
 Waits are in native threads, so that a ``gevent.Timeout`` of the caller ends them.
 """
@@ -48,7 +48,7 @@ def runner() -> Iterator[Run]:
 
 
 def wait_for(process: subprocess.Popen[str], line: str, max_wait_s: float = MAX_WAIT_S) -> str:
-    """The next line of its output in which the pattern is found."""
+    """The next line of the program's output that the pattern is found in."""
     assert process.stdout is not None
     read = process.stdout.readline
     with _within(max_wait_s, process, repr(line)) as seen:
@@ -60,9 +60,9 @@ def wait_for(process: subprocess.Popen[str], line: str, max_wait_s: float = MAX_
 
 
 def output_of(process: subprocess.Popen[str], max_wait_s: float = MAX_WAIT_S) -> str:
-    """Ends its input; what else it prints until its end, which must be a good one.
+    """Close its input and wait for its end, with status 0; returns the rest of its output.
 
-    (``communicate`` knows nothing of lines that ``wait_for`` has read with the one it returned.)
+    (``communicate`` would miss lines that ``wait_for`` has read together with the one it returned.)
     """
     assert process.stdin is not None
     assert process.stdout is not None
@@ -88,7 +88,7 @@ def start_cloud(run: Run, host: Host, *options: str, port: str = CLOUD_PORT) -> 
 
 @contextmanager
 def _within(max_wait_s: float, process: subprocess.Popen[str], what: str) -> Iterator[list[str]]:
-    """Fails after that time, with the lines seen until then."""
+    """Fail after that time, and show the lines seen until then."""
     seen: list[str] = []
     timeout = gevent.Timeout(max_wait_s)
     try:

@@ -1,6 +1,6 @@
 """The internet of a lab: networks, NATs and access lines that packets are carried through.
 
-No device and no clock: ``take`` a host's packet, ``due`` gives what arrives, and at whom.
+It has no device and no clock: ``take`` gets the packet of a host, ``due`` gives what arrives where.
 ``world_process`` runs it between the TUN devices of real hosts.
 
 How it is built:
@@ -10,7 +10,7 @@ How it is built:
   chance of loss.  Within a network behind a NAT there is nothing in between, and no delay.
 - A NAT is one router.  IPv6 passes it as it is, to the hosts that are registered behind it.
 - A packet meets the NAT of its sender when it is sent, and that of its receiver a delay later: two
-  packets that pass each other find the NATs as they would outside.
+  packets that cross find the NATs in the state that they would find in reality.
 - What is dropped is counted by the host that sent it and the reason.  Nobody sends ICMP errors.
 """
 
@@ -76,7 +76,7 @@ class Network:
 
 
 class World:
-    """Names are of hosts and NATs together.  Times are in seconds of the caller's clock."""
+    """Hosts and NATs share one set of names.  Times are in seconds of the caller's clock."""
 
     def __init__(
         self, delay_s: float = 0.0, loss: float = 0.0, hops: int = 6, seed: int = 1
@@ -155,7 +155,7 @@ class World:
         self._ports[name].udp = not on
 
     def cut_between(self, one: str, other: str, on: bool) -> None:
-        """Between two hosts; the name of a NAT is of no use here."""
+        """Drop what two hosts send each other; NATs cannot be named here."""
         (self._apart.add if on else self._apart.discard)(frozenset((one, other)))
 
     def reboot(self, name: str, addresses: list[str] | None) -> None:
@@ -190,7 +190,7 @@ class World:
     # Packets.
 
     def take(self, name: str, data: bytes, now: float) -> None:
-        """A packet that a host has sent.  What has arrived by then comes first."""
+        """Take a packet that a host has sent, after delivering what has arrived before."""
         self._arrive(now)
         port = self._ports[name]
         try:
@@ -207,7 +207,7 @@ class World:
             self._send(port, packet)
 
     def due(self, now: float) -> list[Arrival]:
-        """What has arrived until now, in its order."""
+        """What has arrived until now, in order."""
         self._arrive(now)
         arrivals, self._arrivals = self._arrivals, []
         return arrivals

@@ -5,9 +5,8 @@ JSON.  Each line of its standard input is a command, {"op": name, ...}; each has
 answer, {"value": ...} or {"error": text}.  It ends with its standard input.
 
 Each host has a TUN device: IP packets without Ethernet.  A TAP device would add ARP, neighbour
-discovery and MAC addresses, which NATs and the internet between them know nothing of, and which
-would be noise in every count here.  What is lost by that: tests about Ethernet itself.  The lab's
-switch (``Lab.host``) is there for those.
+discovery and MAC addresses, which play no part beyond a NAT and would be noise in every count here.
+Tests about Ethernet itself use the lab's switch (``Lab.host``).
 """
 
 from __future__ import annotations
