@@ -111,9 +111,7 @@ class Direct:
         deadline: float,
     ) -> DirectStream | RelayedStream:  # fmt: skip
         link = self._by_peer.get(key)
-        if link is not None and (
-            link.search is not None or link.connection.streams.clogged(time.monotonic())
-        ):
+        if link is not None and not link.is_fit:
             del self._by_peer[key]  # it goes on with the channels it has
             link = None
         if link is not None:
@@ -191,7 +189,7 @@ class Direct:
             raise NotSupported(f"could not be met directly a moment ago: {reason}")
 
     def _open_on(self, link: PeerLink, ctx: connect_ctx_t) -> DirectStream:
-        stream_id = link.open(ctx.channel_type, ctx.encrypt_data, ctx.connect_desc)
+        stream_id = link.channels.open(ctx.channel_type, ctx.encrypt_data, ctx.connect_desc)
         return DirectStream(link, stream_id, ctx.channel_type, ctx.encrypt_data, ctx.connect_desc)
 
     def _make(
@@ -212,14 +210,14 @@ class Direct:
     def retire(self, own_id: str) -> None:
         """Who calls this peer does not mean us any more, not even on a live link."""
         for link in self.links:
-            link.retired |= link.info.own_id == own_id
+            link.retire(own_id)
 
     # When the cloud loses a peer.
 
     def handle_gone(self, peer_id: str, calls: list[str], back: bool) -> None:
         """Whom we had called, or who had called us: is it there all the same?"""
         for link in list(self.links):
-            if link.name == peer_id if link.info.is_caller else link.call and link.call in calls:
+            if link.is_of(peer_id, calls):
                 if back:
                     link.handle_back()
                 else:
@@ -299,7 +297,7 @@ class Direct:
 
     def _refuse(self, link: PeerLink, offered: ChannelOffered) -> None:
         """Only the side that was called is one that accepts."""
-        link.refuse(offered.stream_id, REFUSED_UNSUPPORTED)
+        link.channels.refuse(offered.stream_id, REFUSED_UNSUPPORTED)
 
     def _forget(self, link: PeerLink) -> None:
         self.links.discard(link)
@@ -312,12 +310,12 @@ class Direct:
     @property
     def busy(self) -> bool:
         """Whether something is on its way, or a path is being looked for."""
-        return bool(self._making) or any(not link.drained.is_set() for link in self.links)
+        return bool(self._making) or any(not link.channels.drained.is_set() for link in self.links)
 
     def drain(self) -> None:
         """Wait until no channel has anything on its way."""
         for link in list(self.links):
-            link.drained.wait()
+            link.channels.drained.wait()
 
     def sweep(self) -> None:
         for link in list(self.links):

@@ -421,10 +421,10 @@ class Engine:
     def _handle_offered(self, link: PeerLink, offered: ChannelOffered) -> None:
         """A peer opens a channel on a live link."""
         if link.retired:
-            link.refuse(offered.stream_id, REFUSED_MOVED)
+            link.channels.refuse(offered.stream_id, REFUSED_MOVED)
             return
         if offered.channel_type not in (_codes.KKP2P_TCP_CHANNEL, _codes.KKP2P_UDP_CHANNEL):
-            link.refuse(offered.stream_id, REFUSED_UNSUPPORTED)
+            link.channels.refuse(offered.stream_id, REFUSED_UNSUPPORTED)
             return
         stream = DirectStream(
             link, offered.stream_id, offered.channel_type, offered.encrypt_data, offered.desc

@@ -124,13 +124,19 @@ class Callee:
             if moved is not None:
                 self._log.info("%s: looks for us: trying %s port %d", moved.name, *path[0][:2])
                 moved.try_path(path[0])
-                moved.call = call.call_id
+                moved.note_call(call.call_id)
                 return
             info = LinkInfo(
-                call.name, call.own_id, timeline, meeting.plan, half.direct, asked, None,
-                call.caller_id,
-            )  # fmt: skip
-            self._direct.add_link(info, keys, path).call = call.call_id
+                name=call.name,
+                own_id=call.own_id,
+                is_lan=call.trickle is None,
+                caller_id=call.caller_id,
+                timeline=timeline,
+                plan=meeting.plan,
+                ours=half.direct,
+                theirs=asked,
+            )
+            self._direct.add_link(info, keys, path).note_call(call.call_id)
 
         with underlay.meeting(half, asked, keys, timeline, call.trickle, False) as meeting:
             call.meeting = meeting

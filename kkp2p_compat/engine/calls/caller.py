@@ -96,7 +96,15 @@ class Caller:
                         return meeting.plan.reason
                 path = meeting.take_path()
             timeline.step("path")
-            info = LinkInfo(peer_id, "", timeline, meeting.plan, half.direct, theirs, peer_id)
+            info = LinkInfo(
+                name=peer_id,
+                peer_id=peer_id,
+                is_lan=False,
+                timeline=timeline,
+                plan=meeting.plan,
+                ours=half.direct,
+                theirs=theirs,
+            )
             return self._direct.add_link(info, keys, path)
 
         late = TimedOut("the peer did not answer in time")
@@ -153,7 +161,13 @@ class Caller:
             peer_id, half, offer, budget_s, attempt.timeline
         )
         info = LinkInfo(
-            f"{peer_id} (LAN)", "", attempt.timeline, meeting.plan, half.direct, theirs, peer_id
+            name=f"{peer_id} (LAN)",
+            peer_id=peer_id,
+            is_lan=True,
+            timeline=attempt.timeline,
+            plan=meeting.plan,
+            ours=half.direct,
+            theirs=theirs,
         )
         return self._direct.add_link(info, keys, path)
 
@@ -179,13 +193,12 @@ class Caller:
         """A new path to the peer of a link that we made."""
         info, underlay, timeline = link.info, self._direct.underlay(), Timeline()
         underlay.own.make_sure(FIRST_LOOK_S)  # a NAT that started anew tells nobody
-        peer_id = info.dials or ""
         connection_id = info.theirs.connection_id
         client = self._engine.client
-        if link.name != peer_id or client is None:
+        if info.is_lan or client is None:
             half = Half(underlay.own.host_candidates())
             offer = half.fit(lambda: half.restart(connection_id))
-            return self._meet_on_lan(peer_id, half, offer, budget_s, timeline)[0]
+            return self._meet_on_lan(info.peer_id, half, offer, budget_s, timeline)[0]
         half = Half(underlay.own.candidates(), underlay.own.nat, worked=info.plan.kind)
         offer = half.restart(connection_id)
 
@@ -200,7 +213,7 @@ class Caller:
                 return meeting.take_path()
 
         with time_limit(budget_s, TimedOut("no new path was found")):
-            return call_peer(client, peer_id, offer, budget_s, finish)
+            return call_peer(client, info.peer_id, offer, budget_s, finish)
 
 
 def _relayed(sock: Any, ctx: connect_ctx_t, keys: CallKeys) -> RelayedStream:

@@ -1,12 +1,11 @@
 """Links that outlive their path: what is done when a peer is not heard any more.
 
-A path dies when an address changes, a NAT forgets, a router starts anew.  Packets from a new
-address are followed by the connection itself, where they get through.  Where they do not, because
-the NATs let in only whom they know, both sides must look for a path again, like ICE does when it
-restarts (RFC 8445 section 2.4): the side that called calls again, and the offer names the
-connection.  The keys, the channels and what is on its way stay; the new address counts when the
-peer has answered a challenge from there under the connection's keys, so a stranger who calls in
-another's name moves nothing.
+A path dies when an address changes, a NAT forgets its mapping, or a router restarts.  If packets
+from the new address get through, the connection itself follows them.  If they do not, because NATs
+let in only addresses that they know, both sides must look for a path again, as in an ICE restart
+(RFC 8445 section 2.4): the side that called calls again, and its offer names the connection.  Keys,
+channels and data on their way stay.  The new address counts once the peer has answered a challenge
+from there under the connection's keys, so a stranger who calls in another's name moves nothing.
 """
 
 from __future__ import annotations
@@ -29,44 +28,53 @@ __all__ = ["Roaming"]
 # Our choices.
 CALL_S = 8.0  # how long one search for a new path may take
 CHECK_EVERY_S = 1.0  # at most
-PROVE_S = 1.0  # how long a found path has to bring the peer's voice
-# Between two searches: drawn, as all the peers behind a router move at once, and growing.
+PROVE_S = 1.0  # how long the peer has to be heard on a path that was found
+# Between two searches: random, as all the peers behind a router move at once, and growing.
 PAUSE_FIRST_S = 0.1
 PAUSE_SPREAD_S = 0.4
 PAUSE_MOST_S = 1.5
 
 
 class Roaming:
-    """``redial`` looks for a new path to a link's peer; ``check_cloud`` if the cloud is there."""
+    """``redial`` looks for a new path to a link's peer; ``check_cloud`` asks if the cloud is there.
+
+    The side that was called does not look: it is called again.
+    """
 
     def __init__(
-        self, redial: Callable[[PeerLink, float], Path], check_cloud: Callable[[], object],
-        log: Logger, spawn: Callable[..., gevent.Greenlet[..., Any]],
-    ) -> None:  # fmt: skip
+        self,
+        redial: Callable[[PeerLink, float], Path],
+        check_cloud: Callable[[], object],
+        log: Logger,
+        spawn: Callable[..., gevent.Greenlet[..., Any]],
+    ) -> None:
         self._redial = redial
         self._check_cloud = check_cloud
         self._log = log
         self._spawn = spawn
         self._random = SystemRandom()
+        self._searches: dict[PeerLink, gevent.Greenlet[..., Any]] = {}
         self._checked_at: dict[str, float] = {}
 
     def handle_suspected(self, link: PeerLink) -> None:
         """The peer has not been heard for a while."""
         self._check("suspected")  # if it is our network, the cloud has lost us, too
-        if link.info.dials is not None and link.search is None:
+        if link.info.is_caller and link not in self._searches:
             self._log.info("%s: not heard any more: looking for another path", link.name)
-            link.search = self._spawn(self._search, link)
+            self._searches[link] = self._spawn(self._search, link)
 
-    def handle_end(self, link: PeerLink) -> None:
-        """The peer was heard again, or the link is closed."""
-        search, link.search = link.search, None
+    def handle_recovered(self, link: PeerLink) -> None:
+        """The peer was heard again."""
+        self.handle_closed(link)
+        self._check("heard")  # what died in an outage is found now, and not when it is needed
+
+    def handle_closed(self, link: PeerLink) -> None:
+        search = self._searches.pop(link, None)
         if search is not None:
             search.kill(block=False)
-        if link.closed is None:
-            self._check("heard")  # what died in an outage is found now, and not when it is needed
 
     def _check(self, why: str) -> None:
-        """Hundreds of links die and live together: once for all of them."""
+        """Once for all links: hundreds of them die and recover together."""
         now = time.monotonic()
         if now - self._checked_at.get(why, -CHECK_EVERY_S) >= CHECK_EVERY_S:
             self._checked_at[why] = now

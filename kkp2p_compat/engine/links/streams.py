@@ -171,18 +171,18 @@ class DirectStream(OpenStream):
         }
 
     def give_up(self) -> None:
-        self._link.give_up(self._stream_id)
+        self._link.channels.give_up(self._stream_id)
 
     def accept(self) -> None:
-        self._link.accept(self._stream_id)
+        self._link.channels.accept(self._stream_id)
 
     def refuse(self) -> None:
-        self._link.refuse(self._stream_id, REFUSED_BUSY)
+        self._link.channels.refuse(self._stream_id, REFUSED_BUSY)
 
     def pipe(
         self, sock: Any, on_end: OnEnd, mark: pair.Mark | None, background: Background
     ) -> Pipe:
-        return self._link.pipe(self._stream_id, self.channel_type, sock, on_end, mark)
+        return self._link.channels.pipe(self._stream_id, self.channel_type, sock, on_end, mark)
 
 
 class RelayedStream(OpenStream):

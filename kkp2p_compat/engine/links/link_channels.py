@@ -1,0 +1,286 @@
+"""The channels on a link, from when one side asks for one until the connection has forgotten it.
+
+Runs in the engine's hub.  ``open`` waits, in a greenlet; everything else is called from the
+callbacks of watchers, and never waits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from enum import Enum
+from typing import Any
+
+from gevent.event import AsyncResult, Event
+
+from ..._codes import KKP2P_UDP_CHANNEL
+from ..._errors import CallRefused, KKP2PError, LinkLost
+from ...transport.pair import Mark
+from ...transport.udp import events as e
+from ...transport.udp.pipe import Carrier, MessagePipe, OnEnd, Pipe, StreamPipe
+from ...transport.udp.stream_table import REFUSED_BUSY, REFUSED_MOVED, REFUSED_UNSUPPORTED
+
+__all__ = ["LinkChannels", "State"]
+
+# Our choices.
+UNUSED_S = 30.0  # how long a channel without a pipe may wait for one, or for its rest to arrive
+MAX_EARLY_MESSAGES = 16  # of a UDP channel that was opened a moment ago
+
+_REFUSALS = {
+    REFUSED_BUSY: "the peer's accept queue is full",
+    REFUSED_UNSUPPORTED: "the peer takes no such channel here",
+    REFUSED_MOVED: "the peer is elsewhere now",
+}
+
+
+class State(Enum):
+    ASKED = "asked for"  # by us: a greenlet waits for the peer's answer
+    ABANDONED = "abandoned"  # asked for by us, and nobody waits for the answer any more
+    OFFERED = "offered"  # by the peer: we have not answered
+    OPEN = "open"  # the peer has taken it; whoever asked for it has not come for it yet
+    CARRIED = "carried"  # by a pipe
+    LEAVING = "leaving"  # its pipe has ended; what was written is on its way
+    GIVEN_UP = "given up"  # both directions are reset; the peer has not confirmed it
+
+
+# All that can follow, besides being forgotten.
+_NEXT = {
+    State.ASKED: (State.OPEN, State.ABANDONED),
+    State.ABANDONED: (State.GIVEN_UP,),  # when the peer has taken it: before, it would not know it
+    State.OFFERED: (State.CARRIED,),
+    State.OPEN: (State.CARRIED, State.GIVEN_UP),
+    State.CARRIED: (State.LEAVING,),
+    State.LEAVING: (State.GIVEN_UP,),
+    State.GIVEN_UP: (),
+}
+
+
+class LinkChannel:
+    """One channel as its link sees it."""
+
+    __slots__ = ("answer", "early", "pipe", "since", "state", "stream_id")
+
+    def __init__(self, stream_id: int, state: State) -> None:
+        self.stream_id = stream_id
+        self.state = state
+        self.since = time.monotonic()  # when it came into this state
+        self.answer: AsyncResult[None] | None = None  # the peer's, as long as somebody waits for it
+        self.early: tuple[e.Event, ...] = ()  # what the pipe will have to be told
+        self.pipe: Pipe | None = None  # while CARRIED
+
+    def become(self, state: State) -> None:
+        if state not in _NEXT[self.state]:
+            raise RuntimeError(f"a channel that is {self.state.value} cannot be {state.value}")
+        self.state = state
+        self.since = time.monotonic()
+
+    def tell(self, error: KKP2PError | None) -> None:
+        """Whoever waits for the peer's answer: there it is, or why there will be none."""
+        answer, self.answer = self.answer, None
+        if answer is None:
+            return
+        if error is None:
+            answer.set(None)
+        else:
+            answer.set_exception(error)
+
+    def keep(self, event: e.Event) -> None:
+        """Until there is a pipe, which looks for data by itself."""
+        is_end = isinstance(event, e.Stopped | e.ResetReceived)
+        is_message = isinstance(event, e.MessageReceived) and len(self.early) < MAX_EARLY_MESSAGES
+        if self.state in (State.ASKED, State.OPEN) and (is_end or is_message):
+            self.early += (event,)
+
+
+_TO_PIPE: dict[type, Callable[[Any, Any], None]] = {
+    e.Readable: lambda pipe, event: pipe.handle_data(),
+    e.Writable: lambda pipe, event: pipe.handle_room(),
+    e.Stopped: lambda pipe, event: pipe.handle_stopped(),
+    e.ResetReceived: lambda pipe, event: pipe.handle_broken(
+        LinkLost("the peer gave the channel up")
+    ),
+    e.MessageReceived: lambda pipe, event: pipe.handle_message(event.data),
+}
+
+
+class LinkChannels:
+    """``open``, or ``accept`` what the peer offers; then ``pipe``, or ``give_up``."""
+
+    def __init__(self, link: Carrier) -> None:
+        self.drained = Event()  # no channel has anything on its way
+        self.drained.set()
+        self._link = link
+        self._streams = link.connection.streams
+        self._channels: dict[int, LinkChannel] = {}
+        self._used_at = time.monotonic()
+        self._broken: KKP2PError | None = None  # why the link carries nothing any more
+
+    def __len__(self) -> int:
+        return len(self._channels)
+
+    @property
+    def carried(self) -> bool:
+        """Whether a pipe is at work."""
+        return any(channel.pipe is not None for channel in self._channels.values())
+
+    def unused_for(self, seconds: float) -> bool:
+        """Whether there has been no channel for so long."""
+        return not self._streams.by_id and time.monotonic() - self._used_at >= seconds
+
+    # From the engine.
+
+    def open(self, channel_type: int, encrypt_data: int, desc: int) -> int:
+        """Open a channel and wait for the peer's answer; raises CallRefused or LinkLost."""
+        if self._broken is not None:
+            raise self._broken
+        stream_id = self._streams.open(channel_type, encrypt_data, desc)
+        channel = self._channels[stream_id] = LinkChannel(stream_id, State.ASKED)
+        answer = channel.answer = AsyncResult()
+        self.drained.clear()
+        self._link.wake()
+        try:
+            answer.get()
+        except BaseException:
+            self.give_up(stream_id)
+            raise
+        return stream_id
+
+    def accept(self, stream_id: int) -> None:
+        self._streams.accept(stream_id)
+        self.drained.clear()
+
+    def refuse(self, stream_id: int, reason: int) -> None:
+        self._streams.refuse(stream_id, reason)
+        self._forget(self._channels[stream_id])
+
+    def give_up(self, stream_id: int) -> None:
+        """Nobody here wants this channel any more."""
+        channel = self._channels.get(stream_id)
+        if channel is None:  # refused, or at its end
+            return
+        if channel.state is State.ASKED:
+            channel.answer = None
+            channel.become(State.ABANDONED)
+            self._look_if_drained()
+        elif channel.state is State.OPEN:
+            self._give_up(channel)
+
+    def pipe(
+        self, stream_id: int, channel_type: int, sock: Any, on_end: OnEnd, mark: Mark | None
+    ) -> Pipe:
+        """Carry a channel to and from a plain non-blocking socket, until ``on_end``.
+
+        ``mark``: see StreamPipe.
+        """
+        channel = self._channels[stream_id]
+
+        def ended(error: KKP2PError | None, is_cut: bool) -> None:
+            channel.pipe = None
+            if stream_id in self._streams.by_id:
+                channel.become(State.LEAVING)
+            else:
+                del self._channels[stream_id]
+            on_end(error, is_cut)
+
+        channel.become(State.CARRIED)
+        if channel_type == KKP2P_UDP_CHANNEL:
+            pipe: Pipe = MessagePipe(self._link, stream_id, sock, ended)
+        else:
+            pipe = StreamPipe(self._link, stream_id, sock, ended, mark)
+        channel.pipe = pipe
+        early, channel.early = channel.early, ()
+        for event in early:
+            self.handle_event(event)  # before the end of a stream that ``start`` may find
+        pipe.start()
+        if self._broken is not None:
+            pipe.handle_broken(self._broken)
+        return pipe
+
+    # From the link.
+
+    def offer(self, stream_id: int) -> None:
+        """The peer opens a channel: ``accept`` or ``refuse`` follows."""
+        self._channels[stream_id] = LinkChannel(stream_id, State.OFFERED)
+
+    def handle_event(self, event: Any) -> None:
+        """Of one channel; of one that is forgotten it means nothing any more."""
+        channel = self._channels.get(event.stream_id)
+        if channel is None:
+            return
+        tell_pipe = _TO_PIPE.get(type(event))
+        if tell_pipe is None:
+            self._handlers[type(event)](self, channel, event)
+        elif channel.pipe is not None:
+            tell_pipe(channel.pipe, event)
+        else:
+            channel.keep(event)
+
+    def _handle_opened(self, channel: LinkChannel, event: e.ChannelOpened) -> None:
+        if channel.state is State.ABANDONED:
+            self._give_up(channel)
+        else:
+            channel.become(State.OPEN)
+            channel.tell(None)
+
+    def _handle_refused(self, channel: LinkChannel, event: e.ChannelRefused) -> None:
+        text = _REFUSALS.get(event.reason, f"refused: reason {event.reason}")
+        channel.tell(LinkLost(text) if event.reason == REFUSED_MOVED else CallRefused(text))
+        self._forget(channel)
+
+    def _handle_ended(self, channel: LinkChannel, event: e.Ended) -> None:
+        if channel.state in (State.OPEN, State.CARRIED):
+            self._note_use()  # there still is a pipe to be told, or to come
+            return
+        channel.tell(CallRefused("the peer gave the channel up"))  # this overtook its OPENED
+        self._forget(channel)
+
+    _handlers: dict[type, Callable[[Any, LinkChannel, Any], None]] = {  # noqa: RUF012
+        e.ChannelOpened: _handle_opened,
+        e.ChannelRefused: _handle_refused,
+        e.Ended: _handle_ended,
+    }
+
+    def handle_closed(self, error: KKP2PError) -> None:
+        self._broken = error
+        for channel in list(self._channels.values()):
+            channel.tell(error)
+            if channel.pipe is not None:
+                channel.pipe.handle_broken(error)
+        self.drained.set()
+
+    def sweep(self) -> None:
+        """Every few seconds: see to what no event tells, and to what takes too long."""
+        now = time.monotonic()
+        for channel in list(self._channels.values()):
+            if channel.pipe is not None:
+                channel.pipe.check()
+            elif channel.state in (State.OPEN, State.LEAVING) and now - channel.since >= UNUSED_S:
+                self._give_up(channel)
+
+    # Inside.
+
+    def _give_up(self, channel: LinkChannel) -> None:
+        channel.become(State.GIVEN_UP)
+        if channel.stream_id not in self._streams.by_id:
+            self._forget(channel)
+            return
+        self._streams.reset(channel.stream_id, 0)
+        self._streams.stop(channel.stream_id)
+        self._link.wake()
+
+    def _forget(self, channel: LinkChannel) -> None:
+        del self._channels[channel.stream_id]
+        self._note_use()
+
+    def _note_use(self) -> None:
+        self._used_at = time.monotonic()
+        self._look_if_drained()
+
+    def _look_if_drained(self) -> None:
+        """Those that nobody wants any more keep nobody waiting."""
+        channels = self._channels
+        if all(
+            stream_id in channels and channels[stream_id].state is State.ABANDONED
+            for stream_id in self._streams.by_id
+        ):
+            self.drained.set()
