@@ -61,7 +61,7 @@ def settled(engine: kkp2p.engine_t) -> bool:
     return not (
         engine.channels
         or engine.busy()
-        or any(link.connection.streams.by_id or link._early for link in links(engine))
+        or any(link.channels for link in links(engine))
     )
 
 

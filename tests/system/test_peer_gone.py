@@ -100,7 +100,7 @@ def test_a_control_connection_that_breaks_cuts_nothing(
             link.close()
 
     client.thread.call(break_links)
-    until(lambda: "gone, says the cloud: asking" in log_of(tmp_path, told))
+    until(lambda: "the cloud says that it is gone: asking it" in log_of(tmp_path, told))
     (link,) = links(peer if whose == "caller" else engine)
     until(lambda: not link.connection.liveness.doubt)
     assert link.closed is None

@@ -26,6 +26,7 @@ __all__ = ["LinkChannels", "State"]
 UNUSED_S = 30.0  # how long a channel without a pipe may wait for one, or for its rest to arrive
 MAX_EARLY_MESSAGES = 16  # of a UDP channel that was opened a moment ago
 
+GIVEN_UP = "the peer gave the channel up"
 _REFUSALS = {
     REFUSED_BUSY: "the peer's accept queue is full",
     REFUSED_UNSUPPORTED: "the peer takes no such channel here",
@@ -96,9 +97,7 @@ _TO_PIPE: dict[type, Callable[[Any, Any], None]] = {
     e.Readable: lambda pipe, event: pipe.handle_data(),
     e.Writable: lambda pipe, event: pipe.handle_room(),
     e.Stopped: lambda pipe, event: pipe.handle_stopped(),
-    e.ResetReceived: lambda pipe, event: pipe.handle_broken(
-        LinkLost("the peer gave the channel up")
-    ),
+    e.ResetReceived: lambda pipe, event: pipe.handle_broken(LinkLost(GIVEN_UP)),
     e.MessageReceived: lambda pipe, event: pipe.handle_message(event.data),
 }
 
@@ -231,7 +230,7 @@ class LinkChannels:
         if channel.state in (State.OPEN, State.CARRIED):
             self._note_use()  # there still is a pipe to be told, or to come
             return
-        channel.tell(CallRefused("the peer gave the channel up"))  # this overtook its OPENED
+        channel.tell(CallRefused(GIVEN_UP))  # this overtook its OPENED
         self._forget(channel)
 
     _handlers: dict[type, Callable[[Any, LinkChannel, Any], None]] = {  # noqa: RUF012

@@ -31,6 +31,7 @@ from kkp2p_compat.engine.calls import caller as caller_module
 from kkp2p_compat.engine.channels import acceptor
 from kkp2p_compat.engine.channels import kinds as channels
 from kkp2p_compat.engine.links import peer_link
+from kkp2p_compat.engine.links.link_channels import LinkChannels
 from kkp2p_compat.engine.paths import own_addresses, underlay
 from kkp2p_compat.traversal.candidates import host_candidates
 
@@ -107,7 +108,7 @@ def test_a_path_that_opens_no_channel_is_not_tried_again_soon(
         raise TimedOut("nothing comes back")
 
     monkeypatch.setattr(caller_module, "HEAD_START_S", PATIENCE_S)
-    monkeypatch.setattr(peer_link.PeerLink, "open", silent)
+    monkeypatch.setattr(LinkChannels, "open", silent)
     for _ in range(2):
         mine, theirs = connect(engine, 0), accept(peer)
         assert (mine.transmit_mode, theirs.transmit_mode) == (2, 2)
@@ -186,7 +187,7 @@ def test_a_link_that_is_not_used_is_ended(
 def test_only_the_called_side_accepts(engine: kkp2p.engine_t, peer: kkp2p.engine_t) -> None:
     mine, theirs = connect(engine), accept(peer)
     with pytest.raises(CallRefused):
-        peer.thread.call(links(peer)[0].open, 0, 0, 0)
+        peer.thread.call(links(peer)[0].channels.open, 0, 0, 0)
     assert kkp2p.accept(engine, 0, kkp2p.channel_t()) == 0
     check_carries(mine, theirs)
 

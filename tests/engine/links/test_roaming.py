@@ -20,10 +20,9 @@ from kkp2p_compat.engine.links.roaming import Roaming
 class FakeLink:
     """As much of a PeerLink as Roaming sees."""
 
-    def __init__(self, dials: str | None) -> None:
+    def __init__(self, is_caller: bool = True) -> None:
         self.name = "peer"
-        self.info = SimpleNamespace(dials=dials)
-        self.search: Any = None
+        self.info = SimpleNamespace(is_caller=is_caller)
         self.closed: KKP2PError | None = None
         self.tried: list[Any] = []
         self.on_try = Event()
@@ -71,7 +70,7 @@ def _fast(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_the_caller_looks_until_a_path_is_found_and_the_peer_heard() -> None:
-    case, link = Case(PeerOffline(), LinkLost("the cloud is gone"), None), FakeLink("peer")
+    case, link = Case(PeerOffline(), LinkLost("the cloud is gone"), None), FakeLink()
     case.roaming.handle_suspected(link)  # type: ignore[arg-type]
     case.roaming.handle_suspected(link)  # type: ignore[arg-type]  # one search is enough
     assert len(case.greenlets) == 1
@@ -80,49 +79,52 @@ def test_the_caller_looks_until_a_path_is_found_and_the_peer_heard() -> None:
     assert case.redials == 3
     link.on_try.clear()
     link.on_try.wait()  # not heard yet: again
-    case.roaming.handle_end(link)  # type: ignore[arg-type]
+    case.roaming.handle_recovered(link)  # type: ignore[arg-type]
     case.greenlets[0].join()
-    assert link.search is None
     assert case.checks == 2  # when it was suspected, and when it lives again
+    case.roaming.handle_suspected(link)  # type: ignore[arg-type]
+    assert len(case.greenlets) == 2
+    case.roaming.handle_closed(link)  # type: ignore[arg-type]
+    case.greenlets[1].join()
 
 
 def test_a_search_under_way_ends_when_the_peer_is_heard() -> None:
-    case, link = Case(Event()), FakeLink("peer")
+    case, link = Case(Event()), FakeLink()
     case.roaming.handle_suspected(link)  # type: ignore[arg-type]
     while not case.redials:
         gevent.sleep(0)
-    case.roaming.handle_end(link)  # type: ignore[arg-type]
+    case.roaming.handle_recovered(link)  # type: ignore[arg-type]
     case.greenlets[0].join()
     assert link.tried == []
 
 
 def test_the_callee_waits_to_be_called() -> None:
-    case, link = Case(None), FakeLink(None)
+    case, link = Case(None), FakeLink(is_caller=False)
     case.roaming.handle_suspected(link)  # type: ignore[arg-type]
     assert case.greenlets == []
     assert case.checks == 1
-    case.roaming.handle_end(link)  # type: ignore[arg-type]
+    case.roaming.handle_recovered(link)  # type: ignore[arg-type]
     assert case.checks == 2
 
 
 def test_a_link_that_is_closed_is_not_looked_after() -> None:
-    case, link = Case(PeerOffline()), FakeLink("peer")
+    case, link = Case(PeerOffline()), FakeLink()
     case.roaming.handle_suspected(link)  # type: ignore[arg-type]
     while case.redials < 3:
         gevent.sleep(0)
     link.closed = LinkLost("silent")
     case.greenlets[0].join()
-    case.roaming.handle_end(link)  # type: ignore[arg-type]
+    case.roaming.handle_closed(link)  # type: ignore[arg-type]
     assert case.checks == 1
 
 
 def test_hundreds_of_links_that_die_and_live_together_ask_the_cloud_once() -> None:
-    case, links = Case(PeerOffline()), [FakeLink("peer") for _ in range(300)]
+    case, links = Case(PeerOffline()), [FakeLink() for _ in range(300)]
     for link in links:
         case.roaming.handle_suspected(link)  # type: ignore[arg-type]
     assert case.checks == 1
     assert len(case.greenlets) == 300
     for link in links:
-        case.roaming.handle_end(link)  # type: ignore[arg-type]
+        case.roaming.handle_recovered(link)  # type: ignore[arg-type]
     assert case.checks == 2
     gevent.joinall(case.greenlets)
