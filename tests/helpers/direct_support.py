@@ -58,11 +58,7 @@ def until(condition: Callable[[], object]) -> None:
 
 def settled(engine: kkp2p.engine_t) -> bool:
     """Nothing is left of any channel."""
-    return not (
-        engine.channels
-        or engine.busy()
-        or any(link.channels for link in links(engine))
-    )
+    return not (engine.channels or engine.busy() or any(link.channels for link in links(engine)))
 
 
 def log_of(tmp_path: Path, number: int) -> str:

@@ -1,0 +1,217 @@
+"""A channel of a link in each of its states, and what may follow."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import gevent
+import pytest
+
+from helpers.support import PATIENCE_S
+from kkp2p_compat._errors import CallRefused, KKP2PError, LinkLost
+from kkp2p_compat.engine.links import link_channels
+from kkp2p_compat.engine.links.link_channels import _NEXT, LinkChannel, LinkChannels, State
+from kkp2p_compat.transport.udp import events as e
+from kkp2p_compat.transport.udp.channel_table import REFUSED_BUSY, REFUSED_MOVED
+
+
+class FakeConnection:
+    """As much of a Connection as channels see, with a list of what was asked of it."""
+
+    def __init__(self) -> None:
+        self.channels: dict[int, object] = {}
+        self.asked: list[tuple[Any, ...]] = []
+        self._ids = itertools.count(0, 2)
+
+    def open_channel(self, *_: int) -> int:
+        stream_id = next(self._ids)
+        self.channels[stream_id] = object()
+        return stream_id
+
+    def refuse_channel(self, stream_id: int, reason: int) -> None:
+        del self.channels[stream_id]
+        self.asked.append(("refuse", stream_id, reason))
+
+    def accept_channel(self, stream_id: int) -> None:
+        self.asked.append(("accept", stream_id))
+
+    def reset(self, stream_id: int, _: int) -> None:
+        self.asked.append(("reset", stream_id))
+
+    def stop(self, stream_id: int) -> None:
+        self.asked.append(("stop", stream_id))
+
+    def writable_bytes(self, _: int) -> int:
+        return 0
+
+    def peek(self, _: int) -> list[bytes]:
+        return []
+
+    def at_end(self, _: int) -> bool:
+        return False
+
+
+class Case:
+    """A link's channels, as the link's owner and the connection use them."""
+
+    def __init__(self) -> None:
+        self.connection = FakeConnection()
+        self.channels = LinkChannels(self)  # type: ignore[arg-type]
+        self.ends: list[tuple[KKP2PError | None, bool]] = []
+
+    def wake(self) -> None:
+        pass
+
+    def open(self) -> gevent.Greenlet[..., int]:
+        opening = gevent.spawn(self.channels.open, 0, 0, 0)
+        gevent.sleep(0)
+        return opening
+
+    def forget(self, stream_id: int) -> None:
+        """What the connection does when a channel is over."""
+        del self.connection.channels[stream_id]
+        self.channels.handle_event(e.Ended(stream_id))
+
+    def pipe(self, stream_id: int, sock: socket.socket) -> None:
+        self.channels.pipe(stream_id, 0, sock, lambda *end: self.ends.append(end), lambda: None)
+
+
+@pytest.fixture
+def case() -> Iterator[Case]:
+    with gevent.Timeout(PATIENCE_S):
+        yield Case()
+
+
+@pytest.fixture
+def sock() -> Iterator[socket.socket]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        yield ours
+
+
+def test_what_the_table_does_not_list_raises_and_changes_nothing() -> None:
+    for before, after in itertools.product(State, State):
+        channel = LinkChannel(0, before)
+        if after in _NEXT[before]:
+            channel.become(after)
+            assert channel.state is after
+        else:
+            with pytest.raises(RuntimeError):
+                channel.become(after)
+            assert channel.state is before
+
+
+def test_a_channel_that_nobody_waits_for_is_given_up_when_the_peer_takes_it(case: Case) -> None:
+    opening = case.open()
+    assert not case.channels.drained.is_set()
+    opening.kill()
+    assert case.channels.drained.is_set()
+    assert case.connection.asked == []
+    case.channels.handle_event(e.ChannelOpened(0))
+    assert case.connection.asked == [("reset", 0), ("stop", 0)]
+    case.forget(0)
+    assert len(case.channels) == 0
+
+
+@pytest.mark.parametrize(
+    ("event", "kind"),
+    [
+        (e.ChannelRefused(0, REFUSED_BUSY), CallRefused),
+        (e.ChannelRefused(0, REFUSED_MOVED), LinkLost),
+        (e.ChannelRefused(0, 99), CallRefused),
+        (e.Ended(0), CallRefused),
+    ],
+)
+def test_a_channel_that_the_peer_does_not_take(
+    case: Case, event: e.Event, kind: type[KKP2PError]
+) -> None:
+    opening = case.open()
+    del case.connection.channels[0]
+    case.channels.handle_event(event)
+    with pytest.raises(kind):
+        opening.get()
+    assert len(case.channels) == 0
+    assert case.channels.drained.is_set()
+
+
+def test_a_channel_that_is_over_before_it_is_carried(case: Case, sock: socket.socket) -> None:
+    """The peer took it and gave it up at once: whoever opened it is told when it comes for it."""
+    opening = case.open()
+    case.channels.handle_event(e.ChannelOpened(0))
+    case.channels.handle_event(e.Reset(0, 0))
+    case.forget(0)
+    assert opening.get() == 0
+    assert len(case.channels) == 1
+    case.pipe(0, sock)
+    (end,) = case.ends
+    assert isinstance(end[0], LinkLost)
+    assert len(case.channels) == 0
+
+
+@pytest.mark.parametrize("is_over", [False, True])
+def test_a_channel_that_nobody_comes_for(
+    monkeypatch: pytest.MonkeyPatch, case: Case, is_over: bool
+) -> None:
+    opening = case.open()
+    case.channels.handle_event(e.ChannelOpened(0))
+    opening.get()
+    case.channels.sweep()
+    assert case.connection.asked == []
+    if is_over:
+        case.forget(0)
+    monkeypatch.setattr(link_channels, "UNUSED_S", 0)
+    case.channels.sweep()
+    case.channels.sweep()
+    assert case.connection.asked == ([] if is_over else [("reset", 0), ("stop", 0)])
+    assert len(case.channels) == (0 if is_over else 1)
+
+
+def test_a_channel_is_kept_until_what_was_written_has_arrived(
+    case: Case, sock: socket.socket
+) -> None:
+    case.channels.offer(1)
+    case.connection.channels[1] = object()
+    case.pipe(1, sock)
+    case.channels.accept(1)
+    assert case.channels.carried
+    case.channels.handle_event(e.Stopped(1))
+    case.channels.handle_event(e.Reset(1, 0))
+    assert len(case.ends) == 1
+    assert not case.channels.carried
+    assert not case.channels.drained.is_set()
+    case.forget(1)
+    assert len(case.channels) == 0
+    assert case.channels.drained.is_set()
+
+
+def test_a_channel_that_cannot_be_carried_is_refused(case: Case) -> None:
+    case.channels.offer(1)
+    case.connection.channels[1] = object()
+    case.channels.give_up(1)  # by whoever had no descriptor for it
+    case.channels.refuse(1, REFUSED_BUSY)
+    assert case.connection.asked == [("refuse", 1, REFUSED_BUSY)]
+    assert len(case.channels) == 0
+
+
+def test_the_end_of_the_link_is_told_to_all(case: Case, sock: socket.socket) -> None:
+    opening, carried, taken = case.open(), case.open(), case.open()
+    for stream_id in (2, 4):
+        case.channels.handle_event(e.ChannelOpened(stream_id))
+    case.pipe(carried.get(), sock)
+    error = LinkLost("silent")
+    case.channels.handle_closed(error)
+    with pytest.raises(LinkLost):
+        opening.get()
+    assert case.ends == [(error, True)]
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        case.pipe(taken.get(), ours)
+    assert case.ends == 2 * [(error, True)]
+    with pytest.raises(LinkLost):
+        case.channels.open(0, 0, 0)
+    assert case.channels.drained.is_set()
