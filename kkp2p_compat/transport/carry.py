@@ -1,9 +1,9 @@
-"""Carries a stream between a socket of this host and a sealed connection to a peer.
+"""Carry a stream between a socket of this host and a sealed connection to a peer.
 
 ``plain`` is the engine's end of the application's descriptor, or a local connection of a proxy;
 ``wire`` is the TCP connection to the peer, through the relay, and a socket of gevent's.  Both
-half-closes go through.  Backpressure does too: each direction holds one chunk, and waits for it to
-be taken.
+half-closes go through.  Backpressure does too: each direction holds one chunk and waits until it is
+taken.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from .sealed import (
     MAX_PLAINTEXT_BYTES,
     RECORD_OVERHEAD_BYTES,
     RESET,
-    Opener,
-    Sealer,
+    RecordOpener,
+    RecordSealer,
 )
 
 __all__ = ["SealedStream"]
@@ -41,11 +41,16 @@ CLOSE_TIMEOUT_S = 30.0  # our choice: how long the peer may take for the rest, a
 class SealedStream:
     """Call ``run`` once; ``application_closed`` whenever the local side is known to be closed.
 
-    ``mark``: see pair.py, if ``plain`` is of a socket pair; None: it is a TCP connection.
+    ``mark``: see pair.py, if ``plain`` is one end of a socket pair; None: it is a TCP connection.
     """
 
     def __init__(
-        self, plain: Any, wire: Any, sealer: Sealer, opener: Opener, mark: pair.Mark | None
+        self,
+        plain: Any,
+        wire: Any,
+        sealer: RecordSealer,
+        opener: RecordOpener,
+        mark: pair.Mark | None,
     ) -> None:
         self._plain = plain
         self._wire = wire
@@ -57,7 +62,7 @@ class SealedStream:
         self._send_error: KKP2PError | None = None
         self._wire_ended = False  # in order or not
         self._application_gone = False
-        self._peer_gone = False  # its application, not itself
+        self._peer_gone = False  # the peer's application, not the peer
         self._refused = False  # nothing is taken from the local side any more
         self._greenlets = Group()
         self._outcome: AsyncResult[KKP2PError | None] = AsyncResult()

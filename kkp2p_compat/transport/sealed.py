@@ -1,8 +1,8 @@
 """Sealed records: what two peers send each other through a relay that must not read it.
 
-Sans-IO: plaintext in, records out (``Sealer``), and back (``Opener``).  A record that was lost,
-repeated, moved, cut or altered raises BadPacket, and so does an end of stream that the peer did not
-seal.  The format and its reasons are in docs/protocol.rst, "Sealed channels".
+Sans-IO: plaintext in, records out (``RecordSealer``), and back (``RecordOpener``).  A record that
+was lost, repeated, moved, cut or altered raises BadPacket, and so does an end of stream that the
+peer did not seal.  The format and its reasons are in docs/protocol.rst, "Sealed channels".
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ __all__ = [
     "RECORD_OVERHEAD_BYTES",
     "RESET",
     "DirectionKeys",
-    "Opener",
-    "Sealer",
+    "RecordOpener",
+    "RecordSealer",
     "agree",
     "derive_keys",
     "make_private_key",
@@ -49,14 +49,14 @@ _NONCE_BYTES = 12
 
 @dataclass(frozen=True)
 class DirectionKeys:
-    """What one direction is sealed with; never used for a second stream."""
+    """The first key and the nonce base of one direction; never used for a second stream."""
 
     key: bytes
     nonce_base: bytes
 
 
 def make_private_key() -> X25519PrivateKey:
-    """For one call; NotSupported where the host's cryptography may not (FIPS 140 mode)."""
+    """A key for one call; NotSupported where the host does not allow X25519 (FIPS 140 mode)."""
     try:
         return X25519PrivateKey.generate()
     except UnsupportedAlgorithm as error:
@@ -66,7 +66,7 @@ def make_private_key() -> X25519PrivateKey:
 def derive_keys(
     private: X25519PrivateKey, public: bytes, offer: str, answer: str
 ) -> tuple[DirectionKeys, DirectionKeys]:
-    """The caller's sending keys, and the callee's; BadPacket if the peer's key is not usable."""
+    """The keys that the caller sends with, and the callee's; BadPacket as ``agree``."""
     size = 2 * (_KEY_BYTES + _NONCE_BYTES)
     block = agree(private, public, offer, answer, b"kkp2p sealed 1", size)
     return (
@@ -78,7 +78,10 @@ def derive_keys(
 def agree(
     private: X25519PrivateKey, public: bytes, offer: str, answer: str, purpose: bytes, size: int
 ) -> bytes:
-    """``size`` bytes that the two sides of a call share; BadPacket if the key is not usable."""
+    """``size`` secret bytes that only the two sides of a call can derive.
+
+    BadPacket if the peer's public key is not usable.
+    """
     try:
         secret = private.exchange(X25519PublicKey.from_public_bytes(public))
     except ValueError as error:  # wrong length, or a point of small order
@@ -89,7 +92,7 @@ def agree(
     return HKDF(SHA256(), size, salt, purpose).derive(secret)
 
 
-class _Direction:
+class _KeySchedule:
     """The key and the record counter of one direction."""
 
     __slots__ = ("_aead", "_base", "_count", "_key")
@@ -110,13 +113,13 @@ class _Direction:
         return self._aead, nonce
 
 
-class Sealer:
+class RecordSealer:
     """Makes the records of one direction, in the order in which they must be sent."""
 
-    __slots__ = ("_direction",)
+    __slots__ = ("_schedule",)
 
     def __init__(self, keys: DirectionKeys) -> None:
-        self._direction = _Direction(keys)
+        self._schedule = _KeySchedule(keys)
 
     def seal(self, data: bytes) -> bytearray:
         """The records for some bytes of the stream."""
@@ -145,7 +148,7 @@ class Sealer:
 
     def _record(self, kind: int, plaintext: bytes | memoryview, target: memoryview) -> int:
         """Seal in place, without a copy: joining pieces took longer than sealing them."""
-        aead, nonce = self._direction.next()
+        aead, nonce = self._schedule.next()
         header = (kind << 24 | len(plaintext) + TAG_BYTES).to_bytes(HEADER_BYTES, "big")
         end = len(plaintext) + RECORD_OVERHEAD_BYTES
         target[:HEADER_BYTES] = header
@@ -153,16 +156,16 @@ class Sealer:
         return end
 
 
-class Opener:
+class RecordOpener:
     """Takes the bytes of one direction: ``feed`` what arrived, then iterate ``records``.
 
     Holds at most one incomplete record besides what was fed last, and nothing when idle.
     """
 
-    __slots__ = ("_buffer", "_direction", "ended")
+    __slots__ = ("_buffer", "_schedule", "ended")
 
     def __init__(self, keys: DirectionKeys) -> None:
-        self._direction = _Direction(keys)
+        self._schedule = _KeySchedule(keys)
         self._buffer = b""
         self.ended = False  # the peer has sealed its end of stream
 
@@ -207,7 +210,7 @@ class Opener:
 
     def _open_untrusted(self, view: memoryview, start: int, end: int) -> tuple[int, bytes]:
         header = bytes(view[start : start + HEADER_BYTES])
-        aead, nonce = self._direction.next()
+        aead, nonce = self._schedule.next()
         try:
             plaintext = aead.decrypt(nonce, view[start + HEADER_BYTES : end], header)
         except InvalidTag as error:

@@ -25,7 +25,14 @@ from kkp2p_compat.cloud.relay import Relay
 from kkp2p_compat.control import link as link_module
 from kkp2p_compat.transport import relay_wire
 from kkp2p_compat.transport.relay import MAX_SPOTS, parse_places_untrusted
-from kkp2p_compat.transport.sealed import DATA, END, RESET, DirectionKeys, Opener, Sealer
+from kkp2p_compat.transport.sealed import (
+    DATA,
+    END,
+    RESET,
+    DirectionKeys,
+    RecordOpener,
+    RecordSealer,
+)
 from kkp2p_compat.traversal import lan, lan_wire
 from kkp2p_compat.traversal.candidates import Candidate
 from kkp2p_compat.traversal.checks import Checks, Credentials
@@ -155,7 +162,7 @@ def fuzz_sealed(data: bytes) -> None:
     """Bytes: where the genuine records are cut, changed or left out; never is anything read that
     was not sealed, in this place."""
     keys = DirectionKeys(bytes(16), bytes(12))
-    sealer, opener = Sealer(keys), Opener(keys)
+    sealer, opener = RecordSealer(keys), RecordOpener(keys)
     plain = [bytes([number]) * (number * 7) for number in range(1, 6)]
     records = [bytes(sealer.seal(each)) for each in plain] + [bytes(sealer.end())]
     genuine = b"".join(records)

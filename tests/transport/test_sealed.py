@@ -19,8 +19,8 @@ from kkp2p_compat.transport.sealed import (
     MAX_PLAINTEXT_BYTES,
     RESET,
     DirectionKeys,
-    Opener,
-    Sealer,
+    RecordOpener,
+    RecordSealer,
     derive_keys,
 )
 
@@ -62,7 +62,7 @@ def hand_made(
 
 def opened(stream: bytes, keys: DirectionKeys = KEYS) -> list[tuple[int, bytes]]:
     """All records of a complete stream."""
-    opener = Opener(keys)
+    opener = RecordOpener(keys)
     opener.feed(stream)
     records = list(opener.records())
     opener.finish()
@@ -120,7 +120,7 @@ def test_unusable_public_keys(public: str) -> None:
 
 
 def test_records_are_those_made_by_hand() -> None:
-    sealer = Sealer(KEYS)
+    sealer = RecordSealer(KEYS)
     stream = sealer.seal(b"hello") + sealer.seal(b"") + sealer.seal(b"x") + sealer.end()
     stream += sealer.reset()
     by_hand = [(DATA, b"hello"), (DATA, b"x"), (END, b""), (RESET, b"")]
@@ -131,7 +131,7 @@ def test_records_are_those_made_by_hand() -> None:
 @pytest.mark.parametrize("size", [1, 65535, 65536, 65537, 200_000])
 def test_a_long_write_is_cut_into_full_records(size: int) -> None:
     data = bytes(i % 251 for i in range(size))
-    sealer = Sealer(KEYS)
+    sealer = RecordSealer(KEYS)
     records = opened(sealer.seal(data) + sealer.end())
     assert b"".join(plaintext for _, plaintext in records) == data
     sizes = [len(plaintext) for kind, plaintext in records if kind == DATA]
@@ -140,7 +140,7 @@ def test_a_long_write_is_cut_into_full_records(size: int) -> None:
 
 def test_the_key_is_replaced_on_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sealed, "RECORDS_PER_KEY", 3)
-    sealer = Sealer(KEYS)
+    sealer = RecordSealer(KEYS)
     stream = b"".join(sealer.seal(bytes([i])) for i in range(10)) + sealer.end()
     by_hand = [hand_made(KEYS, i, DATA, bytes([i]), epoch=i // 3) for i in range(10)]
     assert stream == b"".join(by_hand) + hand_made(KEYS, 10, END, b"", epoch=3)
@@ -161,7 +161,7 @@ def test_an_old_key_opens_nothing_new(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def stream_of(*writes: bytes) -> list[bytes]:
-    sealer = Sealer(KEYS)
+    sealer = RecordSealer(KEYS)
     return [*(sealer.seal(write) for write in writes), sealer.end()]
 
 
@@ -196,7 +196,7 @@ def test_records_repeated_moved_left_out_or_joined() -> None:
 def test_our_own_records_sent_back() -> None:
     caller, callee = X25519PrivateKey.generate(), X25519PrivateKey.generate()
     ours, theirs = derive_keys(caller, callee.public_key().public_bytes_raw(), "o", "a")
-    stream = Sealer(ours).seal(b"x")
+    stream = RecordSealer(ours).seal(b"x")
     with pytest.raises(BadPacket, match="does not open"):
         opened(stream, theirs)
 
@@ -215,7 +215,7 @@ def test_our_own_records_sent_back() -> None:
     ],
 )
 def test_headers_are_refused_before_what_they_announce_is_held(header: str, problem: str) -> None:
-    opener = Opener(KEYS)
+    opener = RecordOpener(KEYS)
     opener.feed(bytes.fromhex(header))
     with pytest.raises(BadPacket, match=problem):
         list(opener.records())
@@ -245,7 +245,7 @@ def test_a_reset_is_no_end() -> None:
 
 def test_an_opener_that_refused_once_goes_on_refusing() -> None:
     genuine = stream_of(b"a", b"b")
-    opener = Opener(KEYS)
+    opener = RecordOpener(KEYS)
     opener.feed(genuine[1] + b"".join(genuine))
     for _ in range(3):
         with pytest.raises(BadPacket):
@@ -260,7 +260,7 @@ def test_an_opener_that_refused_once_goes_on_refusing() -> None:
 def test_fed_in_any_pieces(writes: list[bytes], cuts: list[int]) -> None:
     stream = b"".join(stream_of(*writes))
     edges = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
-    opener, records = Opener(KEYS), []
+    opener, records = RecordOpener(KEYS), []
     for a, b in itertools.pairwise(edges):
         opener.feed(stream[a:b])
         records += list(opener.records())
@@ -271,7 +271,7 @@ def test_fed_in_any_pieces(writes: list[bytes], cuts: list[int]) -> None:
 
 def test_fed_byte_by_byte_and_while_records_are_taken() -> None:
     stream = b"".join(stream_of(b"one", b"two"))
-    opener = Opener(KEYS)
+    opener = RecordOpener(KEYS)
     records = []
     for i in range(0, len(stream), 2):
         opener.feed(stream[i : i + 1])

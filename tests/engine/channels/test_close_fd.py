@@ -18,7 +18,7 @@ from kkp2p_compat._errors import BadPacket
 from kkp2p_compat.engine.channels.kinds import Channel
 from kkp2p_compat.engine.channels.table import DESCRIPTORS
 from kkp2p_compat.engine.links.streams import relayed_stream
-from kkp2p_compat.transport.sealed import DATA, END, RESET, DirectionKeys, Opener
+from kkp2p_compat.transport.sealed import DATA, END, RESET, DirectionKeys, RecordOpener
 
 KEYS = DirectionKeys(b"a" * 16, b"a" * 12), DirectionKeys(b"b" * 16, b"b" * 12)
 Make = Callable[[], tuple[kkp2p.channel_t, gsocket.socket]]
@@ -51,7 +51,7 @@ def rest_of(sock: gsocket.socket, encrypt: int) -> bytes:
         data += more
     if not encrypt:
         return data
-    opener = Opener(KEYS[0])
+    opener = RecordOpener(KEYS[0])
     opener.feed(data)
     records = list(opener.records())
     opener.finish()
