@@ -1,11 +1,11 @@
 """Join two connected stream sockets, so that what one sends the other receives.
 
 Rules:
-- Each direction lives for itself: end of stream on one socket becomes SHUT_WR on the other, and
+- The two directions are independent: end of stream on one socket becomes SHUT_WR on the other, and
   the opposite direction goes on.  Backpressure passes through: a direction holds one pipe-full.
 - When one socket breaks, what it had sent is still delivered, and what is meant for it stops.
-- Nothing here closes the two sockets.  ``close_both`` does, with the end each side has deserved;
-  and if this process is killed, the kernel does, with a reset.
+- A Splice does not close the two sockets.  ``close_both`` does, so that each side sees how the
+  other's stream ended; and if this process is killed, the kernel does, with a reset.
 
 Everything runs in watcher callbacks on the hub; no greenlet belongs to a direction.  On Linux the
 bytes move through a pipe in the kernel (``os.splice``), elsewhere through a buffer.  Pipes and
@@ -25,32 +25,31 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import gevent
 from gevent import get_hub
-from gevent.event import AsyncResult
 
+from .._io import READ, WRITE
 from . import tcp
 
-__all__ = ["BudgetSpent", "Carriers", "Outcome", "Splice", "close_both", "join"]
+__all__ = ["BudgetSpent", "Carriers", "Outcome", "Splice", "close_both"]
 
 # Our choice.  The kernel's default of 64 KB halves the throughput; 1 MB is the most that a user
 # without privileges may ask for (/proc/sys/fs/pipe-max-size).
 PIPE_BYTES = 1 << 20
-# Our choice: so many pipes of each size, the largest first.  A reader that stops keeps the pipe
-# that is lent to it, and all pipes of a user without privileges together may hold 64 MB by default
-# (/proc/sys/fs/pipe-user-pages-soft); more of them would have 8 KB each, and these hold 60.5 MB.
+# Our choice: how many pipes of each size, the largest first.  While a reader stops, a pipe is lent
+# to its direction, and all pipes of a user without privileges together may hold 64 MB by default
+# (/proc/sys/fs/pipe-user-pages-soft).  These hold 60.5 MB; beyond 64 MB a pipe would have 8 KB.
 PIPES = ((PIPE_BYTES, 32), (256 << 10, 64), (64 << 10, 200))
 MOST_PIPES = sum(count for _, count in PIPES)
 BUFFER_BYTES = 256 << 10  # our choice: the copy loop's buffer
-SMALL_BUFFER_BYTES = 64 << 10  # our choice: the same where there is no pipe to be had
+SMALL_BUFFER_BYTES = 64 << 10  # our choice: the same when no pipe can be had
 PIECE_BYTES = 16 << 10  # our choice: what is copied at once where the kernel does not splice
-MAX_FRUITLESS = 64  # our choice: calls by one watcher without any progress; then ``check`` decides
+MAX_FRUITLESS = 64  # our choice: calls by one watcher without progress; then it waits for ``check``
 IDLE_CARRIERS = 8  # our choice: how many pipes or buffers a pool keeps for the next burst
 CLOSE_TIMEOUT_S = 30.0  # our choice: how long a slow reader may take for the rest of a stream
 
-_READ, _WRITE = 1, 2  # libev's EV_READ and EV_WRITE
 _F_SETPIPE_SZ, _F_GETPIPE_SZ = 1031, 1032  # linux/fcntl.h
 _NONBLOCK, _MOVE = 2, 1  # SPLICE_F_NONBLOCK, SPLICE_F_MOVE
 _RETRY = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR)
@@ -83,8 +82,8 @@ class _Pipe:
     def fill(self, sock: socket.socket, limit: int) -> int:
         """Take up to ``limit`` bytes in; call only when nothing is pending.
 
-        0 proves nothing: Linux's splice goes no further than TCP's urgent mark, where it returns 0
-        (if the end of stream has arrived) or EAGAIN for ever.  Whoever wants to know receives.
+        0 does not prove an end: Linux's splice goes no further than TCP's urgent mark, where it
+        returns 0 (if the end of stream has arrived) or EAGAIN for ever.  A receive tells.
         """
         with contextlib.suppress(BlockingIOError):
             self.pending = os.splice(
@@ -130,8 +129,8 @@ class _Buffer:
 class Carriers:
     """Pipes (or buffers) for the directions that have bytes under way.
 
-    One per thread: the relay or the engine owns it and closes it at its end.  ``kernel=False``
-    chooses the copy loop.
+    One per thread: the relay or the engine owns it, and closes it at its own end.
+    ``kernel=False`` chooses the copy loop.
     """
 
     def __init__(self, *, kernel: bool = HAVE_SPLICE, most_pipes: int = MOST_PIPES) -> None:
@@ -149,7 +148,7 @@ class Carriers:
         return self._make_pipe() or _Buffer(SMALL_BUFFER_BYTES)
 
     def _make_pipe(self) -> _Pipe | None:
-        """The largest that can be had; None: this burst goes through user space."""
+        """The largest pipe that can be had; None: this burst goes through user space."""
         if self._pipes.total() >= self._most_pipes:
             return None
         for size, most in PIPES:
@@ -255,7 +254,7 @@ class Splice:
             source = direction.source
             source.sock.settimeout(0)
             tcp.reset_if_killed(source.sock)
-            source.readable = loop.io(source.sock.fileno(), _READ)
+            source.readable = loop.io(source.sock.fileno(), READ)
             source.readable.start(self._run, direction)
 
     def stop(self, error: Exception) -> None:
@@ -267,7 +266,7 @@ class Splice:
         self._report()
 
     def check(self) -> None:
-        """Find a side that is gone without a word; to be called every few seconds."""
+        """Find a side that has vanished silently; to be called every few seconds."""
         for direction in (self._ab, self._ba):
             side = direction.source
             into = self._ba if direction is self._ab else self._ab
@@ -301,7 +300,7 @@ class Splice:
             self._drain(direction)
 
     def _settle(self) -> None:
-        """A socket is dead: what it had sent does its way, what is meant for it stops."""
+        """A socket is dead: what it had sent is delivered, what is meant for it stops."""
         for direction in (self._ab, self._ba, self._ab):  # the second may have broken the first
             # A dead socket may never be readable again: take what it has now.
             while direction.source.error is not None and not direction.done:
@@ -384,7 +383,7 @@ class Splice:
             wanted, other = source.readable, sink.writable
         else:
             if sink.writable is None:
-                sink.writable = get_hub().loop.io(sink.sock.fileno(), _WRITE)
+                sink.writable = get_hub().loop.io(sink.sock.fileno(), WRITE)
             wanted, other = sink.writable, source.readable
         if other is not None:
             other.stop()
@@ -429,17 +428,6 @@ class Splice:
             self._on_done = None
             a, b = self._a.error or self._spent, self._b.error or self._spent
             on_done(Outcome(self._ab.count, self._ba.count, a, b))
-
-
-def join(a: socket.socket, b: socket.socket, carriers: Carriers, budget: int = 0) -> Outcome:
-    """Join two sockets until both directions have ended; call in a greenlet.  See Splice."""
-    result: Any = AsyncResult()
-    splice = Splice(a, b, carriers, result.set, budget)
-    splice.start()
-    try:
-        return cast(Outcome, result.get())
-    finally:
-        splice.stop(ConnectionAbortedError(errno.ECONNABORTED, "stopped"))
 
 
 def close_both(

@@ -3,7 +3,7 @@
 Four facts of Linux (measured on 6.x) shape this module:
 
 - TCP_USER_TIMEOUT, set while a connection works, also ends one whose peer is alive and only does
-  not read (zero window).  A peer that never reads is no fault here, so we look at TCP_INFO.
+  not read (zero window).  Not reading is allowed here, so we look at TCP_INFO instead.
 - ``close`` with unread data in the receive queue sends a reset and throws away what we wrote and
   the network has not taken yet (of 200,000 bytes, 128,000 arrived).  Hence ``linger``.
 - What the other kernel has acknowledged stays readable there even after a reset.
@@ -31,6 +31,7 @@ from gevent import socket as gsocket
 from gevent.socket import wait
 
 from .._descriptors import keep_private
+from .._io import READ
 
 __all__ = [
     "DEAD_AFTER_S",
@@ -46,7 +47,9 @@ __all__ = [
     "stranded",
     "tcp_info",
     "tune",
+    "unread_bytes",
     "unresponsive",
+    "unsent_bytes",
     "wait_until_acknowledged",
 ]
 
@@ -56,14 +59,14 @@ KEEPALIVE_INTERVAL_S = 5
 KEEPALIVE_PROBES = 3
 
 # Our choice: the longest pause between two retransmissions or window probes (the kernel's own is
-# 120 s).  When a broken link is whole again the stream goes on this soon, and ``give_up`` takes no
-# longer.
+# 120 s).  The stream goes on at most so long after a broken path works again, and ``give_up`` takes
+# no longer.
 RTO_MAX_MS = 5000
 
-# Our choice: the same bound for a connection with data under way.
+# Our choice: the same bound for a connection with data on its way.
 DEAD_AFTER_S = 30
 DEAD_PROBES = 4  # window probes without an answer in that time
-STRANDED_AFTER_S = 3  # the same if the host has lost the connection's own address
+STRANDED_AFTER_S = 3  # instead of DEAD_AFTER_S, if the host has lost the connection's own address
 
 # linux/tcp.h
 _TCP_USER_TIMEOUT = 18
@@ -74,7 +77,7 @@ _TCP_FIN_WAIT = (4, 5)  # we have ended our direction, the other side has not en
 _TCP_INFO = getattr(socket, "TCP_INFO", 11)
 # struct tcp_info: state, ca_state, retransmits, probes; 20 bytes; unacked; 28 bytes; last_ack_recv
 _INFO = struct.Struct("=BxBB20xI28xI")
-_SIOCOUTQ = 0x5411
+_SIOCOUTQ, _SIOCINQ = 0x5411, 0x541B  # linux/sockios.h
 _SOCKADDR_BYTES = 28  # struct sockaddr_in6: family, port, address and so on
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, for 0 s
 _NO_ADDRESS = bytes(16)  # struct sockaddr of AF_UNSPEC: connect(2) dissolves a connection by it
@@ -100,9 +103,9 @@ def _fd(sock: HasFileno | int) -> int:
 
 
 def connect(host: str, port: int) -> gsocket.socket:
-    """A connection to a numeric address; call in a greenlet, bounded by a time-out of its own.
+    """A connection to a numeric address; call in a greenlet, within a time-out of the caller's.
 
-    Not gevent's create_connection: that resolves even a numeric address, by a thread of its pool,
+    Not gevent's create_connection: that resolves even a numeric address, in a thread of its pool,
     which took a tenth of the time of a whole call.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -158,15 +161,15 @@ def tune(sock: socket.socket) -> None:
 
 
 def reset_if_killed(sock: socket.socket) -> None:
-    """From now on the end of this process is a reset for the other side, not an end of stream.
+    """From now on the other side sees a reset, not an end of stream, if this process is killed.
 
-    For a connection that this process only passes on.  Ours ends it by ``linger`` or ``abort``.
+    For a connection that this process only passes on; it ends one by ``linger`` or ``abort``.
     """
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
 
 
 def abort(sock: HasFileno | int) -> None:
-    """Reset the connection: on Linux at once, whoever else has a copy; else by the close.
+    """Reset the connection: on Linux at once, whoever else has a copy; elsewhere by the close.
 
     On Linux the next use of the descriptor, which stays open, fails.
     """
@@ -177,9 +180,9 @@ def abort(sock: HasFileno | int) -> None:
 
 
 def stranded(sock: HasFileno | int) -> bool:
-    """Whether the host has lost the connection's own address: nothing will come to it any more.
+    """Whether the host has lost the connection's own address, so that nothing can arrive any more.
 
-    Only known on Linux.
+    Known on Linux only.
     """
     if not _LINUX:
         return False
@@ -199,7 +202,7 @@ def stranded(sock: HasFileno | int) -> bool:
 
 
 def tcp_info(sock: HasFileno | int, layout: struct.Struct) -> tuple[int, ...] | None:
-    """The fields of struct tcp_info that ``layout`` picks; None where they cannot be had."""
+    """The fields of struct tcp_info that ``layout`` picks; None where the kernel gives none."""
     if not _LINUX:
         return None
     info = ctypes.create_string_buffer(layout.size)
@@ -210,14 +213,19 @@ def tcp_info(sock: HasFileno | int, layout: struct.Struct) -> tuple[int, ...] | 
     return layout.unpack(info.raw)
 
 
-def unresponsive(sock: HasFileno | int) -> bool:
-    """True when the peer at the other end of this TCP socket seems to be gone.
+def _state(sock: HasFileno | int) -> int | None:
+    info = tcp_info(sock, _INFO)
+    return None if info is None else info[0]
 
-    That is: nothing was heard for DEAD_AFTER_S, although sent data was repeated or DEAD_PROBES
-    window probes were sent.  (``tune``'s keepalive makes sure that an idle connection hears
-    something more often.)  STRANDED_AFTER_S are enough if the host has another address now.  A
-    peer that is alive and does not read answers the probes: False.  A closed socket or one of
-    another kind is False too.
+
+def unresponsive(sock: HasFileno | int) -> bool:
+    """Whether the peer at the other end of this TCP socket seems to be gone.
+
+    That is: nothing was heard for DEAD_AFTER_S, although data was sent again or DEAD_PROBES window
+    probes were sent.  (With the keepalive of ``tune`` an idle connection hears something more
+    often.)  STRANDED_AFTER_S are enough if the host has another address now.  A peer that is alive
+    and does not read answers the probes, so it is not gone.  False for a closed socket, and for one
+    of another kind.
     """
     info = tcp_info(sock, _INFO)
     if info is None:
@@ -230,15 +238,13 @@ def unresponsive(sock: HasFileno | int) -> bool:
 
 
 def ended(sock: HasFileno | int) -> bool:
-    """True when the kernel has ended this TCP connection: reset, timed out, or closed both ways."""
-    info = tcp_info(sock, _INFO)
-    return info is not None and info[0] == _TCP_CLOSE
+    """Whether the kernel has ended this connection: reset, timed out, or closed both ways."""
+    return _state(sock) == _TCP_CLOSE
 
 
 def left(sock: HasFileno | int) -> bool:
-    """True when it has ended, or the other side has ended its direction; data may be unread."""
-    info = tcp_info(sock, _INFO)
-    return info is not None and info[0] in (_TCP_CLOSE, _TCP_CLOSE_WAIT)
+    """Whether it has ended, or the other side has ended its direction; data may be unread."""
+    return _state(sock) in (_TCP_CLOSE, _TCP_CLOSE_WAIT)
 
 
 def give_up(sock: HasFileno | int) -> None:
@@ -253,12 +259,21 @@ def give_up(sock: HasFileno | int) -> None:
         _libc.setsockopt(_fd(sock), socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, ctypes.byref(one), 4)
 
 
-def _unsent_bytes(sock: socket.socket) -> int | None:
+def unsent_bytes(sock: HasFileno | int) -> int | None:
     """Bytes (and end of stream) that the other kernel has not acknowledged; None: unknown."""
+    return _queued_bytes(sock, _SIOCOUTQ)
+
+
+def unread_bytes(sock: HasFileno | int) -> int | None:
+    """Bytes that have arrived and were not read yet; None: unknown."""
+    return _queued_bytes(sock, _SIOCINQ)
+
+
+def _queued_bytes(sock: HasFileno | int, request: int) -> int | None:
     if not _LINUX:
         return None
     count = ctypes.c_int()
-    if _libc.ioctl(sock.fileno(), ctypes.c_ulong(_SIOCOUTQ), ctypes.byref(count)):
+    if _libc.ioctl(_fd(sock), ctypes.c_ulong(request), ctypes.byref(count)):
         return None
     return count.value
 
@@ -269,7 +284,7 @@ def linger(sock: socket.socket, timeout_s: float, *, reset: bool = False) -> boo
     Ends our direction (SHUT_WR), reads and drops what still arrives until end of stream or until
     all is acknowledged and a short grace is over, and closes.  With ``reset`` the other side is
     told of a broken stream instead: no end of stream, and a reset once all is acknowledged.
-    A duplicate of the descriptor that somebody still holds is at its end then, too.
+    A duplicate of the descriptor that somebody still holds reads end of stream then, too.
     ``timeout_s`` bounds the whole.  Returns whether all was acknowledged in time.
     """
     sock.settimeout(0)
@@ -301,7 +316,7 @@ def wait_until_acknowledged(sock: socket.socket, timeout_s: float) -> bool:
     """Whether the other kernel holds all that was written, within so long; call in a greenlet."""
     now = time.monotonic  # not the loop's clock, which is the wall's: that one may be set
     deadline, pause, done = now() + timeout_s, POLL_FIRST_S, False
-    while not (done := not _unsent_bytes(sock)) and now() < deadline:
+    while not (done := not unsent_bytes(sock)) and now() < deadline:
         if ended(sock) or unresponsive(sock):
             break
         sleep(min(pause, max(deadline - now(), 0)))
@@ -309,13 +324,8 @@ def wait_until_acknowledged(sock: socket.socket, timeout_s: float) -> bool:
     return done
 
 
-def _only_we_have_ended(sock: socket.socket) -> bool:
-    info = tcp_info(sock, _INFO)
-    return info is not None and info[0] in _TCP_FIN_WAIT
-
-
 def _reset_when_acknowledged(sock: socket.socket, timeout_s: float) -> bool:
-    """After SHUT_RD: the other side may wait for room, which the kernel no longer tells of.
+    """After SHUT_RD, when the kernel no longer tells the other side of room that it waits for.
 
     A mere close leaves it waiting for 60 s (net.ipv4.tcp_fin_timeout); a reset, once it has all
     that was written, makes its writes fail at once.
@@ -329,24 +339,24 @@ def _reset_when_acknowledged(sock: socket.socket, timeout_s: float) -> bool:
 def _discard_until_acknowledged(sock: socket.socket, timeout_s: float) -> bool:
     now = time.monotonic
     deadline, pause, acknowledged = now() + timeout_s, POLL_FIRST_S, False
-    readable = get_hub().loop.io(sock.fileno(), 1)
+    readable = get_hub().loop.io(sock.fileno(), READ)
     try:
         while True:
             try:
                 if sock.recv_into(_discarded) == 0:
-                    if _only_we_have_ended(sock):  # we had read enough before
+                    if _state(sock) in _TCP_FIN_WAIT:  # not its end, but our SHUT_RD of before
                         return _reset_when_acknowledged(sock, deadline - now())
                     return True  # nothing unread can cause a reset now: the kernel sees to the rest
             except BlockingIOError:
                 pass
-            if not acknowledged and _unsent_bytes(sock) == 0:
+            if not acknowledged and unsent_bytes(sock) == 0:
                 acknowledged = True
                 deadline = min(deadline, now() + GRACE_S)
-            left = deadline - now()
-            if left <= 0:
+            left_s = deadline - now()
+            if left_s <= 0:
                 return acknowledged
             with contextlib.suppress(TimeoutError):
-                wait(readable, left if acknowledged else min(pause, left), TimeoutError())
+                wait(readable, left_s if acknowledged else min(pause, left_s), TimeoutError())
             pause = min(pause * 2, POLL_MAX_S)
     finally:
         readable.close()

@@ -1,27 +1,24 @@
 """What the kernel knows of a TCP connection: round trip, loss, rate, bytes.  Linux only.
 
-For a channel whose bytes never pass through us.  ``Passed`` is what went before the channel began
-(the relay's hello and its answer), so that only the channel's own bytes are counted.
+For a channel whose bytes never pass through us.  ``passed`` counts what went before the channel
+began (the hello to the relay and its answer), so that only the channel's own bytes are told.
 """
 
 from __future__ import annotations
 
-import ctypes
 import struct
 from typing import NamedTuple
 
-from .tcp import HasFileno, tcp_info
+from .tcp import HasFileno, tcp_info, unread_bytes
 
 __all__ = ["Passed", "TcpStats", "passed", "read"]
 
-_SIOCINQ = 0x541B  # linux/sockios.h: received and not read
 # struct tcp_info, since Linux 4.19.  Offsets: state 0, snd_mss 16, pmtu 60, rtt 68, snd_cwnd 80,
 # total_retrans 100, pacing_rate 104, bytes_received 128, min_rtt 148, data_segs_out 156,
 # delivery_rate 160, bytes_sent 200, bytes_retrans 208.
 _INFO = struct.Struct("=B15xI40xI4xI8xI16xIQ16xQ12xI4xIQ32xQQ")
 _PEER_ENDED = (6, 8, 9, 11)  # states after the peer's end of stream, which counts as a byte
 _UNKNOWN = (2**32 - 1, 2**64 - 1)  # of min_rtt, of pacing_rate
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Passed(NamedTuple):
@@ -32,7 +29,7 @@ class Passed(NamedTuple):
 
 
 class TcpStats(NamedTuple):
-    """Times in seconds, rates in bytes a second, else bytes.  0: not known yet."""
+    """0: not known yet."""
 
     rtt_s: float
     min_rtt_s: float
@@ -45,7 +42,7 @@ class TcpStats(NamedTuple):
 
 
 def read(sock: HasFileno | int) -> TcpStats | None:
-    """What is known by now; None: nothing can be known of this socket."""
+    """What is known by now; None: this socket's kernel or kind tells nothing."""
     info = tcp_info(sock, _INFO)
     if info is None:
         return None
@@ -67,11 +64,7 @@ def read(sock: HasFileno | int) -> TcpStats | None:
 def passed(sock: HasFileno | int) -> Passed:
     """What we have written and read by now."""
     stats = read(sock)
-    unread = ctypes.c_int()
-    if stats is None or _libc.ioctl(_fd(sock), ctypes.c_ulong(_SIOCINQ), ctypes.byref(unread)):
+    unread = unread_bytes(sock)
+    if stats is None or unread is None:
         return Passed()
-    return Passed(stats.passed.sent, stats.passed.received - unread.value)
-
-
-def _fd(sock: HasFileno | int) -> int:
-    return sock if isinstance(sock, int) else sock.fileno()
+    return Passed(stats.passed.sent, stats.passed.received - unread)

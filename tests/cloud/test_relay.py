@@ -251,7 +251,7 @@ def test_a_reset_is_passed_on_after_the_data(scene: Scene) -> None:
     callee.sendall(b"unread")
     gsocket.wait_read(caller.fileno())
     caller.sendall(b"x" * 100_000)
-    while tcp._unsent_bytes(caller):
+    while tcp.unsent_bytes(caller):
         gevent.sleep(0.001)
     caller.close()
     count = 0

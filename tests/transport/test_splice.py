@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator
 import gevent
 import pytest
 from gevent import socket as gsocket
+from gevent.event import AsyncResult
 
 from helpers.cloud_client import tcp_pair
 from kkp2p_compat.transport import splice, tcp
-from kkp2p_compat.transport.splice import BudgetSpent, Carriers, Outcome, close_both, join
+from kkp2p_compat.transport.splice import BudgetSpent, Carriers, Outcome, Splice, close_both
 
 Sock = gsocket.socket
 
@@ -34,6 +35,17 @@ def carriers(request: pytest.FixtureRequest) -> Iterator[Carriers]:
 def _time_limit() -> Iterator[None]:
     with gevent.Timeout(30):
         yield
+
+
+def join(a: Sock, b: Sock, carriers: Carriers, budget: int = 0) -> Outcome:
+    """Until both directions have ended; call in a greenlet."""
+    result: AsyncResult[Outcome] = AsyncResult()
+    splice = Splice(a, b, carriers, result.set, budget)
+    splice.start()
+    try:
+        return result.get()
+    finally:
+        splice.stop(ConnectionAbortedError(errno.ECONNABORTED, "stopped"))
 
 
 class Joined:
@@ -148,7 +160,7 @@ def test_what_was_sent_before_a_reset_arrives_and_then_the_reset(joined: Joined)
     sent = _fill(joined.left)
     reading = gevent.spawn(_receive_until_reset, joined.right)
     # The relay's kernel has all of it once our send queue is empty; a reset takes back the rest.
-    while tcp._unsent_bytes(joined.left):
+    while tcp.unsent_bytes(joined.left):
         gevent.sleep(0.001)
     joined.left.close()
     outcome = joined.close_both()
@@ -457,7 +469,7 @@ def test_a_pipe_that_does_not_get_its_size_is_not_used(
     assert joined.right.recv(100) == b"by whatever there is"
 
 
-def test_killing_join_stops_everything(joined: Joined) -> None:
+def test_a_splice_that_is_stopped_stops_everything(joined: Joined) -> None:
     _fill(joined.left)
     joined.joining.kill()
     joined.left.close()
