@@ -1,4 +1,4 @@
-"""Dialling one of several addresses: a dead one costs a quarter of a second, not a time-out.
+"""Connect to one of several addresses: a dead one costs a quarter of a second, not a time-out.
 
 RFC 8305 (Happy Eyeballs) sections 4 and 5: address families take turns, the next attempt starts a
 moment after the one before or as soon as that fails, and the first that succeeds ends the others.
@@ -36,8 +36,8 @@ def interleave(addresses: Sequence[str]) -> list[str]:
 def race(attempts: Sequence[Callable[[], T]], drop: Callable[[T], object]) -> T:
     """What the first attempt that succeeds returns; raises the first one's error if none does.
 
-    An attempt is killed when another has won, and when the caller's time is up; ``drop`` gets what
-    it has made in the same moment.
+    An attempt is killed when another has won, and when the caller's time is up.  If it succeeds in
+    that very moment, ``drop`` gets the result.
     """
     if len(attempts) == 1:
         return attempts[0]()

@@ -1,9 +1,9 @@
 """The engine's end of a socket pair whose other end is the application's descriptor.
 
-How the application learns of an end depends on what is left in our end when it is closed.  With
-nothing unread in it the application reads end of stream; with a byte unread in it, ECONNRESET
-after all that was delivered (unix(7) does not say so; Linux does it for every pair).  So before a
-cut we see to it that there is one, and before an orderly end that there is none.
+How the application learns of an end depends on what is unread in our end when it is closed.  With
+nothing unread the application reads end of stream; with a byte unread, ECONNRESET after all that
+was delivered (unix(7) does not say so; Linux does it for every pair).  So we make sure that there
+is such a byte before a cut, and none before an orderly end.
 
 Such a byte can only come from the application's side: ``mark`` is a function that sends one through
 its descriptor.  It cannot when the application has ended its own direction (SHUT_WR), or has
@@ -32,7 +32,7 @@ CHUNK_BYTES = 1 << 16
 def refuse_writes(sock: Any, mark: Mark) -> None:
     """What the application writes from now on fails; one byte is left unread.
 
-    All else is thrown away: a writer that waits for room is woken by room, not by the refusal.
+    The rest is thrown away: a writer that waits for room is woken by room, not by the refusal.
     """
     _discard(sock, _unread_bytes(sock))  # first: the byte that is left may be one of a large piece
     mark()
@@ -68,5 +68,5 @@ def _shut_down(sock: Any, how: int) -> None:
     try:
         sock.shutdown(how)
     except OSError as error:
-        if error.errno != errno.ENOTCONN:  # the application was faster
+        if error.errno != errno.ENOTCONN:  # the application has closed first
             raise

@@ -1,8 +1,8 @@
-"""A side's way to the pairing on a relay: connect, show the token, wait for the other side.
+"""How a side of a call gets paired at a relay: connect, show the token, wait for the other side.
 
-A track may name several relays, and one name may have several addresses: the two sides have to come
-together at one of these *spots*, although each may reach some of them only.  The caller goes to one
-at a time, the first that it reaches; the callee waits at every one that it reaches.  So they meet
+A track may name several relays, and a name may have several addresses: the two sides have to meet
+at one of these *spots*, although each may reach only some of them.  The caller goes to one at a
+time, the first that it reaches; the callee waits at every one that it reaches.  So they meet
 wherever the caller goes, and at one spot only.
 
 Runs in the engine's hub; the relay's side is in cloud/relay.py, the bytes in docs/protocol.rst.
@@ -41,8 +41,9 @@ T = TypeVar("T")
 RelayPlace = tuple[str, int]  # host, port
 Spot = tuple[str, int]  # the same with a numeric host
 
-MAX_SPOTS = 4  # our choice: of a call; its callee may wait at all of them
-PAIR_S = 2.0  # our choice: for a callee that has answered, to be where its caller is
+# Our choices.
+MAX_SPOTS = 4  # of a call: its callee may wait at all of them
+PAIR_S = 2.0  # how long a caller waits at a spot for the other side, while there are others to try
 
 
 def parse_places_untrusted(
@@ -64,9 +65,10 @@ def parse_places_untrusted(
 
 
 def sort_spots(addresses: Sequence[str], token: bytes) -> list[str]:
-    """The addresses of one name as both sides of a call try them, whatever resolvers say first.
+    """The addresses of one name, in the order in which both sides of a call try them.
 
-    Not the same for all calls, so that each of the machines behind a name gets its share.
+    Resolvers may give them in any order.  Another call has another order, so that each of the
+    machines behind a name gets its share.
     """
     if len(addresses) == 1:
         return list(addresses)
@@ -109,7 +111,7 @@ class Visit:
             self._paired.get()  # raises
 
     def read_receipt(self) -> bytes:
-        """The relay's receipt that we are there; raises as ``pair``."""
+        """The relay's receipt that we are there; raises what ``pair`` does."""
         receipt = self._hear(lambda: receive_receipt(self.sock))
         self._wants_receipt = False
         return receipt
@@ -122,7 +124,7 @@ class Visit:
             self._hear(lambda: _expect(self.sock, PAIRED))
 
     def _hear(self, receive: Callable[[], T]) -> T:
-        """What the relay says here, or at one of the spots that are left."""
+        """What the relay answers here or, if that fails, at one of the spots that are left."""
         while True:
             late = LinkLost("relay: the other side did not come")
             try:
@@ -154,7 +156,7 @@ class Visit:
     # One at a time.
 
     def _go(self) -> None:
-        """To the first of the spots that are left that we reach."""
+        """Connect to the first that we reach of the spots that are left, and show the token."""
         attempts = [functools.partial(self._try, spot) for spot in self._left]
         self.sock, spot = dial.race(attempts, lambda made: made[0].close())
         self._left.remove(spot)
@@ -201,9 +203,9 @@ def _connect(spot: Spot) -> tuple[Any, Spot]:
 
 
 def _leave(sock: Any) -> None:
-    """By a reset: the other side may be paired with us by now, and must not take it for an end.
+    """Close by a reset: the other side may be paired with us, and must not take it for an end.
 
-    It is told also if a forked child has a copy.
+    So it learns of it even if a forked child has a copy of the descriptor.
     """
     tcp.abort(sock)
     sock.close()

@@ -51,7 +51,7 @@ __all__ = [
 
 MAGIC = b"KKRL"
 _HEAD = MAGIC + b"\x02"
-_RECEIPT_HEAD = MAGIC + b"\x03"  # the same, and asks for a receipt
+_RECEIPT_HEAD = MAGIC + b"\x03"  # asks for a receipt as well
 _OLD_HEAD = MAGIC + b"\x01"  # with the token raw; still taken, for peers of the version before
 _TOKEN_VERSION = 1
 SESSION_BYTES = 16
@@ -76,7 +76,7 @@ EXPIRED = 2
 USED = 3
 LIMIT = 4
 NO_PARTNER = 5
-HERE = 6  # before one of the others, if it was asked for; a receipt follows
+HERE = 6  # sent before one of the others, if a receipt was asked for, which follows
 
 STATUS_TEXTS = {
     PAIRED: "paired",
@@ -137,13 +137,13 @@ def verify_token_untrusted(key: bytes, token: bytes, now: float) -> Token:
 
 
 def session_of(token: bytes) -> bytes:
-    """Which call a token is for, as a peer may know that cannot verify it."""
+    """Which call a token is for; not verified, as a peer cannot."""
     session: bytes = _BODY.unpack(token[: _BODY.size])[3]
     return session
 
 
 def make_receipt(key: bytes, session: bytes) -> bytes:
-    """That the caller of this session was at the relay: RECEIPT_BYTES bytes, for the track."""
+    """Proof for the track that the caller of this session was at the relay: RECEIPT_BYTES bytes."""
     return _mac(key, b"here" + session)[:RECEIPT_BYTES]
 
 
@@ -159,7 +159,7 @@ def hello(token: bytes, wants_receipt: bool = False) -> bytes:
 
 
 def is_whole_hello(data: bytes) -> bool:
-    """Whether nothing is missing any more of a hello, good or bad."""
+    """Whether a hello is complete, be it valid or not."""
     is_text = data.startswith((_HEAD, _RECEIPT_HEAD))
     return len(data) >= (HELLO_BYTES if is_text else _OLD_HELLO_BYTES)
 

@@ -35,7 +35,7 @@ class Callbacks:
         self._work = SimpleQueue()
 
     def submit(self, function: Callable[..., object], *args: Any) -> bool:
-        """Queue a call; False when it is dropped: closed, too many wait, or there is no thread."""
+        """Queue a call; False if it is dropped: closed, too many wait, or no thread can be had."""
         with self._lock:
             if self._closed or self._work.qsize() >= MAX_WAITING:
                 return False

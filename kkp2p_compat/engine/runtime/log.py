@@ -29,10 +29,7 @@ LOG_FILE = "kkp2p_engine.log"  # C SDK
 DEFAULT_MAX_BYTES = 10 * 1024 * 1024  # what the document's programs set
 _LEVELS = (logging.CRITICAL + 1, logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
 
-_NO_SPACE = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-)  # there may be some again: no reason to be without an engine
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)  # it may pass: no reason to be without an engine
 
 LogCallback = Callable[[str, int, Any], object]
 
@@ -45,9 +42,10 @@ def _working_folder() -> str:
 
 
 class EngineLog(logging.Logger):
-    """The log of one engine.  Any thread may use it, and no call of it raises or fails.
+    """The log of one engine.  Any thread may use it; only making it may raise.
 
-    Without ``folder`` a log that cannot be opened is only told of; else it raises OSError.
+    That raises OSError if the file in ``folder`` cannot be opened.  Without ``folder`` the same is
+    told on standard error, and the engine goes on.
     """
 
     def __init__(self, folder: str | None, max_bytes: int) -> None:
@@ -65,7 +63,7 @@ class EngineLog(logging.Logger):
             self._file.fail(error)
 
     def set_level(self, level: int) -> None:
-        """switch_log_level of this engine (v1); before it log_switch_level's level counts."""
+        """v1's switch_log_level, for this engine; before it log_switch_level's level counts."""
         self._chosen = _LEVELS[level]
 
     def getEffectiveLevel(self) -> int:
@@ -131,5 +129,5 @@ def log_without_engine(message: str, *args: object) -> None:
     if not _process.take(record):
         try:
             logger.handle(record)
-        except Exception:  # noqa: BLE001 - a handler of the application's, or its standard error
+        except Exception:  # noqa: BLE001 - of the application's handler, or its standard error
             say(format_line(record))

@@ -1,11 +1,11 @@
-"""kkp2p_engine.log: one line a write, renamed to kkp2p_engine.log.bak past the limit.
+"""kkp2p_engine.log: one write a line, renamed to kkp2p_engine.log.bak when it would grow too large.
 
-Whatever the disk does, writing never raises: the lines that could not be written are counted, and
-the first that can be written again is preceded by one that says how many are missing, and why.
-Several engines and processes may write to one file: each looks whether another has renamed it.
+Whatever the disk does, writing never raises: lines that cannot be written are counted, and the
+next one that can be is preceded by one that says how many are missing, and why.  Several engines
+and processes may write to one file: each looks whether another has renamed it.
 
-The folder may be one where others can write, too.  So the file is opened only if it is a regular
-one, and not a link by which somebody else would choose what we write to.
+Others may be able to write to the folder.  So the file is opened only if it is a regular one, and
+not a link by which somebody else would choose what we write to.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _NAMES = {
     logging.INFO: "info",
     logging.DEBUG: "debug",
 }
-# Others may not read who calls whom.  A file that is there keeps its mode, also when it is renamed.
+# Others may not read who calls whom.  A file that exists keeps its mode, also when it is renamed.
 NEW_FILE_MODE = 0o600
 _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
 _FLAGS |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY  # a FIFO would keep us waiting for a reader
@@ -48,7 +48,7 @@ class _Formatter(logging.Formatter):
         return super().format(record)
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        # Strangers choose parts of it: it stays one line and sends nothing to a terminal.
+        # Strangers choose parts of it: it must stay one line, and hold no command for a terminal.
         record.message = _UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], record.message)
         return super().formatMessage(record)
 
@@ -59,7 +59,7 @@ _formatter = _Formatter("%(asctime)s.%(msecs)03d %(levelname)s %(message)s", "%Y
 def format_line(record: logging.LogRecord) -> str:
     try:
         return _formatter.format(record)
-    except Exception as error:  # noqa: BLE001 - of what is to be told: its own text is the program's
+    except Exception as error:  # noqa: BLE001 - of an argument's own code; its text may fail, too
         record.msg, record.args = "%r: cannot be told: %s", (record.msg, type(error).__name__)
         return _formatter.format(record)
 
@@ -77,10 +77,10 @@ class LogFile:
         self._fd = -1
         self._mode = NEW_FILE_MODE
         self._lock = make_lock()
-        self._why = ""  # it cannot be written now; empty: it can
-        self._lost = 0  # lines, since then
-        self._torn = False  # the last line has no end
-        self._keeps_name = False  # and starts over in place: the folder lets us rename nothing
+        self._why = ""  # the file cannot be written now; "": it can
+        self._lost = 0  # lines, since it cannot
+        self._torn = False  # whether the last line was written in part
+        self._keeps_name = False  # it cannot be renamed, and starts over in place instead
         self._ended = False
 
     def open(self) -> None:
@@ -106,7 +106,7 @@ class LogFile:
                 self.fail(error)
 
     def fail(self, error: OSError) -> None:
-        """It cannot be written, which is told on standard error, once."""
+        """The file cannot be written: say so on standard error, once."""
         if not self._why:
             why = error.strerror or str(error)
             say(f"kkp2p: cannot write {self.path}: {why}; until it can be, lines are lost")

@@ -1,4 +1,4 @@
-"""The engine's own thread: one native thread, one gevent hub, one door into it.
+"""The engine's own thread: one native thread, one gevent hub, one queue of commands into it.
 
 Everything of an engine runs as greenlets of this thread, so a blocking or CPU-bound application
 never stalls it.  Any thread may ``call`` a function in it and wait for the result, or ``post`` one
@@ -77,7 +77,7 @@ class EngineThread:
         self._async: Any = None
         self._hub: Any = None
         self._group = Group()
-        self._calls = Group()  # those of them that the application waits for
+        self._calls = Group()  # of these, what the application waits for
         self._ends_calls = False
         self._stop = Event()
         self._running = False
@@ -109,7 +109,7 @@ class EngineThread:
     # From any thread.
 
     def post(self, function: Callable[[], object]) -> bool:
-        """Run ``function``, which must not wait, in the engine's hub; False: it cannot be."""
+        """Run ``function``, which must not wait, in the engine's hub; False: it will not be run."""
         if not self.usable:
             return False  # without the lock: a fork may have copied it locked
         with self._mutex:
@@ -148,7 +148,7 @@ class EngineThread:
         return self._group.spawn(function, *args)
 
     def spawn_call(self, function: Callable[..., object]) -> gevent.Greenlet[..., Any]:
-        """The same for what the application waits for: it ends with ``end_calls`` already."""
+        """The same for what the application waits for, which ``end_calls`` ends, too."""
         greenlet = self.spawn(function)
         self._calls.add(greenlet)
         if self._ends_calls:
@@ -156,7 +156,7 @@ class EngineThread:
         return greenlet
 
     def end_calls(self) -> None:
-        """Calls that are under way, but for the one that this is, fail now; later ones at once."""
+        """Calls under way fail now, except for the one that this runs in; later ones at once."""
         self._ends_calls = True
         for greenlet in set(self._calls) - {gevent.getcurrent()}:
             greenlet.kill(block=False)
@@ -164,7 +164,7 @@ class EngineThread:
     # From any thread but the engine's.
 
     def stop(self) -> None:
-        """End the greenlets and the thread; returns when both are gone.  Any number may call it."""
+        """End the greenlets and the thread; returns when both are gone.  Several may call it."""
         ended = Signal()
         try:
             with self._mutex:
@@ -199,9 +199,9 @@ class EngineThread:
         self._stop.wait()
         with self._mutex:
             watcher, self._async = self._async, None
-        self._drain()  # the last commands: they are answered too, by being killed
+        self._drain()  # the last commands get an answer, too: their greenlets are killed
         self._group.kill()
-        gevent.sleep(0)  # lets the links of the killed greenlets run: callers wait for them
+        gevent.sleep(0)  # the links of the killed greenlets run: callers wait for them
         watcher.stop()
         watcher.close()
         hub.destroy(destroy_loop=True)
@@ -226,7 +226,7 @@ class EngineThread:
 
 
 class _Command:
-    """One function on its way through the door."""
+    """One function that another thread has the engine run."""
 
     __slots__ = ("_args", "_function", "_greenlet", "_log", "error", "finished", "result")
 
