@@ -18,14 +18,14 @@ from ...transport.relay import Visit
 
 __all__ = ["PreparedRelay"]
 
-PREPARE_AFTER_S = 0.25  # our choice: most paths are found before, and need no relay's place
+PREPARE_AFTER_S = 0.25  # our choice: most paths are found earlier, and then no relay is asked
 TAKEN = b"\x01"  # docs/protocol.rst
 
 
 class PreparedRelay:
-    """``ready`` has the socket: the caller's when both are there, the callee's when it is taken.
+    """``ready`` gets the socket: the caller's when both are paired, the callee's when it is taken.
 
-    ``go_there`` makes the visit that has shown its token.  ``close`` it in any case.
+    ``go_there`` makes a visit that has shown its token.  ``close`` in any case.
     """
 
     def __init__(
@@ -42,11 +42,11 @@ class PreparedRelay:
 
     @property
     def begun(self) -> bool:
-        """Whether we have been there: the other side may have, too."""
+        """Whether we have been at the relay: the other side may have been, too."""
         return self._visit is not None
 
     def hurry(self) -> None:
-        """No path is likely any more."""
+        """A path is not likely any more: go now."""
         self._now.set()
 
     def _run(self) -> None:
