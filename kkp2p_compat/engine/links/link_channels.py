@@ -178,7 +178,7 @@ class LinkChannels:
             if stream_id in self._streams.by_id:
                 channel.become(State.LEAVING)
             else:
-                del self._channels[stream_id]
+                self._forget(channel)
             on_end(error, is_cut)
 
         channel.become(State.CARRIED)

@@ -188,6 +188,23 @@ def test_a_channel_is_kept_until_what_was_written_has_arrived(
     assert case.channels.drained.is_set()
 
 
+@pytest.mark.parametrize("ended_first", [False, True])
+def test_a_channel_that_the_connection_forgets_while_it_is_carried(
+    case: Case, sock: socket.socket, ended_first: bool
+) -> None:
+    case.channels.offer(1)
+    case.connection.channels[1] = object()
+    case.pipe(1, sock)
+    case.channels.accept(1)
+    del case.connection.channels[1]
+    events = [e.Reset(1, 0), e.Ended(1)]
+    for event in events[::-1] if ended_first else events:
+        case.channels.handle_event(event)
+    assert len(case.ends) == 1
+    assert len(case.channels) == 0
+    assert case.channels.drained.is_set()
+
+
 def test_a_channel_that_cannot_be_carried_is_refused(case: Case) -> None:
     case.channels.offer(1)
     case.connection.channels[1] = object()
