@@ -26,6 +26,7 @@ from .sealed import (
     MAX_PLAINTEXT_BYTES,
     RECORD_OVERHEAD_BYTES,
     RESET,
+    DirectionKeys,
     RecordOpener,
     RecordSealer,
 )
@@ -48,14 +49,14 @@ class SealedStream:
         self,
         plain: Any,
         wire: Any,
-        sealer: RecordSealer,
-        opener: RecordOpener,
+        keys: tuple[DirectionKeys, DirectionKeys],
         mark: pair.Mark | None,
     ) -> None:
+        """``keys``: ours, the peer's."""
         self._plain = plain
         self._wire = wire
-        self._sealer = sealer
-        self._opener = opener
+        self._sealer = RecordSealer(keys[0])
+        self._opener = RecordOpener(keys[1])
         self._mark = mark
         self._wire_lock = RLock()  # two greenlets send: data and its end, or a reset
         self._sealed_end = False  # all that the local side will ever send is on the wire

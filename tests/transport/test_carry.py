@@ -23,7 +23,7 @@ from kkp2p_compat._errors import BadPacket, LinkLost
 from kkp2p_compat._io import send as send_now
 from kkp2p_compat.transport import carry, pair, tcp
 from kkp2p_compat.transport.carry import SealedStream
-from kkp2p_compat.transport.sealed import DirectionKeys, RecordOpener, RecordSealer
+from kkp2p_compat.transport.sealed import DirectionKeys
 
 Sock = gsocket.socket
 KEYS = DirectionKeys(b"a" * 16, b"a" * 12), DirectionKeys(b"b" * 16, b"b" * 12)
@@ -39,7 +39,7 @@ class Side:
         self.app, self.plain = make_pair()
         self.wire = wire
         mark = self._mark if self.plain.family == socket.AF_UNIX else None
-        self.stream = SealedStream(self.plain, wire, RecordSealer(ours), RecordOpener(theirs), mark)
+        self.stream = SealedStream(self.plain, wire, (ours, theirs), mark)
         self.lingering = Group()
         self.running = gevent.spawn(self.stream.run)
         self.running.rawlink(lambda _: self._ended())
@@ -336,7 +336,7 @@ def test_a_peer_that_never_takes_the_rest(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(carry, "CLOSE_TIMEOUT_S", 0.01)
     app, plain = gsocket.socketpair()
     wire, peer = tcp_pair()
-    stream = SealedStream(plain, wire, RecordSealer(KEYS[0]), RecordOpener(KEYS[1]), lambda: None)
+    stream = SealedStream(plain, wire, KEYS, lambda: None)
     running = gevent.spawn(stream.run)
     app.settimeout(0.3)
     with pytest.raises(TimeoutError):

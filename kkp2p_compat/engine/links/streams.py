@@ -17,7 +17,7 @@ from ..._errors import EngineClosed, KKP2PError
 from ..._io import shut_down
 from ...transport import pair, tcp, tcp_stats
 from ...transport.carry import SealedStream
-from ...transport.sealed import DirectionKeys, RecordOpener, RecordSealer
+from ...transport.sealed import DirectionKeys
 from ...transport.splice import Outcome, Splice, close_both
 from ...transport.tcp_stats import Passed, TcpStats
 from ...transport.udp.pipe import OnEnd
@@ -286,10 +286,7 @@ class _EncryptedStream(RelayedStream):
     def pipe(
         self, sock: Any, on_end: OnEnd, mark: pair.Mark | None, background: Background
     ) -> Pipe:
-        ours, theirs = self._keys
-        self._sealed = SealedStream(
-            sock, self._sock, RecordSealer(ours), RecordOpener(theirs), mark
-        )
+        self._sealed = SealedStream(sock, self._sock, self._keys, mark)
         self._background = background
         background.spawn(self._run, sock, on_end, mark)
         return self
