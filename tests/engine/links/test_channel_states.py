@@ -15,27 +15,27 @@ from kkp2p_compat._errors import CallRefused, KKP2PError, LinkLost
 from kkp2p_compat.engine.links import link_channels
 from kkp2p_compat.engine.links.link_channels import _NEXT, LinkChannel, LinkChannels, State
 from kkp2p_compat.transport.udp import events as e
-from kkp2p_compat.transport.udp.channel_table import REFUSED_BUSY, REFUSED_MOVED
+from kkp2p_compat.transport.udp.stream_table import REFUSED_BUSY, REFUSED_MOVED
 
 
-class FakeConnection:
-    """As much of a Connection as channels see, with a list of what was asked of it."""
+class FakeStreams:
+    """As much of a StreamTable as channels see, with a list of what was asked of it."""
 
     def __init__(self) -> None:
-        self.channels: dict[int, object] = {}
+        self.by_id: dict[int, object] = {}
         self.asked: list[tuple[Any, ...]] = []
         self._ids = itertools.count(0, 2)
 
-    def open_channel(self, *_: int) -> int:
+    def open(self, *_: int) -> int:
         stream_id = next(self._ids)
-        self.channels[stream_id] = object()
+        self.by_id[stream_id] = object()
         return stream_id
 
-    def refuse_channel(self, stream_id: int, reason: int) -> None:
-        del self.channels[stream_id]
+    def refuse(self, stream_id: int, reason: int) -> None:
+        del self.by_id[stream_id]
         self.asked.append(("refuse", stream_id, reason))
 
-    def accept_channel(self, stream_id: int) -> None:
+    def accept(self, stream_id: int) -> None:
         self.asked.append(("accept", stream_id))
 
     def reset(self, stream_id: int, _: int) -> None:
@@ -55,10 +55,11 @@ class FakeConnection:
 
 
 class Case:
-    """A link's channels, as the link's owner and the connection use them."""
+    """A link's channels, as the link's owner and its connection use them."""
 
     def __init__(self) -> None:
-        self.connection = FakeConnection()
+        self.streams = FakeStreams()
+        self.connection = self  # as a link has one
         self.channels = LinkChannels(self)  # type: ignore[arg-type]
         self.ends: list[tuple[KKP2PError | None, bool]] = []
 
@@ -72,7 +73,7 @@ class Case:
 
     def forget(self, stream_id: int) -> None:
         """What the connection does when a channel is over."""
-        del self.connection.channels[stream_id]
+        del self.streams.by_id[stream_id]
         self.channels.handle_event(e.Ended(stream_id))
 
     def pipe(self, stream_id: int, sock: socket.socket) -> None:
@@ -110,9 +111,9 @@ def test_a_channel_that_nobody_waits_for_is_given_up_when_the_peer_takes_it(case
     assert not case.channels.drained.is_set()
     opening.kill()
     assert case.channels.drained.is_set()
-    assert case.connection.asked == []
+    assert case.streams.asked == []
     case.channels.handle_event(e.ChannelOpened(0))
-    assert case.connection.asked == [("reset", 0), ("stop", 0)]
+    assert case.streams.asked == [("reset", 0), ("stop", 0)]
     case.forget(0)
     assert len(case.channels) == 0
 
@@ -130,7 +131,7 @@ def test_a_channel_that_the_peer_does_not_take(
     case: Case, event: e.Event, kind: type[KKP2PError]
 ) -> None:
     opening = case.open()
-    del case.connection.channels[0]
+    del case.streams.by_id[0]
     case.channels.handle_event(event)
     with pytest.raises(kind):
         opening.get()
@@ -142,7 +143,7 @@ def test_a_channel_that_is_over_before_it_is_carried(case: Case, sock: socket.so
     """The peer took it and gave it up at once: whoever opened it is told when it comes for it."""
     opening = case.open()
     case.channels.handle_event(e.ChannelOpened(0))
-    case.channels.handle_event(e.Reset(0, 0))
+    case.channels.handle_event(e.ResetReceived(0, 0))
     case.forget(0)
     assert opening.get() == 0
     assert len(case.channels) == 1
@@ -160,13 +161,13 @@ def test_a_channel_that_nobody_comes_for(
     case.channels.handle_event(e.ChannelOpened(0))
     opening.get()
     case.channels.sweep()
-    assert case.connection.asked == []
+    assert case.streams.asked == []
     if is_over:
         case.forget(0)
     monkeypatch.setattr(link_channels, "UNUSED_S", 0)
     case.channels.sweep()
     case.channels.sweep()
-    assert case.connection.asked == ([] if is_over else [("reset", 0), ("stop", 0)])
+    assert case.streams.asked == ([] if is_over else [("reset", 0), ("stop", 0)])
     assert len(case.channels) == (0 if is_over else 1)
 
 
@@ -174,12 +175,12 @@ def test_a_channel_is_kept_until_what_was_written_has_arrived(
     case: Case, sock: socket.socket
 ) -> None:
     case.channels.offer(1)
-    case.connection.channels[1] = object()
+    case.streams.by_id[1] = object()
     case.pipe(1, sock)
     case.channels.accept(1)
     assert case.channels.carried
     case.channels.handle_event(e.Stopped(1))
-    case.channels.handle_event(e.Reset(1, 0))
+    case.channels.handle_event(e.ResetReceived(1, 0))
     assert len(case.ends) == 1
     assert not case.channels.carried
     assert not case.channels.drained.is_set()
@@ -193,11 +194,11 @@ def test_a_channel_that_the_connection_forgets_while_it_is_carried(
     case: Case, sock: socket.socket, ended_first: bool
 ) -> None:
     case.channels.offer(1)
-    case.connection.channels[1] = object()
+    case.streams.by_id[1] = object()
     case.pipe(1, sock)
     case.channels.accept(1)
-    del case.connection.channels[1]
-    events = [e.Reset(1, 0), e.Ended(1)]
+    del case.streams.by_id[1]
+    events = [e.ResetReceived(1, 0), e.Ended(1)]
     for event in events[::-1] if ended_first else events:
         case.channels.handle_event(event)
     assert len(case.ends) == 1
@@ -207,10 +208,10 @@ def test_a_channel_that_the_connection_forgets_while_it_is_carried(
 
 def test_a_channel_that_cannot_be_carried_is_refused(case: Case) -> None:
     case.channels.offer(1)
-    case.connection.channels[1] = object()
+    case.streams.by_id[1] = object()
     case.channels.give_up(1)  # by whoever had no descriptor for it
     case.channels.refuse(1, REFUSED_BUSY)
-    assert case.connection.asked == [("refuse", 1, REFUSED_BUSY)]
+    assert case.streams.asked == [("refuse", 1, REFUSED_BUSY)]
     assert len(case.channels) == 0
 
 
