@@ -44,17 +44,30 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # What the process keeps for good: the hub of the tests, and the first thread of its pool.
 gevent.get_hub().threadpool.apply(int)
 
+LAB = Path(__file__).with_name("lab")
 MAX_WORKERS = 8  # our choice: each starts a cloud of its own
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """For a folder three workers for two CPUs, as tests often wait; for single files none: to start
-    them takes time."""
+    """For a folder two workers a CPU, as tests often wait; for single files none: to start them
+    takes time."""
     folder = config.invocation_params.dir
     if not any((folder / argument).is_dir() for argument in config.args):
         return 0
-    return min((3 * (os.cpu_count() or 1) + 1) // 2, MAX_WORKERS)
+    return min(2 * (os.cpu_count() or 1), MAX_WORKERS)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The lab's tests, which wait more than they compute, each stand between several that compute,
+    so that the CPUs always have work; none of them is among the last, for which all wait."""
+    waiting = [item for item in items if LAB in item.path.parents]
+    others = [item for item in items if LAB not in item.path.parents]
+    step = 4 * len(others) // (5 * len(waiting) or 1)
+    items.clear()
+    for number, item in enumerate(waiting):
+        items += [item, *others[number * step : (number + 1) * step]]
+    items += others[len(waiting) * step :]
 
 
 def pytest_collection_finish() -> None:
