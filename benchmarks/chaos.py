@@ -90,14 +90,14 @@ class Fault(NamedTuple):
 
 def schedule(seed: int, seconds: float, counts: dict[str, int]) -> list[Fault]:
     """``counts``: how many there are of what may be hit."""
-    dice, faults, at_s = random.Random(seed), [], 0.0
-    while (at_s := at_s + dice.expovariate(1 / MEAN_GAP_S)) < seconds:
-        (kind,) = dice.choices(list(FAULTS), [weight for _, weight, _ in FAULTS.values()])
+    rng, faults, at_s = random.Random(seed), [], 0.0
+    while (at_s := at_s + rng.expovariate(1 / MEAN_GAP_S)) < seconds:
+        (kind,) = rng.choices(list(FAULTS), [weight for _, weight, _ in FAULTS.values()])
         what, _, lasts = FAULTS[kind]
         # The first peers and the first relay live through it all: what do they leak?
         first = counts[what] // 2 if kind in ("kill peer", "kill relay") else 0
-        target = dice.randrange(first, counts[what])
-        faults.append(Fault(at_s, kind, target, dice.uniform(*lasts), dice.randrange(1000)))
+        target = rng.randrange(first, counts[what])
+        faults.append(Fault(at_s, kind, target, rng.uniform(*lasts), rng.randrange(1000)))
     return faults
 
 

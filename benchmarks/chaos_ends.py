@@ -1,7 +1,7 @@
 """A peer of ``chaos.py``: ``python -m benchmarks.chaos_ends``.
 
-It calls the other peers as its dice says, answers their calls, and writes what came of each to the
-file ``records``, as a line of JSON: a peer that is killed has told all by then.  Every byte is
+It calls the other peers at random times, answers their calls, and writes the outcome of each to
+the file ``records`` at once, as a line of JSON, so that a peer may be killed.  Every byte is
 compared: both sides know from a transfer's number what must come at which position.  Each call of
 the API is watched: how long it takes, and which code it returns.
 """
@@ -218,7 +218,7 @@ class Peer:
         self._at_once: int = settings["at_once"]
         number = settings["number"] * 1000 + settings["life"]
         self._numbers = count(number * 10**6)
-        self._dice = random.Random(f"{settings['seed']} {number}")
+        self._rng = random.Random(f"{settings['seed']} {number}")
         self.book = Book()
         self.watch = Watch(self.book)
         self.working = 0  # transfers that this side began, or answers
@@ -255,16 +255,16 @@ class Peer:
     # Its own calls.
 
     def _call_on(self) -> None:
-        dice = self._dice
+        rng = self._rng
         while True:
-            gevent.sleep(dice.random() * 2 * self._pause_s)
+            gevent.sleep(rng.random() * 2 * self._pause_s)
             if self.resting:
                 continue
             record: dict[str, Any] = {
                 "what": "transfer", "side": "caller", "by": self.name, "right": 0, "wrong": 0,
-                "number": next(self._numbers), "kind": dice.choice(KINDS),
-                "to": dice.choice(self._others), "began": time.monotonic(),
-                "size": dice.choices(list(SIZES), list(SIZES.values()))[0],
+                "number": next(self._numbers), "kind": rng.choice(KINDS),
+                "to": rng.choice(self._others), "began": time.monotonic(),
+                "size": rng.choices(list(SIZES), list(SIZES.values()))[0],
             }  # fmt: skip
             self._record(record, self._transfer)
 
@@ -317,7 +317,7 @@ class Peer:
 
     def _talk(self, wire: Wire, record: dict[str, Any]) -> None:
         """Messages, each of which the other side sends back if it comes."""
-        sizes = [self._dice.choice(MESSAGE_BYTES) for _ in range(MESSAGES)]
+        sizes = [self._rng.choice(MESSAGE_BYTES) for _ in range(MESSAGES)]
         record |= {"sent": 0, "back": 0, "size": 0}
         for at, size in enumerate(sizes):
             wire.give(message(record["number"], at, size))
