@@ -163,7 +163,8 @@ class Drawing:
 
     def text(self, x: int, y: int, text: str, size: int = 12, anchor: str = "middle") -> None:
         self._lines.append(
-            f'<text x="{x}" y="{y}" font-size="{size}" text-anchor="{anchor}" fill="{INK}">'
+            f'<text x="{x}" y="{y}" font-size="{size}" text-anchor="{anchor}" fill="{INK}" '
+            f'stroke="{PAPER}" stroke-width="3" paint-order="stroke">'
             f"{text}</text>"
         )
 
@@ -277,7 +278,7 @@ CALL: list[Step | str] = [
     Step(TRACK, ENGINE_B, ("offer",)),
     Step(ENGINE_B, TRACK, ("answer",)),
     Step(TRACK, ENGINE_A, ("answer",)),
-    "Meeting: both sides look for a path, and soon prepare the relay beside it",
+    "Meeting: both sides look for a path (UDP is dashed), and soon prepare the relay beside it",
     Step(ENGINE_A, ENGINE_B, (), "connectivity checks (STUN), both ways", UDP),
     Step(ENGINE_A, ENGINE_B, ("trickle",), "through the track: new addresses"),
     Step(ENGINE_A, RELAY, (), "hello"),
