@@ -15,6 +15,7 @@ from kkp2p_compat.transport.udp.events import (
     Readable,
     ResetReceived,
 )
+from kkp2p_compat.transport.udp.lifecycle import Phase
 from kkp2p_compat.transport.udp.peer_connection import PeerConnection
 
 __all__ = ["SCRIPTS", "fuzz_pair"]
@@ -104,7 +105,7 @@ class End:
             kind = KKP2P_UDP_CHANNEL if amount & 1 else KKP2P_TCP_CHANNEL
             connection.streams.open(kind, 0, amount)
             return
-        if not streams or connection.terminated:
+        if not streams or connection.lifecycle.phase is Phase.CLOSED:
             return
         stream_id = streams[amount % len(streams)]
         channel = connection.streams.by_id[stream_id]
@@ -184,7 +185,9 @@ class Network:
         until = self.now + PATIENCE_S
         for _ in range(CALM_TURNS):
             moving = [len(end.queue) for end in self.ends]
-            over = not any(moving) and all(end.connection.terminated for end in self.ends)
+            over = not any(moving) and all(
+                end.connection.lifecycle.phase is Phase.CLOSED for end in self.ends
+            )
             if over or self.now > until:
                 return
             for me, count in enumerate(moving):

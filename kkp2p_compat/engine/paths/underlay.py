@@ -45,7 +45,7 @@ class Underlay:
         spawn: Callable[..., gevent.Greenlet[..., Any]],
         on_network_change: Callable[[], object], on_addresses: Callable[[], object],
     ) -> None:  # fmt: skip
-        self.endpoint = Endpoint(log)
+        self.endpoint = Endpoint(log, self._handle_stun)
         self.finder = PathFinder(self.endpoint)
         self._watch = AddressWatch(self._handle_network_change, log)
         self.mapper = PortMapper(log, spawn) if map_ports else None
@@ -56,7 +56,6 @@ class Underlay:
         self._on_network_change = on_network_change
         self._on_addresses = on_addresses
         self._meetings: set[Meeting] = set()
-        self.endpoint.on_stun = self._handle_stun
         self.own.on_change = self._handle_addresses
         self.own.start()
         self._watch.start()

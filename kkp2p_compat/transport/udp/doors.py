@@ -48,7 +48,7 @@ class Door:
 class Doors:
     """``main`` by family, ``extra`` by number.  The endpoint starts the watchers."""
 
-    def __init__(self, log: Logger, loop: Any, port: int) -> None:
+    def __init__(self, log: Logger, loop: Any) -> None:
         """Raises as the Endpoint does."""
         self.main: dict[int, Door] = {}
         self.extra: dict[int, Door] = {}
@@ -58,7 +58,7 @@ class Doors:
         self._past_failures: Counter[str] = Counter()
         for family in (socket.AF_INET, socket.AF_INET6):
             try:
-                self.main[family] = Door(BatchSocket(family, log, port), loop)
+                self.main[family] = Door(BatchSocket(family, log), loop)
             except OSError as cause:
                 error = from_os_error(cause, "UDP socket")
                 last = family == socket.AF_INET6 and not self.main

@@ -46,6 +46,7 @@ TRANSMIT_TURN_CALLS = 16  # a connection's; 64 KB each at most
 BLOCKED_TIMER_S = 0.01  # a connection that waits for room may have a deadline that room must meet
 
 _now = time.monotonic
+OnStun = Callable[[bytes, Address], object]
 _Batch = tuple[bytes, int, Address]  # as in a Transmit
 
 
@@ -99,12 +100,12 @@ class Endpoint:
     A handler may call any method, for its own connection and for others.
     """
 
-    def __init__(self, log: Logger, port: int = 0) -> None:
-        """Opens the sockets; ``port`` 0: free ones.  One family is enough.
+    def __init__(self, log: Logger, on_stun: OnStun | None = None) -> None:
+        """Opens the sockets, on free ports; one family is enough.
 
         Raises OutOfDescriptors, or LinkLost when there is no socket of either family.
         """
-        self.on_stun: Callable[[bytes, Address], object] | None = None
+        self.on_stun = on_stun
         self.dropped: Counter[str] = Counter()
         self._log = log
         self._loop = get_hub().loop
@@ -116,7 +117,7 @@ class Endpoint:
         self._timer: Any = None
         self._timer_at = math.inf
         self._closed = False
-        self._doors = Doors(log, self._loop, port)
+        self._doors = Doors(log, self._loop)
         # For what is due now: a timer of libev's takes at least a millisecond, but a socket that
         # can be written to, as ours nearly always can, is found in the next round of the loop.
         self._soon_door = next(iter(self._doors.main.values()))
@@ -327,8 +328,7 @@ class Endpoint:
             if event is None:
                 break
         member.ready = False  # not before: what a handler wrote has been sent
-        next_timer = connection.next_timer()
-        deadline = math.inf if next_timer is None else next_timer
+        deadline = math.inf if (due := connection.next_timer()) is None else due
         if member.waiting is not None:
             deadline = max(deadline, now + BLOCKED_TIMER_S)
         elif calls_left == 0:

@@ -14,7 +14,7 @@ transport", has the format and says where we depart from it.
 
 What it consists of: ``streams`` (what applications read and write), ``packer`` (what is sent),
 ``recovery`` (what is on its way), ``path`` (how much and how fast), ``validation`` (new addresses
-of the peer), ``liveness`` (whether the peer is there), and the lifecycle.
+of the peer), ``liveness`` (whether the peer is there), ``lifecycle`` (open, closing, closed).
 """
 
 from __future__ import annotations
@@ -76,15 +76,13 @@ class PeerConnection:
         """``random``: a SystemRandom outside tests.  ``rtt_s``: as measured by checks."""
         self.settings = settings = settings or TransportSettings()
         self.local_id = local_id
-        self.remote_id = remote_id
         self.address = address
         self.dropped: dict[str, int] = {}  # packets, by the reason
-        self.received_packets = 0  # genuine ones, with those that came twice
-        self.received_bytes = 0  # of these datagrams
+        self.received_bytes = 0  # of genuine datagrams, with those that came twice
         self._random = random
         self._clock = Clock(now)
         self._events = EventQueue()
-        self._lifecycle = Lifecycle()
+        self.lifecycle = Lifecycle()
         self.liveness = Liveness(now)
         self.validation = PathValidation(random)
         self.recovery = Recovery()
@@ -104,18 +102,13 @@ class PeerConnection:
         self.path = PathState(self.settings, now, self._random)
         self.packer.start_path(self.path)
 
-    @property
-    def terminated(self) -> bool:
-        """Closed was put out; nothing happens any more."""
-        return self._lifecycle.phase is Phase.CLOSED
-
     # Input.
 
     def handle_datagrams(
         self, data: bytes, segment_bytes: int, address: Address, now: float
     ) -> None:
         """Datagrams of ``segment_bytes``, one behind the other, the last perhaps shorter."""
-        lifecycle = self._lifecycle
+        lifecycle = self.lifecycle
         if lifecycle.phase is Phase.CLOSED:
             return
         self._go_on(now)
@@ -130,7 +123,6 @@ class PeerConnection:
                     self._count_drop(str(error))
                     place += segment_bytes
                     continue
-                self.received_packets += len(plains)
                 self.received_bytes += min(len(plains) * segment_bytes, len(data) - place)
                 place += len(plains) * segment_bytes
                 if number > received.largest:
@@ -170,7 +162,8 @@ class PeerConnection:
             if len(plain) <= header_bytes or plain[0] != kind:
                 eliciting += self._handle_frames(f.parse_untrusted(plain), address)
                 continue
-            # The hot path: a bulk transfer is made of packets of one stream, in order.
+            # The hot path: a bulk transfer is made of packets of one stream, in order.  To parse
+            # them one by one would come to the same.
             _, stream_id, offset = unpack(plain)
             pieces = [plain[header_bytes:]]
             stop = offset + len(plain) - header_bytes
@@ -292,22 +285,22 @@ class PeerConnection:
         )
 
     def next_timer(self) -> float | None:
-        phase = self._lifecycle.phase
+        phase = self.lifecycle.phase
         if phase is _OPEN:
             return min(self._deadlines())
-        return self._lifecycle.close_at if phase is Phase.CLOSING else None
+        return self.lifecycle.close_at if phase is Phase.CLOSING else None
 
     def handle_timer(self, now: float) -> None:
-        if self._lifecycle.phase is Phase.CLOSED:
+        if self.lifecycle.phase is Phase.CLOSED:
             return
         is_late = self._go_on(now)
-        if self._lifecycle.phase is Phase.CLOSING:
+        if self.lifecycle.phase is Phase.CLOSING:
             return  # ``poll_transmit`` has something to send
         deadlines = self._deadlines()
         for place, handle in enumerate(self._on_timer.values()):
             if handle is not None and now >= deadlines[place]:
                 handle(self, now, is_late)
-                if self._lifecycle.phase is not _OPEN:
+                if self.lifecycle.phase is not _OPEN:
                     return
                 deadlines = self._deadlines()  # one that is handled may move another
 
@@ -384,7 +377,7 @@ class PeerConnection:
 
         False: that was asked a moment ago.
         """
-        return self._lifecycle.phase is Phase.OPEN and self.liveness.begin_doubt(
+        return self.lifecycle.phase is Phase.OPEN and self.liveness.begin_doubt(
             now, self.packer.next_number, self.recovery.rtt
         )
 
@@ -404,14 +397,14 @@ class PeerConnection:
     def close(self, code: int, reason: str, now: float) -> None:
         """End the connection; Closed follows when the peer has had the chance to hear of it."""
         self._clock.now = now
-        self._lifecycle.begin_close(Cue.CLOSE, code, LinkLost(reason), now)
+        self.lifecycle.begin_close(Cue.CLOSE, code, LinkLost(reason), now)
 
     def _fail(self, error: KKP2PError) -> None:
         """The peer breaks the protocol."""
-        self._lifecycle.begin_close(Cue.BREACH, CLOSE_PROTOCOL_ERROR, error, self._clock.now)
+        self.lifecycle.begin_close(Cue.BREACH, CLOSE_PROTOCOL_ERROR, error, self._clock.now)
 
     def _end(self, cue: Cue, error: KKP2PError) -> None:
-        if self._lifecycle.move(cue):
+        if self.lifecycle.move(cue):
             self._events.put(Closed(error))
             self.packer.clear()
 
@@ -422,7 +415,7 @@ class PeerConnection:
 
     def poll_transmit(self, now: float) -> Transmit | None:
         self._clock.now = now
-        if self._lifecycle.phase is not _OPEN:
+        if self.lifecycle.phase is not _OPEN:
             return self._poll_close(now)
         special = self.validation.poll(now)
         if special is not None:
@@ -439,7 +432,7 @@ class PeerConnection:
         return transmit
 
     def _poll_close(self, now: float) -> Transmit | None:
-        lifecycle = self._lifecycle
+        lifecycle = self.lifecycle
         if lifecycle.phase is Phase.CLOSED or now < lifecycle.close_at:
             return None
         frame = lifecycle.next_close(now + self.recovery.rtt.pto_s)

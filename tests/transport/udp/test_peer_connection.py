@@ -113,14 +113,39 @@ def test_a_run_of_stream_frames_means_what_each_alone_means(
     assert together.seen == alone.seen
 
 
-def test_every_timer_has_a_deadline_and_the_earliest_is_the_next() -> None:
+def test_every_timer_has_its_deadline_and_the_earliest_is_the_next() -> None:
     connection = connection_at(100.0)
     assert list(connection._on_timer) == list(Timer)
-    deadlines = dict(zip(Timer, connection._deadlines(), strict=True))
-    assert connection.next_timer() == min(deadlines.values())
-    assert deadlines[Timer.IDLE] == 100.0 + connection.settings.idle_timeout_s
-    for timer in (Timer.DOUBT, Timer.SUSPICION, Timer.SILENCE, Timer.LOSS, Timer.ACK):
-        assert deadlines[timer] == math.inf
+    liveness, packer = connection.liveness, connection.packer
+    liveness.begin_doubt(1.0, 0, connection.recovery.rtt)
+    connection.recovery.loss_time = 2.0
+    liveness.suspect_at = 3.0
+    liveness.ask_at = 4.0
+    connection.validation.try_address(("192.0.2.7", 1), 5.0, 1.0)
+    connection._received.ack_at = 6.0
+    packer.paced_until = 7.0
+    connection.path.mtu.next_at = 8.0
+    liveness.heard_at = packer.eliciting_at = 9.0
+    settings = connection.settings
+    assert dict(zip(Timer, connection._deadlines(), strict=True)) == {
+        Timer.DOUBT: 1.0,
+        Timer.LOSS: 2.0,
+        Timer.SUSPICION: 3.0,
+        Timer.SILENCE: 4.0,
+        Timer.VALIDATION: 5.0,
+        Timer.ACK: 6.0,
+        Timer.PACING: 7.0,
+        Timer.MTU: 8.0,
+        Timer.KEEPALIVE: 9.0 + settings.keepalive_s,
+        Timer.IDLE: 9.0 + settings.idle_timeout_s,
+    }
+    assert connection.next_timer() == 1.0
+
+
+def test_what_is_not_waited_for_is_never_due() -> None:
+    deadlines = dict(zip(Timer, connection_at(100.0)._deadlines(), strict=True))
+    waits = {timer for timer, at in deadlines.items() if at < math.inf}
+    assert waits == {Timer.IDLE, Timer.KEEPALIVE, Timer.MTU}
 
 
 def test_what_is_closing_waits_for_one_thing_only() -> None:
