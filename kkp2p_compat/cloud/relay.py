@@ -137,10 +137,6 @@ class Relay:
         """How many tokens are remembered."""
         return len(self._seen)
 
-    def traffic(self) -> int:
-        """Bytes that the sessions of this moment have carried."""
-        return sum(s.splice.bytes_ab + s.splice.bytes_ba for s in self._sessions if s.splice)
-
     def welcome(self, sock: Any, host: str) -> None:
         """The relay owns the socket from here on, and its place at the gate."""
         guest = _Guest(sock, host, self, time.monotonic() + self._limits.handshake_s)

@@ -218,9 +218,8 @@ class Splice:
     """Two sockets that are being joined.  ``start`` it; the hub calls ``on_done(outcome)`` once.
 
     ``budget``: how many bytes both directions together may carry; 0: no limit.  When a byte more
-    arrives, both streams are cut short with BudgetSpent.  ``bytes_ab`` and ``bytes_ba`` may be
-    read at any time.  Every method belongs to the thread that called ``start``.  The sockets are
-    set non-blocking, and must stay open until ``on_done``.
+    arrives, both streams are cut short with BudgetSpent.  Every method belongs to the thread that
+    called ``start``.  The sockets are set non-blocking, and must stay open until ``on_done``.
     """
 
     __slots__ = ("_a", "_ab", "_b", "_ba", "_budget", "_carriers", "_on_done", "_spent")
@@ -239,14 +238,6 @@ class Splice:
         self._budget = budget
         self._on_done: Callable[[Outcome], object] | None = on_done
         self._spent: BudgetSpent | None = None
-
-    @property
-    def bytes_ab(self) -> int:
-        return self._ab.count
-
-    @property
-    def bytes_ba(self) -> int:
-        return self._ba.count
 
     def start(self) -> None:
         loop = get_hub().loop
