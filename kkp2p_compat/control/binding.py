@@ -10,7 +10,10 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 
-__all__ = ["end_point_binding"]
+__all__ = ["BINDING_NAME", "MECHANISM", "end_point_binding"]
+
+MECHANISM = "SCRAM-SHA-256-PLUS"  # RFC 7677; -PLUS: with a channel binding
+BINDING_NAME = "tls-server-end-point"
 
 
 def end_point_binding(der: bytes) -> bytes:

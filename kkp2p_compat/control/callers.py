@@ -57,5 +57,5 @@ ANYBODY = Callers(strangers=True)
 
 
 def told(text: str | None) -> str | None:
-    """What a login says of it.  A list that is too long for one is the engine's own to judge by."""
+    """What a login tells the track.  By a list that is too long for that only the engine judges."""
     return "accounts" if text is not None and len(text) > MAX_TOLD_CHARS else text

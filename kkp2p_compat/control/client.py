@@ -4,28 +4,25 @@ Runs in the engine's hub.  Links are shared: one to a server carries the login a
 goes there, and is opened by whoever needs it first.
 
 Before the first login has proved a server, and while a login is lost, the calls of a peer that has
-joined wait for it; they go by servers only that something vouches for (``trust.py``).
+joined wait for it; they use only servers that something vouches for (``trust.py``).
 
-When the network has changed (``check_links``) nobody waits for a time-out: what is dead is found by
-a heartbeat with little time, a connection being opened is opened anew, and a pause ends.
+When the network has changed (``check_links``) nobody waits for a time-out: dead links are found by
+a heartbeat with little time, a connection that is being opened is opened anew, and a pause ends.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import random
 import secrets
-import ssl as _stdlib_ssl
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from logging import Logger
-from weakref import WeakValueDictionary
+from typing import NoReturn
 
 import gevent
 from gevent.event import AsyncResult, Event
-from gevent.lock import RLock
 
 from .._errors import (
     CloudUnreachable,
@@ -35,18 +32,15 @@ from .._errors import (
     LinkLost,
     LoginRefused,
 )
-from ..transport import dial
 from .backoff import Backoff
 from .link import Address, Link, OfferHandler
-from .resolver import is_address, resolve, split_domain
-from .trust import Trust, fingerprint
+from .links import Links
+from .trust import fingerprint
 from .wire import Message
 
 __all__ = ["CloudClient"]
 
 # Our choices, in seconds.
-RESOLVE_AGAIN_S = 60  # an older answer for login_domain is asked for again before connecting
-RESOLVE_TIMEOUT_S = 5
 BACKOFF_FIRST_S = 0.5
 BACKOFF_MOST_S = 30.0
 BACKOFF_SPREAD_S = 5.0  # thousands that lose one cloud come back as fast as it can take them
@@ -67,30 +61,30 @@ class CloudClient:
     """``login`` keeps us online until ``close``; ``links_to`` leads to whom we want to call."""
 
     def __init__(
-        self, login_domain: str, port: int, addresses: list[str], log: Logger, *,
-        ca_file: str | None, on_offer: OfferHandler,
+        self,
+        login_domain: str,
+        port: int,
+        addresses: list[str],
+        log: Logger,
+        *,
+        ca_file: str | None,
+        on_offer: OfferHandler,
         on_login_lost: Callable[[KKP2PError], object],
-        on_login: Callable[[], object] | None = None, callers: str | None = None,
+        on_login: Callable[[], object] | None = None,
+        callers: str | None = None,
         fingerprints: frozenset[bytes] = frozenset(),
-    ) -> None:  # fmt: skip
-        """``callers``: who may call us (engine_conf_t); the tracks are told.
-        ``fingerprints``: SHA-256s of the certificates that the user trusts.
+    ) -> None:
+        """``addresses``: of ``login_domain``, to begin with.  ``fingerprints``: SHA-256s of the
+        certificates that the user trusts.  ``callers``: who may call us (engine_conf_t); the tracks
+        are told.
         """
-        self.addresses = addresses
-        self._domain = login_domain
-        self._port = port
-        self._resolved_at = time.monotonic()
-        self.log = self._log = log
-        self._on_offer = on_offer
+        self.log = log
+        self._links = Links(login_domain, port, addresses, log, on_offer, ca_file, fingerprints)
+        self._trust = self._links.trust
+        self._rng = random.Random()
         self._on_login_lost = on_login_lost
         self._on_login = on_login
         self._callers = callers
-        self._rng = random.Random()
-        self._links: dict[Address, Link] = {}
-        self._opening: WeakValueDictionary[Address, RLock] = WeakValueDictionary()
-        self._being_opened: set[Link] = set()
-        self._entering: AsyncResult[Link] | None = None  # an entry that is being opened
-        self._entry_greenlet: gevent.Greenlet[..., None] | None = None
         self._tracks: OrderedDict[str, tuple[float, str, list[Address]]] = OrderedDict()
         self._home: gevent.Greenlet[..., None] | None = None
         self._home_link: Link | None = None
@@ -100,24 +94,22 @@ class CloudClient:
         self._settled.set()
         self._calls_waiting = 0
         self._unknown_at: set[Address] = set()  # tracks that do not know our account
-        self._closed = False
         self._kept_at = time.monotonic()
         self._nat: Message | None = None
-        self.tickets: Callable[[], dict[str, bytes]] = dict  # what STUN servers gave us, by ip
-        self._changes = 0  # of the network, as far as we were told
-        self._changed_at = -HURRY_S
+        self._tickets: Callable[[], dict[str, bytes]] = dict
+        self._changed_at = -HURRY_S  # the network, as far as we were told
         self._changed = Event()  # ends a pause
-        self._failed: set[str] = set()  # of the login addresses
-        self._warned = False  # that a certificate was not verified
-        self._name = None if "|" in login_domain or is_address(login_domain) else login_domain
-        self._moves = not all(map(is_address, split_domain(login_domain)))
-        self._trust = Trust(ca_file, fingerprints, is_name=self._name is not None)
+
+    @property
+    def addresses(self) -> list[str]:
+        """Of ``login_domain``, as it was resolved last."""
+        return self._links.addresses
 
     # Logging in.
 
     def login(self, peer_id: str, secret: str) -> AsyncResult[None]:
         """Stay logged in from now on; the result is the first verdict of the cloud."""
-        if self._closed:
+        if self._links.closed:
             raise EngineClosed
         self.logout()
         verdict: AsyncResult[None] = AsyncResult()
@@ -133,11 +125,11 @@ class CloudClient:
         Waits.  What goes wrong is for the call to tell.
         """
         try:
-            entry = self._entry()
-            # A cloud that answers for one peer itself does so for all.
-            entry.serves_all = entry.serves_all or not self._route(entry, ANYBODY)
+            entry = self._links.entry()
+            if not entry.serves_all:
+                self._route(entry, ANYBODY)
         except KKP2PError as error:
-            self._log.info("cloud: not reached yet: %s", error)
+            self.log.info("cloud: not reached yet: %s", error)
 
     @property
     def online(self) -> bool:
@@ -145,14 +137,17 @@ class CloudClient:
         link = self._home_link
         return link is not None and link.takes_offers and not link.closed.is_set()
 
-    def set_nat(self, fields: Message) -> None:
-        """Tell the tracks, and so the other sides of our calls, about our NAT; also later ones."""
-        self._nat = fields
-        for link in self._open_links():
+    def set_nat(self, fields: Message, tickets: Callable[[], dict[str, bytes]] = dict) -> None:
+        """Tell the tracks, and so the other sides of our calls, about our NAT; also later ones.
+
+        ``tickets``: what STUN servers have given us by then, by ip.
+        """
+        self._nat, self._tickets = fields, tickets
+        for link in self._links.all():
             if link.is_track:
                 # One that breaks by it is closed, and has told those who use it.
                 with contextlib.suppress(LinkLost):
-                    link.tell_nat(fields, self.tickets())
+                    link.tell_nat(fields, tickets())
 
     def keep_links(self) -> None:
         """While we have channels with peers that we have called: the track tells when one is gone.
@@ -163,19 +158,15 @@ class CloudClient:
         now = time.monotonic()
         if now - self._kept_at >= KEEP_S:
             self._kept_at = now
-            for link in self._open_links():
+            for link in self._links.all():
                 if link.is_track and link.peer_id is None:
                     gevent.spawn(link.check_alive)
 
     def check_links(self) -> None:
         """The network may have changed: find out soon which links are dead.  Does not wait."""
-        self._changes += 1
         self._changed_at = time.monotonic()
         self._changed.set()
-        for link in self._open_links():
-            gevent.spawn(link.check_alive, CHECK_S)
-        for link in self._being_opened:
-            link.stop_opening(CloudUnreachable("the network has changed"))
+        self._links.check(CHECK_S)
 
     def logout(self) -> None:
         if self._home is not None:
@@ -186,12 +177,8 @@ class CloudClient:
         self._settled.set()
 
     def close(self) -> None:
-        self._closed = True
         self.logout()
-        if self._entry_greenlet is not None:
-            self._entry_greenlet.kill(block=False)
-        for link in list(self._links.values()):
-            link.close(EngineClosed())
+        self._links.close()
 
     def _stay_online(self, peer_id: str, secret: str, verdict: AsyncResult[None]) -> None:
         backoff = Backoff(self._rng, BACKOFF_FIRST_S, BACKOFF_MOST_S, BACKOFF_SPREAD_S)
@@ -200,36 +187,15 @@ class CloudClient:
             link, since = None, time.monotonic()
             try:
                 link = self._home_link = next(self._find(peer_id, for_calls=False))
-                with self._opening.setdefault(link.address, RLock()):
-                    link.login(
-                        peer_id, secret, session, again=verdict.ready(), callers=self._callers,
-                        least_iterations=self._iterations.get(peer_id, 0),
-                    )  # fmt: skip
-                self._handle_proved(link)
-                self._tell_nat(link)
-                self._settled.set()
-                self._log.warning("%s: logged in at %s:%d", peer_id, *link.address)
-                if not verdict.ready():
-                    verdict.set(None)
-                if self._on_login is not None:
-                    self._on_login()
-                link.closed.wait()
-                raise link.close_reason or LinkLost()
+                self._be_online(link, peer_id, secret, session, verdict)
             except KKP2PError as error:
                 was_online = link is not None and link.takes_offers
                 self._settled.clear()
                 # A refusal is final, but not on a connection that has proved nothing when we were
                 # online before: somebody in the middle could keep us offline with one word.
-                if isinstance(error, LoginRefused | DuplicateLogin) and (
-                    was_online or not verdict.ready()
-                ):
-                    self._log.error("%s: offline: %s", peer_id, error)
-                    self._account = None
-                    self._settled.set()
-                    if not verdict.ready():
-                        verdict.set_exception(error)
-                    else:
-                        self._on_login_lost(error)
+                is_refusal = isinstance(error, LoginRefused | DuplicateLogin)
+                if is_refusal and (was_online or not verdict.ready()):
+                    self._give_up(peer_id, error, verdict)
                     return
                 # A half-made login cannot be continued on the same connection.
                 if link is not None:
@@ -237,25 +203,61 @@ class CloudClient:
                 self._tracks.pop(peer_id, None)
                 if was_online and time.monotonic() - since > BACKOFF_MOST_S:
                     backoff.reset()  # a cloud that drops us at once is not asked every second
-                hurry = since < self._changed_at and time.monotonic() < self._changed_at + HURRY_S
-                pause_s = self._rng.uniform(0, HURRY_PAUSE_S) if hurry else backoff.next()
-                if self._calls_waiting:
-                    pause_s = min(pause_s, CALL_PAUSE_S)
-                self._log.error("%s: offline: %s; next try in %.1f s", peer_id, error, pause_s)
+                pause_s = self._pause_s(since, backoff)
+                self.log.error("%s: offline: %s; next try in %.1f s", peer_id, error, pause_s)
             self._changed.clear()
             if self._changed.wait(pause_s):
                 gevent.sleep(self._rng.uniform(0, HURRY_PAUSE_S))
+
+    def _be_online(
+        self, link: Link, peer_id: str, secret: str, session: str, verdict: AsyncResult[None]
+    ) -> NoReturn:
+        """Log in, and raise why that failed or has ended."""
+        with self._links.lock(link.address):
+            link.login(
+                peer_id,
+                secret,
+                session,
+                again=verdict.ready(),
+                callers=self._callers,
+                least_iterations=self._iterations.get(peer_id, 0),
+            )
+        self._handle_proved(link)
+        self._tell_nat(link)
+        self._settled.set()
+        self.log.warning("%s: logged in at %s:%d", peer_id, *link.address)
+        if not verdict.ready():
+            verdict.set(None)
+        if self._on_login is not None:
+            self._on_login()
+        link.closed.wait()
+        raise link.close_reason or LinkLost()
+
+    def _give_up(self, peer_id: str, error: KKP2PError, verdict: AsyncResult[None]) -> None:
+        self.log.error("%s: offline: %s", peer_id, error)
+        self._account = None
+        self._settled.set()
+        if not verdict.ready():
+            verdict.set_exception(error)
+        else:
+            self._on_login_lost(error)
+
+    def _pause_s(self, since: float, backoff: Backoff) -> float:
+        """Before the next try to log in; ``since``: when this one began."""
+        hurry = since < self._changed_at and time.monotonic() < self._changed_at + HURRY_S
+        pause_s = self._rng.uniform(0, HURRY_PAUSE_S) if hurry else backoff.next()
+        return min(pause_s, CALL_PAUSE_S) if self._calls_waiting else pause_s
 
     def _handle_proved(self, link: Link) -> None:
         """A login has proved a link's certificate."""
         assert link.peer_id is not None
         self._iterations[link.peer_id] = link.iterations
-        if self._trust.is_strict and not self._vouched(link):
-            self._log.warning(
+        if self._trust.is_strict and not self._links.is_vouched(link):
+            self.log.warning(
                 "cloud %s:%d: shows another certificate, sha256:%s, which the login proves",
-                *link.address, fingerprint(link.certificate).hex(),
-            )  # fmt: skip
-        link.is_trusted = True
+                *link.address,
+                fingerprint(link.certificate).hex(),
+            )
         self._trust.add(link.certificate)
         self._trust.add_named_untrusted(link.named)
 
@@ -267,34 +269,33 @@ class CloudClient:
         Waits for our own login, if there is to be one.
         """
         if not self._settled.is_set():
-            self._log.info("%s: the call waits for the login", peer_id)
+            self.log.info("%s: the call waits for the login", peer_id)
             self._calls_waiting += 1
             self._changed.set()
             try:
                 self._settled.wait()
             finally:
                 self._calls_waiting -= 1
-        if self._closed:
+        if self._links.closed:
             raise EngineClosed
         for link in self._find(peer_id, for_calls=True):
             self._tell_nat(link)
             yield link
 
     def _find(self, peer_id: str, for_calls: bool) -> Iterator[Link]:
-        """Open links to where the peer should be; ``for_calls``: that something vouches for.
+        """Open links to where the peer should be; ``for_calls``: only those that are vouched for.
 
-        A track that was dead for a while gets its callers back before its peers: those are still
-        where the route had sent them meanwhile, which is the next one.
+        A track that was dead for a while gets its callers back before its peers: these are still on
+        the next track, to which the route had sent them meanwhile.
         """
         expires, route_ip, tracks = self._tracks.get(peer_id, (0.0, "", []))
         if time.monotonic() > expires:
-            entry = self._entry()
+            entry = self._links.entry()
             if for_calls:
                 self._check(entry)
             route_ip = entry.reached[0]
             tracks = [] if entry.serves_all else self._route(entry, peer_id)
             if not tracks:
-                entry.serves_all = True
                 yield self._introduce(entry, None) if for_calls else entry
                 return
             self._tracks[peer_id] = time.monotonic() + TRACK_CACHE_S, route_ip, tracks
@@ -304,7 +305,7 @@ class CloudClient:
         tried = 0
         for address in tracks:
             try:
-                link = self._open(address, route_ip)
+                link = self._links.open(address, route_ip)
                 if for_calls:
                     link = self._introduce(link, route_ip)
             except CloudUnreachable as error:
@@ -320,23 +321,19 @@ class CloudClient:
 
     def _route(self, link: Link, peer_id: str) -> list[Address]:
         tracks = link.route(peer_id)
-        if self._vouched(link):
+        if self._links.is_vouched(link):
             self._trust.add_named_untrusted(link.named)
         return tracks
 
-    def _vouched(self, link: Link) -> bool:
-        link.is_trusted = link.is_trusted or self._trust.knows(link.certificate)
-        return link.is_trusted
-
     def _check(self, link: Link) -> None:
         """Raise CloudUnreachable unless something vouches for a link: if need be, log in there."""
-        if self._vouched(link) or not self._trust.is_strict:
+        if self._links.is_vouched(link) or not self._trust.is_strict:
             return
         shown = f"certificate sha256:{fingerprint(link.certificate).hex()}"
         error = CloudUnreachable(
             f"cloud {link.address[0]}:{link.address[1]}: nothing vouches for its {shown}"
         )
-        self._failed.add(link.address[0])
+        self._links.rate(link, is_good=False)
         if self._account is None:
             link.close(error)
             raise error
@@ -344,7 +341,7 @@ class CloudClient:
             self._log_in_to_call(link, *self._account)
         except KKP2PError as problem:
             raise CloudUnreachable(f"{error}, nor does a login: {problem}") from problem
-        self._failed.discard(link.address[0])
+        self._links.rate(link, is_good=True)
 
     def _introduce(self, link: Link, named_by: str | None) -> Link:
         """The link, or a fresh one, for calls: as whom we have logged in, if we are known there."""
@@ -356,151 +353,18 @@ class CloudClient:
         except KKP2PError as error:
             if isinstance(error, LoginRefused):
                 self._unknown_at.add(link.address)
-            self._log.info("cloud %s:%d: calling as a stranger: %s", *link.address, error)
-            link = self._open(link.address, named_by)
+            self.log.info("cloud %s:%d: calling as a stranger: %s", *link.address, error)
+            link = self._links.open(link.address, named_by)
             self._check(link)
         return link
 
     def _log_in_to_call(self, link: Link, peer_id: str, secret: str) -> None:
-        with self._opening.setdefault(link.address, RLock()):
+        with self._links.lock(link.address):
             if link.peer_id is None:
                 least = self._iterations.get(peer_id, 0)
                 link.login(peer_id, secret, call_only=True, least_iterations=least)
                 self._handle_proved(link)
 
     def _tell_nat(self, link: Link) -> None:
-        link.is_track = True
         if self._nat is not None and link.told_nat is None:  # of changes set_nat tells
-            link.tell_nat(self._nat, self.tickets())
-
-    def _entry(self) -> Link:
-        """An open link to the login address that answers first.
-
-        All who need one wait for the same attempt, each for as long as it has time.
-        """
-        for host in self.addresses:
-            link = self._link((host, self._port))
-            if link is not None:
-                return link
-        if self._closed:
-            raise EngineClosed
-        if self._entering is None:
-            self._entering = AsyncResult()
-            self._entry_greenlet = gevent.spawn(self._enter, self._entering)
-        return self._entering.get()
-
-    def _enter(self, entering: AsyncResult[Link]) -> None:
-        error: KKP2PError = EngineClosed()  # when killed
-        try:
-            entering.set(self._race_addresses())
-        except KKP2PError as caught:
-            error = caught
-        finally:
-            self._entering = self._entry_greenlet = None
-            if not entering.ready():
-                entering.set_exception(error)
-
-    def _race_addresses(self) -> Link:
-        """In random order, as the C SDK does, but those that failed last time come last."""
-        if self._moves and time.monotonic() - self._resolved_at > RESOLVE_AGAIN_S:
-            self._resolve_again()
-        hosts = list(self.addresses)
-        self._rng.shuffle(hosts)
-        hosts = dial.interleave(hosts)
-        hosts.sort(key=self._failed.__contains__)
-        attempts = [functools.partial(self._try, host) for host in hosts]
-        link = dial.race(attempts, lambda spare: None)  # which is among our links by now
-        for host in hosts[: hosts.index(link.address[0])]:
-            if host in self._failed:
-                self._log.info(
-                    "cloud %s:%d: no answer yet, going on with another", host, self._port
-                )
-        return link
-
-    def _try(self, host: str) -> Link:
-        self._failed.add(host)  # also when another address is quicker
-        try:
-            link = self._open((host, self._port))
-        except CloudUnreachable as error:
-            if len(self.addresses) > 1:  # else who asks tells
-                self._log.error("%s", error)
-            raise
-        self._failed.discard(host)
-        return link
-
-    def _resolve_again(self) -> None:
-        self._resolved_at = time.monotonic()  # also when it fails: not every caller shall wait
-        try:
-            self.addresses = resolve(self._domain, RESOLVE_TIMEOUT_S)
-        except KKP2PError as error:
-            self._log.error("%s; going on with %s", error, ", ".join(self.addresses))
-
-    def _open_links(self) -> list[Link]:
-        return [link for link in self._links.values() if not link.closed.is_set()]
-
-    def _link(self, address: Address) -> Link | None:
-        link = self._links.get(address)
-        return None if link is None or link.closed.is_set() else link
-
-    def _open(self, address: Address, named_by: str | None = None) -> Link:
-        with self._opening.setdefault(address, RLock()):
-            link = self._link(address)
-            if link is not None:
-                return link
-            while link is None:
-                changes = self._changes
-                try:
-                    link = self._connect(address, named_by)
-                except CloudUnreachable:
-                    if changes == self._changes:
-                        raise
-            if self._closed:  # meanwhile
-                link.close()
-                raise EngineClosed
-            self._links[address] = link
-            link.closed.rawlink(lambda _: self._forget(address, link))
-            return link
-
-    def _forget(self, address: Address, link: Link) -> None:
-        if self._links.get(address) is link:
-            del self._links[address]
-
-    def _connect(self, address: Address, named_by: str | None) -> Link:
-        """Connect, and find out whether anything vouches for the certificate.
-
-        Where nothing does and nothing must, the link may serve to log in, which proves it, and
-        before the first proof to call: a caller without an account then trusts the path.
-        """
-        name = address[0] if self._name is None or not is_address(address[0]) else self._name
-        trust, reason = self._trust, "no login_ca is set"
-        if trust.asks_ca:
-            link = Link(address, self._log, self._on_offer, trust.verified, name, named_by)
-            try:
-                self._shake_hands(link)
-            except _stdlib_ssl.SSLCertVerificationError as error:
-                reason = error.verify_message
-            else:
-                trust.require()
-                link.is_trusted = True
-                return link
-        link = Link(address, self._log, self._on_offer, trust.unverified, None, named_by)
-        self._shake_hands(link)
-        if self._vouched(link):
-            return link
-        if trust.is_required:
-            shown = fingerprint(link.certificate).hex()
-            link.close()
-            raise CloudUnreachable(
-                f"{address[0]}:{address[1]}: certificate refused: {reason}; it is sha256:{shown}"
-            )
-        if not self._warned:
-            self._warned = True  # once: each reconnect would say it again
-            self._log.warning("cloud %s: certificate not verified: %s", name, reason)
-        return link
-
-    def _shake_hands(self, link: Link) -> None:
-        self._being_opened.add(link)
-        try:
-            link.open()
-        finally:
-            self._being_opened.discard(link)
+            link.tell_nat(self._nat, self._tickets())

@@ -8,7 +8,6 @@ The messages are in docs/protocol.rst.
 from __future__ import annotations
 
 import contextlib
-import re
 import ssl as _stdlib_ssl
 from collections.abc import Callable, Mapping
 from logging import Logger
@@ -18,30 +17,22 @@ import gevent
 from gevent import ssl
 from gevent.event import AsyncResult, Event
 from gevent.lock import RLock
-from scramp import ScramClient, ScramException
 
 from .. import _base64url
-from .._codes import KKP2P_ERROR_INVALID_PEER_ID
 from .._descriptors import keep_private
-from .._errors import (
-    BadPacket,
-    CloudUnreachable,
-    DuplicateLogin,
-    KKP2PError,
-    LinkLost,
-    LoginRefused,
-)
+from .._errors import BadPacket, CloudUnreachable, KKP2PError, LinkLost
 from .._io import shut_down, time_limit
 from ..transport import dial, tcp
 from ..transport.relay_wire import parse_address_untrusted, receipt_to_text
-from .binding import end_point_binding
 from .callers import told
 from .nearness import permitted
-from .outgoing import OutgoingCall, refusal, show, trickle_untrusted
+from .outgoing import OutgoingCall, trickle_untrusted
+from .refusals import login_refusal, show
 from .resolver import addresses_of
-from .wire import PROTOCOL_VERSION, LineReader, Message, encode
+from .scram import ScramLogin
+from .wire import MAX_TICKETS, PROTOCOL_VERSION, LineReader, Message, encode
 
-__all__ = ["Address", "Link", "OfferHandler", "OutgoingCall"]
+__all__ = ["Address", "Link", "OfferHandler"]
 
 Address = tuple[str, int]
 OfferHandler = Callable[["Link", Message], object]
@@ -49,20 +40,12 @@ OfferHandler = Callable[["Link", Message], object]
 # Our choices, in seconds.
 OPEN_TIMEOUT_S = 10  # TCP and TLS handshake with one address
 ANSWER_TIMEOUT_S = 10  # for the cloud's answer to route, login and heartbeats, and to take a line
-
-UNREAD_S = 0.01  # our choice: for what came while the processor was busy with other things
+UNREAD_S = 0.01  # for what came while the processor was busy with other things
 
 # Our choices: what a server may make us hold.
 MAX_UNSENT_BYTES = 1 << 20  # lines that it does not read
 MAX_TRACKS = 16  # of one peer; a route's answer has the best first
-MAX_TICKETS = 3  # docs/protocol.rst
 MAX_CALL_CHARS = 128  # the name that a track gives an offer
-
-# scramp takes up to 10 million; a hostile server could keep the engine busy for seconds with that.
-MAX_SCRAM_ITERATIONS = 100_000
-MIN_SCRAM_ITERATIONS = 4096  # RFC 7677 section 4
-# RFC 5802 section 7, server-first-message, without extensions; its third field.
-_CHALLENGE = re.compile(r"r=[!-+\--~]+,s=[A-Za-z0-9+/]+={0,2},i=([1-9][0-9]{0,8})")
 
 
 class Link:
@@ -81,10 +64,9 @@ class Link:
         self.takes_offers = False  # logged in to be called, too
         self.iterations = 0  # that the login took
         self.certificate = b""  # DER, once open
-        self.is_trusted = False  # something vouches for the certificate
+        self.is_verified = False  # a CA vouches for the certificate
         self.named: object = None  # SHA-256s of other servers' certificates, as this one told
         self.serves_all = False  # the route said: every peer is on this very connection
-        self.is_track = False  # calls or our login go by it
         self.told_nat: tuple[Message, set[str]] | None = None
         self._log = log
         self._on_offer = on_offer
@@ -132,6 +114,7 @@ class Link:
                     raw.close()  # nothing, once it is wrapped
                 self._sock.do_handshake()
                 self.certificate = self._sock.getpeercert(binary_form=True)
+            self.is_verified = self._context.verify_mode == ssl.CERT_REQUIRED
             opened = True
         except _stdlib_ssl.SSLCertVerificationError:
             raise  # the owner decides whether to go on without
@@ -175,6 +158,11 @@ class Link:
         self._greenlets.clear()
 
     @property
+    def is_track(self) -> bool:
+        """Whether it carries calls, or our login."""
+        return self.peer_id is not None or self._last_call > 0
+
+    @property
     def _name(self) -> str:
         return f"cloud {self.address[0]}:{self.address[1]}"
 
@@ -188,6 +176,7 @@ class Link:
             isinstance(track, list) and len(track) == 2 for track in tracks
         ):
             raise BadPacket("a track message without tracks")
+        self.serves_all = not tracks
         return [parse_address_untrusted(*track) for track in tracks[:MAX_TRACKS]]
 
     def login(
@@ -212,11 +201,6 @@ class Link:
         try:
             welcome = self._log_in(peer_id, secret, fields, least_iterations)
             logged_in = True
-        except (ScramException, ValueError) as error:  # ValueError: what should be base64
-            raise LoginRefused(
-                f"{self._name} does not know the secret itself, or somebody is "
-                f"in the middle: {error}"
-            ) from error
         finally:
             if not logged_in:
                 self.close()
@@ -230,25 +214,13 @@ class Link:
         self.peer_id = peer_id
 
     def _log_in(self, peer_id: str, secret: str, fields: Message, least_iterations: int) -> Message:
-        try:
-            binding = ("tls-server-end-point", end_point_binding(self.certificate))
-        except ValueError as error:
-            raise BadPacket(f"{self._name}: {error}") from error
-        try:
-            client = ScramClient(
-                ["SCRAM-SHA-256-PLUS"], peer_id, secret, channel_binding=binding, c_nonce=None
-            )
-            first = client.get_client_first()
-        except ScramException as error:
-            raise LoginRefused(f"no cloud takes such a secret: {error}") from error
-        line = encode("login", v=PROTOCOL_VERSION, peer=peer_id, scram=first, **fields)
+        login = ScramLogin(peer_id, secret, self.certificate)
+        line = encode("login", v=PROTOCOL_VERSION, peer=peer_id, scram=login.first, **fields)
         challenge = self._ask(line, "challenge").get("scram")
-        least = max(least_iterations, MIN_SCRAM_ITERATIONS)
-        text, self.iterations = _challenge_untrusted(challenge, least)
-        client.set_server_first(text)
-        welcome = self._ask(encode("proof", scram=client.get_client_final()), "welcome")
-        final = welcome.get("scram")
-        client.set_server_final(final if isinstance(final, str) else "")
+        proof = login.proof_untrusted(challenge, least_iterations)
+        welcome = self._ask(encode("proof", scram=proof), "welcome")
+        login.verify_untrusted(welcome.get("scram"))
+        self.iterations = login.iterations
         return welcome
 
     # Calls.
@@ -271,7 +243,7 @@ class Link:
             return
         if call.answer.ready() and not call.answer.successful():
             return  # it was declined: nobody else knows of it any more
-        cancel = cancel and not call.settled
+        cancel = cancel and not call.is_settled
         if cancel or call.answer.ready():
             self.send(encode("cancel" if cancel else "over", call=call.number))
 
@@ -406,14 +378,14 @@ class Link:
             if op == "welcome" and self._judged is not None:
                 self._judged.wait()  # what comes behind it counts only when it has verified
         elif op == "refused":
-            raise _login_error(message.get("reason"))
+            raise login_refusal(message.get("reason"))
         elif op == "bye":
             reason = message.get("reason")
             if reason in ("duplicate", "removed"):
-                raise _login_error(reason)
+                raise login_refusal(reason)
             raise LinkLost(f"{self._name} says good-bye: {show(reason)}")
         elif op == "trickle" and not isinstance(message.get("call"), str):
-            self._handle_call_untrusted(op, message)
+            self._handle_call_untrusted(message)
         elif op in ("offer", "cancel", "trickle"):
             call = message.get("call")
             if op == "trickle":
@@ -425,7 +397,7 @@ class Link:
         elif op == "gone":
             self._on_offer(self, message)
         elif op in ("calling", "answer", "declined"):
-            self._handle_call_untrusted(op, message)
+            self._handle_call_untrusted(message)
         elif op == "error":
             self._log.error("%s: error %s", self._name, show(message.get("reason")))
             if message.get("re") in ("route", "login", "proof", "beat"):
@@ -437,51 +409,8 @@ class Link:
         elif self._reply is not None and not self._reply.ready():
             self._reply.set(message)
 
-    def _handle_call_untrusted(self, op: str, message: Message) -> None:
+    def _handle_call_untrusted(self, message: Message) -> None:
         number = message.get("call")
         call = self._calls.get(number) if type(number) is int else None
-        if call is None:
-            return  # we gave up before the answer came
-        if op == "trickle":
-            call.take_trickle(trickle_untrusted(message))
-        elif op == "calling" and not call.relay.ready():
-            call.peer_nat = message.get("nat")  # an older track tells it here
-            call.must_show = message.get("show") is True
-            call.relay.set(message)
-        elif op == "answer" and not call.answer.ready():
-            answer = message.get("answer")
-            if not isinstance(answer, str):
-                raise BadPacket("an answer that is not text")
-            call.peer_nat = message.get("nat", call.peer_nat)
-            call.peer_seen = message.get("seen")
-            call.answer.set(answer)
-        elif op == "declined":
-            call.fail(refusal(message.get("reason")))
-
-
-def _login_error(reason: object) -> KKP2PError:
-    if reason == "duplicate":
-        return DuplicateLogin()
-    if reason == "unknown-peer":
-        return LoginRefused("the cloud knows no such peer", KKP2P_ERROR_INVALID_PEER_ID)
-    if reason == "removed":
-        return LoginRefused("the account was removed or changed", KKP2P_ERROR_INVALID_PEER_ID)
-    if reason in ("bad-secret", "bad-binding"):
-        return LoginRefused(f"the cloud refuses the login: {reason}")
-    if reason == "limit":
-        return LinkLost("the cloud limits logins from here for now: too many have failed")
-    return LinkLost(f"the cloud refuses the login for now: {show(reason)}")
-
-
-def _challenge_untrusted(server_first: object, least: int) -> tuple[str, int]:
-    """With its iterations.  It must be right before scramp sees it: the 1.4 of Python 3.10 takes
-    anything."""
-    match = _CHALLENGE.fullmatch(server_first) if isinstance(server_first, str) else None
-    if match is None:
-        raise BadPacket("what is no SCRAM challenge")
-    iterations = int(match[1])
-    if not least <= iterations <= MAX_SCRAM_ITERATIONS:
-        raise BadPacket(
-            f"a SCRAM challenge that wants under {least} iterations, or over {MAX_SCRAM_ITERATIONS}"
-        )
-    return match[0], iterations
+        if call is not None:  # else we gave up before the answer came
+            call.handle_untrusted(message)

@@ -2,8 +2,8 @@
 
 A cloud names relays and tracks, and we connect to what it names.  A false or hostile one must not
 reach through us what it cannot reach itself: services of this host, of its network, or those that
-a hoster keeps at link-local addresses.  Checked is the very address that is connected to, after any
-name was resolved.
+a hoster keeps at link-local addresses.  What is checked is the very address that we connect to,
+after any name was resolved.
 """
 
 from __future__ import annotations

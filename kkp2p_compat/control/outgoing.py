@@ -1,8 +1,4 @@
-"""A call that we make, as the link that carries it sees it; and what a refusal of one means.
-
-The trickle of a call is told to ``on_trickle``.  The other side may be quicker than whoever sets
-that: what came before is kept, and given then.
-"""
+"""A call that we make, as the link that carries it sees it."""
 
 from __future__ import annotations
 
@@ -11,53 +7,11 @@ from typing import Any
 
 from gevent.event import AsyncResult
 
-from .._errors import (
-    BadPacket,
-    CallRefused,
-    KKP2PError,
-    LinkLost,
-    NotSupported,
-    PeerOffline,
-    TimedOut,
-)
-from .wire import Message
+from .._errors import BadPacket, KKP2PError, LinkLost
+from .refusals import refusal
+from .wire import MAX_TRICKLE_CHARS, MAX_TRICKLES, Message
 
-__all__ = [
-    "MAX_TRICKLES",
-    "MAX_TRICKLE_CHARS",
-    "OutgoingCall",
-    "refusal",
-    "show",
-    "trickle_untrusted",
-]
-
-# docs/protocol.rst
-MAX_TRICKLE_CHARS = 4096
-MAX_TRICKLES = 64  # of a call and direction
-
-_REFUSALS: dict[str, tuple[type[KKP2PError], str]] = {
-    "offline": (PeerOffline, "the peer is not online"),
-    "busy": (CallRefused, "the peer's accept queue is full"),
-    "left": (CallRefused, "the peer went offline during the call"),
-    "not-allowed": (CallRefused, "the peer does not take calls from us: only certain callers may"),
-    "relay": (CallRefused, "the peer could not reach the relay"),
-    "timeout": (TimedOut, "the peer did not answer in time"),
-    "limit": (LinkLost, "a limit of the cloud was met"),
-    "unsupported": (NotSupported, "the peer cannot do this channel type or mode"),
-    "fault": (LinkLost, "a fault in the peer's program"),
-}
-
-
-def show(value: object) -> str:
-    """What a server sent as a text, for the log.  Nested lists and such can make repr fail."""
-    return repr(value[:80]) if isinstance(value, str) else f"<{type(value).__name__}>"
-
-
-def refusal(reason: object) -> KKP2PError:
-    """The error for a reason that the cloud or the callee gave for refusing a call."""
-    known = reason if isinstance(reason, str) else ""
-    kind, text = _REFUSALS.get(known, (CallRefused, f"refused: {show(reason)}"))
-    return kind(text)
+__all__ = ["OutgoingCall", "trickle_untrusted"]
 
 
 class OutgoingCall:
@@ -66,50 +20,78 @@ class OutgoingCall:
 
     ``peer_nat`` and ``peer_seen`` are there with ``answer``: what the callee has told the track of
     its NAT, as it came (from a stranger; None if it has told nothing), and where the track has seen
-    it.  Set ``settled`` when the callee has heard by
-    another way that we are connected: then it hears of no end of the call.
-    ``must_show``, there with ``relay``: the track wants to hear by ``Link.show`` that we were at
-    the relay.  ``at_relay``: the visit there that shows it, for whoever needs one.
+    it.  ``must_show``, there with ``relay``: the track wants to hear by ``Link.show`` that we were
+    at the relay.  ``at_relay``: the visit there that shows it, for whoever needs one.
     """
 
     __slots__ = (
-        "_early", "_on_trickle", "answer", "at_relay", "must_show", "number", "peer_nat",
-        "peer_seen", "relay", "settled",
-    )  # fmt: skip
+        "_early",
+        "_take_trickle",
+        "answer",
+        "at_relay",
+        "is_settled",
+        "must_show",
+        "number",
+        "peer_nat",
+        "peer_seen",
+        "relay",
+    )
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.peer_nat: object = None
         self.peer_seen: object = None
-        self.settled = False
+        self.is_settled = False
         self.must_show = False
         self.at_relay: Any = None
-        self._early: list[str] = []
-        self._on_trickle: Callable[[str], object] | None = None
-        self.relay: AsyncResult[Any] = AsyncResult()
+        self._early: list[str] = []  # what the callee trickled before anybody took it
+        self._take_trickle: Callable[[str], object] = self._keep
+        self.relay: AsyncResult[Message] = AsyncResult()
         self.answer: AsyncResult[str] = AsyncResult()
+
+    def hear(self, take: Callable[[str], object]) -> None:
+        """From now on ``take`` gets what the callee trickles, first what came before.
+
+        It must not wait.
+        """
+        self._take_trickle = take
+        while self._early:
+            take(self._early.pop(0))
+
+    def settle(self) -> None:
+        """The callee has heard by another way that we are connected: it hears of no end."""
+        self.is_settled = True
+
+    # For the link.
+
+    def handle_untrusted(self, message: Message) -> None:
+        """What the track says of this call; raises BadPacket."""
+        op = message["op"]
+        if op == "trickle":
+            self._take_trickle(trickle_untrusted(message))
+        elif op == "calling" and not self.relay.ready():
+            self.peer_nat = message.get("nat")  # an older track tells it here
+            self.must_show = message.get("show") is True
+            self.relay.set(message)
+        elif op == "answer" and not self.answer.ready():
+            answer = message.get("answer")
+            if not isinstance(answer, str):
+                raise BadPacket("an answer that is not text")
+            self.peer_nat = message.get("nat", self.peer_nat)
+            self.peer_seen = message.get("seen")
+            self.answer.set(answer)
+            if not self.relay.ready():
+                self.relay.set_exception(LinkLost("the track has named no relay for the call"))
+        elif op == "declined":
+            self.fail(refusal(message.get("reason")))
 
     def fail(self, error: KKP2PError) -> None:
         for result in (self.relay, self.answer):
             if not result.ready():
                 result.set_exception(error)
 
-    @property
-    def on_trickle(self) -> Callable[[str], object] | None:
-        """Called with each text that the callee trickles; it must not wait."""
-        return self._on_trickle
-
-    @on_trickle.setter
-    def on_trickle(self, handler: Callable[[str], object] | None) -> None:
-        self._on_trickle = handler
-        while handler is not None and self._early:
-            handler(self._early.pop(0))
-
-    def take_trickle(self, text: str) -> None:
-        """For the link: a text has come.  No more are kept than a track lets through."""
-        if self._on_trickle is not None:
-            self._on_trickle(text)
-        elif len(self._early) < MAX_TRICKLES:
+    def _keep(self, text: str) -> None:
+        if len(self._early) < MAX_TRICKLES:  # no more than a track lets through
             self._early.append(text)
 
 

@@ -71,7 +71,7 @@ class Trust:
 
     @property
     def is_strict(self) -> bool:
-        """Whether a call goes by servers only that something vouches for."""
+        """Whether calls use only servers that something vouches for."""
         return self.is_required or bool(self._known)
 
     def knows(self, certificate: bytes) -> bool:
@@ -87,7 +87,7 @@ class Trust:
         self._known.add(fingerprint(certificate))
 
     def add_named_untrusted(self, names: object) -> None:
-        """What a server that is vouched for says of others of its cloud: SHA-256s in hex."""
+        """The SHA-256s, in hex, that a server that is vouched for names of others of its cloud."""
         for name in names[:MAX_NAMED] if isinstance(names, list) else []:
             if isinstance(name, str) and len(self._known) < MAX_NAMED:
                 with contextlib.suppress(ParameterError):  # another kind of hash

@@ -1,9 +1,9 @@
 """Lines of the control plane: one JSON object a line, ``"op"`` first, at most 64 KiB.
 
 Sans-IO: bytes in, messages out, and back.  Every byte that comes in is a stranger's: the only
-exception a reader raises is BadPacket, and it never holds more than one line.  To parse a line
-calls no Python function for each of its values, or a line of numbers would cost a hundred times
-what one of text does.  So a number may be infinite (1e999): ``number_untrusted`` takes none.
+exception a reader raises is BadPacket, and it never holds more than one line.  Parsing calls no
+Python function for each value of a line, or a line of numbers would cost a hundred times as much as
+one of text.  So a number may be infinite (1e999), which ``number_untrusted`` refuses.
 The messages themselves are in docs/protocol.rst.
 """
 
@@ -17,7 +17,14 @@ from typing import Any
 from .._errors import BadPacket
 
 __all__ = [
+    "MAX_BUDGET_MS",
     "MAX_LINE_BYTES",
+    "MAX_NAT_CHARS",
+    "MAX_OFFER_CHARS",
+    "MAX_SEEN",
+    "MAX_TICKETS",
+    "MAX_TRICKLES",
+    "MAX_TRICKLE_CHARS",
     "PROTOCOL_VERSION",
     "LineReader",
     "Message",
@@ -27,21 +34,30 @@ __all__ = [
 
 PROTOCOL_VERSION = 1
 
-# Our choice: an offer with a hundred candidates is about 10 KB; a stranger may make us hold this.
+# Limits of docs/protocol.rst, which both sides keep.
+# A line: an offer with a hundred candidates is about 10 KB; a stranger may make us hold this.
 MAX_LINE_BYTES = 65536
+MAX_BUDGET_MS = 60_000  # of a call: a track keeps none for longer before it is answered
+MAX_OFFER_CHARS = 32_768  # of an offer or an answer
+MAX_TRICKLE_CHARS = 4096
+MAX_TRICKLES = 64  # of a call and direction
+MAX_NAT_CHARS = 512  # of JSON
+MAX_TICKETS = 3  # that a peer hands to its track
+MAX_SEEN = 1 + MAX_TICKETS  # addresses at which a track has seen one side of a call
 
 Message = dict[str, Any]
-
 
 # What makes a line long: an offer, or a text of 4,096 characters that JSON may write as six each.
 _LONG_OPS = re.compile(rb'\{ ?"op" ?: ?"(?:call|trickle)"')
 
 
+_encoder = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+
+
 def encode(op: str, **fields: Any) -> bytes:
     """One message as a line.  Fields that are None are left out."""
     message = {"op": op, **{name: value for name, value in fields.items() if value is not None}}
-    text = json.dumps(message, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    line = text.encode() + b"\n"
+    line = _encoder.encode(message).encode() + b"\n"
     if len(line) > MAX_LINE_BYTES:
         raise ValueError(f"a message {op} of {len(line)} bytes is over {MAX_LINE_BYTES}")
     return line
@@ -58,8 +74,8 @@ def number_untrusted(fields: Message, name: str, least: int, most: int) -> int:
 class LineReader:
     """Cut a byte stream into messages: ``feed`` what arrived, then iterate ``messages``.
 
-    ``short_line``: the most for lines that do not begin as those of ``call`` and ``trickle`` do;
-    what is longer is refused before it is parsed, and before it is there.
+    ``short_line``: the most for lines that do not begin as those of ``call`` and ``trickle`` do; a
+    longer one is refused before it is parsed, and before all of it has arrived.
     """
 
     __slots__ = ("_at", "_buffer", "_max_line", "_short_line")
@@ -71,7 +87,7 @@ class LineReader:
         self._short_line = max_line if short_line is None else min(short_line, max_line)
 
     def allow_long_lines(self) -> None:
-        """Whatever they begin with: the sender has said who it is."""
+        """Whatever they begin with: the sender has proved who it is."""
         self._short_line = self._max_line
 
     def feed(self, data: bytes) -> None:

@@ -247,8 +247,7 @@ class Direct:
     def _handle_addresses(self) -> None:
         client, underlay = self.engine.client, self._underlay
         if client is not None and underlay is not None:
-            client.tickets = lambda: underlay.own.tickets
-            client.set_nat(underlay.own.nat.fields())
+            client.set_nat(underlay.own.nat.fields(), lambda: underlay.own.tickets)
 
     # Both sides.
 

@@ -20,8 +20,6 @@ from gevent.event import AsyncResult, Event
 
 from .. import _codes
 from .._errors import (
-    BadPacket,
-    CallRefused,
     EngineClosed,
     KKP2PError,
     LinkLost,
@@ -38,15 +36,15 @@ from .._structs import connect_ctx_t, engine_conf_t
 from ..control.callers import Callers, is_peer_id
 from ..control.client import CloudClient
 from ..control.link import Link
+from ..control.refusals import FAULT, reason_for
 from ..control.resolver import resolve
 from ..control.trust import parse_fingerprints
-from ..control.wire import Message, encode, number_untrusted
+from ..control.wire import MAX_BUDGET_MS, Message, encode, number_untrusted
 from ..transport.sealed import make_private_key
 from ..transport.udp.events import ChannelOffered
 from ..transport.udp.stream_table import REFUSED_MOVED, REFUSED_UNSUPPORTED
 from .calls.callee import Incoming, share_of
 from .calls.cloud_call import (
-    MAX_BUDGET_MS,
     Offer,
     answer_call,
     go_to_relay,
@@ -373,14 +371,10 @@ class Engine:
         except KKP2PError as error:
             # Not an error of ours: any stranger can make as many of these as the cloud lets pass.
             self.log.info("%s: a call from %s failed: %s", self._peer_id, _caller(message), error)
-            reasons = {
-                NotSupported: "unsupported", BadPacket: "bad-message", TimedOut: "timeout",
-                CallRefused: "busy", NotAllowed: "not-allowed",
-            }  # fmt: skip
-            self._decline(link, message, reasons.get(type(error), "relay"))
+            self._decline(link, message, reason_for(error))
         except Exception:  # logged; the caller may have another way
             self.log.exception("bug in the answer to a call from %s", _caller(message))
-            self._decline(link, message, "fault")
+            self._decline(link, message, FAULT)
 
     def _accept_call(self, link: Link, message: Message, offer: Offer, budget_s: float) -> None:
         caller_id = _caller_id(message)

@@ -25,7 +25,9 @@ from kkp2p_compat._errors import (
 from kkp2p_compat._io import time_limit
 from kkp2p_compat.control import client as client_module
 from kkp2p_compat.control import link as link_module
+from kkp2p_compat.control import links as links_module
 from kkp2p_compat.control.client import CloudClient
+from kkp2p_compat.control.links import Links
 from kkp2p_compat.control.wire import Message
 from kkp2p_compat.engine import engine as engine_module
 from kkp2p_compat.engine.calls.cloud_call import make_call
@@ -136,7 +138,7 @@ def test_a_wrong_server_does_not_keep_a_half_made_login(make: Make, serve: Serve
     client = make(server)
     with pytest.raises(LoginRefused):
         client.login("me", SECRET).get()
-    wait_for(lambda: not client._links)
+    wait_for(lambda: not client._links.all())
 
 
 @pytest.mark.parametrize("reason", ["duplicate", "removed"])
@@ -160,7 +162,7 @@ def test_the_next_address_when_one_is_dead(make: Make, serve: Serve) -> None:
     server = serve(online)
     client = make(server, ("127.0.0.2", "127.0.0.3", "127.0.0.1", "::1"))
     client.login("me", SECRET).get()
-    assert list(client._links) == [("127.0.0.1", server.address[1])]
+    assert [link.address for link in client._links.all()] == [("127.0.0.1", server.address[1])]
 
 
 def test_all_addresses_are_dead(make: Make) -> None:
@@ -182,7 +184,7 @@ def test_one_link_is_shared_and_opened_once(make: Make, serve: Serve) -> None:
         with pytest.raises(PeerOffline):
             call.get()
     assert server.visits == 1
-    assert len(client._opening) == 0
+    assert len(client._links._locks) == 0
 
 
 def test_a_link_that_has_closed_is_never_used_again(make: Make, serve: Serve) -> None:
@@ -293,17 +295,17 @@ def test_the_end_while_links_are_being_opened(
 ) -> None:
     server = serve(lambda visitor: visitor.wait_until_gone())
     client = make(server)
-    connect = CloudClient._connect
+    connect = Links._connect
 
-    def slowly(self: CloudClient, *address: Any) -> Any:
+    def slowly(self: Links, *address: Any) -> Any:
         link = connect(self, *address)
         self.close()
         return link
 
-    monkeypatch.setattr(CloudClient, "_connect", slowly)
+    monkeypatch.setattr(Links, "_connect", slowly)
     with pytest.raises(EngineClosed):
         make_call(client, ctx(), PATIENCE_S)
-    assert client._links == {}
+    assert client._links.all() == []
 
 
 def test_a_resolver_that_fails_is_asked_now_and_then_only(
@@ -315,11 +317,11 @@ def test_a_resolver_that_fails_is_asked_now_and_then_only(
         asked.append(1)
         raise KKP2PError("no resolver")
 
-    monkeypatch.setattr(client_module, "resolve", fail)
+    monkeypatch.setattr(links_module, "resolve", fail)
     server = serve(all_here(lambda visitor: visitor.wait_until_gone()))
     client = make(server)
-    client._moves = True
-    client._resolved_at -= client_module.RESOLVE_AGAIN_S + 1
+    client._links._moves = True
+    client._links._resolved_at -= links_module.RESOLVE_AGAIN_S + 1
     for _ in range(5):
         next(client.links_to("bob")).close()
     assert asked == [1]

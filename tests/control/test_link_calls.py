@@ -19,8 +19,8 @@ from kkp2p_compat._errors import (
 )
 from kkp2p_compat.control import link as link_module
 from kkp2p_compat.control.link import Link
-from kkp2p_compat.control.outgoing import MAX_TRICKLES, OutgoingCall
-from kkp2p_compat.control.wire import Message
+from kkp2p_compat.control.outgoing import OutgoingCall
+from kkp2p_compat.control.wire import MAX_TRICKLES, Message
 
 
 def test_calls(open_link: OpenLink) -> None:
@@ -117,7 +117,7 @@ def test_trickle(open_link: OpenLink, offers: list[Message]) -> None:
     call.relay.get()
     assert call.peer_nat == {"x": [1]}
     texts: list[str] = []
-    call.on_trickle = texts.append
+    call.hear(texts.append)
     assert texts == ["1", "2"]  # came before, and were kept
     link.forget(call, cancel=True)
     link.route("x")
@@ -142,7 +142,7 @@ def test_trickles_that_nobody_takes_are_bounded(open_link: OpenLink) -> None:
     call = link.call("bob", "{}", 1000)
     call.answer.get()
     texts: list[str] = []
-    call.on_trickle = texts.append
+    call.hear(texts.append)
     assert texts == [str(text) for text in range(MAX_TRICKLES)]
     link.route("x")
     assert texts[-1] == "last"
@@ -204,7 +204,7 @@ def test_the_callee_of_a_settled_call_hears_of_no_end(open_link: OpenLink, cance
     link = open_link(script)
     call = link.call("bob", "{}", 1000)
     call.answer.get()
-    call.settled = True
+    call.settle()
     link.forget(call, cancel)
 
 

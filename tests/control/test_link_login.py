@@ -22,7 +22,7 @@ from kkp2p_compat._errors import (
     LinkLost,
     LoginRefused,
 )
-from kkp2p_compat.control import link as link_module
+from kkp2p_compat.control import scram
 from kkp2p_compat.control.wire import encode
 
 LOGIN_STEPS = ["login", "proof"]
@@ -285,7 +285,7 @@ def test_a_certificate_that_cannot_be_read(
     def fail(_: bytes) -> bytes:
         raise ValueError("an odd certificate")
 
-    monkeypatch.setattr(link_module, "end_point_binding", fail)
+    monkeypatch.setattr(scram, "end_point_binding", fail)
     link = open_link(lambda visitor: visitor.wait_until_gone())
     with pytest.raises(BadPacket, match="an odd certificate"):
         link.login("me", SECRET)

@@ -12,12 +12,12 @@ from typing import Any
 import gevent
 import pytest
 from gevent.event import Event
+from kkp2p_compat.cloud.connection import Connection
 
 from helpers.cloud_client import Client, running_cloud, time_passes, until
 from helpers.line_server import RawServer, Script, Serve, Visitor, wait_for
 from helpers.support import PATIENCE_S, SECRET
 from kkp2p_compat._errors import CloudUnreachable, DuplicateLogin, KKP2PError
-from kkp2p_compat.cloud.connection import Connection
 from kkp2p_compat.control import client as client_module
 from kkp2p_compat.control import link as link_module
 from kkp2p_compat.control.client import CloudClient
@@ -142,7 +142,7 @@ def test_a_loss_long_after_a_change_waits_for_its_turn(
     client = make(server.address[1])
     client.login("me", SECRET).get()
     client.check_links()
-    client._links["127.0.0.1", server.address[1]].close()
+    client._links.open(("127.0.0.1", server.address[1])).close()
     wait_for(lambda: f"next try in {LONG_S:.1f} s" in caplog.text)
     assert not client.online
 
@@ -153,7 +153,7 @@ def test_a_change_cuts_a_pause_short(make: Make, serve: Serve) -> None:
     server = serve(lambda visitor: next(turns)(visitor))
     client = make(server.address[1])
     verdict = client.login("me", SECRET)
-    wait_for(lambda: server.visits == 1 and not client._links)
+    wait_for(lambda: server.visits == 1 and not client._links.all())
     gevent.sleep(0)
     client.check_links()
     with gevent.Timeout(PATIENCE_S):

@@ -249,7 +249,7 @@ def fuzz_link(data: bytes) -> None:
     )
     link._sock = wire
     made = [link.call(ALICE, "offer", 1000) for _ in range(2)]
-    made[0].on_trickle = lambda text: None
+    made[0].hear(lambda text: None)
     reader = LineReader()
     try:
         reader.feed(data)

@@ -14,8 +14,10 @@ import kkp2p_compat as kkp2p
 from helpers.line_server import LineServer, Visitor
 from helpers.support import PATIENCE_S, SECRET, CloudProcess, read_all
 from kkp2p_compat._errors import CallRefused
-from kkp2p_compat.control.client import Address, CloudClient
-from kkp2p_compat.control.link import Link, refusal
+from kkp2p_compat.control.client import CloudClient
+from kkp2p_compat.control.link import Address, Link
+from kkp2p_compat.control.links import Links
+from kkp2p_compat.control.refusals import refusal
 
 LONG = PATIENCE_S * 1000
 
@@ -108,18 +110,20 @@ def test_an_address_that_failed_is_tried_last(
 
     port = serve(script).address[1]
     tried: list[str] = []
-    connect = CloudClient._connect
+    connect = Links._connect
 
-    def watch(self: CloudClient, address: Address, named_by: str | None) -> Link:
+    def watch(self: Links, address: Address, named_by: str | None) -> Link:
         tried.append(address[0])
         return connect(self, address, named_by)
 
-    monkeypatch.setattr(CloudClient, "_connect", watch)
+    monkeypatch.setattr(Links, "_connect", watch)
     client = CloudClient(
         "127.0.0.2|127.0.0.1", port, ["127.0.0.2", "127.0.0.1"], logging.getLogger("test"),
         ca_file=None, on_offer=print, on_login_lost=print,
     )  # fmt: skip
-    monkeypatch.setattr(client._rng, "shuffle", lambda addresses: addresses.sort(reverse=True))
+    monkeypatch.setattr(
+        client._links._rng, "shuffle", lambda addresses: addresses.sort(reverse=True)
+    )
     for _ in range(2):
         next(client.links_to("peer")).close()
     client.close()

@@ -96,7 +96,7 @@ def test_a_control_connection_that_breaks_cuts_nothing(
     client, told = (engine, 1) if whose == "caller" else (peer, 0)
 
     def break_links() -> None:
-        for link in list(client.client._links.values()):
+        for link in list(client.client._links.all()):
             link.close()
 
     client.thread.call(break_links)
@@ -131,7 +131,7 @@ def test_a_caller_without_a_login_stays_to_be_told(
 def count_beats(engine: kkp2p.engine_t) -> list[int]:
     """What its links to the cloud are asked for, from now on."""
     beats: list[int] = []
-    for link in engine.client._links.values():
+    for link in engine.client._links.all():
         check = link.check_alive
         link.check_alive = lambda *args, check=check: (beats.append(1), check(*args))
     return beats

@@ -15,8 +15,8 @@ from helpers.line_server import RawServer, Serve, Visitor, wait_for
 from helpers.support import PATIENCE_S
 from kkp2p_compat._errors import EngineClosed, LinkLost, TimedOut
 from kkp2p_compat._io import time_limit
-from kkp2p_compat.control import client as client_module
 from kkp2p_compat.control import link as link_module
+from kkp2p_compat.control import links as links_module
 from kkp2p_compat.control.client import CloudClient
 from kkp2p_compat.transport import dial
 
@@ -115,7 +115,7 @@ def make_client(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Cloud
         client = CloudClient(
             domain, port, domain.split("|"), log, ca_file=None, on_offer=print, on_login_lost=print
         )
-        monkeypatch.setattr(client._rng, "shuffle", lambda addresses: None)
+        monkeypatch.setattr(client._links._rng, "shuffle", lambda addresses: None)
         clients.append(client)
         return client
 
@@ -177,7 +177,7 @@ def test_the_end_of_the_client_is_the_end_of_all_attempts(
         black_hole(host, port)
     client = make_client(port, "127.0.0.2|127.0.0.3")
     waiting = gevent.spawn(_closed_while_opening, client)
-    wait_for(lambda: len(client._being_opened) == 2)
+    wait_for(lambda: len(client._links._being_opened) == 2)
     client.close()
     waiting.get()
     _closed_while_opening(client)
@@ -201,9 +201,9 @@ def test_every_name_is_looked_up_again(
         asked.append(name)
         return ["127.0.0.1"]
 
-    monkeypatch.setattr(client_module, "resolve", resolve)
+    monkeypatch.setattr(links_module, "resolve", resolve)
     client = make_client(port, domain)
-    client.addresses = ["127.0.0.2"]  # where it was
-    client._resolved_at -= client_module.RESOLVE_AGAIN_S + 1
+    client._links.addresses = ["127.0.0.2"]  # where it was
+    client._links._resolved_at -= links_module.RESOLVE_AGAIN_S + 1
     assert next(client.links_to("bob")).address == ("127.0.0.1", port)
     assert asked == [domain]

@@ -22,6 +22,7 @@ from ..._structs import connect_ctx_t
 from ...control.client import CloudClient
 from ...control.link import Link
 from ...control.outgoing import OutgoingCall
+from ...control.wire import MAX_BUDGET_MS
 from ...traversal import lan
 from ..links.peer_link import LinkInfo, PeerLink
 from ..links.prepared_relay import PreparedRelay
@@ -33,7 +34,6 @@ from ..signalling.direct_offer import DirectOffer
 from ..signalling.own_side import CallKeys, Half
 from .attempts import Attempt, Memory
 from .cloud_call import (
-    MAX_BUDGET_MS,
     call_peer,
     go_as_caller,
     may_be_relayed,
@@ -89,7 +89,7 @@ class Caller:
             keys = half.keys(public, offer, answer)
             trickle = functools.partial(link.trickle, call)
             with underlay.meeting(half, theirs, keys, timeline, trickle, True) as meeting:
-                call.on_trickle = meeting.handle_text_untrusted
+                call.hear(meeting.handle_text_untrusted)
                 if may_be_relayed(ctx):
                     self._race(meeting, attempt, link, call, ctx, keys, deadline)
                     if meeting.plan.kind == "relay" and not meeting.found.ready():
@@ -143,7 +143,7 @@ class Caller:
             if not meeting.found.ready():
                 try:
                     attempt.take_relay(relay, lambda sock: _relayed(sock, ctx, keys))
-                    call.settled = True  # a word by the track must not overtake the relay's
+                    call.settle()  # a word by the track must not overtake the relay's
                 except KKP2PError as error:
                     attempt.timeline.note(f"no relay: {error}")
                     self._log.info("%s: no relay: %s", ctx.peer_id, error)
@@ -209,7 +209,7 @@ class Caller:
             keys = half.keys(public, offer, answer)
             trickle = functools.partial(carrier.trickle, call)
             with underlay.meeting(half, theirs, keys, timeline, trickle, True) as meeting:
-                call.on_trickle = meeting.handle_text_untrusted
+                call.hear(meeting.handle_text_untrusted)
                 return meeting.take_path()
 
         with time_limit(budget_s, TimedOut("no new path was found")):

@@ -19,10 +19,11 @@ from ... import _base64url, _codes
 from ..._errors import BadPacket, CallRefused, KKP2PError, LinkLost, NotSupported, PeerOffline
 from ..._structs import connect_ctx_t
 from ...control.client import CloudClient
-from ...control.link import Link, OutgoingCall
+from ...control.link import Link
 from ...control.nearness import permitted
+from ...control.outgoing import OutgoingCall
 from ...control.resolver import addresses_of
-from ...control.wire import Message, encode, number_untrusted
+from ...control.wire import MAX_BUDGET_MS, MAX_SEEN, Message, encode, number_untrusted
 from ...transport.relay import MAX_SPOTS, Visit, parse_places_untrusted, sort_spots
 from ...transport.sealed import derive_keys, make_private_key
 from ...traversal.candidates import is_private, may_be_peer
@@ -50,8 +51,6 @@ T = TypeVar("T")
 
 RESOLVE_TIMEOUT_S = 5  # our choice: for a relay that has a name
 PUBLIC_KEY_BYTES = 32  # X25519, RFC 7748
-MAX_SEEN = 4  # docs/protocol.rst: addresses that a track names of one side
-MAX_BUDGET_MS = 60_000  # docs/protocol.rst: what a track keeps a call for at most
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ def call_peer(
         call = link.call(peer_id, offer, budget_ms)
         met = False
         try:
-            gevent.wait([call.relay, call.answer], count=1)
+            call.relay.wait()
             if call.must_show and not call.answer.ready():
                 _show(client, link, call)
             made = finish(link, call)

@@ -16,12 +16,12 @@ from typing import Any
 
 from ... import _base64url
 from ..._errors import BadPacket
+from ...control.wire import MAX_TRICKLE_CHARS
 
 __all__ = ["Trickle"]
 
 MAC_BYTES = 18
 MAC_CHARS = 24
-MAX_TEXT = 4096  # docs/protocol.rst, as the track has it
 
 
 class Trickle:
@@ -41,7 +41,7 @@ class Trickle:
 
     def open_untrusted(self, text: object) -> dict[str, Any]:
         """What the peer says; BadPacket if it is not the peer's, or not new."""
-        if not isinstance(text, str) or len(text) > MAX_TEXT or not text.isascii():
+        if not isinstance(text, str) or len(text) > MAX_TRICKLE_CHARS or not text.isascii():
             raise BadPacket("a trickled text that is none")
         mac, _, body = text.partition(" ")
         if not hmac.compare_digest(mac, self._mac(self._other_side, body)):

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from kkp2p_compat._errors import BadPacket
-from kkp2p_compat.engine.signalling.trickle import MAX_TEXT, Trickle
+from kkp2p_compat.control.wire import MAX_TRICKLE_CHARS
+from kkp2p_compat.engine.signalling.trickle import Trickle
 
 KEY = bytes(range(32))
 
@@ -77,7 +78,9 @@ def test_changed(place: int) -> None:
     refused(callee, text.decode(), "somebody else")
 
 
-@pytest.mark.parametrize("text", [None, 7, [], "", "x" * (MAX_TEXT + 1), "ä", " ", "a b c"])
+@pytest.mark.parametrize(
+    "text", [None, 7, [], "", "x" * (MAX_TRICKLE_CHARS + 1), "ä", " ", "a b c"]
+)
 def test_nonsense(text: object) -> None:
     refused(pair()[1], text, "trickled text")
 

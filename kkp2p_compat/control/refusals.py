@@ -1,0 +1,79 @@
+"""Why calls and logins are refused: the reasons of docs/protocol.rst, and the errors of an engine.
+
+For calls one table serves both directions.  A callee's error becomes the reason that its track
+passes on; a reason, of the callee or of the track itself, becomes the error that the caller gets.
+"""
+
+from __future__ import annotations
+
+from .._codes import KKP2P_ERROR_INVALID_PEER_ID
+from .._errors import (
+    BadPacket,
+    CallRefused,
+    DuplicateLogin,
+    KKP2PError,
+    LinkLost,
+    LoginRefused,
+    NotAllowed,
+    NotSupported,
+    OutOfDescriptors,
+    PeerOffline,
+    TimedOut,
+)
+
+__all__ = ["FAULT", "login_refusal", "reason_for", "refusal", "show"]
+
+FAULT = "fault"  # the callee's program failed by an exception that nobody expected
+_ANY_OTHER = "relay"  # what else goes wrong for a callee, it does on the way to the relay
+
+_BUSY = "the peer is busy: its accept queue is full, or it is out of descriptors"
+_NOT_ALLOWED = "the peer does not take calls from us: only certain callers may"
+
+# The reason; the error that the caller gets, and its text; the callee's errors that it stands for.
+_TABLE: tuple[tuple[str, type[KKP2PError], str, tuple[type[KKP2PError], ...]], ...] = (
+    ("offline", PeerOffline, "the peer is not online", ()),
+    ("left", CallRefused, "the peer went offline during the call", ()),
+    ("limit", LinkLost, "a limit of the cloud was met", ()),
+    ("busy", CallRefused, _BUSY, (CallRefused, OutOfDescriptors)),
+    ("not-allowed", CallRefused, _NOT_ALLOWED, (NotAllowed,)),
+    ("timeout", TimedOut, "the peer did not answer in time", (TimedOut,)),
+    ("unsupported", NotSupported, "the peer cannot do this channel type or mode", (NotSupported,)),
+    ("bad-message", CallRefused, "the peer does not understand our offer", (BadPacket,)),
+    (_ANY_OTHER, CallRefused, "the peer could not reach the relay", ()),
+    (FAULT, LinkLost, "a fault in the peer's program", ()),
+)
+_ERRORS = {reason: (kind, text) for reason, kind, text, _ in _TABLE}
+_REASONS = {kind: reason for reason, _, _, kinds in _TABLE for kind in kinds}
+
+
+def show(value: object) -> str:
+    """What a server sent as a text, for the log.  Nested lists and such can make repr fail."""
+    return repr(value[:80]) if isinstance(value, str) else f"<{type(value).__name__}>"
+
+
+def refusal(reason: object) -> KKP2PError:
+    """The caller's error for a reason that came from the track."""
+    known = reason if isinstance(reason, str) else ""
+    kind, text = _ERRORS.get(known, (CallRefused, f"refused: {show(reason)}"))
+    return kind(text)
+
+
+def reason_for(error: KKP2PError) -> str:
+    """What a callee that cannot take a call, because of this error, tells the track."""
+    kinds = type(error).__mro__
+    return next((_REASONS[kind] for kind in kinds if kind in _REASONS), _ANY_OTHER)
+
+
+def login_refusal(reason: object) -> KKP2PError:
+    """The error for a reason for which the cloud refuses, or ends, a login."""
+    if reason == "duplicate":
+        return DuplicateLogin()
+    if reason == "unknown-peer":
+        return LoginRefused("the cloud knows no such peer", KKP2P_ERROR_INVALID_PEER_ID)
+    if reason == "removed":
+        return LoginRefused("the account was removed or changed", KKP2P_ERROR_INVALID_PEER_ID)
+    if reason in ("bad-secret", "bad-binding"):
+        return LoginRefused(f"the cloud refuses the login: {reason}")
+    if reason == "limit":
+        return LinkLost("the cloud limits logins from here for now: too many have failed")
+    return LinkLost(f"the cloud refuses the login for now: {show(reason)}")

@@ -1,0 +1,82 @@
+"""Our half of a login: SCRAM-SHA-256-PLUS (RFC 5802, RFC 7677).  Sans-IO.
+
+Call order: ``first``, ``proof_untrusted`` of the challenge, ``verify_untrusted`` of the welcome.
+The cloud's half is in cloud/login.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+from scramp import ScramClient, ScramException
+
+from .._errors import BadPacket, LoginRefused
+from .binding import BINDING_NAME, MECHANISM, end_point_binding
+
+__all__ = ["ScramLogin"]
+
+# scramp takes up to 10 million; a hostile server could keep the engine busy for seconds with that.
+MAX_ITERATIONS = 100_000
+MIN_ITERATIONS = 4096  # RFC 7677 section 4
+# RFC 5802 section 7, server-first-message, without extensions; its third field.
+_CHALLENGE = re.compile(r"r=[!-+\--~]+,s=[A-Za-z0-9+/]+={0,2},i=([1-9][0-9]{0,8})")
+
+
+class ScramLogin:
+    """A login under way; ``iterations`` is what the challenge wants."""
+
+    def __init__(self, peer_id: str, secret: str, certificate: bytes) -> None:
+        """``certificate``: that of the server, DER; raises BadPacket or LoginRefused."""
+        try:
+            binding = BINDING_NAME, end_point_binding(certificate)
+        except ValueError as error:
+            raise BadPacket(str(error)) from error
+        self.iterations = 0
+        try:
+            self._client = ScramClient(
+                [MECHANISM], peer_id, secret, channel_binding=binding, c_nonce=None
+            )
+            self.first = str(self._client.get_client_first())
+        except ScramException as error:
+            raise LoginRefused(f"no cloud takes such a secret: {error}") from error
+
+    def proof_untrusted(self, challenge: object, least_iterations: int) -> str:
+        """The answer to a challenge for at least so many iterations; raises BadPacket."""
+        least = max(least_iterations, MIN_ITERATIONS)
+        text, self.iterations = _challenge_untrusted(challenge, least)
+        with _the_servers_fault():
+            self._client.set_server_first(text)
+            return str(self._client.get_client_final())
+
+    def verify_untrusted(self, final: object) -> None:
+        """Raise LoginRefused unless the server has shown that it knows our secret's verifier."""
+        with _the_servers_fault():
+            self._client.set_server_final(final if isinstance(final, str) else "")
+
+
+@contextlib.contextmanager
+def _the_servers_fault() -> Iterator[None]:
+    try:
+        yield
+    except (ScramException, ValueError) as error:  # ValueError: what should be base64
+        raise LoginRefused(
+            f"the cloud does not know the secret itself, or somebody is in the middle: {error}"
+        ) from error
+
+
+def _challenge_untrusted(server_first: object, least: int) -> tuple[str, int]:
+    """The challenge and its iterations.
+
+    It must be right before scramp sees it: the 1.4 of Python 3.10 takes anything.
+    """
+    match = _CHALLENGE.fullmatch(server_first) if isinstance(server_first, str) else None
+    if match is None:
+        raise BadPacket("not a SCRAM challenge")
+    iterations = int(match[1])
+    if not least <= iterations <= MAX_ITERATIONS:
+        raise BadPacket(
+            f"a SCRAM challenge that wants under {least} iterations, or over {MAX_ITERATIONS}"
+        )
+    return match[0], iterations
