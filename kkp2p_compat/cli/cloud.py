@@ -21,7 +21,7 @@ from .._version import __version__
 from ..cloud.accounts import default_data
 from ..cloud.certificate import host_addresses
 from ..cloud.server import Cloud
-from ..cloud.settings import DEFAULT_PORT, ROLES, Limits, Settings
+from ..cloud.settings import DEFAULT_PORT, ROLES, CloudSettings, Limits
 from ..control.trust import parse_fingerprints
 from ._output import never_waiting
 
@@ -202,10 +202,10 @@ def _parse_seconds(text: str) -> float:
     return value
 
 
-def _settings(options: argparse.Namespace) -> Settings:
+def _settings(options: argparse.Namespace) -> CloudSettings:
     limits = Limits(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Limits)})
     host, port = options.listen
-    return Settings(
+    return CloudSettings(
         host=host,
         port=port,
         role=options.role,

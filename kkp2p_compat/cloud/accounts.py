@@ -16,11 +16,11 @@ from typing import NamedTuple
 from scramp import ScramException, ScramMechanism
 
 from .._codes import MAX_PEER_ID
+from ..control.binding import MECHANISM
 from ..control.callers import is_peer_id as valid_peer_id
 
 __all__ = ["Accounts", "UnknownAccount", "Verifier", "default_data", "valid_peer_id"]
 
-MECHANISM = "SCRAM-SHA-256-PLUS"
 # Our choice: four times what RFC 7677 asks for, and some 5 ms of the client's time.
 ITERATIONS = 16_384
 
@@ -58,9 +58,9 @@ def default_data() -> Path:
 
 
 class Accounts:
-    """The accounts of one cloud.  An object belongs to the thread that made it; close it.
+    """The accounts of one cloud.  An object belongs to the thread that made it, which closes it.
 
-    ``throw_away`` (peer id to secret) are known to this object only, and come first.
+    ``throw_away`` (peer id to secret): accounts of this object only; they come before the file's.
     """
 
     def __init__(self, data: Path | None, throw_away: dict[str, str] | None = None) -> None:

@@ -1,9 +1,9 @@
 """The cloud's TLS certificate: a self-signed one, made once and kept, unless the user has another.
 
-The login needs no certificate that anybody vouches for (SCRAM is bound to whatever it is); clients
-that should verify it are given ``cloud.crt`` as their login_ca.
+The login needs no certificate that anybody vouches for: SCRAM is bound to the one that is shown.
+Clients that are to verify it are given ``cloud.crt`` as their login_ca.
 
-Its files may be replaced at any time (``Certificate``): connections that are open keep what they
+The files may be replaced at any time (``Certificate``); connections that are open keep what they
 were shown.
 """
 
@@ -60,8 +60,8 @@ def load_identity(
 ) -> TLSIdentity:
     """The certificate of the files given, else that of ``data``, made there if it is missing.
 
-    One that we make is for this host's addresses and name, and for ``names``; with names that the
-    kept one has not, a new one is made with the same key.  Without ``data`` it is made for this
+    One that we make is for this host's addresses and name, and for ``names``; where the kept one
+    lacks some of these, a new one is made with the same key.  Without ``data`` it is made for this
     process only.  Raises OSError (also ssl.SSLError) or ValueError, with a sentence for the user.
     """
     if certificate is not None and key is not None:
@@ -90,7 +90,7 @@ class Certificate:
     def sweep(self, now: float) -> None:
         """To be called about once a second: load files that have changed.
 
-        Not before they were the same twice: the two are not replaced at once.
+        Not before two looks in a row found them the same: they are replaced one after the other.
         """
         stamps = self._stamps()
         if stamps == self._seen != self._loaded:
@@ -116,7 +116,7 @@ class Certificate:
 
 
 def _stamp(file: Path) -> tuple[int, int, int] | None:
-    """Another one when a file was replaced or written to."""
+    """Differs when the file was replaced or written to."""
     try:
         status = file.stat()
     except OSError:  # it is being replaced
@@ -138,10 +138,11 @@ def _kept_identity(data: Path, names: list[str]) -> TLSIdentity:
         pem = _self_signed_pem(_kept_key(key_file), names)
         _write(certificate, pem, 0o644)
         log.warning(
-            "%s is another one now, with %s: who has it as login_ca or its SHA-256 needs the new"
-            " one; its key is the same",
-            certificate, ", ".join(sorted(missing)),
-        )  # fmt: skip
+            "%s was made anew, with %s: whoever has it as login_ca, or has its SHA-256, needs the"
+            " new one; its key is the same",
+            certificate,
+            ", ".join(sorted(missing)),
+        )
     return _identity(certificate, key_file)
 
 
@@ -158,7 +159,7 @@ def _names_in(certificate: Path) -> set[str]:
 def _kept_key(file: Path) -> ec.EllipticCurvePrivateKey:
     key = serialization.load_pem_private_key(file.read_bytes(), None)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ValueError(f"{file} is not a key that kkp2p cloud has made; --name is for those")
+        raise ValueError(f"{file} is not a key that kkp2p cloud has made: --name needs one")
     return key
 
 
@@ -176,7 +177,7 @@ def _identity(certificate: Path, key: Path) -> TLSIdentity:
     try:
         context.load_cert_chain(certificate, key)
     except stdlib_ssl.SSLError as error:
-        raise ValueError(f"{certificate} and {key} are no pair: {error}") from error
+        raise ValueError(f"{certificate} and {key} are not a pair: {error}") from error
     return TLSIdentity(context, end_point_binding(der), f"sha256:{fingerprint(der).hex()}")
 
 

@@ -1,9 +1,9 @@
-"""What limits are counted by and in: addresses, the networks around them, and bounded tables.
+"""What limits count by, addresses and the networks around them; and the tables they count in.
 
 An address is an IPv4 address or an IPv6 /64.  The networks around it are an IPv4 /24, or an IPv6
-/56 and /48, and have WIDER times as much: a home has a /56 and a customer of a hoster a /48, so
-whoever has one is not 256 or 65,536 addresses here.  Every table that strangers can grow is
-bounded; where one is full, the entry used least recently goes.
+/56 and /48, and have WIDER times as much.  A home has a /56 and a customer of a hoster a /48: here
+they do not count as 256 and 65,536 addresses.  Every table that strangers can grow is bounded;
+where one is full, the entry that was used least recently goes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MINUTE_S = 60.0
 
 @functools.lru_cache(TABLE_SIZE)
 def address_keys(host: str) -> tuple[str, ...]:
-    """The units that limits count by, of a numeric address: it, then the networks around it."""
+    """What limits count a numeric address by: itself, then the networks around it."""
     if ":" in host:
         address = ipaddress.IPv6Address(host.partition("%")[0])
         if address.ipv4_mapped is None:
@@ -81,11 +81,11 @@ class Buckets:
         return self.level(key, now) >= 1 and self._used(key, now).take(now)
 
     def spend(self, key: str, now: float, count: float) -> None:
-        """Take so many, below 0 if need be."""
+        """Take ``count``, below 0 if need be."""
         self._used(key, now).spend(now, count)
 
     def wait_s(self, key: str, now: float, count: float = 0.0) -> float:
-        """How long until there are so many."""
+        """How long until there are ``count``."""
         bucket = self._by_key.get(key) or Bucket(self._rate, self._burst, now)
         return bucket.wait_s(now, count)
 
@@ -108,29 +108,28 @@ class Networks:
 
     __slots__ = ("_tables",)
 
-    def __init__(
-        self, rate: float, burst: float, wider: tuple[float, ...] = WIDER
-    ) -> None:  # fmt: skip
+    def __init__(self, rate: float, burst: float, wider: tuple[float, ...] = WIDER) -> None:
         self._tables = [Buckets(rate * factor, burst * factor) for factor in wider]
 
     def take(self, keys: tuple[str, ...], now: float) -> bool:
         """Take one token of each if all have one."""
-        pairs = list(zip(self._tables, keys, strict=False))
-        if any(table.level(key, now) < 1 for table, key in pairs):
-            return False
-        for table, key in pairs:
-            table.take(key, now)
+        for table, key in zip(self._tables, keys, strict=False):
+            if table.level(key, now) < 1:
+                return False
+        self.spend(keys, now, 1)
         return True
 
     def spend(self, keys: tuple[str, ...], now: float, count: float) -> None:
-        """Take so many of each, below 0 if need be."""
+        """Take ``count`` of each, below 0 if need be."""
         for table, key in zip(self._tables, keys, strict=False):
             table.spend(key, now, count)
 
     def wait_s(self, keys: tuple[str, ...], now: float, count: float = 0.0) -> float:
-        """How long until all have so many."""
-        pairs = zip(self._tables, keys, strict=False)
-        return max(table.wait_s(key, now, count) for table, key in pairs)
+        """How long until each has ``count``."""
+        longest = 0.0
+        for table, key in zip(self._tables, keys, strict=False):
+            longest = max(longest, table.wait_s(key, now, count))
+        return longest
 
 
 class Different:
@@ -170,7 +169,7 @@ _Minute = tuple[float, set[str]]  # when it began, what was named in it
 
 
 class Tally:
-    """How many of something an address has at this time, and the networks around it have."""
+    """How many of something each address has now, and each of the networks around them."""
 
     __slots__ = ("counts",)
 
@@ -178,17 +177,21 @@ class Tally:
         self.counts: Counter[str] = Counter()  # by each of the keys
 
     def add(self, host: str) -> None:
-        self.counts.update(address_keys(host))
+        for key in address_keys(host):
+            self.counts[key] += 1
 
     def remove(self, host: str) -> None:
-        """One that was added."""
+        """One that was added is over."""
         for key in address_keys(host):
             self.counts[key] -= 1
             if self.counts[key] <= 0:
                 del self.counts[key]
 
     def full(self, host: str, most: int) -> str:
-        """What of it has so many, or WIDER times as much: "5 of KEY"; empty if nothing has."""
+        """Whether ``host`` has ``most``, or a network around it WIDER times as many.
+
+        Then "5 of KEY"; else empty.
+        """
         for key, factor in zip(address_keys(host), WIDER, strict=False):
             if self.counts[key] >= most * factor:
                 return f"{most * factor} of {key}"

@@ -27,12 +27,12 @@ log = logging.getLogger(__name__)
 LOG_EVERY_S = 30.0  # refusals of one address: the first is logged, then a count this often
 WORK_WIDER = (1, 1.5, 2)  # as WIDER, of processor time: there is one second in a second
 WORK_BURST_S = 0.1  # of processor time at once for an address: what everybody else may notice
-FEW = 16  # connections: who has fewer gets in while a part of the places is left
-KEPT_PART = 4  # one in so many places is kept for those
+KEPT_PART = 4  # one in so many places for connections is kept for networks that have few
+FEW = 16  # connections
 
 
 class Shares:
-    """What the connections of an address may have together of this process, which is one thread."""
+    """What all connections of an address together may use of this process, which is one thread."""
 
     def __init__(self, limits: Limits) -> None:
         rate = limits.bytes_per_s_per_address
@@ -41,8 +41,10 @@ class Shares:
         self._work = Networks(limits.work_per_address, WORK_BURST_S, WORK_WIDER)
 
     def wait_s(self, host: str, now: float) -> float:
-        """How long it has to wait for what it has used over its share."""
+        """How long it has to wait because it has used more than its share."""
         keys = address_keys(host)
+        if not self._hold_for(keys):
+            return 0.0
         return max(self._work.wait_s(keys, now), self._bytes.wait_s(keys, now))
 
     def spend_work(self, host: str, now: float, seconds: float) -> None:
@@ -55,12 +57,15 @@ class Shares:
 
     def _spend(self, networks: Networks, host: str, now: float, count: float) -> None:
         keys = address_keys(host)
-        if self._limits.limit_loopback or not is_loopback(keys[0]):
+        if self._hold_for(keys):
             networks.spend(keys, now, count)
+
+    def _hold_for(self, keys: tuple[str, ...]) -> bool:
+        return self._limits.limit_loopback or not is_loopback(keys[0])
 
 
 class SparingLog:
-    """Lines of which the first of each key is logged, then a count every LOG_EVERY_S.
+    """Logs the first line of each key, and then every LOG_EVERY_S how many more there were.
 
     So a stranger cannot fill the disk.
     """
@@ -200,7 +205,7 @@ class Gatekeeper:
         if full:
             return f"over {full}: connections at once (--connections-per-address)"
         if self.connections_of.counts[keys[-1]] >= FEW and self._total >= most - most // KEPT_PART:
-            return f"{self._total} of {most} connections in all; the rest is for who has few"
+            return f"{self._total} of {most} connections in all; the rest is for those with few"
         if not self._connects.take(keys, time.monotonic()):
             return f"over {limits.connects_per_s:g} new connections a second"
         return ""
@@ -239,7 +244,7 @@ class Gatekeeper:
     def may_name(self, host: str, peer_id: str | None, callee: str) -> bool:
         """Whether it may call that peer, too, in this minute; ``peer_id``: its own, if any.
 
-        Online or not: else whoever tries many ids would learn who is.
+        Peers that are not online count: else whoever tries many ids would learn which ones are.
         """
         now = time.monotonic()
         if peer_id is not None:

@@ -1,7 +1,7 @@
 """One login: the server's half of SCRAM-SHA-256-PLUS (RFC 5802, RFC 7677).  Sans-IO.
 
 Call order: ``challenge_untrusted``, then ``welcome_untrusted``.  What a stranger can cause is a
-LoginRefused, whose ``reason`` is one of docs/protocol.rst.
+LoginFailed, whose ``reason`` is one of docs/protocol.rst.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ from typing import Any
 from scramp import ScramException, ScramMechanism
 
 from .._errors import BadPacket
-from .accounts import MECHANISM, Accounts, Verifier
+from ..control.binding import BINDING_NAME, MECHANISM
+from .accounts import Accounts, Verifier
 
-__all__ = ["BINDING_NAME", "Login", "LoginRefused"]
-
-BINDING_NAME = "tls-server-end-point"
+__all__ = ["Login", "LoginFailed"]
 
 # Longest SCRAM message.  Our choice: ours are under 300 characters.
 MAX_SCRAM_CHARS = 2048
@@ -30,7 +29,7 @@ _REASONS = {
 }
 
 
-class LoginRefused(BadPacket):
+class LoginFailed(BadPacket):
     """the login is refused"""
 
     def __init__(self, reason: str, detail: str = "") -> None:
@@ -47,10 +46,10 @@ class Login:
         self, accounts: Accounts, binding: bytes, peer_id: str, call_only: bool = False
     ) -> None:
         self.peer_id = peer_id
-        self.call_only = call_only  # to prove who calls; nobody can call it there
+        self.call_only = call_only  # it proves who calls; nobody can call this peer here
         self.paid = False  # for a failure, in advance
         self.verifier = accounts.get(peer_id)
-        self._is_unknown = False  # whoever the SCRAM message names
+        self._is_unknown = False  # the peer that the SCRAM message names
         self._server = ScramMechanism(MECHANISM).make_server(
             self._look_up, channel_binding=(BINDING_NAME, binding)
         )
@@ -61,7 +60,7 @@ class Login:
             return str(self._server.get_server_first())
         except (ScramException, ValueError, TypeError) as error:
             if self._is_unknown:  # scramp 1.4 says that by a TypeError
-                raise LoginRefused("unknown-peer", str(error)) from error
+                raise LoginFailed("unknown-peer", str(error)) from error
             raise _refusal(error) from error
 
     def welcome_untrusted(self, client_final: object) -> str:
@@ -80,12 +79,12 @@ class Login:
 
 def _check_untrusted(message: object) -> str:
     if not isinstance(message, str) or len(message) > MAX_SCRAM_CHARS or not message.isascii():
-        raise LoginRefused("bad-message", "not a SCRAM message")
+        raise LoginFailed("bad-message", "not a SCRAM message")
     return message
 
 
-def _refusal(error: Exception) -> LoginRefused:
+def _refusal(error: Exception) -> LoginFailed:
     value: Any = getattr(error, "server_error", None)
     # A text up to scramp 1.4, the last release for Python 3.10; then an enumeration.
     reason = _REASONS.get(getattr(value, "value", value), "bad-message")
-    return LoginRefused(reason, str(error))
+    return LoginFailed(reason, str(error))

@@ -1,16 +1,16 @@
 """How often secrets may be tried.
 
-A right proof is taken whatever was tried elsewhere, and a wrong secret is told from a limit.  What
-many failures cost is time.  They count by account *and* address, so the guesses
-at one account, or one device with an old secret, delay nobody else behind that address; and with a
-far larger bound by address for all accounts together.  The networks around the address count, too.
+A right proof is taken whatever was tried elsewhere, and the client can tell a wrong secret from a
+limit.  What many failures cost is time.  They count by account *and* address, so guesses at one
+account, or one device with an old secret, delay nobody else behind that address; and they count by
+address, with a far larger bound, for all accounts together.  The networks around the address count,
+too.
 
-Who is over a bound has its login held until a token is there.  An address from which the account
-has logged in before is exempt, so the owner notices nothing of guesses from elsewhere, until
-FORGIVEN failures came from there without a right proof.
-Only who logs in for the first time from an address, while somebody there guesses at that very
-account, has to wait with the guesses: nothing tells the two apart before the proof, and to look at
-each proof at once would let guesses be made as fast as they come.
+Over a bound a login is held until there is a token for it.  An address from which the account has
+logged in before is exempt until FORGIVEN failures came from there without a right proof: so the
+owner notices nothing of guesses from elsewhere.  Only a first login from an address where somebody
+guesses at that very account has to wait with the guesses: nothing tells the two apart before the
+proof, and to look at each proof at once would let guesses be made as fast as they come.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ class LoginLimits:
         self._alarm = limits.login_alarm
         self._of_account = Networks(1 / RETRY_S, limits.login_failures, WIDER)
         self._of_all = Networks(of_all / 60, of_all, WIDER)
-        self._familiar: OrderedDict[tuple[str, str], int] = OrderedDict()  # failures forgiven yet
+        # By account and address: how many more failures are forgiven.
+        self._familiar: OrderedDict[tuple[str, str], int] = OrderedDict()
         self._today: OrderedDict[str, int] = OrderedDict()  # failures of each account
         self._day = 0
 
@@ -57,10 +58,10 @@ class LoginLimits:
         return not self._limited(key) or self._familiar.get((peer_id, key), 0) > 0
 
     def begin(self, peer_id: str | None, host: str, now: float) -> float | None:
-        """Of one that is not exempt: how long it has to wait; None if that is too long.
+        """How long a login that is not exempt has to wait; None if that is too long.
 
-        It pays as if it failed; so many at once are not more guesses.  ``peer_id``: None if there
-        is no such account.
+        It pays as if it failed, or many at once would be more guesses than one after the other.
+        ``peer_id``: None if there is no such account.
         """
         keys = address_keys(host)
         wait_s = self._of_all.wait_s(keys, now, 1)
@@ -73,7 +74,7 @@ class LoginLimits:
         return wait_s
 
     def succeeded(self, peer_id: str, host: str, paid: bool, now: float) -> None:
-        """``paid``: it went by ``begin``."""
+        """``paid``: ``begin`` had it pay."""
         keys = address_keys(host)
         if paid:
             self._of_account.spend(_with(peer_id, keys), now, -1)
@@ -92,7 +93,7 @@ class LoginLimits:
         self._tell_operator(peer_id, host)
 
     def _tell_operator(self, peer_id: str, host: str) -> None:
-        """Once a day for an account at which many guess."""
+        """Once a day for each account at which many guess."""
         day = int(time.time() // DAY_S)
         if day != self._day:
             self._day = day

@@ -1,8 +1,9 @@
 """Where the cloud sees a peer: what it can vouch for when two peers tell each other addresses.
 
-A control connection shows one address.  Its peer's UDP may leave by another: by IPv4 beside an IPv6
-connection, or by a carrier's NAT with several.  So the STUN responder's answers carry a *ticket*,
-which the peer hands to its track: the cloud's own word, under the key that track and relay share.
+A control connection shows one address.  Its peer's UDP may leave from another: from an IPv4 one
+beside an IPv6 connection, or through a carrier's NAT that has several.  So the STUN responder's
+answers carry a *ticket*, which the peer hands to its track: the cloud's own word, under the key
+that track and relay share.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from collections.abc import Sequence
 
 from .. import _base64url
 from .._errors import BadPacket
+from ..control.wire import MAX_TICKETS
 from ..traversal.candidates import is_private
 from ..traversal.stun import TICKET_BYTES
 from .counting import address_key
 
-__all__ = ["MAX_TICKETS", "make_ticket", "plain_ip", "same_network", "seen_by_stun_untrusted"]
+__all__ = ["make_ticket", "plain_ip", "same_network", "seen_by_stun_untrusted"]
 
-MAX_TICKETS = 3  # docs/protocol.rst
 TICKET_S = 1800  # our choice: peers ask anew every ten minutes
 _EXPIRY = struct.Struct("!I")  # Unix s
 
@@ -43,13 +44,13 @@ def seen_by_stun_untrusted(key: bytes, pairs: object, now: float) -> list[str]:
     found = []
     for pair in pairs:
         if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], str):
-            raise BadPacket("seen has what is no pair of an address and a ticket")
+            raise BadPacket("seen has an entry that is not a pair of an address and a ticket")
         ip, ticket = pair[0], _base64url.decode_untrusted(pair[1], TICKET_BYTES, "a ticket")
         expiry = ticket[: _EXPIRY.size]
         try:
             genuine = _ticket(key, ip, expiry)
         except (OSError, ValueError) as error:
-            raise BadPacket("seen has what is no IPv4 address") from error
+            raise BadPacket("seen has an address that is not an IPv4 one") from error
         if hmac.compare_digest(ticket, genuine) and now <= _EXPIRY.unpack(expiry)[0]:
             found.append(ip)
     return found
@@ -66,7 +67,7 @@ def plain_ip(host: str) -> str:
 def same_network(one: Sequence[str], other: Sequence[str]) -> bool:
     """Whether two peers are seen at one address (IPv6: /64), or in the cloud's own network.
 
-    Who has a private address here is not behind a NAT for us, so all of those are at home here.
+    A private address that we see is of no NAT between us: such a peer is in our own network.
     """
     if set(map(address_key, one)) & set(map(address_key, other)):
         return True

@@ -134,7 +134,7 @@ class Relay:
 
     @property
     def seen(self) -> int:
-        """How many tokens are remembered."""
+        """How many tokens it remembers."""
         return len(self._seen)
 
     def welcome(self, sock: Any, host: str) -> None:
@@ -229,8 +229,8 @@ class Relay:
     def _counter(self, token: relay_wire.Token) -> Tally:
         """A session counts for its caller's address.
 
-        Who is called must not find its own address full because of that: its side is counted by
-        itself, and while it waits for the caller only.
+        A callee must not find its own address full because others call it: its side is counted
+        apart, and only while it waits for the caller.
         """
         is_caller = token.side == relay_wire.CALLER
         return self._gate.relay_sessions if is_caller else self._gate.relay_callees

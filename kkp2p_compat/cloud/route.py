@@ -11,7 +11,7 @@ import hashlib
 from .._errors import BadPacket
 from ..control.wire import Message, encode
 from .accounts import valid_peer_id
-from .connection import Connection, Service
+from .control_connection import ControlConnection, Service
 from .limits import Gatekeeper
 from .prober import Address, Prober
 
@@ -42,7 +42,7 @@ class Route(Service):
     def stop(self) -> None:
         self._tracks.stop()
 
-    def _on_route(self, connection: Connection, message: Message) -> None:
+    def _on_route(self, connection: ControlConnection, message: Message) -> None:
         peer_id = message.get("peer")
         if not valid_peer_id(peer_id):
             raise BadPacket("peer is not a peer id")
@@ -51,5 +51,5 @@ class Route(Service):
         connection.send(encode("track", tracks=tracks, certificates=certificates or None))
         connection.allow_quiet(self._limits.idle_s)
 
-    def _on_beat(self, connection: Connection, message: Message) -> None:
+    def _on_beat(self, connection: ControlConnection, message: Message) -> None:
         connection.send(encode("beat"))

@@ -1,8 +1,8 @@
-"""The cloud: one listening port, and the services behind it; STUN by UDP on the same number.
+"""The cloud: one listening port and the services behind it; STUN by UDP at the same number.
 
-The first byte of a connection decides: 0x16 is a TLS record, so the control plane; ``K`` is a relay
-hello; everything else is closed.  ``Cloud`` runs in the hub of the thread that calls ``start``, and
-each of its methods belongs to that thread.
+The first byte of a connection decides: 0x16 is a TLS record, so it is for the control plane; ``K``
+is a relay hello; everything else is closed.  ``Cloud`` runs in the hub of the thread that calls
+``start``, and each of its methods belongs to that thread.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from ..transport import relay_wire, tcp
 from ..transport.splice import MOST_PIPES
 from .accounts import Accounts
 from .certificate import Certificate
-from .connection import CLOSE_S, Connection
+from .control_connection import CLOSE_S, ControlConnection
 from .limits import LOG_EVERY_S, Gatekeeper
 from .relay import Relay
 from .route import Route
-from .settings import Settings
+from .settings import CloudSettings
 from .stun import StunResponder
 from .track import Track
 
@@ -106,7 +106,7 @@ class _Stranger:
 class Cloud:
     """Call order: ``start``, then ``address`` and the rest, ``stop`` (in a greenlet) at the end."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: CloudSettings) -> None:
         self.settings = settings
         self.accounts: Accounts | None = None
         self.track: Track | None = None
@@ -118,7 +118,9 @@ class Cloud:
         self._key = b""
         self._listener: Any = None
         self._accepting: Any = None
-        self._timers: list[Any] = []
+        self._sweeping: Any = None  # these three are timers
+        self._resuming: Any = None
+        self._shaking: Any = None
         self._waiting: deque[_Stranger] = deque()  # for a TLS handshake
         self._pause_logged = -LOG_EVERY_S
         self._closing = Group()  # the greenlets that close sockets without loss
@@ -210,9 +212,10 @@ class Cloud:
         loop = get_hub().loop
         self._accepting = loop.io(listener.fileno(), _READ)
         self._accepting.start(self._on_accept)
-        sweeping, resuming = loop.timer(SWEEP_S, SWEEP_S), loop.timer(ACCEPT_PAUSE_S)
-        self._timers = [sweeping, resuming, loop.timer(0.0, TURN_S)]
-        sweeping.start(self._on_sweep)
+        self._sweeping = loop.timer(SWEEP_S, SWEEP_S)
+        self._sweeping.start(self._on_sweep)
+        self._resuming = loop.timer(ACCEPT_PAUSE_S)  # to accept, after a pause
+        self._shaking = loop.timer(0.0, TURN_S)  # hands with those that wait
 
     def _start_stun(self) -> None:
         settings = self.settings
@@ -257,9 +260,10 @@ class Cloud:
                 item.expire()  # it did not go when it was told to
             gevent.sleep(0)
         self._closing.kill()
-        for timer in self._timers:
-            timer.close()
-        self._timers = []
+        for timer in (self._sweeping, self._resuming, self._shaking):
+            if timer is not None:
+                timer.close()
+        self._sweeping = self._resuming = self._shaking = None
         if self._control is not None:
             self._control.stop()
         if self.accounts is not None:
@@ -290,7 +294,7 @@ class Cloud:
             self._pause_logged = now
             log.error("no new connections for now: %s", error)
         self._accepting.stop()
-        self._timers[1].start(self._resume)
+        self._resuming.start(self._resume)
 
     def _resume(self) -> None:
         if self._accepting is not None:
@@ -313,7 +317,7 @@ class Cloud:
                     self.dismiss(stranger, "")
                     return
                 if not self._waiting:
-                    self._timers[2].start(self._shake_hands)
+                    self._shaking.start(self._shake_hands)
                 stranger.reason = "waited too long for its TLS handshake"
                 self._waiting.append(stranger)
             elif first == _RELAY_HELLO and self.relay is not None:
@@ -343,7 +347,7 @@ class Cloud:
             begun += 1
             self._begin(stranger)
         if not self._waiting:
-            self._timers[2].stop()
+            self._shaking.stop()
 
     def _begin(self, stranger: _Stranger) -> None:
         host, sock = stranger.host, stranger.sock
@@ -356,7 +360,7 @@ class Cloud:
             self.dismiss(stranger, str(error))
             return
         shown = self._certificate.shown
-        connection = Connection(sock, host, self.gate, self._control, shown, self._closing)
+        connection = ControlConnection(sock, host, self.gate, self._control, shown, self._closing)
         self.gate.deadlines.discard(stranger)
         connection.start()
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["DEFAULT_PORT", "ROLES", "Limits", "Settings"]
+__all__ = ["DEFAULT_PORT", "ROLES", "CloudSettings", "Limits"]
 
 DEFAULT_PORT = 3080  # what the document's programs use
 ROLES = ("all", "route", "track", "relay")
@@ -84,7 +84,7 @@ class Limits:
 
 
 @dataclass
-class Settings:
+class CloudSettings:
     """What a cloud is to do.  See ``kkp2p cloud --help``."""
 
     host: str = "0.0.0.0"

@@ -1,9 +1,9 @@
-"""The STUN responder: tells who asks which address it is seen at (RFC 8489, RFC 5780).
+"""The STUN responder: tells whoever asks at which address it is seen (RFC 8489, RFC 5780).
 
-UDP on the cloud's listening address, at the number of its TCP port and at the next one, and on a
-second address if the host has one to give: so a peer sees what its NAT's mapping depends on.
-OTHER-ADDRESS tells the other address and port.  Departure from RFC 5780: it is sent by a cloud with
-one address, too, with that address.
+It answers by UDP on the cloud's listening address, at the number of its TCP port and at the next
+one, and on a second address if the host has one to give: so a peer sees what its NAT's mapping
+depends on.  OTHER-ADDRESS tells the other address and port.  Departure from RFC 5780: a cloud with
+one address sends it, too, with that address.
 
 Anybody can write a victim's address into a request, so:
 
@@ -81,7 +81,7 @@ def parse_request_untrusted(data: bytes, source: Address) -> Message:
     if request.kind is not Kind.REQUEST:
         raise BadPacket("not a request")
     if not may_be_peer(*source):
-        raise BadPacket("a request from nobody's address")
+        raise BadPacket("a request from an address that no peer can have")
     return request
 
 

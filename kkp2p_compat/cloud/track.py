@@ -1,8 +1,8 @@
-"""The track: keeps every online peer's connection; calls.py carries the calls between them.
+"""The track: knows which peers are online; calls.py carries the calls between them.
 
-State lives in memory: ``_online`` (peer id to connection).  A newer login under an id ends the
-older one, unless it only comes *again*: a program that was cut off and replaced meanwhile must not
-throw out the one that replaced it.  The ``session`` of a login tells who is who.
+State lives in memory: ``_online``, by peer id.  A newer login under an id ends the older one,
+unless it only comes *again*: a program that was cut off and replaced meanwhile must not throw out
+the one that replaced it.  The ``session`` of a login tells the two apart.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from ..control.callers import MAX_TOLD_CHARS, Callers
 from ..control.wire import PROTOCOL_VERSION, Message, encode
 from .accounts import Accounts, valid_peer_id
 from .calls import Calls, peer_id_untrusted
-from .connection import QUIET_BEATS, Connection, Service
+from .control_connection import QUIET_BEATS, ControlConnection, Service
 from .limits import Gatekeeper
-from .login import Login, LoginRefused
+from .login import Login, LoginFailed
 from .login_limits import LoginLimits
+from .members import Member
 from .prober import Address, Prober
 
 __all__ = ["Track"]
@@ -35,7 +36,9 @@ ACCOUNTS_EVERY_S = 2.0  # how often the accounts are asked whether they have cha
 
 
 class Track(Service):
-    """``relays``: where calls may meet; none: right here.  ``start`` looks which are alive."""
+    """``relays``: where calls may meet; empty: right here.  From ``start`` on it looks which of
+    them are alive.
+    """
 
     def __init__(
         self,
@@ -45,8 +48,8 @@ class Track(Service):
         relay_key: bytes,
         certificates: list[str],
     ) -> None:
-        self._callers: set[Connection] = set()  # logged in to call only
-        self._online: dict[str, Connection] = {}
+        self._callers: set[Member] = set()  # logged in to call only
+        self._online: dict[str, Member] = {}
         self._relays = Prober("relay", relays)
         self._calls = Calls(gate, self._online, self._relays if relays else None, relay_key)
         super().__init__(
@@ -91,123 +94,126 @@ class Track(Service):
                 self._accounts_version = version
                 self._end_removed()
 
-    def gone(self, connection: Connection) -> None:
-        self._callers.discard(connection)
-        peer_id = connection.peer_id
-        was_online = peer_id is not None and self._online.get(peer_id) is connection
+    def meet(self, connection: ControlConnection) -> Member:
+        return Member(connection, self._limits)
+
+    def gone(self, member: Member) -> None:
+        self._callers.discard(member)
+        peer_id = member.peer_id
+        was_online = peer_id is not None and self._online.get(peer_id) is member
         if peer_id is not None and was_online:
             del self._online[peer_id]
-            log.info("%s: offline", connection)
-        self._calls.correspondents.gone(connection, was_online)
-        self._calls.gone(connection)
+            log.info("%s: offline", member)
+        self._calls.correspondents.gone(member, was_online)
+        self._calls.gone(member)
 
     # Where a peer is, and whether it lives.
 
-    def _on_route(self, connection: Connection, message: Message) -> None:
+    def _on_route(self, member: Member, message: Message) -> None:
         peer_id_untrusted(message, "peer")
-        connection.send(encode("track", tracks=[]))  # right here
-        connection.welcome_caller(self._limits.idle_s)
+        member.send(encode("track", tracks=[]))  # right here
+        member.welcome(self._limits.idle_s)
 
-    def _on_beat(self, connection: Connection, message: Message) -> None:
-        connection.send(encode("beat"))
+    def _on_beat(self, member: Member, message: Message) -> None:
+        member.send(encode("beat"))
 
     # Logging in.
 
-    def _on_login(self, connection: Connection, message: Message) -> None:
+    def _on_login(self, member: Member, message: Message) -> None:
         peer_id = message.get("peer")
         try:
-            logged_in = connection.peer_id is not None and connection not in self._callers
-            if connection.login is not None or logged_in:
-                raise LoginRefused("bad-message", "a second login on one connection")
+            logged_in = member.peer_id is not None and member not in self._callers
+            if member.login is not None or logged_in:
+                raise LoginFailed("bad-message", "a second login on one connection")
             if message.get("v") != PROTOCOL_VERSION or not valid_peer_id(peer_id):
-                raise LoginRefused("bad-message", "not a login")
+                raise LoginFailed("bad-message", "not a login")
             session = message.get("session", "")
             if not isinstance(session, str) or len(session) > MAX_SESSION_CHARS:
-                raise LoginRefused("bad-message", "not a session")
-            connection.session = session
-            connection.callers = Callers.parse_untrusted(message.get("callers"), MAX_TOLD_CHARS)
-            connection.comes_again = message.get("again") is True
-            connection.must_finish(self._limits.handshake_s)
+                raise LoginFailed("bad-message", "not a session")
+            member.session = session
+            member.callers = Callers.parse_untrusted(message.get("callers"), MAX_TOLD_CHARS)
+            member.comes_again = message.get("again") is True
+            member.connection.must_finish(self._limits.handshake_s)
             call_only = message.get("call_only") is True
-            login = connection.login = Login(
-                self._accounts, connection.binding, str(peer_id), call_only
+            login = member.login = Login(
+                self._accounts, member.connection.binding, str(peer_id), call_only
             )
-            wait_s = self._hold(login, connection.host)
-        except LoginRefused as error:
-            self._refuse_login(connection, peer_id, error)
+            wait_s = self._hold(login, member.host)
+        except LoginFailed as error:
+            self._refuse_login(member, peer_id, error)
         except BadPacket as error:
-            self._refuse_login(connection, peer_id, LoginRefused("bad-message", str(error)))
+            self._refuse_login(member, peer_id, LoginFailed("bad-message", str(error)))
         else:
-            go_on = functools.partial(self._challenge, connection, login, message.get("scram"))
+            go_on = functools.partial(self._challenge, member, login, message.get("scram"))
             if wait_s > 0:
-                connection.pause(wait_s, go_on)
+                member.connection.pause(wait_s, go_on)
             else:
                 go_on()
 
     def _hold(self, login: Login, host: str) -> float:
-        """How long it has to wait, for the failures before it."""
+        """How long it has to wait because others have failed before it."""
         if self._logins.exempt(login.peer_id, host):
             return 0.0
         peer_id = None if login.verifier is None else login.peer_id
         wait_s = self._logins.begin(peer_id, host, time.monotonic())
         if wait_s is None:
-            raise LoginRefused("limit", "too many failed logins from there")
+            raise LoginFailed("limit", "too many failed logins from there")
         login.paid = True
         return wait_s
 
-    def _challenge(self, connection: Connection, login: Login, scram: object) -> None:
+    def _challenge(self, member: Member, login: Login, scram: object) -> None:
         try:
-            connection.send(encode("challenge", scram=login.challenge_untrusted(scram)))
-        except LoginRefused as error:
-            self._refuse_login(connection, login.peer_id, error)
+            member.send(encode("challenge", scram=login.challenge_untrusted(scram)))
+        except LoginFailed as error:
+            self._refuse_login(member, login.peer_id, error)
 
-    def _on_proof(self, connection: Connection, message: Message) -> None:
-        login = connection.login
+    def _on_proof(self, member: Member, message: Message) -> None:
+        login = member.login
         if login is None:
             raise BadPacket("no login is under way")
         peer_id = login.peer_id
         try:
             answer = login.welcome_untrusted(message.get("scram"))
-            if self._accounts.get(peer_id) != login.verifier:
-                raise LoginRefused("removed", "while it logged in")
-        except LoginRefused as error:
-            self._refuse_login(connection, peer_id, error)
+            verifier = self._accounts.get(peer_id)
+            if verifier is None or verifier != login.verifier:
+                raise LoginFailed("removed", "while it logged in")
+        except LoginFailed as error:
+            self._refuse_login(member, peer_id, error)
             return
-        self._logins.succeeded(peer_id, connection.host, login.paid, time.monotonic())
-        connection.login = None
-        connection.peer_id = peer_id
-        connection.allow_long_lines()
-        connection.verifier = login.verifier.stored_key
+        self._logins.succeeded(peer_id, member.host, login.paid, time.monotonic())
+        member.login = None
+        member.connection.prove(peer_id)
+        member.stored_key = verifier.stored_key
         beat_s, certificates = self._limits.beat_s, self._certificates or None
-        connection.send(encode("welcome", scram=answer, beat=beat_s, certificates=certificates))
+        member.send(encode("welcome", scram=answer, beat=beat_s, certificates=certificates))
         if login.call_only:
-            connection.allow_quiet(QUIET_BEATS * beat_s)
-            self._callers.add(connection)
+            member.connection.allow_quiet(QUIET_BEATS * beat_s)
+            self._callers.add(member)
             return
-        self._callers.discard(connection)
+        self._callers.discard(member)
         old = self._online.get(peer_id)
-        if old is not None and connection.comes_again and connection.session != old.session:
-            log.info("%s: was replaced by %s meanwhile", connection, old.host)
-            connection.finish(encode("bye", reason="duplicate"))
+        if old is not None and member.comes_again and member.session != old.session:
+            log.info("%s: was replaced by %s meanwhile", member, old.host)
+            member.connection.finish(encode("bye", reason="duplicate"))
             return
-        connection.allow_quiet(QUIET_BEATS * beat_s)
-        self._online[peer_id] = connection
-        self._calls.correspondents.came(connection, old)
-        log.info("%s: online%s", connection, ", in place of " + old.host if old else "")
+        member.connection.allow_quiet(QUIET_BEATS * beat_s)
+        self._online[peer_id] = member
+        self._calls.correspondents.came(member, old)
+        log.info("%s: online%s", member, ", in place of " + old.host if old else "")
         if old is not None:
-            old.finish(encode("bye", reason="duplicate"))
+            old.connection.finish(encode("bye", reason="duplicate"))
 
-    def _refuse_login(self, connection: Connection, peer_id: Any, error: LoginRefused) -> None:
-        login = connection.login
+    def _refuse_login(self, member: Member, peer_id: Any, error: LoginFailed) -> None:
+        login = member.login
         if error.reason != "limit":
             known = login is not None and login.verifier is not None
-            self._logins.failed(peer_id if known else None, connection.host, time.monotonic())
-        self._gate.refused(connection.host, f"login as {str(peer_id)[:32]!r}: {error}")
-        connection.finish(encode("refused", reason=error.reason))
+            self._logins.failed(peer_id if known else None, member.host, time.monotonic())
+        self._gate.refused(member.host, f"login as {str(peer_id)[:32]!r}: {error}")
+        member.connection.finish(encode("refused", reason=error.reason))
 
     def _end_removed(self) -> None:
-        for connection in [*self._online.values(), *self._callers]:
-            verifier = self._accounts.get(str(connection.peer_id))
-            if verifier is None or verifier.stored_key != connection.verifier:
-                log.info("%s: its account was removed or changed", connection)
-                connection.finish(encode("bye", reason="removed"))
+        for member in [*self._online.values(), *self._callers]:
+            verifier = self._accounts.get(str(member.peer_id))
+            if verifier is None or verifier.stored_key != member.stored_key:
+                log.info("%s: its account was removed or changed", member)
+                member.connection.finish(encode("bye", reason="removed"))

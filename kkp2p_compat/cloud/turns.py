@@ -1,15 +1,15 @@
 """Whose call a callee is handed next: what strangers may take up of one peer, and of each other.
 
-One Turns for each callee that is being called.  A call is handed over at once, which is the usual
-case, or held until its turn has come; meanwhile it costs the callee nothing.  Sans-IO.
+There is one Turns for each callee that is being called.  A call is handed over at once, which is
+the usual case, or held until its turn has come; meanwhile it costs the callee nothing.  Sans-IO.
 
-- Of one address, or one account, a callee has so many unanswered calls at once.
-- Each call costs the callee something before the caller must have done anything but ask: sockets, a
-  connection to the relay.  So only a few calls of strangers (callers without a login) are handed
-  over *on trust*; others are when their caller has shown that it is there, or when one of the few
-  is over.
-- All strangers together have so many unanswered calls with a callee.  When there is no room, the
-  address that has the most of them loses its newest to one that has none, or fewer.
+- Of one address, or one account, a callee has a bounded number of unanswered calls at once.
+- A call costs its callee something (sockets, a connection to the relay) before the caller must have
+  done anything but ask.  So only a few calls of strangers (callers without a login) are handed over
+  *on trust*.  Others are when their caller has shown that it is there, or when one of the few is
+  over.
+- All strangers together have a bounded number of unanswered calls with a callee.  When there is no
+  room, the address that has the most of them loses its newest to one that has none, or fewer.
 """
 
 from __future__ import annotations

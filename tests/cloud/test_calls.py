@@ -11,35 +11,29 @@ from typing import Any
 
 import pytest
 
-from kkp2p_compat._bucket import Bucket
 from kkp2p_compat._errors import BadPacket
 from kkp2p_compat.cloud import calls as calls_module
 from kkp2p_compat.cloud.calls import Calls
 from kkp2p_compat.cloud.counting import address_keys
 from kkp2p_compat.cloud.limits import Gatekeeper
+from kkp2p_compat.cloud.members import Call, Member
 from kkp2p_compat.cloud.settings import Limits
-from kkp2p_compat.control.callers import ANYBODY
 
 LIMITS = Limits(
-    open_calls=6, open_calls_per_address=8, kept_calls=4, kept_calls_per_address=5,
+    calls_per_s=1e9, open_calls=6, open_calls_per_address=8, kept_calls=4, kept_calls_per_address=5,
     limit_loopback=True,
 )  # fmt: skip
 PEERS = ("a", "b", "c", "d")
 
 
 class FakeConnection:
-    """What calls.py asks of one."""
+    """What a Member asks of one."""
+
+    is_new = False
 
     def __init__(self, peer_id: str, host: str) -> None:
         self.peer_id = peer_id
         self.host = host
-        self.nat = None
-        self.seen = [host]
-        self.callers = ANYBODY
-        self.outgoing: dict[int, Any] | None = None
-        self.kept: dict[int, Any] | None = None
-        self.incoming: set[Any] | None = None
-        self.call_tokens = Bucket(0.0, 1e9, 0.0)
         self.room = True
         self.sent: list[dict[str, Any]] = []
 
@@ -48,9 +42,6 @@ class FakeConnection:
 
     def send(self, line: bytes) -> None:
         self.sent.append(json.loads(line))
-
-    def welcome_caller(self, seconds: float) -> None:
-        pass
 
 
 class World:
@@ -73,14 +64,11 @@ class World:
     def check(self) -> None:
         """Every call is in all of its places."""
         everybody = list(self.online.values())
-        outgoing = [call for one in everybody for call in (one.outgoing or {}).values()]
-        kept = [call for one in everybody for call in (one.kept or {}).values()]
-        incoming = [call for one in everybody for call in one.incoming or ()]
-        due = [call for calls in self.calls._due.values() for call in calls]
-        known = {call.id for call in self.calls._calls.values()}
-        for places in (outgoing + kept, incoming, due):
-            assert len(places) == len(known)
-            assert {call.id for call in places} == known
+        outgoing = [call for one in everybody for call in one.outgoing.values()]
+        kept = [call for one in everybody for call in one.kept.values()]
+        for places in (outgoing + kept, self.incoming()):
+            assert len(places) == len(self.calls)
+            assert set(places) == set(self.incoming())
         assert not any(call.answered for call in outgoing)
         assert all(call.answered for call in kept)
         for tally, calls in ((self.gate.open_calls, outgoing), (self.gate.kept_calls, kept)):
@@ -88,12 +76,15 @@ class World:
                 keys = Counter(address_keys(call.caller.host)[width] for call in calls)
                 assert {key: tally.counts[key] for key in keys} == keys
             assert tally.counts.total() == 2 * len(calls)
-        assert all(len(one.outgoing or ()) <= LIMITS.open_calls for one in everybody)
-        assert all(len(one.kept or ()) <= LIMITS.kept_calls for one in everybody)
+        assert all(len(one.outgoing) <= LIMITS.open_calls for one in everybody)
+        assert all(len(one.kept) <= LIMITS.kept_calls for one in everybody)
         assert all(
             count <= LIMITS.kept_calls_per_address * (4 if "/" in key else 1)
             for key, count in self.gate.kept_calls.counts.items()
         )
+
+    def incoming(self) -> list[Call]:
+        return [call for one in self.online.values() for call in one.incoming.values()]
 
     def _handle(self, op: str, sender: Any, **fields: Any) -> None:
         self.calls.handlers[op](sender, {"op": op, **fields})
@@ -105,7 +96,8 @@ class World:
         absent = [peer for peer in PEERS if peer not in self.online]
         if absent:
             peer = self.random.choice(absent)
-            self.online[peer] = FakeConnection(peer, f"192.0.2.{len(peer) + (peer > 'b')}")
+            connection: Any = FakeConnection(peer, f"192.0.2.{len(peer) + (peer > 'b')}")
+            self.online[peer] = Member(connection, LIMITS)
 
     def _go(self) -> None:
         if self.online and self.random.random() < 0.3:
@@ -116,14 +108,14 @@ class World:
             return
         caller, number = self._one(), self.random.randrange(12)
         fields = {"to": self.random.choice(PEERS), "ms": self.random.choice([1, 2500, 60_000])}
-        if number in (caller.outgoing or ()):
+        if number in caller.outgoing:
             with pytest.raises(BadPacket, match="in use"):
                 self._handle("call", caller, call=number, offer="", **fields)
         else:
             self._handle("call", caller, call=number, offer="", **fields)
 
     def _answer(self) -> None:
-        known = list(self.calls._calls.values())
+        known = self.incoming()
         if known:
             call = self.random.choice(known)
             op = self.random.choice(["answer", "answer", "answer", "decline", "trickle"])
@@ -141,8 +133,8 @@ class World:
 
     def _slow(self) -> None:
         if self.online:
-            one = self._one()
-            one.room = not one.room
+            connection = self._one().connection
+            connection.room = not connection.room
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -159,4 +151,3 @@ def test_any_order(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(world.calls) == 0
     assert not world.gate.open_calls
     assert not world.gate.kept_calls
-    assert not world.calls._due

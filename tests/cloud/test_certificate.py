@@ -21,7 +21,7 @@ from helpers.support import PATIENCE_S, SECRET, CloudProcess
 from kkp2p_compat.cloud import certificate as certificate_module
 from kkp2p_compat.cloud.certificate import host_addresses, load_identity
 from kkp2p_compat.cloud.server import Cloud
-from kkp2p_compat.cloud.settings import Settings
+from kkp2p_compat.cloud.settings import CloudSettings
 from kkp2p_compat.control.binding import end_point_binding
 from kkp2p_compat.control.trust import fingerprint
 
@@ -49,25 +49,25 @@ def test_names_that_are_given(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     assert {*given, "localhost"} <= names(tmp_path)
     assert second.fingerprint != first.fingerprint
     assert key_of(tmp_path) == key
-    assert "is another one now, with 2001:db8::1, cloud.example.net" in caplog.text
+    assert "was made anew, with 2001:db8::1, cloud.example.net" in caplog.text
     assert load_identity(tmp_path, names=given[1:]).fingerprint == second.fingerprint
     assert load_identity(tmp_path).fingerprint == second.fingerprint
 
 
 def test_names_are_taken_in_one_form() -> None:
-    assert Settings(names=["Cloud.Example.NET", "2001:DB8:0::1"]).names == [
+    assert CloudSettings(names=["Cloud.Example.NET", "2001:DB8:0::1"]).names == [
         "cloud.example.net",
         "2001:db8::1",
     ]
     for name in ("", "a b", "-x.example", "x" * 64, "a..b", "http://x", "a" * 254, "caf\u00e9.fr"):
         with pytest.raises(ValueError, match="neither a DNS name nor an IP address"):
-            Settings(names=[name])
+            CloudSettings(names=[name])
     for fields in (
         {"tls_cert": Path("a"), "tls_key": Path("b")},
         {"role": "relay", "relay_key": b"k" * 16},
     ):
         with pytest.raises(ValueError, match="that the cloud makes itself"):
-            Settings(names=["a.example"], **fields)  # type: ignore[arg-type]
+            CloudSettings(names=["a.example"], **fields)  # type: ignore[arg-type]
 
 
 class Files:
@@ -255,7 +255,7 @@ def test_a_certificate_of_the_users_own(tmp_path: Path) -> None:
     chain = tmp_path / "chain.pem"
     chain.write_text("a comment\n" + crt.read_text() + (other / "cloud.crt").read_text())
     assert load_identity(None, chain, key).fingerprint == load_identity(tmp_path).fingerprint
-    with pytest.raises(ValueError, match="no pair"):
+    with pytest.raises(ValueError, match="not a pair"):
         load_identity(None, crt, other / "cloud.key")
     with pytest.raises(ValueError, match="no PEM certificate"):
         load_identity(None, key, key)

@@ -20,9 +20,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from helpers.cloud_client import Client, running_cloud, time_passes, until
-from kkp2p_compat.cloud import connection as connection_module
+from kkp2p_compat.cloud import control_connection as connection_module
 from kkp2p_compat.cloud import server
-from kkp2p_compat.cloud.connection import Connection, Service
+from kkp2p_compat.cloud.control_connection import ControlConnection, Service
 from kkp2p_compat.cloud.server import Cloud
 from kkp2p_compat.transport import tcp
 
@@ -247,16 +247,16 @@ def test_who_sends_more_than_its_share_waits_and_nobody_else() -> None:
         until(lambda: cloud.gate.connections == 1)  # it has left while it waited
 
 
-def connections(cloud: Cloud, host: str) -> list[Connection]:
+def connections(cloud: Cloud, host: str) -> list[ControlConnection]:
     items = cloud.gate.deadlines.items()
-    return [item for item in items if isinstance(item, Connection) and item.host == host]
+    return [item for item in items if isinstance(item, ControlConnection) and item.host == host]
 
 
 def test_a_turn_has_an_end(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     handled: list[str] = []
     handle = Service.handle
 
-    def record(self: Service, connection: Connection, message: Any) -> None:
+    def record(self: Service, connection: ControlConnection, message: Any) -> None:
         handled.append(connection.host)
         handle(self, connection, message)
 
@@ -293,8 +293,7 @@ def test_an_infinite_number_goes_to_nobody(cloud: Cloud) -> None:
 
 def test_a_slow_reader_is_dropped_and_costs_no_more_than_its_buffer() -> None:
     limits = {"output_bytes": 50_000, "messages_per_s": 1e9}
-    with _attacked(**limits) as cloud, Client(cloud.address) as client:
-        client.raw_option(socket.SO_RCVBUF, 8192)
+    with _attacked(**limits) as cloud, Client(cloud.address, receive_bytes=8192) as client:
         question = b'{"op":"' + b"x" * 30 + b'"}\n'
         end = None
         while end is None:
@@ -449,14 +448,14 @@ def test_those_that_gave_up_waiting_cost_no_handshake(monkeypatch: pytest.Monkey
     """When more come than can be served: in the order in which they came."""
     begun: list[str] = []
 
-    class Recorded(Connection):
+    class Recorded(ControlConnection):
         def start(self) -> None:
             begun.append(self.host)
             super().start()
 
     with running_cloud(ACCOUNTS) as cloud:
         monkeypatch.setattr(server, "HANDSHAKES_PER_TURN", 0)
-        monkeypatch.setattr(server, "Connection", Recorded)
+        monkeypatch.setattr(server, "ControlConnection", Recorded)
         socks = []
         for number in range(1, 6):
             source = (f"127.0.0.{number}", 0)

@@ -21,7 +21,7 @@ from helpers.cloud_client import Client, running_cloud, until
 from kkp2p_compat.cloud import track as track_module
 from kkp2p_compat.cloud.accounts import Accounts
 from kkp2p_compat.cloud.certificate import load_identity
-from kkp2p_compat.cloud.login import Login, LoginRefused
+from kkp2p_compat.cloud.login import Login, LoginFailed
 
 ALICE = {"alice": "s3cret"}
 
@@ -232,7 +232,7 @@ ACCOUNTS = Accounts(None, ALICE)
 @given(st.one_of(st.text(max_size=80), st.from_regex(r"p=tls-server-end-point,,n=[^,]*,r=.*")))
 def test_strangers_first_messages_raise_only_login_refused(text: str) -> None:
     login = Login(ACCOUNTS, b"b" * 32, "alice")
-    with contextlib.suppress(LoginRefused):  # hypothesis may hit upon a good one
+    with contextlib.suppress(LoginFailed):  # hypothesis may hit upon a good one
         login.challenge_untrusted(text)
 
 
@@ -241,7 +241,7 @@ def test_strangers_first_messages_raise_only_login_refused(text: str) -> None:
 def test_strangers_proofs_raise_only_login_refused(text: str) -> None:
     login = Login(ACCOUNTS, b"b" * 32, "alice")
     login.challenge_untrusted("p=tls-server-end-point,,n=alice,r=abcdef")
-    with pytest.raises(LoginRefused):
+    with pytest.raises(LoginFailed):
         login.welcome_untrusted(text)
 
 

@@ -12,7 +12,7 @@ import kkp2p_compat as kkp2p
 from helpers.cloud_client import Client, running_cloud
 from helpers.support import SECRET, CloudProcess
 from kkp2p_compat.cloud import login_limits
-from kkp2p_compat.cloud.connection import Connection
+from kkp2p_compat.cloud.control_connection import ControlConnection
 from kkp2p_compat.cloud.limits import Gatekeeper
 from kkp2p_compat.cloud.login_limits import FORGIVEN, RETRY_S, LoginLimits
 from kkp2p_compat.cloud.settings import Limits
@@ -25,14 +25,14 @@ ACCOUNTS = {"alice": "s3cret", "bob": "b"}
 def held(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The logins that are held, by seconds; none for long."""
     seconds: list[float] = []
-    pause = Connection.pause
+    pause = ControlConnection.pause
 
-    def record(self: Connection, wait_s: float, then: Any = None) -> None:
+    def record(self: ControlConnection, wait_s: float, then: Any = None) -> None:
         if then is not None:
             seconds.append(wait_s)
         pause(self, wait_s, then)
 
-    monkeypatch.setattr(Connection, "pause", record)
+    monkeypatch.setattr(ControlConnection, "pause", record)
     monkeypatch.setattr(login_limits, "RETRY_S", 0.3)
     return seconds
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kkp2p_compat.cloud.settings import Settings
+from kkp2p_compat.cloud.settings import CloudSettings
 
 
 @pytest.mark.parametrize(
@@ -27,4 +27,4 @@ from kkp2p_compat.cloud.settings import Settings
 )
 def test_settings_that_do_not_fit_together(fields: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        Settings(**fields)
+        CloudSettings(**fields)

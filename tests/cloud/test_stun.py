@@ -21,7 +21,7 @@ from kkp2p_compat._errors import BadPacket
 from kkp2p_compat.cloud import stun as responder
 from kkp2p_compat.cloud.limits import Gatekeeper
 from kkp2p_compat.cloud.server import Cloud
-from kkp2p_compat.cloud.settings import Limits, Settings
+from kkp2p_compat.cloud.settings import CloudSettings, Limits
 from kkp2p_compat.cloud.stun import Reply, StunResponder, respond_untrusted
 from kkp2p_compat.traversal.stun import Address, Kind, Message, parse_untrusted
 
@@ -210,10 +210,10 @@ def test_two_addresses(start: Start, host: str) -> None:
 
 def test_a_second_address_is_taken_as_the_system_writes_it() -> None:
     """Or it would be taken for a third one, and named as the other address of itself."""
-    assert Settings(stun_address="2001:DB8:0::2").stun_address == "2001:db8::2"
+    assert CloudSettings(stun_address="2001:DB8:0::2").stun_address == "2001:db8::2"
     for text in ("stun.example.org", "192.0.2.256", "", "fe80::1%eth0"):
         with pytest.raises(ValueError, match="STUN address"):
-            Settings(stun_address=text)
+            CloudSettings(stun_address=text)
 
 
 def test_a_second_address_of_another_host(start: Start) -> None:
@@ -337,7 +337,7 @@ def test_a_port_that_udp_has_not(caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(50):
         with client() as sock:
             port = sock.getsockname()[1]
-            cloud = Cloud(Settings("127.0.0.1", port))
+            cloud = Cloud(CloudSettings("127.0.0.1", port))
             try:
                 cloud.start()
             except OSError:  # another program has it by TCP
@@ -353,10 +353,10 @@ def test_a_port_that_udp_has_not(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_settings() -> None:
-    assert Settings().serves_stun
-    assert not Settings(stun=False).serves_stun
-    relay = Settings(role="relay", relay_key=bytes(16))
+    assert CloudSettings().serves_stun
+    assert not CloudSettings(stun=False).serves_stun
+    relay = CloudSettings(role="relay", relay_key=bytes(16))
     assert not relay.serves_stun
     for fields in ({"stun": False}, {"role": "relay", "relay_key": bytes(16)}):
         with pytest.raises(ValueError, match="STUN"):
-            Settings(stun_address="127.0.0.2", **fields)  # type: ignore[arg-type]
+            CloudSettings(stun_address="127.0.0.2", **fields)  # type: ignore[arg-type]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import socket
 import tracemalloc
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 
 from helpers.cloud_client import SEEN, Client, Scene, running_scene, time_passes, until
-from kkp2p_compat.cloud.calls import MAX_TRICKLE_CHARS, MAX_TRICKLES
+from kkp2p_compat.control.wire import MAX_TRICKLE_CHARS, MAX_TRICKLES
 
 TEXT = '{"predict": "\\u4f60 €"}'
 
@@ -200,21 +199,23 @@ def test_what_an_address_may_have_kept() -> None:
 
 
 def test_a_callee_that_reads_slowly_is_not_dropped(caplog: pytest.LogCaptureFixture) -> None:
-    with running_scene(output_bytes=100_000) as scene:
-        scene.callee.raw_option(socket.SO_RCVBUF, 8192)
+    with (
+        running_scene(output_bytes=100_000) as scene,
+        Client(scene.cloud.address, receive_bytes=8192) as slow,
+    ):
+        assert slow.login("caller", "d")["op"] == "welcome"
         sent = number = 0
         while "a trickle to somebody who reads too slowly" not in caplog.text:
             number += 1
-            assert scene.caller.call("callee", number)["op"] == "calling"
+            assert scene.caller.call("caller", number)["op"] == "calling"
             for _ in range(MAX_TRICKLES):
                 scene.caller.send("trickle", call=number, text="x" * MAX_TRICKLE_CHARS)
                 sent += 1
             nothing_came(scene.caller)  # all are with the track by now
             scene.caller.send("over", call=number)
-        scene.callee.raw_option(socket.SO_RCVBUF, 1 << 20)
-        scene.callee.send("beat")
+        slow.send("beat")
         got = 0
-        while (op := scene.callee.receive()["op"]) != "beat":
+        while (op := slow.receive()["op"]) != "beat":
             got += op == "trickle"
         assert 0 < got < sent
 

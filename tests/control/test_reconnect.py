@@ -12,12 +12,12 @@ from typing import Any
 import gevent
 import pytest
 from gevent.event import Event
-from kkp2p_compat.cloud.connection import Connection
 
 from helpers.cloud_client import Client, running_cloud, time_passes, until
 from helpers.line_server import RawServer, Script, Serve, Visitor, wait_for
 from helpers.support import PATIENCE_S, SECRET
 from kkp2p_compat._errors import CloudUnreachable, DuplicateLogin, KKP2PError
+from kkp2p_compat.cloud.control_connection import ControlConnection
 from kkp2p_compat.control import client as client_module
 from kkp2p_compat.control import link as link_module
 from kkp2p_compat.control.client import CloudClient
@@ -330,7 +330,7 @@ def test_a_hundred_peers_come_back_after_a_restart(
 
     def connections() -> bool:
         gc.collect()
-        return any(isinstance(thing, Connection) for thing in gc.get_objects())
+        return any(isinstance(thing, ControlConnection) for thing in gc.get_objects())
 
     with running_cloud(accounts, limits) as cloud:
         address = cloud.address

@@ -23,7 +23,7 @@ from gevent import ssl
 from kkp2p_compat._errors import BadPacket, KKP2PError
 from kkp2p_compat.cloud.accounts import Accounts
 from kkp2p_compat.cloud.certificate import TLSIdentity
-from kkp2p_compat.cloud.connection import _OPEN, Connection
+from kkp2p_compat.cloud.control_connection import ControlConnection
 from kkp2p_compat.cloud.limits import Gatekeeper, Limits
 from kkp2p_compat.cloud.login import Login
 from kkp2p_compat.cloud.track import Track
@@ -152,9 +152,9 @@ def _fuzz_track(data: bytes) -> None:
     track = Track(gate, _accounts(), [("relay.example", 1)], KEY, [])
     ends = [_end(gate, track, f"192.0.2.{number}") for number in range(STRANGERS + 2)]
     for name, (connection, _) in zip((ALICE, "bob"), ends, strict=False):
-        connection.peer_id = name
+        connection.prove(name)
         connection.allow_quiet(60)
-        track._online[name] = connection
+        track._online[name] = connection.known_as
     now = time.monotonic()
     for how, line in _pieces(data):
         connection, wire = ends[how & 3]
@@ -177,12 +177,12 @@ def _fuzz_track(data: bytes) -> None:
     assert not gate.kept_calls
 
 
-def _end(gate: Gatekeeper, track: Track, host: str) -> tuple[Connection, Wire]:
+def _end(gate: Gatekeeper, track: Track, host: str) -> tuple[ControlConnection, Wire]:
     wire = Wire()
     closing: Any = SimpleNamespace(spawn=lambda _: None)
     identity = TLSIdentity(None, b"binding", "")
-    connection = Connection(wire, host, gate, track, identity, closing)
-    connection._state = _OPEN
+    connection = ControlConnection(wire, host, gate, track, identity, closing)
+    connection._open()
     gate.deadlines.add(connection)
     return connection, wire
 

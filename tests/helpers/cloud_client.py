@@ -19,7 +19,7 @@ from scramp import ScramClient
 
 from helpers.support import ENVIRONMENT
 from kkp2p_compat.cloud.server import Cloud
-from kkp2p_compat.cloud.settings import Limits, Settings
+from kkp2p_compat.cloud.settings import CloudSettings, Limits
 from kkp2p_compat.control.binding import end_point_binding
 from kkp2p_compat.transport import relay_wire
 
@@ -77,7 +77,7 @@ def running_cloud(
     """A cloud on a free port of loopback that holds its limits against loopback, too."""
     limits = {"limit_loopback": True, **(limits or {})}
     settings = {"host": "127.0.0.1", "port": 0, "drain_s": 0.0, **settings}
-    cloud = Cloud(Settings(accounts=accounts or {}, limits=Limits(**limits), **settings))
+    cloud = Cloud(CloudSettings(accounts=accounts or {}, limits=Limits(**limits), **settings))
     cloud.start()
     try:
         with gevent.Timeout(LIMIT_S, AssertionError("the test takes too long")):
@@ -125,14 +125,33 @@ def end_process(process: subprocess.Popen[str], signals: int = 1) -> tuple[int, 
 class Client:
     """A peer's or caller's control connection, one blocking step at a time."""
 
-    def __init__(self, address: Address, source: str = "127.0.0.1", **context_options: Any) -> None:
+    def __init__(
+        self,
+        address: Address,
+        source: str = "127.0.0.1",
+        receive_bytes: int | None = None,
+        **context_options: Any,
+    ) -> None:
+        """``receive_bytes``: of the kernel's buffer.  Set before connecting: a receive window that
+        shrinks later can make the kernel ignore acknowledgements, and both sides wait for ever.
+        """
         context = gssl.SSLContext(gssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.verify_mode = gssl.CERT_NONE
         for name, value in context_options.items():
             setattr(context, name, value)
         self.address = address
-        self.raw = gsocket.create_connection(address, source_address=(source, 0))
+        self.raw = gsocket.socket(
+            socket.AF_INET6 if ":" in address[0] else socket.AF_INET, socket.SOCK_STREAM
+        )
+        if receive_bytes is not None:
+            self.raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+        try:
+            self.raw.bind((source, 0))
+            self.raw.connect(address)
+        except BaseException:
+            self.raw.close()
+            raise
         self.raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             self.sock = context.wrap_socket(self.raw)
@@ -149,9 +168,6 @@ class Client:
 
     def close(self) -> None:
         self.sock.close()
-
-    def raw_option(self, option: int, value: int) -> None:
-        self.sock.setsockopt(socket.SOL_SOCKET, option, value)
 
     def send(self, op: str, **fields: Any) -> None:
         self.send_raw(json.dumps({"op": op, **fields}).encode() + b"\n")

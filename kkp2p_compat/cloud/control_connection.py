@@ -8,8 +8,9 @@ holds little more than its TLS state.  Rules:
   peers in a row, and one peer's trouble never interrupts what is done for another.
 - What waits for a slow reader is bounded; beyond it the connection is dropped.
 - Every connection has a deadline at every time (see Deadlines), and no timer.
-- What is read is handled in turns of TURN_S.  Who has used more than its share (see Shares) waits
-  for its next turn, by a timer: it is delayed and nobody else is.
+- What is read is handled in turns of TURN_S, and what a turn has for one peer is sent at once, at
+  its end.  Who has used more than its share (see Shares) waits for its next turn, by a timer: it is
+  delayed and nobody else is.
 """
 
 from __future__ import annotations
@@ -25,14 +26,12 @@ from gevent.pool import Group
 
 from .._bucket import Bucket
 from .._errors import BadPacket
-from ..control.callers import ANYBODY
 from ..control.wire import LineReader, Message, encode
 from ..transport import tcp
 from .certificate import TLSIdentity
 from .limits import Gatekeeper
-from .outside import plain_ip
 
-__all__ = ["Connection", "Service"]
+__all__ = ["ControlConnection", "Service"]
 
 log = logging.getLogger(__name__)
 
@@ -49,26 +48,35 @@ _SHAKING, _OPEN, _CLOSING, _CLOSED = range(4)
 
 
 class Service:
-    """What a connection talks to.  ``handlers``: one for each op."""
+    """What control connections talk to.  ``handlers``: one for each op; each gets what ``meet`` has
+    made of the connection, and the message.
 
-    def __init__(self, handlers: dict[str, Callable[[Connection, Message], None]]) -> None:
+    ``unsent``: during a turn, the connections that have lines to send at its end.
+    """
+
+    def __init__(self, handlers: dict[str, Callable[[Any, Message], None]]) -> None:
         self._handlers = handlers
+        self.unsent: dict[ControlConnection, None] | None = None
 
-    def handle(self, connection: Connection, message: Message) -> None:
+    def meet(self, connection: ControlConnection) -> Any:
+        """What the service knows a connection as: here as itself."""
+        return connection
+
+    def handle(self, connection: ControlConnection, message: Message) -> None:
         op = message["op"]
         handler = self._handlers.get(op)
         try:
             if handler is None:
                 raise BadPacket("no such op here")
-            handler(connection, message)
+            handler(connection.known_as, message)
         except BadPacket as error:
             connection.send(encode("error", reason=str(error), re=op[:32]))
 
-    def gone(self, connection: Connection) -> None:
+    def gone(self, known_as: Any) -> None:
         """The connection is over, or as good as; called once for each that was open."""
 
 
-class Connection:
+class ControlConnection:
     """Made for a socket whose first byte looks like TLS; ``start`` it."""
 
     __slots__ = (
@@ -88,20 +96,10 @@ class Connection:
         "_work",
         "_writable",
         "binding",
-        "call_tokens",
-        "callers",
-        "comes_again",
         "deadline",
         "host",
-        "incoming",
-        "kept",
-        "login",
-        "nat",
-        "outgoing",
+        "known_as",
         "peer_id",
-        "seen",
-        "session",
-        "verifier",
     )
 
     def __init__(
@@ -133,19 +131,8 @@ class Connection:
         self._messages = Bucket(limits.messages_per_s, limits.messages_per_s, now)
         self._bytes = Bucket(limits.bytes_per_s, limits.bytes_per_s * limits.burst_s, now)
         self._work = Bucket(limits.work, WORK_BURST_S, now)
-        # The track's.
-        self.peer_id: str | None = None  # once logged in
-        self.verifier: Any = None
-        self.login: Any = None  # under way
-        self.session = ""  # which program's login it is
-        self.callers = ANYBODY  # who may call it
-        self.comes_again = False  # it was logged in before, and lost its connection
-        self.seen = [plain_ip(host)]  # where it is, as we see it
-        self.nat: str | None = None  # JSON: what it has told of its NAT
-        self.outgoing: dict[int, Any] | None = None  # calls made, not answered yet
-        self.kept: dict[int, Any] | None = None  # calls made that were answered, the oldest first
-        self.incoming: set[Any] | None = None  # calls from others
-        self.call_tokens = Bucket(limits.calls_per_s, limits.calls_per_s, now)
+        self.peer_id: str | None = None  # who it is, once that is proved
+        self.known_as: Any = None  # to the service, while it is open
 
     def __str__(self) -> str:
         return f"{self.host} ({self.peer_id})" if self.peer_id else self.host
@@ -170,12 +157,13 @@ class Connection:
         self._quiet_s = seconds
         self.deadline = time.monotonic() + seconds
 
-    def allow_long_lines(self) -> None:
-        """It has said who it is."""
+    def prove(self, peer_id: str) -> None:
+        """It has proved who it is: it may send long lines, too."""
+        self.peer_id = peer_id
         self._reader.allow_long_lines()
 
     def must_finish(self, seconds: float) -> None:
-        """Whatever it says, it has so long for what it does."""
+        """From now on it has this much time, whatever it says."""
         self._quiet_s = 0.0
         self.deadline = time.monotonic() + seconds
 
@@ -184,36 +172,35 @@ class Connection:
         """It has neither called nor logged in yet."""
         return self._quiet_s == 0
 
-    def welcome_caller(self, seconds: float) -> None:
-        """It has said what it wants, without a login: it may be so long quiet."""
-        if self.is_new and self.login is None:
-            self.allow_quiet(seconds)
-
     def has_room(self, line: bytes) -> bool:
         """Whether a line that somebody else has caused may be sent.
 
         Half of what may wait is for what the peer has asked for itself: so nobody can have it
         dropped for reading slowly.
         """
-        waiting = len(self._out)
-        return not waiting or waiting + len(line) <= self._gate.limits.output_bytes // 2
+        is_slow = self._writable is not None
+        return not is_slow or len(self._out) + len(line) <= self._gate.limits.output_bytes // 2
 
     def send(self, line: bytes) -> None:
         if self._state != _OPEN:
             return
-        if len(self._out) + len(line) > self._gate.limits.output_bytes:
-            self._fail(f"reads too slowly: {len(self._out)} bytes are waiting")
-            return
-        was_waiting = bool(self._out)
         self._out += line
-        if not was_waiting:
+        unsent = self._service.unsent
+        if self._writable is not None:
+            if len(self._out) > self._gate.limits.output_bytes:
+                self._fail(f"reads too slowly: {len(self._out)} bytes are waiting")
+        elif unsent is None or len(self._out) > READ_BYTES:
             self._flush()
+        else:
+            unsent[self] = None
 
     def finish(self, line: bytes) -> None:
         """Send this last line, and close when it has arrived."""
         if self._state != _OPEN:
             return
         self.send(line)
+        if self._writable is None:
+            self._flush()
         if self._state == _OPEN:
             self._leave_service()
             self.must_finish(CLOSE_S)
@@ -244,7 +231,7 @@ class Connection:
             self._take_turn()
 
     def _must_wait(self) -> bool:
-        """Who has used more than its share waits until that is made up for."""
+        """Whether it has used more than its share: then it waits until that is made up for."""
         shares, now = self._gate.shares, time.monotonic()
         wait_s = max(self._work.wait_s(now), self._bytes.wait_s(now), shares.wait_s(self.host, now))
         if wait_s <= 0:
@@ -258,7 +245,11 @@ class Connection:
         if self._state not in (_SHAKING, _OPEN):
             return
         began = time.thread_time()
+        unsent = self._service.unsent = {}
         more = self._read_untrusted(time.monotonic() + TURN_S, first)
+        self._service.unsent = None
+        for connection in unsent:
+            connection._flush()
         used, now = time.thread_time() - began, time.monotonic()
         self._work.spend(now, used)
         self._gate.shares.spend_work(self.host, now, used)
@@ -307,7 +298,7 @@ class Connection:
     def _read(self, until: float) -> bool:
         if self._state == _SHAKING:
             self._sock.do_handshake()
-            self._state = _OPEN
+            self._open()
         while True:
             for message in self._reader.messages():
                 self._take(message)
@@ -321,6 +312,10 @@ class Connection:
                 return False
             self._count(len(data))
             self._reader.feed(data)
+
+    def _open(self) -> None:
+        self._state = _OPEN
+        self.known_as = self._service.meet(self)
 
     def _count(self, size: int) -> None:
         now = time.monotonic()
@@ -373,7 +368,8 @@ class Connection:
         self._state = _CLOSING
         self._stop_reading()
         if was_open:
-            self._later(self._service.gone, self)
+            self._later(self._service.gone, self.known_as)
+            self.known_as = None
 
     def _stop_reading(self) -> None:
         for watcher in (self._readable, self._next_turn):
@@ -407,6 +403,8 @@ class Connection:
         """Close at once."""
         if self._state == _CLOSED:
             return
+        if self._state == _OPEN:
+            self._flush()  # what this turn has for it
         if self._state == _OPEN:
             self._leave_service()
         self._state = _CLOSED

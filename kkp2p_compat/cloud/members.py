@@ -1,0 +1,177 @@
+"""Who is connected to a track, and the calls between them.
+
+A call is known from ``call`` until it is declined, over, cancelled, late, or one of the two is
+gone.  It is always in all of its places or in none: its caller's ``outgoing`` or ``kept``, its
+callee's ``incoming``, the second in which it is late, and a count by address.  ``CallTable.enter``
+is the only way in and ``CallTable.take_out`` the only way out.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections import defaultdict
+from typing import Any
+
+from .._bucket import Bucket
+from ..control.callers import ANYBODY
+from ..transport.relay_wire import SESSION_BYTES
+from .control_connection import ControlConnection
+from .limits import Gatekeeper
+from .login import Login
+from .outside import plain_ip
+from .settings import Limits
+
+__all__ = ["Call", "CallTable", "Member"]
+
+
+class Member:
+    """A peer that can be called, or whoever calls one: one Member for each control connection."""
+
+    __slots__ = (
+        "_nat",
+        "call_tokens",
+        "callers",
+        "comes_again",
+        "connection",
+        "host",
+        "incoming",
+        "kept",
+        "login",
+        "outgoing",
+        "seen",
+        "session",
+        "stored_key",
+    )
+
+    def __init__(self, connection: ControlConnection, limits: Limits) -> None:
+        self.connection = connection
+        self.host = connection.host
+        # Its login.
+        self.login: Login | None = None  # under way
+        self.stored_key = b""  # of its account, when it logged in
+        self.session = ""  # which program's login it is
+        self.comes_again = False  # it was logged in before, and lost its connection
+        self.callers = ANYBODY  # who may call it
+        # Where it is.
+        self.seen = [plain_ip(self.host)]  # where the cloud sees it
+        self._nat: str | None = None
+        # Its calls.
+        self.outgoing: dict[int, Call] = {}  # made, and not answered yet
+        self.kept: dict[int, Call] = {}  # made, and answered; the oldest first
+        self.incoming: dict[str, Call] = {}
+        self.call_tokens = Bucket(limits.calls_per_s, limits.calls_per_s, time.monotonic())
+
+    def __str__(self) -> str:
+        return str(self.connection)
+
+    @property
+    def peer_id(self) -> str | None:
+        """Once it has logged in."""
+        return self.connection.peer_id
+
+    @property
+    def nat(self) -> Any:
+        """What it has told of its NAT; None: nothing.
+
+        Kept as text: 500 characters of brackets would be fifteen times that as objects.
+        """
+        return None if self._nat is None else json.loads(self._nat)
+
+    def locate(self, nat: str, seen_by_stun: list[str]) -> None:
+        """``nat``: JSON."""
+        self._nat = nat
+        self.seen = [self.seen[0], *seen_by_stun]
+
+    def send(self, line: bytes) -> None:
+        self.connection.send(line)
+
+    def has_room(self, line: bytes) -> bool:
+        return self.connection.has_room(line)
+
+    def made(self, number: int) -> Call | None:
+        """The call that it made under this number."""
+        return self.outgoing.get(number) or self.kept.get(number)
+
+    def welcome(self, idle_s: float) -> None:
+        """It has said what it wants, without a login: it may be quiet for so long."""
+        if self.connection.is_new and self.login is None:
+            self.connection.allow_quiet(idle_s)
+
+
+class Call:
+    """``number`` is the caller's name for it, ``id`` the callee's."""
+
+    __slots__ = (
+        "answered",
+        "budget_ms",
+        "callee",
+        "caller",
+        "due",
+        "id",
+        "is_stranger",
+        "made_at",
+        "number",
+        "offer",
+        "session",
+        "share",
+        "shown",
+        "to_callee",
+        "to_caller",
+    )
+
+    def __init__(
+        self, caller: Member, number: int, callee: Member, budget_ms: int, share: str, now: float
+    ) -> None:
+        self.session = secrets.token_bytes(SESSION_BYTES)  # on the relay
+        self.id = self.session.hex()
+        self.caller = caller
+        self.number = number
+        self.callee = callee
+        self.made_at = now
+        self.budget_ms = budget_ms
+        self.due = int(now + budget_ms / 1000) + 1  # the second of the clock after which it is late
+        self.is_stranger = caller.peer_id is None
+        self.share = share  # whose call it is, see Turns
+        self.shown = False  # the caller was at the relay
+        self.offer: bytes | None = None  # the line for the callee, until it is handed over
+        self.answered = False
+        self.to_callee = self.to_caller = 0  # trickles carried
+
+
+class CallTable:
+    """All calls of a track."""
+
+    def __init__(self, gate: Gatekeeper, now: float) -> None:
+        self._gate = gate
+        self._due: defaultdict[int, set[Call]] = defaultdict(set)  # by second
+        self._swept_s = int(now)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._due.values()))
+
+    def late(self, now: float) -> list[Call]:
+        """Those whose time is up since this was asked last."""
+        seconds = range(self._swept_s, int(now))
+        self._swept_s = max(self._swept_s, int(now))
+        return [call for second in seconds for call in self._due.get(second, ())]
+
+    def enter(self, call: Call) -> None:
+        self._due[call.due].add(call)
+        call.callee.incoming[call.id] = call
+        caller = call.caller
+        (caller.kept if call.answered else caller.outgoing)[call.number] = call
+        (self._gate.kept_calls if call.answered else self._gate.open_calls).add(caller.host)
+
+    def take_out(self, call: Call) -> None:
+        """May be called again."""
+        if call.callee.incoming.pop(call.id, None) is None:
+            return
+        due = self._due[call.due]
+        due.discard(call)
+        if not due:
+            del self._due[call.due]
+        caller = call.caller
+        del (caller.kept if call.answered else caller.outgoing)[call.number]
+        (self._gate.kept_calls if call.answered else self._gate.open_calls).remove(caller.host)
