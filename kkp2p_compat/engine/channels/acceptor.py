@@ -1,4 +1,4 @@
-"""The way of what peers open into ``accept``: who gets a place, and who is refused."""
+"""What peers open, on its way to ``accept``: it gets a place in the queue, or is refused."""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
 A *raw* channel is relayed without encryption: its descriptor is the TCP socket, and the engine
 holds no copy of it, or the application's ``close`` would not reach the peer.  The engine recognises
-the socket by its inode, and looks from time to time whether it still lives.  A *paired* channel is
-a socket pair, one end the application's; between the other and the peer the engine carries the
-bytes, or messages.
+the socket by its inode, and checks every few seconds whether it is still alive.  A *paired* channel
+is a socket pair: the application has one end, and between the other and the peer the engine carries
+the bytes, or messages.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ OnOver = Callable[["Channel"], object]
 class Channel:
     """A stream to a peer, and the descriptor by which the application has it.
 
-    ``on_over``: in the engine, once.  The descriptor stays the application's to close.
+    ``on_over`` is called once, in the engine; the descriptor stays the application's to close.
     """
 
     def __init__(
@@ -77,39 +77,39 @@ class Channel:
     # The descriptor.
 
     def owns_fd(self) -> bool:
-        """Whether the number still is our socket: the application may have closed it itself."""
+        """Whether the number is still our socket's: the application may have closed it itself."""
         try:
             return _identity(self.fd) == self._identity
         except OSError:
             return False
 
     def _copy_fd(self) -> int | None:
-        """A duplicate of the descriptor; None: it is closed, or there is no other to be had."""
+        """A duplicate of the descriptor; None: it is closed, or the process has no more left."""
         try:
             duplicate = os.dup(self.fd)
         except OSError as error:
             if error.errno != errno.EBADF:
                 self._background.log.error("channel %d: %s", self.channel_id, error)
             return None
-        # Looked at afterwards: the number may change hands in another thread at any moment.
+        # Checked afterwards: the number may change hands in another thread at any moment.
         if _identity(duplicate) == self._identity:
             return duplicate
         os.close(duplicate)
         return None
 
     def duplicate_fd(self) -> int | None:
-        """Our own copy of a descriptor that is about to be closed; None: not needed, or gone."""
+        """A copy for ``finish`` of what is about to be closed; None: not needed, or closed."""
         return None
 
     # From the application.
 
     def close(self, *, and_fd: bool) -> None:
-        """It is done with the channel: what was written still arrives, and then the peer's end.
+        """The application is done with the channel.  What was written still arrives.
 
         Without ``and_fd`` the descriptor stays open, and reads end of stream.
         """
         thread = self._background.thread
-        # Here and not in the engine's thread, where the number may have changed hands meanwhile.
+        # Not in the engine's thread: by then the number may have changed hands.
         duplicate = self.duplicate_fd() if thread.usable else None
         if and_fd:
             close(self.fd)
@@ -117,21 +117,21 @@ class Channel:
             os.close(duplicate)
 
     def abort(self) -> None:
-        """It gives up both directions: the peer sees a cut."""
+        """The application gives up both directions: the peer sees a cut."""
         if self._background.thread.usable:  # else the engine is destroyed, or another process's
-            with contextlib.suppress(EngineClosed):  # in this moment
+            with contextlib.suppress(EngineClosed):  # just now
                 self._background.thread.call(self.cut, ABORTED)
 
     def handle_error(self, error: OSError) -> None:
-        """The kernel has told it of a cut, which it does once."""
+        """The kernel has reported a cut to the application, as it does only once."""
 
     # In the engine.
 
     def start(self) -> None:
-        """It is in the table."""
+        """Called once the channel is in the table."""
 
     def finish(self, duplicate: int | None) -> None:
-        """The application is done with it.  ``duplicate`` is what duplicate_fd returned."""
+        """The application is done with it.  ``duplicate``: what duplicate_fd returned."""
         raise NotImplementedError
 
     def cut(self, reason: str) -> None:
@@ -147,7 +147,7 @@ class Channel:
         return self.stream.stats()
 
     def _end(self, error: KKP2PError | None, is_cut: bool) -> None:
-        """Both directions are over.  ``is_cut``: before the peer's had come to its end."""
+        """Both directions are over.  ``is_cut``: the peer's had not come to its end."""
         if error is None:
             self._forget("ended")
         else:
@@ -221,8 +221,8 @@ class PairedChannel(Channel):
 
     def finish(self, duplicate: int | None) -> None:
         if not self._is_over:
-            # What is in the pair still goes out; to the application it is an end of stream, and to
-            # us, whoever has a copy of its descriptor (a forked child).
+            # What is in the pair still goes out.  Then both ends read end of stream, also if a
+            # forked child has a copy of the application's.
             shut_down(self._ours.fileno())
             self._closed_at = time.monotonic()
             self._pipe.application_closed()
@@ -236,9 +236,9 @@ class PairedChannel(Channel):
             self._pipe.abort(LinkLost("the peer does not take what was written"))
 
     def _handle_end(self, error: KKP2PError | None, is_cut: bool) -> None:
-        """Close our end, so that the application is told also if a forked child has a copy.
+        """Close our end, and shut the pair down: a forked child may have a copy of the other end.
 
-        Not by SHUT_RDWR at once if it was cut: that would be an end for whoever reads just then.
+        After a cut the close comes first, or a reader would take the shutdown for an orderly end.
         """
         self._end(error, is_cut)
         theirs = self._copy_fd() if is_cut else None
@@ -251,7 +251,7 @@ class PairedChannel(Channel):
             os.close(theirs)
 
     def _mark(self) -> None:
-        """See pair.py."""
+        """Put a byte into our end; see pair.py."""
         duplicate = self._copy_fd()
         if duplicate is not None:
             with contextlib.suppress(OSError):  # the application has ended its direction

@@ -1,7 +1,7 @@
-"""What is known of a channel: for ``channel_stats``, the tools, and whoever looks for a fault.
+"""What is known of a channel: for ``channel_stats`` and the tools.
 
-Runs in the engine's hub.  Nothing is measured for it: the transport counts anyway, by the batch,
-and of a relayed channel the kernel knows.
+Runs in the engine's hub.  Nothing is measured on purpose: the transport counts anyway, by the
+batch, and the kernel does for a relayed channel.
 """
 
 from __future__ import annotations

@@ -79,9 +79,9 @@ class DescriptorTable:
         return channel is not None
 
     def failure_code(self, fd: int, error: OSError | None) -> int:
-        """What error_no has after a read or write that failed; no ``error``: it came to the end.
+        """For error_no, after a read or write that failed; no ``error``: at the end of the stream.
 
-        -108: the peer has ended in order; -107: the channel was cut; -1: it never was one.
+        -108: the peer has ended in order; -107: the channel was cut; -1: not an open socket.
         """
         channel = self.find(fd)
         if error is None:
@@ -111,6 +111,7 @@ class ChannelTable(Mapping[int, Channel]):
     def __init__(self, background: Background) -> None:
         self._background = background
         self._by_id: dict[int, Channel] = {}
+        self._on_over = self._handle_over  # one for all: each look makes a new one
 
     def __getitem__(self, channel_id: int) -> Channel:
         return self._by_id[channel_id]
@@ -130,7 +131,7 @@ class ChannelTable(Mapping[int, Channel]):
 
     def open(self, stream: OpenStream, peer_id: str, caller_id: str = "") -> Channel:
         """A channel on a stream; raises OutOfDescriptors, and then the stream is still unused."""
-        channel = make_channel(self._background, stream, peer_id, self._handle_over)
+        channel = make_channel(self._background, stream, peer_id, self._on_over)
         channel.caller_id = caller_id
         while (channel_id := secrets.randbits(32)) in self._by_id or channel_id == 0:
             pass

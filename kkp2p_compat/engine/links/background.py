@@ -1,10 +1,10 @@
-"""What goes on by itself for streams, also when nobody has them any more.  Runs in the hub."""
+"""Work that goes on for streams by itself: carrying, lingering, and regular checks."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import gevent
 from gevent.pool import Group
@@ -18,14 +18,19 @@ __all__ = ["LINGER_S", "Background"]
 LINGER_S = 30  # our choice: how long what was written may take to arrive after a close
 
 
+class Checked(Protocol):
+    def check(self) -> None:
+        """Notice what no event tells."""
+
+
 class Background:
-    """Of one engine: greenlets that carry streams, sockets that linger, and regular checks."""
+    """All such work of one engine.  Runs in its hub."""
 
     def __init__(self, thread: EngineThread, log: logging.Logger) -> None:
         self.thread = thread
         self.log = log
         self.carriers = Carriers()
-        self.checks: set[Callable[[], object]] = set()  # called every few seconds
+        self.checked: set[Checked] = set()  # every few seconds
         self._greenlets = Group()
 
     def spawn(self, function: Callable[..., object], *args: Any) -> gevent.Greenlet[..., Any]:
@@ -44,8 +49,8 @@ class Background:
         return bool(self._greenlets)
 
     def sweep(self) -> None:
-        for check in list(self.checks):
-            check()
+        for one in list(self.checked):
+            one.check()
 
     def drain(self) -> None:
         """Wait until what was written has arrived."""

@@ -39,6 +39,7 @@ Keys = tuple[DirectionKeys, DirectionKeys]  # ours, the peer's
 
 STOP_TIMEOUT_S = 1  # our choice: for the rest, when the stream is broken or its proxy stopped
 STOPPED = "the proxy is stopped"
+NOTHING = Passed()
 
 
 class Pipe(Protocol):
@@ -49,7 +50,7 @@ class Pipe(Protocol):
 
 
 class OpenStream:
-    """``detach``, ``pipe`` or ``carry`` puts it to use, ``give_up`` ends it; one of them, once.
+    """Exactly one of ``detach``, ``pipe`` and ``carry`` puts it to use, or ``give_up`` ends it.
 
     Local sockets are plain and non-blocking: gevent's would wait.
     """
@@ -81,7 +82,7 @@ class OpenStream:
         raise NotImplementedError
 
     def give_up(self) -> None:
-        """Nobody wants it: the peer sees a cut, not an end."""
+        """Nobody uses it: the peer sees a cut, not an end."""
         raise NotImplementedError
 
     def accept(self) -> None:
@@ -146,7 +147,7 @@ class DirectStream(OpenStream):
 
     def passed(self) -> Passed:
         stream = self._stream
-        return Passed() if stream is None else Passed(stream.bytes_sent, stream.bytes_received)
+        return NOTHING if stream is None else Passed(stream.bytes_sent, stream.bytes_received)
 
     def stats(self, fd: int | None = None) -> dict[str, Any]:
         connection = self._link.connection
@@ -230,8 +231,7 @@ class _PlainStream(RelayedStream):
 
     def __init__(self, sock: Any, desc: int) -> None:
         super().__init__(sock, desc, 0)
-        self._before = Passed()  # it was detached
-        self._carried = Passed()
+        self._before = self._carried = NOTHING  # before ``detach``, and by ``carry``
 
     def passed(self) -> Passed:
         return self._carried
@@ -253,7 +253,7 @@ class _PlainStream(RelayedStream):
         ended: AsyncResult[Outcome] = AsyncResult()
         splice = Splice(local, self._sock, background.carriers, ended.set)
         splice.start()
-        background.checks.add(splice.check)
+        background.checked.add(splice)
         try:
             close_both(local, self._sock, ended.get())
         except BaseException:
@@ -261,7 +261,7 @@ class _PlainStream(RelayedStream):
             close_both(local, self._sock, ended.get(), STOP_TIMEOUT_S)
             raise
         finally:
-            background.checks.discard(splice.check)
+            background.checked.discard(splice)
             outcome = ended.get()
             self._carried = Passed(outcome.bytes_ab, outcome.bytes_ba)
         return [error for error in (outcome.error_a, outcome.error_b) if error is not None]
@@ -287,6 +287,7 @@ class _EncryptedStream(RelayedStream):
         self, sock: Any, on_end: OnEnd, mark: pair.Mark | None, background: Background
     ) -> Pipe:
         self._sealed = SealedStream(sock, self._sock, self._keys, mark)
+        del self._keys  # nobody needs them any more
         self._background = background
         background.spawn(self._run, sock, on_end, mark)
         return self
@@ -299,11 +300,11 @@ class _EncryptedStream(RelayedStream):
 
     def _run(self, sock: Any, on_end: OnEnd, mark: pair.Mark | None) -> None:
         error: KKP2PError | None = EngineClosed()  # when killed
-        self._background.checks.add(self._sealed.check)
+        self._background.checked.add(self._sealed)
         try:
             error = self._sealed.run()
         finally:
-            self._background.checks.discard(self._sealed.check)
+            self._background.checked.discard(self._sealed)
             is_cut = error is not None and not self._sealed.received_all
             if mark is not None:
                 pair.settle(sock, mark if is_cut else None)
