@@ -21,6 +21,7 @@ from typing import Any, TextIO
 import gevent
 from gevent import monkey
 
+from .._io import WRITE
 from .._say import PIPE_BUF, writable
 
 __all__ = ["MAX_WAITING", "Output", "lost_as_json", "lost_in_words", "never_waiting"]
@@ -28,7 +29,6 @@ __all__ = ["MAX_WAITING", "Output", "lost_as_json", "lost_in_words", "never_wait
 # Our choices.
 MAX_WAITING = 10_000  # lines; a burst that a reader catches up with
 LAST_WORDS_S = 1.0  # how long the end of the program waits for a reader
-WRITE = 2  # libev's EV_WRITE
 
 Notice = Callable[[int, str], str]
 

@@ -6,6 +6,7 @@ callbacks of watchers, and never waits.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from enum import Enum
@@ -172,16 +173,8 @@ class LinkChannels:
         ``mark``: see StreamPipe.
         """
         channel = self._channels[stream_id]
-
-        def ended(error: KKP2PError | None, is_cut: bool) -> None:
-            channel.pipe = None
-            if stream_id in self._streams.by_id:
-                channel.become(State.LEAVING)
-            else:
-                self._forget(channel)
-            on_end(error, is_cut)
-
         channel.become(State.CARRIED)
+        ended = functools.partial(self._handle_pipe_end, channel, on_end)
         if channel_type == KKP2P_UDP_CHANNEL:
             pipe: Pipe = MessagePipe(self._link, stream_id, sock, ended)
         else:
@@ -194,6 +187,16 @@ class LinkChannels:
         if self._broken is not None:
             pipe.handle_broken(self._broken)
         return pipe
+
+    def _handle_pipe_end(
+        self, channel: LinkChannel, on_end: OnEnd, error: KKP2PError | None, is_cut: bool
+    ) -> None:
+        channel.pipe = None
+        if channel.stream_id in self._streams.by_id:
+            channel.become(State.LEAVING)
+        else:
+            self._forget(channel)
+        on_end(error, is_cut)
 
     # From the link.
 
