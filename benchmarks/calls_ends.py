@@ -41,7 +41,7 @@ def _know_nat(engine: Any) -> None:
         nat = wait_for_nat(engine)
         if nat.startswith("endpoint-independent mapping, preserved ports, address-and-port"):
             return
-        engine.thread.call(lambda: engine.direct.underlay().own.refresh("it must be known"))
+        engine.thread.call(lambda: engine.underlay().own.refresh("it must be known"))
     raise RuntimeError(f"an engine does not know its NAT: {nat}")
 
 
@@ -67,7 +67,7 @@ def state() -> dict[str, Any]:
 
 
 def _state_of(engine: Any) -> dict[str, Any]:
-    underlay = engine.direct.underlay()
+    underlay = engine.underlay()
     return {
         "channels": len(engine.channels), "links": len(engine.direct.links),
         "searches": len(underlay.finder), "accepted": len(_channels),

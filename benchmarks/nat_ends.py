@@ -33,7 +33,7 @@ def start_engine(login: str) -> Any:
 
 
 def wait_for_nat(engine: Any) -> str:
-    own = engine.thread.call(lambda: engine.direct.underlay().own)
+    own = engine.thread.call(lambda: engine.underlay().own)
     deadline = time.monotonic() + LOOK_S
     while not (own.ready.is_set() and own.found and all(f.done for f in own.found.values())):
         if time.monotonic() > deadline:
@@ -57,7 +57,7 @@ def join(login: str, peer_id: str, secret: str, mapped: bool) -> dict[str, Any]:
 
 
 def _wait_for_mapping(engine: Any) -> None:
-    mapper = engine.thread.call(lambda: engine.direct.underlay().mapper)
+    mapper = engine.thread.call(lambda: engine.underlay().mapper)
     deadline = time.monotonic() + LOOK_S
     while mapper.mapped is None and time.monotonic() < deadline:  # without: that is a result, too
         time.sleep(0.02)

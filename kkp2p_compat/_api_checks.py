@@ -14,8 +14,9 @@ from ._codes import (
     MAX_PEER_ID,
 )
 from ._errors import BadPacket, EngineClosed, KKP2PError, ParameterError
+from ._peer_id import is_peer_id
 from ._structs import connect_ctx_t
-from .control.callers import Callers, is_peer_id
+from .control.callers import Callers
 from .engine.engine import Engine
 
 __all__ = [

@@ -9,6 +9,7 @@ demo.py        ``kkp2p demo``
 netcheck.py    ``kkp2p netcheck``
 proxy.py       ``kkp2p proxy``
 explain.py     ``--explain``: what was done to reach a peer
+_arguments.py  parsers of arguments
 _engines.py    the options of the commands that make an engine
 _output.py     output that neither blocks nor ends a program
 _peer_test.py  ``netcheck --peer``

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from .. import log_destroy, log_init
+from .._address import text_of
 from .._codes import (
     CONNECT_AUTO,
     CONNECT_P2P,
@@ -20,23 +21,19 @@ from .._codes import (
     KKP2P_ERROR_ANALYSIS_DOMAIN_FAILURE,
     KKP2P_ERROR_ANALYSIS_DOMAIN_TIMEOUT,
     KKP2P_ERROR_DOMAIN_NO_IP,
-    MAX_PEER_ID,
 )
 from .._errors import KKP2PError, ParameterError
 from .._structs import engine_conf_t
-from ..control.resolver import is_address
 from ..control.trust import parse_fingerprints
 from ..engine.engine import Engine
+from ._arguments import parse_address, parse_port
 
-__all__ = [
-    "MODES", "add_options", "open_engine", "parse_desc", "parse_peer", "parse_seconds",
-    "show_address", "show_ms",
-]  # fmt: skip
+__all__ = ["MODES", "add_options", "open_engine", "show_address", "show_ms"]
 
 MODES = {"auto": CONNECT_AUTO, "p2p": CONNECT_P2P, "relay": CONNECT_RELAY}
-DEFAULT_LOGIN = "127.0.0.1:3080"  # where ``kkp2p cloud`` listens by default
+DEFAULT_PORT = 3080
+DEFAULT_LOGIN = f"127.0.0.1:{DEFAULT_PORT}"  # where ``kkp2p cloud`` listens by default
 RESOLVE_S = 5.0  # our choice: for the cloud's name
-MAX_S = 3600  # our choice: of any time that is given
 QUIET, DEBUG = 0, 4  # levels of the engine's log
 # A name that does not resolve may do so later: at boot the network is not up yet.
 _NOT_YET = (
@@ -57,7 +54,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--ca", metavar="FILE", help="the cloud's certificate must verify with this one"
     )
     where.add_argument(
-        "--lan", metavar="PORT", type=_parse_port,
+        "--lan", metavar="PORT", type=parse_port,
         help="use no cloud: search the LAN on this UDP port",
     )  # fmt: skip
     where.add_argument(
@@ -114,54 +111,15 @@ def _log(text: str, length: int, param: Any) -> None:
 
 
 def _parse_login(text: str) -> tuple[str, int, str | None]:
-    """HOST[:PORT] or [IPV6][:PORT], without a port the default one; behind a # a fingerprint."""
+    """HOST[:PORT] or [IPV6][:PORT], without a port the default one; after a # a fingerprint."""
     place, hash_sign, pin = text.partition("#")
-    host, _, port = place.rpartition(":")
-    if not port.isdecimal() or is_address(place):
-        host, port = place, DEFAULT_LOGIN.rpartition(":")[2]
-    host = host.strip("[]")
+    host, port = parse_address(place, default=DEFAULT_PORT)
     if hash_sign:
         try:
             parse_fingerprints(pin)
         except ParameterError as error:
             raise argparse.ArgumentTypeError(str(error)) from error
-    if not 0 < int(port) < 65536 or not host or (":" in host and not is_address(host)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
-    return host, int(port), pin if hash_sign else None
-
-
-def _parse_port(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) < 65536:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port, 1 to 65535")
-    return int(text)
-
-
-def parse_peer(text: str) -> str:
-    if not 0 < len(text) <= MAX_PEER_ID or not all("!" <= char <= "~" for char in text):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a peer id: 1 to {MAX_PEER_ID} printable ASCII characters"
-        )
-    return text
-
-
-def parse_desc(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 2**31
-    if not -(2**31) <= value < 2**31:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 32 bits")
-    return value
-
-
-def parse_seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0.001 <= value <= MAX_S:
-        raise argparse.ArgumentTypeError(f"{text!r} is not 0.001 to {MAX_S} seconds")
-    return value
+    return host, port, pin if hash_sign else None
 
 
 def show_ms(seconds: float | None) -> str:
@@ -169,7 +127,4 @@ def show_ms(seconds: float | None) -> str:
 
 
 def show_address(address: tuple[str, int] | list[Any] | None) -> str:
-    if address is None:
-        return "nowhere"
-    host = f"[{address[0]}]" if ":" in address[0] else address[0]
-    return f"{host}:{address[1]}"
+    return "nowhere" if address is None else text_of((address[0], address[1]))

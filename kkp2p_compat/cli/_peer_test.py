@@ -84,7 +84,7 @@ def _verdict(engine: Engine, timeline: Timeline) -> dict[str, Any] | None:
     if plan is None:
         if timeline.peer_nat == UNKNOWN:
             return None
-        own = engine.direct.underlay().own
+        own = engine.underlay().own
         plan = make_plan(Side(own.nat, own.candidates()), Side(timeline.peer_nat, []))
     return {"plan": plan.kind, "reason": plan.reason, "peer_nat": timeline.peer_nat.text}
 

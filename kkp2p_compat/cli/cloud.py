@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import ipaddress
 import itertools
 import logging
@@ -16,6 +17,7 @@ from typing import Any
 import gevent
 from gevent.event import Event
 
+from .._address import text_of
 from .._errors import ParameterError
 from .._version import __version__
 from ..cloud.accounts import default_data
@@ -23,6 +25,7 @@ from ..cloud.certificate import host_addresses
 from ..cloud.server import Cloud
 from ..cloud.settings import DEFAULT_PORT, ROLES, CloudSettings, Limits
 from ..control.trust import parse_fingerprints
+from ._arguments import parse_address
 from ._output import never_waiting
 
 __all__ = ["add_parser"]
@@ -41,7 +44,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--listen",
         metavar="ADDR:PORT",
-        type=parse_address,
+        type=functools.partial(parse_address, lowest=0),
         default=("0.0.0.0", DEFAULT_PORT),
         help="where to listen; [::]:PORT for IPv6, too; port 0: any free one "
         f"(default: 0.0.0.0:{DEFAULT_PORT})",
@@ -144,15 +147,6 @@ def add_parser(subparsers: Any) -> None:
                 help=f"{help_text} (default: {entry.default:g})",
             )
     parser.set_defaults(run=_run)
-
-
-def parse_address(text: str) -> tuple[str, int]:
-    """HOST:PORT or [IPV6]:PORT."""
-    host, colon, port = text.rpartition(":")
-    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    if not colon or not host or not port.isdecimal() or int(port) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
-    return host, int(port)
 
 
 def _parse_track(text: str) -> tuple[tuple[str, int], list[str]]:
@@ -267,7 +261,7 @@ def _say_hello(cloud: Cloud) -> None:
     if host == "0.0.0.0":
         hosts = [address for address in hosts if ":" not in address]
     lines = [f"kkp2p cloud {__version__}: {_SERVICES[settings.role]}"]
-    places = [f"{f'[{host}]' if ':' in host else host}:{port}" for host in hosts]
+    places = [text_of((host, port)) for host in hosts]
     lines += [f"  at {place}" for place in places]
     if cloud.fingerprint:
         source = settings.tls_cert or (settings.data and settings.data / "cloud.crt")

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from ..engine.runtime.timeline import Timeline
+from ..traversal.notes import NoteKind
 from ..traversal.plan import Plan
 
 __all__ = ["explain", "timeline_fields"]
 
-_CHECK = re.compile(r"check \d+ of ")
-_GUESSES = re.compile(r"(\d+) probes of ")
+_COUNTED = {
+    NoteKind.CHECK: "checks sent",
+    NoteKind.GUESS: "ports guessed",
+    NoteKind.ANSWER: "answers",
+    NoteKind.LEARNT: "addresses learnt from the peer's checks",
+}
 
 # What the two parts of a plan mean, but "check", which both sides always do.
 _PARTS = {
@@ -26,7 +30,7 @@ _PARTS = {
 
 def timeline_fields(timeline: Timeline) -> dict[str, Any]:
     """In the engine's hub: a copy of what is known by now."""
-    plan = timeline.plan
+    plan, counts = timeline.plan, timeline.counts
     return {
         "plan": plan.kind if plan else "",
         "plan_reason": plan.reason if plan else "",
@@ -35,6 +39,7 @@ def timeline_fields(timeline: Timeline) -> dict[str, Any]:
         "peer_nat": timeline.peer_nat.text,
         "steps": [[round(at, 6), text] for at, text in timeline.steps],
         "events": [[round(at, 6), text] for at, text in timeline.entries],
+        "counts": {kind.value: counts[kind] for kind in _COUNTED},
     }
 
 
@@ -46,15 +51,8 @@ def _parts(plan: Plan) -> list[str]:
 def explain(fields: dict[str, Any]) -> list[str]:
     """Lines of what ``timeline_fields`` gave."""
     events: Sequence[tuple[float, str]] = fields["events"]
-    texts = [text for _, text in events]
     lines = [f"{1000 * at:9.1f} ms  {text}" for at, text in events]
-    checks = sum(_CHECK.match(text) is not None for text in texts)
-    guessed = sum(int(found[1]) for text in texts if (found := _GUESSES.match(text)))
-    answers = sum(" answered after " in text for text in texts)
-    learnt = sum(text.startswith("learnt ") for text in texts)
-    lines.append(
-        f"checks sent: {checks}, ports guessed: {guessed}, answers: {answers}, "
-        f"addresses learnt from the peer's checks: {learnt}"
-    )
+    counts = fields["counts"]
+    lines.append(", ".join(f"{what}: {counts[kind.value]}" for kind, what in _COUNTED.items()))
     lines += [f"plan: {part}" for part in fields["parts"]]
     return lines

@@ -21,11 +21,13 @@ from .._errors import KKP2PError
 from ..control.resolver import resolve
 from ..control.trust import fingerprint, parse_fingerprints
 from ..engine.engine import Engine
+from ..engine.paths.lifetime import measure_lifetime
 from ..engine.paths.own_addresses import LOOPBACK
 from ..transport import dial
 from ..traversal.nat import BLOCKED
 from ..traversal.port_mapping import NOT_ASKED
-from ._engines import add_options, open_engine, parse_desc, parse_peer, parse_seconds
+from ._arguments import parse_desc, parse_peer, parse_seconds
+from ._engines import add_options, open_engine
 from ._peer_test import examine_peer, show_peer
 from ._probes import probe_tcp, probe_udp
 from ._show import show_section
@@ -115,8 +117,7 @@ def _examine(engine: Engine, options: argparse.Namespace) -> Iterator[Section]:
     udp = {"servers": [_udp_health(ip, port) for ip, port in servers]}
     yield "udp", udp
     if options.lifetime:
-        measure = engine.direct.underlay().own.measure_lifetime
-        lived_s = engine.thread.call(measure, options.lifetime)
+        lived_s = engine.thread.call(_lifetime, engine, options.lifetime)
         yield "lifetime", {"lived_s": lived_s, "longest_s": options.lifetime}
     yield "summary", engine.thread.call(_summary, engine, cloud)
 
@@ -157,7 +158,7 @@ def _wait_until(condition: Callable[[], object], limit_s: float) -> None:
 
 
 def _own_addresses(engine: Engine) -> dict[str, Any]:
-    own = engine.direct.underlay().own
+    own = engine.underlay().own
     own.ready.wait(DISCOVERY_S)
     _wait_until(lambda: all(found.done for found in own.found.values()), DISCOVERY_S)
     hosts = [each.address for each in own.host_candidates()]
@@ -190,8 +191,12 @@ def _asked(engine: Engine) -> list[tuple[str, int]]:
     return []
 
 
+def _lifetime(engine: Engine, longest_s: float) -> float | None:
+    return measure_lifetime(engine.underlay().own, longest_s)
+
+
 def _port_mapping(engine: Engine) -> dict[str, Any]:
-    underlay = engine.direct.underlay()
+    underlay = engine.underlay()
     mapper = underlay.mapper
     if mapper is None or not underlay.maps:
         return {"needed": False, "method": "", "address": None, "problem": ""}
@@ -204,7 +209,7 @@ def _port_mapping(engine: Engine) -> dict[str, Any]:
 
 
 def _summary(engine: Engine, cloud: dict[str, Any] | None) -> dict[str, Any]:
-    own = engine.direct.underlay().own
+    own = engine.underlay().own
     reached = cloud is None or cloud.get("tls_s") is not None
     nat, reach = own.nat, {}
     if cloud is None and not engine.stun_servers:

@@ -8,7 +8,6 @@ that nobody reads or that cannot be written stops anything.
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import json
 import socket as _socket
 import sys
@@ -19,21 +18,14 @@ from typing import Any
 import gevent
 from gevent.event import Event
 
+from .._address import is_ip
 from .._errors import KKP2PError
 from .._structs import connect_ctx_t
 from ..engine.engine import Engine
 from ..engine.proxy import Proxied, Proxy
 from ..engine.runtime.timeline import Timeline
-from ._engines import (
-    MODES,
-    add_options,
-    open_engine,
-    parse_desc,
-    parse_peer,
-    parse_seconds,
-    show_address,
-    show_ms,
-)
+from ._arguments import parse_address, parse_desc, parse_peer, parse_port, parse_seconds
+from ._engines import MODES, add_options, open_engine, show_address, show_ms
 from ._output import lost_as_json, lost_in_words, never_waiting
 from ._signals import setting
 from .explain import explain, timeline_fields
@@ -85,15 +77,13 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _parse_listen(text: str) -> tuple[list[str], int]:
-    host, colon, port = text.rpartition(":")
-    hosts = [host.strip("[]")] if colon else LOOPBACKS
-    try:
-        ipaddress.ip_address(hosts[0])
-    except ValueError:
-        hosts = []
-    if not hosts or not port.isdecimal() or int(port) > 65535:
+    """PORT, on both loopback addresses, or ADDRESS:PORT; port 0 is a free one."""
+    if ":" not in text:
+        return LOOPBACKS, parse_port(text, lowest=0)
+    host, port = parse_address(text, lowest=0)
+    if not is_ip(host):
         raise argparse.ArgumentTypeError(f"{text!r} is not PORT or ADDRESS:PORT")
-    return hosts, int(port)
+    return [host], port
 
 
 class _Events:

@@ -16,10 +16,10 @@ from typing import NamedTuple
 from scramp import ScramException, ScramMechanism
 
 from .._codes import MAX_PEER_ID
+from .._peer_id import is_peer_id
 from ..control.binding import MECHANISM
-from ..control.callers import is_peer_id as valid_peer_id
 
-__all__ = ["Accounts", "UnknownAccount", "Verifier", "default_data", "valid_peer_id"]
+__all__ = ["Accounts", "UnknownAccount", "Verifier", "default_data"]
 
 # Our choice: four times what RFC 7677 asks for, and some 5 ms of the client's time.
 ITERATIONS = 16_384
@@ -155,7 +155,7 @@ class Accounts:
 
 
 def _check_peer_id(peer_id: str) -> None:
-    if not valid_peer_id(peer_id):
+    if not is_peer_id(peer_id):
         raise ValueError(
             f"a peer id is 1 to {MAX_PEER_ID} printable ASCII characters without spaces"
         )

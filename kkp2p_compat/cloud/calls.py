@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 
 from .._errors import BadPacket
+from .._peer_id import is_peer_id
 from ..control.wire import (
     MAX_BUDGET_MS,
     MAX_NAT_CHARS,
@@ -26,7 +27,6 @@ from ..control.wire import (
     number_untrusted,
 )
 from ..transport import relay_wire
-from .accounts import valid_peer_id
 from .correspondents import Correspondents
 from .counting import address_key
 from .limits import Gatekeeper
@@ -396,6 +396,6 @@ def _text_untrusted(message: Message, name: str, most: int) -> str:
 
 def peer_id_untrusted(message: Message, name: str) -> str:
     value = message.get(name)
-    if not valid_peer_id(value):
+    if not is_peer_id(value):
         raise BadPacket(f"{name} is not a peer id")
     return str(value)

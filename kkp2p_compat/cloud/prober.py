@@ -10,15 +10,14 @@ from collections.abc import Sequence
 
 import gevent
 
+from .._address import HostPort
 from .._errors import KKP2PError
 from ..control.resolver import addresses_of
 from ..transport import dial
 
-__all__ = ["Address", "Prober"]
+__all__ = ["Prober"]
 
 log = logging.getLogger(__name__)
-
-Address = tuple[str, int]
 
 # Our choices, in seconds.
 PROBE_EVERY_S = 3.0
@@ -28,10 +27,10 @@ PROBE_TIMEOUT_S = 2.0
 class Prober:
     """``kind``: what they are, for the log.  Until ``start`` has found out more, all are alive."""
 
-    def __init__(self, kind: str, servers: Sequence[Address]) -> None:
+    def __init__(self, kind: str, servers: Sequence[HostPort]) -> None:
         self._kind = kind
         self._servers = list(servers)
-        self._dead: set[Address] = set()
+        self._dead: set[HostPort] = set()
         self._probes: list[gevent.Greenlet[..., None]] = []
 
     def start(self) -> None:
@@ -41,12 +40,12 @@ class Prober:
         gevent.killall(self._probes)
 
     @property
-    def alive(self) -> list[Address]:
+    def alive(self) -> list[HostPort]:
         """In the order of the list; all if none is: others may see what we do not."""
         alive = [server for server in self._servers if server not in self._dead]
         return alive or list(self._servers)
 
-    def _probe(self, server: Address) -> None:
+    def _probe(self, server: HostPort) -> None:
         while True:
             try:
                 with gevent.Timeout(PROBE_TIMEOUT_S, TimeoutError("no answer")):

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import hashlib
 
+from .._address import HostPort
 from .._errors import BadPacket
+from .._peer_id import is_peer_id
 from ..control.wire import Message, encode
-from .accounts import valid_peer_id
 from .control_connection import ControlConnection, Service
 from .limits import Gatekeeper
-from .prober import Address, Prober
+from .prober import Prober
 
 __all__ = ["Route", "rank"]
 
 
-def rank(tracks: list[Address], peer_id: str) -> list[Address]:
+def rank(tracks: list[HostPort], peer_id: str) -> list[HostPort]:
     """The tracks, the one that a peer belongs to first."""
 
-    def weight(track: Address) -> bytes:
+    def weight(track: HostPort) -> bytes:
         return hashlib.sha256(f"{peer_id}\0{track[0]}:{track[1]}".encode()).digest()
 
     return sorted(tracks, key=weight, reverse=True)
@@ -30,7 +31,7 @@ def rank(tracks: list[Address], peer_id: str) -> list[Address]:
 class Route(Service):
     """``start`` begins to look which tracks are alive; until it knows, all are."""
 
-    def __init__(self, gate: Gatekeeper, tracks: list[Address], certificates: list[str]) -> None:
+    def __init__(self, gate: Gatekeeper, tracks: list[HostPort], certificates: list[str]) -> None:
         super().__init__({"beat": self._on_beat, "route": self._on_route})
         self._limits = gate.limits
         self._certificates = certificates  # SHA-256s of the tracks' ones
@@ -44,7 +45,7 @@ class Route(Service):
 
     def _on_route(self, connection: ControlConnection, message: Message) -> None:
         peer_id = message.get("peer")
-        if not valid_peer_id(peer_id):
+        if not is_peer_id(peer_id):
             raise BadPacket("peer is not a peer id")
         # Never empty, for that means "right here".
         tracks, certificates = rank(self._tracks.alive, str(peer_id)), self._certificates

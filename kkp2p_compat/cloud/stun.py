@@ -28,17 +28,11 @@ from typing import Any, NamedTuple
 
 from gevent import get_hub, monkey
 
+from .._address import HostPort
 from .._bucket import Bucket
 from .._errors import BadPacket
 from ..traversal.candidates import family_of, may_be_peer
-from ..traversal.stun import (
-    CHANGE_REQUEST,
-    UNKNOWN_ATTRIBUTE,
-    Address,
-    Kind,
-    Message,
-    parse_untrusted,
-)
+from ..traversal.stun import CHANGE_REQUEST, UNKNOWN_ATTRIBUTE, Kind, Message, parse_untrusted
 from .counting import Networks, address_keys
 from .limits import Gatekeeper
 from .outside import make_ticket
@@ -66,16 +60,16 @@ _new_socket: Any = monkey.get_original("socket", "socket")
 
 class Reply(NamedTuple):
     data: bytes
-    sender: Address
-    to: Address
+    sender: HostPort
+    to: HostPort
 
 
-def respond_untrusted(data: bytes, source: Address, asked: Address, other: Address) -> Reply:
+def respond_untrusted(data: bytes, source: HostPort, asked: HostPort, other: HostPort) -> Reply:
     """The answer to a datagram.  Raises BadPacket, with the reason, if it gets none."""
     return respond(parse_request_untrusted(data, source), len(data), source, asked, other)
 
 
-def parse_request_untrusted(data: bytes, source: Address) -> Message:
+def parse_request_untrusted(data: bytes, source: HostPort) -> Message:
     """A request that may be answered; raises BadPacket, with the reason, for all else."""
     request = parse_untrusted(data, MAX_REQUEST_BYTES)
     if request.kind is not Kind.REQUEST:
@@ -86,7 +80,7 @@ def parse_request_untrusted(data: bytes, source: Address) -> Message:
 
 
 def respond(
-    request: Message, most: int, source: Address, asked: Address, other: Address,
+    request: Message, most: int, source: HostPort, asked: HostPort, other: HostPort,
     ticket: bytes | None = None,
 ) -> Reply:  # fmt: skip
     """The answer to a request of ``most`` bytes.  Raises BadPacket if it gets none.
@@ -147,7 +141,7 @@ class _Place:
             self.sock.close()
             raise
 
-    def receive(self) -> tuple[bytes, Address, str]:
+    def receive(self) -> tuple[bytes, HostPort, str]:
         """A datagram, where from, and our address that it came to."""
         data, control, _, source = self.sock.recvmsg(MAX_REQUEST_BYTES + 1, _CONTROL_BYTES)
         ip = self.ip
@@ -256,7 +250,7 @@ class StunResponder:
                 return
             self._answer_untrusted(place, data, source, ip)
 
-    def _answer_untrusted(self, place: _Place, data: bytes, source: Address, ip: str) -> None:
+    def _answer_untrusted(self, place: _Place, data: bytes, source: HostPort, ip: str) -> None:
         keys, now = address_keys(source[0]), time.monotonic()
         if self._gate.limited(keys[0]) and not self._by_address.take(keys, now):
             self.counts["over the limit of an address"] += 1
@@ -285,7 +279,7 @@ class StunResponder:
     def _count(self, error: OSError) -> None:
         self.counts[errno.errorcode.get(error.errno or 0, "OSError")] += 1
 
-    def _other(self, ip: str, index: int) -> Address:
+    def _other(self, ip: str, index: int) -> HostPort:
         other = ip
         if self._second_ip is not None and family_of(self._second_ip) == family_of(ip):
             if ip != self._second_ip:
@@ -294,7 +288,7 @@ class StunResponder:
                 other = self._host
         return other, self.ports[1 - index]
 
-    def _sender(self, asked: _Place, sender: Address) -> _Place:
+    def _sender(self, asked: _Place, sender: HostPort) -> _Place:
         index = self.ports.index(sender[1])
         fits = (
             place for place in self._places

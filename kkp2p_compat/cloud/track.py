@@ -12,17 +12,19 @@ import logging
 import time
 from typing import Any
 
+from .._address import HostPort
 from .._errors import BadPacket
+from .._peer_id import is_peer_id
 from ..control.callers import MAX_TOLD_CHARS, Callers
 from ..control.wire import PROTOCOL_VERSION, Message, encode
-from .accounts import Accounts, valid_peer_id
+from .accounts import Accounts
 from .calls import Calls, peer_id_untrusted
 from .control_connection import QUIET_BEATS, ControlConnection, Service
 from .limits import Gatekeeper
 from .login import Login, LoginFailed
 from .login_limits import LoginLimits
 from .members import Member
-from .prober import Address, Prober
+from .prober import Prober
 
 __all__ = ["Track"]
 
@@ -44,7 +46,7 @@ class Track(Service):
         self,
         gate: Gatekeeper,
         accounts: Accounts,
-        relays: list[Address],
+        relays: list[HostPort],
         relay_key: bytes,
         certificates: list[str],
     ) -> None:
@@ -125,7 +127,7 @@ class Track(Service):
             logged_in = member.peer_id is not None and member not in self._callers
             if member.login is not None or logged_in:
                 raise LoginFailed("bad-message", "a second login on one connection")
-            if message.get("v") != PROTOCOL_VERSION or not valid_peer_id(peer_id):
+            if message.get("v") != PROTOCOL_VERSION or not is_peer_id(peer_id):
                 raise LoginFailed("bad-message", "not a login")
             session = message.get("session", "")
             if not isinstance(session, str) or len(session) > MAX_SESSION_CHARS:

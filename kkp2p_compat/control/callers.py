@@ -8,21 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .._codes import MAX_PEER_ID
 from .._errors import BadPacket
+from .._peer_id import is_peer_id
 
-__all__ = ["ANYBODY", "MAX_TOLD_CHARS", "Callers", "is_peer_id", "told"]
+__all__ = ["ANYBODY", "MAX_TOLD_CHARS", "Callers", "told"]
 
 MAX_CHARS = 65_536  # our choice: 2,000 ids of full length
 # docs/protocol.rst: of a login, which is a stranger's line until it is proved.
 MAX_TOLD_CHARS = 2048
-
-
-def is_peer_id(value: object) -> bool:
-    """1 to 32 printable ASCII characters without spaces."""
-    if not isinstance(value, str) or not 0 < len(value) <= MAX_PEER_ID:
-        return False
-    return all("!" <= char <= "~" for char in value)
 
 
 @dataclass(frozen=True)

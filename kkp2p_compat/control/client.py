@@ -24,6 +24,7 @@ from typing import NoReturn
 import gevent
 from gevent.event import AsyncResult, Event
 
+from .._address import HostPort
 from .._errors import (
     CloudUnreachable,
     DuplicateLogin,
@@ -33,7 +34,7 @@ from .._errors import (
     LoginRefused,
 )
 from .backoff import Backoff
-from .link import Address, Link, OfferHandler
+from .link import Link, OfferHandler
 from .links import Links
 from .trust import fingerprint
 from .wire import Message
@@ -85,7 +86,7 @@ class CloudClient:
         self._on_login_lost = on_login_lost
         self._on_login = on_login
         self._callers = callers
-        self._tracks: OrderedDict[str, tuple[float, str, list[Address]]] = OrderedDict()
+        self._tracks: OrderedDict[str, tuple[float, str, list[HostPort]]] = OrderedDict()
         self._home: gevent.Greenlet[..., None] | None = None
         self._home_link: Link | None = None
         self._account: tuple[str, str] | None = None  # id and secret; None: no login is wanted
@@ -93,7 +94,7 @@ class CloudClient:
         self._settled = Event()  # logged in, or no login is wanted: calls need not wait
         self._settled.set()
         self._calls_waiting = 0
-        self._unknown_at: set[Address] = set()  # tracks that do not know our account
+        self._unknown_at: set[HostPort] = set()  # tracks that do not know our account
         self._kept_at = time.monotonic()
         self._nat: Message | None = None
         self._tickets: Callable[[], dict[str, bytes]] = dict
@@ -319,7 +320,7 @@ class CloudClient:
         if not tried and problem is not None:
             raise problem
 
-    def _route(self, link: Link, peer_id: str) -> list[Address]:
+    def _route(self, link: Link, peer_id: str) -> list[HostPort]:
         tracks = link.route(peer_id)
         if self._links.is_vouched(link):
             self._trust.add_named_untrusted(link.named)

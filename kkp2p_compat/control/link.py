@@ -19,11 +19,12 @@ from gevent.event import AsyncResult, Event
 from gevent.lock import RLock
 
 from .. import _base64url
+from .._address import HostPort, host_port_untrusted
 from .._descriptors import keep_private
 from .._errors import BadPacket, CloudUnreachable, KKP2PError, LinkLost
 from .._io import shut_down, time_limit
 from ..transport import dial, tcp
-from ..transport.relay_wire import parse_address_untrusted, receipt_to_text
+from ..transport.relay_wire import receipt_to_text
 from .callers import told
 from .nearness import permitted
 from .outgoing import OutgoingCall, trickle_untrusted
@@ -32,9 +33,8 @@ from .resolver import addresses_of
 from .scram import ScramLogin
 from .wire import MAX_TICKETS, PROTOCOL_VERSION, LineReader, Message, encode
 
-__all__ = ["Address", "Link", "OfferHandler"]
+__all__ = ["Link", "OfferHandler"]
 
-Address = tuple[str, int]
 OfferHandler = Callable[["Link", Message], object]
 
 # Our choices, in seconds.
@@ -52,7 +52,7 @@ class Link:
     """Call order: ``open``, then ``route``/``login``/``call``, ``close`` at the end."""
 
     def __init__(
-        self, address: Address, log: Logger, on_offer: OfferHandler, context: ssl.SSLContext,
+        self, address: HostPort, log: Logger, on_offer: OfferHandler, context: ssl.SSLContext,
         server_name: str | None, named_by: str | None = None,
     ) -> None:  # fmt: skip
         """``named_by``: the IP address of the server that named this one; None: the user did."""
@@ -168,7 +168,7 @@ class Link:
 
     # Questions with one answer.
 
-    def route(self, peer_id: str) -> list[Address]:
+    def route(self, peer_id: str) -> list[HostPort]:
         """The tracks of a peer, best first; empty: this very connection."""
         message = self._ask(encode("route", v=PROTOCOL_VERSION, peer=peer_id), "track")
         tracks, self.named = message.get("tracks"), message.get("certificates")
@@ -177,7 +177,7 @@ class Link:
         ):
             raise BadPacket("a track message without tracks")
         self.serves_all = not tracks
-        return [parse_address_untrusted(*track) for track in tracks[:MAX_TRACKS]]
+        return [host_port_untrusted(*track) for track in tracks[:MAX_TRACKS]]
 
     def login(
         self, peer_id: str, secret: str, session: str | None = None, again: bool = False,

@@ -17,10 +17,11 @@ import gevent
 from gevent.event import AsyncResult
 from gevent.lock import RLock
 
+from .._address import HostPort, is_ip
 from .._errors import CloudUnreachable, EngineClosed, KKP2PError
 from ..transport import dial
-from .link import Address, Link, OfferHandler
-from .resolver import is_address, resolve, split_domain
+from .link import Link, OfferHandler
+from .resolver import resolve, split_domain
 from .trust import Trust, fingerprint
 
 __all__ = ["Links"]
@@ -50,13 +51,13 @@ class Links:
         self._port = port
         self._log = log
         self._on_offer = on_offer
-        self._name = None if "|" in login_domain or is_address(login_domain) else login_domain
-        self._moves = not all(map(is_address, split_domain(login_domain)))
+        self._name = None if "|" in login_domain or is_ip(login_domain) else login_domain
+        self._moves = not all(map(is_ip, split_domain(login_domain)))
         self._resolved_at = time.monotonic()
         self.trust = Trust(ca_file, fingerprints, is_name=self._name is not None)
         self._rng = random.Random()
-        self._links: dict[Address, Link] = {}
-        self._locks: WeakValueDictionary[Address, RLock] = WeakValueDictionary()
+        self._links: dict[HostPort, Link] = {}
+        self._locks: WeakValueDictionary[HostPort, RLock] = WeakValueDictionary()
         self._being_opened: set[Link] = set()
         self._entering: AsyncResult[Link] | None = None  # an entry that is being opened
         self._entry_greenlet: gevent.Greenlet[..., None] | None = None
@@ -75,7 +76,7 @@ class Links:
         """Those that are open."""
         return [link for link in self._links.values() if not link.closed.is_set()]
 
-    def lock(self, address: Address) -> RLock:
+    def lock(self, address: HostPort) -> RLock:
         """Held while a link there is opened; to be held for a login on it."""
         return self._locks.setdefault(address, RLock())
 
@@ -163,11 +164,11 @@ class Links:
 
     # Any server.
 
-    def _link(self, address: Address) -> Link | None:
+    def _link(self, address: HostPort) -> Link | None:
         link = self._links.get(address)
         return None if link is None or link.closed.is_set() else link
 
-    def open(self, address: Address, named_by: str | None = None) -> Link:
+    def open(self, address: HostPort, named_by: str | None = None) -> Link:
         """The link there; ``named_by``: the IP address of the server that named this one."""
         with self.lock(address):
             link = self._link(address)
@@ -187,17 +188,17 @@ class Links:
             link.closed.rawlink(lambda _: self._forget(address, link))
             return link
 
-    def _forget(self, address: Address, link: Link) -> None:
+    def _forget(self, address: HostPort, link: Link) -> None:
         if self._links.get(address) is link:
             del self._links[address]
 
-    def _connect(self, address: Address, named_by: str | None) -> Link:
+    def _connect(self, address: HostPort, named_by: str | None) -> Link:
         """Connect, and find out whether anything vouches for the certificate.
 
         Where nothing does and nothing must, the link may serve to log in, which proves it, and
         before the first proof to call: a caller without an account then trusts the path.
         """
-        name = address[0] if self._name is None or not is_address(address[0]) else self._name
+        name = address[0] if self._name is None or not is_ip(address[0]) else self._name
         trust, reason = self.trust, "no login_ca is set"
         if trust.asks_ca:
             link = Link(address, self._log, self._on_offer, trust.verified, name, named_by)

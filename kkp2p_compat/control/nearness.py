@@ -11,8 +11,8 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Sequence
 
+from .._address import is_ip
 from .._errors import LinkLost
-from .resolver import is_address
 
 __all__ = ["permitted"]
 
@@ -32,7 +32,7 @@ def permitted(host: str, addresses: Sequence[str], cloud_ip: str) -> list[str]:
     """
     cloud = _plain(cloud_ip)
     found = []
-    if not is_address(host) or _is_permitted(_plain(host), cloud):
+    if not is_ip(host) or _is_permitted(_plain(host), cloud):
         found = [address for address in addresses if _is_permitted(_plain(address), cloud)]
     if not found:
         raise LinkLost(f"{', '.join(addresses)}: not where a cloud at {cloud_ip} may send us")

@@ -6,7 +6,6 @@ interrupted: the wait ends at the time-out, and what comes later is dropped.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import socket
 import time
@@ -16,11 +15,12 @@ import gevent
 from gevent import monkey
 
 from .. import _codes
+from .._address import is_ip
 from .._errors import KKP2PError
 from .._io import Signal
 from . import nat64
 
-__all__ = ["MAX_ADDRESSES", "addresses_of", "is_address", "resolve", "split_domain"]
+__all__ = ["MAX_ADDRESSES", "addresses_of", "resolve", "split_domain"]
 
 MAX_ADDRESSES = 16  # our choice: more login servers than any one peer has use for
 NAT64_TIMEOUT_S = 2.0  # our choice: to find out whether the network has a NAT64
@@ -41,21 +41,13 @@ _NO_ADDRESS = [getattr(socket, name, None) for name in ("EAI_NODATA", "EAI_ADDRF
 def split_domain(login_domain: str) -> list[str]:
     """The names and addresses in a login_domain; raises with -101 when it is malformed."""
     parts = [part.strip() for part in login_domain.split("|") if part.strip()]
-    bad = [part for part in parts if not (is_address(part) or _is_name(part))]
+    bad = [part for part in parts if not (is_ip(part) or _is_name(part))]
     if not parts or bad or len(parts) > MAX_ADDRESSES:
         raise KKP2PError(
             f"login_domain {login_domain[:100]!r} is not a domain or up to {MAX_ADDRESSES} IPs",
             _codes.KKP2P_ERROR_DOMAIN_PARAM_ERROR,
         )
     return parts
-
-
-def is_address(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _is_name(text: str) -> bool:
@@ -78,7 +70,7 @@ def resolve(login_domain: str, timeout_s: float) -> list[str]:
     for part in split_domain(login_domain):
         try:
             left_s = max(0, deadline - time.monotonic())
-            found = [part] if is_address(part) else _resolve_name(part, left_s)
+            found = [part] if is_ip(part) else _resolve_name(part, left_s)
         except KKP2PError as error:
             problem = problem or error
         else:
@@ -94,7 +86,7 @@ def addresses_of(host: str, timeout_s: float) -> list[str]:
     For an IPv4 address without a route also those that a NAT64 has for it.
     """
     (host,) = split_domain(host)
-    if not is_address(host):
+    if not is_ip(host):
         return _resolve_name(host, timeout_s)[:MAX_ADDRESSES]
     if ":" in host or nat64.has_route(host):
         return [host]

@@ -44,7 +44,7 @@ from .links.streams import DirectStream, RelayedStream
 from .paths.path_finder import Path
 from .paths.underlay import Underlay
 from .runtime.timeline import Timeline
-from .signalling.own_side import CallKeys
+from .signalling.keys import CallKeys
 
 if TYPE_CHECKING:
     from .engine import Engine

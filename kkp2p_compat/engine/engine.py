@@ -32,26 +32,23 @@ from .._errors import (
     from_os_error,
 )
 from .._io import time_limit
+from .._peer_id import is_peer_id
 from .._structs import connect_ctx_t, engine_conf_t
-from ..control.callers import Callers, is_peer_id
+from ..control.callers import Callers
 from ..control.client import CloudClient
 from ..control.link import Link
 from ..control.refusals import FAULT, reason_for
 from ..control.resolver import resolve
 from ..control.trust import parse_fingerprints
 from ..control.wire import MAX_BUDGET_MS, Message, encode, number_untrusted
-from ..transport.sealed import make_private_key
 from ..transport.udp.events import ChannelOffered
 from ..transport.udp.stream_table import REFUSED_MOVED, REFUSED_UNSUPPORTED
 from .calls.callee import Incoming, share_of
 from .calls.cloud_call import (
-    Offer,
     answer_call,
     go_to_relay,
     make_call,
     may_be_relayed,
-    parse_offer_untrusted,
-    vouched_untrusted,
 )
 from .channels.acceptor import ACCEPT_QUEUE_PLACES, Acceptor
 from .channels.kinds import Channel
@@ -61,11 +58,14 @@ from .links.background import Background
 from .links.peer_link import PeerLink
 from .links.streams import DirectStream, OpenStream
 from .paths.stun_servers import stun_servers_of
+from .paths.underlay import Underlay
 from .proxy import Proxies, Proxy, Watch
 from .runtime.callbacks import Callbacks
 from .runtime.log import EngineLog
 from .runtime.thread import EngineThread
 from .runtime.timeline import Timeline
+from .signalling.keys import make_private_key
+from .signalling.offer import Offer, parse_offer_untrusted, vouched_untrusted
 
 __all__ = ["Engine"]
 
@@ -112,6 +112,10 @@ class Engine:
             self.destroy()
             raise
         _alive.add(self)
+
+    def underlay(self) -> Underlay:
+        """For the tools that show what the network does; in the engine's thread."""
+        return self.direct.underlay()
 
     def busy(self) -> bool:
         """Whether closed channels still have data on its way out, or calls are being made."""

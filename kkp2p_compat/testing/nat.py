@@ -20,13 +20,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
 
+from .._address import HostPort
+
 __all__ = [
     "ADDRESS_AND_PORT_DEPENDENT", "ADDRESS_DEPENDENT", "ADDRESS_RESTRICTED",
     "ENDPOINT_INDEPENDENT", "FIREWALL", "FULL_CONE", "PORT_RESTRICTED", "SYMMETRIC_RANDOM",
-    "SYMMETRIC_SEQUENTIAL", "TCP", "UDP", "Address", "Nat", "NatType",
+    "SYMMETRIC_SEQUENTIAL", "TCP", "UDP", "Nat", "NatType",
 ]  # fmt: skip
-
-Address = tuple[str, int]
 
 TCP, UDP = 6, 17  # IANA protocol numbers
 
@@ -84,13 +84,13 @@ class NatType:
 class _Binding:
     key: tuple[object, ...]
     protocol: int
-    inner: Address
-    outer: Address
+    inner: HostPort
+    outer: HostPort
     used_at: float
     permitted: dict[object, float] = field(default_factory=dict)  # remote: last refreshed
 
 
-def _scope(behaviour: str, remote: Address) -> object:
+def _scope(behaviour: str, remote: HostPort) -> object:
     """The part of the remote address that a mapping or a filter depends on."""
     if behaviour in (ENDPOINT_INDEPENDENT, "none"):
         return None
@@ -108,14 +108,14 @@ class Nat:
         """Bindings, since the beginning."""
         self._random = random
         self._by_key: dict[tuple[object, ...], _Binding] = {}
-        self._by_outer: dict[tuple[int, Address], _Binding] = {}
+        self._by_outer: dict[tuple[int, HostPort], _Binding] = {}
         self._pool: dict[str, str] = {}  # inside address: outside address
         self._last_port: dict[tuple[int, str], int] = {}  # of "sequential"
         self._sweep_at = 0.0
 
     def outbound(
-        self, protocol: int, inner: Address, remote: Address, now: float
-    ) -> Address | None:
+        self, protocol: int, inner: HostPort, remote: HostPort, now: float
+    ) -> HostPort | None:
         """The outside address that the remote sees; None when no port is free."""
         if now >= self._sweep_at:
             self._sweep(now)
@@ -137,8 +137,8 @@ class Nat:
         return binding.outer
 
     def inbound(
-        self, protocol: int, external: Address, remote: Address, now: float
-    ) -> Address | None:
+        self, protocol: int, external: HostPort, remote: HostPort, now: float
+    ) -> HostPort | None:
         """The inside address that a packet from ``remote`` to ``external`` goes to."""
         binding = self._by_outer.get((protocol, external))
         if binding is None or self._ended(binding, now):
@@ -154,8 +154,8 @@ class Nat:
         return binding.inner
 
     def hairpin(
-        self, protocol: int, inner: Address, external: Address, now: float
-    ) -> tuple[Address, Address] | None:
+        self, protocol: int, inner: HostPort, external: HostPort, now: float
+    ) -> tuple[HostPort, HostPort] | None:
         """An inside host sends to an outside address of ours: (source, destination) as the inside
         host behind it sees them, the source being an outside one (RFC 4787 REQ-9a)."""
         if not self.type.hairpin:
@@ -174,7 +174,7 @@ class Nat:
         if external_ips is not None:
             self.external_ips = list(external_ips)
 
-    def bindings(self, now: float) -> list[tuple[int, Address, Address]]:
+    def bindings(self, now: float) -> list[tuple[int, HostPort, HostPort]]:
         """Protocol, inside address and outside address of each live binding."""
         alive = (binding for binding in self._by_key.values() if not self._ended(binding, now))
         return [(binding.protocol, binding.inner, binding.outer) for binding in alive]
@@ -200,7 +200,7 @@ class Nat:
             for scope in [one for one, at in binding.permitted.items() if at <= since]:
                 del binding.permitted[scope]
 
-    def _allocate(self, protocol: int, inner: Address, now: float) -> Address | None:
+    def _allocate(self, protocol: int, inner: HostPort, now: float) -> HostPort | None:
         if self.type.mapping == "none":
             return inner
         ip = self._pool.get(inner[0])
@@ -227,7 +227,7 @@ class Nat:
                     return ip, port
         return None
 
-    def _is_free(self, protocol: int, outer: Address, now: float) -> bool:
+    def _is_free(self, protocol: int, outer: HostPort, now: float) -> bool:
         binding = self._by_outer.get((protocol, outer))
         if binding is not None and self._ended(binding, now):
             self._remove(binding)

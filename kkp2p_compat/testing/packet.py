@@ -10,8 +10,9 @@ import struct
 from functools import lru_cache
 from ipaddress import ip_address
 
+from .._address import HostPort
 from .._errors import BadPacket
-from .nat import TCP, UDP, Address
+from .nat import TCP, UDP
 
 __all__ = ["Packet", "parse_untrusted"]
 
@@ -75,15 +76,15 @@ class Packet:
         self._adjust(10, -count << 8)
         return True
 
-    def set_source(self, address: Address) -> None:
+    def set_source(self, address: HostPort) -> None:
         self._rewrite(12, self.ports_at, (self.source, self.source_port), address)
         self.source, self.source_port = address
 
-    def set_target(self, address: Address) -> None:
+    def set_target(self, address: HostPort) -> None:
         self._rewrite(16, self.ports_at + 2, (self.target, self.target_port), address)
         self.target, self.target_port = address
 
-    def _rewrite(self, ip_at: int, port_at: int, old: Address, new: Address) -> None:
+    def _rewrite(self, ip_at: int, port_at: int, old: HostPort, new: HostPort) -> None:
         """IPv4 with ports only."""
         new_ip = _packed(new[0])
         difference = int.from_bytes(new_ip, "big") - int.from_bytes(_packed(old[0]), "big")

@@ -21,6 +21,7 @@ import gevent
 from gevent import socket
 from gevent.event import AsyncResult, Event
 
+from .._address import host_port_untrusted
 from .._errors import BadPacket, CallRefused, EngineClosed, KKP2PError, LinkLost, from_os_error
 from .._io import time_limit
 from . import dial, tcp
@@ -29,7 +30,6 @@ from .relay_wire import (
     PAIRED,
     RECEIPT_BYTES,
     hello,
-    parse_address_untrusted,
     session_of,
     status_text,
     token_from_text_untrusted,
@@ -60,7 +60,7 @@ def parse_places_untrusted(
     rest = others[: MAX_SPOTS - 1] if isinstance(others, list) else []
     if not all(isinstance(other, list) and len(other) == 2 for other in rest):
         raise BadPacket("relays that are not [host, port]")
-    places = [parse_address_untrusted(*other) for other in (first, *rest)]
+    places = [host_port_untrusted(*other) for other in (first, *rest)]
     return places, token_from_text_untrusted(place[2])
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import re
 import struct
 from typing import NamedTuple
 
@@ -38,7 +37,6 @@ __all__ = [
     "is_whole_hello",
     "make_receipt",
     "make_token",
-    "parse_address_untrusted",
     "parse_hello_untrusted",
     "receipt_from_text_untrusted",
     "receipt_to_text",
@@ -62,8 +60,6 @@ TOKEN_CHARS = TOKEN_BYTES * 4 // 3  # in base64url
 HELLO_BYTES = len(_HEAD) + TOKEN_CHARS
 _OLD_HELLO_BYTES = len(_OLD_HEAD) + TOKEN_BYTES
 RECEIPT_BYTES = 16  # behind HERE; our choice: 2^-128 to guess one
-
-_HOST = re.compile(r"[0-9A-Za-z_.:%-]{1,253}")  # it is resolved, and logged
 
 # Sides of a session.
 CALLER = 0
@@ -176,15 +172,6 @@ def parse_hello_untrusted(data: bytes) -> tuple[bytes, bool]:
     except BadPacket as error:
         raise TokenRefused(BAD) from error
     return token, data.startswith(_RECEIPT_HEAD)
-
-
-def parse_address_untrusted(host: object, port: object) -> tuple[str, int]:
-    """A host (name or address) and a port out of JSON values."""
-    if not isinstance(host, str) or _HOST.fullmatch(host) is None:
-        raise BadPacket("an address with a bad host")
-    if type(port) is not int or not 0 < port < 65536:
-        raise BadPacket("an address with a bad port")
-    return host, port
 
 
 def token_to_text(token: bytes) -> str:

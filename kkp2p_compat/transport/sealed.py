@@ -7,17 +7,15 @@ peer did not seal.  The format and its reasons are in docs/protocol.rst, "Sealed
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
-from .._errors import BadPacket, NotSupported
+from .._errors import BadPacket
 
 __all__ = [
     "DATA",
@@ -28,9 +26,6 @@ __all__ = [
     "DirectionKeys",
     "RecordOpener",
     "RecordSealer",
-    "agree",
-    "derive_keys",
-    "make_private_key",
 ]
 
 # Record types.
@@ -53,43 +48,6 @@ class DirectionKeys:
 
     key: bytes
     nonce_base: bytes
-
-
-def make_private_key() -> X25519PrivateKey:
-    """A key for one call; NotSupported where the host does not allow X25519 (FIPS 140 mode)."""
-    try:
-        return X25519PrivateKey.generate()
-    except UnsupportedAlgorithm as error:
-        raise NotSupported(f"the cryptography of this host has no X25519: {error}") from error
-
-
-def derive_keys(
-    private: X25519PrivateKey, public: bytes, offer: str, answer: str
-) -> tuple[DirectionKeys, DirectionKeys]:
-    """The keys that the caller sends with, and the callee's; BadPacket as ``agree``."""
-    size = 2 * (_KEY_BYTES + _NONCE_BYTES)
-    block = agree(private, public, offer, answer, b"kkp2p sealed 1", size)
-    return (
-        DirectionKeys(block[0:16], block[32:44]),
-        DirectionKeys(block[16:32], block[44:56]),
-    )
-
-
-def agree(
-    private: X25519PrivateKey, public: bytes, offer: str, answer: str, purpose: bytes, size: int
-) -> bytes:
-    """``size`` secret bytes that only the two sides of a call can derive.
-
-    BadPacket if the peer's public key is not usable.
-    """
-    try:
-        secret = private.exchange(X25519PublicKey.from_public_bytes(public))
-    except ValueError as error:  # wrong length, or a point of small order
-        raise BadPacket("the peer's public key is not usable") from error
-    salt = hashlib.sha256(
-        hashlib.sha256(offer.encode()).digest() + hashlib.sha256(answer.encode()).digest()
-    ).digest()
-    return HKDF(SHA256(), size, salt, purpose).derive(secret)
 
 
 class _KeySchedule:

@@ -24,6 +24,7 @@ check_table.py    the checks of all calls behind the engine's sockets
 punch.py          the part of a plan beyond checks: prediction and birthdays
 guesses.py        probes of ports that were guessed
 courtesy.py       what all calls together may send to addresses that have not answered
+notes.py          what was done and learnt, in words and by kind
 
 The local network:
 

@@ -1,10 +1,9 @@
 """Notice when this host's usable addresses or default routes change.
 
-On Linux the kernel tells by netlink (rtnetlink(7)) that something changed; its messages are not
-read, they only start a look.  Changes come in bursts (a link, its addresses, its routes), so the
-look comes DEBOUNCE_S after the first message, and what it sees is compared with what was seen last:
-``on_change`` is called for a real difference only.  Where there is no netlink the look comes every
-POLL_S.
+On Linux the kernel tells by netlink (rtnetlink(7)) that something has changed; its messages are
+not read, they only make us look.  Changes come in bursts (a link, its addresses, its routes), so we
+look DEBOUNCE_S after the first message, and compare what we see with what was seen last:
+``on_change`` is called for a real difference only.  Where there is no netlink we look every POLL_S.
 
 Runs in the hub of the greenlet that calls ``start``.
 """
@@ -45,7 +44,7 @@ MESSAGE_BYTES = 1  # of each that are read; the kernel drops the rest
 
 
 def look() -> object:
-    """What is watched, at this moment; equal when nothing has changed."""
+    """The addresses and routes of this moment; equal to earlier ones when nothing has changed."""
     ports = {int(socket.AF_INET): 1, int(socket.AF_INET6): 1}
     return [candidate.address for candidate in host_candidates(ports)], default_routes()
 

@@ -6,8 +6,8 @@ and ``srflx`` (as a STUN server saw it).  The peer's list is a stranger's word, 
 it gets packets from us: ``parse_untrusted`` bounds it and leaves out what is never a peer, and
 ``plausible`` judges private and loopback addresses.
 
-Loopback is a candidate only on a host that has no other address.  Peers on one host need it only
-then: each of them reaches any address of the host, and answers come back by the same one.
+Loopback is a candidate only on a host that has no other address, as peers on one host need it only
+then: each of them reaches any address of the host, and answers come from the same one.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ import socket
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from .._address import HostPort
 from .._errors import BadPacket
 from .interfaces import interfaces, source_addresses
-from .stun import Address
 
 __all__ = [
     "MAX_CANDIDATES", "Candidate", "family_of", "host_candidates", "is_private", "may_be_peer",
     "outer_candidate", "parse_untrusted", "plausible", "reflexive_priority",
 ]  # fmt: skip
 
-# Type preferences: RFC 8445 section 5.1.2.2 recommends them, but for "mapped", which is our choice:
-# it takes packets from everybody, as a host address does, so it is the next best.
+# Type preferences, as RFC 8445 section 5.1.2.2 recommends them.  "mapped" is our choice: it takes
+# packets from everybody, as a host address does, so it is the next best.
 HOST_PREFERENCE = 126
 REFLEXIVE_PREFERENCE = 110  # what a check teaches the peer ("prflx"; never in a list)
 OUTER_PREFERENCES = {"mapped": 120, "srflx": 100}
@@ -40,13 +40,13 @@ MAX_PRIORITY = 2**31 - 1  # 5.1.2
 MAX_CANDIDATES = 32  # of one peer: a dozen of each family, and some to be learnt later
 MAX_OWN_PER_FAMILY = 12  # a host with more has them for other purposes
 MAX_TEXT = 80  # characters of one candidate; the longest possible one has 67
-CACHED = 1024  # addresses that are judged once: a call asks of the same few hundreds of times
+CACHED = 1024  # judged addresses: a call asks hundreds of times about the same few
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 KINDS = {"host", *OUTER_PREFERENCES}
 
-# Where only a host of the same network can be: RFC 1918, RFC 6598, RFC 3927, RFC 4193; or none but
-# the host itself: RFC 7335 (464XLAT, DS-Lite), RFC 2544 (VPN programs take them for their devices).
+# Addresses that only hosts of the same network reach: RFC 1918, RFC 6598, RFC 3927, RFC 4193; or
+# only the host itself: RFC 7335 (464XLAT, DS-Lite), RFC 2544 (VPN programs use them for devices).
 PRIVATE = [
     ipaddress.ip_network(text)
     for text in (
@@ -54,13 +54,13 @@ PRIVATE = [
         "fc00::/7", "192.0.0.0/29", "198.18.0.0/15",
     )
 ]  # fmt: skip
-# Where a translator or a tunnel of ours carries IPv6 packets to the IPv4 address that is written in
-# them: RFC 6052, RFC 8215, RFC 3056, RFC 4291 section 2.5.5.1.
+# IPv6 addresses whose packets a translator or tunnel carries to the IPv4 address within them:
+# RFC 6052, RFC 8215, RFC 3056, RFC 4291 section 2.5.5.1.
 CARRIED_TO_IPV4 = [
     ipaddress.ip_network(text) for text in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "::/96")
 ]
-# What is never one peer: "this network" (RFC 791), reserved and broadcast (RFC 1112), addresses
-# of another family in disguise (RFC 4291), which would slip past what is said of that family.
+# What is never one peer: "this network" (RFC 791), reserved and broadcast (RFC 1112), and IPv4
+# addresses written as IPv6 ones (RFC 4291), which would evade the rules for IPv4.
 NEVER = [
     ipaddress.ip_network(text)
     for text in ("0.0.0.0/8", "240.0.0.0/4", "::ffff:0:0/96", "::/128", "fec0::/10")
@@ -90,11 +90,11 @@ def host_candidates(
 
     ``ports``: the bound port for each address family that we have a socket of.
     ``addresses``: of this host, the preferred interface's first; read from the system by default.
-    Asks the system, so it tells the state of this moment; OSError: it has no descriptors left.
+    Asks the system anew each time; OSError: it has no descriptors left.
     """
     usable = [
         ip
-        # An address with a scope (fe80::1%eth0) is none of ours: only its network could use it.
+        # An address with a scope (fe80::1%eth0) is left out: only its network could use it.
         for ip in map(_parse_ip, _own_addresses() if addresses is None else addresses)
         if ip is not None and family_of(str(ip)) in ports and _is_one_host(ip)
     ]
@@ -118,8 +118,8 @@ def host_candidates(
 def _without_those_that_name_the_device(found: list[IPAddress]) -> list[IPAddress]:
     """IPv6 addresses made of a MAC address (RFC 4291 appendix A) are the same in every network.
 
-    RFC 8445 section 5.1.1.1 forbids to tell them where we have another one of that network.  One
-    that the system sends from anyway stays: the peer is going to see it.
+    RFC 8445 section 5.1.1.1 forbids telling them where we have another one of that network.  One
+    that the system sends from stays, as the peer sees it anyway.
     """
     sends_from = next((ip for ip in found if ip.version == 6), None)
 
@@ -133,7 +133,7 @@ def _without_those_that_name_the_device(found: list[IPAddress]) -> list[IPAddres
 
 
 def _own_addresses() -> list[str]:
-    """What leaves by the default routes first, then every interface's in the kernel's order."""
+    """The source addresses of the default routes, then every interface's in the kernel's order."""
     listed = (interface.address for interface in interfaces())
     return list(dict.fromkeys([*source_addresses(), *listed]))
 
@@ -148,14 +148,14 @@ def reflexive_priority(own: Sequence[Candidate], family: int) -> int:
     return _priority(REFLEXIVE_PREFERENCE, _local_preference(own, family))
 
 
-def outer_candidate(kind: str, address: Address, own: Sequence[Candidate]) -> Candidate:
-    """Where we are seen from outside; ``kind`` "mapped" or "srflx", ``own``: our host's."""
+def outer_candidate(kind: str, address: HostPort, own: Sequence[Candidate]) -> Candidate:
+    """An address at which we are seen from outside; ``kind``: "mapped" or "srflx"."""
     preference = _local_preference(own, family_of(address[0]))
     return Candidate(kind, _priority(OUTER_PREFERENCES[kind], preference), *address)
 
 
 def _local_preference(own: Sequence[Candidate], family: int) -> int:
-    """As the best host candidate's of that family, which has the same base."""
+    """That of the best host candidate of the family, which has the same base."""
     host = max((c.priority for c in own if family_of(c.address) == family), default=0)
     return host >> 8 & MAX_LOCAL_PREFERENCE
 
@@ -168,7 +168,7 @@ def parse_untrusted(texts: object) -> list[Candidate]:
     """
     if not isinstance(texts, list) or len(texts) > MAX_CANDIDATES:
         raise BadPacket(f"not a list of up to {MAX_CANDIDATES} candidates")
-    found: dict[Address, Candidate] = {}
+    found: dict[HostPort, Candidate] = {}
     for text in texts:
         candidate = _parse_one_untrusted(text)
         if candidate.kind in KINDS and may_be_peer(candidate.address, candidate.port):
@@ -224,11 +224,11 @@ def may_be_peer(address: str, port: int) -> bool:
 def plausible(address: str, own: Sequence[Candidate]) -> bool:
     """Whether an address that the peer only named may be the peer's, seen from here.
 
-    Not without a socket and an address of its family.  Loopback: only if we have nothing else
-    either, so that the peer may be on this host.  Private: only if we have a private address, or
-    none but loopback.  So a caller cannot make a public server probe the network behind it, by
-    IPv4 addresses in IPv6 ones neither.
-    A peer that is there in spite of it reaches us by its own checks.
+    It is not without an address of ours of its family.  Loopback is plausible only if we have
+    nothing else either, so that the peer may be on this host; a private address only if we have one
+    too, or none but loopback.  So a caller cannot make a public server probe the network behind it,
+    nor by IPv4 addresses within IPv6 ones.  A peer that is there nevertheless reaches us by its own
+    checks.
     """
     ip = ipaddress.ip_address(address)
     same_family = [ipaddress.ip_address(c.address) for c in own]
@@ -242,7 +242,7 @@ def plausible(address: str, own: Sequence[Candidate]) -> bool:
 
 
 def is_private(address: str) -> bool:
-    """Whether only a host of the same network can have this numeric address, or of this host."""
+    """Whether only a host of our network, or this host itself, can have this numeric address."""
     ip = _parse_ip(address) or ipaddress.ip_address(address)
     return ip.is_loopback or _is_private(ip)
 

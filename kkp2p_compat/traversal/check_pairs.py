@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from ..transport.udp.events import Address
+from .._address import Address
 
-__all__ = ["FIRST_INTERVAL_S", "Pair", "Probe", "text_of"]
+__all__ = ["FIRST_INTERVAL_S", "Pair", "Probe"]
 
-FIRST_INTERVAL_S = 0.05  # our choice: to the first retransmission, then doubled (as 14.3 does)
+FIRST_INTERVAL_S = 0.05  # our choice: to the first retransmission; then it doubles, as in 14.3
 
 
 class Pair:
@@ -39,10 +39,3 @@ class Probe(NamedTuple):
     address: Address
     sent_at: float  # s
     nominates: bool
-
-
-def text_of(address: Address) -> str:
-    """For people."""
-    ip, port, *number = address
-    by = f" by socket {number[0]}" if number else ""
-    return (f"[{ip}]:{port}" if ":" in address[0] else f"{ip}:{port}") + by

@@ -1,4 +1,4 @@
-"""Every call's checks behind the engine's sockets: finds whose a datagram is, and if it is genuine.
+"""The checks of all calls of an engine: which call a datagram belongs to, and if it is genuine.
 
 A request finds its call by the first half of USERNAME, an answer by the start of its transaction
 id, so thousands of calls cost a datagram no more than one.  What is not authentic gets no answer
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+from .._address import Address
 from .._errors import BadPacket
-from ..transport.udp.events import Address
 from .checks import Checks
 from .credentials import UFRAG_BYTES
 from .stun import Kind, Message, parse_untrusted
@@ -59,7 +59,7 @@ class CheckTable:
         return checks
 
     def _find(self, message: Message) -> tuple[Checks | None, str]:
-        """Whose it is, or why nobody's."""
+        """Whose it is, or why it is nobody's."""
         if not message.has_fingerprint:
             return None, "no fingerprint"
         if message.kind is Kind.REQUEST:

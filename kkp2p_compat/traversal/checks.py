@@ -6,10 +6,10 @@ socket for each family, fixed roles and a path that the transport can move later
 
 - A pair is a remote address: the kernel picks the local one.  Its priority is the remote
   candidate's, as only the caller compares them.  An answer from another address than the probed one
-  (a host with several) does not verify the probed one (7.2.5.2.1), but we learn its source.
-- No role conflict (7.3.1.1): the caller controls.  A request with our own role is dropped.
+  (of a host with several) does not verify the probed one (7.2.5.2.1), but we learn its source.
+- There is no role conflict (7.3.1.1): the caller controls.  A request with our own role is dropped.
 - Nomination takes no round trip of its own.  The caller selects the first verified address at once,
-  unless a better one is still in its first round trip, and tells by USE-CANDIDATE until that is
+  unless a better one is still in its first round trip, and sends USE-CANDIDATE until that is
   answered.  The callee selects the nominated address when its own check of it has been answered
   (7.3.1.5).  There is one nomination, so both sides end on the same path.
 - Timing: an offer has a few candidates, so the first checks leave at once and the first
@@ -18,15 +18,16 @@ socket for each family, fixed roles and a path that the transport can move later
 On a path without loss the caller has its address one round trip after it got the answer, the callee
 half a round trip later.  A better address that is dead costs GRACE_S more.
 
-- The callee's first check of an address behind a NAT gets no further than its own NATs (LOW_TTL):
-  that is all it is for, as the caller's filter is still closed.  Where it did arrive, a router that
-  is a Linux host might take it for its own, and then give the caller's packets another port.
+The callee's first check of an address behind a NAT gets no further than the callee's own NATs
+(LOW_TTL): it is only to open their filters, as the caller's filter is still closed.  If it arrived,
+a router that is a Linux host might take it for a connection of its own, and then give the caller's
+packets another port.
 
 Whatever the peer names gets few packets: at most MAX_CANDIDATES addresses, MAX_PORTS_PER_IP of
 one ip, MAX_PROBES_PER_ADDRESS and MAX_PROBES in all.  Beyond the list, at most MAX_LEARNT addresses
 from which authentic messages came.  A request that is replayed changes nothing.
-What all calls of an engine send together is bounded by their ``Courtesy``.
-Where a plan says so, ``guesses`` are probed beside the list, within bounds of their own.
+``Courtesy`` bounds what all calls of an engine send together.  Where a plan says so, ``guesses``
+are probed beside the list, within bounds of their own.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
-from typing import TYPE_CHECKING
+from random import Random
 
-from ..transport.udp.events import Address
+from .._address import Address, text_of
 from .candidates import (
     MAX_CANDIDATES,
     Candidate,
@@ -46,14 +47,12 @@ from .candidates import (
     plausible,
     reflexive_priority,
 )
-from .check_pairs import FIRST_INTERVAL_S, Pair, Probe, text_of
+from .check_pairs import FIRST_INTERVAL_S, Pair, Probe
 from .courtesy import Courtesy
 from .credentials import UFRAG_BYTES, Credentials
 from .guesses import LOW_TTL, Guesses
+from .notes import Note, NoteKind
 from .stun import UNKNOWN_ATTRIBUTE, Kind, Message
-
-if TYPE_CHECKING:
-    from random import Random
 
 __all__ = ["Checks", "Credentials"]
 
@@ -61,13 +60,13 @@ __all__ = ["Checks", "Credentials"]
 BURST = 8  # checks that may leave at once: the addresses of an ordinary peer
 PACE_S = 0.005  # then one in this time; 124-byte datagrams, so 0.2 Mbit/s
 MAX_INTERVAL_S = 2.0
-TRIGGER_GAP_S = 0.01  # after a check that is still under way another one would tell nothing new
+TRIGGER_GAP_S = 0.01  # after a check that is still under way, another one tells nothing new
 # Our choices: patience with a better address when one is verified.
 GRACE_S = 0.005  # beyond twice the round trip of the verified one
-MAX_WAIT_S = 0.1  # in all: one retransmission more on a short path
+MAX_WAIT_S = 0.1  # in all: on a short path long enough for one retransmission
 # Our choices: bounds.
 MAX_PROBES_PER_ADDRESS = 40  # 70 s at the intervals above: more than the longest call's 60
-MAX_PROBES = 800  # 100 KB, to addresses that the peer has not been heard from
+MAX_PROBES = 800  # 100 KB in all, to addresses from which the peer has not been heard
 MAX_PORTS_PER_IP = 4  # or a list would be a port scan
 MAX_LEARNT = 16
 MAX_REQUESTS = 4608  # remembered; a peer of our kind sends fewer: 4,460 at most
@@ -110,7 +109,7 @@ class Checks:
         self.settled = False  # both sides know; nothing more to send but answers
         self.ignored = 0  # candidates of the peer that we do not try
         self.packets_sent = 0
-        self.notes: list[tuple[float, str]] = []  # what happened when; whoever reads may clear it
+        self.notes: list[Note] = []  # whoever reads them may clear the list
         self._notes_left = MAX_NOTES
         self._controlling = controlling
         self._own = local_candidates
@@ -160,11 +159,11 @@ class Checks:
             known.priority = candidate.priority  # of one that was learnt: 7.3.1.3
 
     def guessable(self) -> list[Candidate]:
-        """The peer's, as far as we try them and may do more than check them."""
+        """The peer's candidates near which ports may be guessed."""
         return [each for each in self._listed.values() if self.guesses.may_be_at(each.address)]
 
     def stay_low(self, seconds: float) -> None:
-        """For so long the callee's checks need not arrive: the caller's will, by its own."""
+        """For so long the callee's checks need not arrive, as the caller's will."""
         self._low_ttl_until = self._now + seconds
 
     # Input.
@@ -191,7 +190,7 @@ class Checks:
             return
         due = [p for p in self._pairs.values() if p.next_probe_at <= self._now and self._may(p)]
         for pair in sorted(due, key=lambda pair: (pair.probes, -pair.priority)):
-            # A check may use up what the budget has for the others.
+            # An earlier check of this loop may have used up the budget.
             if self._pace_at <= self._now and self._may(pair):
                 self._probe(pair)
         while (guess := self.guesses.poll(self._now)) is not None:
@@ -227,7 +226,7 @@ class Checks:
         if message.priority is None:
             return "a request without a priority"
         if not may_be_peer(source[0], source[1]):
-            return "a request from no peer's address"
+            return "a request from an address that no peer has"
         seen_from = self._requests.get(message.transaction_id)
         if seen_from not in (None, source):
             return "a replayed request"
@@ -270,7 +269,7 @@ class Checks:
 
     def _add_learnt(self, source: Address, priority: int) -> Pair:
         pair = self._pairs[source] = Pair("prflx", source, priority, self._now)
-        self._note(f"learnt {text_of(source)}")
+        self._note(f"learnt {text_of(source)}", NoteKind.LEARNT)
         return pair
 
     def _hear(self, pair: Pair) -> None:
@@ -296,12 +295,12 @@ class Checks:
         pair = self._pairs.get(probe.address)
         if source != probe.address:
             if not may_be_peer(source[0], source[1]):
-                return "an answer from no peer's address"
+                return "an answer from an address that no peer has"
             other = self._pair_of(source, pair.priority if pair else 0)
             if other is not None:
                 self._hear(other)
             return None
-        if pair is None:  # of a guess that was right
+        if pair is None:  # a guess was right
             pair = self._add_learnt(source, reflexive_priority(self._own, family_of(source[0])))
         pair.heard = True
         if not pair.valid:
@@ -311,7 +310,9 @@ class Checks:
             self._first_valid_at = min(self._first_valid_at, self._now)
             self.guesses.stop()
             took_ms = 1000 * pair.round_trip_s
-            self._note(f"{pair.kind} {text_of(source)} answered after {took_ms:.1f} ms")
+            self._note(
+                f"{pair.kind} {text_of(source)} answered after {took_ms:.1f} ms", NoteKind.ANSWER
+            )
         if probe.nominates:
             self.settled = True
         self._select_if_nominated(pair)
@@ -330,7 +331,7 @@ class Checks:
             self._note(f"the caller chose {pair.kind} {text_of(pair.address)}")
 
     def _consider_nominating(self) -> None:
-        """The caller's: take the best verified address, or wait a little for a better one."""
+        """As the caller, take the best verified address, or wait a little for a better one."""
         valid = [pair for pair in self._pairs.values() if pair.valid]
         if not self._controlling or self._choice_is_made() or not valid:
             return
@@ -352,7 +353,7 @@ class Checks:
         """Until when this one may still turn out better than the best verified one."""
         if pair.valid or pair.priority <= best.priority or not self._may(pair):
             return -math.inf
-        # One in our own network would have been quicker than the way over our NATs.
+        # An address in our own network would have answered sooner than one beyond our NATs.
         is_near = is_private(pair.address[0]) and not is_private(best.address[0])
         round_trips = 1 if is_near else 2
         return pair.first_sent_at + round_trips * best.round_trip_s + GRACE_S
@@ -367,7 +368,7 @@ class Checks:
     # Checks.
 
     def _may(self, pair: Pair) -> bool:
-        """Whether another check of this one is within the bounds, and tells anything."""
+        """Whether another check of this pair is within the bounds and of any use."""
         return (
             not pair.valid
             and pair.probes < MAX_PROBES_PER_ADDRESS
@@ -376,12 +377,13 @@ class Checks:
 
     def _probe(self, pair: Pair) -> None:
         ttl = LOW_TTL if self._need_not_arrive(pair) else None
+        hops = f", {ttl} hops" if ttl else ""
         self._note(
-            f"check {pair.probes + 1} of {pair.kind} {text_of(pair.address)}"
-            + (f", {ttl} hops" if ttl else "")
+            f"check {pair.probes + 1} of {pair.kind} {text_of(pair.address)}{hops}", NoteKind.CHECK
         )
         self._send_check(pair.address, ttl, pair is self._nominee)
-        self._budget -= not pair.heard
+        if not pair.heard:
+            self._budget -= 1
         self._pace_at = max(self._pace_at, self._now - BURST * PACE_S) + PACE_S
         pair.probes += 1
         pair.first_sent_at = min(pair.first_sent_at, self._now)
@@ -399,7 +401,7 @@ class Checks:
         if pair is None or not pair.valid:
             heard = pair is not None and pair.heard
             if not self._courtesy.may_send(address[0], heard, self._now):
-                self._note(f"{text_of(address)} has had enough of us for now")
+                self._note(f"{text_of(address)} gets no more packets from us for now")
                 return
         transaction_id = self.local.tag + self._random.randbytes(12 - UFRAG_BYTES)
         self._probes[transaction_id] = Probe(address, self._now, nominates)
@@ -418,7 +420,7 @@ class Checks:
         self.packets_sent += 1
         self._outbox.append((data, address, ttl))
 
-    def _note(self, text: str) -> None:
+    def _note(self, text: str, kind: NoteKind = NoteKind.OTHER, amount: int = 1) -> None:
         if self._notes_left > 0:
             self._notes_left -= 1
-            self.notes.append((self._now, text))
+            self.notes.append(Note(self._now, text, kind, amount))

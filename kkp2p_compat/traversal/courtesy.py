@@ -1,16 +1,16 @@
 """What all calls of an engine together may send to addresses that have not answered yet.
 
-Anybody can call a peer, and make it probe addresses of third parties: each call has bounds of its
-own, but there can be thousands of them.  So every request of every call goes by here first, and
-what is over the limits is not sent; to the checks it is a packet that was lost.
+Anybody can call a peer and make it probe addresses of third parties: each call has bounds of its
+own, but there can be thousands of them.  So every request of every call is judged here first, and
+what is over the limits is not sent; to the checks it looks like a packet that was lost.
 
 - To one ip (IPv4 address, IPv6 /64): PER_IP at once, then PER_IP_PER_S.  So a victim gets 50
-  packets of 152 bytes a second in the long run, 61 kbit/s, whatever is called how often.
+  packets of 152 bytes a second in the long run, 61 kbit/s, however often peers are called.
 - In all: IN_ALL at once, then IN_ALL_PER_S; and the same once more for addresses from which a check
-  came, or else who names many victims would be in the way of every other call.
+  came: otherwise a caller that names many victims could block every other call.
 
-An ip that has answered a check of ours begins anew: a peer is there that was meant.  Only an answer
-counts, as it repeats random bytes of ours; who calls can send requests from a forged address.
+The limit of an ip that has answered a check of ours starts anew: the peer that was meant is there.
+Only an answer counts, as it repeats random bytes of ours: requests can come from a forged address.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PER_IP = 3000  # a whole birthday or prediction, or 500 peers behind one NAT tha
 PER_IP_PER_S = 50.0
 IN_ALL = 10_000  # 1,000 calls at once to peers with a few addresses each
 IN_ALL_PER_S = 1000.0  # 1.2 Mbit/s
-SLOTS = 4096  # ips share one by chance: a table that was full would have to forget somebody's level
+SLOTS = 4096  # ips share one by chance: a full table would have to forget the level of some
 
 _NETWORK_BYTES = 8  # of an IPv6 address: what one host or home has
 
@@ -38,7 +38,7 @@ class Courtesy:
 
     def __init__(self) -> None:
         self.refused = 0  # requests that were not sent
-        self._salt = secrets.token_bytes(8)  # nobody else knows who shares a slot
+        self._salt = secrets.token_bytes(8)  # so that nobody else knows which ips share a slot
         self._by_ip: dict[int, Bucket] = {}
         self._in_all: dict[bool, Bucket] = {}
 

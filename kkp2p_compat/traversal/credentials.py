@@ -5,12 +5,9 @@ from __future__ import annotations
 import base64
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from random import Random
 
 from .._errors import BadPacket
-
-if TYPE_CHECKING:
-    from random import Random
 
 __all__ = ["UFRAG_BYTES", "Credentials"]
 

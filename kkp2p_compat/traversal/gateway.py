@@ -23,18 +23,18 @@ from gevent import socket
 
 from .._errors import BadPacket, KKP2PError, TimedOut, from_os_error
 from . import pcp
-from .candidates import PRIVATE, may_be_peer
+from .candidates import may_be_peer
 
-__all__ = ["Mapping", "PcpSession", "PmpSession", "Refused", "Session", "checked", "is_private"]
+__all__ = ["Mapping", "PcpSession", "PmpSession", "Refused", "Session", "checked"]
 
 T = TypeVar("T")
 
-# RFC 6886 section 3.1: the first repeat after 250 ms, then twice that each time.  PCP's first one
-# is after 3 s (RFC 6887 section 8.1.1), for servers far away; we ask the next router only.
+# RFC 6886 section 3.1: the first repeat after 250 ms, the following ones after twice that each.
+# PCP waits 3 s (RFC 6887 section 8.1.1), for servers far away; we ask the next router only.
 FIRST_REPEAT_S = 0.25
 TRANSMISSIONS = 4  # our choice: 3.75 s in all; RFC 6886 goes on to 9, which are two minutes
 
-MAX_LEASE_S = 7 * 86400  # our choice: a longer one is taken for this, so that times stay sane
+MAX_LEASE_S = 7 * 86400  # our choice: a longer lease counts as this
 
 
 class Refused(KKP2PError):
@@ -47,13 +47,8 @@ class Mapping(NamedTuple):
     lease_s: int  # at least 1; how long the router keeps it
 
 
-def is_private(ip: str) -> bool:
-    """Whether an address is of a network of its own: a router there is behind another NAT."""
-    return any(ipaddress.ip_address(ip) in network for network in PRIVATE)
-
-
 def checked(ip: str, port: int, lease_s: int) -> Mapping:
-    """A router's word, if it can be true; else BadPacket.  A private address can be."""
+    """What a router said, if it can be true; otherwise BadPacket.  A private address can be."""
     try:
         address = ipaddress.IPv4Address(ip)
     except ValueError:
@@ -82,7 +77,7 @@ class Session(ABC):
 
     @abstractmethod
     def unmap(self) -> None:
-        """Remove what ``map`` asked for, if it did, answered or not."""
+        """Remove the mapping that ``map`` asked for, whether it was answered or not."""
 
     @abstractmethod
     def close(self) -> None: ...
@@ -100,7 +95,8 @@ class _Udp(Session):
     def _exchange(self, make: Callable[[str], bytes], accept: Callable[[bytes], T | None]) -> T:
         """Send ``make(our address)`` until ``accept`` takes an answer; it returns None for others.
 
-        A socket for each: our address may have changed, and no late answer reaches the next one.
+        Each exchange has a socket of its own, as our address may have changed; so no late answer
+        reaches the next exchange.
         """
         silence = TimedOut(f"{self.gateway} does not answer {self.method}")
         try:

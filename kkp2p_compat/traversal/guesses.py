@@ -1,7 +1,7 @@
 """Probes beside the checks of an address: to ports that were guessed, or from many sockets.
 
-They are sent once or twice, in their order and at a pace, and do not go on until they are answered.
-Whatever a peer's NAT is said to be, the bounds here are all that one call can cost a third party:
+They are sent once or twice, in order and paced, and are not repeated until they are answered.
+Whatever a peer tells of its NAT, one call costs a third party no more than the bounds here:
 
 - Ports are guessed only at an IPv4 address that the peer's own list names as its outside address,
   never at a private one, and never below 1024, where services are.
@@ -10,7 +10,7 @@ Whatever a peer's NAT is said to be, the bounds here are all that one call can c
   gets ordinary checks only.
 - MAX_PROBES in all, MAX_PREDICTED of them to predicted ports.
 
-When the first answer has come, nothing is guessed any more.
+After the first answer nothing is guessed any more.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import math
 import socket
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-from ..transport.udp.events import Address
+from .._address import Address, text_of
 from .candidates import Candidate, family_of, is_private
-from .check_pairs import text_of
+from .notes import NoteKind
 
 __all__ = [
     "LOWEST_PORT", "LOW_TTL", "MAX_PREDICTED", "MAX_PROBES", "PACE_S", "Guesses", "Wave",
@@ -31,28 +31,29 @@ __all__ = [
 LOWEST_PORT = 1024  # that a NAT gives to a socket (RFC 4787 REQ-3)
 
 # Our choices.
-LOW_TTL = 3  # hops: over the own NATs, a home router's and perhaps a carrier's, and not to the peer
+LOW_TTL = 3  # hops: beyond our own NATs, a home router and perhaps a carrier's, not to the peer
 PACE_S = 1 / 400  # from probe to probe; of 124 bytes, so 0.4 Mbit/s
 BURST = 8  # that may leave at once, after a pause or a late timer
 MAX_PROBES = 2500  # of one call and side: a birthday punch needs 2,000 for 99.96 %
 MAX_PREDICTED = 2048  # ten rounds of a prediction
 
 OUTSIDE = ("mapped", "srflx")  # kinds of candidates
-Wave = tuple[float, "int | None"]  # seconds after the beginning, hops (None: as usual)
+Wave = tuple[float, "int | None"]  # seconds after the start, hops (None: as usual)
 
 
 class Guesses:
     """``predict``, ``sweep`` or ``spread``; then at ``next_at`` send all that ``poll`` gives.
 
-    Each returns how many probes it leads to.  Of several waves each goes to all the addresses.
+    Each returns how many probes it leads to.  Every wave goes to all the addresses.
     """
 
     def __init__(
-        self, listed: Mapping[Address, Candidate], note: Callable[[str], object],
+        self, listed: Mapping[Address, Candidate], note: Callable[..., object],
         vouched: Collection[str] | None = None,
     ) -> None:  # fmt: skip
-        """``listed``: the peer's candidates that are tried; may grow.  ``note``: for people.
-        ``vouched``: ips where the cloud has seen the peer; None: it cannot tell.
+        """``listed``: the peer's candidates that are tried; may grow.  ``note`` takes the text, the
+        kind and the amount of a Note.  ``vouched``: the IP addresses at which the cloud has seen
+        the peer; None: it cannot tell.
         """
         self._listed = listed
         self._vouched = vouched
@@ -74,7 +75,7 @@ class Guesses:
         return count
 
     def sweep(self, ip: str, ports: Iterable[int], now: float) -> int:
-        """Probe each of these ports once.  For plans that both sides' NATs call for, only."""
+        """Probe each of these ports once, where the NATs of both sides call for it."""
         waves: list[Wave] = [(0.0, None)]
         return self._add(self._at(ip, ports, 0), waves, now, f"random ports of {ip}")
 
@@ -113,7 +114,7 @@ class Guesses:
                 self._added += 1
         count = self._added - before
         if count:
-            self._note(f"{count} probes of {what}")
+            self._note(f"{count} probes of {what}", NoteKind.GUESS, count)
         return count
 
     def poll(self, now: float) -> tuple[Address, int | None] | None:

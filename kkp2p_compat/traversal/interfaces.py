@@ -1,12 +1,12 @@
-"""Every address of this host, in one look that stays short where there are hundreds.
+"""Every address of this host, found quickly also where there are hundreds.
 
-On Linux IPv4's come from one system call (SIOCGIFCONF, netdevice(7)) and IPv6's from one file of
-/proc.  Neither needs netlink, which a service's sandbox may forbid (``RestrictAddressFamilies`` of
-systemd, Android), nor reads all interfaces again for each of them, as netifaces does there.
-Elsewhere netifaces is asked.
+On Linux the IPv4 addresses come from one system call (SIOCGIFCONF, netdevice(7)) and the IPv6 ones
+from one file of /proc.  Neither needs netlink, which a sandbox may forbid (Android, systemd's
+``RestrictAddressFamilies``), nor reads all interfaces again for each of them, as netifaces does.
+On other systems netifaces is asked.
 
-Where a family is missing or hidden it has no addresses here; only a shortage of descriptors or
-memory raises, or it would look as if all addresses had gone.
+Where a family is missing or hidden it has no addresses here.  Only a shortage of descriptors or
+memory raises, as it would otherwise look as if all addresses had gone.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ IP_AT = slice(20, 24)
 # linux/if_addr.h
 IFA_F_OPTIMISTIC = 0x04
 IFA_F_DADFAILED = 0x08  # another host has it
-IFA_F_TENTATIVE = 0x40  # not known yet: the link is down, or the host has just come
+IFA_F_TENTATIVE = 0x40  # not verified yet: the link is down, or has just come up
 
 LINK_LOCAL = 0x20  # net/ipv6.h: IPV6_ADDR_LINKLOCAL, the scope in if_inet6
 IF_INET6 = Path("/proc/net/if_inet6")
@@ -61,7 +61,7 @@ class Interface(NamedTuple):
 
 
 def interfaces() -> list[Interface]:
-    """IPv4's, then IPv6's, each in the kernel's order of the interfaces.
+    """Those of IPv4, then those of IPv6, each in the kernel's order of the interfaces.
 
     Left out are IPv6 addresses that take no packets (yet), and link-local ones, which need a scope.
     Raises OSError in a shortage.  5 ms of CPU time with 500 interfaces.

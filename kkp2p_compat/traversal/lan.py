@@ -2,22 +2,22 @@
 
 A search is broadcast on every interface and repeated until an answer comes; a Responder listens on
 the search port and answers the searches for its peer id.  Both run in the engine's hub.  The texts
-carried are the engine's offer and answer: their meaning, and their keys, are not known here.
-The datagrams, and what is remembered of them, are lan_wire's.
+carried are the engine's offer and answer: their meaning and their keys are not known here.
+lan_wire.py has the datagrams, and what is remembered of them.
 
-Nobody proves anything here: who hears a search may answer it, as with the C SDK.  So nothing
+Nothing is authenticated here: whoever hears a search may answer it, as with the C SDK.  So nothing
 leaves the local network: routes through a gateway are not used (SO_DONTROUTE), and searches from
 addresses that are in no network of this host are dropped.
 
-One host, many engines: each binds the port with SO_REUSEADDR, and the kernel then gives a broadcast
-to every one of them (a unicast only to the last that has bound it).  127.255.255.255 is the
-broadcast address of lo, and loopback behaves the same: measured on Linux 6.18, each of the sockets
-bound to the wildcard address gets its copy, also where lo is the only interface.  A broadcast on
-any other interface comes back to this host's sockets, too; a firewall may drop it there, so lo is
-searched in any case.
+Several engines may run on one host: each binds the port with SO_REUSEADDR, and the kernel then
+gives a broadcast to every one of them (a unicast only to the last one that bound it).
+127.255.255.255 is the broadcast address of lo, and loopback behaves the same: measured on Linux
+6.18, each of the sockets bound to the wildcard address gets its copy, also where lo is the only
+interface.  A broadcast on any other interface comes back to this host's sockets, too; a firewall
+may drop it there, so lo is searched in any case.
 
-A stateful firewall takes an answer for what it is only if it comes from where the question went,
-and that was everybody.  So a search listens on the search port, too, which its user can open; and
+A stateful firewall lets an answer in only if it comes from the address that the question went to,
+and that was everybody's.  So a search listens on the search port, too, which its user can open; and
 every second copy of an answer is broadcast to that port.
 """
 
@@ -36,11 +36,11 @@ import gevent
 from gevent import select, socket
 from gevent.pool import Pool
 
+from .._address import Address
 from .._codes import KKP2P_ERROR_SOCKET_BIND
 from .._descriptors import keep_private
 from .._errors import BadPacket, KKP2PError, OutOfDescriptors, TimedOut, from_os_error
 from .._io import READ, time_limit
-from ..transport.udp.events import Address
 from .interfaces import interfaces
 from .lan_wire import (
     ANSWER,
@@ -64,15 +64,15 @@ FIRST_REPEAT_S = 0.05  # an answer on a LAN takes a few ms: one that is not ther
 MAX_REPEAT_S = 1.0  # reached after five repeats; a peer that comes later is found within it
 MAX_ANSWERING = 32  # answers that are being made at once, by one responder
 READS_PER_TURN = 64  # datagrams read before others of the hub get their turn
-NETWORKS_S = 1.0  # how long the list of this host's networks is trusted
+NETWORKS_S = 1.0  # how long the list of this host's networks is used
 
-LIMITS = (Verdict.LIMIT, Verdict.SOURCE_LIMIT)  # what is worth a line in the log
+LIMITS = (Verdict.LIMIT, Verdict.SOURCE_LIMIT)  # drops that are worth a line in the log
 
 AnswerFunction = Callable[[str, Address], "str | None"]
 
 
 class _Once:
-    """Log each problem once: a search meets it at every repeat, and strangers could fill a log."""
+    """Log each problem once: it comes back at every repeat, and strangers could fill the log."""
 
     def __init__(self, peer_id: str, log: Logger) -> None:
         self._peer_id = peer_id
@@ -102,9 +102,9 @@ def _networks(once: _Once) -> list[tuple[str, ipaddress.IPv4Interface]]:
 def _broadcasts(once: _Once) -> list[str]:
     """Every network's broadcast address, loopback's last: peers see our address on the LAN first.
 
-    Computed: none may be configured, but the kernel has a broadcast route for this one anyway.
-    Not 255.255.255.255: the kernel sends it to one interface only, and to none without a default
-    route.
+    It is computed: the one that is configured may be missing or another, but the kernel has a
+    broadcast route for this one.  It is not 255.255.255.255, which the kernel sends to one
+    interface only, and to none without a default route.
     """
     found: dict[str, bool] = {}
     for name, interface in _networks(once):
@@ -132,7 +132,7 @@ def _open_socket(port: int | None = None) -> Any:
     return sock
 
 
-# The side that looks.
+# The side that searches.
 
 
 def search(
@@ -140,9 +140,9 @@ def search(
 ) -> tuple[str, str]:
     """Ask the LAN for a peer: its answer's text, and the IPv4 address that it came from.
 
-    Raises TimedOut after ``timeout_s``, with 0 at once; ValueError if the offer is over 1,000 bytes
-    (UTF-8).  An interface that cannot send is logged, and tried again at each repeat.  Called in a
-    greenlet of the engine.
+    Raises TimedOut after ``timeout_s``, at once if that is 0; ValueError if the offer is over 1,000
+    bytes (UTF-8).  An interface that cannot send is logged, and tried again at each repeat.  Called
+    in a greenlet of the engine.
     """
     question = Message(SEARCH, secrets.token_bytes(ID_BYTES), peer_id, offer_text)
     datagram = encode(question)
@@ -195,7 +195,7 @@ def _wait_for_answer(
 
 def _take_answer(sock: Any, question: Message, once: _Once) -> tuple[str, str] | None:
     """Look at one datagram."""
-    with suppress(BlockingIOError):  # it was a damaged one
+    with suppress(BlockingIOError):  # the kernel has dropped it, as it was damaged
         data, source = sock.recvfrom(SEARCH_BYTES + 1)
         try:
             message = parse_untrusted(data)
@@ -213,13 +213,14 @@ class Responder:
     """Answers searches for ``peer_id``.  ``start``, then ``close``, both in the engine's hub.
 
     ``answer(offer_text, source)`` is called once for each search, in a greenlet that may wait; what
-    it returns (at most 1,000 bytes of UTF-8) is sent, and again when the search is repeated.  With
-    None or a KKP2PError the search has no answer, however often it is repeated.  Its time should be
-    bounded: MAX_ANSWERING searches are answered at once, more are dropped, and come again.
+    it returns (at most 1,000 bytes of UTF-8) is sent, and again when the search is repeated.  If it
+    returns None or raises a KKP2PError the search gets no answer, however often it is repeated.  It
+    should take a bounded time: MAX_ANSWERING searches are answered at once, more are dropped until
+    they are repeated.
     """
 
     def __init__(self, peer_id: str, port: int, answer: AnswerFunction, log: Logger) -> None:
-        self.port = port  # of 0 ``start`` makes a free one
+        self.port = port  # 0: ``start`` chooses a free one
         self.dropped: Counter[str] = Counter()  # datagrams, by reason
         self._peer_id = peer_id
         self._make_answer = answer
@@ -247,7 +248,7 @@ class Responder:
         self._watcher.start(self._handle_readable)
 
     def close(self) -> None:
-        """Answers that are being made are given up.  May be called again."""
+        """Give up the answers that are being made.  May be called again."""
         watcher, self._watcher = self._watcher, None
         if watcher is not None:
             watcher.stop()
@@ -276,7 +277,7 @@ class Responder:
             self.dropped["for another peer"] += 1
             return
         if not self._is_local(source):
-            self._drop("from no network of this host", source)
+            self._drop("not from a network of this host", source)
             return
         verdict, heard = self._memory.hear(message.search_id, source, time.monotonic())
         if heard is None:
@@ -298,7 +299,7 @@ class Responder:
         return source[1] != 0 and self._network_of(source) is not None
 
     def _all_at(self, source: Address) -> Address:
-        """Every engine on the search port of that network; or of that host, where there is none."""
+        """The search port of that whole network, or of that host if there is no broadcast."""
         network = self._network_of(source)
         if network is None or network.prefixlen > MAX_BROADCAST_BITS:
             return source[0], self.port

@@ -2,22 +2,22 @@
 
 Sans-IO: no socket and no clock; ``now`` is passed in, in seconds.  The layout is that of
 docs/protocol.rst, "The LAN search".  Two rules are kept here.  A search is padded to SEARCH_BYTES,
-the largest answer there can be, so nobody can use a responder to send a victim more than they send
+the size of the largest answer, so nobody can use a responder to send a victim more than they send
 themselves.  And a search is remembered by its id while its copies come in, so that it is answered
 once, however many interfaces and repeats it is heard through.
 """
 
 from __future__ import annotations
 
-import re
 import struct
 from collections import Counter, OrderedDict
 from enum import Enum
 from typing import NamedTuple
 
+from .._address import Address
 from .._codes import MAX_PEER_ID
 from .._errors import BadPacket
-from ..transport.udp.events import Address
+from .._peer_id import is_peer_id
 
 __all__ = [
     "ANSWER",
@@ -47,10 +47,8 @@ SEARCH_BYTES = _HEADER.size + MAX_TEXT_BYTES  # 1,056: fits any link's MTU in on
 # Our choices.
 MAX_SEARCHES = 4096  # remembered at once, by one responder: at most 1.5 KB each
 MAX_SOURCE_SEARCHES = 256  # of them from one address: about 50 a second
-MEMORY_S = 5.0  # a search repeats at least every second: one unheard for so long is over
+MEMORY_S = 5.0  # a search repeats at least every second: one not heard for so long is over
 RESEND_S = 0.025  # half a search's shortest interval: more repeats than that are a flood
-
-_PEER_ID = re.compile(rb"[!-~]{1,%d}" % MAX_PEER_ID)
 
 
 class Message(NamedTuple):
@@ -66,7 +64,7 @@ def encode(message: Message) -> bytes:
     """A datagram of at most SEARCH_BYTES; ValueError if the message is not one."""
     kind, search_id, peer_id, text = message
     name, body = peer_id.encode(), text.encode()
-    if len(search_id) != ID_BYTES or _PEER_ID.fullmatch(name) is None:
+    if len(search_id) != ID_BYTES or not is_peer_id(peer_id):
         raise ValueError(f"a LAN message for {peer_id!r} with an id of {len(search_id)} bytes")
     if len(body) > MAX_TEXT_BYTES:
         raise ValueError(f"a LAN message of {len(body)} bytes of text, over {MAX_TEXT_BYTES}")
@@ -79,10 +77,10 @@ def parse_untrusted(datagram: bytes) -> Message:
     if not _HEADER.size <= len(datagram) <= SEARCH_BYTES:
         raise BadPacket("a LAN message of a bad length")
     magic, version, kind, search_id, name, length = _HEADER.unpack_from(datagram)
-    name = name.rstrip(b"\0")
+    peer_id = name.rstrip(b"\0").decode("latin-1")
     if magic != MAGIC or version != VERSION or kind not in (SEARCH, ANSWER):
-        raise BadPacket("a datagram that is no LAN message of this version")
-    if _PEER_ID.fullmatch(name) is None:
+        raise BadPacket("not a LAN message of this version")
+    if not is_peer_id(peer_id):
         raise BadPacket("a LAN message with a bad peer id")
     end = _HEADER.size + length
     # What pads a search is ignored, but it must be there.
@@ -92,7 +90,7 @@ def parse_untrusted(datagram: bytes) -> Message:
         text = datagram[_HEADER.size : end].decode()
     except UnicodeDecodeError as error:
         raise BadPacket("a LAN message with text that is not UTF-8") from error
-    return Message(kind, search_id, name.decode(), text)
+    return Message(kind, search_id, peer_id, text)
 
 
 class Verdict(Enum):

@@ -6,19 +6,21 @@ and port.  A NAT with address-and-port-dependent mapping is called symmetric.
 
 ``Discovery`` does the tests of RFC 5780 for one address family, in three steps:
 
-1. From the main socket both ports of each server at once: our outside address, and whether it
-   depends on the port; one round trip.  The second port is the one after the first by convention,
-   until OTHER-ADDRESS tells.  Departure: our servers with one address send OTHER-ADDRESS with that.
-2. From fresh sockets, in order: how outside ports are allocated.  From the main socket the server's
-   other address, if it has one.  Without one, address-dependent mapping cannot be told from
-   endpoint-independent, nor no filtering from address-dependent: they count as these.
-3. From one of the fresh sockets: answers from where it never sent to (filtering).  Between two of
-   our sockets by their outside addresses (hairpin).
+1. Mapping.  The main socket asks both ports of each server at once: this tells our outside address,
+   and whether it depends on the port, in one round trip.  By convention the second port is the one
+   after the first, until OTHER-ADDRESS tells it.  Departure: our servers with one address send
+   OTHER-ADDRESS with that.
+2. Allocation.  Fresh sockets ask in order: this tells how outside ports are allocated.  The main
+   socket asks the server's other address, if it has one.  Without one, address-dependent mapping
+   cannot be told from endpoint-independent, nor no filtering from address-dependent filtering: they
+   count as the latter.
+3. Filtering.  One of the fresh sockets asks for answers from where it never sent to.  Two of our
+   sockets send to each other's outside addresses (hairpin).
 
 What a server says is a stranger's word.  A mapped address must be one that a peer may have, and a
-private one counts only from a server with a private address; two of ours, as told, are asked for
-step 3.  The other address that it names must be as plausible, and gets one question, four
-datagrams.  MAX_MAPPED mapped addresses are kept.
+private one counts only from a server with a private address.  Step 3 sends to two of our own mapped
+addresses, as told.  The other address that a server names must be as plausible, and gets one
+question, four datagrams.  MAX_MAPPED mapped addresses are kept.
 """
 
 from __future__ import annotations
@@ -27,12 +29,12 @@ import itertools
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
+from enum import Enum
 from random import Random
 
+from .._address import Address, HostPort
 from .._errors import BadPacket
-from ..transport.udp.events import Address as Route
 from .candidates import family_of, is_private, may_be_peer
-from .stun import Address
 from .stun_client import Ask, Asks, at, over
 
 __all__ = [
@@ -49,27 +51,27 @@ _MAPPINGS = ("none", *_BEHAVIOURS, "blocked")
 _ALLOCATIONS = ("preserved", "sequential", "random", "unknown")
 
 # Our choices.
-MAX_SERVERS = 3  # asked of one family
-MAX_MAPPED = 2  # mapped addresses kept: more are a symmetric NAT's, and of no use
+MAX_SERVERS = 3  # that are asked, of one family
+MAX_MAPPED = 2  # mapped addresses that are kept: more are a symmetric NAT's, and of no use
 EXTRA_SOCKETS = 4  # fresh ones, to see the allocation: three differences, one of which may be odd
 MAX_STEP = 64  # ports between two allocations that still count as sequential
-PATIENCE_S = 0.3  # for the other answers when the first is there, beyond two round trips
+PATIENCE_S = 0.3  # beyond two round trips, for more answers after the first
 
 
 @dataclass(frozen=True)
 class NatBehaviour:
     """How the NATs and firewalls between us and the servers behave, all of them together."""
 
+    # "none": no NAT.  "blocked": UDP does not get through.  Otherwise a behaviour, or "unknown".
     mapping: str = "unknown"
-    """"none": no NAT.  "blocked": UDP does not get through.  Else a behaviour, or "unknown"."""
+    # A behaviour, also of a firewall without a NAT; "endpoint-independent" is open to everybody.
     filtering: str = "unknown"
-    """A behaviour, also of a firewall without a NAT; "endpoint-independent" is open."""
+    # The outside port: "preserved" (the socket's own), "sequential" or "random".
     allocation: str = "unknown"
-    """The outside port: "preserved" (the socket's own), "sequential" or "random"."""
+    # Of "sequential": from one new outside port to the next, -64 to 64, never 0.
     step: int = 0
-    """Of "sequential": from one new outside port to the next, -64 to 64, never 0."""
+    # Whether hosts behind it reach each other by their outside addresses; None: not known.
     hairpin: bool | None = None
-    """Whether hosts behind it reach each other by their outside addresses; None: not known."""
 
     @property
     def symmetric(self) -> bool:
@@ -78,7 +80,7 @@ class NatBehaviour:
 
     @property
     def text(self) -> str:
-        """For people."""
+        """In words, for people."""
         if self.mapping == "blocked":
             return "UDP is blocked"
         parts = {
@@ -95,7 +97,7 @@ class NatBehaviour:
         return ", ".join(parts)
 
     def fields(self) -> dict[str, str | int]:
-        """For JSON; what is not known is left out."""
+        """As told in JSON; what is not known is left out."""
         return {
             field.name: value
             for field in fields(self)
@@ -111,11 +113,11 @@ class NatBehaviour:
         if told is None:
             return UNKNOWN
         if not isinstance(told, dict):
-            raise BadPacket("a NAT behaviour that is no object")
+            raise BadPacket("a NAT behaviour that is not an object")
         allocation = _word_untrusted(told, "allocation", _ALLOCATIONS)
         step, hairpin = told.get("step", 0), told.get("hairpin")
         if allocation == "unknown" and told.get("allocation", "unknown") != "unknown":
-            step = 0  # of a way to allocate that we do not know
+            step = 0  # it belongs to an allocation that we do not know
         if type(step) is not int or (step != 0) != (allocation == "sequential"):
             raise BadPacket("a NAT behaviour with a wrong step")
         if abs(step) > MAX_STEP or type(hairpin) not in (bool, type(None)):
@@ -132,7 +134,7 @@ class NatBehaviour:
 def _word_untrusted(told: dict[object, object], name: str, words: Sequence[str]) -> str:
     word = told.get(name, "unknown")
     if not isinstance(word, str):
-        raise BadPacket("a NAT behaviour that is not in words")
+        raise BadPacket("a NAT behaviour with a value that is not a word")
     return word if word in words else "unknown"
 
 
@@ -156,9 +158,18 @@ def judge_allocation(samples: Sequence[tuple[int, int]]) -> tuple[str, int]:
     small = [step for step in steps if 0 < abs(step) <= MAX_STEP]
     if len(small) < max(2, len(steps) - 1):
         return "random", 0
-    # Datagrams that overtake each other turn a step or two round, never most of the way.
+    # Datagrams that overtake each other reverse a step or two, but never most of them.
     sign = 1 if sum(small) > 0 else -1
     return "sequential", sign * math.gcd(*small)
+
+
+class _Phase(Enum):
+    """Of a Discovery: what is being found out."""
+
+    MAPPING = 1
+    ALLOCATION = 2
+    FILTERING = 3
+    DONE = 4
 
 
 class Discovery:
@@ -167,7 +178,7 @@ class Discovery:
     """
 
     def __init__(
-        self, servers: Sequence[Address], *, port: int, extra: Mapping[int, int],
+        self, servers: Sequence[HostPort], *, port: int, extra: Mapping[int, int],
         local: Collection[str], now: float, random: Random,
     ) -> None:  # fmt: skip
         """``servers``: numeric, of one family, the first MAX_SERVERS of which are asked.
@@ -181,17 +192,16 @@ class Discovery:
         self._local = local
         self._now = now
         self._asks = Asks(random)
-        self._main: dict[Address, Ask] = {}  # questions of the main socket
+        self._main: dict[HostPort, Ask] = {}  # questions of the main socket
         self._fresh: list[Ask] = []
         self._changed_ip: Ask | None = None
         self._changed_port: Ask | None = None
         self._hairpins: list[Ask] = []
-        self._other: Address | None = None  # of the server that the later steps are about
-        self._server: Address | None = None
+        self._other: HostPort | None = None  # of the server that the later steps are about
+        self._server: HostPort | None = None
         self._first_answer_at = math.inf
-        self._step = 1
-        self.verdict = False
-        """The first step is done: there are mapped addresses and a mapping, or UDP is blocked."""
+        self._phase = _Phase.MAPPING
+        self.verdict = False  # the mapping and the mapped addresses are known, or UDP is blocked
         for ip, first in self._servers:
             for number in (first, first + 1):
                 self._ask_main((ip, number))
@@ -199,8 +209,8 @@ class Discovery:
 
     # Input and output.
 
-    def handle_datagram_untrusted(self, data: bytes, source: Route, now: float) -> bool:
-        """Whether it was for us.  Never raises."""
+    def handle_datagram_untrusted(self, data: bytes, source: Address, now: float) -> bool:
+        """Whether it was an answer to a question of ours.  Never raises."""
         self._now = max(self._now, now)
         ask = self._asks.handle_datagram_untrusted(data, source, self._now)
         if ask is None:
@@ -215,7 +225,7 @@ class Discovery:
         self._asks.handle_timer(self._now)
         self._go_on()
 
-    def poll_transmit(self) -> tuple[bytes, Route] | None:
+    def poll_transmit(self) -> tuple[bytes, Address] | None:
         return self._asks.poll_transmit()
 
     def next_timer(self) -> float | None:
@@ -228,30 +238,30 @@ class Discovery:
 
     @property
     def done(self) -> bool:
-        """Nothing more will be found out; the extra sockets can go."""
-        return self._step == 4
+        """Nothing more will be found out; the extra sockets may be closed."""
+        return self._phase is _Phase.DONE
 
     @property
-    def server(self) -> Address | None:
-        """One that answers, the first of those given that does."""
+    def server(self) -> HostPort | None:
+        """The first of the given ones that answers."""
         return self._server
 
     @property
-    def mapped(self) -> list[Address]:
+    def mapped(self) -> list[HostPort]:
         """Where the main socket is seen, as the first server that answered said first."""
         found = [mapped for _, mapped in self._answers()]
         return list(dict.fromkeys(found))[:MAX_MAPPED]
 
     @property
     def tickets(self) -> dict[str, bytes]:
-        """By ip: the servers' word that they saw us there, for their cloud."""
+        """The servers' proof, for their cloud, that they saw us at an IP address."""
         answers = [ask.answer for ask in self._main.values() if self._mapped(ask) is not None]
         return {
             answer.mapped[0]: answer.ticket
             for answer in answers if answer and answer.mapped and answer.ticket
         }  # fmt: skip
 
-    def seen_from(self, server: Route) -> Address | None:
+    def seen_from(self, server: Address) -> HostPort | None:
         """Where this server saw the main socket."""
         return dict(self._answers()).get((server[0], server[1]))
 
@@ -271,8 +281,8 @@ class Discovery:
     def behaviour(self) -> NatBehaviour:
         """As far as it is known by now."""
         if not self._answers():
-            # One that answers, whatever it says, shows that UDP gets through: its own NAT may hide
-            # from it who asks.
+            # A server that answers shows that UDP gets through, whatever it says: its own NAT may
+            # hide from it who asks.
             heard = any(ask.refused for ask in self._main.values())
             return BLOCKED if self.verdict and not heard else UNKNOWN
         mapping, filtering = self._mapping(), self._filtering()
@@ -287,7 +297,7 @@ class Discovery:
             return "unknown"
         if len({mapped for _, mapped in answers}) == 1:
             return ENDPOINT_INDEPENDENT
-        by_ip: dict[str, Address] = {}
+        by_ip: dict[str, HostPort] = {}
         if any(by_ip.setdefault(server[0], mapped) != mapped for server, mapped in answers):
             return ADDRESS_AND_PORT_DEPENDENT
         if len(by_ip) < len(answers):
@@ -307,45 +317,45 @@ class Discovery:
     def _hairpin(self, mapping: str, filtering: str) -> bool | None:
         if any(ask.answer is not None for ask in self._hairpins):
             return True
-        # Behind the others each of the two got a new outside port, which the other did not expect.
+        # Behind other NATs each of the two got a new outside port, which the other did not expect.
         told = mapping == ENDPOINT_INDEPENDENT or filtering == ENDPOINT_INDEPENDENT
         return False if told and self._hairpins and over(*self._hairpins) else None
 
-    def _answers(self) -> list[tuple[Address, Address]]:
+    def _answers(self) -> list[tuple[HostPort, HostPort]]:
         """(server, where it saw the main socket)."""
         pairs = ((to, self._mapped(ask)) for to, ask in self._main.items())
         return [(to, mapped) for to, mapped in pairs if mapped is not None]
 
-    def _mapped(self, ask: Ask) -> Address | None:
+    def _mapped(self, ask: Ask) -> HostPort | None:
         """What an answer says about us, if that can be."""
         mapped = None if ask.answer is None else ask.answer.mapped
         return mapped if mapped is not None and _can_be(mapped, ask.to[0]) else None
 
     # The steps.
 
-    def _ask_main(self, to: Address) -> None:
+    def _ask_main(self, to: HostPort) -> None:
         if to not in self._main and to[1] <= 65535:
             self._main[to] = self._asks.ask(to, self._now)
 
     def _go_on(self) -> None:
         if self._answers() and self._first_answer_at == math.inf:
             self._first_answer_at = self._now
-        if self._step == 1 and self._first_step_is_done():
+        if self._phase is _Phase.MAPPING and self._mapping_is_known():
             self.verdict = True
             self._choose_server()
-            self._step = 2 if self._server else 4
-            if self._server:
-                self._ask_fresh(self._server)
-        if self._step == 2 and over(*self._fresh):
-            self._step = 3
+            self._phase = _Phase.DONE
             if self._server is not None:
-                self._ask_filters(self._server)
-        if self._step == 3 and over(
+                self._phase = _Phase.ALLOCATION
+                self._ask_fresh(self._server)
+        if self._phase is _Phase.ALLOCATION and self._server is not None and over(*self._fresh):
+            self._phase = _Phase.FILTERING
+            self._ask_filters(self._server)
+        if self._phase is _Phase.FILTERING and over(
             *self._main.values(), self._changed_ip, self._changed_port, *self._hairpins
         ):
-            self._step = 4
+            self._phase = _Phase.DONE
 
-    def _first_step_is_done(self) -> bool:
+    def _mapping_is_known(self) -> bool:
         answered = [to for to, _ in self._answers()]
         return (
             over(*self._main.values())
@@ -355,7 +365,7 @@ class Discovery:
         )
 
     def _patience_ends_at(self) -> float:
-        """Until when answers beside the first are waited for."""
+        """Until when more answers are waited for after the first."""
         started_at = min((ask.started_at for ask in self._main.values()), default=0.0)
         return self._first_answer_at + 2 * (self._first_answer_at - started_at) + PATIENCE_S
 
@@ -374,14 +384,14 @@ class Discovery:
         if _can_be(other, self._server[0]):
             self._other = other
 
-    def _ask_fresh(self, server: Address) -> None:
+    def _ask_fresh(self, server: HostPort) -> None:
         for number in list(self._extra)[:EXTRA_SOCKETS]:
             self._fresh.append(self._asks.ask(at(server, number), self._now))
         if self._other is not None:
             self._ask_main((server[0], self._other[1]))
             self._ask_main(self._other)
 
-    def _ask_filters(self, server: Address) -> None:
+    def _ask_filters(self, server: HostPort) -> None:
         answered = [ask for ask in self._fresh if self._mapped(ask) is not None]
         other, ours = self._other, self.mapped
         if answered and other is not None:
@@ -404,7 +414,7 @@ class Discovery:
                 ]
 
 
-def _can_be(address: Address, server_ip: str) -> bool:
+def _can_be(address: HostPort, server_ip: str) -> bool:
     """Whether a server may have told the truth about an address of ours, or of its own."""
     return (
         may_be_peer(*address)

@@ -82,14 +82,14 @@ class PcpAnswer(NamedTuple):
 
     opcode: int
     result: int
-    lifetime_s: int  # of an error: how long the same would be said again
+    lifetime_s: int  # of an error: for how long the answer would be the same
     nonce: bytes | None = None
     internal_port: int | None = None
     external: tuple[str, int] | None = None  # ("", port): not an IPv4 address
 
 
 def parse_pcp_untrusted(data: bytes) -> PcpAnswer:
-    """A server of NAT-PMP only answers with its version: a result of 1 (RFC 6886 section 3.5)."""
+    """A server that speaks NAT-PMP only answers with result 1 (RFC 6886 section 3.5)."""
     if len(data) == PMP_HEAD.size and (data[0], data[2:4]) == (PMP_VERSION, b"\0\1"):
         return PcpAnswer(data[1] & ~RESPONSE, UNSUPPORTED_VERSION, 0)
     if not ANSWER.size <= len(data) <= MAX_BYTES or len(data) % 4:

@@ -3,16 +3,17 @@
 A plan is made by both sides from what offer and answer say, so it depends on nothing else and both
 make the same.  The ordinary checks of every address always run; a plan is what is done beside them.
 
-Words: a side is *steady* when the peer sees the outside port that a STUN server saw (no NAT, or
-endpoint-independent mapping), and *symmetric* when it sees another one.  Why a plan works:
+A side is called *steady* when the peer sees the outside port that a STUN server saw (no NAT, or
+endpoint-independent mapping), and *symmetric* when the peer sees another one.  Why a plan works:
 
 - Two steady sides: each opens its own filter by its checks of the other's address.
-- One symmetric side: the other cannot know where its packets will come from.  That does not matter
-  to a filter that looks at the ip only.  Where it matters, the symmetric side's next port is
-  predicted from a few samples ("predict"), and the steady side sends to that and the following ones
-  ("aim").  Where ports are random, many sockets of the symmetric side ("spread") make it likely
-  that the steady side hits one of their ports by sending to random ones ("sweep"): with 256 of each
-  64 %, with 256 sockets and 2,000 probes 99.96 %.  (Ford, Srisuresh, Kegel 2005; RFC 5128 3.)
+- One symmetric side: the other cannot know where its packets will come from.  To a filter that
+  looks at the IP address only this does not matter.  Where it matters, the symmetric side's next
+  port is predicted from a few samples ("predict"), and the steady side sends to that and the
+  following ones ("aim").  Where ports are random, many sockets of the symmetric side ("spread")
+  make it likely that the steady side hits one of their ports by sending to random ones ("sweep"):
+  with 256 of each 64 %, with 256 sockets and 2,000 probes 99.96 %.  (Ford, Srisuresh, Kegel 2005;
+  RFC 5128 section 3.)
 - Two symmetric sides: when both can be predicted, each aims at the other's ports from one socket.
   With random ports on one side there is nothing to aim at, and 2^32 pairs of ports to choose from.
 """
@@ -36,9 +37,9 @@ __all__ = ["KINDS", "Plan", "Side", "make_plan"]
 KINDS = ("direct", "punch", "predict", "birthday", "relay")
 
 # Our choices.
-PATIENCE_S = 0.3  # for the ordinary checks, where they may do, before the costly part begins
-REMEMBERED_S = 0.6  # the same, where they did the last time
-LOW_TTL_S = 0.2  # while both have steady ports nothing is lost by opening only the own filter
+PATIENCE_S = 0.3  # for ordinary checks that may suffice, before the costly part begins
+REMEMBERED_S = 0.6  # the same, where they sufficed the last time
+LOW_TTL_S = 0.2  # with two steady ports nothing is lost if the callee opens only its own filter
 
 
 class Side(NamedTuple):
@@ -48,7 +49,7 @@ class Side(NamedTuple):
 
 class Plan(NamedTuple):
     """Each side's part is one of "check" (no more than the checks), "predict", "aim",
-    "predict+aim", "spread" and "sweep".  A "direct" plan may have such parts, too: for later.
+    "predict+aim", "spread" and "sweep".  A "direct" plan may have them too, if the checks fail.
     """
 
     kind: str  # of KINDS
@@ -63,7 +64,7 @@ class Plan(NamedTuple):
 def make_plan(caller: Side, callee: Side, remembered: str = "") -> Plan:
     """``remembered``: the kind of plan that last led from this caller to this callee, or "".
 
-    "relay" only where nothing else can work; what is not known yet is taken for possible.
+    The kind is "relay" only where nothing else can work; what is not known counts as possible.
     """
     families = _families(caller), _families(callee)
     if all(families) and not families[0] & families[1]:
@@ -81,7 +82,7 @@ def make_plan(caller: Side, callee: Side, remembered: str = "") -> Plan:
         reason = f"{easy}; otherwise {plan.reason}"
         return plan._replace(kind="direct", reason=reason, patience_s=PATIENCE_S)
     if plan.caller_does != "check" and remembered in ("direct", "punch"):
-        reason = f"{plan.reason}; ordinary checks did the last time"
+        reason = f"{plan.reason}; ordinary checks sufficed the last time"
         return plan._replace(reason=reason, patience_s=REMEMBERED_S)
     return plan
 
@@ -132,12 +133,12 @@ def _both_symmetric(caller: NatBehaviour, callee: NatBehaviour) -> Plan:
 
 
 def _predictable(nat: NatBehaviour) -> bool:
-    """From a fresh socket, "preserved" gives its own port to the first destination."""
+    """With "preserved" a fresh socket gets its own port towards its first destination."""
     return nat.allocation in ("sequential", "preserved")
 
 
 def _easy_way(caller: Side, callee: Side) -> str:
-    """Why ordinary checks may get through whatever the NATs' ports are, or ""."""
+    """Why ordinary checks may get through whatever ports the NATs give, or ""."""
     for side, name in ((caller, "caller"), (callee, "callee")):
         if any(candidate.kind == "mapped" for candidate in side.candidates):
             return f"the {name}'s router forwards a port"
@@ -163,7 +164,7 @@ def _has_ipv6(side: Side) -> bool:
 
 
 def _same_network(caller: Side, callee: Side) -> bool:
-    """By the usual sizes of networks; those of private addresses may be two of the same name."""
+    """Judged by the usual sizes of networks; two networks may have the same private addresses."""
     return bool(_networks(caller) & _networks(callee))
 
 

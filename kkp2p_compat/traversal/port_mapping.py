@@ -1,11 +1,11 @@
 """Keep one UDP port of this host reachable from outside, if the router can be asked for that.
 
-A ``PortMapper`` asks the default gateway by PCP, NAT-PMP and UPnP-IGD.  The three probe beside each
-other, each with a short head start over the next, which changes nothing at the router; whatever
-turns up first gets to map, the next one if it fails.  So there is never a second mapping to clear
-away, no way waits for the time-outs of another, and a router that speaks PCP sees nothing else.
-The mapping is renewed at half its lease, after a failure the search starts over, and when nothing
-can be mapped it is tried again with growing pauses.
+A ``PortMapper`` asks the default gateway by PCP, NAT-PMP and UPnP-IGD.  The three probe at the same
+time, each with a short head start over the next; a probe changes nothing at the router.  The first
+that is answered maps the port, or the next one if it fails.  So there is never a second mapping to
+remove, no protocol waits for the time-outs of another, and a router that speaks PCP sees nothing
+else.  The mapping is renewed at half its lease; after a failure the search starts over; and when no
+port can be mapped it is tried again with growing pauses.
 
 A router whose own address is private is behind another NAT: a mapping there lets nobody in, so it
 is removed and ``problem`` says so.
@@ -27,7 +27,8 @@ from gevent.queue import Queue
 
 from .._errors import KKP2PError
 from . import upnp
-from .gateway import Mapping, PcpSession, PmpSession, Refused, Session, is_private
+from .candidates import is_private
+from .gateway import Mapping, PcpSession, PmpSession, Refused, Session
 from .pcp import NONCE_BYTES
 from .routes import ipv4_gateways
 
@@ -35,14 +36,14 @@ __all__ = ["LEASE_S", "NOT_ASKED", "PortMapper", "sessions_of"]
 
 NOT_ASKED = "not asked yet"  # a ``problem``: no search has come to its end
 
-LEASE_S = 3600  # RFC 6886 section 3.3 recommends two hours; half of it outlives us less
+LEASE_S = 3600  # RFC 6886 section 3.3 recommends two hours; after a crash this is over sooner
 
 # Our choices.
-HEAD_START_S = 0.25  # of each way over the next: a router's answer takes a few ms
+HEAD_START_S = 0.25  # of each protocol over the next: a router's answer takes a few ms
 FIRST_RETRY_S = 15.0  # a router that starts needs about as long
 MAX_RETRY_S = 1800.0  # most networks have no router that maps ports: ask rarely
-MIN_RENEW_S = 0.5  # whatever a router calls a lease
-REMOVE_S = 1.0  # for removing what is of no use, before the next thing is tried
+MIN_RENEW_S = 0.5  # however short a lease the router gives
+REMOVE_S = 1.0  # for removing a mapping of no use, before the next thing is tried
 MAX_GATEWAYS = 2  # that are asked; a host with more default routes has them for other purposes
 
 
@@ -57,14 +58,16 @@ def sessions_of(gateway: str, nonce: bytes) -> list[Session]:
 class PortMapper:
     """``start`` once, ``refresh`` when the network has changed, ``close`` at the end.
 
-    ``spawn`` starts a greenlet.  ``gateways`` and ``sessions`` are asked at each search; the router
-    is asked for ``lease_s`` seconds.
+    ``spawn`` starts a greenlet; ``on_change`` is called in one when ``mapped`` has changed.
+    ``gateways`` and ``sessions`` are asked at each search; the router is asked for ``lease_s``
+    seconds.
     """
 
     def __init__(
         self,
         log: Logger,
         spawn: Callable[..., Any],
+        on_change: Callable[[], object],
         *,
         gateways: Callable[[], Sequence[str]] = ipv4_gateways,
         sessions: Callable[[str, bytes], Sequence[Session]] = sessions_of,
@@ -73,14 +76,14 @@ class PortMapper:
         self.mapped: tuple[str, int] | None = None  # how we are reached from outside
         self.method = ""  # "pcp", "nat-pmp" or "upnp" while ``mapped`` is set
         self.problem = NOT_ASKED  # why ``mapped`` is None, for people; else empty
-        self.on_change: Callable[[], object] | None = None  # of ``mapped``; called in a greenlet
         self._log = log
         self._spawn = spawn
+        self._on_change = on_change
         self._gateways = gateways
         self._sessions = sessions
         self._lease_s = lease_s
         self._internal_port = 0
-        # A PCP server gives the mapping to nobody else, so not to us either under another nonce.
+        # A PCP server lets only this nonce renew or remove the mapping.
         self._nonce = secrets.token_bytes(NONCE_BYTES)
         self._session: Session | None = None  # what has mapped, or is about to
         self._greenlet: Any = None
@@ -124,7 +127,7 @@ class PortMapper:
                 pause_s = FIRST_RETRY_S
 
     def _renew(self) -> Mapping | None:
-        """The mapping that there is, for another lease; None if there is none any more."""
+        """Keep the mapping for another lease; None if there is no mapping any more."""
         session = self._session
         if session is None:
             return None
@@ -137,7 +140,7 @@ class PortMapper:
             else:
                 self._set(mapping, session)
                 return mapping
-        # A router that is not ours any more does not hear us; there the lease ends by itself.
+        # A router that we have left does not hear us: there the lease ends by itself.
         self._session = None
         self._end(session, REMOVE_S)
         return None
@@ -157,7 +160,7 @@ class PortMapper:
             for _ in sessions:
                 session = found.get()
                 if isinstance(session, KKP2PError):
-                    # What a router said tells more than that it was silent to another question.
+                    # What a router refused tells more than what it did not answer.
                     problem = str(session) if isinstance(session, Refused) else problem
                     continue
                 self._session = session
@@ -211,8 +214,7 @@ class PortMapper:
         if mapping is not None and session is not None:
             text = "port mapping: UDP port %d is %s:%d outside, by %s, for %d s"
             self._log.info(text, self._internal_port, *mapping[:2], session.method, mapping.lease_s)
-        if self.on_change is not None:
-            self.on_change()
+        self._on_change()
 
     def _end(self, session: Session, timeout_s: float) -> None:
         """Remove what the session may have mapped, and let go of it."""

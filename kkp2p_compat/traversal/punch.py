@@ -1,22 +1,22 @@
-"""One side's part of a plan beyond plain checks: predicted ports, and birthdays.  Sans-IO.
+"""One side's part of a plan beyond plain checks: predicted ports, and birthday punches.  Sans-IO.
 
-Prediction goes in rounds.  A side that predicts opens a few sockets, asks a server from each where
-it is seen (a sample), opens one socket more for this round, and tells the peer the last port and
-the step.  So what the NAT gives that socket is the next port, or one soon after if other hosts were
-quicker.  Where the peer has a steady port, our one socket sends to it at once, and the peer aims at
-the predicted ports in their order.
+Prediction takes several rounds.  The side whose ports are predicted opens a few sockets, asks a
+server from each where it is seen (a sample), opens one socket more for this round, and tells the
+peer the last port and the step.  So the NAT gives that socket the next port, or one soon after it
+if other hosts were quicker.  Where the peer has a steady port, our one socket sends to it at once,
+and the peer aims at the predicted ports in their order.
 
 Two symmetric sides each send from the one socket of the round to the predicted ports of the other,
 so each datagram gets a port of its own.  Say that other hosts have taken k ports of the caller's
 NAT since its sample, and j of the callee's.  The caller's i-th datagram goes from port A+k+i to
 B+2i-1, as it leaves out every second one (``stride``), and the callee's m-th goes from B+j+m to
 A+m.  They fit together when 2i-1 = j+m and m = k+i: that is i = j+k+1, m = j+2k+1.  So there is
-always exactly one pair of mappings that lets both in, whatever j and k are.  Were both to go by
-single steps, j+k would have to be 0.  A NAT that looks at the address only has one mapping for all
-of them, and must be aimed at without leaving any out.
+always exactly one pair of mappings that lets both in, whatever j and k are.  If both went by single
+steps, j+k would have to be 0.  A NAT whose mapping depends on the address only has one mapping for
+all of them, so none of its ports may be left out.
 
-A birthday is had once: the side with random ports opens many sockets, and says when they have sent;
-then the other sends to random ports.  All that is sent is bounded by Guesses.
+A birthday punch runs once: the side with random ports opens many sockets and tells the peer when
+they have sent; then the other side sends to random ports.  Guesses bound all that is sent.
 """
 
 from __future__ import annotations
@@ -25,34 +25,31 @@ import math
 import socket
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from random import Random
+from typing import Any, NamedTuple
 
 from .._errors import BadPacket
 from .candidates import Candidate, family_of, is_private
+from .checks import Checks
 from .guesses import LOW_TTL, LOWEST_PORT, PACE_S, Wave
 from .nat import MAX_STEP, NatBehaviour, judge_allocation
 from .plan import Plan
-
-if TYPE_CHECKING:
-    from random import Random
-
-    from .checks import Checks
 
 __all__ = ["Action", "Close", "Open", "Punch", "Sample", "Tell", "Turn"]
 
 # Our choices.
 SAMPLES = 3  # sockets: the last one counts, the others show the step
-ROUND_S = 1.2  # without success after the last thing that happened in the round, and its volleys
+ROUND_S = 1.2  # after the last event of a round and its volleys, until the next one begins
 MAX_ROUNDS = 10
-# Ports, in the first rounds and in all others.  Other hosts may take a third as many of each side;
-# where a few are not enough, the NAT must be a busy one.
+# Ports, in the first rounds and in all later ones.  Other hosts may take a third as many of each
+# side; a NAT where the first few are not enough must be a busy one.
 AIMED = (32, 32, 64, 128)
 AGAIN_S = 0.15  # from the end of a volley to its repetition
-LOW_ONLY_S = 0.5  # of one socket whose port the peer aims at: it has come that far by then
+LOW_ONLY_S = 0.5  # for a socket whose port the peer aims at: the peer has aimed at it by then
 SPREAD_SOCKETS = 256
 SWEPT_PORTS = 2000
-# When the sweep is over: by what it has opened, packets that did not get over a far NAT at first
-# come in as likely as it would have hit them.  Earlier they could only be in its way.
+# When the sweep is over: through what it has opened, packets that a far NAT has stopped at first
+# come in as probably as the sweep would have hit them.  Earlier they could only disturb it.
 SPREAD_AGAIN_S = 5.5
 
 
@@ -71,20 +68,19 @@ class Open(NamedTuple):
 
 
 class Close(NamedTuple):
-    """These extra sockets are of no use any more."""
+    """Close these extra sockets: they are of no more use."""
 
     numbers: tuple[int, ...]
 
 
 class Turn(NamedTuple):
-    """Answer by ``handle_turn`` when no other birthday of this engine is going on."""
+    """Answer by ``handle_turn`` when this engine makes no other birthday punch."""
 
-    sweeps: str
-    """The ip whose ports will be probed; "" if it is our ports that are looked for."""
+    sweeps: str  # the IP address whose ports will be probed; "" if the peer probes ours
 
 
 class Tell(NamedTuple):
-    """Tell the peer, in order; its side gets it by ``handle_fields_untrusted``."""
+    """Tell the peer, in order: its Punch gets it by ``handle_fields_untrusted``."""
 
     fields: dict[str, Any]
 
@@ -93,9 +89,9 @@ Action = Sample | Open | Close | Turn | Tell
 
 
 class Punch:
-    """Do what ``poll_action`` gives, answer as it says, and come back at ``next_timer``.
+    """Do what ``poll_action`` gives, answer it as its class says, and come back at ``next_timer``.
 
-    After each call look after ``checks``, which are told what to probe.
+    After each call poll the ``checks``, which are told what to probe.
     """
 
     def __init__(
@@ -106,13 +102,14 @@ class Punch:
         self._checks = checks
         self._plan = plan
         self._is_caller = is_caller
-        parts = (plan.caller_does, plan.callee_does)[:: 1 if is_caller else -1]
-        self._mine, self._theirs = parts
+        self._mine = plan.caller_does if is_caller else plan.callee_does
+        self._theirs = plan.callee_does if is_caller else plan.caller_does
         self._nat = nat
         self._random = random
         self._now = now
         self._actions: deque[Action] = deque()
-        self._begin_at = now + plan.patience_s if self._i("predict", "spread") else math.inf
+        begins = "predict" in self._mine or self._mine == "spread"
+        self._begin_at = now + plan.patience_s if begins else math.inf
         self._round = 0
         self._round_ends_at = math.inf
         self._told: tuple[int, int] | None = None  # the last port and the step, of this round
@@ -122,9 +119,6 @@ class Punch:
         self._swept = False
         checks.stay_low(plan.low_ttl_s)
         self.handle_timer(now)
-
-    def _i(self, *parts: str) -> bool:
-        return any(part in self._mine for part in parts)
 
     # Input and output.
 
@@ -153,12 +147,12 @@ class Punch:
         return self._checks.guesses.stopped
 
     def handle_fields_untrusted(self, fields: Mapping[str, object], now: float) -> None:
-        """What the peer told.  BadPacket if it is malformed, or nothing that the plan has."""
+        """What the peer told.  BadPacket if it is malformed, or has no place in the plan."""
         self._now = max(self._now, now)
         if "predict" in fields:
             number, port, step = _prediction_untrusted(fields["predict"])
             if "predict" not in self._theirs or number in self._heard:
-                raise BadPacket("a prediction that was not to come")
+                raise BadPacket("a prediction that is not expected")
             self._heard[number] = port, step
             if self._mine == "aim":
                 self._aim(number)
@@ -168,7 +162,7 @@ class Punch:
                 self._aim_if_both_told()
         if "spread" in fields:
             if self._mine != "sweep" or self._swept:
-                raise BadPacket("sockets that were not to be opened")
+                raise BadPacket("opened sockets that are not expected")
             self._swept = True
             ip = _outside_ip(self._checks.guessable())
             if ip is not None:
@@ -189,7 +183,7 @@ class Punch:
             self._number = 0
             if len(self._old) > 1:
                 self._actions.append(Close((self._old.popleft(),)))
-        # A NAT that gives a fresh socket its own port needs no sample.
+        # Where the NAT keeps the port of a fresh socket, no sample is needed.
         preserved = self._nat.allocation == "preserved"
         self._actions.append(Open(1, number) if preserved else Sample(SAMPLES, number))
 
@@ -197,14 +191,14 @@ class Punch:
         """Outside ports, in the order in which the sockets asked; empty: no answer."""
         self._now = max(self._now, now)
         if ports and number == self._round:
-            # Of a NAT that is not known better, the sample itself tells.
+            # Where the step of the NAT is not known, the sample itself tells it.
             step = self._nat.step or judge_allocation([(0, port) for port in ports])[1]
             if step:
                 self._told = _furthest(ports, step), step
                 self._actions.append(Open(1, number))
 
     def handle_opened(self, number: int, sockets: Sequence[tuple[int, int]], now: float) -> None:
-        """(number, local port) of each; empty: there are none to be had."""
+        """(number, local port) of each; empty: none could be opened."""
         self._now = max(self._now, now)
         if not sockets:
             return
@@ -243,7 +237,7 @@ class Punch:
         stride = self._plan.stride if self._is_caller else 1
         count = _aimed(number)
         ports = [_wrap(last + step * (stride * i + 1)) for i in range(count)]
-        # Where both aim, the callee's first volley only opens its own filter.
+        # Where both sides aim, the callee's first volley only opens its own filter.
         first = LOW_TTL if self._mine == "predict+aim" and not self._is_caller else None
         waves: list[Wave] = [(0.0, first), (count * PACE_S + AGAIN_S, None)]
         self._checks.guesses.predict(ip, ports, waves, self._now, self._number)
@@ -264,7 +258,7 @@ class Punch:
         address = _steady_address(self._checks.guessable())
         if address is None:
             return
-        # Low at first: a packet that arrives before the peer has sent to its port may spoil it.
+        # Few hops at first: a packet that arrives before the peer has sent there may spoil it.
         waves: list[Wave] = [(0.0, LOW_TTL), (SPREAD_AGAIN_S, None)]
         self._checks.guesses.spread(address, numbers, waves, self._now)
         self._actions.append(Tell({"spread": len(numbers)}))
@@ -285,25 +279,25 @@ def _prediction_untrusted(value: object) -> tuple[int, int, int]:
 
 
 def _furthest(ports: Sequence[int], step: int) -> int:
-    """The last to be given, even if the questions overtook each other on the way to the NAT."""
-    if max(ports) - min(ports) > 65536 // 2:  # it began anew at the other end of its range
+    """The port given last, even if the questions overtook each other on the way to the NAT."""
+    if max(ports) - min(ports) > 65536 // 2:  # the NAT has gone on at the other end of its range
         return ports[-1]
     return max(ports) if step > 0 else min(ports)
 
 
 def _wrap(port: int) -> int:
-    """At the end of the range that nearly all NATs use, they begin anew."""
+    """Within the range that nearly all NATs use: at its end they go on at its beginning."""
     return LOWEST_PORT + (port - LOWEST_PORT) % (65536 - LOWEST_PORT)
 
 
 def _outside_ip(listed: Sequence[Candidate]) -> str | None:
-    """Where a symmetric peer is seen, by a server; its ports are others for us."""
+    """The IP address at which a server sees a symmetric peer; for us its ports are others."""
     found = [each.address for each in listed if each.kind == "srflx" and _is_public_v4(each)]
     return found[0] if found else None
 
 
 def _steady_address(listed: Sequence[Candidate]) -> tuple[str, int] | None:
-    """Where a peer with a steady port is seen."""
+    """The address at which a peer with a steady port is seen."""
     for kind in ("srflx", "mapped", "host"):
         for each in listed:
             if each.kind == kind and _is_public_v4(each):

@@ -1,8 +1,8 @@
 """The default routes of this host: where port mappings are asked for, and what a move changes.
 
-Read from the files that Linux has in /proc/net, without starting a program.  They show the main
-table of the process's network namespace.  Where there are no such files no route is known: port
-mapping is then off, and a change of routes is seen by the addresses that come with it.
+They are read from the files that Linux has in /proc/net, without starting a program.  The files
+show the main table of the process's network namespace.  Where there are none no route is known:
+port mapping is then off, and a change of routes is noticed by the addresses that come with it.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class DefaultRoute(NamedTuple):
 def default_routes(proc: Path = PROC) -> list[DefaultRoute]:
     """IPv4's first, each family's in the order in which the kernel prefers them.
 
-    Two halves of IPv4 that lead elsewhere, as VPN programs add them, stand for the default routes,
-    which nothing takes then.
+    Where VPN programs have added routes for the two halves of IPv4, those count as the default
+    routes, as nothing uses the real ones then.
     """
     found: list[tuple[int, int, DefaultRoute]] = []
     lines = [fields for fields in _lines(proc / "route") if len(fields) >= 8]
@@ -72,7 +72,7 @@ def _lines(path: Path, start: str = "") -> list[list[str]]:
 
 
 def ipv4_gateways(proc: Path = PROC) -> list[str]:
-    """The routers that IPv4 leaves by, the preferred one first; none where it is a tunnel."""
+    """The routers of IPv4's default routes, the preferred one first; none if that is a tunnel."""
     ways = [route for route in default_routes(proc) if route.family == socket.AF_INET]
     if ways and not ways[0].gateway:
         return []

@@ -7,9 +7,9 @@ and takes no message over MAX_BYTES.  What it returns is well-formed, not true: 
 Of an attribute that comes twice only the first counts (RFC 8489 section 14).  After
 MESSAGE-INTEGRITY only FINGERPRINT counts, which must be last (14.5, 14.7).  Attributes that we do
 not know are left out; the types of those that must be understood are in ``unknown``.
-Servers older than RFC 5389 answer with MAPPED-ADDRESS alone: it is read where nothing better came.
-Not here: long-term credentials, MESSAGE-INTEGRITY-SHA256 (RFC 8445 keeps to HMAC-SHA1).
-Errors say no number of the message: they are counted by their text.
+Servers older than RFC 5389 answer with MAPPED-ADDRESS alone: it counts if nothing better is there.
+Long-term credentials and MESSAGE-INTEGRITY-SHA256 are not supported (RFC 8445 keeps to HMAC-SHA1).
+The texts of errors contain no values of the message, as drops are counted by their text.
 """
 
 from __future__ import annotations
@@ -22,14 +22,12 @@ import struct
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+from .._address import HostPort
 from .._errors import BadPacket
 
 __all__ = [
-    "MAX_BYTES", "TICKET_BYTES", "UNKNOWN_ATTRIBUTE", "Address", "Kind", "Message",
-    "parse_untrusted",
+    "MAX_BYTES", "TICKET_BYTES", "UNKNOWN_ATTRIBUTE", "Kind", "Message", "parse_untrusted",
 ]  # fmt: skip
-
-Address = tuple[str, int]  # numeric ip without a scope, port
 
 # RFC 8489.
 MAGIC = 0x2112A442  # section 5
@@ -92,7 +90,7 @@ class Message:
     kind: Kind
     transaction_id: bytes  # 12 bytes
     username: str | None = None
-    mapped: Address | None = None  # XOR-MAPPED-ADDRESS; received: or MAPPED-ADDRESS
+    mapped: HostPort | None = None  # XOR-MAPPED-ADDRESS; received: or MAPPED-ADDRESS
     priority: int | None = None  # 32 bits
     use_candidate: bool = False
     controlling: int | None = None  # the tie-breaker, 64 bits
@@ -102,8 +100,8 @@ class Message:
     change_ip: bool = False  # a request to be answered from the server's other address,
     change_port: bool = False  # or from its other port
     response_port: int | None = None  # a request to be answered to this port
-    origin: Address | None = None  # where an answer was sent from
-    other: Address | None = None  # the server's other address and port
+    origin: HostPort | None = None  # where an answer was sent from
+    other: HostPort | None = None  # the server's other address and port
     ticket: bytes | None = None  # TICKET_BYTES
     software: str = field(default="", compare=False)  # sent, to pad a request; never read
 
@@ -188,14 +186,14 @@ def _mask(transaction_id: bytes, size: int) -> int:
     return int.from_bytes((struct.pack(">I", MAGIC) + transaction_id)[:size], "big")
 
 
-def _encode_address(address: Address, transaction_id: bytes) -> bytes:
+def _encode_address(address: HostPort, transaction_id: bytes) -> bytes:
     size = 16 if ":" in address[0] else 4
     family, port, ip = ADDRESS_OF[size].unpack(_encode_plain_address(address))
     hidden = int.from_bytes(ip, "big") ^ _mask(transaction_id, size)
     return ADDRESS_OF[size].pack(family, port ^ MAGIC >> 16, hidden.to_bytes(size, "big"))
 
 
-def _encode_plain_address(address: Address) -> bytes:
+def _encode_plain_address(address: HostPort) -> bytes:
     family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
     ip = socket.inet_pton(family, address[0])  # a tenth of the time of ip_address
     return ADDRESS_OF[len(ip)].pack(FAMILY_OF[len(ip)], address[1], ip)
@@ -203,7 +201,7 @@ def _encode_plain_address(address: Address) -> bytes:
 
 def _parse_address_untrusted(
     value: bytes | None, transaction_id: bytes | None = None
-) -> Address | None:
+) -> HostPort | None:
     """``transaction_id``: what the address is hidden with, if it is."""
     if value is None:
         return None

@@ -2,11 +2,11 @@
 
 Sans-IO: time is passed in, in seconds of a monotonic clock.  The rules:
 
-- A question is a binding request.  It leaves at once, and again after 100, 200 and 400 ms (RFC 8489
-  section 6.2.1 has 500 ms for a start: an old value that it lets users with more knowledge lower);
-  800 ms later it has failed.
-- Only what comes from where the answer was asked to come from, at the socket that is to hear it,
-  with the question's random transaction id, is its answer.  All else is left to others.
+- A question is a binding request.  It leaves at once, and again after 100, 200 and 400 ms; 800 ms
+  later it has failed.  (RFC 8489 section 6.2.1 starts with 500 ms, but lets those who know better
+  lower it.)
+- An answer has the question's random transaction id, comes from where it was asked to come from,
+  and arrives at the socket that is to hear it.  All else is left to others.
 - Every request is at least REQUEST_BYTES long, because a good server's answer is never longer than
   its request.  It is padded with SOFTWARE: servers without RFC 5780 would refuse PADDING.
 """
@@ -17,9 +17,9 @@ from collections import deque
 from dataclasses import dataclass
 from random import Random
 
+from .._address import Address, HostPort
 from .._errors import BadPacket
-from ..transport.udp.events import Address as Route
-from .stun import Address, Kind, Message, parse_untrusted
+from .stun import Kind, Message, parse_untrusted
 
 __all__ = ["Ask", "Asks", "at", "over"]
 
@@ -30,8 +30,8 @@ MAX_ANSWER_BYTES = 1472  # our choice: what old servers may send, in one datagra
 _ID = slice(8, 20)  # where the transaction id is (RFC 8489 section 5)
 
 
-def at(address: Address, number: int) -> Route:
-    """An address by way of the endpoint's extra socket of that number; 0: by the main one."""
+def at(address: HostPort, number: int) -> Address:
+    """An address as reached by the endpoint's extra socket of that number; 0: the main one."""
     return (address[0], address[1], number) if number else (address[0], address[1])
 
 
@@ -39,8 +39,8 @@ def at(address: Address, number: int) -> Route:
 class Ask:
     """One question.  It is over when it is answered, refused or has failed."""
 
-    to: Route  # whom it is sent to, by which socket
-    answer_from: Route | None  # None: it is to come back to us itself, to ``number``
+    to: Address  # whom it is sent to, by which socket
+    answer_from: Address | None  # None: the question itself is to come back, to ``number``
     number: int  # the socket that hears the answer
     transaction_id: bytes
     wire: bytes
@@ -58,7 +58,7 @@ class Ask:
 
     @property
     def round_trip_s(self) -> float | None:
-        """None without an answer, or when it is not known which transmission it is for."""
+        """None without an answer, or when it is not known which transmission it answers."""
         clear = self.answer is not None and self.sent == 1
         return self.answered_at - self.started_at if clear else None
 
@@ -82,7 +82,7 @@ class Asks:
         return len(self._asks)
 
     def ask(
-        self, to: Route, now: float, *, answer_from: Address | None = None,
+        self, to: Address, now: float, *, answer_from: HostPort | None = None,
         change_ip: bool = False, change_port: bool = False,
         response_port: int | None = None, heard_by: int | None = None,
     ) -> Ask:  # fmt: skip
@@ -99,12 +99,12 @@ class Asks:
         )  # fmt: skip
         return self._start(message, to, expected, number, now)
 
-    def ask_ourselves(self, to: Route, number: int, now: float) -> Ask:
+    def ask_ourselves(self, to: Address, number: int, now: float) -> Ask:
         """Send a request to an outside address of our own, whose socket is ``number``."""
         return self._start(Message(Kind.REQUEST, self._random.randbytes(12)), to, None, number, now)
 
     def _start(
-        self, message: Message, to: Route, expected: Route | None, number: int, now: float
+        self, message: Message, to: Address, expected: Address | None, number: int, now: float
     ) -> Ask:
         wire = message.encode(None)
         ask = Ask(to, expected, number, message.transaction_id, wire, now, now)
@@ -116,8 +116,8 @@ class Asks:
         """Do not send it again, and do not wait for its answer."""
         self._asks.pop(ask.transaction_id, None)
 
-    def handle_datagram_untrusted(self, data: bytes, source: Route, now: float) -> Ask | None:
-        """The question that is now over; None: the datagram is for somebody else.  Never raises."""
+    def handle_datagram_untrusted(self, data: bytes, source: Address, now: float) -> Ask | None:
+        """The question that is now over; None: the datagram is not for us.  Never raises."""
         ask = self._asks.get(data[_ID])
         if ask is None:
             return None
@@ -125,7 +125,7 @@ class Asks:
             message = parse_untrusted(data, MAX_ANSWER_BYTES)
         except BadPacket:
             return None
-        # A server that cannot answer from elsewhere, or to another port, says so from here to here.
+        # A server that cannot answer from elsewhere, or to another port, says so the usual way.
         refused = message.kind is Kind.ERROR and source == ask.to
         if not (refused or _is_expected(ask, source)):
             return None
@@ -154,7 +154,7 @@ class Asks:
         ask.sent += 1
         self._outbox.append(ask)
 
-    def poll_transmit(self) -> tuple[bytes, Route] | None:
+    def poll_transmit(self) -> tuple[bytes, Address] | None:
         if not self._outbox:
             return None
         ask = self._outbox.popleft()
@@ -164,11 +164,11 @@ class Asks:
         return min((ask.next_at for ask in self._asks.values()), default=None)
 
 
-def _number(route: Route) -> int:
-    return route[2] if len(route) == 3 else 0
+def _number(address: Address) -> int:
+    return address[2] if len(address) == 3 else 0
 
 
-def _is_expected(ask: Ask, source: Route) -> bool:
+def _is_expected(ask: Ask, source: Address) -> bool:
     if ask.answer_from is None:
         return _number(source) == ask.number
     return source == ask.answer_from

@@ -1,14 +1,14 @@
 """Ask one router for a UDP port by UPnP-IGD: a search of our own, then miniupnpc.
 
 miniupnpc is written in C and blocks, so its calls run in a thread pool of one thread.  It also
-trusts whom it talks to: it follows any address in a device's description and reads without a bound
+trusts what it talks to: it follows any address in a device's description and reads without a bound
 in size or time.  So it never talks to the router itself.  A ``Guard`` on loopback stands between:
 it carries each HTTP exchange to the router, and to nobody else, at most MAX_BYTES and EXCHANGE_S
 long; when it closes, a call in progress ends too, and with it the thread.  The XML that arrives is
-parsed by miniupnpc; what it makes of it is checked here.
+parsed by miniupnpc; its results are checked here.
 
 The search (SSDP, UPnP Device Architecture 1.1 section 1.3) goes to the router and to the multicast
-group, since not every router answers the first; only the router's answer counts, and only with a
+group, as not every router answers a unicast; only the router's answer counts, and only with a
 description that is on the router.
 
 miniupnpc has no wheels for every Python: without it ``available`` is False.
@@ -84,7 +84,7 @@ def parse_answer_untrusted(data: bytes, gateway: str) -> tuple[int, str]:
         raise BadPacket("a description that is not at the router")
     port = int(found[2] or 80)
     if not 0 < port < 65536:
-        raise BadPacket("a port that is none")
+        raise BadPacket("an SSDP answer with a bad port")
     return port, found[3]
 
 
@@ -139,7 +139,7 @@ def _wait_for_answer(sock: Any, gateway: str) -> tuple[int, str]:
             try:
                 return parse_answer_untrusted(data, gateway)
             except BadPacket:
-                data = b""  # another of its devices; ours may still answer
+                data = b""  # of another device of the router; ours may still answer
         gevent.sleep(0)  # a flood must not keep timers and others from running
 
 
@@ -189,7 +189,7 @@ class Guard:
                 self._ask(request, client, answer)
             client.sendall(self._made_relative(bytes(answer)))  # into the buffers of loopback
         except OSError:
-            return  # to miniupnpc an answer cut short, which it reports
+            return  # miniupnpc gets an answer that is cut short, and reports that
 
     def _read_request(self, client: Any) -> bytes:
         data = b""
@@ -208,7 +208,7 @@ class Guard:
             upstream.sendall(request)
             while len(answer) < MAX_BYTES:
                 ready, _, _ = select.select([upstream, client], [], [])
-                if client in ready:  # it has nothing more to say: it has given up
+                if client in ready:  # the client has closed its end: it has given up
                     return
                 data = upstream.recv(MAX_BYTES - len(answer))
                 if not data:
@@ -250,7 +250,7 @@ class UpnpSession(Session):
         control = self._call(self._igd.selectigd, self._guard.base + path)
         if not str(control).startswith(self._guard.base + "/"):
             raise Refused(f"{self.gateway} names a control address that is not its own")
-        if control == self._guard.base + "/":  # what miniupnpc makes of none
+        if control == self._guard.base + "/":  # what miniupnpc returns when it has found none
             raise Refused(f"{self.gateway} describes no connection to the internet")
 
     def map(self, internal_port: int, external_port: int, lease_s: int) -> Mapping:
@@ -275,12 +275,12 @@ class UpnpSession(Session):
         raise Refused(f"{self.gateway} has other mappings for each port that was tried")
 
     def _is_free(self, external_port: int, own: str, internal_port: int) -> bool:
-        """Some routers give a port that another host has; and none should lose it to us."""
+        """Some routers would give us a port that another host has, which must not lose it."""
         entry = self._call(self._igd.getspecificportmapping, external_port, "UDP")
         return entry is None or tuple(entry[:2]) == (own, internal_port)
 
     def _add(self, external_port: int, own: str, internal_port: int, lease_s: int) -> int:
-        """The lease in seconds; one for good counts as what was asked for, to be looked after."""
+        """The lease in seconds; an endless one counts as what was asked for, and is renewed too."""
         arguments = external_port, "UDP", own, internal_port, DESCRIPTION, ""
         try:
             self._call(self._igd.addportmapping, *arguments, lease_s)
@@ -292,7 +292,7 @@ class UpnpSession(Session):
 
     def unmap(self) -> None:
         if self._asked is not None:
-            # After an ``add`` in progress: the pool has one thread.
+            # Runs after an ``add`` in progress, as the pool has one thread.
             self._call(self._igd.deleteportmapping, self._asked[1], "UDP")
             self._asked = None
 

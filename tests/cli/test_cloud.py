@@ -2,22 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
-
 import pytest
 
 from kkp2p_compat.cli import main
-from kkp2p_compat.cli.cloud import parse_address
 from kkp2p_compat.cloud.settings import Limits
-
-
-def test_addresses_on_the_command_line() -> None:
-    assert parse_address("0.0.0.0:3080") == ("0.0.0.0", 3080)
-    assert parse_address("[::1]:0") == ("::1", 0)
-    assert parse_address("cloud.example:443") == ("cloud.example", 443)
-    for text in ("", "3080", ":3080", "host:", "host:x", "host:65536", "host:-1", "[]:1"):
-        with pytest.raises(argparse.ArgumentTypeError, match="is not HOST:PORT"):
-            parse_address(text)
 
 
 @pytest.mark.parametrize(

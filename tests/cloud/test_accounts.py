@@ -13,7 +13,7 @@ import pytest
 from scramp import ScramClient, ScramMechanism
 
 from kkp2p_compat.cli import main
-from kkp2p_compat.cloud.accounts import Accounts, UnknownAccount, default_data, valid_peer_id
+from kkp2p_compat.cloud.accounts import Accounts, UnknownAccount, default_data
 
 
 def _kkp2p(*arguments: str) -> int:
@@ -81,25 +81,6 @@ def test_throw_away_accounts_leave_no_trace(tmp_path: Path) -> None:
     accounts.close()
     with pytest.raises(ValueError, match="peer id"):
         Accounts(None, {"with space": "x"})
-
-
-@pytest.mark.parametrize(
-    ("peer_id", "valid"),
-    [
-        ("a", True),
-        ("!~" * 16, True),
-        ("", False),
-        ("x" * 33, False),
-        ("with space", False),
-        ("caf\u00e9", False),
-        ("line\n", False),
-        ("\u0661", False),
-        (7, False),
-        (None, False),
-    ],
-)
-def test_peer_ids(peer_id: object, valid: bool) -> None:
-    assert valid_peer_id(peer_id) is valid
 
 
 @pytest.mark.parametrize("secret", ["", "\x00", "a\u0007b"])

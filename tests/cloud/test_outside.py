@@ -27,10 +27,10 @@ from kkp2p_compat.cloud.outside import (
     seen_by_stun_untrusted,
 )
 from kkp2p_compat.cloud.stun import respond
-from kkp2p_compat.engine.calls.cloud_call import vouched_untrusted
 from kkp2p_compat.engine.engine import Engine
 from kkp2p_compat.engine.paths import own_addresses
 from kkp2p_compat.engine.paths.own_addresses import OwnAddresses
+from kkp2p_compat.engine.signalling.offer import vouched_untrusted
 from kkp2p_compat.engine.signalling.own_side import Half
 from kkp2p_compat.traversal.candidates import Candidate, host_candidates
 from kkp2p_compat.traversal.checks import Checks
@@ -171,7 +171,7 @@ def told(monkeypatch: pytest.MonkeyPatch, mapped: dict[int, tuple[str, str]]) ->
     listed = host_candidates(PORTS, HOST)
     monkeypatch.setattr(own_addresses, "host_candidates", lambda ports: listed)
     endpoint: Any = SimpleNamespace(ports=lambda: PORTS)
-    own = OwnAddresses(endpoint, [], None, None)  # type: ignore[arg-type]
+    own = OwnAddresses(endpoint, [], None, None, None)  # type: ignore[arg-type]
     for family, (mapping, ip) in mapped.items():
         found: Any = SimpleNamespace(mapped=[(ip, 4000)], behaviour=NatBehaviour(mapping))
         own.found[family] = found
@@ -297,7 +297,7 @@ def test_an_engine_hands_its_tickets_on(
     assert kkp2p.join_net(callee, "peer", SECRET) == 0
 
     def known() -> object:
-        return caller.direct.underlay().own.tickets.get("127.0.0.1")
+        return caller.underlay().own.tickets.get("127.0.0.1")
 
     wait_for(lambda: caller.thread.call(known))
     heard: list[Any] = []

@@ -17,13 +17,14 @@ from hypothesis import strategies as st
 from helpers.cloud_client import until
 from helpers.stun_support import start_responder
 from helpers.support import PATIENCE_S, CloudProcess
+from kkp2p_compat._address import HostPort
 from kkp2p_compat._errors import BadPacket
 from kkp2p_compat.cloud import stun as responder
 from kkp2p_compat.cloud.limits import Gatekeeper
 from kkp2p_compat.cloud.server import Cloud
 from kkp2p_compat.cloud.settings import CloudSettings, Limits
 from kkp2p_compat.cloud.stun import Reply, StunResponder, respond_untrusted
-from kkp2p_compat.traversal.stun import Address, Kind, Message, parse_untrusted
+from kkp2p_compat.traversal.stun import Kind, Message, parse_untrusted
 
 ID = bytes(range(12))
 SOURCE, ASKED, OTHER = ("192.0.2.9", 4000), ("203.0.113.1", 3080), ("203.0.113.2", 3081)
@@ -36,7 +37,7 @@ def padded(size: int, request: Message) -> bytes:
 
 
 def respond(
-    request: Message, size: int = 100, asked: Address = ASKED, other: Address = OTHER
+    request: Message, size: int = 100, asked: HostPort = ASKED, other: HostPort = OTHER
 ) -> tuple[Message, Reply]:
     reply = respond_untrusted(padded(size, request), SOURCE, asked, other)
     return parse_untrusted(reply.data), reply
@@ -113,7 +114,7 @@ def test_only_requests_are_answered(kind: Kind) -> None:
 @pytest.mark.parametrize(
     "source", [("255.255.255.255", 5), ("224.0.0.1", 5), ("0.0.0.0", 5), ("192.0.2.1", 0)]
 )
-def test_nobody_to_answer(source: Address) -> None:
+def test_nobody_to_answer(source: HostPort) -> None:
     with pytest.raises(BadPacket):
         respond_untrusted(padded(100, REQUEST), source, ASKED, OTHER)
 
@@ -165,7 +166,7 @@ def client(ip: str = "127.0.0.1") -> Iterator[gsocket.socket]:
         yield s
 
 
-def ask(sock: gsocket.socket, to: Address, request: Message = REQUEST) -> tuple[Message, Address]:
+def ask(sock: gsocket.socket, to: HostPort, request: Message = REQUEST) -> tuple[Message, HostPort]:
     sock.sendto(padded(100, request), to)
     data, source = sock.recvfrom(2048)
     return parse_untrusted(data), (source[0], source[1])

@@ -168,7 +168,7 @@ def test_a_link_that_breaks(
 ) -> None:  # fmt: skip
     """Programs must not take it for the end of their data; the proxy lives on."""
     pairs = [dial() for _ in range(3)]
-    endpoints = [one.direct.underlay().endpoint for one in (engine, peer)]
+    endpoints = [one.underlay().endpoint for one in (engine, peer)]
     with monkeypatch.context() as broken:
         for endpoint in endpoints:
             assert endpoint is not None

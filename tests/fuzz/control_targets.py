@@ -29,7 +29,7 @@ from kkp2p_compat.cloud.login import Login
 from kkp2p_compat.cloud.track import Track
 from kkp2p_compat.control import link as link_module
 from kkp2p_compat.control.wire import MAX_LINE_BYTES, LineReader, encode
-from kkp2p_compat.engine.calls import cloud_call as calls
+from kkp2p_compat.engine.signalling import offer
 from kkp2p_compat.engine.signalling.direct_offer import DirectOffer
 from kkp2p_compat.transport import relay_wire
 from kkp2p_compat.traversal import lan, lan_wire
@@ -283,9 +283,9 @@ MESSAGES = [
 def fuzz_offers(data: bytes) -> None:
     text = data.decode("utf-8", "replace")
     for parse in (
-        calls.parse_offer_untrusted,
-        calls.parse_answer_untrusted,
-        calls.parse_direct_answer_untrusted,
+        offer.parse_offer_untrusted,
+        offer.parse_answer_untrusted,
+        offer.parse_direct_answer_untrusted,
     ):
         try:
             parse(text)

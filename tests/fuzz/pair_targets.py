@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter, defaultdict, deque
 from random import Random
 
+from kkp2p_compat._address import Address
 from kkp2p_compat._codes import KKP2P_TCP_CHANNEL, KKP2P_UDP_CHANNEL
 from kkp2p_compat.transport.udp.events import (
-    Address,
     ChannelOffered,
     Closed,
     Event,

@@ -12,12 +12,13 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from kkp2p_compat._address import HostPort
 from kkp2p_compat.traversal.candidates import Candidate, family_of, host_candidates
 from kkp2p_compat.traversal.check_table import CheckTable
 from kkp2p_compat.traversal.checks import Checks, Credentials
-from kkp2p_compat.traversal.stun import Address, Kind, Message, parse_untrusted
+from kkp2p_compat.traversal.stun import Kind, Message, parse_untrusted
 
-Packet = tuple[float, "Host", Address, bytes]  # sent at, by, to
+Packet = tuple[float, "Host", HostPort, bytes]  # sent at, by, to
 DELAY_S = 0.01
 
 
@@ -29,14 +30,14 @@ class Host:
         self.port = port
         self.table = CheckTable()
         self.send_from: dict[str, str] = {}  # by destination ip
-        self.outside: dict[Address, Address] = {}  # a full-cone NAT: inside to outside
+        self.outside: dict[HostPort, HostPort] = {}  # a full-cone NAT: inside to outside
         self.listed = host_candidates(
             {int(socket.AF_INET): port, int(socket.AF_INET6): port}, addresses
         )
         self.checks: Checks
         self.credentials: Credentials
 
-    def source_for(self, target: Address) -> Address | None:
+    def source_for(self, target: HostPort) -> HostPort | None:
         """As the network sees it."""
         if target[0] in self.addresses:
             ip = target[0]
@@ -48,7 +49,7 @@ class Host:
             ip = self.send_from.get(target[0], ours[0])
         return self.outside.get((ip, self.port), (ip, self.port))
 
-    def owns(self, target: Address) -> bool:
+    def owns(self, target: HostPort) -> bool:
         inside = {outside: inside for inside, outside in self.outside.items()}
         ip, port = inside.get(target, target)
         # What a NAT hides is not reached by its inner address.
@@ -64,9 +65,9 @@ class Network:
         self.now = 100.0
         self.sent: list[Packet] = []
         self.dead: set[str] = set()  # ips that nothing gets to
-        self.lose: Callable[[Host, Address, bytes], bool] = lambda host, target, data: False
-        self.delay: Callable[[Host, Address], float] = lambda host, target: DELAY_S
-        self._arrivals: list[tuple[float, int, Host, Address, bytes]] = []
+        self.lose: Callable[[Host, HostPort, bytes], bool] = lambda host, target, data: False
+        self.delay: Callable[[Host, HostPort], float] = lambda host, target: DELAY_S
+        self._arrivals: list[tuple[float, int, Host, HostPort, bytes]] = []
         self._count = itertools.count()
         for host in self.hosts:
             host.credentials = Credentials.make(self.random)
@@ -103,7 +104,7 @@ class Network:
         while transmit := host.checks.poll_transmit():
             self.send(host, *transmit[:2])
 
-    def send(self, host: Host, data: bytes, target: Address) -> None:
+    def send(self, host: Host, data: bytes, target: HostPort) -> None:
         self.sent.append((self.now, host, target, data))
         source = host.source_for(target)
         if source is None or target[0] in self.dead or self.lose(host, target, data):
@@ -113,7 +114,7 @@ class Network:
                 arrival = self.now + self.delay(host, target)
                 heapq.heappush(self._arrivals, (arrival, next(self._count), other, source, data))
 
-    def receive(self, host: Host, data: bytes, source: Address) -> Checks | None:
+    def receive(self, host: Host, data: bytes, source: HostPort) -> Checks | None:
         taken = host.table.handle_datagram_untrusted(data, source, self.now)
         if taken is not None:
             self.flush(host)
@@ -154,7 +155,7 @@ class Network:
             assert other.owns(host.checks.selected)
             assert host.source_for(host.checks.selected) == other.checks.selected
 
-    def sent_by(self, host: Host) -> list[tuple[Address, bytes]]:
+    def sent_by(self, host: Host) -> list[tuple[HostPort, bytes]]:
         return [(target, data) for _, sender, target, data in self.sent if sender is host]
 
 

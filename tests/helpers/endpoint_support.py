@@ -13,9 +13,10 @@ import pytest
 from gevent.event import Event as Flag
 
 from helpers.support import PATIENCE_S
+from kkp2p_compat._address import Address
 from kkp2p_compat.transport.udp.batch_socket import BatchSocket
 from kkp2p_compat.transport.udp.endpoint import Endpoint
-from kkp2p_compat.transport.udp.events import Address, Event, Readable, Transmit
+from kkp2p_compat.transport.udp.events import Event, Readable, Transmit
 
 log = logging.getLogger("test")
 IPS = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}

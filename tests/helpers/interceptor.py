@@ -11,7 +11,7 @@ from gevent.pool import Group
 from helpers.line_server import Gone, Visitor
 from kkp2p_compat.cloud.certificate import TLSIdentity
 from kkp2p_compat.control.wire import Message
-from kkp2p_compat.engine.calls.cloud_call import encode_text
+from kkp2p_compat.engine.signalling.offer import encode_text
 from kkp2p_compat.transport.relay_wire import CALLER, make_token, token_to_text
 
 TOKEN = token_to_text(make_token(b"his own key", bytes(16), CALLER, 2**32 - 1))

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Protocol
 
+from kkp2p_compat._address import Address, HostPort
 from kkp2p_compat._errors import BadPacket
 from kkp2p_compat.cloud.stun import respond_untrusted
-from kkp2p_compat.testing.nat import UDP, Address, Nat, NatType
-from kkp2p_compat.transport.udp.events import Address as Route
+from kkp2p_compat.testing.nat import UDP, Nat, NatType
 
 SERVER, OTHER, SECOND = ("203.0.113.1", 3080), ("203.0.113.2", 3081), ("203.0.113.3", 3478)
 HOST_IP, PUBLIC_IP = "192.168.1.2", "198.51.100.7"
@@ -25,9 +25,9 @@ DELAY_S = 0.02  # one way
 
 
 class Driven(Protocol):
-    def handle_datagram_untrusted(self, data: bytes, source: Route, now: float) -> object: ...
+    def handle_datagram_untrusted(self, data: bytes, source: Address, now: float) -> object: ...
     def handle_timer(self, now: float) -> object: ...
-    def poll_transmit(self) -> tuple[bytes, Route] | None: ...
+    def poll_transmit(self) -> tuple[bytes, Address] | None: ...
     def next_timer(self) -> float | None: ...
 
 
@@ -46,21 +46,23 @@ class Simulation:
             for n, one in enumerate(types, 1)
         ]
         other_ip = OTHER[0] if two_addresses else SERVER[0]
-        self.others: dict[Address, Address] = {}
+        self.others: dict[HostPort, HostPort] = {}
         for ip, port in itertools.product((SERVER[0], other_ip), (SERVER[1], OTHER[1])):
             far = other_ip if ip == SERVER[0] else SERVER[0]
             self.others[ip, port] = far, SERVER[1] + OTHER[1] - port
         self.loss = 0.0
         self.jitter_s = 0.0
-        self.sent: list[tuple[float, Route, bytes]] = []
-        self.answered_by: Callable[[bytes, Address, Address], Sequence[tuple[bytes, Address]]] = (
-            self.respond
-        )
+        self.sent: list[tuple[float, Address, bytes]] = []
+        self.answered_by: Callable[
+            [bytes, HostPort, HostPort], Sequence[tuple[bytes, HostPort]]
+        ] = self.respond
         self._ports = {0: MAIN_PORT, **EXTRA}
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._count = itertools.count()
 
-    def respond(self, data: bytes, source: Address, asked: Address) -> list[tuple[bytes, Address]]:
+    def respond(
+        self, data: bytes, source: HostPort, asked: HostPort
+    ) -> list[tuple[bytes, HostPort]]:
         """What comes back, and where from."""
         other = self.others.get(asked)
         if other is None:
@@ -104,7 +106,7 @@ class Simulation:
             at = self.now + DELAY_S + self.random.random() * self.jitter_s
             heapq.heappush(self._heap, (at, next(self._count), act))
 
-    def _outbound(self, data: bytes, source: Address, to: Address) -> None:
+    def _outbound(self, data: bytes, source: HostPort, to: HostPort) -> None:
         for level, nat in enumerate(self.nats):
             if to[0] in nat.external_ips:
                 turned = nat.hairpin(UDP, source, to, self.now)
@@ -123,10 +125,12 @@ class Simulation:
 
         self._later(arrive)
 
-    def _answer(self, data: bytes, sender: Address, to: Address) -> None:
+    def _answer(self, data: bytes, sender: HostPort, to: HostPort) -> None:
         self._later(lambda: self._inbound(data, sender, to))
 
-    def _inbound(self, data: bytes, sender: Address, to: Address, level: int | None = None) -> None:
+    def _inbound(
+        self, data: bytes, sender: HostPort, to: HostPort, level: int | None = None
+    ) -> None:
         for nat in reversed(self.nats[:level]):
             inner = nat.inbound(UDP, to, sender, self.now)
             if inner is None:

@@ -20,7 +20,8 @@ from kkp2p_compat._errors import KKP2PError
 from kkp2p_compat.control.client import CloudClient
 from kkp2p_compat.control.link import Link
 from kkp2p_compat.control.outgoing import OutgoingCall
-from kkp2p_compat.engine.calls.cloud_call import call_peer, parse_direct_answer_untrusted
+from kkp2p_compat.engine.calls.cloud_call import call_peer
+from kkp2p_compat.engine.signalling.offer import parse_direct_answer_untrusted
 from kkp2p_compat.engine.signalling.own_side import Half
 from kkp2p_compat.engine.signalling.trickle import Trickle
 from kkp2p_compat.traversal.candidates import parse_untrusted

@@ -33,7 +33,9 @@ def echo() -> None:
 
 
 echoing = gevent.spawn(echo)
-mapper = PortMapper(logging.getLogger(), gevent.spawn, sessions=sessions, lease_s=int(lease_s))
+mapper = PortMapper(
+    logging.getLogger(), gevent.spawn, lambda: None, sessions=sessions, lease_s=int(lease_s)
+)
 mapper.start(int(port))
 FileObject(sys.stdin, close=False).readline()
 mapper.close()

@@ -16,10 +16,10 @@ from kkp2p_compat.transport.udp.endpoint import Endpoint
 def main() -> None:
     log = logging.getLogger()
     endpoint = Endpoint(log)
-    own = OwnAddresses(endpoint, [(sys.argv[1], int(sys.argv[2]))], log, gevent.spawn)
     changed = Event()
-    endpoint.on_stun = own.handle_stun
-    own.on_change = changed.set
+    servers = [(sys.argv[1], int(sys.argv[2]))]
+    own = OwnAddresses(endpoint, servers, log, gevent.spawn, changed.set)
+    endpoint.on_stun = own.questions.handle_stun
     own.start()
     own.ready.wait()
     while not (own.found and all(found.done for found in own.found.values())):

@@ -13,9 +13,10 @@ from gevent import socket
 import kkp2p_compat as kkp2p
 from helpers.line_server import LineServer, Visitor
 from helpers.support import PATIENCE_S, SECRET, CloudProcess, read_all
+from kkp2p_compat._address import HostPort
 from kkp2p_compat._errors import CallRefused
 from kkp2p_compat.control.client import CloudClient
-from kkp2p_compat.control.link import Address, Link
+from kkp2p_compat.control.link import Link
 from kkp2p_compat.control.links import Links
 from kkp2p_compat.control.refusals import refusal
 
@@ -112,7 +113,7 @@ def test_an_address_that_failed_is_tried_last(
     tried: list[str] = []
     connect = Links._connect
 
-    def watch(self: Links, address: Address, named_by: str | None) -> Link:
+    def watch(self: Links, address: HostPort, named_by: str | None) -> Link:
         tried.append(address[0])
         return connect(self, address, named_by)
 

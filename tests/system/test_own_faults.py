@@ -15,7 +15,7 @@ from helpers.direct_support import MakeEngine, accept, check_carries, connect, c
 from helpers.support import SECRET
 from kkp2p_compat.engine.calls import callee as callee_module
 from kkp2p_compat.engine.calls import caller as caller_module
-from kkp2p_compat.transport import sealed
+from kkp2p_compat.engine.signalling import keys
 
 pytestmark = pytest.mark.usefixtures("on_loopback")
 
@@ -72,7 +72,7 @@ def fips(monkeypatch: pytest.MonkeyPatch) -> None:
         def generate() -> Any:
             raise UnsupportedAlgorithm("X25519 is not supported by this version of OpenSSL.")
 
-    monkeypatch.setattr(sealed, "X25519PrivateKey", Refusing)
+    monkeypatch.setattr(keys, "X25519PrivateKey", Refusing)
 
 
 def test_cryptography_without_x25519(fips: None, make_engine: MakeEngine, tmp_path: Path) -> None:
@@ -93,12 +93,12 @@ def test_only_the_callee_is_without_x25519(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """It declines what it cannot do, and the caller takes the relay."""
-    original = sealed.X25519PrivateKey
+    original = keys.X25519PrivateKey
     request.getfixturevalue("fips")
     peer = make_engine()
     assert kkp2p.join_net(peer, "peer", SECRET) == 0
     calls = itertools.count()
-    refusing: Any = sealed.X25519PrivateKey
+    refusing: Any = keys.X25519PrivateKey
 
     class OnlyTheCaller:
         """Both engines are in this process: the caller's key is the first of each call."""
@@ -107,6 +107,6 @@ def test_only_the_callee_is_without_x25519(
             lambda: (refusing if next(calls) % 2 else original).generate()
         )
 
-    monkeypatch.setattr(sealed, "X25519PrivateKey", OnlyTheCaller)
+    monkeypatch.setattr(keys, "X25519PrivateKey", OnlyTheCaller)
     check_relayed(engine, peer)
     assert code_of(engine, 2, encrypt=1) == kkp2p.KKP2P_ERROR_PARAMETER

@@ -7,6 +7,7 @@ import random
 
 import pytest
 
+from kkp2p_compat._address import HostPort
 from kkp2p_compat.testing.nat import (
     ADDRESS_AND_PORT_DEPENDENT,
     ADDRESS_DEPENDENT,
@@ -20,7 +21,6 @@ from kkp2p_compat.testing.nat import (
     SYMMETRIC_SEQUENTIAL,
     TCP,
     UDP,
-    Address,
     Nat,
     NatType,
 )
@@ -36,7 +36,7 @@ def make(nat_type: NatType, *ips: str) -> Nat:
     return Nat(nat_type, ips or (OUTSIDE,), random.Random(1))
 
 
-def out(nat: Nat, remote: Address = REMOTE, inner: Address = INNER, now: float = 0.0) -> Address:
+def out(nat: Nat, remote: HostPort = REMOTE, inner: HostPort = INNER, now: float = 0.0) -> HostPort:
     outer = nat.outbound(UDP, inner, remote, now)
     assert outer is not None
     return outer

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kkp2p_compat._errors import BadPacket
+from kkp2p_compat.engine.signalling.keys import derive_keys
 from kkp2p_compat.transport import sealed
 from kkp2p_compat.transport.sealed import (
     DATA,
@@ -21,7 +22,6 @@ from kkp2p_compat.transport.sealed import (
     DirectionKeys,
     RecordOpener,
     RecordSealer,
-    derive_keys,
 )
 
 KEYS = DirectionKeys(bytes(range(16)), bytes(range(100, 112)))

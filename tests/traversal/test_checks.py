@@ -11,6 +11,7 @@ import pytest
 
 from helpers.check_network import DELAY_S, Host, Network, candidate, lan, nominates
 from helpers.support import PATIENCE_S
+from kkp2p_compat._address import HostPort
 from kkp2p_compat.traversal import checks as checks_module
 from kkp2p_compat.traversal.candidates import host_candidates
 from kkp2p_compat.traversal.check_table import CheckTable
@@ -20,7 +21,7 @@ from kkp2p_compat.traversal.checks import (
     Checks,
     Credentials,
 )
-from kkp2p_compat.traversal.stun import Address, Kind, parse_untrusted
+from kkp2p_compat.traversal.stun import Kind, parse_untrusted
 
 ROUND_TRIP_S = 2 * DELAY_S
 
@@ -170,7 +171,7 @@ def test_a_peer_that_comes_late() -> None:
     network.run(20)
     lost = []
 
-    def lose(host: Host, target: Address, data: bytes) -> bool:
+    def lose(host: Host, target: HostPort, data: bytes) -> bool:
         if host is network.callee and parse_untrusted(data).kind is Kind.REQUEST and len(lost) < 3:
             lost.append(data)
         return data in lost
@@ -200,7 +201,7 @@ def test_a_lost_nomination_is_repeated() -> None:
     network = lan()
     lost = []
 
-    def lose(host: Host, target: Address, data: bytes) -> bool:
+    def lose(host: Host, target: HostPort, data: bytes) -> bool:
         if nominates(data) and len(lost) < 5:
             lost.append(data)
         return data in lost

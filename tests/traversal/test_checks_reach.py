@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from random import Random
 from typing import Any
 
@@ -13,6 +14,7 @@ from kkp2p_compat.traversal.candidates import Candidate
 from kkp2p_compat.traversal.check_table import CheckTable
 from kkp2p_compat.traversal.checks import Checks, Credentials
 from kkp2p_compat.traversal.guesses import LOW_TTL
+from kkp2p_compat.traversal.notes import NoteKind
 from kkp2p_compat.traversal.stun import Kind, Message, parse_untrusted
 
 PEER = "203.0.113.2"
@@ -147,17 +149,22 @@ def test_what_is_told() -> None:
     network.callee.addresses = ("192.0.2.2",)
     network.start_both()
     network.run_to_the_end()
-    texts = [text for _, text in network.caller.checks.notes]
+    texts = [note.text for note in network.caller.checks.notes]
     assert texts[0] == "check 1 of host [2001:db8::2]:4000"
     assert "host 192.0.2.2:4000 answered after 20.0 ms" in texts
     assert "chose host 192.0.2.2:4000" in texts
-    times = [at for at, _ in network.caller.checks.notes]
+    times = [note.at for note in network.caller.checks.notes]
     assert times == sorted(times)
-    texts = [text for _, text in network.callee.checks.notes]
+    texts = [note.text for note in network.callee.checks.notes]
     assert "a check came from host 192.0.2.1:4000" in texts
     assert "the caller chose host 192.0.2.1:4000" in texts
     for host in network.hosts:
         assert host.checks.packets_sent == len(network.sent_by(host))
+        counted = Counter(note.kind for note in host.checks.notes)
+        sent = [parse_untrusted(data).kind for _, data in network.sent_by(host)]
+        assert counted[NoteKind.CHECK] == sent.count(Kind.REQUEST)
+        assert counted[NoteKind.ANSWER] == 1
+        assert not counted[NoteKind.LEARNT]
 
 
 def test_notes_are_bounded() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kkp2p_compat.transport.udp.events import Address
+from kkp2p_compat._address import Address
 from kkp2p_compat.traversal import guesses as module
 from kkp2p_compat.traversal.candidates import Candidate
 from kkp2p_compat.traversal.guesses import MAX_PREDICTED, MAX_PROBES, PACE_S, Guesses, Wave
@@ -16,7 +16,7 @@ PORTS = range(20000, 20010)
 def made(*listed: Candidate) -> tuple[Guesses, list[str]]:
     notes: list[str] = []
     by_address: dict[Address, Candidate] = {(c.address, c.port): c for c in listed}
-    return Guesses(by_address, notes.append), notes
+    return Guesses(by_address, lambda text, *_: notes.append(text)), notes
 
 
 def srflx(ip: str = "203.0.113.1", kind: str = "srflx") -> Candidate:

@@ -407,7 +407,7 @@ def test_what_is_not_for_us(start: Start) -> None:
         assert responder.dropped == {
             "for another peer": 2,
             "a LAN message of a bad length": 3,
-            "a datagram that is no LAN message of this version": 1,
+            "not a LAN message of this version": 1,
         }
         host.search(responder, 1)
         assert host.receive()[0].text == "an answer"
@@ -424,7 +424,7 @@ def test_a_search_from_no_network_of_this_host(
     with closing(Host()) as host:
         for number in range(3):
             host.search(responder, number)
-        until(lambda: responder.dropped["from no network of this host"] == 3)
+        until(lambda: responder.dropped["not from a network of this host"] == 3)
     assert not calls
     assert count(caplog, f"peer: LAN: a search from 127.0.0.1:{host.address[1]} is dropped") == 1
 

@@ -18,6 +18,7 @@ from helpers.nat_simulation import (
     SERVER,
     Simulation,
 )
+from kkp2p_compat._address import HostPort
 from kkp2p_compat.testing.nat import (
     ADDRESS_AND_PORT_DEPENDENT,
     ADDRESS_DEPENDENT,
@@ -27,7 +28,6 @@ from kkp2p_compat.testing.nat import (
     PORT_RESTRICTED,
     SYMMETRIC_RANDOM,
     SYMMETRIC_SEQUENTIAL,
-    Address,
     NatType,
 )
 from kkp2p_compat.traversal.nat import BLOCKED, UNKNOWN, Discovery, NatBehaviour
@@ -38,7 +38,7 @@ ALLOCATIONS = (("preserved", 1), ("sequential", 1), ("sequential", -2), ("random
 
 
 def discover(
-    world: Simulation, servers: tuple[Address, ...] = (SERVER,), extra: dict[int, int] = EXTRA
+    world: Simulation, servers: tuple[HostPort, ...] = (SERVER,), extra: dict[int, int] = EXTRA
 ) -> Discovery:
     """All there is to find out."""
     found = start(world, servers, extra)
@@ -47,7 +47,7 @@ def discover(
 
 
 def start(
-    world: Simulation, servers: tuple[Address, ...] = (SERVER,), extra: dict[int, int] = EXTRA
+    world: Simulation, servers: tuple[HostPort, ...] = (SERVER,), extra: dict[int, int] = EXTRA
 ) -> Discovery:
     return Discovery(
         servers, port=MAIN_PORT, extra=extra, local=[world.ip], now=world.now, random=Random(7)
@@ -200,14 +200,14 @@ def test_other_hosts_use_the_nat_too() -> None:
     nat, outbound = world.nats[0], world.nats[0].outbound
     strangers = itertools.count(20000)
 
-    def busy(protocol: int, inner: Address, remote: Address, now: float) -> Address | None:
+    def busy(protocol: int, inner: HostPort, remote: HostPort, now: float) -> HostPort | None:
         if inner[1] in (EXTRA[2], EXTRA[3]) and (inner, remote) not in seen:
             seen.add((inner, remote))
             for _ in range(1 if inner[1] == EXTRA[2] else 100):
                 outbound(protocol, ("192.168.1.9", next(strangers)), remote, now)
         return outbound(protocol, inner, remote, now)
 
-    seen: set[tuple[Address, Address]] = set()
+    seen: set[tuple[HostPort, HostPort]] = set()
     nat.outbound = busy  # type: ignore[method-assign]
     found = discover(world)
     assert (found.behaviour.allocation, found.behaviour.step) == ("sequential", 2)
@@ -218,7 +218,7 @@ def test_the_questions_are_few_and_never_shorter_than_answers() -> None:
     answers: list[tuple[int, int]] = []
     respond = world.answered_by
 
-    def watch(data: bytes, source: Address, asked: Address) -> object:
+    def watch(data: bytes, source: HostPort, asked: HostPort) -> object:
         replies = respond(data, source, asked)
         answers.extend((len(data), len(answer)) for answer, _ in replies)
         return replies
@@ -236,7 +236,7 @@ def test_the_questions_are_few_and_never_shorter_than_answers() -> None:
 def lie(world: Simulation, **told: object) -> None:
     """The server answers with this instead of the truth."""
 
-    def answer(data: bytes, source: Address, asked: Address) -> list[tuple[bytes, Address]]:
+    def answer(data: bytes, source: HostPort, asked: HostPort) -> list[tuple[bytes, HostPort]]:
         message = Message(Kind.RESPONSE, parse_untrusted(data).transaction_id, mapped=source)
         return [(replace(message, **told).encode(None), asked)]  # type: ignore[arg-type]
 
@@ -291,7 +291,7 @@ def test_an_other_address_of_a_victim() -> None:
 def test_a_new_address_in_every_answer() -> None:
     world = Simulation(PORT_RESTRICTED)
 
-    def answer(data: bytes, source: Address, asked: Address) -> list[tuple[bytes, Address]]:
+    def answer(data: bytes, source: HostPort, asked: HostPort) -> list[tuple[bytes, HostPort]]:
         told = (f"198.51.100.{world.random.randint(1, 254)}", 5000)
         message = Message(Kind.RESPONSE, parse_untrusted(data).transaction_id, mapped=told)
         return [(message.encode(None), asked)] * 3
@@ -348,17 +348,17 @@ def found_behind(world: Simulation) -> Discovery:
     return found
 
 
-def answer_with(world: Simulation, **told: Address) -> None:
+def answer_with(world: Simulation, **told: HostPort) -> None:
     """Answers say this instead, the rest is as it was."""
     respond = world.respond
 
-    def answer(data: bytes, source: Address, asked: Address) -> list[tuple[bytes, Address]]:
+    def answer(data: bytes, source: HostPort, asked: HostPort) -> list[tuple[bytes, HostPort]]:
         return [(_changed(reply, told), sender) for reply, sender in respond(data, source, asked)]
 
     world.answered_by = answer
 
 
-def _changed(reply: bytes, told: dict[str, Address]) -> bytes:
+def _changed(reply: bytes, told: dict[str, HostPort]) -> bytes:
     message = parse_untrusted(reply)
     if "other" in told and message.other is not None:
         told = {"other": (told["other"][0], message.other[1])}
@@ -402,7 +402,7 @@ def test_a_server_that_names_another_address_and_answers_from_none() -> None:
     world = Simulation(FULL_CONE)
     respond = world.respond
 
-    def answer(data: bytes, source: Address, asked: Address) -> list[tuple[bytes, Address]]:
+    def answer(data: bytes, source: HostPort, asked: HostPort) -> list[tuple[bytes, HostPort]]:
         request = parse_untrusted(data)
         if not (request.change_ip or request.change_port):
             return respond(data, source, asked)

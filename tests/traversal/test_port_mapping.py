@@ -30,9 +30,8 @@ class Mapper(PortMapper):
         self.changed = Event()
         self.changes: list[tuple[str, int] | None] = []
         super().__init__(
-            LOG, gevent.spawn, gateways=lambda: self.here, sessions=sessions, **fields  # type: ignore[arg-type]
+            LOG, gevent.spawn, self._note, gateways=lambda: self.here, sessions=sessions, **fields  # type: ignore[arg-type]
         )  # fmt: skip
-        self.on_change = self._note
 
     def _note(self) -> None:
         self.changes.append(self.mapped)

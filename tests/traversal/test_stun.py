@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kkp2p_compat._address import HostPort
 from kkp2p_compat._errors import BadPacket
-from kkp2p_compat.traversal.stun import MAX_BYTES, Address, Kind, Message, parse_untrusted
+from kkp2p_compat.traversal.stun import MAX_BYTES, Kind, Message, parse_untrusted
 
 ID = bytes.fromhex("b7e7a701 bc34d686 fa87dfae")
 PASSWORD = b"VOkJxbRl1RmTxUk/WvJxBt"
@@ -118,7 +119,7 @@ def test_without_a_key() -> None:
 IPS = st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6)).map(
     lambda ip: str(getattr(ip, "ipv4_mapped", None) or ip)
 )
-ADDRESSES: st.SearchStrategy[Address] = st.tuples(IPS, st.integers(0, 65535))
+ADDRESSES: st.SearchStrategy[HostPort] = st.tuples(IPS, st.integers(0, 65535))
 U16, U32, U64 = (st.integers(0, 2**bits - 1) for bits in (16, 32, 64))
 MESSAGES = st.builds(
     Message,

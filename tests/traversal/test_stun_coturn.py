@@ -80,10 +80,9 @@ def test_our_client_asks_coturn(coturn: tuple[int, int]) -> None:
     """Its second port is not the next one, and its answers are padded in no way."""
     log = logging.getLogger("test")
     endpoint = Endpoint(log)
-    own = OwnAddresses(endpoint, [(HOME, coturn[0])], log, gevent.spawn)
-    endpoint.on_stun = own.handle_stun
     changed = Event()
-    own.on_change = changed.set
+    own = OwnAddresses(endpoint, [(HOME, coturn[0])], log, gevent.spawn, changed.set)
+    endpoint.on_stun = own.questions.handle_stun
     own.start()
     try:
         with gevent.Timeout(PATIENCE_S):

@@ -310,6 +310,7 @@ def test_an_engine_that_ends_meanwhile(igd: Igd) -> None:
         mapper = PortMapper(
             LOG,
             thread.spawn,
+            lambda: None,
             gateways=lambda: [LOOPBACK],
             sessions=lambda ip, nonce: [UpnpSession(ip, igd.port)],
         )

@@ -13,10 +13,10 @@ import gevent
 from gevent.event import AsyncResult
 
 from ... import _codes
+from ..._address import Address
 from ..._errors import BadPacket, EngineClosed, KKP2PError, NotAllowed, NotSupported, TimedOut
 from ..._io import time_limit
 from ...transport.relay import Visit
-from ...transport.udp.events import Address
 from ...traversal import lan
 from ..channels.accept_queue import KEPT_PART
 from ..links.peer_link import LinkInfo, PeerLink
@@ -25,8 +25,9 @@ from ..links.streams import RelayedStream, relayed_stream
 from ..paths.meeting import Meeting
 from ..paths.path_finder import Path
 from ..runtime.timeline import Timeline
-from ..signalling.own_side import CallKeys, Half
-from .cloud_call import Offer, parse_offer_untrusted
+from ..signalling.keys import CallKeys
+from ..signalling.offer import Offer, parse_offer_untrusted
+from ..signalling.own_side import Half
 
 if TYPE_CHECKING:
     from ..direct import Direct
@@ -120,7 +121,6 @@ class Callee:
         late = TimedOut("no path to the caller was found")
 
         def met(path: Path) -> None:
-            timeline.step("path")
             if moved is not None:
                 self._log.info("%s: looks for us: trying %s port %d", moved.name, *path[0][:2])
                 moved.try_path(path[0])
@@ -138,7 +138,7 @@ class Callee:
             )
             self._direct.add_link(info, keys, path).note_call(call.call_id)
 
-        with underlay.meeting(half, asked, keys, timeline, call.trickle, False) as meeting:
+        with underlay.meeting(half, asked, keys, timeline, call.trickle) as meeting:
             call.meeting = meeting
             call.answer(answer)
             timeline.step("answered")
@@ -161,7 +161,7 @@ class Callee:
         offer, relayed = call.offer, call.relayed
         races = offer.mode == _codes.CONNECT_AUTO and offer.channel_type == _codes.KKP2P_TCP_CHANNEL
         if not races or call.go_to_relay is None or relayed is None:
-            met(meeting.take_path())
+            met(meeting.take().path)
             return
         hopeless = meeting.plan.kind == "relay"
         relay = PreparedRelay(self._engine.thread.spawn, call.go_to_relay, is_caller=False)
@@ -171,14 +171,14 @@ class Callee:
             gevent.wait([meeting.found, relay.ready], count=1)
             is_met = meeting.found.ready()
             if is_met:
-                met(meeting.take_path())
+                met(meeting.take().path)
                 if relay.begun:
                     relay.ready.wait(RELAY_GRACE_S)
             if relay.ready.successful():
                 sealed = keys.sealed if offer.encrypt else None
                 relayed(relayed_stream(relay.take(), offer.desc, sealed))
             if not is_met and not (hopeless and relay.ready.successful()):
-                met(meeting.take_path())
+                met(meeting.take().path)
         finally:
             relay.close()
 

@@ -31,14 +31,14 @@ from ..paths.meeting import Meeting
 from ..paths.path_finder import Path
 from ..runtime.timeline import Timeline
 from ..signalling.direct_offer import DirectOffer
-from ..signalling.own_side import CallKeys, Half
+from ..signalling.keys import CallKeys
+from ..signalling.offer import parse_direct_answer_untrusted, vouched_untrusted
+from ..signalling.own_side import Half
 from .attempts import Attempt, Memory
 from .cloud_call import (
     call_peer,
     go_as_caller,
     may_be_relayed,
-    parse_direct_answer_untrusted,
-    vouched_untrusted,
 )
 
 if TYPE_CHECKING:
@@ -88,14 +88,13 @@ class Caller:
             theirs = replace(theirs, vouched=vouched_untrusted(call.peer_seen))
             keys = half.keys(public, offer, answer)
             trickle = functools.partial(link.trickle, call)
-            with underlay.meeting(half, theirs, keys, timeline, trickle, True) as meeting:
+            with underlay.meeting(half, theirs, keys, timeline, trickle) as meeting:
                 call.hear(meeting.handle_text_untrusted)
                 if may_be_relayed(ctx):
                     self._race(meeting, attempt, link, call, ctx, keys, deadline)
                     if meeting.plan.kind == "relay" and not meeting.found.ready():
                         return meeting.plan.reason
-                path = meeting.take_path()
-            timeline.step("path")
+                path = meeting.take().path
             info = LinkInfo(
                 name=peer_id,
                 peer_id=peer_id,
@@ -182,11 +181,10 @@ class Caller:
         keys = half.keys(public, offer, answer)
         late = TimedOut("no path to the peer was found")
         with (
-            self._direct.underlay().meeting(half, theirs, keys, timeline, None, True) as meeting,
+            self._direct.underlay().meeting(half, theirs, keys, timeline, None) as meeting,
             time_limit(deadline - time.monotonic(), late),
         ):
-            path = meeting.take_path()
-        timeline.step("path")
+            path = meeting.take().path
         return path, meeting, theirs, keys
 
     def redial(self, link: PeerLink, budget_s: float) -> Path:
@@ -208,9 +206,9 @@ class Caller:
             theirs = replace(theirs, vouched=vouched_untrusted(call.peer_seen))
             keys = half.keys(public, offer, answer)
             trickle = functools.partial(carrier.trickle, call)
-            with underlay.meeting(half, theirs, keys, timeline, trickle, True) as meeting:
+            with underlay.meeting(half, theirs, keys, timeline, trickle) as meeting:
                 call.hear(meeting.handle_text_untrusted)
-                return meeting.take_path()
+                return meeting.take().path
 
         with time_limit(budget_s, TimedOut("no new path was found")):
             return call_peer(client, info.peer_id, offer, budget_s, finish)

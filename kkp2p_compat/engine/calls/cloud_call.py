@@ -1,4 +1,4 @@
-"""Calling a peer over the cloud: offers, answers, and the connections that go by the relay.
+"""Calling a peer over the cloud, and the connections that use the relay.
 
 Runs in the engine's hub.  Both sides go to the relay while offer and answer are under way, so a
 relayed connection takes about three round trips.  What comes out is a RelayedStream; what is made
@@ -8,62 +8,39 @@ of it (a descriptor for the application, or a proxied stream) is the business of
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import gevent
 
-from ... import _base64url, _codes
-from ..._errors import BadPacket, CallRefused, KKP2PError, LinkLost, NotSupported, PeerOffline
+from ... import _codes
+from ..._errors import BadPacket, CallRefused, KKP2PError, LinkLost, PeerOffline
 from ..._structs import connect_ctx_t
 from ...control.client import CloudClient
 from ...control.link import Link
 from ...control.nearness import permitted
 from ...control.outgoing import OutgoingCall
 from ...control.resolver import addresses_of
-from ...control.wire import MAX_BUDGET_MS, MAX_SEEN, Message, encode, number_untrusted
+from ...control.wire import MAX_BUDGET_MS, Message, encode
 from ...transport.relay import MAX_SPOTS, Visit, parse_places_untrusted, sort_spots
-from ...transport.sealed import derive_keys, make_private_key
-from ...traversal.candidates import is_private, may_be_peer
 from ...traversal.nat import NatBehaviour
 from ..links.streams import RelayedStream, relayed_stream
 from ..runtime.timeline import Timeline
-from ..signalling.direct_offer import DirectOffer, parse_id_untrusted
+from ..signalling.keys import derive_keys, make_private_key
+from ..signalling.offer import Offer, encode_text, parse_answer_untrusted
 
 __all__ = [
-    "Offer",
     "answer_call",
     "call_peer",
-    "encode_text",
     "go_as_caller",
     "go_to_relay",
     "make_call",
     "may_be_relayed",
-    "parse_answer_untrusted",
-    "parse_direct_answer_untrusted",
-    "parse_offer_untrusted",
-    "vouched_untrusted",
 ]
 
 T = TypeVar("T")
 
 RESOLVE_TIMEOUT_S = 5  # our choice: for a relay that has a name
-PUBLIC_KEY_BYTES = 32  # X25519, RFC 7748
-
-
-@dataclass(frozen=True)
-class Offer:
-    """What a caller wants."""
-
-    channel_type: int
-    mode: int
-    encrypt: int
-    desc: int
-    key: bytes | None
-    direct: DirectOffer | None = None
-    restarts: int | None = None  # an id of ours: only a new path for that connection is wanted
 
 
 def may_be_relayed(ctx: connect_ctx_t) -> bool:
@@ -217,77 +194,3 @@ def answer_call(link: Link, message: Message, offer: Offer, own_text: str) -> Re
         visit.close()
         raise
     return relayed_stream(visit.take(), offer.desc, keys)
-
-
-def parse_offer_untrusted(text: object) -> Offer:
-    """The offer in an offer message; raises BadPacket, or NotSupported for what we cannot do."""
-    fields = _from_text_untrusted(text)
-    if "restart" in fields:
-        return _parse_restart_untrusted(fields)
-    channel_type = number_untrusted(fields, "type", 0, 2)
-    mode = number_untrusted(fields, "mode", 0, 2)
-    encrypt = number_untrusted(fields, "encrypt", 0, 1)
-    desc = number_untrusted(fields, "desc", -(2**31), 2**31 - 1)
-    key = _decode_key_untrusted(fields["key"]) if "key" in fields else None
-    direct = None
-    if "direct" in fields and mode != _codes.CONNECT_RELAY:
-        direct = DirectOffer.parse_untrusted(fields["direct"])
-    elif channel_type != _codes.KKP2P_TCP_CHANNEL or mode == _codes.CONNECT_P2P:
-        raise NotSupported(f"channel_type {channel_type}, connect_mode {mode}")
-    return Offer(channel_type, mode, encrypt, desc, key, direct)
-
-
-def _parse_restart_untrusted(fields: dict[str, Any]) -> Offer:
-    connection_id = parse_id_untrusted(fields["restart"])
-    direct = DirectOffer.parse_untrusted(fields.get("direct"))
-    key = _decode_key_untrusted(fields.get("key"))
-    mode, kind = _codes.CONNECT_P2P, _codes.KKP2P_TCP_CHANNEL
-    return Offer(kind, mode, 0, 0, key, direct, connection_id)
-
-
-def parse_answer_untrusted(answer: str) -> bytes:
-    """The callee's public key."""
-    return _decode_key_untrusted(_from_text_untrusted(answer).get("key"))
-
-
-def parse_direct_answer_untrusted(answer: str) -> tuple[bytes, DirectOffer]:
-    """The callee's public key, and its half of a direct connection; NotSupported without that."""
-    fields = _from_text_untrusted(answer)
-    if "direct" not in fields:
-        raise NotSupported("the peer cannot be met directly")
-    direct = DirectOffer.parse_untrusted(fields["direct"])
-    return _decode_key_untrusted(fields.get("key")), direct
-
-
-def vouched_untrusted(seen: object) -> frozenset[str] | None:
-    """Where the track sees the other side of a call: ips, of which the first one's is its control
-    connection's.  None: it cannot tell, as an old one, or one in a network of its own.
-    """
-    if not isinstance(seen, list) or not 0 < len(seen) <= MAX_SEEN:
-        return None
-    if not all(isinstance(ip, str) and may_be_peer(ip, 1) for ip in seen) or is_private(seen[0]):
-        return None
-    return frozenset(seen)
-
-
-def encode_text(**fields: Any) -> str:
-    for name, value in list(fields.items()):
-        if isinstance(value, bytes):
-            fields[name] = _base64url.encode(value)
-        elif value is None:
-            del fields[name]
-    return json.dumps(fields, separators=(",", ":"))
-
-
-def _from_text_untrusted(text: object) -> dict[str, Any]:
-    try:
-        fields = json.loads(text)  # type: ignore[arg-type]
-    except (TypeError, ValueError, RecursionError) as error:
-        raise BadPacket("an offer or answer that is not JSON") from error
-    if not isinstance(fields, dict):
-        raise BadPacket("an offer or answer that is not an object")
-    return fields
-
-
-def _decode_key_untrusted(text: object) -> bytes:
-    return _base64url.decode_untrusted(text, PUBLIC_KEY_BYTES, "a public key")

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ..._address import Address
 from ..._errors import EngineClosed, KKP2PError
 from ...transport.udp import events as e
 from ...transport.udp.endpoint import Endpoint
-from ...transport.udp.events import Address
 from ...transport.udp.liveness import Hearing
 from ...transport.udp.peer_connection import CLOSE_NORMAL, PeerConnection
 from ...traversal.plan import Plan

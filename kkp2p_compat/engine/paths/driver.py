@@ -1,7 +1,7 @@
-"""Drives what sends STUN messages over the endpoint's sockets: checks, and questions to servers.
+"""Drives a sans-IO core that sends STUN messages: checks of a peer, or questions to servers.
 
-Runs in the engine's hub: datagrams and timers drive it in callbacks; whoever wants the result
-waits for it in a greenlet.
+Runs in the engine's hub: datagrams and timers drive the core in callbacks, over the endpoint's
+sockets; whoever wants its result waits for it in a greenlet.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from typing import Any, Protocol
 
 from gevent import get_hub
 
+from ..._address import Address
 from ...transport.udp.endpoint import Endpoint
-from ...transport.udp.events import Address as Route
 
-__all__ = ["Pump", "SansIO"]
+__all__ = ["Core", "Driver"]
 
 
-class SansIO(Protocol):
+class Core(Protocol):
     def handle_timer(self, now: float) -> object: ...
-    def poll_transmit(self) -> tuple[bytes, Route] | tuple[bytes, Route, int | None] | None: ...
+    def poll_transmit(self) -> tuple[bytes, Address] | tuple[bytes, Address, int | None] | None: ...
     def next_timer(self) -> float | None: ...
 
 
-class Pump:
-    """Sends and times what the core wants; ``progress`` is called after each."""
+class Driver:
+    """``poll`` after each input to the core; ``progress`` is called when its output is sent."""
 
-    def __init__(self, core: SansIO, endpoint: Endpoint, progress: Callable[[], object]) -> None:
+    def __init__(self, core: Core, endpoint: Endpoint, progress: Callable[[], object]) -> None:
         self._core = core
         self._endpoint = endpoint
         self._progress = progress
@@ -35,7 +35,7 @@ class Pump:
         self._closed = False
 
     def poll(self) -> None:
-        """Send what the core wants to send; call it after whatever changes it."""
+        """Send what the core has to send, and set its timer."""
         while (transmit := self._core.poll_transmit()) is not None:
             self._endpoint.send_check(*transmit)
         self._stop_timer()

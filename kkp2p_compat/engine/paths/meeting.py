@@ -1,92 +1,96 @@
 """Both sides of a call have spoken: look for a path between them.
 
 The checks run on the endpoint's sockets, the puncher does what the plan says beyond them, and what
-either side learns meanwhile is trickled to the other.  The same for both sides, and for the LAN,
-where nothing can be trickled.
+either side learns meanwhile is trickled to the other.  It is the same for both sides, and on the
+LAN, where nothing can be trickled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from logging import Logger
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
-import gevent
 from gevent.event import AsyncResult
 
 from ..._errors import BadPacket
-from ...transport.udp.endpoint import Endpoint
 from ...traversal.candidates import Candidate, parse_untrusted
-from ...traversal.plan import Side, make_plan
+from ...traversal.plan import Plan, Side, make_plan
 from ..runtime.timeline import Timeline
 from ..signalling.direct_offer import DirectOffer
+from ..signalling.keys import CallKeys
+from ..signalling.own_side import Half
 from ..signalling.trickle import Trickle
-from .own_addresses import OwnAddresses
-from .path_finder import Path, PathFinder
-from .puncher import Puncher
+from .path_finder import Path
+from .puncher import Means, Puncher
 
-__all__ = ["Meeting"]
+__all__ = ["Meeting", "Met"]
+
+
+@dataclass(frozen=True)
+class Met:
+    """What a meeting has led to: all that a link to the peer is made of."""
+
+    path: Path
+    plan: Plan
+    keys: CallKeys
+    ours: DirectOffer
+    theirs: DirectOffer
+    is_caller: bool
+    timeline: Timeline
 
 
 class Meeting:
-    """Searches inside ``with``; ``found`` has the path.  ``send`` takes a text to the peer."""
+    """Use it inside ``searching``; ``found`` is set when there is a path, then ``take`` it."""
 
     def __init__(
-        self, finder: PathFinder, own: OwnAddresses, endpoint: Endpoint, *, is_caller: bool,
-        ours: DirectOffer, theirs: DirectOffer, key: bytes, send: Callable[[str], object],
-        timeline: Timeline, log: Logger, spawn: Callable[..., gevent.Greenlet[..., Any]],
+        self, means: Means, half: Half, theirs: DirectOffer, keys: CallKeys, timeline: Timeline,
+        send: Callable[[str], object],
     ) -> None:  # fmt: skip
-        caller, callee = (ours, theirs) if is_caller else (theirs, ours)
+        """``send`` takes a trickled text to the peer."""
+        ours = half.direct
+        caller, callee = (ours, theirs) if half.is_caller else (theirs, ours)
         self.plan = make_plan(
             Side(caller.nat, caller.candidates), Side(callee.nat, callee.candidates), caller.worked
         )
-        self._finder = finder
-        self._own = own
-        self._endpoint = endpoint
-        self._is_caller = is_caller
+        self.to_stranger = ours.to_stranger
+        self._means = means
+        self._is_caller = half.is_caller
         self._ours = ours
         self._theirs = theirs
-        self._trickle = Trickle(key, is_caller, send)
+        self._keys = keys
+        self._trickle = Trickle(keys.trickle, half.is_caller, send)
         self._timeline = timeline
-        self._log = log
-        self._spawn = spawn
-        self.to_stranger = ours.to_stranger
         self._told = set(ours.candidates)
-        self._stack = ExitStack()
         timeline.plan, timeline.own_nat, timeline.peer_nat = self.plan, ours.nat, theirs.nat
         timeline.note(f"the peer's NAT: {theirs.nat.text}")
         timeline.note(f"plan: {self.plan.kind}: {self.plan.reason}")
 
-    def __enter__(self) -> Meeting:
-        with ExitStack() as stack:
-            self._search = stack.enter_context(
-                self._finder.searching(
-                    self._ours,
-                    self._own.candidates(),
-                    self._theirs,
-                    self._is_caller,
-                    self._timeline.note,
-                )
-            )
+    @contextmanager
+    def searching(self) -> Iterator[None]:
+        """Look for a path inside the body."""
+        means = self._means
+        with means.finder.searching(
+            self._ours, means.own.candidates(), self._theirs, self._is_caller, self._timeline.add
+        ) as self._search:
             self._puncher = Puncher(
-                self._search, self.plan, self._is_caller, self._own, self._endpoint,
-                self._trickle.send, self._log,
-            )  # fmt: skip
-            stack.callback(self._puncher.close)
-            punching = self._spawn(self._puncher.run)
-            stack.callback(punching.kill, block=False)
-            self._stack = stack.pop_all()
-        return self
+                means, self._search, self.plan, self._is_caller, self._trickle.send
+            )
+            punching = means.spawn(self._puncher.run)
+            try:
+                yield
+            finally:
+                punching.kill(block=False)
+                self._puncher.close()
 
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
-
-    def take_path(self) -> Path:
-        """Wait for the path.  A socket that is opened for it is the taker's from now on."""
+    def take(self) -> Met:
+        """Wait for the path.  An extra socket that was opened for it is the taker's from now on."""
         path = self.found.get()
-        self._puncher.keep(path[0])
-        return path
+        self._puncher.keep(path.address)
+        self._timeline.step("path")
+        return Met(
+            path, self.plan, self._keys, self._ours, self._theirs, self._is_caller, self._timeline
+        )
 
     @property
     def found(self) -> AsyncResult[Path]:
@@ -111,4 +115,4 @@ class Meeting:
             self._puncher.handle_fields_untrusted(fields)
         except BadPacket as error:
             self._timeline.note(f"dropped: {error}")
-            self._log.info("trickle: dropped: %s", error)
+            self._means.log.info("trickle: dropped: %s", error)

@@ -1,13 +1,13 @@
 """Where this engine can be reached, and what its NAT does: found out at the start, and kept fresh.
 
-Runs in the engine's hub.  It asks STUN servers from the endpoint's main sockets, one Discovery for
-each address family, again every ten minutes, when it is told that the network has changed, and
-every half a minute while nothing gets through.  Behind a NAT it asks every 25 s, which keeps the
-binding of the main socket, so the address that peers are told stays true; when the answer is
-another address, or none comes, everything is found out anew.
+Runs in the engine's hub.  It asks STUN servers from the endpoint's main sockets, with one Discovery
+for each address family: at the start, every ten minutes, when it is told that the network has
+changed, and every half a minute while nothing gets through.  Behind a NAT it asks every 25 s, which
+keeps the binding of the main socket, so that the address that peers are told stays true; when the
+answer is another address, or none comes, everything is found out anew.
 
-What is known stays until something better is: a new run replaces it when it is done, or when its
-verdict says something else.
+What is known stays until something better is: a new Discovery replaces an old one when it is done,
+or when its verdict is another.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ from typing import Any
 import gevent
 from gevent.event import Event
 
+from ..._address import HostPort
 from ..._errors import KKP2PError, LinkLost, OutOfDescriptors, TimedOut
 from ...control.resolver import resolve
 from ...transport.udp.endpoint import Endpoint
-from ...transport.udp.events import Address as Route
-from ...traversal.address_watch import AddressWatch
 from ...traversal.candidates import (
     MAX_CANDIDATES,
     Candidate,
@@ -44,48 +43,27 @@ from ...traversal.nat import (
     NatBehaviour,
 )
 from ...traversal.port_mapping import PortMapper
-from ...traversal.stun import Address
-from ...traversal.stun_client import Ask, Asks, at, over
-from .driver import Pump
+from ...traversal.stun_client import at
+from .questions import Questions
 
 __all__ = ["LOOPBACK", "OwnAddresses"]
 
 # Our choices.
 RECHECK_S = 600.0  # the NAT rarely becomes another one without a change of our addresses
 BLOCKED_RECHECK_S = 30.0
-KEEP_S = 25.0  # RFC 4787 section 4.3: NATs with bindings of 30 s are common
-MIN_KEEP_S = 10.0  # for those with shorter ones
+KEEP_S = 25.0  # RFC 4787 section 4.3: NATs whose bindings end after 30 s are common
+MIN_KEEP_S = 10.0  # for those whose bindings end earlier
 RESOLVE_S = 5.0  # for all names of servers
-# How long idle bindings are tried to live, at once on as many sockets.
-IDLE_S = (5.0, 10.0, 20.0, 30.0, 45.0, 60.0, 90.0, 120.0, 180.0, 300.0, 600.0)
 LOOPBACK = ("127.0.0.1", "::1")
 
 _random = SystemRandom()
 _now = time.monotonic
 
 
-class _Questions(Pump):
-    """To STUN servers: a Discovery's, or some Asks."""
-
-    def __init__(
-        self, core: Discovery | Asks, endpoint: Endpoint, progress: Callable[[], object]
-    ) -> None:
-        super().__init__(core, endpoint, progress)
-        self._asked = core
-
-    def handle(self, data: bytes, source: Route) -> bool:
-        """Whether the datagram answers one of them."""
-        if not self._asked.handle_datagram_untrusted(data, source, _now()):
-            return False
-        self.poll()
-        return True
-
-
 class OwnAddresses:
     """``start`` and ``close`` once each; all methods belong to the engine's hub.
 
     ``ready`` is set when the first verdict is there, or there is nobody to ask.
-    ``on_change`` is called in the hub when ``nat`` or ``candidates()`` say something new.
     """
 
     def __init__(
@@ -94,40 +72,41 @@ class OwnAddresses:
         servers: Sequence[tuple[str, int]],
         log: Logger,
         spawn: Callable[..., Any],
+        on_change: Callable[[], object],
         mapper: PortMapper | None = None,
-        watch: AddressWatch | None = None,
+        watched: bool = False,
     ) -> None:
-        """``servers``: names or addresses and ports.  ``spawn`` starts a greenlet.
+        """``servers``: names or numeric addresses, and ports.  ``spawn`` starts a greenlet.
 
-        ``mapper`` and ``watch`` are started and closed by whoever made them.  Whoever has a watch
-        calls ``refresh`` when it fires; without one the system is asked at each ``candidates``.
+        ``on_change`` is called in the hub when ``nat`` or ``candidates()`` say something new.
+        Whoever made the ``mapper`` calls ``see_changes`` when its mapping has changed.
+        ``watched``: ``refresh`` is called when this host's addresses have changed; otherwise the
+        system is asked for them each time.
         """
         self.ready = Event()
-        self.on_change: Callable[[], object] | None = None
-        self.found: dict[int, Discovery] = {}
-        """What is known by now, by address family."""
+        self.found: dict[int, Discovery] = {}  # what is known by now, by address family
+        self.questions = Questions(endpoint)
         self._endpoint = endpoint
         self._servers = list(servers)
         self._ips: dict[str, list[str]] = {}  # of the servers, when they were last looked up
         self._log = log
         self._spawn = spawn
+        self._on_change = on_change
         self._mapper = mapper
-        self._watched = watch is not None
+        self._watched = watched
+        self._closed = False
         self._host: list[Candidate] | None = None  # None: the system has to be asked
         self._last_host: list[Candidate] = []
-        self._questions: list[_Questions] = []
-        self._wake = Event()  # something to find out
-        self._doubt = Event()  # that all is as it was
-        self._sure = Event()  # or known to be otherwise
-        self._progress = Event()  # of the run, or the run is of no use any more
+        self._wake = Event()  # everything is to be found out anew
+        self._doubt = Event()  # somebody doubts that what is known still holds
+        self._sure = Event()  # since then it was seen to hold, or was found out anew
+        self._progress = Event()  # of a Discovery, or there is no more use for it
         self._greenlet: Any = None
         self._told: object = None
         self._logged = ""
         self._keep_s = KEEP_S
 
     def start(self) -> None:
-        if self._mapper is not None:
-            self._mapper.on_change = self._changed
         if not self._servers:
             self.ready.set()
             return
@@ -135,29 +114,27 @@ class OwnAddresses:
 
     def close(self) -> None:
         """May be called again."""
-        self.on_change = None
-        if self._mapper is not None:
-            self._mapper.on_change = None
+        self._closed = True
         greenlet, self._greenlet = self._greenlet, None
         if greenlet is not None:
             greenlet.kill(block=False)
         self.ready.set()
 
     def refresh(self, reason: str) -> None:
-        """The network may be another: find everything out again."""
+        """The network may be another one: find everything out again."""
         self._log.info("own addresses: looking again: %s", reason)
         self._host = None
         self._wake.set()
         self._progress.set()
-        self._changed()
+        self.see_changes()
 
     def doubt(self) -> None:
-        """A path has died, perhaps by our NAT, or lives again: see soon where we are now."""
+        """A path has died, perhaps by our NAT, or lives again: ask soon where we are seen now."""
         self._sure.clear()
         self._doubt.set()
 
     def make_sure(self, wait_s: float) -> None:
-        """The same, and wait until that is known, if not for long."""
+        """As ``doubt``; then wait until the answer is known, for ``wait_s`` at most."""
         self.doubt()
         if self._greenlet is not None:
             self._sure.wait(wait_s)
@@ -166,29 +143,29 @@ class OwnAddresses:
 
     @property
     def nat(self) -> NatBehaviour:
-        """Of IPv4, where NATs are; of IPv6 only if IPv4 does not get through."""
+        """That of IPv4, where NATs are; of IPv6 only if nothing gets through by IPv4."""
         known = [found.behaviour for _, found in sorted(self.found.items())]
         useful = [behaviour for behaviour in known if behaviour not in (BLOCKED, UNKNOWN)]
         return next(iter(useful or known), UNKNOWN)
 
     @property
     def tickets(self) -> dict[str, bytes]:
-        """By ip: the cloud's own word that it saw us there, which a track takes as such."""
+        """The cloud's own proof that it saw us at an IP address, which a track accepts."""
         return {ip: word for found in self.found.values() for ip, word in found.tickets.items()}
 
     @property
     def udp_blocked(self) -> bool:
-        """No server answers by any family.  (They may be down: see if the control link is up.)"""
+        """No server answers by any family.  (They may be down: see if the cloud is reached.)"""
         return self.nat == BLOCKED
 
     def candidates(self, to_stranger: bool = False) -> list[Candidate]:
-        """Where peers may find us, best first.
+        """Where peers may reach us, best first.
 
-        ``to_stranger``: only what everybody sees who gets a packet of ours.
+        ``to_stranger``: only addresses that everybody sees who gets a packet from us.
         """
         host = self.host_candidates()
         taken = {(candidate.address, candidate.port) for candidate in host}
-        outer: list[tuple[str, Address]] = []
+        outer: list[tuple[str, HostPort]] = []
         if self._mapper is not None and self._mapper.mapped is not None:
             outer.append(("mapped", self._mapper.mapped))
         for _, found in sorted(self.found.items(), reverse=True):
@@ -203,8 +180,8 @@ class OwnAddresses:
         return listed[:MAX_CANDIDATES]
 
     def _seen_outside(self, host: Sequence[Candidate]) -> list[Candidate]:
-        """Those at which a STUN server sees us.  Of a family of which none tells: the public IPv4
-        addresses, and the IPv6 address that the system sends from.
+        """Those at which a STUN server sees us.  Where no server tells: the public IPv4 addresses,
+        and the IPv6 address that the system prefers to send from.
         """
         public = [candidate for candidate in host if not is_private(candidate.address)]
         preferred = next((each.address for each in public if ":" in each.address), "")
@@ -220,7 +197,7 @@ class OwnAddresses:
         return shown
 
     def host_candidates(self) -> list[Candidate]:
-        """Of this host; as they were last when it is too short of descriptors to look."""
+        """Addresses of this host; the last known ones if it lacks the descriptors to look."""
         if self._host is None or not self._watched:
             ports = {int(family): port for family, port in self._endpoint.ports().items()}
             try:
@@ -229,18 +206,12 @@ class OwnAddresses:
                 self._log.info("own addresses: cannot look at them: %s", error)
         return self._last_host
 
-    def _changed(self) -> None:
+    def see_changes(self) -> None:
+        """Call ``on_change`` if what is known differs from what it was at the last call."""
         now = self.nat, self.candidates()
-        if now != self._told:
+        if now != self._told and not self._closed:
             self._told = now
-            if self.on_change is not None:
-                self.on_change()
-
-    # What arrives.
-
-    def handle_stun(self, data: bytes, source: Route) -> bool:
-        """Whether the datagram was for one of ours."""
-        return any(asked.handle(data, source) for asked in list(self._questions))
+            self._on_change()
 
     # Finding out.
 
@@ -250,13 +221,13 @@ class OwnAddresses:
             servers = self._resolve()
             self._discover(servers)
             self._verdict()
-            self._changed()
+            self.see_changes()
             self._stay()
 
-    def _resolve(self) -> dict[int, list[Address]]:
+    def _resolve(self) -> dict[int, list[HostPort]]:
         """The servers to ask, by family."""
         deadline = _now() + RESOLVE_S
-        servers: dict[int, list[Address]] = {}
+        servers: dict[int, list[HostPort]] = {}
         for host, port in self._servers:
             try:
                 self._ips[host] = resolve(host, max(0.1, deadline - _now()))
@@ -268,8 +239,8 @@ class OwnAddresses:
                     of_family.append((ip, port))
         return servers
 
-    def _discover(self, servers: dict[int, list[Address]]) -> None:
-        """Until all is found out, or something wakes us."""
+    def _discover(self, servers: dict[int, list[HostPort]]) -> None:
+        """Until everything is found out, or has to be found out anew."""
         with contextlib.ExitStack() as stack:
             asked = {
                 family: stack.enter_context(self._discovering(family, addresses))
@@ -294,18 +265,27 @@ class OwnAddresses:
         self._sure.set()
 
     @contextlib.contextmanager
-    def _discovering(self, family: int, servers: list[Address]) -> Iterator[Discovery]:
+    def _discovering(self, family: int, servers: list[HostPort]) -> Iterator[Discovery]:
         local = [candidate.address for candidate in self.host_candidates()]
-        with self._extra_sockets(family, EXTRA_SOCKETS, needed=False) as extra:
+        extra: dict[int, int] = {}
+        with contextlib.ExitStack() as stack:
+            try:
+                extra = stack.enter_context(self.questions.sockets(family, EXTRA_SOCKETS))
+            except (OutOfDescriptors, LinkLost) as error:
+                self._log.info("own addresses: less is found out: %s", error)
             found = Discovery(
-                servers, port=self._endpoint.ports()[family], extra=extra,
-                local={*local, *LOOPBACK}, now=_now(), random=_random,
-            )  # fmt: skip
-            with self._pumping(found, lambda: self._take(family, found)):
-                yield found
+                servers,
+                port=self._endpoint.ports()[family],
+                extra=extra,
+                local={*local, *LOOPBACK},
+                now=_now(),
+                random=_random,
+            )
+            stack.enter_context(self.questions.asking(found, lambda: self._take(family, found)))
+            yield found
 
     def _take(self, family: int, new: Discovery) -> None:
-        """Know the new one as soon as it knows better."""
+        """Replace the old one as soon as the new one knows better."""
         old = self.found.get(family)
         if new.verdict and old is not new:
             same = old is not None and (
@@ -314,39 +294,11 @@ class OwnAddresses:
             if new.done or not same:
                 self.found[family] = new
         if self.found.get(family) is new:
-            self._changed()
+            self.see_changes()
         self._progress.set()
 
-    @contextlib.contextmanager
-    def _pumping(self, core: Discovery | Asks, progress: Callable[[], object]) -> Iterator[Pump]:
-        pump = _Questions(core, self._endpoint, progress)
-        self._questions.append(pump)
-        try:
-            pump.poll()
-            yield pump
-        finally:
-            pump.close()
-            self._questions.remove(pump)
-
-    @contextlib.contextmanager
-    def _extra_sockets(
-        self, family: int, count: int, needed: bool = True
-    ) -> Iterator[dict[int, int]]:
-        """Fresh sockets: their ports by number; where none can be had and none is needed, none."""
-        numbers: list[int] = []
-        try:
-            numbers = self._endpoint.open_sockets(family, count)
-        except (OutOfDescriptors, LinkLost) as error:
-            if needed:
-                raise
-            self._log.info("own addresses: less is found out: %s", error)
-        try:
-            yield {number: self._endpoint.port_of(number) for number in numbers}
-        finally:
-            self._endpoint.close_sockets(numbers)
-
-    def _has_family(self, family: int, servers: list[Address]) -> bool:
-        """Asking without an address to ask from would only look as if UDP were blocked."""
+    def _has_family(self, family: int, servers: list[HostPort]) -> bool:
+        """Whether we have an address to ask from; without one UDP would only seem blocked."""
         ours = [candidate.address for candidate in self.host_candidates()]
         return family in self._endpoint.ports() and (
             any(family_of(ip) == family for ip in ours) or servers[0][0] in LOOPBACK
@@ -361,7 +313,7 @@ class OwnAddresses:
     # Keeping it.
 
     def _stay(self) -> None:
-        """Until it is time to find everything out again."""
+        """Keep the bindings until it is time to find everything out again."""
         lost = self.udp_blocked or not self.found
         until = _now() + (BLOCKED_RECHECK_S if lost else RECHECK_S)
         while (left_s := until - _now()) > 0:
@@ -378,11 +330,12 @@ class OwnAddresses:
         ``doubted``: the NAT may have started anew; else only a binding can have ended.
         """
         behind_nat = [
-            found for found in self.found.values()
+            found
+            for found in self.found.values()
             if found.mapped and found.behaviour.mapping != "none"
-        ]  # fmt: skip
+        ]
         servers = [found.server for found in behind_nat if found.server is not None]
-        answers = self._ask_all(servers)
+        answers = self.questions.ask_all(servers)
         for found, ask in zip(behind_nat, answers, strict=True):
             seen_at = ask.answer.mapped if ask.answer is not None else None
             before = found.seen_from(ask.to)
@@ -399,67 +352,24 @@ class OwnAddresses:
 
     # Questions for others.
 
-    def _ask_all(self, to: Sequence[Route]) -> list[Ask]:
-        """Ask the servers, in this order and at once; all of it is over when this returns."""
-        asks, done = Asks(_random), Event()
-        mine = [asks.ask(server, _now()) for server in to]
-        with self._pumping(asks, lambda: done.set() if over(*mine) else None):
-            done.wait()
-        return mine
-
-    def _server(self) -> tuple[int, Address]:
-        """One that answers, by the family that ``nat`` is of; raises TimedOut."""
+    def server(self) -> tuple[int, HostPort]:
+        """A family, and a server that answers by it; raises TimedOut if there is none."""
         for family, found in sorted(self.found.items()):
             if found.server is not None:
                 return family, found.server
         raise TimedOut("no STUN server answers")
 
     def sample_ports(self, count: int) -> list[int]:
-        """Which outside ports ``count`` fresh sockets get, in the order in which they ask.
+        """The outside ports that ``count`` fresh sockets get, in the order in which they ask.
 
-        For port prediction.  In a greenlet, for 1.5 s at most; raises TimedOut unless all are
-        answered, OutOfDescriptors, LinkLost.
+        For port prediction.  Waits for 1.5 s at most; raises OutOfDescriptors, LinkLost, and
+        TimedOut unless all are answered.
         """
-        family, server = self._server()
-        with self._extra_sockets(family, count) as extra:
-            asks = self._ask_all([at(server, number) for number in extra])
+        family, server = self.server()
+        with self.questions.sockets(family, count) as extra:
+            asks = self.questions.ask_all([at(server, number) for number in extra])
         seen_at = [ask.answer.mapped for ask in asks if ask.answer is not None]
         ports = [mapped[1] for mapped in seen_at if mapped is not None]
         if len(ports) < count:
             raise TimedOut(f"the STUN server answered {len(ports)} of {count} questions")
         return ports
-
-    def measure_lifetime(self, longest_s: float) -> float | None:
-        """How long an idle binding lives: the longest time of IDLE_S, up to ``longest_s``, after
-        which one was still there; 0.0 if not even after the first.
-
-        In a greenlet; takes as long as what it finds out (RFC 5780 section 4.6, all times at once).
-        None: no server can tell.
-        """
-        try:
-            family, server = self._server()
-        except TimedOut:
-            return None
-        idle_s = [0.0, *(time_s for time_s in IDLE_S if time_s <= longest_s)]
-        with self._extra_sockets(family, len(idle_s) + 1) as extra:
-            asker, *idle = extra
-            bound = self._ask_all([at(server, number) for number in idle])
-            started = _now()
-            lived_s: float | None = None
-            for time_s, ask in zip(idle_s, bound, strict=True):
-                gevent.sleep(max(0.0, started + time_s - _now()))
-                if not self._binding_lives(at(server, asker), ask):
-                    break
-                lived_s = time_s
-        return lived_s
-
-    def _binding_lives(self, by: Route, bound: Ask) -> bool:
-        """Have the server answer another socket's question to a binding."""
-        mapped = None if bound.answer is None else bound.answer.mapped
-        if mapped is None:
-            return False
-        asks, done = Asks(_random), Event()
-        ask = asks.ask(by, _now(), response_port=mapped[1], heard_by=bound.number)
-        with self._pumping(asks, lambda: done.set() if ask.over else None):
-            done.wait()
-        return ask.answer is not None

@@ -10,26 +10,31 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from random import SystemRandom
-from typing import Any
+from typing import Any, NamedTuple
 
 from gevent import get_hub
 from gevent.event import AsyncResult
 
+from ..._address import Address
 from ...transport.udp.endpoint import Endpoint
-from ...transport.udp.events import Address
 from ...traversal.candidates import Candidate
 from ...traversal.check_table import CheckTable
 from ...traversal.checks import Checks
 from ...traversal.courtesy import Courtesy
+from ...traversal.notes import Note
 from ..signalling.direct_offer import DirectOffer
-from .driver import Pump
+from .driver import Driver
 
 __all__ = ["Path", "PathFinder", "Search"]
 
-STAY_S = 5.0  # our choice: after the end, for answers that the peer missed
+STAY_S = 5.0  # our choice: after the end, as the peer may have missed our last answer
 
-Path = tuple[Address, float]  # where the peer is, and the round trip in seconds
-Note = Callable[[str, float], object]  # what happened, and when
+
+class Path(NamedTuple):
+    """A way on which packets get through in both directions."""
+
+    address: Address  # of the peer
+    rtt_s: float
 
 
 class PathFinder:
@@ -47,11 +52,12 @@ class PathFinder:
     @contextlib.contextmanager
     def searching(
         self, ours: DirectOffer, own: Sequence[Candidate], theirs: DirectOffer,
-        controlling: bool, note: Note,
+        controlling: bool, note: Callable[[Note], object],
     ) -> Iterator[Search]:  # fmt: skip
         """Look for a path inside the body, which waits for it as long as it likes.
 
-        ``own``: our candidates, whether told or not.  ``note`` gets what the checks do and learn.
+        ``own``: our candidates, whether told to the peer or not.  ``note`` gets what the checks do
+        and learn.
         """
         checks = Checks(
             controlling=controlling, local=ours.credentials, remote=theirs.credentials,
@@ -85,10 +91,10 @@ class PathFinder:
             self._end(search)
 
 
-class Search(Pump):
+class Search(Driver):
     """The checks of one call, and their timer."""
 
-    def __init__(self, checks: Checks, endpoint: Endpoint, note: Note) -> None:
+    def __init__(self, checks: Checks, endpoint: Endpoint, note: Callable[[Note], object]) -> None:
         super().__init__(checks, endpoint, self._look)
         self.checks = checks
         self._note = note
@@ -96,16 +102,16 @@ class Search(Pump):
         self._end_timer: Any = None
 
     def _look(self) -> None:
-        """What has come of the checks."""
+        """See what has come of the checks."""
         checks = self.checks
-        for at, text in checks.notes:
-            self._note(text, at)
+        for note in checks.notes:
+            self._note(note)
         checks.notes.clear()
         if checks.selected is not None and not self.found.ready():
-            self.found.set((checks.selected, checks.round_trip_s or 0.0))
+            self.found.set(Path(checks.selected, checks.round_trip_s or 0.0))
 
     def stay(self, end: Any) -> None:
-        """The path is found; go on answering for a while, then ``end``."""
+        """The path is found: answer the peer's checks a little longer, then call ``end``."""
         self._end_timer = get_hub().loop.timer(STAY_S)
         self._end_timer.start(end)
 

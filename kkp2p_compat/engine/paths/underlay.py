@@ -1,8 +1,7 @@
 """The network below all direct connections: our UDP sockets, our addresses, the search for paths.
 
-Runs in the engine's hub.  Made when something direct is wanted for the first time; from then on our
-addresses are kept fresh, a port is mapped where a router does that, and a change of the network is
-told to ``on_network_change``.
+Runs in the engine's hub.  It is made when something direct is wanted for the first time; from then
+on our addresses are kept fresh, and a port is mapped where there is a router that does so.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ from typing import Any
 
 import gevent
 
+from ..._address import Address
 from ...transport.udp.endpoint import Endpoint
-from ...transport.udp.events import Address
 from ...traversal.address_watch import AddressWatch
 from ...traversal.nat import (
     ADDRESS_AND_PORT_DEPENDENT,
@@ -26,10 +25,13 @@ from ...traversal.nat import (
 from ...traversal.port_mapping import PortMapper
 from ..runtime.timeline import Timeline
 from ..signalling.direct_offer import DirectOffer
-from ..signalling.own_side import CallKeys, Half
+from ..signalling.keys import CallKeys
+from ..signalling.own_side import Half
+from .birthdays import Birthdays
 from .meeting import Meeting
 from .own_addresses import OwnAddresses
 from .path_finder import PathFinder
+from .puncher import Means
 
 __all__ = ["Underlay"]
 
@@ -38,7 +40,12 @@ CLOSE_S = 2.0  # our choice: how long a router may take to remove our mapping
 
 
 class Underlay:
-    """Raises LinkLost where there is no UDP at all, OutOfDescriptors when they have run out."""
+    """Owns ``endpoint``, ``own``, ``mapper`` and ``finder``, and ends them in ``close``.
+
+    ``on_network_change`` is called when this host's addresses or routes have changed,
+    ``on_addresses`` when ``own`` knows something new.  Raises LinkLost where there is no UDP at
+    all, OutOfDescriptors when those have run out.
+    """
 
     def __init__(
         self, stun_servers: Sequence[tuple[str, int]], map_ports: bool, log: Logger,
@@ -47,21 +54,23 @@ class Underlay:
     ) -> None:  # fmt: skip
         self.endpoint = Endpoint(log, self._handle_stun)
         self.finder = PathFinder(self.endpoint)
+        self.mapper = PortMapper(log, spawn, self._handle_mapping) if map_ports else None
+        self.own = OwnAddresses(
+            self.endpoint, stun_servers, log, spawn, self._handle_addresses, self.mapper,
+            watched=True,
+        )  # fmt: skip
+        self._means = Means(self.endpoint, self.own, self.finder, Birthdays(), log, spawn)
         self._watch = AddressWatch(self._handle_network_change, log)
-        self.mapper = PortMapper(log, spawn) if map_ports else None
         self._mapping = False
-        self.own = OwnAddresses(self.endpoint, stun_servers, log, spawn, self.mapper, self._watch)
         self._log = log
-        self._spawn = spawn
         self._on_network_change = on_network_change
         self._on_addresses = on_addresses
         self._meetings: set[Meeting] = set()
-        self.own.on_change = self._handle_addresses
         self.own.start()
         self._watch.start()
 
     def _handle_stun(self, data: bytes, source: Address) -> None:
-        if not self.own.handle_stun(data, source):
+        if not self.own.questions.handle_stun(data, source):
             self.finder.handle_stun(data, source)
 
     def _handle_network_change(self) -> None:
@@ -71,11 +80,13 @@ class Underlay:
             self.mapper.refresh()
         self._on_network_change()
 
+    def _handle_mapping(self) -> None:
+        self.own.see_changes()
+
     def _handle_addresses(self) -> None:
-        """A router is asked for a port only where there is a NAT in front of us."""
         port = self.endpoint.ports().get(int(AF_INET))
         if self.mapper is not None and not self._mapping and self.own.nat.mapping in _NATS and port:
-            self._mapping = True
+            self._mapping = True  # only where there is a NAT in front of us
             self.mapper.start(port)
         for meeting in list(self._meetings):
             meeting.tell(self.own.candidates(meeting.to_stranger))
@@ -84,15 +95,11 @@ class Underlay:
     @contextmanager
     def meeting(
         self, half: Half, theirs: DirectOffer, keys: CallKeys, timeline: Timeline,
-        trickle: Callable[[str], object] | None, is_caller: bool,
+        trickle: Callable[[str], object] | None,
     ) -> Iterator[Meeting]:  # fmt: skip
         """Look for a path inside the body.  ``trickle``: how a text gets to the peer, if it can."""
-        meeting = Meeting(
-            self.finder, self.own, self.endpoint, is_caller=is_caller, ours=half.direct,
-            theirs=theirs, key=keys.trickle, send=trickle or _nowhere, timeline=timeline,
-            log=self._log, spawn=self._spawn,
-        )  # fmt: skip
-        with meeting:
+        meeting = Meeting(self._means, half, theirs, keys, timeline, trickle or _nowhere)
+        with meeting.searching():
             self._meetings.add(meeting)
             try:
                 if trickle is not None:
@@ -102,7 +109,7 @@ class Underlay:
                 self._meetings.discard(meeting)
 
     def look_again(self) -> None:
-        """We were away: the NAT or the router may have forgotten us, and nothing told us."""
+        """We were cut off for a while: the NAT or the router may have forgotten us meanwhile."""
         self.own.doubt()
         if self.mapper is not None and self._mapping:
             self.mapper.refresh()

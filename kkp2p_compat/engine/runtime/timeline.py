@@ -1,40 +1,44 @@
 """What happened in one attempt to reach a peer, and when.
 
-The log's line about a connect, ``--explain`` and ``channel_stats`` are made of it.  Bounded: an
-attempt that goes on for long keeps its beginning.
+The log's line about a connect, ``--explain`` and ``channel_stats`` are made of it.  It is bounded:
+of an attempt that goes on for long it keeps the beginning.
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 
 from ...traversal.nat import UNKNOWN, NatBehaviour
+from ...traversal.notes import Note, NoteKind
 from ...traversal.plan import Plan
 
 __all__ = ["Timeline"]
 
-MAX_ENTRIES = 2000  # our choice: a birthday punch has most
+MAX_NOTES = 2000  # our choice: a birthday punch has most
 
 
 class Timeline:
-    """``step`` for what the log shall tell in one line, ``note`` for all the rest."""
+    """``step`` for what the log tells in its one line, ``note`` and ``add`` for all the rest."""
 
     def __init__(self) -> None:
         self.started_at = time.monotonic()
         self.plan: Plan | None = None
         self.own_nat = UNKNOWN
         self.peer_nat: NatBehaviour = UNKNOWN
-        self._entries: list[tuple[float, str]] = []
+        self._notes: list[Note] = []
         self._steps: list[tuple[float, str]] = []
 
     @property
     def elapsed_s(self) -> float:
         return time.monotonic() - self.started_at
 
-    def note(self, text: str, at: float | None = None) -> None:
-        """``at``: of the monotonic clock; now by default."""
-        if len(self._entries) < MAX_ENTRIES:
-            self._entries.append(((time.monotonic() if at is None else at), text))
+    def note(self, text: str) -> None:
+        self.add(Note(time.monotonic(), text))
+
+    def add(self, note: Note) -> None:
+        if len(self._notes) < MAX_NOTES:
+            self._notes.append(note)
 
     def step(self, text: str) -> None:
         self._steps.append((self.elapsed_s, text))
@@ -42,8 +46,16 @@ class Timeline:
 
     @property
     def entries(self) -> list[tuple[float, str]]:
-        """In order, with the seconds since the start."""
-        return [(at - self.started_at, text) for at, text in sorted(self._entries)]
+        """Steps and notes in order, with the seconds since the start."""
+        notes = sorted(self._notes, key=lambda note: note.at)
+        return [(note.at - self.started_at, note.text) for note in notes]
+
+    @property
+    def counts(self) -> Counter[NoteKind]:
+        counted = Counter[NoteKind]()
+        for note in self._notes:
+            counted[note.kind] += note.amount
+        return counted
 
     @property
     def steps(self) -> list[tuple[float, str]]:

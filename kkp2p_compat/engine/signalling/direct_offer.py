@@ -1,28 +1,28 @@
-"""What two peers tell each other so that they can meet directly: the "direct" part of a call.
+"""The "direct" part of an offer or answer: what one peer tells the other to be met directly.
 
-Besides its addresses each side says how its NAT behaves, so that both make the same plan.  It
-travels inside the offer and the answer, through the cloud or a LAN search.  The keys come from the
-X25519 exchange of the call and from the very texts of both, so whoever changes a candidate, a
-credential or the cipher on the way gets two sides that do not understand each other.
+Besides its addresses each side says how its NAT behaves, so that both make the same plan.  The part
+is protected as the text that it travels in is: the keys of the call depend on it (``keys``).
 """
 
 from __future__ import annotations
 
+import re
 import secrets
 from dataclasses import dataclass
 from random import SystemRandom
 from typing import Any
 
 from ..._errors import BadPacket
-from ...transport.udp.protection import CIPHERS, preferred_cipher
+from ...transport.udp.protection import AES, CIPHERS, preferred_cipher
 from ...traversal.candidates import Candidate, parse_untrusted
 from ...traversal.checks import Credentials
 from ...traversal.nat import UNKNOWN, NatBehaviour
 from ...traversal.plan import KINDS as PLANS
 
-__all__ = ["DirectOffer", "parse_id_untrusted"]
+__all__ = ["DirectOffer", "id_text", "parse_id_untrusted"]
 
 _ID_DIGITS = 16
+_ID = re.compile(rf"[0-9a-f]{{{_ID_DIGITS}}}")
 _random = SystemRandom()
 
 
@@ -30,11 +30,12 @@ _random = SystemRandom()
 class DirectOffer:
     """One side's part.
 
-    ``cipher``: what the caller likes best, what the callee has chosen.  ``worked``: the kind of
-    plan that last led from this caller to this callee, or nothing.
+    ``cipher``: the one that the caller prefers, or that the callee has chosen.  ``worked``: the
+    kind of plan by which this caller last met this callee; "" if none is known.
 
-    Not told: ``vouched``, ips where the cloud has seen the other side (None: it cannot tell);
-    ``to_stranger``, whether ours names only where everybody can see us.
+    Two fields are not sent.  ``vouched``: the IP addresses at which the cloud has seen the other
+    side (None: it cannot tell).  ``to_stranger``: ours names only addresses that everybody can see
+    who gets a packet from us.
     """
 
     connection_id: int
@@ -51,16 +52,17 @@ class DirectOffer:
         cls, candidates: list[Candidate], nat: NatBehaviour, worked: str,
         asked: DirectOffer | None = None, to_stranger: bool = False,
     ) -> DirectOffer:  # fmt: skip
-        """Ours; ``asked``: the caller's, when we answer.  Slow AES on one side decides for both."""
-        ours = preferred_cipher()
-        cipher = ours if asked is None or ours != asked.cipher == _FAST else asked.cipher
+        """Ours; ``asked``: the caller's, when we answer."""
+        cipher = preferred_cipher()
+        if asked is not None and cipher == AES:
+            cipher = asked.cipher  # a side without AES instructions decides for both
         credentials = Credentials.make(_random)
         number = secrets.randbits(64)
         return cls(number, credentials, candidates, cipher, nat, worked, None, to_stranger)
 
     def fields(self) -> dict[str, Any]:
         return {
-            "id": f"{self.connection_id:0{_ID_DIGITS}x}",
+            "id": id_text(self.connection_id),
             "ufrag": self.credentials.ufrag,
             "pwd": self.credentials.password,
             "cipher": self.cipher,
@@ -87,15 +89,13 @@ class DirectOffer:
         )
 
 
-_FAST = next(iter(CIPHERS))
+def id_text(connection_id: int) -> str:
+    """As it stands in JSON: 16 hexadecimal digits."""
+    return f"{connection_id:0{_ID_DIGITS}x}"
 
 
 def parse_id_untrusted(digits: object) -> int:
-    """A connection id, as 16 hexadecimal digits."""
-    if not isinstance(digits, str) or len(digits) != _ID_DIGITS or not _is_hex(digits):
-        raise BadPacket("what is no connection id")
+    """The connection id in a JSON value."""
+    if not isinstance(digits, str) or _ID.fullmatch(digits) is None:
+        raise BadPacket("not a connection id")
     return int(digits, 16)
-
-
-def _is_hex(text: str) -> bool:
-    return all(digit in "0123456789abcdef" for digit in text)

@@ -1,8 +1,8 @@
-"""What the two sides of a call tell each other after offer and answer (RFC 8838's idea).
+"""What the two sides of a call tell each other after offer and answer (the idea of RFC 8838).
 
-More candidates as they are learnt, and where the ports of a NAT are at.  It goes through the track
-like the offer, but no key is made of it; so each text carries a MAC under a key of the call, and a
-number that only grows: a text that was changed, repeated or sent back is refused.
+They tell more candidates as they learn them, and the ports that a NAT gave.  Such a text travels
+through the track as the offer did, but no key depends on it; so it carries a MAC under a key of the
+call, and a number that only grows: one that was changed, repeated or reflected is refused.
 
     <24 characters of base64url: HMAC-SHA256, cut to 18 bytes> <JSON object with "n">
 """
@@ -21,15 +21,15 @@ from ...control.wire import MAX_TRICKLE_CHARS
 __all__ = ["Trickle"]
 
 MAC_BYTES = 18
-MAC_CHARS = 24
 
 
 class Trickle:
-    """``key``: of the call.  ``send`` takes a text to the peer."""
+    """``key``: for this call's trickled texts.  ``send`` takes a text to the peer."""
 
     def __init__(self, key: bytes, is_caller: bool, send: Callable[[str], object]) -> None:
         self._key = key
-        self._own_side, self._other_side = (b"caller ", b"callee ")[:: 1 if is_caller else -1]
+        self._own_side = b"caller " if is_caller else b"callee "
+        self._other_side = b"callee " if is_caller else b"caller "
         self._send = send
         self._sent = 0
         self._received = 0
@@ -40,12 +40,12 @@ class Trickle:
         self._send(f"{self._mac(self._own_side, body)} {body}")
 
     def open_untrusted(self, text: object) -> dict[str, Any]:
-        """What the peer says; BadPacket if it is not the peer's, or not new."""
+        """What the peer tells; BadPacket if the text is not the peer's, or not new."""
         if not isinstance(text, str) or len(text) > MAX_TRICKLE_CHARS or not text.isascii():
-            raise BadPacket("a trickled text that is none")
+            raise BadPacket("a malformed trickled text")
         mac, _, body = text.partition(" ")
         if not hmac.compare_digest(mac, self._mac(self._other_side, body)):
-            raise BadPacket("a trickled text of somebody else's")
+            raise BadPacket("a trickled text with a wrong MAC")
         try:
             fields = json.loads(body)
         except (ValueError, RecursionError) as error:

@@ -22,8 +22,8 @@ from typing import Any
 
 from gevent import monkey
 
+from ..._address import Address
 from ..._descriptors import keep_private
-from .events import Address
 
 __all__ = ["MAX_SEGMENTS", "MAX_SEND_BYTES", "BatchSocket"]
 

@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from logging import Logger
 from typing import Any
 
+from ..._address import Address
 from ..._errors import LinkLost, OutOfDescriptors, from_os_error
 from ..._io import READ, WRITE
 from .batch_socket import BatchSocket
-from .events import Address
 
 __all__ = ["MAX_EXTRA_SOCKETS", "Door", "Doors"]
 

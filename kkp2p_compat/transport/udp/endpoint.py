@@ -26,12 +26,13 @@ from typing import Any, Protocol
 
 from gevent import get_hub
 
+from ..._address import Address
 from ..._errors import EngineClosed, OurFault
 from ..._io import WRITE
 from .deadline_queue import DeadlineQueue
 from .demultiplex import connection_id, runs
 from .doors import Door, Doors
-from .events import Address, Closed, Event, Transmit
+from .events import Closed, Event, Transmit
 from .protection import FIRST_BYTE, OVERHEAD_BYTES
 
 __all__ = ["CLOSE_INTERNAL_ERROR", "Driven", "DrivenConnection", "Endpoint"]

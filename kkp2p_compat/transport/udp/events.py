@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+from ..._address import Address
 from ..._errors import KKP2PError
 
 __all__ = [
-    "Address",
     "ChannelOffered",
     "ChannelOpened",
     "ChannelRefused",
@@ -30,10 +30,6 @@ __all__ = [
     "Transmit",
     "Writable",
 ]
-
-# A remote address: numeric ip, port; and the number of our own extra socket that it is reached by,
-# if not by the main one of the family.  A key: take [0] and [1] of it, do not unpack it to two.
-Address = tuple[str, int] | tuple[str, int, int]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 
-from .events import Address
+from ..._address import Address
 from .mtu import MIN_BYTES
 
 __all__ = ["first_hop_datagram_bytes"]

@@ -15,10 +15,11 @@ import math
 from collections import Counter, deque
 from collections.abc import Iterable
 
+from ..._address import Address
 from . import frames as f
 from .acks import Received
 from .duplex_stream import DuplexStream
-from .events import Address, Transmit
+from .events import Transmit
 from .messages import Splitter
 from .path_state import PathState
 from .protection import OVERHEAD_BYTES, PacketSealer

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from .events import Address
+from ..._address import Address
 from .frames import TOKEN_BYTES, encode_path_challenge, encode_path_response
 
 if TYPE_CHECKING:

@@ -23,20 +23,12 @@ import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from ..._address import Address
 from ..._errors import BadPacket, KKP2PError, LinkLost
 from . import frames as f
 from .acks import Received
 from .clock import Clock, Timer
-from .events import (
-    Address,
-    Closed,
-    Event,
-    EventQueue,
-    PathChanged,
-    PathRecovered,
-    PathSuspected,
-    Transmit,
-)
+from .events import Closed, Event, EventQueue, PathChanged, PathRecovered, PathSuspected, Transmit
 from .lifecycle import Cue, Lifecycle, Phase
 from .liveness import SILENCE_S, Liveness
 from .packing import Packer

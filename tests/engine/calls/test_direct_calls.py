@@ -265,7 +265,7 @@ def test_no_path(
     assert kkp2p.connect(engine, ctx_to("peer", timeout=150), kkp2p.channel_t()) == -109
 
 
-def no_udp(*_: object) -> None:
+def no_udp(*_: object, **__: object) -> None:
     raise LinkLost("UDP socket: [Errno 97] Address family not supported by protocol")
 
 

@@ -16,13 +16,14 @@ import pytest
 
 import kkp2p_compat as kkp2p
 from helpers.direct_support import accept, check_carries, connect, links, until
+from kkp2p_compat._address import Address
 from kkp2p_compat._errors import KKP2PError
 from kkp2p_compat.control.link import Link
 from kkp2p_compat.control.outgoing import OutgoingCall
-from kkp2p_compat.engine.calls.cloud_call import call_peer, parse_direct_answer_untrusted
+from kkp2p_compat.engine.calls.cloud_call import call_peer
+from kkp2p_compat.engine.signalling.offer import parse_direct_answer_untrusted
 from kkp2p_compat.engine.signalling.own_side import Half
 from kkp2p_compat.engine.signalling.trickle import Trickle
-from kkp2p_compat.transport.udp.events import Address
 from kkp2p_compat.traversal.candidates import Candidate
 from kkp2p_compat.traversal.stun import Kind, Message
 
@@ -98,7 +99,7 @@ def test_offers_that_are_none(engine: kkp2p.engine_t, peer: kkp2p.engine_t) -> N
         with pytest.raises(KKP2PError):
             pytest.fail(f"{name}: {call(engine, json.dumps(fields), answer_of)}")
     until(lambda: not peer._answering)
-    assert len(peer.direct.underlay().finder) == 0
+    assert len(peer.underlay().finder) == 0
     assert links(peer) == []
     check_works(engine, peer)
 
@@ -113,7 +114,7 @@ def test_addresses_that_are_nobodys(
     engine: kkp2p.engine_t, peer: kkp2p.engine_t, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No packet goes there; the one good address among them is probed."""
-    endpoint, probed = peer.direct.underlay().endpoint, set[str]()
+    endpoint, probed = peer.underlay().endpoint, set[str]()
     send = endpoint.send_check
 
     def record(data: bytes, address: Address, ttl: int | None = None) -> None:
@@ -172,7 +173,7 @@ def test_trickled_nonsense(engine: kkp2p.engine_t, peer: kkp2p.engine_t) -> None
 
 def test_checks_played_again_and_forged_ones(engine: kkp2p.engine_t, peer: kkp2p.engine_t) -> None:
     """By somebody who has heard all of a call, from elsewhere: no answer, and nothing changes."""
-    underlay = peer.direct.underlay()
+    underlay = peer.underlay()
     heard: list[bytes] = []
     take = underlay.endpoint.on_stun
 

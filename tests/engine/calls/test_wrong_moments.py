@@ -22,8 +22,8 @@ from helpers.support import PATIENCE_S, SECRET
 from kkp2p_compat.engine import direct
 from kkp2p_compat.engine.calls import callee as callee_module
 from kkp2p_compat.engine.calls import caller as caller_module
-from kkp2p_compat.engine.calls.cloud_call import parse_direct_answer_untrusted
 from kkp2p_compat.engine.links import prepared_relay
+from kkp2p_compat.engine.signalling.offer import parse_direct_answer_untrusted
 
 pytestmark = pytest.mark.usefixtures("on_loopback")
 
@@ -81,7 +81,7 @@ def test_a_dead_link_leaves_time_for_the_relay(
     """A path is found, but nothing that is sent over it arrives: neither the old one nor a new."""
     monkeypatch.setattr(direct, "REUSE_S", PATIENCE_S)
     monkeypatch.setattr(caller_module, "HEAD_START_S", PATIENCE_S)
-    endpoint = engine.direct.underlay().endpoint
+    endpoint = engine.underlay().endpoint
     monkeypatch.setattr(endpoint, "add", lambda link: None)
     monkeypatch.setattr(endpoint, "wake", lambda link: None)
     mine = kkp2p.channel_t()
@@ -127,9 +127,9 @@ def test_a_path_does_not_wait_for_a_relay_that_nobody_takes(
 def test_who_was_called_is_not_here_any_more(engine: kkp2p.engine_t, peer: kkp2p.engine_t) -> None:
     """A call that is being answered under the old id leads nowhere."""
     calling = gevent.spawn(kkp2p.connect, engine, ctx_to("peer"), kkp2p.channel_t())
-    until(lambda: len(peer.direct.underlay().finder) == 1)
+    until(lambda: len(peer.underlay().finder) == 1)
     assert kkp2p.join_net(peer, "other", SECRET) == 0
-    until(lambda: not peer._answering and not len(peer.direct.underlay().finder))
+    until(lambda: not peer._answering and not len(peer.underlay().finder))
     calling.kill()
 
 
@@ -137,9 +137,9 @@ def test_who_was_called_is_not_here_any_more(engine: kkp2p.engine_t, peer: kkp2p
 def test_who_was_searched_on_the_lan_is_not_here_any_more(lan_pair: Any) -> None:
     caller, callee = lan_pair
     calling = gevent.spawn(kkp2p.connect, caller, ctx_to("lan-peer"), kkp2p.channel_t())
-    until(lambda: len(callee.direct.underlay().finder) == 1)
+    until(lambda: len(callee.underlay().finder) == 1)
     assert kkp2p.join_lan(callee, "other") == 0
-    until(lambda: not len(callee.direct.underlay().finder))
+    until(lambda: not len(callee.underlay().finder))
     calling.kill()
 
 
@@ -149,14 +149,14 @@ def test_a_long_time_is_for_more_than_one_attempt(
     """The first finds no path, as the peer tells nothing that leads to it."""
     monkeypatch.setattr(direct, "ATTEMPT_S", 0.3)
     monkeypatch.setattr(caller_module, "ATTEMPT_S", 0.3)
-    candidates = type(peer.direct.underlay().own).candidates
+    candidates = type(peer.underlay().own).candidates
     made: list[object] = []
 
     def later(own: Any, *told: Any) -> Any:
         made.append(own)
         return candidates(own, *told) if len(made) > 4 else []
 
-    monkeypatch.setattr(type(peer.direct.underlay().own), "candidates", later)
+    monkeypatch.setattr(type(peer.underlay().own), "candidates", later)
     check_carries(connect(engine), accept(peer))
 
 
@@ -166,7 +166,7 @@ def test_a_long_time_is_for_more_than_one_attempt(
 def test_sockets_go_with_their_paths(engine: kkp2p.engine_t, peer: kkp2p.engine_t) -> None:
     mine, theirs = connect(engine), accept(peer)
     (link,) = links(engine)
-    endpoint = engine.direct.underlay().endpoint
+    endpoint = engine.underlay().endpoint
     ip, port = link.connection.address[:2]
 
     def try_by_a_fresh_socket() -> int:
@@ -195,11 +195,11 @@ def test_a_path_that_nobody_waits_for_any_more(
 ) -> None:
     """It is found, by a socket of its own, as the callee's greenlet is killed."""
     calling = gevent.spawn(kkp2p.connect, engine, ctx_to("peer"), kkp2p.channel_t())
-    endpoint = peer.direct.underlay().endpoint
-    until(lambda: len(peer.direct.underlay().finder) == 1)
+    endpoint = peer.underlay().endpoint
+    until(lambda: len(peer.underlay().finder) == 1)
 
     def find_and_kill() -> None:
-        (meeting,) = peer.direct.underlay()._meetings
+        (meeting,) = peer.underlay()._meetings
         (number,) = endpoint.open_sockets(socket.AF_INET, 1)
         meeting._puncher._sockets.add(number)
         meeting._search.checks.selected = ("127.0.0.1", 9, number)

@@ -18,21 +18,21 @@ from gevent.event import Event
 from helpers.line_server import wait_for
 from helpers.stun_support import start_responder
 from helpers.support import PATIENCE_S
+from kkp2p_compat._address import Address, HostPort
 from kkp2p_compat._errors import BadPacket, KKP2PError, OutOfDescriptors, TimedOut
 from kkp2p_compat.cloud.stun import respond_untrusted
-from kkp2p_compat.engine.paths import own_addresses
+from kkp2p_compat.engine.paths import lifetime, own_addresses
+from kkp2p_compat.engine.paths.lifetime import measure_lifetime
 from kkp2p_compat.engine.paths.own_addresses import OwnAddresses
 from kkp2p_compat.testing.nat import (
     PORT_RESTRICTED,
     SYMMETRIC_RANDOM,
     SYMMETRIC_SEQUENTIAL,
     UDP,
-    Address,
     Nat,
     NatType,
 )
 from kkp2p_compat.transport.udp.endpoint import Endpoint
-from kkp2p_compat.transport.udp.events import Address as Route
 from kkp2p_compat.traversal import stun_client
 from kkp2p_compat.traversal.candidates import Candidate, host_candidates
 from kkp2p_compat.traversal.nat import BLOCKED, UNKNOWN, NatBehaviour
@@ -55,7 +55,7 @@ class Network:
         self.sent = 0
         self.lose: Callable[[int], bool] = lambda number: False
         self.no_descriptors = False
-        self.on_stun: Callable[[bytes, Route], object] = lambda data, source: None
+        self.on_stun: Callable[[bytes, Address], object] = lambda data, source: None
 
     def ports(self) -> dict[int, int]:
         return {int(socket.AF_INET): 4000}
@@ -75,7 +75,7 @@ class Network:
     def port_of(self, number: int) -> int:
         return self.open[number]
 
-    def send_check(self, data: bytes, to: Route) -> None:
+    def send_check(self, data: bytes, to: Address) -> None:
         number = to[2] if len(to) == 3 else 0
         self.sent += 1
         if self.down or self.lose(number):
@@ -94,26 +94,42 @@ class Network:
         inner = self.nat.inbound(UDP, reply.to, reply.sender, now)
         for here, port in self.open.items():
             if inner == (INSIDE, port):
-                back: Route = (*reply.sender, here) if here else reply.sender
+                back: Address = (*reply.sender, here) if here else reply.sender
                 gevent.get_hub().loop.run_callback(self.on_stun, reply.data, back)
                 return
 
 
-Maker = Callable[..., OwnAddresses]
+class Own(OwnAddresses):
+    """One whose changes a test can wait for."""
+
+    def __init__(
+        self, endpoint: object, servers: Sequence[HostPort], spawn: Callable[..., object],
+        **others: object,
+    ) -> None:  # fmt: skip
+        self.changed = Event()
+        self.changes: list[tuple[NatBehaviour, int]] = []  # and how many candidates
+        super().__init__(endpoint, servers, log, spawn, self._note, **others)  # type: ignore[arg-type]
+
+    def _note(self) -> None:
+        self.changes.append((self.nat, len(self.candidates())))
+        self.changed.set()
+
+
+Maker = Callable[..., Own]
 
 
 @pytest.fixture
 def make() -> Iterator[Maker]:
-    made: list[OwnAddresses] = []
+    made: list[Own] = []
     greenlets: list[gevent.Greenlet[..., object]] = []
 
     def spawn(function: Callable[[], object]) -> gevent.Greenlet[..., object]:
         greenlets.append(gevent.spawn(function))
         return greenlets[-1]
 
-    def make(endpoint: object, *servers: Address, **others: object) -> OwnAddresses:
-        own = OwnAddresses(endpoint, servers or (SERVER,), log, spawn, **others)  # type: ignore[arg-type]
-        endpoint.on_stun = own.handle_stun  # type: ignore[attr-defined]
+    def make(endpoint: object, *servers: HostPort, **others: object) -> Own:
+        own = Own(endpoint, servers or (SERVER,), spawn, **others)
+        endpoint.on_stun = own.questions.handle_stun  # type: ignore[attr-defined]
         made.append(own)
         own.start()
         return own
@@ -140,14 +156,12 @@ def endpoint() -> Iterator[Endpoint]:
     made.close()
 
 
-def settled(own: OwnAddresses, condition: Callable[[], object]) -> None:
+def settled(own: Own, condition: Callable[[], object]) -> None:
     """Wait for changes until it is so."""
-    changed = Event()
-    own.on_change = changed.set
     with gevent.Timeout(PATIENCE_S):
         while not condition():
-            changed.wait()
-            changed.clear()
+            own.changed.wait()
+            own.changed.clear()
 
 
 @pytest.mark.parametrize("ip", ["127.0.0.1", "::1"])
@@ -163,7 +177,7 @@ def test_over_loopback(make: Maker, endpoint: Endpoint, ip: str) -> None:
         assert kinds == {"host"}
         ports = own.sample_ports(5)
         assert len(set(ports)) == 5
-        assert own.measure_lifetime(0.0) == 0.0
+        assert measure_lifetime(own, 0.0) == 0.0
     finally:
         responder.stop()
 
@@ -235,33 +249,32 @@ def test_without_descriptors_less_is_found_out(make: Maker, inside: None) -> Non
 class Mapper:
     """In place of a PortMapper."""
 
-    mapped: Address | None = None
-    on_change: Callable[[], object] | None = None
+    mapped: HostPort | None = None
 
 
 def test_a_mapped_port(make: Maker, inside: None) -> None:
     mapper = Mapper()
     own = make(Network(PORT_RESTRICTED), mapper=mapper)
     settled(own, lambda: len(own.candidates()) == 2)
-    changes: list[int] = []
-    own.on_change = lambda: changes.append(len(own.candidates()))
+    own.changes.clear()
     mapper.mapped = (OUTSIDE, 7000)
-    assert mapper.on_change is not None
-    mapper.on_change()
-    assert changes == [3]
+    own.see_changes()
+    assert [count for _, count in own.changes] == [3]
     assert [c.kind for c in own.candidates()] == ["host", "mapped", "srflx"]
     mapper.mapped = (OUTSIDE, 4000)  # what the NAT gave anyway
-    mapper.on_change()
+    own.see_changes()
     assert [c.kind for c in own.candidates()] == ["host", "mapped"]
-    mapper.on_change()
-    assert changes == [3, 2]  # nothing new
+    own.see_changes()
+    assert [count for _, count in own.changes] == [3, 2]  # nothing new
     own.close()
-    assert mapper.on_change is None
+    mapper.mapped = None
+    own.see_changes()
+    assert len(own.changes) == 2  # told to nobody after the end
 
 
 def test_nobody_to_ask(make: Maker, inside: None) -> None:
     network = Network(PORT_RESTRICTED)
-    own = OwnAddresses(network, (), log, gevent.spawn)  # type: ignore[arg-type]
+    own = Own(network, (), gevent.spawn)
     own.start()
     assert own.ready.is_set()
     assert own.nat == UNKNOWN
@@ -270,7 +283,7 @@ def test_nobody_to_ask(make: Maker, inside: None) -> None:
     assert network.sent == 0
     with pytest.raises(TimedOut):
         own.sample_ports(1)
-    assert own.measure_lifetime(10.0) is None
+    assert measure_lifetime(own, 10.0) is None
     own.close()
 
 
@@ -417,15 +430,14 @@ def test_what_is_known_stays_while_it_is_looked_at_again(make: Maker, inside: No
     own = make(Network(PORT_RESTRICTED))
     settled(own, lambda: own.nat.hairpin is not None)
     known, old = own.nat, own.found[socket.AF_INET]
-    seen: list[NatBehaviour] = []
-    own.on_change = lambda: seen.append(own.nat)
+    own.changes.clear()
     own.refresh("the test says so")
     with gevent.Timeout(PATIENCE_S):
         while own.found[socket.AF_INET] is old:
             assert own.nat == known
             gevent.sleep(0)
     assert own.nat == known
-    assert seen == []
+    assert own.changes == []
 
 
 def test_sampling_ports(make: Maker, inside: None) -> None:
@@ -461,8 +473,8 @@ def test_how_long_a_binding_lives(
 
     own = make(network)
     settled(own, lambda: own.nat.hairpin is not None)
-    monkeypatch.setattr(own_addresses.gevent, "sleep", sleep)
-    assert own.measure_lifetime(100.0) == lives_s
+    monkeypatch.setattr(lifetime.gevent, "sleep", sleep)
+    assert measure_lifetime(own, 100.0) == lives_s
 
 
 def test_no_server_that_can_tell_how_long(
@@ -472,7 +484,7 @@ def test_no_server_that_can_tell_how_long(
     own = make(network)
     settled(own, lambda: own.nat.hairpin is not None)
     network.down = True
-    assert own.measure_lifetime(100.0) is None
+    assert measure_lifetime(own, 100.0) is None
 
 
 def test_the_messages_of_others(make: Maker, inside: None) -> None:
@@ -480,4 +492,4 @@ def test_the_messages_of_others(make: Maker, inside: None) -> None:
     settled(own, lambda: own.nat.hairpin is not None)
     check = Message(Kind.REQUEST, bytes(12), username="a:b").encode(b"key")
     for data in (check, b"", bytes(30), b"\0\1junk"):
-        assert not own.handle_stun(data, ("198.51.100.1", 1))
+        assert not own.questions.handle_stun(data, ("198.51.100.1", 1))

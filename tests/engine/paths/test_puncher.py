@@ -16,8 +16,11 @@ from gevent.event import Event
 from helpers.endpoint_support import make
 from helpers.support import PATIENCE_S
 from kkp2p_compat._errors import BadPacket, LinkLost, OutOfDescriptors, TimedOut
+from kkp2p_compat.engine.paths import birthdays as birthdays_module
 from kkp2p_compat.engine.paths import puncher
-from kkp2p_compat.engine.paths.puncher import Puncher
+from kkp2p_compat.engine.paths.birthdays import Birthdays
+from kkp2p_compat.engine.paths.path_finder import PathFinder
+from kkp2p_compat.engine.paths.puncher import Means, Puncher
 from kkp2p_compat.transport.udp import doors
 from kkp2p_compat.transport.udp.endpoint import Endpoint
 from kkp2p_compat.traversal.candidates import Candidate
@@ -71,16 +74,17 @@ class Search:
 
 
 class Case:
-    def __init__(self, endpoint: Endpoint, nat: NatBehaviour, mine: str, theirs: str) -> None:
+    def __init__(
+        self, endpoint: Endpoint, birthdays: Birthdays, nat: NatBehaviour, mine: str, theirs: str
+    ) -> None:
         self.endpoint = endpoint
         self.search = Search()
         self.own = Own(nat)
         self.told: list[dict[str, Any]] = []
         self.has_told = Event()
         plan = Plan("predict", "", mine, theirs)
-        self.puncher = Puncher(
-            self.search, plan, True, self.own, endpoint, self._tell, log,  # type: ignore[arg-type]
-        )  # fmt: skip
+        means = Means(endpoint, self.own, PathFinder(endpoint), birthdays, log, gevent.spawn)  # type: ignore[arg-type]
+        self.puncher = Puncher(means, self.search, plan, True, self._tell)  # type: ignore[arg-type]
         self.running = gevent.spawn(self.puncher.run)
 
     def _tell(self, fields: dict[str, Any]) -> None:
@@ -104,10 +108,10 @@ class Case:
 @pytest.fixture
 def start(make: Callable[[], Endpoint]) -> Iterator[Callable[..., Case]]:
     cases: list[Case] = []
-    endpoint = make()
+    endpoint, birthdays = make(), Birthdays()
 
     def one(nat: NatBehaviour, mine: str, theirs: str) -> Case:
-        cases.append(Case(endpoint, nat, mine, theirs))
+        cases.append(Case(endpoint, birthdays, nat, mine, theirs))
         return cases[-1]
 
     yield one
@@ -233,7 +237,7 @@ def test_no_scan_of_a_third_party_by_call_after_call(
     second = start(STEADY, "sweep", "spread")
     assert not sweeps(second)
     second.end()
-    monkeypatch.setattr(puncher, "SWEEP_PAUSE_S", 0.0)
+    monkeypatch.setattr(birthdays_module, "SWEEP_PAUSE_S", 0.0)
     third = start(STEADY, "sweep", "spread")
     assert sweeps(third)
     third.search.checks.selected = ("192.0.2.2", 30000)
@@ -244,19 +248,18 @@ def test_no_scan_of_a_third_party_by_call_after_call(
 
 
 def test_what_is_remembered_of_sweeps_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(puncher, "MAX_REMEMBERED", 3)
-    birthdays = puncher._Birthdays()
+    monkeypatch.setattr(birthdays_module, "MAX_REMEMBERED", 3)
+    birthdays = Birthdays()
     assert all(birthdays.may_sweep(f"192.0.2.{n}") for n in range(1, 9))
-    assert not birthdays.may_sweep("192.0.2.8")
-    assert birthdays.may_sweep("192.0.2.1")
-    assert len(birthdays._swept) == 3
+    assert not any(birthdays.may_sweep(f"192.0.2.{n}") for n in (6, 7, 8))
+    assert birthdays.may_sweep("192.0.2.5")
 
 
 def test_engines_do_not_wait_for_each_other(
     start: Callable[..., Case], make: Callable[[], Endpoint]
 ) -> None:
     start(RANDOM, "spread", "sweep").wait_told()
-    other = Case(make(), RANDOM, "spread", "sweep")
+    other = Case(make(), Birthdays(), RANDOM, "spread", "sweep")
     other.wait_told()
     other.end()
 

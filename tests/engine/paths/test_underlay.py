@@ -51,7 +51,6 @@ def test_no_port_is_mapped_without_ipv4(
     """What maps ports does so for IPv4; a NAT is seen all the same, one of IPv6."""
     nat = property(lambda own: NatBehaviour(mapping=ENDPOINT_INDEPENDENT))
     monkeypatch.setattr(underlay_module.OwnAddresses, "nat", nat)
-    assert underlay.own.on_change is not None
-    underlay.own.on_change()
+    underlay.own.see_changes()
     assert changes == ["addresses"]
     assert not underlay.maps

@@ -10,12 +10,13 @@ import pytest
 
 import kkp2p_compat as kkp2p
 from kkp2p_compat._errors import BadPacket, NotSupported
-from kkp2p_compat.engine.calls.cloud_call import (
+from kkp2p_compat.engine.signalling.direct_offer import DirectOffer
+from kkp2p_compat.engine.signalling.keys import CallKeys
+from kkp2p_compat.engine.signalling.offer import (
     parse_direct_answer_untrusted,
     parse_offer_untrusted,
 )
-from kkp2p_compat.engine.signalling.direct_offer import DirectOffer
-from kkp2p_compat.engine.signalling.own_side import MAX_LAN_TEXT_BYTES, CallKeys, Half
+from kkp2p_compat.engine.signalling.own_side import MAX_LAN_TEXT_BYTES, Half
 from kkp2p_compat.traversal.candidates import MAX_CANDIDATES, Candidate
 from kkp2p_compat.traversal.nat import UNKNOWN, NatBehaviour
 

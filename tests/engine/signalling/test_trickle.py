@@ -60,13 +60,13 @@ def test_repeated_or_late() -> None:
 def test_sent_back() -> None:
     caller, _, sent = pair()
     caller.send({"a": 1})
-    refused(caller, sent[0], "somebody else")
+    refused(caller, sent[0], "wrong MAC")
 
 
 def test_another_call() -> None:
     caller, _, sent = pair()
     caller.send({"a": 1})
-    refused(Trickle(bytes(32), False, sent.append), sent[0], "somebody else")
+    refused(Trickle(bytes(32), False, sent.append), sent[0], "wrong MAC")
 
 
 @pytest.mark.parametrize("place", [0, 10, 23, 24, 25, 30, -1])
@@ -75,7 +75,7 @@ def test_changed(place: int) -> None:
     caller.send({"a": 1})
     text = bytearray(sent[0].encode())
     text[place] ^= 1
-    refused(callee, text.decode(), "somebody else")
+    refused(callee, text.decode(), "wrong MAC")
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ import struct
 from collections import deque
 from typing import Any
 
+from kkp2p_compat._address import Address
 from kkp2p_compat._errors import LinkLost
-from kkp2p_compat.transport.udp.events import Address, Closed, Readable, Transmit
+from kkp2p_compat.transport.udp.events import Closed, Readable, Transmit
 
 __all__ = ["STREAM", "ToyConnection"]
 

@@ -14,10 +14,10 @@ import gevent
 import pytest
 
 from helpers.support import PATIENCE_S
+from kkp2p_compat._address import Address
 from kkp2p_compat._io import READ, wait_fd
 from kkp2p_compat.transport.udp import batch_socket
 from kkp2p_compat.transport.udp.batch_socket import BatchSocket
-from kkp2p_compat.transport.udp.events import Address
 
 log = logging.getLogger("test")
 IPS = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}

@@ -21,9 +21,10 @@ from helpers.endpoint_support import (
     stranger,
 )
 from kkp2p_compat import _codes
+from kkp2p_compat._address import Address
 from kkp2p_compat.transport.udp.batch_socket import BatchSocket
 from kkp2p_compat.transport.udp.endpoint import CLOSE_INTERNAL_ERROR, Endpoint
-from kkp2p_compat.transport.udp.events import Address, Closed, Event, Readable, Transmit
+from kkp2p_compat.transport.udp.events import Closed, Event, Readable, Transmit
 
 __all__ = ["make", "ours", "stranger"]
 

@@ -23,11 +23,12 @@ from helpers.endpoint_support import (
     stranger,
 )
 from helpers.support import PATIENCE_S
+from kkp2p_compat._address import Address
 from kkp2p_compat._errors import EngineClosed, LinkLost, OutOfDescriptors
 from kkp2p_compat.transport.udp import batch_socket, doors
 from kkp2p_compat.transport.udp.batch_socket import BatchSocket
 from kkp2p_compat.transport.udp.endpoint import Endpoint
-from kkp2p_compat.transport.udp.events import Address, Transmit
+from kkp2p_compat.transport.udp.events import Transmit
 
 __all__ = ["make", "ours", "stranger"]
 

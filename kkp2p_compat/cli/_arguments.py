@@ -1,0 +1,55 @@
+"""Parsers of what the tools are given on the command line; argparse shows the user their errors."""
+
+from __future__ import annotations
+
+from argparse import ArgumentTypeError
+
+from .._address import HostPort, parse_host_port
+from .._codes import MAX_PEER_ID
+from .._peer_id import is_peer_id
+
+__all__ = ["parse_address", "parse_desc", "parse_peer", "parse_port", "parse_seconds"]
+
+MAX_S = 3600  # our choice: of any time that is given
+
+
+def parse_address(text: str, *, default: int | None = None, lowest: int = 1) -> HostPort:
+    """As ``parse_host_port``."""
+    try:
+        return parse_host_port(text, default=default, lowest=lowest)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from error
+
+
+def parse_port(text: str, *, lowest: int = 1) -> int:
+    if not (text.isascii() and text.isdecimal()) or not lowest <= int(text[:6]) <= 65535:
+        raise ArgumentTypeError(f"{text!r} is not a port, {lowest} to 65535")
+    return int(text)
+
+
+def parse_peer(text: str) -> str:
+    if not is_peer_id(text):
+        raise ArgumentTypeError(
+            f"{text!r} is not a peer id: 1 to {MAX_PEER_ID} printable ASCII characters"
+        )
+    return text
+
+
+def parse_desc(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 2**31
+    if not -(2**31) <= value < 2**31:
+        raise ArgumentTypeError(f"{text!r} is not a number of 32 bits")
+    return value
+
+
+def parse_seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.001 <= value <= MAX_S:
+        raise ArgumentTypeError(f"{text!r} is not 0.001 to {MAX_S} seconds")
+    return value
