@@ -3,7 +3,7 @@
 ==================  ================================================================================
 ``join ID SECRET``  "joined RESULT"; from then on it takes every channel that comes: "accepted MODE"
 ``call ID MODE``    "calling ID", then "call RESULT MODE"; after MODE: time-out in ms, encrypt_data
-``quiet``, ``go``   stop sending, go on
+``quiet``, ``go``   stop sending, go on; on all channels, or on that of this number (from 0)
 ``mark N``          send a mark; the other side says "mark N" when it comes to it
 ``end``             send AFTER more bytes and the digest of all, and wait for the same
 ==================  ================================================================================
@@ -164,14 +164,17 @@ class Peer:
         for transfer in self._transfers:
             transfer.mark(int(number))
 
-    def quiet(self) -> None:
-        for transfer in self._transfers:
+    def quiet(self, number: str = "") -> None:
+        for transfer in self._those(number):
             transfer.flowing.clear()
         say("quiet")
 
-    def go(self) -> None:
-        for transfer in self._transfers:
+    def go(self, number: str = "") -> None:
+        for transfer in self._those(number):
             transfer.flowing.set()
+
+    def _those(self, number: str) -> list[Transfer]:
+        return [self._transfers[int(number)]] if number else self._transfers
 
     def end(self) -> None:
         for transfer in self._transfers:

@@ -91,6 +91,9 @@ def test_a_cloud_that_moves(net: Internet, lab: Lab, run: Run, login: str) -> No
         wait_for(callee, "joined 0")
     tell(caller, "call peer1 1")
     assert wait_for(caller, "^call ").startswith("call 0 1")
+    wait_for(callees[1], "^accepted")
+    for side in (caller, callees[1]):  # or that channel would keep the CPUs from the others
+        tell(side, "quiet")
     for home in homes:
         know(home, **dict.fromkeys(login.split("|"), clouds[1].address))
     net.cut(clouds[0])

@@ -165,6 +165,8 @@ def test_relayed_channels_end_when_a_peer_moves(net: Internet, make_peer: MakePe
         since = time.monotonic()
         sides[who].move()
         others.append(Transfer(caller, callee, f"peer{number}", 2))
+        for side in others[-1].sides:  # it has shown that it carries; the wait is a long one
+            side.tell("quiet 1")
         print(f"the {who} moves: another channel is there", since_text(since))
         transfers[f"the {who} moves"] = transfer, since
     for what, (transfer, since) in transfers.items():
