@@ -64,6 +64,7 @@ class Proxied:
         self.timeline, self.set_up_s = stream.timeline, stream.set_up_s
 
 
+# Called in the engine's hub, when a connection is made and when it is over; must not wait.
 Watch = Callable[[Proxied], object]
 
 
@@ -71,17 +72,16 @@ class Proxy:
     """Call ``start`` once, then ``stop``.  ``address`` is where it listens (port 0 resolved)."""
 
     def __init__(
-        self, dialer: Dialer, background: Background, proxy_id: int, ctx: connect_ctx_t,
-        watch: Watch | None,
-    ) -> None:  # fmt: skip
-        self.proxy_id = proxy_id
+        self, dialer: Dialer, background: Background, number: int, ctx: connect_ctx_t, watch: Watch
+    ) -> None:
+        self.proxy_id = number
         self.peer_id = ctx.peer_id
         self.address: tuple[str, int] = ("", 0)
         self._dialer = dialer
         self._background = background
         self._spawn, self._log = background.thread.spawn, background.log
         self._ctx = dataclasses.replace(ctx)
-        self._watch = watch or _ignore
+        self._watch = watch
         self._listener: Any = None
         self._accepting: gevent.Greenlet[..., None] | None = None
         self._connections: set[gevent.Greenlet[..., None]] = set()
@@ -188,7 +188,7 @@ class Proxies:
         self._ids = itertools.count(1)  # never used twice: a late stop hits nobody
 
     def start(self, ip: str, port: int, ctx: connect_ctx_t, watch: Watch | None) -> Proxy:
-        proxy = Proxy(self._dialer, self._background, next(self._ids), ctx, watch)
+        proxy = Proxy(self._dialer, self._background, next(self._ids), ctx, watch or _ignore)
         proxy.start(ip, port)
         self._by_id[proxy.proxy_id] = proxy
         self._background.log.warning(

@@ -43,10 +43,8 @@ class Acceptor:
             stream.refuse()
             return
         stream.accept()
-        self._log.info(
-            "%s: channel %d: accepted by %s from %s, desc %d",
-            own_id, channel.channel_id, stream.path, caller, stream.desc,
-        )  # fmt: skip
+        what = own_id, channel.channel_id, stream.path, caller, stream.desc
+        self._log.info("%s: channel %d: accepted by %s from %s, desc %d", *what)
         if not self.queue.put(channel):
             self._channels.discard(channel)
 

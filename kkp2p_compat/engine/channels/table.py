@@ -27,9 +27,14 @@ __all__ = ["DESCRIPTORS", "ChannelTable", "DescriptorTable"]
 
 # What the kernel says of a connection that was cut.
 _CUT = (
-    errno.ECONNRESET, errno.ECONNABORTED, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH,
-    errno.EHOSTDOWN, errno.ENETDOWN,
-)  # fmt: skip
+    errno.ECONNRESET,
+    errno.ECONNABORTED,
+    errno.ETIMEDOUT,
+    errno.EHOSTUNREACH,
+    errno.ENETUNREACH,
+    errno.EHOSTDOWN,
+    errno.ENETDOWN,
+)
 
 UNUSED = "the application never had it"
 
