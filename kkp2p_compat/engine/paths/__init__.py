@@ -1,1 +1,13 @@
-"""How a path to a peer is found."""
+"""How a path to a peer is found.  Knows no call, no channel and no cloud.
+
+underlay.py       the network below all links: sockets, own addresses, meetings
+own_addresses.py  where this engine can be reached, and what its NAT does
+stun_servers.py   which STUN servers are asked
+questions.py      asks them
+lifetime.py       how long the NAT keeps an idle binding
+meeting.py        both sides have spoken: look for a path between them
+path_finder.py    runs the connectivity checks
+puncher.py        does what a plan wants beyond checks
+birthdays.py      which birthday punches an engine may make
+driver.py         drives a sans-IO core that sends STUN messages
+"""
