@@ -61,8 +61,8 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The lab's tests, which wait more than they compute, each stand between several that compute,
     so that the CPUs always have work; none of them is among the last, for which all wait."""
-    waiting = [item for item in items if LAB in item.path.parents]
-    others = [item for item in items if LAB not in item.path.parents]
+    waiting = [item for item in items if item.path.parent == LAB]
+    others = [item for item in items if item.path.parent != LAB]
     step = 4 * len(others) // (5 * len(waiting) or 1)
     items.clear()
     for number, item in enumerate(waiting):
