@@ -33,7 +33,7 @@ from .sealed import (
 
 __all__ = ["SealedStream"]
 
-# Our choice: four full records at a time, on the wire exactly so many, so that none is cut in two.
+# Our choice: four full records at a time, and their exact size on the wire: none is cut in two.
 CHUNK_BYTES = 4 * MAX_PLAINTEXT_BYTES
 WIRE_CHUNK_BYTES = 4 * (MAX_PLAINTEXT_BYTES + RECORD_OVERHEAD_BYTES)
 CLOSE_TIMEOUT_S = 30.0  # our choice: how long the peer may take for the rest, as for raw channels
@@ -102,7 +102,7 @@ class SealedStream:
             self._check()
 
     def _limit_the_rest(self) -> None:
-        """A peer that is alive and never reads must not keep what nobody uses any more."""
+        """A peer that is alive and never reads must not keep a stream that nobody uses here."""
         gevent.sleep(CLOSE_TIMEOUT_S)
         self._finish(LinkLost("the peer does not take the rest"))
 
@@ -137,7 +137,7 @@ class SealedStream:
             self._cannot_send(error)
             return
         except KKP2PError as error:
-            self._finish(error)  # without an end: the peer takes it for what it is
+            self._finish(error)  # no end is sealed, so the peer sees a cut
             return
         self._sealed_end = True
         if hung_up(self._plain.fileno()):
@@ -145,7 +145,7 @@ class SealedStream:
         self._check()
 
     def _cannot_send(self, error: OSError) -> None:
-        """No end yet: what the peer had sent before may still wait to be read.
+        """This is not the end yet: what the peer had sent before may still wait to be read.
 
         A peer that has gone away in order breaks our sending like one that crashed; which of the
         two it was shows when all that it sent is read.
@@ -231,7 +231,7 @@ class SealedStream:
                 self.bytes_received += len(plaintext)
         except OSError as error:
             if self._mark is None and not self._sealed_end:
-                # A reset is told once: the reader may take what follows for an end.
+                # A reset is reported once: the reader may take what follows for an end.
                 self._finish(LinkLost(f"the local program: {error}"))
             else:
                 self.application_closed()

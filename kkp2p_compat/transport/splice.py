@@ -333,8 +333,8 @@ class Splice:
         if count:
             self._spend()
         else:
-            # A reset is reported once, to whichever call comes first; what the other call sees
-            # then looks like an end of stream and is none.
+            # A reset is reported once, to the call that comes first; what the other call sees
+            # then looks like an end of stream, but is not one.
             if source.error is None:
                 self._end_sink(direction.sink)
             self._finish(direction)

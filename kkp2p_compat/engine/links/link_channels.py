@@ -48,7 +48,7 @@ class State(Enum):
 # All that can follow, besides being forgotten.
 _NEXT = {
     State.ASKED: (State.OPEN, State.ABANDONED),
-    State.ABANDONED: (State.GIVEN_UP,),  # when the peer has taken it: before, it would not know it
+    State.ABANDONED: (State.GIVEN_UP,),  # once the peer has it: before, it could not be told
     State.OFFERED: (State.CARRIED,),
     State.OPEN: (State.CARRIED, State.GIVEN_UP),
     State.CARRIED: (State.LEAVING,),
@@ -77,7 +77,7 @@ class LinkChannel:
         self.since = time.monotonic()
 
     def tell(self, error: KKP2PError | None) -> None:
-        """Whoever waits for the peer's answer: there it is, or why there will be none."""
+        """Wake whoever waits for the peer's answer.  None: the peer takes the channel."""
         answer, self.answer = self.answer, None
         if answer is None:
             return
@@ -87,7 +87,7 @@ class LinkChannel:
             answer.set_exception(error)
 
     def keep(self, event: e.Event) -> None:
-        """Until there is a pipe, which looks for data by itself."""
+        """Remember what a pipe must be told; data are not: a pipe looks for them by itself."""
         is_end = isinstance(event, e.Stopped | e.ResetReceived)
         is_message = isinstance(event, e.MessageReceived) and len(self.early) < MAX_EARLY_MESSAGES
         if self.state in (State.ASKED, State.OPEN) and (is_end or is_message):
@@ -205,7 +205,7 @@ class LinkChannels:
         self._channels[stream_id] = LinkChannel(stream_id, State.OFFERED)
 
     def handle_event(self, event: Any) -> None:
-        """Of one channel; of one that is forgotten it means nothing any more."""
+        """Take an event of one channel; it means nothing if the channel is forgotten."""
         channel = self._channels.get(event.stream_id)
         if channel is None:
             return
@@ -251,7 +251,7 @@ class LinkChannels:
         self.drained.set()
 
     def sweep(self) -> None:
-        """Every few seconds: see to what no event tells, and to what takes too long."""
+        """Every few seconds: notice what no event tells, and give up what takes too long."""
         now = time.monotonic()
         for channel in list(self._channels.values()):
             if channel.pipe is not None:
@@ -279,7 +279,7 @@ class LinkChannels:
         self._look_if_drained()
 
     def _look_if_drained(self) -> None:
-        """Those that nobody wants any more keep nobody waiting."""
+        """A channel that nobody wants any more does not count."""
         channels = self._channels
         if all(
             stream_id in channels and channels[stream_id].state is State.ABANDONED

@@ -93,7 +93,7 @@ class EngineThread:
             started.wait()
         except RuntimeError as error:
             raise KKP2PError(f"no thread: {error}", KKP2P_ERROR_START_THREAD_POOL) from error
-        except BaseException:  # killed, or timed out: the thread may be on its way up
+        except BaseException:  # killed, or timed out: the thread may still be starting
             self._abandoned = True
             raise
         finally:
