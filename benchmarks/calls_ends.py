@@ -41,7 +41,7 @@ def _know_nat(engine: Any) -> None:
         nat = wait_for_nat(engine)
         if nat.startswith("endpoint-independent mapping, preserved ports, address-and-port"):
             return
-        engine.thread.call(lambda: engine.underlay().own.refresh("it must be known"))
+        engine.thread.call(lambda: engine.network.underlay().own.refresh("it must be known"))
     raise RuntimeError(f"an engine does not know its NAT: {nat}")
 
 
@@ -67,9 +67,9 @@ def state() -> dict[str, Any]:
 
 
 def _state_of(engine: Any) -> dict[str, Any]:
-    underlay = engine.underlay()
+    underlay = engine.network.underlay()
     return {
-        "channels": len(engine.channels), "links": len(engine.direct.links),
+        "channels": len(engine.channels), "links": len(engine.links),
         "searches": len(underlay.finder), "accepted": len(_channels),
     }  # fmt: skip
 
@@ -146,7 +146,7 @@ def close() -> dict[str, Any]:
 def part() -> dict[str, Any]:
     """The links, too, which would be kept for the next channel."""
     for engine in _engines:
-        engine.thread.call(lambda: [link.destroy() for link in list(engine.direct.links)])  # noqa: B023
+        engine.thread.call(lambda: [link.destroy() for link in list(engine.links)])  # noqa: B023
     return {}
 
 

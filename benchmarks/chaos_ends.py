@@ -484,9 +484,9 @@ def part() -> dict[str, Any]:
     engine = _peer.engine
 
     def destroy() -> dict[str, Any]:
-        for link in list(engine.direct.links):
+        for link in list(engine.links):
             link.destroy()
-        return {"channels": len(engine.channels), "links": len(engine.direct.links)}
+        return {"channels": len(engine.channels), "links": len(engine.links)}
 
     return dict(engine.thread.call(destroy))
 

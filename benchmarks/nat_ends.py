@@ -33,7 +33,7 @@ def start_engine(login: str) -> Any:
 
 
 def wait_for_nat(engine: Any) -> str:
-    own = engine.thread.call(lambda: engine.underlay().own)
+    own = engine.thread.call(lambda: engine.network.underlay().own)
     deadline = time.monotonic() + LOOK_S
     while not (own.ready.is_set() and own.found and all(f.done for f in own.found.values())):
         if time.monotonic() > deadline:
@@ -57,7 +57,7 @@ def join(login: str, peer_id: str, secret: str, mapped: bool) -> dict[str, Any]:
 
 
 def _wait_for_mapping(engine: Any) -> None:
-    mapper = engine.thread.call(lambda: engine.underlay().mapper)
+    mapper = engine.thread.call(lambda: engine.network.underlay().mapper)
     deadline = time.monotonic() + LOOK_S
     while mapper.mapped is None and time.monotonic() < deadline:  # without: that is a result, too
         time.sleep(0.02)
@@ -120,7 +120,7 @@ def _connect_twice(engine: Any, peer_id: str, mode: int, timeout_ms: int) -> dic
 
 
 def _describe(engine: Any) -> dict[str, Any]:
-    (link,) = engine.direct.links
+    (link,) = engine.links
     ip, port = link.connection.address[:2]
     kinds = {(c.address, c.port): c.kind for c in link.info.theirs.candidates}
     return {

@@ -470,7 +470,7 @@ def channel_stats(engine: engine_t, channel_id: int) -> channel_stats_t | None:
     check_engine(engine)
     check_value(channel_id, 0, 2**32 - 1, "channel_id")
     return engine.thread.call(
-        lambda: _channel_stats(engine.channels.need(channel_id), engine.direct.nat)
+        lambda: _channel_stats(engine.channels.need(channel_id), engine.network.nat)
     )
 
 

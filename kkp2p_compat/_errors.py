@@ -19,6 +19,7 @@ __all__ = [
     "KKP2PError",
     "LinkLost",
     "LoginRefused",
+    "NoPath",
     "NotAllowed",
     "NotSupported",
     "OurFault",
@@ -109,6 +110,12 @@ class NotAllowed(CallRefused):
 
 class TimedOut(KKP2PError):
     """not done in time"""
+
+    code = _codes.KKP2P_ERROR_CONNECT_TIMEOUT
+
+
+class NoPath(KKP2PError):
+    """there is no direct path to the peer"""
 
     code = _codes.KKP2P_ERROR_CONNECT_TIMEOUT
 

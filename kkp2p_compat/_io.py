@@ -111,9 +111,10 @@ class Signal:
 
 
 @contextlib.contextmanager
-def time_limit(seconds: float, error: Exception) -> Iterator[None]:
+def time_limit(seconds: float, error: Exception | Callable[[], Exception]) -> Iterator[None]:
     """Raise ``error`` when the body takes longer; any other time-out passes unchanged.
 
+    ``error`` may be a function, which is asked for the error when the time is over.
     Inside the body it is a gevent.Timeout, so that code there which catches our own errors (to try
     the next server, for example) does not catch this one.
     """
@@ -123,7 +124,7 @@ def time_limit(seconds: float, error: Exception) -> Iterator[None]:
     except gevent.Timeout as caught:
         if caught is not timeout:
             raise
-        raise error from None
+        raise (error() if callable(error) else error) from None
     finally:
         timeout.close()
 

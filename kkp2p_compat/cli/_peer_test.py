@@ -66,13 +66,13 @@ def _connect(engine: Engine, ctx: connect_ctx_t, lan: bool) -> dict[str, Any]:
 
 def _look(engine: Engine, peer_id: str, channel: Channel | None, lan: bool) -> dict[str, Any]:
     """In the engine's hub: the outcome, and the attempt that led to it."""
-    recent = engine.direct.recent.get(f"{peer_id} (LAN)" if lan else peer_id)
+    recent = engine.dialer.last_attempt(peer_id, lan)
     timeline = recent if channel is None else channel.stream.timeline
     if timeline is None:
         return {"verdict": None}
     stats = None
     if channel is not None and channel.channel_id in engine.channels:
-        stats = dataclasses.asdict(channel_stats(channel, engine.direct.nat))
+        stats = dataclasses.asdict(channel_stats(channel, engine.network.nat))
     return {
         "verdict": _verdict(engine, timeline), "stats": stats, "timeline": timeline_fields(timeline)
     }  # fmt: skip
@@ -84,7 +84,7 @@ def _verdict(engine: Engine, timeline: Timeline) -> dict[str, Any] | None:
     if plan is None:
         if timeline.peer_nat == UNKNOWN:
             return None
-        own = engine.underlay().own
+        own = engine.network.underlay().own
         plan = make_plan(Side(own.nat, own.candidates()), Side(timeline.peer_nat, []))
     return {"plan": plan.kind, "reason": plan.reason, "peer_nat": timeline.peer_nat.text}
 

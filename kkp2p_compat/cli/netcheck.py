@@ -158,7 +158,7 @@ def _wait_until(condition: Callable[[], object], limit_s: float) -> None:
 
 
 def _own_addresses(engine: Engine) -> dict[str, Any]:
-    own = engine.underlay().own
+    own = engine.network.underlay().own
     own.ready.wait(DISCOVERY_S)
     _wait_until(lambda: all(found.done for found in own.found.values()), DISCOVERY_S)
     hosts = [each.address for each in own.host_candidates()]
@@ -192,11 +192,11 @@ def _asked(engine: Engine) -> list[tuple[str, int]]:
 
 
 def _lifetime(engine: Engine, longest_s: float) -> float | None:
-    return measure_lifetime(engine.underlay().own, longest_s)
+    return measure_lifetime(engine.network.underlay().own, longest_s)
 
 
 def _port_mapping(engine: Engine) -> dict[str, Any]:
-    underlay = engine.underlay()
+    underlay = engine.network.underlay()
     mapper = underlay.mapper
     if mapper is None or not underlay.maps:
         return {"needed": False, "method": "", "address": None, "problem": ""}
@@ -209,7 +209,7 @@ def _port_mapping(engine: Engine) -> dict[str, Any]:
 
 
 def _summary(engine: Engine, cloud: dict[str, Any] | None) -> dict[str, Any]:
-    own = engine.underlay().own
+    own = engine.network.underlay().own
     reached = cloud is None or cloud.get("tls_s") is not None
     nat, reach = own.nat, {}
     if cloud is None and not engine.stun_servers:

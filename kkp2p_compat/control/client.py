@@ -106,6 +106,10 @@ class CloudClient:
         """Of ``login_domain``, as it was resolved last."""
         return self._links.addresses
 
+    def look_up(self, timeout_s: float) -> None:
+        """Find the addresses of ``login_domain``; raises as ``resolve``."""
+        self._links.look_up(timeout_s)
+
     # Logging in.
 
     def login(self, peer_id: str, secret: str) -> AsyncResult[None]:

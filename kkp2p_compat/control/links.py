@@ -127,6 +127,10 @@ class Links:
             if not entering.ready():
                 entering.set_exception(error)
 
+    def look_up(self, timeout_s: float) -> None:
+        """Find the addresses of the login domain; raises as ``resolve``."""
+        self.addresses = resolve(self._domain, timeout_s)
+
     def _race_addresses(self) -> Link:
         """In random order, as the C SDK does, but those that failed last time come last."""
         if self._moves and time.monotonic() - self._resolved_at > RESOLVE_AGAIN_S:
@@ -158,7 +162,7 @@ class Links:
     def _resolve_again(self) -> None:
         self._resolved_at = time.monotonic()  # also when it fails: not every caller shall wait
         try:
-            self.addresses = resolve(self._domain, RESOLVE_TIMEOUT_S)
+            self.look_up(RESOLVE_TIMEOUT_S)
         except KKP2PError as error:
             self._log.error("%s; going on with %s", error, ", ".join(self.addresses))
 

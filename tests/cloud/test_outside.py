@@ -297,7 +297,7 @@ def test_an_engine_hands_its_tickets_on(
     assert kkp2p.join_net(callee, "peer", SECRET) == 0
 
     def known() -> object:
-        return caller.underlay().own.tickets.get("127.0.0.1")
+        return caller.network.underlay().own.tickets.get("127.0.0.1")
 
     wait_for(lambda: caller.thread.call(known))
     heard: list[Any] = []

@@ -29,7 +29,7 @@ from kkp2p_compat.control import links as links_module
 from kkp2p_compat.control.client import CloudClient
 from kkp2p_compat.control.links import Links
 from kkp2p_compat.control.wire import Message
-from kkp2p_compat.engine import engine as engine_module
+from kkp2p_compat.engine.calls import incoming
 from kkp2p_compat.engine.calls.cloud_call import make_call
 from kkp2p_compat.engine.channels import acceptor
 from kkp2p_compat.engine.links.streams import RelayedStream
@@ -448,7 +448,7 @@ def test_a_place_to_be_accepted_is_for_callers_that_are_there(
 
 def test_a_flood_of_offers(joined: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """From a cloud that reads nothing.  The engine holds a bounded number, and lives on."""
-    monkeypatch.setattr(engine_module, "MAX_ANSWERING", 50)
+    monkeypatch.setattr(incoming, "MAX_ANSWERING", 50)
     monkeypatch.setattr(link_module, "MAX_UNSENT_BYTES", 20_000)
     hole = RawServer(lambda sock: gevent.sleep(PATIENCE_S))
     most = 0

@@ -126,7 +126,7 @@ def test_search_port_of_another_program(make_engine: MakeEngine, lan_port: int) 
 def test_a_live_link_needs_no_search(lan_pair: Engines) -> None:
     caller, callee = lan_pair
     check_carries(find(caller), accept(callee))
-    callee.thread.call(callee.direct.callee.leave_lan)
+    callee.thread.call(callee._lan.leave)
     for desc in range(3):
         mine, theirs = find(caller, desc=desc), accept(callee)
         assert theirs.connect_desc == desc
@@ -227,6 +227,6 @@ def test_destroyed_while_searching(lan_port: int, make_engine: MakeEngine) -> No
     searching = gevent.spawn(
         kkp2p.lan_search, caller, ctx_to("nobody", 3_600_000), kkp2p.channel_t()
     )
-    until(lambda: caller.direct._making)
+    until(lambda: caller.dialer.busy)
     kkp2p.engine_destroy(caller)
     assert searching.get(timeout=PATIENCE_S) == -1

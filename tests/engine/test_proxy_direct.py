@@ -18,7 +18,8 @@ from gevent import socket
 import kkp2p_compat as kkp2p
 from helpers.direct_support import LONG, accept, links, settled, until
 from helpers.support import PATIENCE_S, SECRET, CloudProcess, Program, read_all, write_all
-from kkp2p_compat.engine import direct, proxy
+from kkp2p_compat.engine import proxy
+from kkp2p_compat.engine.links import link_table
 
 Address = tuple[str, int]
 Dial = Callable[[], tuple[socket.socket, int]]
@@ -59,8 +60,8 @@ def dial(address: Address, peer: kkp2p.engine_t) -> Iterator[Dial]:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Links that notice within half a second that the peer is gone."""
     monkeypatch.setattr(
-        direct, "TransportSettings",
-        functools.partial(direct.TransportSettings, idle_timeout_s=0.5, keepalive_s=0.1),
+        link_table, "TransportSettings",
+        functools.partial(link_table.TransportSettings, idle_timeout_s=0.5, keepalive_s=0.1),
     )  # fmt: skip
 
 
@@ -168,7 +169,7 @@ def test_a_link_that_breaks(
 ) -> None:  # fmt: skip
     """Programs must not take it for the end of their data; the proxy lives on."""
     pairs = [dial() for _ in range(3)]
-    endpoints = [one.underlay().endpoint for one in (engine, peer)]
+    endpoints = [one.network.underlay().endpoint for one in (engine, peer)]
     with monkeypatch.context() as broken:
         for endpoint in endpoints:
             assert endpoint is not None

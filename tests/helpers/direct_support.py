@@ -47,7 +47,7 @@ def check_carries(one: kkp2p.channel_t, other: kkp2p.channel_t) -> None:
 
 
 def links(engine: kkp2p.engine_t) -> list[PeerLink]:
-    return engine.thread.call(lambda: list(engine.direct.links))
+    return engine.thread.call(lambda: list(engine.links))
 
 
 def until(condition: Callable[[], object]) -> None:

@@ -18,8 +18,6 @@ from kkp2p_compat import connect_ctx_t
 from kkp2p_compat._codes import CONNECT_P2P
 from kkp2p_compat._errors import KKP2PError
 from kkp2p_compat.control.client import CloudClient
-from kkp2p_compat.control.link import Link
-from kkp2p_compat.control.outgoing import OutgoingCall
 from kkp2p_compat.engine.calls.cloud_call import call_peer
 from kkp2p_compat.engine.signalling.offer import parse_direct_answer_untrusted
 from kkp2p_compat.engine.signalling.own_side import Half
@@ -34,18 +32,16 @@ def call(client: CloudClient, peer_id: str, attack: dict[str, Any]) -> bool:
     half = Half(parse_untrusted(attack["candidates"]), NatBehaviour(**attack["nat"]))
     offer = half.offer(connect_ctx_t(peer_id), CONNECT_P2P)
 
-    def finish(link: Link, made: OutgoingCall) -> bool:
-        answer = made.answer.get()
-        public, _ = parse_direct_answer_untrusted(answer)
-        keys = half.keys(public, offer, answer)
-        trickle = Trickle(keys.trickle, True, lambda text: link.trickle(made, text))
-        for fields in attack["trickles"]:
-            trickle.send(fields)
-        gevent.sleep(attack["seconds"])
-        return True
-
     try:
-        return call_peer(client, peer_id, offer, attack["seconds"] + 1, finish)
+        with call_peer(client, peer_id, offer, attack["seconds"] + 1) as (link, made):
+            answer = made.answer.get()
+            public, _ = parse_direct_answer_untrusted(answer)
+            keys = half.keys(public, offer, answer)
+            trickle = Trickle(keys.trickle, True, lambda text: link.trickle(made, text))
+            for fields in attack["trickles"]:
+                trickle.send(fields)
+            gevent.sleep(attack["seconds"])
+            return True
     except KKP2PError as error:
         print(f"not answered: {error}")
         return False

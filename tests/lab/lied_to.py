@@ -16,7 +16,7 @@ PATIENCE_MS = 20_000
 
 
 def nat_of(engine: kkp2p.engine_t) -> str:
-    own = engine.underlay().own
+    own = engine.network.underlay().own
     with gevent.Timeout(PATIENCE_MS / 1000):
         while not (own.found and all(found.done for found in own.found.values())):
             gevent.sleep(0.01)

@@ -30,7 +30,7 @@ from helpers.support import (
     read_all,
     write_all,
 )
-from kkp2p_compat.engine import direct
+from kkp2p_compat.engine.links import link_table
 
 LONG = PATIENCE_S * 1000
 ACCOUNT = ("--account", f"peer:{SECRET}")
@@ -204,8 +204,8 @@ def test_what_the_peer_does(
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """p2p connections that notice soon that the peer is gone."""
     monkeypatch.setattr(
-        direct, "TransportSettings",
-        functools.partial(direct.TransportSettings, idle_timeout_s=1.0, keepalive_s=0.2),
+        link_table, "TransportSettings",
+        functools.partial(link_table.TransportSettings, idle_timeout_s=1.0, keepalive_s=0.2),
     )  # fmt: skip
 
 

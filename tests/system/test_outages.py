@@ -13,7 +13,7 @@ import pytest
 import kkp2p_compat as kkp2p
 from helpers.support import PATIENCE_S, SECRET, CloudProcess, listen, read_all, write_all
 from kkp2p_compat.control import client as client_module
-from kkp2p_compat.engine import engine as engine_module
+from kkp2p_compat.engine.calls import incoming
 
 LONG = PATIENCE_S * 1000
 ACCOUNT = ("--account", f"peer:{SECRET}")
@@ -136,7 +136,7 @@ def test_refused_after_join_net_has_returned(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The cloud was away when join_net asked; when it comes it knows no such peer: accept tells."""
-    monkeypatch.setattr(engine_module, "VERDICT_S", 0.1)
+    monkeypatch.setattr(incoming, "VERDICT_S", 0.1)
     monkeypatch.setattr(client_module, "BACKOFF_MOST_S", 1.0)
     listener = listen()
     port = listener.getsockname()[1]

@@ -28,7 +28,7 @@ from helpers.direct_support import (
 from helpers.support import PATIENCE_S, SECRET, CloudProcess, Program, read_all, write_all
 from kkp2p_compat.cloud import correspondents
 from kkp2p_compat.control import client as client_module
-from kkp2p_compat.engine import direct
+from kkp2p_compat.engine.links import link_table
 
 # The engines.
 
@@ -36,8 +36,8 @@ from kkp2p_compat.engine import direct
 @pytest.fixture
 def _endless(monkeypatch: pytest.MonkeyPatch, on_loopback: None) -> None:
     """Silence alone ends nothing within a test."""
-    endless = functools.partial(direct.TransportSettings, idle_timeout_s=100 * PATIENCE_S)
-    monkeypatch.setattr(direct, "TransportSettings", endless)
+    endless = functools.partial(link_table.TransportSettings, idle_timeout_s=100 * PATIENCE_S)
+    monkeypatch.setattr(link_table, "TransportSettings", endless)
 
 
 @pytest.mark.usefixtures("_endless")
@@ -118,11 +118,11 @@ def test_a_caller_without_a_login_stays_to_be_told(
         assert kkp2p.join_net(peer, "peer", SECRET) == 0
         channel, other = connect(engine), accept(peer)
         beats = count_beats(engine)
-        engine.thread.call(engine.direct.sweep)
+        engine.thread.call(engine.sweep)
         until(lambda: len(beats) == 1)
         close(channel, other)
         until(lambda: settled(engine))
-        engine.thread.call(engine.direct.sweep)
+        engine.thread.call(engine.sweep)
         assert len(beats) == 1
         kkp2p.engine_destroy(engine)
         kkp2p.engine_destroy(peer)

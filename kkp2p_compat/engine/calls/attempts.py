@@ -1,118 +1,143 @@
-"""Attempts to reach a peer directly: the one that is going on, and what became of earlier ones."""
+"""One attempt to reach a peer directly, and what those who wait for it get.
+
+Runs in the engine's hub.  A first connect begins the attempt; others that come meanwhile wait for
+its link.  In auto mode the first one may get a relayed stream instead, while the path is looked
+for on; the others then make a relayed call of their own.
+"""
 
 from __future__ import annotations
 
+import enum
 import time
 from collections.abc import Callable
 from typing import Any
 
 from gevent.event import AsyncResult
 
-from ..._errors import KKP2PError, NotSupported
+from ..._errors import KKP2PError, NoPath, TimedOut
 from ..links.peer_link import PeerLink
 from ..links.prepared_relay import PreparedRelay
-from ..links.streams import RelayedStream
+from ..links.streams import OpenStream
 from ..runtime.timeline import Timeline
 
-__all__ = ["Attempt", "Memory"]
+__all__ = ["Attempt", "State"]
 
-# Our choices.
-BLOCKED_S = 60.0  # in auto mode: how long a peer that could not be met counts as such
-MAX_REMEMBERED = 1024  # peers
+ATTEMPT_S = 60.0  # our choice: then the callee has long given up: whoever has time calls again
+
+
+class State(enum.Enum):
+    """Of an attempt."""
+
+    CALLING = "the peer has not answered yet"
+    SEARCHING = "the peer has answered, and a path is looked for"
+    RELAYED = "the relay is taken, and a path is still looked for"
+    MET = "there is a link"
+    FAILED = "it is given up"
+
+
+_FOLLOWERS = {
+    State.CALLING: {State.SEARCHING, State.MET, State.FAILED},
+    # MET also without a search of its own: another attempt may be faster.
+    State.SEARCHING: {State.RELAYED, State.MET, State.FAILED},
+    State.RELAYED: {State.SEARCHING, State.MET, State.FAILED},  # SEARCHING: the relay broke
+    State.MET: set(),
+    State.FAILED: set(),
+}
 
 
 class Attempt:
-    """One way to a peer, that a first connect began and others wait for.
-
-    In auto mode the first one may get a relayed connection of it; the others make their own then.
-    """
+    """``search`` and ``take_relay`` as it goes on, then ``settle``."""
 
     def __init__(self) -> None:
+        self.state = State.CALLING
         self.timeline = Timeline()
-        self.link: AsyncResult[PeerLink] = AsyncResult()  # for the others
-        self.relay_taken = False
         self.why_relay = "no path within the head start"
-        self._first: AsyncResult[PeerLink | RelayedStream] = AsyncResult()
-        self._wanted = True  # by the first one
+        self._link: AsyncResult[PeerLink] = AsyncResult()  # for the others
+        self._first: AsyncResult[PeerLink | OpenStream] = AsyncResult()
+        self._is_wanted = True  # by the first one
+        self._searching_since: float | None = None
 
-    def wait(self) -> PeerLink | RelayedStream:
-        """What the first one gets."""
+    def _go(self, state: State) -> None:
+        if state not in _FOLLOWERS[self.state]:
+            raise ValueError(f"an attempt does not go from {self.state} to {state}")
+        self.state = state
+
+    # For those who wait.
+
+    def wait_first(self) -> PeerLink | OpenStream:
+        """What the connect gets that began the attempt."""
         try:
             return self._first.get()
         except BaseException:
-            self._wanted = False
-            if self._first.successful() and isinstance(self._first.value, RelayedStream):
+            self._is_wanted = False
+            if self._first.successful() and isinstance(self._first.value, OpenStream):
                 self._first.value.give_up()
             raise
 
-    def take_relay(self, relay: PreparedRelay, make: Callable[[Any], RelayedStream]) -> None:
-        """The head start is over: the first one goes by the relay, if it still waits."""
-        self.relay_taken = True  # or would be: the others need not wait for a path either
-        self._see_if_wanted()
+    def wait(self) -> PeerLink:
+        """What the others get."""
+        return self._link.get()
+
+    # For the one who makes the attempt.
+
+    def deadline(self, wanted: float) -> float:
+        """Until when it goes on, if the connect has time until ``wanted``."""
+        return min(wanted, self.timeline.started_at + ATTEMPT_S)
+
+    @property
+    def was_quick(self) -> bool:
+        """Whether another attempt would have no better chance."""
+        return self.timeline.elapsed_s < ATTEMPT_S / 2
+
+    def search(self) -> None:
+        """The peer has answered."""
+        self._go(State.SEARCHING)
+        self._searching_since = time.monotonic()
+
+    @property
+    def searched_s(self) -> float:
+        """How long a path has been looked for."""
+        since = self._searching_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def late(self) -> TimedOut:
+        """The error for a time that is over now."""
+        if self.state is State.CALLING:
+            return TimedOut("the peer did not answer in time")
+        return TimedOut("no path to the peer was found")
+
+    def take_relay(self, relay: PreparedRelay, make: Callable[[Any], OpenStream]) -> None:
+        """The head start is over: the first one uses the relay, if it still waits."""
+        self._go(State.RELAYED)  # at once: the others need not wait for a path either
         try:
-            connection = make(relay.take())
+            self._see_if_wanted()
+            stream = make(relay.take())
+            try:
+                self._see_if_wanted()  # still
+            except NoPath:
+                stream.give_up()
+                raise
         except KKP2PError:
-            self.relay_taken = False
-            raise
-        try:
-            self._see_if_wanted()  # still
-        except NotSupported:
-            connection.give_up()
+            self._go(State.SEARCHING)
             raise
         self.timeline.step("relay taken")
-        connection.how = f"relay: {self.why_relay}; {self.timeline.summary}"
-        connection.reason, connection.timeline = self.why_relay, self.timeline
-        self._first.set(connection)
-        self.link.set_exception(NotSupported("the relay was faster"))
+        stream.how = f"relay: {self.why_relay}; {self.timeline.summary}"
+        stream.reason, stream.timeline = self.why_relay, self.timeline
+        self._first.set(stream)
+        self._link.set_exception(NoPath("the relay was faster"))
 
     def _see_if_wanted(self) -> None:
-        if not self._wanted:
-            raise NotSupported("nobody waits for it any more")
+        if not self._is_wanted:
+            raise NoPath("nobody waits for it any more")
 
-    def settle(self, result: PeerLink | KKP2PError) -> None:
+    def settle(self, outcome: PeerLink | KKP2PError) -> None:
         """The attempt is over."""
-        for waiting in (self.link, self._first):
+        failed = isinstance(outcome, KKP2PError)
+        self._go(State.FAILED if failed else State.MET)
+        for waiting in (self._link, self._first):
             if waiting.ready():
                 continue
-            if isinstance(result, KKP2PError):
-                waiting.set_exception(result)
+            if failed:
+                waiting.set_exception(outcome)
             else:
-                waiting.set(result)
-
-
-class Memory:
-    """By peer: which plan led to it, and that it could not be met a moment ago."""
-
-    def __init__(self) -> None:
-        self._worked: dict[str, str] = {}
-        self._blocked: dict[str, tuple[float, str]] = {}
-
-    def succeeded(self, peer_id: str, plan: str) -> None:
-        self._blocked.pop(peer_id, None)
-        self._worked.pop(peer_id, None)
-        self._worked[peer_id] = plan
-        _bound(self._worked)
-
-    def failed(self, peer_id: str, reason: str) -> None:
-        self._worked.pop(peer_id, None)
-        self._blocked.pop(peer_id, None)
-        self._blocked[peer_id] = time.monotonic() + BLOCKED_S, reason
-        _bound(self._blocked)
-
-    def worked(self, peer_id: str) -> str:
-        """The kind of the plan that did; empty: none is known."""
-        return self._worked.get(peer_id, "")
-
-    def blocked(self, peer_id: str) -> str:
-        """Why not to try now; empty: nothing is known against it."""
-        until, reason = self._blocked.get(peer_id, (0.0, ""))
-        return reason if until > time.monotonic() else ""
-
-    def forget_blocked(self) -> None:
-        """The network has changed."""
-        self._blocked.clear()
-
-
-def _bound(table: dict[str, Any]) -> None:
-    while len(table) > MAX_REMEMBERED:
-        del table[next(iter(table))]
+                waiting.set(outcome)

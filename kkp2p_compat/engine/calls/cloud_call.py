@@ -1,15 +1,13 @@
-"""Calling a peer over the cloud, and the connections that use the relay.
+"""Calls on the tracks where a peer may be, and those that use the relay.
 
 Runs in the engine's hub.  Both sides go to the relay while offer and answer are under way, so a
-relayed connection takes about three round trips.  What comes out is a RelayedStream; what is made
-of it (a descriptor for the application, or a proxied stream) is the business of others.
+relayed call takes about three round trips.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Iterator
 
 import gevent
 
@@ -24,7 +22,7 @@ from ...control.resolver import addresses_of
 from ...control.wire import MAX_BUDGET_MS, Message, encode
 from ...transport.relay import MAX_SPOTS, Visit, parse_places_untrusted, sort_spots
 from ...traversal.nat import NatBehaviour
-from ..links.streams import RelayedStream, relayed_stream
+from ..links.streams import OpenStream, relayed_stream
 from ..runtime.timeline import Timeline
 from ..signalling.keys import derive_keys, make_private_key
 from ..signalling.offer import Offer, encode_text, parse_answer_untrusted
@@ -38,8 +36,6 @@ __all__ = [
     "may_be_relayed",
 ]
 
-T = TypeVar("T")
-
 RESOLVE_TIMEOUT_S = 5  # our choice: for a relay that has a name
 
 
@@ -48,7 +44,7 @@ def may_be_relayed(ctx: connect_ctx_t) -> bool:
     return ctx.connect_mode == _codes.CONNECT_AUTO and ctx.channel_type == _codes.KKP2P_TCP_CHANNEL
 
 
-def make_call(client: CloudClient, ctx: connect_ctx_t, budget_s: float) -> RelayedStream:
+def make_call(client: CloudClient, ctx: connect_ctx_t, budget_s: float) -> OpenStream:
     """Call a peer by the relay; raises PeerOffline, CallRefused, CloudUnreachable,
     LinkLost, or NotSupported (to encrypt, as ``make_private_key``).
     """
@@ -57,15 +53,12 @@ def make_call(client: CloudClient, ctx: connect_ctx_t, budget_s: float) -> Relay
         type=ctx.channel_type, mode=_codes.CONNECT_RELAY, encrypt=ctx.encrypt_data,
         desc=ctx.connect_desc, key=private and private.public_key().public_bytes_raw(),
     )  # fmt: skip
-
     timeline = Timeline()
-
-    def finish(link: Link, call: OutgoingCall) -> RelayedStream:
+    with call_peer(client, ctx.peer_id, offer, budget_s) as (link, call):
         call.relay.get()
         timeline.step("called")
-        visit = go_as_caller(call, link)
-        timeline.step("relay")
-        try:
+        with contextlib.closing(go_as_caller(call, link)) as visit:
+            timeline.step("relay")
             answer = call.answer.get()  # first, because a refusal comes here and not by the relay
             timeline.step("answer")
             with contextlib.suppress(BadPacket):  # a stranger's word, which is only shown
@@ -76,41 +69,42 @@ def make_call(client: CloudClient, ctx: connect_ctx_t, budget_s: float) -> Relay
             if private is not None:
                 public = parse_answer_untrusted(answer)
                 keys = derive_keys(private, public, offer, answer)
-        except BaseException:
-            visit.close()  # first: the link may be broken, too
-            raise
-        made = relayed_stream(visit.take(), ctx.connect_desc, keys)
-        made.timeline = timeline
-        return made
-
-    return call_peer(client, ctx.peer_id, offer, budget_s, finish)
+            sock = visit.take()
+    stream = relayed_stream(sock, ctx.connect_desc, keys)
+    stream.timeline = timeline
+    return stream
 
 
+@contextlib.contextmanager
 def call_peer(
-    client: CloudClient, peer_id: str, offer: str, budget_s: float,
-    finish: Callable[[Link, OutgoingCall], T],
-) -> T:  # fmt: skip
-    """Call on the tracks where the peer may be, until one has it; what ``finish`` makes of it."""
+    client: CloudClient, peer_id: str, offer: str, budget_s: float
+) -> Iterator[tuple[Link, OutgoingCall]]:
+    """A call on the first of the tracks where the peer may be that knows the peer.
+
+    The body waits for what it needs of the call.  When it fails, the callee is told that the call
+    is cancelled.
+    """
     offline = PeerOffline("no track of the peer lives")
     budget_ms = min(max(int(budget_s * 1000), 1), MAX_BUDGET_MS)
     for link in client.links_to(peer_id):
         call = link.call(peer_id, offer, budget_ms)
-        met = False
+        has_failed = True
         try:
             call.relay.wait()
+            if isinstance(call.relay.exception, PeerOffline):
+                offline = call.relay.exception
+                continue
             if call.must_show and not call.answer.ready():
                 _show(client, link, call)
-            made = finish(link, call)
-            met = True
-            return made
-        except PeerOffline as error:
-            offline = error
+            yield link, call
+            has_failed = False
+            return
         finally:
             if call.at_relay is not None:
                 call.at_relay.close()  # first: the link may be broken, too
             if not call.relay.ready():  # the track answers at once, whatever the callee does
                 gevent.spawn(link.check_alive)
-            link.forget(call, cancel=not met)
+            link.forget(call, cancel=has_failed)
     raise offline
 
 
@@ -175,10 +169,9 @@ def _addresses(host: str, cloud_ip: str) -> list[str]:
     return permitted(host, addresses_of(host, RESOLVE_TIMEOUT_S), cloud_ip)
 
 
-def answer_call(link: Link, message: Message, offer: Offer, own_text: str) -> RelayedStream:
+def answer_call(link: Link, message: Message, offer: Offer, own_text: str) -> OpenStream:
     """Accept an offer: go to the relay, answer, wait for the caller; raises KKP2PError."""
-    visit = go_to_relay(message, link, is_caller=False)
-    try:
+    with contextlib.closing(go_to_relay(message, link, is_caller=False)) as visit:
         keys = None
         answer = "{}"
         if offer.encrypt:
@@ -190,7 +183,4 @@ def answer_call(link: Link, message: Message, offer: Offer, own_text: str) -> Re
             keys = ours, theirs
         link.send(encode("answer", call=message.get("call"), answer=answer))
         visit.pair()
-    except BaseException:
-        visit.close()
-        raise
-    return relayed_stream(visit.take(), offer.desc, keys)
+        return relayed_stream(visit.take(), offer.desc, keys)

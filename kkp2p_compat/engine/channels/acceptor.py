@@ -7,8 +7,12 @@ import logging
 import resource
 from collections.abc import Iterator
 
+from ..._codes import KKP2P_TCP_CHANNEL, KKP2P_UDP_CHANNEL
 from ..._errors import CallRefused, KKP2PError, from_os_error
-from ..links.streams import OpenStream
+from ...transport.udp.events import ChannelOffered
+from ...transport.udp.stream_table import REFUSED_MOVED, REFUSED_UNSUPPORTED
+from ..links.peer_link import PeerLink
+from ..links.streams import DirectStream, OpenStream
 from .accept_queue import AcceptQueue
 from .kinds import Channel
 from .table import ChannelTable
@@ -47,6 +51,19 @@ class Acceptor:
         self._log.info("%s: channel %d: accepted by %s from %s, desc %d", *what)
         if not self.queue.put(channel):
             self._channels.discard(channel)
+
+    def handle_offered(self, link: PeerLink, offered: ChannelOffered) -> None:
+        """A peer opens a channel on a live link."""
+        if link.retired:
+            link.channels.refuse(offered.stream_id, REFUSED_MOVED)
+            return
+        if offered.channel_type not in (KKP2P_TCP_CHANNEL, KKP2P_UDP_CHANNEL):
+            link.channels.refuse(offered.stream_id, REFUSED_UNSUPPORTED)
+            return
+        stream = DirectStream(
+            link, offered.stream_id, offered.channel_type, offered.encrypt_data, offered.desc
+        )
+        self.take(stream, link.info.own_id, link.info.caller_id, link.name)
 
     @contextlib.contextmanager
     def place(self, own_id: str, caller_id: str, *, held: bool) -> Iterator[None]:

@@ -18,9 +18,7 @@ from ...transport.udp import events as e
 from ...transport.udp.endpoint import Endpoint
 from ...transport.udp.liveness import Hearing
 from ...transport.udp.peer_connection import CLOSE_NORMAL, PeerConnection
-from ...traversal.plan import Plan
-from ..runtime.timeline import Timeline
-from ..signalling.direct_offer import DirectOffer
+from ..paths.meeting import Met
 from .link_channels import LinkChannels
 
 __all__ = ["LinkInfo", "PeerLink"]
@@ -42,10 +40,7 @@ class LinkInfo:
     own_id: str = ""  # that the peer called us by; "": we called
     is_lan: bool  # offer and answer went over the LAN, not over the cloud
     caller_id: str = ""  # of the peer that called us, if the cloud vouches for it
-    timeline: Timeline
-    plan: Plan
-    ours: DirectOffer
-    theirs: DirectOffer
+    met: Met
 
     @property
     def is_caller(self) -> bool:
@@ -109,7 +104,7 @@ class PeerLink:
         info = self.info
         return (
             f"p2p with {address[0]} port {address[1]}, round trip {1000 * rtt_s:.1f} ms, "
-            f"{info.plan.kind}: {info.plan.reason}; {info.timeline.summary}"
+            f"{info.met.plan.kind}: {info.met.plan.reason}; {info.met.timeline.summary}"
         )
 
     def describe_use(self) -> str:

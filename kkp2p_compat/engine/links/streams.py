@@ -132,9 +132,9 @@ class DirectStream(OpenStream):
     def __init__(
         self, link: PeerLink, stream_id: int, channel_type: int, encrypt: int, desc: int
     ) -> None:
-        super().__init__(desc, encrypt, link.describe_use(), link.info.plan.reason)
+        super().__init__(desc, encrypt, link.describe_use(), link.info.met.plan.reason)
         self.channel_type = channel_type
-        self.timeline = link.info.timeline
+        self.timeline = link.info.met.timeline
         self.is_ipv6_p2p = link.is_ipv6
         self._link = link
         self._stream_id = stream_id

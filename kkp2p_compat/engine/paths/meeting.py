@@ -58,7 +58,7 @@ class Meeting:
         self._is_caller = half.is_caller
         self._ours = ours
         self._theirs = theirs
-        self._keys = keys
+        self.keys = keys
         self._trickle = Trickle(keys.trickle, half.is_caller, send)
         self._timeline = timeline
         self._told = set(ours.candidates)
@@ -89,7 +89,7 @@ class Meeting:
         self._puncher.keep(path.address)
         self._timeline.step("path")
         return Met(
-            path, self.plan, self._keys, self._ours, self._theirs, self._is_caller, self._timeline
+            path, self.plan, self.keys, self._ours, self._theirs, self._is_caller, self._timeline
         )
 
     @property

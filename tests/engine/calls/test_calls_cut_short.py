@@ -23,8 +23,8 @@ from helpers.direct_support import (
     until,
 )
 from helpers.support import PATIENCE_S, SECRET, read_all, write_all
-from kkp2p_compat.engine import direct
-from kkp2p_compat.engine.calls import caller as caller_module
+from kkp2p_compat.engine.calls import race, remote
+from kkp2p_compat.engine.links import link_table
 
 pytestmark = pytest.mark.usefixtures("on_loopback")
 
@@ -41,7 +41,7 @@ def test_short_time_outs(engine: kkp2p.engine_t, peer: kkp2p.engine_t, timeout: 
     if result == 0:
         write_all(mine.fd, b"in time")
         close(mine)
-    until(lambda: not engine.direct.busy and not peer.busy())
+    until(lambda: not engine.busy() and not peer.busy())
     heard = []
     theirs = kkp2p.channel_t()
     while kkp2p.accept(peer, 0, theirs) == 1:  # one that was given up has nothing but an end
@@ -87,11 +87,11 @@ def test_a_dead_link_leaves_time_for_a_new_one(
     engine: kkp2p.engine_t, peer: kkp2p.engine_t, mode: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The peer has restarted without a word, and the caller has less time than that takes."""
-    monkeypatch.setattr(direct, "REUSE_S", PATIENCE_S)
+    monkeypatch.setattr(remote, "REUSE_S", PATIENCE_S)
     close(connect(engine), accept(peer))
     until(lambda: settled(engine) and settled(peer))
     for link in links(peer):
-        peer.thread.call(peer.direct._underlay.endpoint.remove, link)  # type: ignore[union-attr]
+        peer.thread.call(peer.network.underlay().endpoint.remove, link)  # type: ignore[union-attr]
     mine = kkp2p.channel_t()
     assert kkp2p.connect(engine, ctx_to("peer", mode, timeout=4000), mine) == 0
     check_carries(mine, accept(peer))
@@ -104,9 +104,9 @@ def test_auto_leaves_time_for_the_relay(
     """And is not told that there is no path by a call that had no time to look for one."""
     mine = kkp2p.channel_t()
     assert kkp2p.connect(engine, ctx_to("peer", timeout=200), mine) == -109
-    until(lambda: not engine.direct.busy)
-    assert not engine.direct.caller.memory.blocked("peer")
-    monkeypatch.setattr(caller_module, "HEAD_START_S", PATIENCE_S)
+    until(lambda: not engine.busy())
+    assert not engine.dialer.remote("peer").is_blocked
+    monkeypatch.setattr(race, "HEAD_START_S", PATIENCE_S)
     assert kkp2p.connect(engine, ctx_to("peer", 0, timeout=4000), mine) == 0
     check_carries(mine, accept(peer))
 
@@ -115,9 +115,9 @@ def test_auto_leaves_time_for_the_relay(
 def test_auto_does_not_wait_for_mode_1(
     engine: kkp2p.engine_t, peer: kkp2p.engine_t, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(caller_module, "HEAD_START_S", 0.1)
+    monkeypatch.setattr(race, "HEAD_START_S", 0.1)
     waiting = gevent.spawn(kkp2p.connect, engine, ctx_to("peer"), kkp2p.channel_t())
-    until(lambda: engine.direct._making)
+    until(lambda: engine.dialer.busy)
     check_carries(connect(engine, 0), accept(peer))
     assert not waiting.ready()
     waiting.kill()
@@ -134,7 +134,7 @@ def test_destroy_while_a_path_is_looked_for(
         gevent.spawn(kkp2p.connect, caller, ctx_to("peer", timeout=3_600_000), kkp2p.channel_t())
         for _ in range(3)
     ]
-    until(lambda: len(callee.direct._underlay.finder) == 1)
+    until(lambda: len(callee.network.underlay().finder) == 1)
     if who == "caller":
         kkp2p.engine_destroy(caller)
         assert [greenlet.get(timeout=PATIENCE_S) for greenlet in waiting] == [-1, -1, -1]
@@ -164,12 +164,12 @@ def test_a_peer_that_is_gone_without_a_word(
 ) -> None:
     """Its network is: reads end with an error, and the next connect makes a new link."""
     monkeypatch.setattr(
-        direct, "TransportSettings",
-        functools.partial(direct.TransportSettings, idle_timeout_s=0.5, keepalive_s=0.1),
+        link_table, "TransportSettings",
+        functools.partial(link_table.TransportSettings, idle_timeout_s=0.5, keepalive_s=0.1),
     )  # fmt: skip
     mine, theirs = connect(engine), accept(peer)
     for one in (engine, peer):
-        door = one.direct._underlay.endpoint._doors.main[socket.AF_INET]  # type: ignore[union-attr]
+        door = one.network.underlay().endpoint._doors.main[socket.AF_INET]  # type: ignore[union-attr]
         monkeypatch.setattr(door.socket, "send", lambda data, *_: len(data))
     assert read_all(mine.fd) == read_all(theirs.fd) == b""
     until(lambda: not links(engine) and not links(peer))

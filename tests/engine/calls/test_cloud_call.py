@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import cast
 
 import pytest
@@ -81,20 +82,14 @@ def test_the_callee_hears_of_a_call_that_failed_after_its_answer(
         visitor.send("track", tracks=[])
         visitor.wait_until_gone()
 
-    def finish(_: Link, call: OutgoingCall) -> str:
+    link = open_link(script)
+    client = cast(CloudClient, OneTrack(link))
+    failure = pytest.raises(TimedOut, match="no path") if fails else contextlib.nullcontext()
+    with failure, call_peer(client, "bob", "{}", 1.0) as (_, call):
         call.relay.get()
         if answers:
             call.answer.get()
         if fails:
             raise TimedOut("no path")
-        return "met"
-
-    link = open_link(script)
-    client = cast(CloudClient, OneTrack(link))
-    if fails:
-        with pytest.raises(TimedOut, match="no path"):
-            call_peer(client, "bob", "{}", 1.0, finish)
-    else:
-        assert call_peer(client, "bob", "{}", 1.0, finish) == "met"
     link.route("x")
     assert heard == told

@@ -25,9 +25,8 @@ from helpers.direct_support import (
 )
 from helpers.support import PATIENCE_S, SECRET, CloudProcess, in_thread, read_all
 from kkp2p_compat._errors import CallRefused, LinkLost, TimedOut
-from kkp2p_compat.engine import engine as engine_module
 from kkp2p_compat.engine.calls import callee as callee_module
-from kkp2p_compat.engine.calls import caller as caller_module
+from kkp2p_compat.engine.calls import incoming, race
 from kkp2p_compat.engine.channels import acceptor
 from kkp2p_compat.engine.channels import kinds as channels
 from kkp2p_compat.engine.links import peer_link
@@ -45,7 +44,7 @@ pytestmark = pytest.mark.usefixtures("on_loopback")
 def test_fields(
     monkeypatch: pytest.MonkeyPatch, engine: kkp2p.engine_t, peer: kkp2p.engine_t, mode: int
 ) -> None:
-    monkeypatch.setattr(caller_module, "HEAD_START_S", PATIENCE_S)
+    monkeypatch.setattr(race, "HEAD_START_S", PATIENCE_S)
     mine, theirs = connect(engine, mode, desc=-(2**31)), accept(peer)
     for channel in (mine, theirs):
         assert channel.peer_id == "peer"  # of an accepted one: the own id, as in C
@@ -107,7 +106,7 @@ def test_a_path_that_opens_no_channel_is_not_tried_again_soon(
     def silent(*_: object) -> int:
         raise TimedOut("nothing comes back")
 
-    monkeypatch.setattr(caller_module, "HEAD_START_S", PATIENCE_S)
+    monkeypatch.setattr(race, "HEAD_START_S", PATIENCE_S)
     monkeypatch.setattr(LinkChannels, "open", silent)
     for _ in range(2):
         mine, theirs = connect(engine, 0), accept(peer)
@@ -176,10 +175,10 @@ def test_a_link_that_is_not_used_is_ended(
 ) -> None:
     check_carries(connect(engine), accept(peer))
     until(lambda: settled(engine))
-    engine.thread.call(engine.direct.sweep)
+    engine.thread.call(engine.sweep)
     assert len(links(engine)) == 1  # not yet
     monkeypatch.setattr(peer_link, "IDLE_S", 0)
-    engine.thread.call(engine.direct.sweep)
+    engine.thread.call(engine.sweep)
     until(lambda: not links(engine) and not links(peer))
     check_carries(connect(engine), accept(peer))
 
@@ -254,7 +253,7 @@ def test_no_path(
     monkeypatch: pytest.MonkeyPatch, engine: kkp2p.engine_t, peer: kkp2p.engine_t, tmp_path: Path
 ) -> None:
     """Auto takes the relay, and remembers why; mode 1 fails when the caller's time is over."""
-    monkeypatch.setattr(caller_module, "HEAD_START_S", 0.1)
+    monkeypatch.setattr(race, "HEAD_START_S", 0.1)
     for _ in range(2):
         mine, theirs = connect(engine, 0), accept(peer)
         assert (mine.transmit_mode, theirs.transmit_mode) == (2, 2)
@@ -291,9 +290,9 @@ def test_a_peer_that_knows_nothing_of_p2p(
     monkeypatch: pytest.MonkeyPatch, engine: kkp2p.engine_t, peer: kkp2p.engine_t
 ) -> None:
     """It answers a call of auto as if that were one by the relay, and declines one of mode 1."""
-    parse = engine_module.parse_offer_untrusted
+    parse = incoming.parse_offer_untrusted
     monkeypatch.setattr(
-        engine_module, "parse_offer_untrusted",
+        incoming, "parse_offer_untrusted",
         lambda text: parse(text.replace('"direct"', '"unknown"')),
     )  # fmt: skip
     mine, theirs = connect(engine, 0), accept(peer)

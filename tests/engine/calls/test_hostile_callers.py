@@ -38,7 +38,8 @@ def call(engine: kkp2p.engine_t, offer: str, finish: Finish) -> Any:
 
     def do() -> Any:
         assert engine.client is not None
-        return call_peer(engine.client, "peer", offer, BUDGET_S, finish)
+        with call_peer(engine.client, "peer", offer, BUDGET_S) as (link, made):
+            return finish(link, made)
 
     return engine.thread.call(do)
 
@@ -98,8 +99,8 @@ def test_offers_that_are_none(engine: kkp2p.engine_t, peer: kkp2p.engine_t) -> N
         spoil(fields)
         with pytest.raises(KKP2PError):
             pytest.fail(f"{name}: {call(engine, json.dumps(fields), answer_of)}")
-    until(lambda: not peer._answering)
-    assert len(peer.underlay().finder) == 0
+    until(lambda: not peer._incoming.busy)
+    assert len(peer.network.underlay().finder) == 0
     assert links(peer) == []
     check_works(engine, peer)
 
@@ -114,7 +115,7 @@ def test_addresses_that_are_nobodys(
     engine: kkp2p.engine_t, peer: kkp2p.engine_t, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No packet goes there; the one good address among them is probed."""
-    endpoint, probed = peer.underlay().endpoint, set[str]()
+    endpoint, probed = peer.network.underlay().endpoint, set[str]()
     send = endpoint.send_check
 
     def record(data: bytes, address: Address, ttl: int | None = None) -> None:
@@ -138,7 +139,7 @@ def test_addresses_that_are_nobodys(
         fields = offer_of(half)
         call(engine, json.dumps(fields), finish)
         until(lambda: probed)
-    until(lambda: not peer._answering)
+    until(lambda: not peer._incoming.busy)
     assert probed == {"127.0.0.1"}
     check_works(engine, peer)
 
@@ -164,7 +165,7 @@ def test_trickled_nonsense(engine: kkp2p.engine_t, peer: kkp2p.engine_t) -> None
             link.trickle(made, text)
 
     call(engine, json.dumps(fields), finish)
-    until(lambda: not peer._answering)
+    until(lambda: not peer._incoming.busy)
     check_works(engine, peer)
 
 
@@ -173,7 +174,7 @@ def test_trickled_nonsense(engine: kkp2p.engine_t, peer: kkp2p.engine_t) -> None
 
 def test_checks_played_again_and_forged_ones(engine: kkp2p.engine_t, peer: kkp2p.engine_t) -> None:
     """By somebody who has heard all of a call, from elsewhere: no answer, and nothing changes."""
-    underlay = peer.underlay()
+    underlay = peer.network.underlay()
     heard: list[bytes] = []
     take = underlay.endpoint.on_stun
 

@@ -19,7 +19,7 @@ from helpers.direct_support import (
     until,
 )
 from helpers.support import PATIENCE_S, SECRET
-from kkp2p_compat.engine import direct
+from kkp2p_compat.engine.calls import attempts, race, remote
 from kkp2p_compat.engine.calls import callee as callee_module
 from kkp2p_compat.engine.calls import caller as caller_module
 from kkp2p_compat.engine.links import prepared_relay
@@ -44,9 +44,9 @@ def test_auto_does_not_wait_for_a_udp_channel(
     engine: kkp2p.engine_t, peer: kkp2p.engine_t, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Which has no relay to go by, so its caller looks for a path for as long as it has time."""
-    monkeypatch.setattr(caller_module, "HEAD_START_S", 0.1)
+    monkeypatch.setattr(race, "HEAD_START_S", 0.1)
     waiting = gevent.spawn(kkp2p.connect, engine, udp_ctx(0, HOUR_MS), kkp2p.channel_t())
-    until(lambda: engine.direct._making)
+    until(lambda: engine.dialer.busy)
     check_carries(connect(engine, 0), accept(peer))
     assert not waiting.ready()
     waiting.kill()
@@ -56,7 +56,7 @@ def test_auto_does_not_wait_for_a_udp_channel(
 def test_a_udp_channel_does_not_end_with_the_head_start_of_another(
     engine: kkp2p.engine_t, peer: kkp2p.engine_t, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(caller_module, "HEAD_START_S", 0.1)
+    monkeypatch.setattr(race, "HEAD_START_S", 0.1)
     check_carries(connect(engine, 0), accept(peer))
     assert kkp2p.connect(engine, udp_ctx(0, 500), kkp2p.channel_t()) == -109
 
@@ -66,9 +66,9 @@ def test_the_relay_for_those_who_have_less_time(
     engine: kkp2p.engine_t, peer: kkp2p.engine_t, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Than the head start of the first caller, which nobody waits for any more."""
-    monkeypatch.setattr(caller_module, "HEAD_START_S", PATIENCE_S / 2)
+    monkeypatch.setattr(race, "HEAD_START_S", PATIENCE_S / 2)
     first = gevent.spawn(kkp2p.connect, engine, ctx_to("peer", 0), kkp2p.channel_t())
-    until(lambda: engine.direct._making)
+    until(lambda: engine.dialer.busy)
     mine = kkp2p.channel_t()
     assert kkp2p.connect(engine, ctx_to("peer", 0, timeout=4000), mine) == 0
     first.kill()
@@ -79,9 +79,9 @@ def test_a_dead_link_leaves_time_for_the_relay(
     engine: kkp2p.engine_t, peer: kkp2p.engine_t, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A path is found, but nothing that is sent over it arrives: neither the old one nor a new."""
-    monkeypatch.setattr(direct, "REUSE_S", PATIENCE_S)
-    monkeypatch.setattr(caller_module, "HEAD_START_S", PATIENCE_S)
-    endpoint = engine.underlay().endpoint
+    monkeypatch.setattr(remote, "REUSE_S", PATIENCE_S)
+    monkeypatch.setattr(race, "HEAD_START_S", PATIENCE_S)
+    endpoint = engine.network.underlay().endpoint
     monkeypatch.setattr(endpoint, "add", lambda link: None)
     monkeypatch.setattr(endpoint, "wake", lambda link: None)
     mine = kkp2p.channel_t()
@@ -99,7 +99,7 @@ def test_a_path_does_not_wait_for_a_relay_that_nobody_takes(
 ) -> None:
     """The callee has gone to the relay; the caller, which was quicker to find the path, has not."""
     monkeypatch.setattr(callee_module, "RELAY_GRACE_S", 3600)
-    monkeypatch.setattr(caller_module, "HEAD_START_S", PATIENCE_S)
+    monkeypatch.setattr(race, "HEAD_START_S", PATIENCE_S)
 
     prepared: list[prepared_relay.PreparedRelay] = []
 
@@ -113,7 +113,7 @@ def test_a_path_does_not_wait_for_a_relay_that_nobody_takes(
         until(lambda: prepared and prepared[0].begun)
         return parse_direct_answer_untrusted(answer)
 
-    monkeypatch.setattr(callee_module, "PreparedRelay", Prepared)
+    monkeypatch.setattr(race, "PreparedRelay", Prepared)
     monkeypatch.setattr(caller_module, "parse_direct_answer_untrusted", parse_later)
     mine, theirs = connect(engine, 0), accept(peer)
     assert mine.transmit_mode == 1
@@ -127,9 +127,9 @@ def test_a_path_does_not_wait_for_a_relay_that_nobody_takes(
 def test_who_was_called_is_not_here_any_more(engine: kkp2p.engine_t, peer: kkp2p.engine_t) -> None:
     """A call that is being answered under the old id leads nowhere."""
     calling = gevent.spawn(kkp2p.connect, engine, ctx_to("peer"), kkp2p.channel_t())
-    until(lambda: len(peer.underlay().finder) == 1)
+    until(lambda: len(peer.network.underlay().finder) == 1)
     assert kkp2p.join_net(peer, "other", SECRET) == 0
-    until(lambda: not peer._answering and not len(peer.underlay().finder))
+    until(lambda: not peer._incoming.busy and not len(peer.network.underlay().finder))
     calling.kill()
 
 
@@ -137,9 +137,9 @@ def test_who_was_called_is_not_here_any_more(engine: kkp2p.engine_t, peer: kkp2p
 def test_who_was_searched_on_the_lan_is_not_here_any_more(lan_pair: Any) -> None:
     caller, callee = lan_pair
     calling = gevent.spawn(kkp2p.connect, caller, ctx_to("lan-peer"), kkp2p.channel_t())
-    until(lambda: len(callee.underlay().finder) == 1)
+    until(lambda: len(callee.network.underlay().finder) == 1)
     assert kkp2p.join_lan(callee, "other") == 0
-    until(lambda: not len(callee.underlay().finder))
+    until(lambda: not len(callee.network.underlay().finder))
     calling.kill()
 
 
@@ -147,16 +147,15 @@ def test_a_long_time_is_for_more_than_one_attempt(
     engine: kkp2p.engine_t, peer: kkp2p.engine_t, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first finds no path, as the peer tells nothing that leads to it."""
-    monkeypatch.setattr(direct, "ATTEMPT_S", 0.3)
-    monkeypatch.setattr(caller_module, "ATTEMPT_S", 0.3)
-    candidates = type(peer.underlay().own).candidates
+    monkeypatch.setattr(attempts, "ATTEMPT_S", 0.3)
+    candidates = type(peer.network.underlay().own).candidates
     made: list[object] = []
 
     def later(own: Any, *told: Any) -> Any:
         made.append(own)
         return candidates(own, *told) if len(made) > 4 else []
 
-    monkeypatch.setattr(type(peer.underlay().own), "candidates", later)
+    monkeypatch.setattr(type(peer.network.underlay().own), "candidates", later)
     check_carries(connect(engine), accept(peer))
 
 
@@ -166,7 +165,7 @@ def test_a_long_time_is_for_more_than_one_attempt(
 def test_sockets_go_with_their_paths(engine: kkp2p.engine_t, peer: kkp2p.engine_t) -> None:
     mine, theirs = connect(engine), accept(peer)
     (link,) = links(engine)
-    endpoint = engine.underlay().endpoint
+    endpoint = engine.network.underlay().endpoint
     ip, port = link.connection.address[:2]
 
     def try_by_a_fresh_socket() -> int:
@@ -195,19 +194,19 @@ def test_a_path_that_nobody_waits_for_any_more(
 ) -> None:
     """It is found, by a socket of its own, as the callee's greenlet is killed."""
     calling = gevent.spawn(kkp2p.connect, engine, ctx_to("peer"), kkp2p.channel_t())
-    endpoint = peer.underlay().endpoint
-    until(lambda: len(peer.underlay().finder) == 1)
+    endpoint = peer.network.underlay().endpoint
+    until(lambda: len(peer.network.underlay().finder) == 1)
 
     def find_and_kill() -> None:
-        (meeting,) = peer.underlay()._meetings
+        (meeting,) = peer.network.underlay()._meetings
         (number,) = endpoint.open_sockets(socket.AF_INET, 1)
         meeting._puncher._sockets.add(number)
         meeting._search.checks.selected = ("127.0.0.1", 9, number)
-        gevent.killall(list(peer._answering.values()), block=False)
+        gevent.killall(list(peer._incoming._answering.values()), block=False)
         meeting.found.set((("127.0.0.1", 9, number), 0.1))
 
     peer.thread.call(find_and_kill)
-    until(lambda: not peer._answering)
+    until(lambda: not peer._incoming.busy)
     assert not links(peer)
     assert not endpoint._doors.extra
     calling.kill()

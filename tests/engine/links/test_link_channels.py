@@ -22,8 +22,8 @@ from helpers.support import (
     write_all,
 )
 from helpers.udp_streams import held_bytes
-from kkp2p_compat.engine import direct
 from kkp2p_compat.engine.channels import kinds as channels
+from kkp2p_compat.engine.links import link_table
 from kkp2p_compat.transport.udp.streams import MAX_UNTAKEN_BYTES
 
 pytestmark = pytest.mark.usefixtures("on_loopback")
@@ -114,8 +114,8 @@ def test_a_peer_that_is_killed(
 ) -> None:  # fmt: skip
     """SIGKILL in the middle of a transfer: every call ends with an error, and no byte is wrong."""
     monkeypatch.setattr(
-        direct, "TransportSettings",
-        functools.partial(direct.TransportSettings, idle_timeout_s=0.5, keepalive_s=0.1),
+        link_table, "TransportSettings",
+        functools.partial(link_table.TransportSettings, idle_timeout_s=0.5, keepalive_s=0.1),
     )  # fmt: skip
     server = start_program("server", str(cloud.port), "peer", SECRET)
     assert server.first_line == "joined"

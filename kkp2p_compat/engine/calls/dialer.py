@@ -1,0 +1,107 @@
+"""connect: by the LAN, by p2p, by the relay, or by p2p with the relay as the second way.
+
+Runs in the engine's hub.  The policy and nothing else: ``remote`` knows the peers, ``caller`` and
+``lan`` reach them, ``cloud_call`` uses the relay.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from logging import Logger
+from typing import Any
+
+import gevent
+
+from ... import _codes
+from ..._errors import KKP2PError, LinkLost, NoPath, NotSupported, OurFault, TimedOut
+from ..._io import time_limit
+from ..._structs import connect_ctx_t
+from ...control.client import CloudClient
+from ..links.link_table import LinkTable
+from ..links.peer_link import PeerLink
+from ..links.streams import OpenStream
+from ..paths.network import Network
+from ..paths.path_finder import Path
+from ..runtime.timeline import Timeline
+from .caller import CloudCaller
+from .cloud_call import make_call, may_be_relayed
+from .lan import LanCaller
+from .remote import Remote, Remotes
+
+__all__ = ["Dialer"]
+
+
+class Dialer:
+    """``connect`` makes a stream to a peer, ``redial`` a new path for a link."""
+
+    def __init__(
+        self, client: CloudClient | None, lan_port: int, network: Network, links: LinkTable,
+        log: Logger, spawn: Callable[..., gevent.Greenlet[..., Any]],
+    ) -> None:  # fmt: skip
+        self._client = client
+        self._log = log
+        self._lan = LanCaller(lan_port, network, log)
+        self._by_lan = Remotes(self._lan.meet, links, True, log, spawn)
+        self._cloud: CloudCaller | None = None
+        self._by_cloud: Remotes | None = None
+        if client is not None:
+            self._cloud = CloudCaller(client, network, log, spawn)
+            self._by_cloud = Remotes(self._cloud.meet, links, False, log, spawn)
+
+    def connect(self, ctx: connect_ctx_t, over_lan: bool = False) -> OpenStream:
+        """By the path that ctx asks for; ctx.timeout is the budget for all of it."""
+        began = time.monotonic()
+        with time_limit(ctx.timeout / 1000, TimedOut(f"not connected within {ctx.timeout} ms")):
+            stream = self._connect(ctx, over_lan, began + ctx.timeout / 1000)
+        stream.set_up_s = time.monotonic() - began
+        return stream
+
+    def _connect(self, ctx: connect_ctx_t, over_lan: bool, deadline: float) -> OpenStream:
+        if self._by_cloud is None or over_lan:
+            if ctx.connect_mode == _codes.CONNECT_RELAY:
+                raise KKP2PError("no relay on the LAN", _codes.KKP2P_ERROR_LANMODE_MUSTUSE_P2P)
+            return self.remote(ctx.peer_id, over_lan).open(ctx, deadline, False)
+        why_relay = "the relay was asked for"
+        if ctx.connect_mode != _codes.CONNECT_RELAY:
+            try:
+                return self.remote(ctx.peer_id).open(ctx, deadline, may_be_relayed(ctx))
+            except (NoPath, TimedOut, LinkLost, OurFault) as error:
+                if not may_be_relayed(ctx):
+                    raise
+                why_relay = str(error)
+                self._log.info("%s: no p2p: %s", ctx.peer_id, why_relay)
+        return self._by_relay(ctx, deadline, why_relay)
+
+    def _by_relay(self, ctx: connect_ctx_t, deadline: float, why: str) -> OpenStream:
+        assert self._client is not None
+        if ctx.channel_type != _codes.KKP2P_TCP_CHANNEL:
+            raise NotSupported("UDP channels are p2p only")
+        stream = make_call(self._client, ctx, deadline - time.monotonic())
+        stream.reason = why
+        return stream
+
+    def redial(self, link: PeerLink, budget_s: float) -> Path:
+        """A new path to the peer of a link that we made."""
+        caller = self._lan if link.info.is_lan or self._cloud is None else self._cloud
+        return caller.redial(link, budget_s)
+
+    def remote(self, peer_id: str, over_lan: bool = False) -> Remote:
+        """What is known of a peer that we call."""
+        remotes = self._by_lan if over_lan or self._by_cloud is None else self._by_cloud
+        return remotes.of(peer_id)
+
+    def last_attempt(self, peer_id: str, over_lan: bool = False) -> Timeline | None:
+        """How the last one to reach a peer directly went, whatever came of it."""
+        return self.remote(peer_id, over_lan).timeline
+
+    def handle_network_change(self) -> None:
+        """Whom we could not meet before, we may meet now."""
+        self._by_lan.forget_blocked()
+        if self._by_cloud is not None:
+            self._by_cloud.forget_blocked()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a path is being looked for."""
+        return self._by_lan.busy or (self._by_cloud is not None and self._by_cloud.busy)

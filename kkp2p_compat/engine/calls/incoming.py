@@ -1,0 +1,242 @@
+"""Who we are for the cloud, and the calls that it brings.
+
+Runs in the engine's hub.  Each call is answered by a greenlet of its own, that its caller's cancel
+ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from logging import Logger
+from typing import Any
+
+import gevent
+from gevent.event import AsyncResult
+
+from ..._errors import (
+    KKP2PError,
+    NotAllowed,
+    TimedOut,
+)
+from ..._io import time_limit
+from ..._peer_id import is_peer_id
+from ...control.callers import Callers
+from ...control.client import CloudClient
+from ...control.link import Link
+from ...control.refusals import FAULT, reason_for
+from ...control.wire import MAX_BUDGET_MS, Message, encode, number_untrusted
+from ...transport.relay import Visit
+from ..channels.acceptor import ACCEPT_QUEUE_PLACES, Acceptor
+from ..links.link_table import LinkTable
+from ..links.streams import OpenStream
+from ..signalling.offer import Offer, parse_offer_untrusted, vouched_untrusted
+from .callee import Callee, IncomingCall, share_of
+from .cloud_call import answer_call, go_to_relay
+
+__all__ = ["IncomingCalls"]
+
+# Our choices.
+MAX_ANSWERING = 2 * ACCEPT_QUEUE_PLACES  # offers that are being answered, or refused
+VERDICT_S = 3.0  # how long join_net waits for the cloud's word
+
+
+class _CloudCall(IncomingCall):
+    """A call that came by a track."""
+
+    can_trickle = True
+    has_relay = True
+
+    def __init__(
+        self, link: Link, message: Message, offer: Offer, own_id: str, budget_s: float,
+        relayed: Callable[[OpenStream, Message], object],
+    ) -> None:  # fmt: skip
+        super().__init__(
+            offer,
+            str(message["offer"]),
+            own_id,
+            _caller(message),
+            budget_s,
+            _caller_id(message),
+            message["call"],
+            _is_far_stranger(message),
+        )
+        self._link = link
+        self._message = message
+        self._relayed = relayed
+
+    def answer(self, text: str) -> None:
+        self._link.send(encode("answer", call=self.call_id, answer=text))
+
+    def trickle(self, text: str) -> None:
+        self._link.trickle_back(self.call_id, text)
+
+    def go_to_relay(self) -> Visit:
+        return go_to_relay(self._message, self._link, is_caller=False)
+
+    def relayed(self, stream: OpenStream) -> None:
+        self._relayed(stream, self._message)
+
+
+class IncomingCalls:
+    """``join`` logs in; ``handle_message`` takes what the cloud says of calls."""
+
+    def __init__(
+        self, callers: Callers, callee: Callee, acceptor: Acceptor, links: LinkTable, log: Logger,
+        spawn: Callable[..., gevent.Greenlet[..., Any]],
+    ) -> None:  # fmt: skip
+        self._callers = callers
+        self._callee = callee
+        self._acceptor = acceptor
+        self._links = links
+        self._log = log
+        self._spawn = spawn
+        self._peer_id = ""
+        self._answering: dict[tuple[Link, str], gevent.Greenlet[..., Any]] = {}
+        self._meeting: dict[tuple[Link, str], IncomingCall] = {}  # of those, what may be direct
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._answering)
+
+    # Who we are.
+
+    def join(self, client: CloudClient, peer_id: str, secret: str) -> None:
+        """Log in, and wait a moment for the verdict; logging in goes on without it."""
+        verdict = client.login(peer_id, secret)
+        if peer_id != self._peer_id:
+            self._retire()
+        self._peer_id = peer_id
+        try:
+            verdict.get(timeout=VERDICT_S)
+        except gevent.Timeout:
+            self._log.error("%s: the cloud does not answer; logging in goes on", peer_id)
+            verdict.rawlink(self._handle_late_verdict)
+
+    def _handle_late_verdict(self, verdict: AsyncResult[None]) -> None:
+        if verdict.exception is not None:
+            self.handle_login_lost(verdict.exception)
+
+    def handle_login_lost(self, error: KKP2PError) -> None:
+        """The cloud ended our login for good: accept says so, once."""
+        self._retire()
+        if not self._acceptor.queue.put(error):
+            self._log.error("%s: nobody accepts: %s", self._peer_id, error)
+
+    def _retire(self) -> None:
+        """Who calls, or has just called, the peer that we were does not mean us any more."""
+        self._links.retire(self._peer_id)
+        for answering in self._answering.values():
+            answering.kill(block=False)
+
+    def close(self) -> None:
+        gevent.killall(list(self._answering.values()))
+
+    # What the cloud says.
+
+    def handle_message(self, link: Link, message: Message) -> None:
+        """An offer, what its caller trickles, or the news that the caller gave up.
+
+        Or that a peer is gone with which a call has connected us once.
+        """
+        op = message["op"]
+        if op == "gone":
+            self._handle_gone(message)
+            return
+        key = link, message["call"]
+        if op == "offer" and key not in self._answering:
+            self._handle_offer(link, message)
+        elif op == "cancel" and key in self._answering:
+            self._answering[key].kill(block=False)
+        elif op == "trickle" and key in self._meeting:
+            meeting = self._meeting[key].meeting
+            if meeting is not None:
+                meeting.handle_text_untrusted(message.get("text"))
+
+    def _handle_gone(self, message: Message) -> None:
+        peer_id, calls = message.get("peer"), message.get("calls")
+        self._links.handle_gone(
+            peer_id if isinstance(peer_id, str) else "",
+            calls if isinstance(calls, list) else [],
+            message.get("back") is True,
+        )
+
+    def _handle_offer(self, link: Link, message: Message) -> None:
+        if len(self._answering) >= share_of(MAX_ANSWERING, bool(_caller_id(message))):
+            self._decline(link, message, "busy")
+            return
+        key = link, message["call"]
+        greenlet = self._spawn(self._answer, link, message)
+        self._answering[key] = greenlet
+        greenlet.rawlink(lambda _: self._answering.pop(key, None))
+
+    def _answer(self, link: Link, message: Message) -> None:
+        try:
+            if not self._callers.allow(_caller_id(message)):  # an old track lets everybody through
+                raise NotAllowed
+            offer = parse_offer_untrusted(message.get("offer"))
+            budget_s = number_untrusted(message, "ms", 1, MAX_BUDGET_MS) / 1000
+            if offer.direct is None:
+                self._accept_relayed(link, message, offer, budget_s)
+            else:
+                self._meet(link, message, offer, budget_s)
+        except KKP2PError as error:
+            # Not an error of ours: any stranger can make as many of these as the cloud lets pass.
+            self._log.info("%s: a call from %s failed: %s", self._peer_id, _caller(message), error)
+            self._decline(link, message, reason_for(error))
+        except Exception:  # noqa: BLE001 - logged; the caller may have another way
+            self._log.exception("bug in the answer to a call from %s", _caller(message))
+            self._decline(link, message, FAULT)
+
+    def _accept_relayed(self, link: Link, message: Message, offer: Offer, budget_s: float) -> None:
+        # Who has not been at the relay may never come there: his place is taken when he has.
+        is_there = bool(_caller_id(message)) or message.get("shown") is True
+        with (
+            self._acceptor.place(self._peer_id, _caller_id(message), held=is_there),
+            time_limit(budget_s, TimedOut("the caller did not come to the relay")),
+        ):
+            stream = answer_call(link, message, offer, str(message["offer"]))
+        self._take(stream, message)
+
+    def _take(self, stream: OpenStream, message: Message) -> None:
+        """The caller is at the relay, and counts as connected."""
+        self._acceptor.take(stream, self._peer_id, _caller_id(message), _caller(message))
+
+    def _meet(self, link: Link, message: Message, offer: Offer, budget_s: float) -> None:
+        if offer.restarts is None:
+            # Only to refuse early: what the caller opens takes a place of its own.
+            self._acceptor.check(self._peer_id, _caller_id(message))
+        assert offer.direct is not None
+        asked = replace(offer.direct, vouched=vouched_untrusted(message.get("seen")))
+        offer = replace(offer, direct=asked)
+        key = link, message["call"]
+        call = _CloudCall(link, message, offer, self._peer_id, budget_s, self._take)
+        self._meeting[key] = call
+        try:
+            self._callee.answer(call)
+        finally:
+            del self._meeting[key]
+
+    def _decline(self, link: Link, message: Message, reason: str) -> None:
+        try:
+            link.send(encode("decline", call=message["call"], reason=reason))
+        except KKP2PError as error:
+            self._log.error("%s: cannot decline: %s", self._peer_id, error)
+
+
+def _caller(message: Message) -> str:
+    """Who calls, for the log: the cloud knows those that have logged in."""
+    peer_id = _caller_id(message)
+    return repr(peer_id) if peer_id else "a stranger"
+
+
+def _is_far_stranger(message: Message) -> bool:
+    """A caller without an account, in another network; not so if an old track does not tell."""
+    is_far = "seen" in message and message.get("same_network") is not True
+    return is_far and not _caller_id(message)
+
+
+def _caller_id(message: Message) -> str:
+    """The id that the cloud vouches for; "" for a stranger."""
+    peer_id = message.get("from")
+    return str(peer_id) if is_peer_id(peer_id) else ""

@@ -1,0 +1,159 @@
+"""Calls over the LAN: a search carries offer and answer, and there is no relay and no trickle.
+
+Runs in the engine's hub.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from logging import Logger
+from typing import Any
+
+import gevent
+from gevent.event import AsyncResult
+
+from ... import _codes
+from ..._address import Address
+from ..._errors import EngineClosed, KKP2PError, NotAllowed, TimedOut
+from ..._io import time_limit
+from ..._structs import connect_ctx_t
+from ...control.callers import Callers
+from ...traversal import lan
+from ..links.link_table import LinkTable
+from ..links.peer_link import PeerLink
+from ..paths.meeting import Met
+from ..paths.network import Network
+from ..paths.path_finder import Path
+from ..runtime.timeline import Timeline
+from ..signalling.offer import parse_direct_answer_untrusted, parse_offer_untrusted
+from ..signalling.own_side import Half
+from .attempts import Attempt
+from .callee import Callee, IncomingCall
+from .caller import FIRST_LOOK_S
+
+__all__ = ["LanCallee", "LanCaller"]
+
+MEETING_S = 10.0  # our choice: the callee does not know the caller's budget
+
+
+class LanCaller:
+    """``meet`` reaches a peer that answers a search; ``redial`` finds a new path for a link."""
+
+    def __init__(self, port: int, network: Network, log: Logger) -> None:
+        """``port``: lan_search_port."""
+        self._port = port
+        self._network = network
+        self._log = log
+
+    def meet(self, ctx: connect_ctx_t, deadline: float, attempt: Attempt, worked: str) -> Met:
+        """``worked`` does not matter: on the LAN there is one plan."""
+        budget_s = attempt.deadline(deadline) - time.monotonic()
+        half = Half(self._network.underlay().own.host_candidates())
+        offer = half.fit(lambda: half.offer(ctx, _codes.CONNECT_P2P))
+        return self._meet(ctx.peer_id, half, offer, budget_s, attempt.timeline)
+
+    def redial(self, link: PeerLink, budget_s: float) -> Path:
+        own = self._network.underlay().own
+        own.make_sure(FIRST_LOOK_S)
+        half = Half(own.host_candidates())
+        offer = half.fit(lambda: half.restart(link.info.met.theirs.connection_id))
+        return self._meet(link.info.peer_id, half, offer, budget_s, Timeline()).path
+
+    def _meet(
+        self, peer_id: str, half: Half, offer: str, budget_s: float, timeline: Timeline
+    ) -> Met:
+        deadline = time.monotonic() + budget_s
+        answer, _ = lan.search(peer_id, offer, self._port, budget_s, self._log)
+        timeline.step("answer")
+        public, theirs = parse_direct_answer_untrusted(answer)
+        keys = half.keys(public, offer, answer)
+        meeting = self._network.underlay().meeting(half, theirs, keys, timeline, None)
+        late = TimedOut("no path to the peer was found")
+        with meeting as begun, time_limit(deadline - time.monotonic(), late):
+            return begun.take()
+
+
+class _LanCall(IncomingCall):
+    """A call that came by a search."""
+
+    def __init__(self, text: str, own_id: str, source: Address) -> None:
+        super().__init__(parse_offer_untrusted(text), text, own_id, f"{source[0]} (LAN)", MEETING_S)
+        self.answered: AsyncResult[str] = AsyncResult()
+
+    def answer(self, text: str) -> None:
+        self.answered.set(text)
+
+
+class LanCallee:
+    """``join`` lets others find us."""
+
+    def __init__(
+        self, port: int, callers: Callers, callee: Callee, links: LinkTable, network: Network,
+        log: Logger, spawn: Callable[..., gevent.Greenlet[..., Any]],
+    ) -> None:  # fmt: skip
+        self._port = port
+        self._callers = callers
+        self._callee = callee
+        self._links = links
+        self._network = network
+        self._log = log
+        self._spawn = spawn
+        self._responder: lan.Responder | None = None
+        self._own_id = ""
+        self._answering: set[gevent.Greenlet[..., Any]] = set()
+
+    def join(self, peer_id: str) -> None:
+        """Be found on the LAN under this id, instead of any other."""
+        self._network.underlay()
+        self.leave()
+        if peer_id != self._own_id:
+            self._links.retire(self._own_id)
+            self._stop_answering()
+        self._own_id = peer_id
+        responder = lan.Responder(
+            peer_id,
+            self._port,
+            lambda text, source: self._answer(_LanCall(text, peer_id, source)),
+            self._log,
+        )
+        responder.start()
+        self._responder = responder
+        self._log.warning("%s: found on the LAN by port %d", peer_id, responder.port)
+
+    def leave(self) -> None:
+        responder, self._responder = self._responder, None
+        if responder is not None:
+            responder.close()
+
+    def close(self) -> None:
+        self.leave()
+        self._stop_answering()
+
+    def _stop_answering(self) -> None:
+        for answering in self._answering:
+            answering.kill(block=False)
+
+    def _answer(self, call: _LanCall) -> str:
+        """The text of our answer; the path is looked for after that, too."""
+        answered = call.answered
+
+        def answer() -> None:
+            try:
+                if not self._callers.allow(None):
+                    raise NotAllowed("callers on the LAN have no account")
+                self._callee.answer(call)
+            except KKP2PError as error:
+                if not answered.ready():
+                    answered.set_exception(error)
+                self._log.info("%s: not met: %s", call.name, error)
+
+        def ended(greenlet: gevent.Greenlet[..., Any]) -> None:
+            self._answering.discard(greenlet)
+            if not answered.ready():  # it was stopped
+                answered.set_exception(EngineClosed())
+
+        greenlet = self._spawn(answer)
+        self._answering.add(greenlet)
+        greenlet.rawlink(ended)
+        return answered.get()

@@ -1,0 +1,63 @@
+"""A direct path against the relay, which is prepared meanwhile: for both sides of a call.
+
+The path has a head start.  The caller takes the relay when that is over, and its one byte on the
+relay's connection tells the callee so.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+
+from ...transport.relay import Visit
+from ..links.prepared_relay import PreparedRelay
+from ..paths.meeting import Meeting
+
+__all__ = ["Race", "head_start_s", "is_telling"]
+
+HEAD_START_S = 1.0  # our choice; half of the caller's time is the relay's, however
+
+
+def head_start_s(deadline: float) -> float:
+    """How long the caller waits for a path before it takes the relay."""
+    return max(0.0, min(HEAD_START_S, (deadline - time.monotonic()) / 2))
+
+
+def is_telling(searched_s: float) -> bool:
+    """Whether a search in vain was long enough to say something about the path."""
+    return searched_s >= HEAD_START_S / 4
+
+
+class Race:
+    """Runs inside ``with``.  ``is_hopeless``: by the plan there can be no path."""
+
+    def __init__(
+        self, meeting: Meeting, spawn: Callable[..., gevent.Greenlet[..., Any]],
+        go_to_relay: Callable[[], Visit], is_caller: bool,
+    ) -> None:  # fmt: skip
+        self.is_hopeless = meeting.plan.kind == "relay"
+        self.relay = PreparedRelay(spawn, go_to_relay, is_caller=is_caller)
+        self._meeting = meeting
+
+    def __enter__(self) -> Race:
+        if self.is_hopeless:
+            self.relay.hurry()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.relay.close()
+
+    def wait_as_caller(self, deadline: float) -> bool:
+        """Until there is a path, or it is the relay's turn; True: there is a path."""
+        if not self.is_hopeless:
+            self._meeting.found.wait(head_start_s(deadline))
+        self.relay.hurry()
+        return self.wait()
+
+    def wait(self) -> bool:
+        """Until either is there; True: there is a path."""
+        gevent.wait([self._meeting.found, self.relay.ready], count=1)
+        return self._meeting.found.ready()
