@@ -333,7 +333,7 @@ class Endpoint:
         if member.waiting is not None:
             deadline = max(deadline, now + BLOCKED_TIMER_S)
         elif calls_left == 0:
-            # Not by the callback: the hub runs callbacks that bring callbacks for up to 5 ms
+            # Not by the callback: the hub runs callbacks that add callbacks for up to 5 ms
             # (sys.getswitchinterval) before it looks at the sockets again.
             deadline = now
         self._deadlines.set(member, deadline)
@@ -341,7 +341,7 @@ class Endpoint:
     # What goes out.
 
     def _transmit(self, member: _Member, now: float, calls_left: int) -> int:
-        """Send until there is no more, the socket is full or no calls are left; returns those."""
+        """Send until there is no more, or the socket is full; returns how many calls are left."""
         poll_transmit = member.connection.poll_transmit
         while calls_left > 0:
             transmit = poll_transmit(now)
@@ -440,7 +440,7 @@ class Endpoint:
                 member.ready = False  # it may have failed while it was driven
                 self._make_ready(member)
                 return
-            except Exception:  # noqa: BLE001 - logged; then it goes without a word to its peer
+            except Exception:  # noqa: BLE001 - logged; then it ends without telling its peer
                 self._log.exception("bug in connection %s: it cannot be closed", name)
         self.remove(member.link)
         try:

@@ -53,6 +53,7 @@ class Packer:
         self.max_data = INITIAL_DATA_WINDOW_BYTES  # the peer's limit for all streams together
         self.control: deque[bytes] = deque()  # frames to send before any data
         self.control_on_way = 0  # frames that were sent, and are kept until they are acknowledged
+        self.owes_too_much = False  # the peer makes us answer, and acknowledges no answer
         self.eliciting_at = 0.0  # when we last asked for an acknowledgement
         self.paced_until = math.inf  # data waits for the pacer
         self.sent_packets = 0
@@ -63,9 +64,7 @@ class Packer:
         self._recovery = recovery
         self.received = received
         self._sending: dict[SendStream, None] = {}  # with something to send; the first is the next
-        self._blocked: set[SendStream] = (
-            set()
-        )  # with something to send that the peer's limit forbids
+        self._blocked: set[SendStream] = set()  # the peer's limit forbids what they have
         self._data_sent = 0  # new bytes of all streams
         self._data_window: ReceiveWindow | None = None  # to be announced
         self._stream_windows: dict[int, DuplexStream] = {}  # to be announced
@@ -128,11 +127,7 @@ class Packer:
 
     def queue_control(self, frame: bytes) -> None:
         self.control.append(frame)
-
-    @property
-    def owes_too_much(self) -> bool:
-        """Whether the peer makes us answer, and does not acknowledge the answers."""
-        return len(self.control) + self.control_on_way > MAX_CONTROL_FRAMES
+        self.owes_too_much = len(self.control) + self.control_on_way > MAX_CONTROL_FRAMES
 
     def announce_data(self, window: ReceiveWindow) -> None:
         self._data_window = window

@@ -28,7 +28,7 @@ from ..._errors import BadPacket, KKP2PError, LinkLost
 from . import frames as f
 from .acks import Received
 from .clock import Clock, Timer
-from .events import Closed, Event, EventQueue, PathChanged, PathRecovered, PathSuspected, Transmit
+from .events import Closed, EventQueue, PathChanged, PathRecovered, PathSuspected, Transmit
 from .lifecycle import Cue, Lifecycle, Phase
 from .liveness import SILENCE_S, Liveness
 from .packing import Packer
@@ -74,6 +74,7 @@ class PeerConnection:
         self._random = random
         self._clock = Clock(now)
         self._events = EventQueue()
+        self.poll_event = self._events.poll
         self.lifecycle = Lifecycle()
         self.liveness = Liveness(now)
         self.validation = PathValidation(random)
@@ -401,9 +402,6 @@ class PeerConnection:
             self.packer.clear()
 
     # Output.
-
-    def poll_event(self) -> Event | None:
-        return self._events.poll()
 
     def poll_transmit(self, now: float) -> Transmit | None:
         self._clock.now = now

@@ -242,7 +242,7 @@ class StreamPipe(Pipe):
 
     def _refuse_writes(self) -> None:
         # Not of a TCP connection: what the local program sends after SHUT_RD and our FIN makes the
-        # kernel reset it, and the program may lose the peer's last words.
+        # kernel reset it, and the program may lose the last that the peer has sent.
         if self._mark is not None:
             pair.refuse_writes(self._sock, self._mark)
 

@@ -166,7 +166,7 @@ class PacketOpener:
         return self.failures >= self._max
 
     def open_run_untrusted(self, data: bytes, place: int, size: int) -> tuple[int, list[bytes]]:
-        """Open packets that lie behind each other from ``place``, ``size`` bytes each.
+        """Open packets that follow each other from ``place``, ``size`` bytes each.
 
         Returns the number of the first, and the plaintexts of as many as have consecutive numbers.
         This is the hot path: the other numbers are not even read, because a packet with another one

@@ -34,7 +34,7 @@ class SendStream:
         self.stream_id = stream_id
         self.held = False  # nothing may be sent yet
         self.limit = limit  # the peer's MAX_STREAM_DATA: it takes offsets below this
-        self.end = 0  # offset behind the last byte written
+        self.end = 0  # offset after the last byte written
         self.next_offset = 0  # of the first byte that was never sent
         self.lost = RangeSet()  # to be sent again
         self.finished = False  # nothing more will be written

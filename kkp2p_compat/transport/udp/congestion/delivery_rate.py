@@ -26,7 +26,7 @@ CLOCK_ERROR_S = 1e-6
 
 @dataclass(slots=True)
 class Snapshot:
-    """What had happened on the connection when a flight left.
+    """What had happened on the path when a flight left.
 
     ``delivered_at`` and ``first_sent_at`` are where the two intervals of a sample begin: the last
     acknowledgement before, and the sending of the newest flight it acknowledged.
@@ -57,7 +57,7 @@ class RateSample:
 
 
 class DeliveryRate:
-    """The counters of one connection.
+    """The counters of one path.
 
     Order of calls: ``sent`` for each flight; for an ACK frame ``acked`` and ``lost`` for each
     piece, then ``sample`` once.  ``app_limited`` when there is room to send and nothing to send.

@@ -138,7 +138,7 @@ class Bbr:
     def _pace(self, rate_bytes_per_s: float) -> None:
         if rate_bytes_per_s == self.pacing_bytes_per_s:
             return
-        # Never nothing: the pacer divides by it.
+        # Never zero: the pacer divides by it.
         self.pacing_bytes_per_s = max(rate_bytes_per_s, float(self.model.datagram_bytes))
         self.quantum_bytes = quantum(self.pacing_bytes_per_s, self.model.datagram_bytes)
 

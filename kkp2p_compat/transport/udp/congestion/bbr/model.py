@@ -115,7 +115,7 @@ class Model:
         queue_s = max(params.QUEUE_RTT * self.min_rtt_s, params.QUEUE_S)
         return rtt_s > self.min_rtt_s + queue_s
 
-    # What modes say.
+    # From the modes.
 
     def begin_round(self) -> None:
         self._round_ends_at = self.delivered_bytes
