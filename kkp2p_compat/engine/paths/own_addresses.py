@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from logging import Logger
 from random import SystemRandom
 from typing import Any
@@ -46,18 +47,23 @@ from ...traversal.port_mapping import PortMapper
 from ...traversal.stun_client import at
 from .questions import Questions
 
-__all__ = ["LOOPBACK", "OwnAddresses"]
+__all__ = ["LOOPBACK", "OwnAddresses", "Timing"]
 
-# Our choices.
-RECHECK_S = 600.0  # the NAT rarely becomes another one without a change of our addresses
-BLOCKED_RECHECK_S = 30.0
-KEEP_S = 25.0  # RFC 4787 section 4.3: NATs whose bindings end after 30 s are common
-MIN_KEEP_S = 10.0  # for those whose bindings end earlier
-RESOLVE_S = 5.0  # for all names of servers
+RESOLVE_S = 5.0  # our choice: for all names of servers
 LOOPBACK = ("127.0.0.1", "::1")
 
 _random = SystemRandom()
 _now = time.monotonic
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How often servers are asked again.  Our choices, in seconds."""
+
+    recheck_s: float = 600.0  # the NAT rarely becomes another one while our addresses stay
+    blocked_recheck_s: float = 30.0
+    keep_s: float = 25.0  # RFC 4787 section 4.3: NATs whose bindings end after 30 s are common
+    min_keep_s: float = 10.0  # where bindings end earlier
 
 
 class OwnAddresses:
@@ -75,6 +81,7 @@ class OwnAddresses:
         on_change: Callable[[], object],
         mapper: PortMapper | None = None,
         watched: bool = False,
+        timing: Timing = Timing(),
     ) -> None:
         """``servers``: names or numeric addresses, and ports.  ``spawn`` starts a greenlet.
 
@@ -104,7 +111,8 @@ class OwnAddresses:
         self._greenlet: Any = None
         self._told: object = None
         self._logged = ""
-        self._keep_s = KEEP_S
+        self._timing = timing
+        self._keep_s = timing.keep_s
 
     def start(self) -> None:
         if not self._servers:
@@ -315,7 +323,7 @@ class OwnAddresses:
     def _stay(self) -> None:
         """Keep the bindings until it is time to find everything out again."""
         lost = self.udp_blocked or not self.found
-        until = _now() + (BLOCKED_RECHECK_S if lost else RECHECK_S)
+        until = _now() + (self._timing.blocked_recheck_s if lost else self._timing.recheck_s)
         while (left_s := until - _now()) > 0:
             gevent.wait([self._wake, self._doubt], min(left_s, self._keep_s), count=1)
             doubted = self._doubt.is_set()
@@ -345,7 +353,7 @@ class OwnAddresses:
             if same_ip and found.behaviour.symmetric:
                 continue  # peers get to see another port anyway
             if same_ip and not doubted:  # ask sooner, then the next one may live
-                self._keep_s = max(MIN_KEEP_S, self._keep_s / 2)
+                self._keep_s = max(self._timing.min_keep_s, self._keep_s / 2)
             self._log.info("own addresses: seen at %s, not %s", seen_at, before)
             return False
         return True

@@ -23,7 +23,7 @@ from kkp2p_compat._errors import BadPacket, KKP2PError, OutOfDescriptors, TimedO
 from kkp2p_compat.cloud.stun import respond_untrusted
 from kkp2p_compat.engine.paths import lifetime, own_addresses
 from kkp2p_compat.engine.paths.lifetime import measure_lifetime
-from kkp2p_compat.engine.paths.own_addresses import OwnAddresses
+from kkp2p_compat.engine.paths.own_addresses import OwnAddresses, Timing
 from kkp2p_compat.testing.nat import (
     PORT_RESTRICTED,
     SYMMETRIC_RANDOM,
@@ -302,7 +302,7 @@ def test_a_server_that_moves_is_followed_and_a_resolver_that_fails_takes_none_aw
     monkeypatch.setattr(own_addresses, "resolve", resolve)
     own = make(Network(PORT_RESTRICTED), ("cloud.example", SERVER[1]))
     wait_for(lambda: own.udp_blocked)
-    own.refresh("in place of BLOCKED_RECHECK_S")
+    own.refresh("in place of waiting")
     wait_for(lambda: [mapped[0] for mapped in own.found[socket.AF_INET].mapped] == [OUTSIDE])
     before = own.found[socket.AF_INET]
     own.refresh("the resolver is down")
@@ -332,24 +332,20 @@ def test_blocked_and_open_again(make: Maker, inside: None) -> None:
     assert own.candidates()[-1].kind == "srflx"
 
 
-def test_blocked_is_looked_at_again(
-    make: Maker, inside: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(own_addresses, "BLOCKED_RECHECK_S", 0.01)
+def test_blocked_is_looked_at_again(make: Maker, inside: None) -> None:
     network = Network(PORT_RESTRICTED)
     network.down = True
-    own = make(network)
+    own = make(network, timing=Timing(blocked_recheck_s=0.01))
     settled(own, lambda: own.udp_blocked)
     network.down = False
     settled(own, lambda: own.nat.hairpin is not None)
     assert not own.udp_blocked
 
 
-def test_the_nat_forgets(make: Maker, inside: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_nat_forgets(make: Maker, inside: None) -> None:
     """A reboot gives us another outside address; it is noticed by the next question."""
-    monkeypatch.setattr(own_addresses, "KEEP_S", 0.01)
     network = Network(PORT_RESTRICTED)
-    own = make(network)
+    own = make(network, timing=Timing(keep_s=0.01))
     settled(own, lambda: own.nat.hairpin is not None)
     network.nat.reboot(["198.51.100.8"])
     settled(own, lambda: own.candidates()[-1].address == "198.51.100.8")
@@ -384,10 +380,8 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_bindings_that_end_soon_are_kept_by_asking_sooner(
-    make: Maker, inside: None, monkeypatch: pytest.MonkeyPatch, waits: list[float]
+    make: Maker, inside: None, waits: list[float]
 ) -> None:
-    monkeypatch.setattr(own_addresses, "KEEP_S", 0.04)
-    monkeypatch.setattr(own_addresses, "MIN_KEEP_S", 0.01)
     network = Network(NatType(allocation="random"))
 
     def forget(number: int) -> bool:
@@ -396,17 +390,16 @@ def test_bindings_that_end_soon_are_kept_by_asking_sooner(
         return False
 
     network.lose = forget
-    own = make(network)
+    own = make(network, timing=Timing(keep_s=0.04, min_keep_s=0.01))
     settled(own, lambda: 0.01 in waits)
     assert list(dict.fromkeys(waits)) == [0.04, 0.02, 0.01]
 
 
 def test_another_port_of_a_symmetric_nat_is_no_change(
-    make: Maker, inside: None, monkeypatch: pytest.MonkeyPatch, waits: list[float]
+    make: Maker, inside: None, waits: list[float]
 ) -> None:
-    monkeypatch.setattr(own_addresses, "KEEP_S", 0.01)
     network = Network(SYMMETRIC_RANDOM)
-    own = make(network)
+    own = make(network, timing=Timing(keep_s=0.01))
     settled(own, lambda: own.found and all(found.done for found in own.found.values()))
     known = own.found[socket.AF_INET]
     network.nat.reboot()
@@ -417,10 +410,9 @@ def test_another_port_of_a_symmetric_nat_is_no_change(
     assert own.found[socket.AF_INET] is known
 
 
-def test_the_network_goes_away(make: Maker, inside: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(own_addresses, "KEEP_S", 0.01)
+def test_the_network_goes_away(make: Maker, inside: None) -> None:
     network = Network(PORT_RESTRICTED)
-    own = make(network)
+    own = make(network, timing=Timing(keep_s=0.01))
     settled(own, lambda: own.nat.hairpin is not None)
     network.down = True
     settled(own, lambda: own.udp_blocked)
