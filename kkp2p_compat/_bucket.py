@@ -24,7 +24,8 @@ class Bucket:
     def level(self, now: float) -> float:
         """How many tokens there are; under 0 when more were spent than there were."""
         if now > self._at:
-            self._left = min(self._burst, self._left + (now - self._at) * self._rate)
+            left = self._left + (now - self._at) * self._rate
+            self._left = left if left < self._burst else self._burst
             self._at = now
         return self._left
 
@@ -44,6 +45,8 @@ class Bucket:
 
     def wait_s(self, now: float, count: float = 0.0) -> float:
         """How long until there are ``count`` tokens."""
+        if self._left >= count:  # there were, and they do not get fewer by themselves
+            return 0.0
         missing = count - self.level(now)
         if missing <= 0:
             return 0.0

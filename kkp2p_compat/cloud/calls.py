@@ -28,7 +28,7 @@ from ..control.wire import (
 )
 from ..transport import relay_wire
 from .correspondents import Correspondents
-from .counting import address_key
+from .counting import address_keys
 from .limits import Gatekeeper
 from .members import Call, CallTable, Member
 from .outside import same_network, seen_by_stun_untrusted
@@ -136,8 +136,8 @@ class Calls:
         """Who has his own share of a callee: an account, or an address of strangers."""
         if caller.peer_id is not None:
             return f"account {caller.peer_id}"
-        key = address_key(caller.host)
-        return key if self._gate.limited(key) else f"{key} {id(caller)}"
+        keys = address_keys(caller.host)
+        return keys[0] if self._limits.hold_for(keys) else f"{keys[0]} {id(caller)}"
 
     def _open(self, call: Call, offer: str, may_show: bool, now: float) -> None:
         caller, callee = call.caller, call.callee
@@ -160,7 +160,7 @@ class Calls:
                 offer=offer,
                 relay=places[1],
                 relays=more,
-                nat=caller.nat,
+                nat_text=caller.nat,
                 seen=caller.seen,
                 same_network=same_network(caller.seen, callee.seen) or None,
                 **({"from": caller.peer_id} if caller.peer_id else {}),
@@ -170,8 +170,9 @@ class Calls:
         reason = self._make_room(call, call.offer)
         if reason:
             caller.send(encode("declined", call=call.number, reason=reason))
+            self._hand_over(callee, now)
             return
-        turns = self._turns.setdefault(callee, Turns(self._limits))
+        turns = self._turns_of(callee)
         must_show = may_show and call.is_stranger and not turns.may_be_handed(call)
         self._calls.enter(call)
         turns.enter(call)
@@ -179,6 +180,12 @@ class Calls:
         line = encode("calling", call=call.number, relay=places[0], relays=more, show=show)
         caller.send(line)
         self._hand_over(callee, now)
+
+    def _turns_of(self, callee: Member) -> Turns[Call]:
+        turns = self._turns.get(callee)
+        if turns is None:
+            turns = self._turns[callee] = Turns(self._limits)
+        return turns
 
     def _draw_relays(self) -> list[RelayPlace]:
         """The first one, and those to go to when one of the two sides cannot reach it."""
@@ -189,7 +196,7 @@ class Calls:
 
     def _make_room(self, call: Call, line: bytes) -> str:
         """For one call more of this callee; the reason to decline it if there is none."""
-        turns: Turns[Call] = self._turns.get(call.callee) or Turns(self._limits)
+        turns = self._turns_of(call.callee)
         loser = turns.loser_to(call)
         if loser is not None:
             self._cancel(loser)
@@ -262,8 +269,13 @@ class Calls:
         if call is None or call.answered:
             return
         try:
-            where = {"nat": callee.nat, "seen": callee.seen}
-            line = encode("answer", call=call.number, answer=answer, **where)
+            line = encode(
+                "answer",
+                call=call.number,
+                answer=answer,
+                seen=callee.seen,
+                nat_text=callee.nat,
+            )
         except ValueError as error:
             raise BadPacket("an answer that is too long") from error
         self._calls.take_out(call)

@@ -17,13 +17,11 @@ from .._bucket import Bucket
 __all__ = [
     "TABLE_SIZE",
     "WIDER",
-    "Buckets",
     "Different",
     "Networks",
     "Tally",
     "address_key",
     "address_keys",
-    "is_loopback",
 ]
 
 # Our choices.
@@ -35,13 +33,16 @@ MINUTE_S = 60.0
 
 @functools.lru_cache(TABLE_SIZE)
 def address_keys(host: str) -> tuple[str, ...]:
-    """What limits count a numeric address by: itself, then the networks around it."""
+    """What limits count a numeric address by: itself, then the networks around it.
+
+    Loopback has none around it.
+    """
     if ":" in host:
         address = ipaddress.IPv6Address(host.partition("%")[0])
         if address.ipv4_mapped is None:
             return ("::1",) if address.is_loopback else _networks(int(address))
         host = str(address.ipv4_mapped)
-    return (host,) if is_loopback(host) else (host, f"{host.rpartition('.')[0]}.0/24")
+    return (host,) if host.startswith("127.") else (host, f"{host.rpartition('.')[0]}.0/24")
 
 
 def _networks(address: int) -> tuple[str, ...]:
@@ -56,79 +57,54 @@ def address_key(host: str) -> str:
     return address_keys(host)[0]
 
 
-def is_loopback(key: str) -> bool:
-    return key.startswith("127.") or key == "::1"
-
-
-class Buckets:
-    """Token buckets, one for each key: ``rate`` a second, ``burst`` at once."""
-
-    __slots__ = ("_burst", "_by_key", "_rate", "_size")
-
-    def __init__(self, rate: float, burst: float, size: int = TABLE_SIZE) -> None:
-        self._rate = rate
-        self._burst = burst
-        self._size = size
-        self._by_key: OrderedDict[str, Bucket] = OrderedDict()
-
-    def level(self, key: str, now: float) -> float:
-        """How many tokens there are; nothing is taken."""
-        bucket = self._by_key.get(key)
-        return self._burst if bucket is None else bucket.level(now)
-
-    def take(self, key: str, now: float) -> bool:
-        """Take one token if there is one."""
-        return self.level(key, now) >= 1 and self._used(key, now).take(now)
-
-    def spend(self, key: str, now: float, count: float) -> None:
-        """Take ``count``, below 0 if need be."""
-        self._used(key, now).spend(now, count)
-
-    def wait_s(self, key: str, now: float, count: float = 0.0) -> float:
-        """How long until there are ``count``."""
-        bucket = self._by_key.get(key) or Bucket(self._rate, self._burst, now)
-        return bucket.wait_s(now, count)
-
-    def _used(self, key: str, now: float) -> Bucket:
-        bucket = self._by_key.get(key)
-        if bucket is None:
-            bucket = self._by_key[key] = Bucket(self._rate, self._burst, now)
-            if len(self._by_key) > self._size:
-                self._by_key.popitem(last=False)
-        else:
-            self._by_key.move_to_end(key)
-        return bucket
-
-    def __len__(self) -> int:
-        return len(self._by_key)
-
-
 class Networks:
-    """Buckets for addresses and the networks around them; ``keys`` are those of one address."""
+    """Token buckets for addresses and the networks around them; ``keys`` are those of one address.
 
-    __slots__ = ("_tables",)
+    An address has ``rate`` tokens a second and ``burst`` at once.
+    """
 
-    def __init__(self, rate: float, burst: float, wider: tuple[float, ...] = WIDER) -> None:
-        self._tables = [Buckets(rate * factor, burst * factor) for factor in wider]
+    __slots__ = ("_rates", "_size", "_tables")
+
+    def __init__(
+        self,
+        rate: float,
+        burst: float,
+        wider: tuple[float, ...] = WIDER,
+        size: int = TABLE_SIZE,
+    ) -> None:
+        self._rates = [(rate * factor, burst * factor) for factor in wider]
+        self._tables: list[OrderedDict[str, Bucket]] = [OrderedDict() for _ in wider]
+        self._size = size
 
     def take(self, keys: tuple[str, ...], now: float) -> bool:
         """Take one token of each if all have one."""
-        for table, key in zip(self._tables, keys, strict=False):
-            if table.level(key, now) < 1:
+        for table, key, (_, burst) in zip(self._tables, keys, self._rates, strict=False):
+            bucket = table.get(key)
+            if (burst if bucket is None else bucket.level(now)) < 1:
                 return False
         self.spend(keys, now, 1)
         return True
 
     def spend(self, keys: tuple[str, ...], now: float, count: float) -> None:
         """Take ``count`` of each, below 0 if need be."""
-        for table, key in zip(self._tables, keys, strict=False):
-            table.spend(key, now, count)
+        for table, key, rate in zip(self._tables, keys, self._rates, strict=False):
+            bucket = table.get(key)
+            if bucket is None:
+                bucket = table[key] = Bucket(*rate, now)
+                if len(table) > self._size:
+                    table.popitem(last=False)
+            else:
+                table.move_to_end(key)
+            bucket.spend(now, count)
 
     def wait_s(self, keys: tuple[str, ...], now: float, count: float = 0.0) -> float:
         """How long until each has ``count``."""
         longest = 0.0
-        for table, key in zip(self._tables, keys, strict=False):
-            longest = max(longest, table.wait_s(key, now, count))
+        for table, key, rate in zip(self._tables, keys, self._rates, strict=False):
+            bucket = table.get(key)
+            if bucket is not None or count:
+                bucket = bucket or Bucket(*rate, now)
+                longest = max(longest, bucket.wait_s(now, count))
         return longest
 
 

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from gevent.event import Event
 
-from .counting import TABLE_SIZE, Different, Networks, Tally, address_key, address_keys, is_loopback
+from .counting import TABLE_SIZE, Different, Networks, Tally, address_key, address_keys
 from .settings import Limits
 
 __all__ = ["Deadlines", "Gatekeeper", "Shares", "SparingLog", "Timed"]
@@ -43,7 +43,7 @@ class Shares:
     def wait_s(self, host: str, now: float) -> float:
         """How long it has to wait because it has used more than its share."""
         keys = address_keys(host)
-        if not self._hold_for(keys):
+        if not self._limits.hold_for(keys):
             return 0.0
         return max(self._work.wait_s(keys, now), self._bytes.wait_s(keys, now))
 
@@ -57,11 +57,8 @@ class Shares:
 
     def _spend(self, networks: Networks, host: str, now: float, count: float) -> None:
         keys = address_keys(host)
-        if self._hold_for(keys):
+        if self._limits.hold_for(keys):
             networks.spend(keys, now, count)
-
-    def _hold_for(self, keys: tuple[str, ...]) -> bool:
-        return self._limits.limit_loopback or not is_loopback(keys[0])
 
 
 class SparingLog:
@@ -173,13 +170,9 @@ class Gatekeeper:
         self.paired = SparingLog(logging.INFO, "relay sessions that began")
         self.ended = SparingLog(logging.INFO, "relay sessions that ended")
 
-    def limited(self, key: str) -> bool:
-        """Whether the limits per address hold for this one."""
-        return self.limits.limit_loopback or not is_loopback(key)
-
     def full(self, tally: Tally, host: str, most: int) -> str:
         """As Tally's, where the limits hold."""
-        return tally.full(host, most) if self.limited(address_keys(host)[0]) else ""
+        return tally.full(host, most) if self.limits.hold_for(address_keys(host)) else ""
 
     # Connections.
 
@@ -199,7 +192,7 @@ class Gatekeeper:
         most = min(limits.connections, self.most_connections)
         if self._total >= most:
             return f"over {most} connections in all"
-        if not self.limited(keys[0]):
+        if not self.limits.hold_for(keys):
             return ""
         full = self.connections_of.full(host, limits.connections_per_address)
         if full:
@@ -229,7 +222,7 @@ class Gatekeeper:
     def may_shake_hands(self, host: str) -> bool:
         """Before a TLS handshake, which costs a signature; a refusal is logged."""
         keys = address_keys(host)
-        if not self.limited(keys[0]) or self._handshakes.take(keys, time.monotonic()):
+        if not self.limits.hold_for(keys) or self._handshakes.take(keys, time.monotonic()):
             return True
         self.refused(host, f"over {self.limits.handshakes_per_s:g} TLS handshakes a second")
         return False
@@ -239,7 +232,7 @@ class Gatekeeper:
     def stranger_may_call(self, host: str) -> bool:
         """One call more by a caller that has not logged in."""
         keys = address_keys(host)
-        return not self.limited(keys[0]) or self._strangers_calls.take(keys, time.monotonic())
+        return not self.limits.hold_for(keys) or self._strangers_calls.take(keys, time.monotonic())
 
     def may_name(self, host: str, peer_id: str | None, callee: str) -> bool:
         """Whether it may call that peer, too, in this minute; ``peer_id``: its own, if any.
@@ -250,7 +243,7 @@ class Gatekeeper:
         if peer_id is not None:
             return self._named_by_accounts.take((peer_id,), callee, now)
         keys = address_keys(host)
-        return not self.limited(keys[0]) or self._named_by_strangers.take(keys, callee, now)
+        return not self.limits.hold_for(keys) or self._named_by_strangers.take(keys, callee, now)
 
     # The log.
 

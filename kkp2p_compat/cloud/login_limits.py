@@ -18,7 +18,6 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable
 from typing import TypeVar
 
 from .counting import TABLE_SIZE, Networks, address_keys
@@ -41,10 +40,9 @@ DAY_S = 86_400
 class LoginLimits:
     """Call order for a login: ``begin``, then ``succeeded`` or ``failed``."""
 
-    def __init__(self, limits: Limits, limited: Callable[[str], bool]) -> None:
+    def __init__(self, limits: Limits) -> None:
         of_all = limits.login_failures_per_address
-        self._limited = limited
-        self._alarm = limits.login_alarm
+        self._limits = limits
         self._of_account = Networks(1 / RETRY_S, limits.login_failures, WIDER)
         self._of_all = Networks(of_all / 60, of_all, WIDER)
         # By account and address: how many more failures are forgiven.
@@ -54,8 +52,8 @@ class LoginLimits:
 
     def exempt(self, peer_id: str, host: str) -> bool:
         """Whether a login from there is not limited."""
-        key = address_keys(host)[0]
-        return not self._limited(key) or self._familiar.get((peer_id, key), 0) > 0
+        keys = address_keys(host)
+        return not self._limits.hold_for(keys) or self._familiar.get((peer_id, keys[0]), 0) > 0
 
     def begin(self, peer_id: str | None, host: str, now: float) -> float | None:
         """How long a login that is not exempt has to wait; None if that is too long.
@@ -83,7 +81,7 @@ class LoginLimits:
     def failed(self, peer_id: str | None, host: str, now: float) -> None:
         """``peer_id``: None if there is no such account."""
         keys = address_keys(host)
-        if self._limited(keys[0]):
+        if self._limits.hold_for(keys):
             self._of_all.spend(keys, now, 1)
         if peer_id is None:
             return
@@ -100,10 +98,10 @@ class LoginLimits:
             self._today.clear()
         failures = self._today.get(peer_id, 0) + 1
         _count(self._today, peer_id, failures)
-        if failures == self._alarm + 1:
+        if failures == self._limits.login_alarm + 1:
             log.warning(
                 "account %s: over %d failed logins today, the last from %s",
-                peer_id, self._alarm, host,
+                peer_id, self._limits.login_alarm, host,
             )  # fmt: skip
 
 

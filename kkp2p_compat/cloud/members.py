@@ -8,11 +8,9 @@ is the only way in and ``CallTable.take_out`` the only way out.
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
 from collections import defaultdict
-from typing import Any
 
 from .._bucket import Bucket
 from ..control.callers import ANYBODY
@@ -30,7 +28,6 @@ class Member:
     """A peer that can be called, or whoever calls one: one Member for each control connection."""
 
     __slots__ = (
-        "_nat",
         "call_tokens",
         "callers",
         "comes_again",
@@ -39,7 +36,9 @@ class Member:
         "incoming",
         "kept",
         "login",
+        "nat",
         "outgoing",
+        "peer_id",
         "seen",
         "session",
         "stored_key",
@@ -49,6 +48,7 @@ class Member:
         self.connection = connection
         self.host = connection.host
         # Its login.
+        self.peer_id: str | None = None  # once it has logged in
         self.login: Login | None = None  # under way
         self.stored_key = b""  # of its account, when it logged in
         self.session = ""  # which program's login it is
@@ -56,7 +56,9 @@ class Member:
         self.callers = ANYBODY  # who may call it
         # Where it is.
         self.seen = [plain_ip(self.host)]  # where the cloud sees it
-        self._nat: str | None = None
+        # JSON, what it has told of its NAT: 500 characters of brackets would be fifteen times that
+        # as objects.
+        self.nat: str | None = None
         # Its calls.
         self.outgoing: dict[int, Call] = {}  # made, and not answered yet
         self.kept: dict[int, Call] = {}  # made, and answered; the oldest first
@@ -66,22 +68,13 @@ class Member:
     def __str__(self) -> str:
         return str(self.connection)
 
-    @property
-    def peer_id(self) -> str | None:
-        """Once it has logged in."""
-        return self.connection.peer_id
-
-    @property
-    def nat(self) -> Any:
-        """What it has told of its NAT; None: nothing.
-
-        Kept as text: 500 characters of brackets would be fifteen times that as objects.
-        """
-        return None if self._nat is None else json.loads(self._nat)
+    def prove(self, peer_id: str, stored_key: bytes) -> None:
+        """It has logged in."""
+        self.peer_id, self.stored_key, self.login = peer_id, stored_key, None
+        self.connection.prove(peer_id)
 
     def locate(self, nat: str, seen_by_stun: list[str]) -> None:
-        """``nat``: JSON."""
-        self._nat = nat
+        self.nat = nat
         self.seen = [self.seen[0], *seen_by_stun]
 
     def send(self, line: bytes) -> None:

@@ -41,15 +41,22 @@ class _Guest:
     """A connection that is to show its token, or has and waits for the other side."""
 
     __slots__ = (
-        "_readable", "_received", "_relay", "deadline", "host", "is_counted", "sock", "token",
-    )  # fmt: skip
+        "_readable",
+        "_received",
+        "_relay",
+        "counted_in",
+        "deadline",
+        "host",
+        "sock",
+        "token",
+    )
 
     def __init__(self, sock: Any, host: str, relay: Relay, deadline: float) -> None:
         self.sock = sock
         self.host = host
         self.deadline = deadline
         self.token: relay_wire.Token | None = None
-        self.is_counted = False  # as a session's side, for its address
+        self.counted_in: Tally | None = None  # as a session's side, for its address
         self._relay = relay
         self._received = b""
         self._readable = get_hub().loop.io(sock.fileno(), _READ)
@@ -186,13 +193,14 @@ class Relay:
         guest.token = token
         if wants_receipt:
             self._send_receipt(guest, token.session)
-        self._count(guest)
+        self._count(guest, token)
         partner = self._waiting.pop(token.session, None)
         if partner is None:
             self._waiting[token.session] = guest
             guest.deadline = time.monotonic() + self._limits.relay_wait_s
         else:
-            self._pair(*sorted((guest, partner), key=_side))
+            is_caller = token.side == relay_wire.CALLER
+            self._pair(*((guest, partner) if is_caller else (partner, guest)))
 
     def _send_receipt(self, guest: _Guest, session: bytes) -> None:
         receipt = relay_wire.make_receipt(self._key, session)
@@ -235,17 +243,16 @@ class Relay:
         is_caller = token.side == relay_wire.CALLER
         return self._gate.relay_sessions if is_caller else self._gate.relay_callees
 
-    def _count(self, guest: _Guest) -> None:
-        assert guest.token is not None
-        self._counter(guest.token).add(guest.host)
-        guest.is_counted = True
-        if guest.token.side == relay_wire.CALLEE:
+    def _count(self, guest: _Guest, token: relay_wire.Token) -> None:
+        guest.counted_in = self._counter(token)
+        guest.counted_in.add(guest.host)
+        if token.side == relay_wire.CALLEE:
             self._gate.leave_address(guest.host)
 
     def _uncount(self, guest: _Guest) -> None:
-        if guest.token is not None and guest.is_counted:
-            guest.is_counted = False
-            self._counter(guest.token).remove(guest.host)
+        if guest.counted_in is not None:
+            guest.counted_in.remove(guest.host)
+            guest.counted_in = None
 
     # Sessions.
 
@@ -320,8 +327,5 @@ class Relay:
 
     def _leave(self, guest: _Guest) -> None:
         self._uncount(guest)
-        self._gate.leave(guest.host, of_address=_side(guest) == relay_wire.CALLER)
-
-
-def _side(guest: _Guest) -> int:
-    return guest.token.side if guest.token is not None else relay_wire.CALLER
+        is_callee = guest.token is not None and guest.token.side == relay_wire.CALLEE
+        self._gate.leave(guest.host, of_address=not is_callee)

@@ -82,6 +82,10 @@ class Limits:
     stun_total_per_s: float = _limit(5000.0, "STUN requests per second in all")
     limit_loopback: bool = _limit(False, "hold the limits per address against loopback, too")
 
+    def hold_for(self, keys: tuple[str, ...]) -> bool:
+        """Whether the limits per address hold for this one; ``keys``: see counting.py."""
+        return self.limit_loopback or len(keys) > 1  # loopback has no networks around it
+
 
 @dataclass
 class CloudSettings:

@@ -252,7 +252,7 @@ class StunResponder:
 
     def _answer_untrusted(self, place: _Place, data: bytes, source: HostPort, ip: str) -> None:
         keys, now = address_keys(source[0]), time.monotonic()
-        if self._gate.limited(keys[0]) and not self._by_address.take(keys, now):
+        if self._gate.limits.hold_for(keys) and not self._by_address.take(keys, now):
             self.counts["over the limit of an address"] += 1
             return
         asked = ip, self.ports[place.index]

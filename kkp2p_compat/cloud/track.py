@@ -65,7 +65,7 @@ class Track(Service):
         )
         self._gate = gate
         self._limits = gate.limits
-        self._logins = LoginLimits(gate.limits, gate.limited)
+        self._logins = LoginLimits(gate.limits)
         self._accounts = accounts
         self._certificates = certificates  # SHA-256s of those of the cloud's other servers
         self._accounts_version = accounts.version()
@@ -183,9 +183,7 @@ class Track(Service):
             self._refuse_login(member, peer_id, error)
             return
         self._logins.succeeded(peer_id, member.host, login.paid, time.monotonic())
-        member.login = None
-        member.connection.prove(peer_id)
-        member.stored_key = verifier.stored_key
+        member.prove(peer_id, verifier.stored_key)
         beat_s, certificates = self._limits.beat_s, self._certificates or None
         member.send(encode("welcome", scram=answer, beat=beat_s, certificates=certificates))
         if login.call_only:

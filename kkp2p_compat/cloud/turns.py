@@ -14,7 +14,7 @@ the usual case, or held until its turn has come; meanwhile it costs the callee n
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from typing import Generic, Protocol, TypeVar
 
 from .settings import Limits
@@ -43,8 +43,9 @@ class Turns(Generic[C]):
         self._handed: dict[str, dict[C, None]] = {}
         self._ready: dict[str, dict[C, None]] = {}
         self._held: dict[str, dict[C, None]] = {}
-        self._strangers: Counter[str] = Counter()  # their unanswered calls, by share
-        self._unshown: Counter[str] = Counter()  # of these, whose caller was not at the relay
+        # By share: the strangers' unanswered calls, and those whose caller was not at the relay.
+        self._strangers: defaultdict[str, int] = defaultdict(int)
+        self._unshown: defaultdict[str, int] = defaultdict(int)
         self._total = 0  # of the strangers
         self._on_trust: set[C] = set()  # answered ones, too, until they are over
 
@@ -61,7 +62,7 @@ class Turns(Generic[C]):
             return None
         candidates = self._unshown or self._strangers
         most = max(candidates, key=candidates.__getitem__)
-        own = self._strangers[call.share]
+        own = self._strangers.get(call.share, 0)
         if own and own + 1 >= candidates[most]:
             return call
         for table in (self._held, self._handed, self._ready):
@@ -147,7 +148,7 @@ def _discard(table: dict[str, dict[C, None]], call: C) -> bool:
     return True
 
 
-def _uncount(counter: Counter[str], share: str) -> None:
+def _uncount(counter: dict[str, int], share: str) -> None:
     """Take one off, and forget a share that has none."""
     counter[share] -= 1
     if counter[share] <= 0:

@@ -54,10 +54,13 @@ _LONG_OPS = re.compile(rb'\{ ?"op" ?: ?"(?:call|trickle)"')
 _encoder = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
 
-def encode(op: str, **fields: Any) -> bytes:
-    """One message as a line.  Fields that are None are left out."""
+def encode(op: str, *, nat_text: str | None = None, **fields: Any) -> bytes:
+    """One message as a line.  Fields that are None are left out.  ``nat_text``: ``nat`` as JSON."""
     message = {"op": op, **{name: value for name, value in fields.items() if value is not None}}
-    line = _encoder.encode(message).encode() + b"\n"
+    text = _encoder.encode(message)
+    if nat_text is not None:
+        text = f'{text[:-1]},"nat":{nat_text}}}'
+    line = text.encode() + b"\n"
     if len(line) > MAX_LINE_BYTES:
         raise ValueError(f"a message {op} of {len(line)} bytes is over {MAX_LINE_BYTES}")
     return line
@@ -123,6 +126,7 @@ def _no_constant(name: str) -> None:
 
 # Python's own decoder takes NaN and Infinity; int() of those raises what nobody expects.
 _decoder = json.JSONDecoder(parse_constant=_no_constant)
+_WHITE_SPACE = " \t\n\r"  # RFC 8259 section 2
 
 # The escapes of UTF-16 surrogates: a high one without a low one after it, or the reverse.
 _HALF_PAIR = re.compile(
@@ -143,7 +147,10 @@ def _has_half_pair(line: bytes) -> bool:
 
 def _parse_untrusted(line: bytes) -> Message:
     try:
-        message = _decoder.decode(line.decode())
+        text = line.decode().strip(_WHITE_SPACE)
+        message, end = _decoder.raw_decode(text)
+        if end < len(text):
+            raise ValueError("more than one value")
     except (ValueError, RecursionError) as error:
         raise BadPacket("a line that is not JSON") from error
     if not isinstance(message, dict) or not isinstance(message.get("op"), str):

@@ -85,10 +85,12 @@ class _Pipe:
         0 does not prove an end: Linux's splice goes no further than TCP's urgent mark, where it
         returns 0 (if the end of stream has arrived) or EAGAIN for ever.  A receive tells.
         """
-        with contextlib.suppress(BlockingIOError):
+        try:
             self.pending = os.splice(
                 sock.fileno(), self._write, min(limit, self.size), flags=_NONBLOCK | _MOVE
             )
+        except BlockingIOError:
+            return 0
         return self.pending
 
     def drain(self, sock: socket.socket) -> None:

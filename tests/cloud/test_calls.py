@@ -31,8 +31,7 @@ class FakeConnection:
 
     is_new = False
 
-    def __init__(self, peer_id: str, host: str) -> None:
-        self.peer_id = peer_id
+    def __init__(self, host: str) -> None:
         self.host = host
         self.room = True
         self.sent: list[dict[str, Any]] = []
@@ -96,8 +95,9 @@ class World:
         absent = [peer for peer in PEERS if peer not in self.online]
         if absent:
             peer = self.random.choice(absent)
-            connection: Any = FakeConnection(peer, f"192.0.2.{len(peer) + (peer > 'b')}")
+            connection: Any = FakeConnection(f"192.0.2.{len(peer) + (peer > 'b')}")
             self.online[peer] = Member(connection, LIMITS)
+            self.online[peer].peer_id = peer
 
     def _go(self) -> None:
         if self.online and self.random.random() < 0.3:

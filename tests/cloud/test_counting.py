@@ -6,7 +6,6 @@ import pytest
 
 from kkp2p_compat.cloud import counting
 from kkp2p_compat.cloud.counting import (
-    Buckets,
     Different,
     Networks,
     Tally,
@@ -64,21 +63,22 @@ def test_a_tally_counts_what_is_there_now() -> None:
 
 
 def test_buckets_for_keys() -> None:
-    buckets = Buckets(rate=2.0, burst=3)
-    assert [buckets.take("a", 10.0) for _ in range(4)] == [True, True, True, False]
-    assert buckets.take("b", 10.0)
-    assert buckets.take("a", 10.5)
-    assert buckets.level("a", 1000.0) == 3
+    buckets = Networks(rate=2.0, burst=3, wider=(1,))
+    assert [buckets.take(("a",), 10.0) for _ in range(4)] == [True, True, True, False]
+    assert buckets.take(("b",), 10.0)
+    assert buckets.take(("a",), 10.5)
+    assert buckets.wait_s(("a",), 1000.0, 3) == 0
+    assert buckets.wait_s(("a",), 1000.0, 4) == 0.5
 
 
 def test_buckets_are_bounded_and_the_least_used_goes() -> None:
-    buckets = Buckets(rate=0.0, burst=1, size=2)
-    assert buckets.take("a", 0.0)
-    assert buckets.take("b", 1.0)
-    assert buckets.take("c", 2.0)
-    assert len(buckets) == 2
-    assert not buckets.take("c", 3.0)
-    assert buckets.take("a", 4.0)  # forgotten, so it starts anew
+    buckets = Networks(rate=0.0, burst=1, wider=(1,), size=2)
+    assert buckets.take(("a",), 0.0)
+    assert buckets.take(("b",), 1.0)
+    assert buckets.take(("c",), 2.0)
+    assert not buckets.take(("b",), 3.0)
+    assert not buckets.take(("c",), 3.0)
+    assert buckets.take(("a",), 4.0)  # forgotten, so it starts anew
 
 
 def test_different_things_in_a_minute() -> None:

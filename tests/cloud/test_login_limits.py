@@ -85,7 +85,7 @@ def test_many_logins_at_once_are_not_more_guesses(monkeypatch: pytest.MonkeyPatc
 
 def limits(**fields: Any) -> LoginLimits:
     gate = Gatekeeper(Limits(**fields))
-    return LoginLimits(gate.limits, gate.limited)
+    return LoginLimits(gate.limits)
 
 
 def guesses(counted: LoginLimits, hosts: list[str], peer: str = "alice", now: float = 0.0) -> int:
