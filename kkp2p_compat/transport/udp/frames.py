@@ -270,12 +270,13 @@ _SIZED: dict[int, Callable[[bytes, int], tuple[Any, int]]] = {
 }
 
 
-def _encode(kind: int, *fields: object) -> bytes:
-    return bytes([kind]) + _FIXED[kind][0].pack(*fields)
+_KINDS: dict[Any, int] = {Open: OPEN} | {make: kind for kind, (_, make) in _FIXED.items()}
 
 
-def encode_ping() -> bytes:
-    return _encode(PING)
+def encode(frame: Frame) -> bytes:
+    """A frame that has one size; the others have functions of their own."""
+    kind = _KINDS[type(frame)]
+    return bytes([kind]) + _FIXED[kind][0].pack(*frame)
 
 
 def encode_ack(received: RangeSet, delay_s: float, room: int = MAX_ACK_BYTES) -> bytes:
@@ -298,26 +299,6 @@ def encode_ack(received: RangeSet, delay_s: float, room: int = MAX_ACK_BYTES) ->
     return header + struct.pack(f">{len(numbers)}I", *numbers)
 
 
-def encode_open(stream: int, channel_type: int, encrypt_data: int, desc: int) -> bytes:
-    return _encode(OPEN, stream, channel_type, encrypt_data, desc)
-
-
-def encode_opened(stream: int) -> bytes:
-    return _encode(OPENED, stream)
-
-
-def encode_refused(stream: int, reason: int) -> bytes:
-    return _encode(REFUSED, stream, reason)
-
-
-def encode_reset(stream: int, final_size: int, reason: int) -> bytes:
-    return _encode(RESET, stream, final_size, reason)
-
-
-def encode_stop(stream: int) -> bytes:
-    return _encode(STOP, stream)
-
-
 def encode_stream_header(stream: int, offset: int, length: int, fin: bool) -> bytes:
     """What goes before ``length`` bytes of a stream, at most 65,535; any frame may follow them."""
     kind = STREAM_SIZED_FIN if fin else STREAM_SIZED
@@ -330,22 +311,6 @@ def encode_datagram(
     """A part of a message: see messages.py."""
     header = DATAGRAM_HEADER.pack(DATAGRAM, stream, message, part, parts, len(data))
     return b"".join((header, data))
-
-
-def encode_max_data(limit: int) -> bytes:
-    return _encode(MAX_DATA, limit)
-
-
-def encode_max_stream_data(stream: int, limit: int) -> bytes:
-    return _encode(MAX_STREAM_DATA, stream, limit)
-
-
-def encode_path_challenge(token: bytes) -> bytes:
-    return _encode(PATH_CHALLENGE, token)
-
-
-def encode_path_response(token: bytes) -> bytes:
-    return _encode(PATH_RESPONSE, token)
 
 
 def encode_close(code: int, reason: str) -> bytes:

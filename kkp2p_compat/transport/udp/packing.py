@@ -125,8 +125,8 @@ class Packer:
         self._message_counts.clear()
         self.control.clear()
 
-    def queue_control(self, frame: bytes) -> None:
-        self.control.append(frame)
+    def queue_control(self, frame: f.Frame) -> None:
+        self.control.append(f.encode(frame))
         self.owes_too_much = len(self.control) + self.control_on_way > MAX_CONTROL_FRAMES
 
     def announce_data(self, window: ReceiveWindow) -> None:
@@ -187,7 +187,7 @@ class Packer:
         return Transmit(data, len(data), address)
 
     def mtu_probe(self, size: int, address: Address, now: float) -> Transmit:
-        payload = f.encode_ping().ljust(size - OVERHEAD_BYTES, b"\0")
+        payload = f.encode(f.Ping()).ljust(size - OVERHEAD_BYTES, b"\0")
         number = self.next_number
         data = b"".join(self._seal([payload]))
         self._recovery.sent(Flight(number, number + 1, size, now, None, mtu_probe=True))
@@ -204,7 +204,7 @@ class Packer:
         """Where only this arrives, large packets are lost, and the path is not dead."""
         self.probes_left = 0
         number = self.next_number
-        transmit = self.single(f.encode_ping(), address)
+        transmit = self.single(f.encode(f.Ping()), address)
         self.record(Flight(number, number + 1, len(transmit.data), now, None), now)
         return transmit
 
@@ -271,10 +271,10 @@ class Packer:
     def take_control(self, room: int) -> tuple[list[bytes], list[bytes]]:
         """Frames that fit, and those of them that have to be repeated if they are lost."""
         if self._data_window is not None:
-            self.control.append(f.encode_max_data(self._data_window.limit))
+            self.control.append(f.encode(f.MaxData(self._data_window.limit)))
             self._data_window = None
         for stream_id, stream in self._stream_windows.items():
-            self.control.append(f.encode_max_stream_data(stream_id, stream.receive.window.limit))
+            self.control.append(f.encode(f.MaxStreamData(stream_id, stream.receive.window.limit)))
         self._stream_windows.clear()
         taken, repeated = [], []
         while self.control and len(self.control[0]) <= room:
@@ -398,7 +398,7 @@ class _Batch:
             room -= sum(map(len, messages))
             room = self._add_streams(parts, pieces, room)
         if len(parts) == acks and packer.probes_left:
-            parts.append(f.encode_ping())
+            parts.append(f.encode(f.Ping()))
             room -= 1
         if not parts:
             return False

@@ -11,7 +11,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from ..._address import Address
-from .frames import TOKEN_BYTES, encode_path_challenge, encode_path_response
+from .frames import TOKEN_BYTES, PathChallenge, PathResponse, encode
 
 if TYPE_CHECKING:
     from random import Random
@@ -69,7 +69,7 @@ class PathValidation:
 
     def handle_challenge(self, token: bytes, address: Address) -> None:
         if len(self._responses) < MAX_PATH_RESPONSES:
-            self._responses.append((address, encode_path_response(token)))
+            self._responses.append((address, encode(PathResponse(token))))
 
     def handle_response(self, token: bytes, address: Address) -> PathCheck | None:
         """The check that this answer ends: the peer is at that address."""
@@ -90,5 +90,5 @@ class PathValidation:
             return self._responses.popleft()
         check = self.check
         if check is not None and check.poll(now):
-            return check.address, encode_path_challenge(check.token)
+            return check.address, encode(PathChallenge(check.token))
         return None

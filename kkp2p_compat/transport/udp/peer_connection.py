@@ -363,7 +363,7 @@ class PeerConnection:
     # Commands.
 
     def ping(self) -> None:
-        self.packer.queue_control(f.encode_ping())
+        self.packer.queue_control(f.Ping())
 
     def doubt(self, now: float) -> bool:
         """The cloud says that the peer is gone: ask it, and end soon if it does not answer.
@@ -412,7 +412,7 @@ class PeerConnection:
             address, frame = special
             return self.packer.single(frame, address)
         if (doubt := self.liveness.doubt) is not None and doubt.poll(now):
-            return self.packer.single(f.encode_ping(), self.address)
+            return self.packer.single(f.encode(f.Ping()), self.address)
         probe_bytes = self.path.mtu.poll_probe(now)
         if probe_bytes is not None:
             return self.packer.mtu_probe(probe_bytes, self.address, now)

@@ -88,16 +88,16 @@ class StreamTable:
         stream_id = self._next_id
         self._next_id += 2
         self.by_id[stream_id] = self._new_stream(stream_id, channel_type, ours=True)
-        self._packer.queue_control(f.encode_open(stream_id, channel_type, encrypt_data, desc))
+        self._packer.queue_control(f.Open(stream_id, channel_type, encrypt_data, desc))
         return stream_id
 
     def accept(self, stream_id: int) -> None:
         self.by_id[stream_id].opened = True
-        self._packer.queue_control(f.encode_opened(stream_id))
+        self._packer.queue_control(f.Opened(stream_id))
 
     def refuse(self, stream_id: int, reason: int) -> None:
         self._forget(self.by_id[stream_id])
-        self._packer.queue_control(f.encode_refused(stream_id, reason))
+        self._packer.queue_control(f.Refused(stream_id, reason))
 
     def writable_bytes(self, stream_id: int) -> int:
         """How much ``write`` takes now; after 0 a Writable follows."""
@@ -134,7 +134,7 @@ class StreamTable:
             sent = stream.send.next_offset
             if stream.send.give_up():
                 self._packer.drop(stream.send)
-                self._packer.queue_control(f.encode_reset(stream_id, sent, reason))
+                self._packer.queue_control(f.Reset(stream_id, sent, reason))
 
     def peek(self, stream_id: int) -> list[bytes]:
         """What can be read, in order; it stays until ``consume``."""
@@ -193,7 +193,7 @@ class StreamTable:
         taken = receive.consumed
         receive.stop()
         self._take_up(receive.consumed - taken)
-        self._packer.queue_control(f.encode_stop(stream_id))
+        self._packer.queue_control(f.Stop(stream_id))
         self._forget_if_done(stream)
 
     def send_message(self, stream_id: int, data: bytes) -> None:
@@ -251,7 +251,7 @@ class StreamTable:
         if len(self._peer_ids) > MAX_ID_RANGES:
             raise BadPacket("channel numbers with too many gaps")
         if len(self.by_id) >= MAX_CHANNELS:
-            self._packer.queue_control(f.encode_refused(frame.stream, REFUSED_BUSY))
+            self._packer.queue_control(f.Refused(frame.stream, REFUSED_BUSY))
             return
         self.by_id[frame.stream] = self._new_stream(frame.stream, frame.channel_type)
         self._events.put(

@@ -189,7 +189,7 @@ class Evil:
 
 
 STREAM = 2000  # a channel that the evil peer opens
-OPEN = f.encode_open(STREAM, KKP2P_TCP_CHANNEL, 0, 0)
+OPEN = f.encode(f.Open(STREAM, KKP2P_TCP_CHANNEL, 0, 0))
 BREACHES = {
     "a packet with nothing in it": [b""],
     "an unknown frame": [b"\xff"],
@@ -213,10 +213,10 @@ BREACHES = {
     "a reset before what came": [
         OPEN,
         encode_stream(STREAM, 9, b"x", False),
-        f.encode_reset(STREAM, 9, 0),
+        f.encode(f.Reset(STREAM, 9, 0)),
     ],
-    "a reset beyond the limit": [OPEN, f.encode_reset(STREAM, 1 << 40, 0)],
-    "a channel opened under our number": [f.encode_open(1, KKP2P_TCP_CHANNEL, 0, 0)],
+    "a reset beyond the limit": [OPEN, f.encode(f.Reset(STREAM, 1 << 40, 0))],
+    "a channel opened under our number": [f.encode(f.Open(1, KKP2P_TCP_CHANNEL, 0, 0))],
     "far more than the windows": [OPEN]
     + [encode_stream(STREAM, offset, bytes(1000), False) for offset in range(0, 1 << 21, 1001)],
 }
@@ -225,24 +225,24 @@ BREACHES = {
 @pytest.mark.parametrize("breach", BREACHES)
 def test_a_breach_ends_the_connection(breach: str) -> None:
     evil = Evil(breach)
-    evil.send(f.encode_ping(), *BREACHES[breach])
+    evil.send(f.encode(f.Ping()), *BREACHES[breach])
     assert isinstance(evil.end(), KKP2PError)
 
 
 ODD = {
     "padding": [bytes(1000)],
     "an ACK twice": [struct.pack(">BQIIB", 2, 0, 0, 0, 0)] * 2,
-    "limits that fall": [OPEN, f.encode_max_data(0), f.encode_max_stream_data(STREAM, 0)],
-    "limits without end": [f.encode_max_data((1 << 64) - 1)],
+    "limits that fall": [OPEN, f.encode(f.MaxData(0)), f.encode(f.MaxStreamData(STREAM, 0))],
+    "limits without end": [f.encode(f.MaxData((1 << 64) - 1))],
     "OPEN twice": [OPEN, OPEN],
     "words about channels that are not": [
-        f.encode_opened(77),
-        f.encode_refused(78, 1),
-        f.encode_reset(79, 0, 0),
-        f.encode_stop(80),
-        f.encode_max_stream_data(81, 1 << 63),
+        f.encode(f.Opened(77)),
+        f.encode(f.Refused(78, 1)),
+        f.encode(f.Reset(79, 0, 0)),
+        f.encode(f.Stop(80)),
+        f.encode(f.MaxStreamData(81, 1 << 63)),
     ],
-    "a response that nobody asked for": [f.encode_path_response(bytes(8))],
+    "a response that nobody asked for": [f.encode(f.PathResponse(bytes(8)))],
     "a message for a TCP channel": [
         OPEN,
         struct.pack(">BIIHHH", 0x0C, STREAM, 0, 0, 1, 1) + b"x",
@@ -264,7 +264,7 @@ def test_channels_without_end_are_refused() -> None:
     for first in range(100, 20_000, 60):
         evil.send(
             b"".join(
-                f.encode_open(2 * number, KKP2P_TCP_CHANNEL, 0, 0)
+                f.encode(f.Open(2 * number, KKP2P_TCP_CHANNEL, 0, 0))
                 for number in range(first, first + 60)
             )
         )
@@ -278,7 +278,7 @@ def test_channels_to_refuse_without_end_and_never_an_acknowledgement() -> None:
     for first in range(100, 80_000, 100):
         evil.send(
             b"".join(
-                f.encode_open(2 * number, KKP2P_TCP_CHANNEL, 0, 0)
+                f.encode(f.Open(2 * number, KKP2P_TCP_CHANNEL, 0, 0))
                 for number in range(first, first + 100)
             )
         )
@@ -294,7 +294,7 @@ def test_padding_without_end_is_not_remembered() -> None:
         evil._number += 1  # a gap
     received = evil.victim.connection._received
     assert len(received._reported) <= 64
-    evil.send(f.encode_ping())
+    evil.send(f.encode(f.Ping()))
     assert evil.end() is None
 
 
@@ -308,7 +308,7 @@ def test_challenges_without_end_get_no_more_back_than_they_are() -> None:
         return []
 
     evil.pair.back.filter = note
-    evil.send(*[f.encode_path_challenge(bytes(8)) * 100] * 100)
+    evil.send(*[f.encode(f.PathChallenge(bytes(8))) * 100] * 100)
     assert evil.end() is None
     assert 0 < sum(answers) <= evil.sent_bytes
     assert evil.pair.back.counts["sent"] == before

@@ -53,36 +53,16 @@ TO_THE_END: list[tuple[frames.Frame, str]] = [
 
 
 def encode(frame: frames.Frame) -> bytes:
-    """The frame by the function of its name."""
     match frame:
-        case frames.Ping():
-            return frames.encode_ping()
         case frames.Ack(_, delay_s, ranges):
             return frames.encode_ack(RangeSet(ranges), delay_s)
-        case frames.Open():
-            return frames.encode_open(*frame)
-        case frames.Opened():
-            return frames.encode_opened(*frame)
-        case frames.Refused():
-            return frames.encode_refused(*frame)
-        case frames.Reset():
-            return frames.encode_reset(*frame)
-        case frames.Stop():
-            return frames.encode_stop(*frame)
         case frames.Stream():
             return encode_stream_sized(*frame)
         case frames.Datagram():
             return frames.encode_datagram(*frame)
-        case frames.MaxData():
-            return frames.encode_max_data(*frame)
-        case frames.MaxStreamData():
-            return frames.encode_max_stream_data(*frame)
-        case frames.PathChallenge():
-            return frames.encode_path_challenge(*frame)
-        case frames.PathResponse():
-            return frames.encode_path_response(*frame)
         case frames.Close():
             return frames.encode_close(*frame)
+    return frames.encode(frame)
 
 
 @st.composite

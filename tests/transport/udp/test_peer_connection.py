@@ -98,7 +98,7 @@ def test_a_run_of_stream_frames_means_what_each_alone_means(
     """The hot path takes them together, and only where a packet is one STREAM frame."""
     together, alone = Observed(), Observed()
     for one in (together, alone):
-        opens = [f.encode_open(stream, KKP2P_TCP_CHANNEL, 0, 0) for stream in STREAMS[:2]]
+        opens = [f.encode(f.Open(stream, KKP2P_TCP_CHANNEL, 0, 0)) for stream in STREAMS[:2]]
         one.give([b"".join(opens)], 0.0)
     stop = 0
     for now, (size, packets) in enumerate(runs, 1):
@@ -109,7 +109,7 @@ def test_a_run_of_stream_frames_means_what_each_alone_means(
             data = BODY[start:stop].ljust(size, b"\0")
             plaintexts.append(encode_stream(stream, start, data, fin and offset is None))
         together.give(plaintexts, now / 1000)
-        alone.give([f.encode_ping() + plaintext for plaintext in plaintexts], now / 1000)
+        alone.give([f.encode(f.Ping()) + plaintext for plaintext in plaintexts], now / 1000)
     assert together.seen == alone.seen
 
 
