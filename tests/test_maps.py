@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "kkp2p_compat"
-SETTLING = ("engine", "engine/calls", "engine/links", "control", "cloud")  # whose files move
+SETTLING = ("engine", "engine/calls", "engine/links")  # whose files move
 FILES = [*PACKAGE.glob("*/**/__init__.py"), ROOT / "samples" / "__init__.py"]
 
 

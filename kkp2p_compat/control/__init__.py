@@ -1,12 +1,22 @@
 """The control plane, as a peer sees it; and what both of its ends share.
 
-- ``client``: staying logged in, and finding the track of a callee; ``links``: the open connections
-  to the cloud's servers, ``link``: one of them, ``outgoing``: a call that we make on one.
-- Whom to believe: ``trust`` (which certificates), ``scram`` (our half of a login), ``nearness``
-  (where a server may send us).
-- Where servers are: ``resolver`` (names to addresses), ``nat64`` (IPv4 where there is IPv6 only),
-  ``backoff`` (how long to wait before the next try).
-- Shared with the cloud: ``wire`` (messages as lines, and the protocol's limits), ``refusals`` (the
-  reasons for which calls and logins are refused), ``callers`` (who may call a peer), ``binding``
-  (ties a login to the certificate that TLS has shown).
+The peer's side:
+
+client.py    staying logged in, and finding the track of a callee
+links.py     the open connections to the cloud's servers
+link.py      one of them: logging in, heartbeats, calls
+outgoing.py  a call that we make on one
+scram.py     our half of a login
+trust.py     which certificates are believed
+nearness.py  where a server may send us
+resolver.py  names to addresses
+nat64.py     IPv4 addresses where there is IPv6 only
+backoff.py   how long to wait before the next try
+
+Shared with the cloud:
+
+wire.py      messages as lines, and the protocol's limits
+refusals.py  the reasons for which calls and logins are refused
+callers.py   who may call a peer
+binding.py   ties a login to the certificate that TLS has shown
 """
