@@ -226,8 +226,6 @@ def draw_layers() -> str:
     drawing.box(10, 4 * ROW, 2 * COLUMN - 5, 7 * ROW, SHADE)
     drawing.text(22, 4 * ROW + 20, "engine/", anchor="start")
     for upper, lower in sorted(arrows()):
-        if ENGINE in (upper, lower):
-            continue  # a file that is in no room yet
         above, below = _box(upper), _box(lower)
         end = min(
             max(above.middle, below.x + BOX_WIDTH // 2), below.x + below.width - BOX_WIDTH // 2

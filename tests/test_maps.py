@@ -10,11 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "kkp2p_compat"
-SETTLING = ("engine", "engine/calls", "engine/links")  # whose files move
 FILES = [*PACKAGE.glob("*/**/__init__.py"), ROOT / "samples" / "__init__.py"]
-
-
-FILES = [file for file in FILES if not str(file.parent).endswith(SETTLING)]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.parent.relative_to(ROOT)))

@@ -1,5 +1,6 @@
 """How a path to a peer is found.  Knows no call, no channel and no cloud.
 
+network.py        the underlay, made when it is wanted for the first time
 underlay.py       the network below all links: sockets, own addresses, meetings
 own_addresses.py  where this engine can be reached, and what its NAT does
 stun_servers.py   which STUN servers are asked
