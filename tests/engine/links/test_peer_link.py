@@ -1,0 +1,117 @@
+"""A link's life: whose it is, whether it is fit for more, and what its end takes with it."""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from kkp2p_compat._errors import LinkLost
+from kkp2p_compat.engine.links.peer_link import LinkInfo, PeerLink
+from kkp2p_compat.transport.udp import events as e
+from kkp2p_compat.transport.udp.liveness import Hearing
+
+HOME = ("192.0.2.1", 5)
+MET: Any = None  # what the link does not ask for here
+
+
+class Case:
+    """A link, and what it asks of its endpoint and of Roaming, in order."""
+
+    def __init__(self, **info: Any) -> None:
+        self.asked: list[Any] = []
+        self.streams = SimpleNamespace(by_id={}, clogged=lambda now: False)
+        self.connection = SimpleNamespace(
+            local_id=7,
+            address=HOME,
+            streams=self.streams,
+            liveness=SimpleNamespace(hearing=Hearing.HEARD),
+            try_path=lambda address, now: None,
+        )
+        endpoint = SimpleNamespace(
+            add=lambda link: None,
+            wake=lambda link: None,
+            remove=lambda link: self.asked.append("remove"),
+            close_sockets=lambda numbers: self.asked.append(sorted(numbers)),
+        )
+        roaming = SimpleNamespace(
+            handle_suspected=lambda link: self.asked.append("suspected"),
+            handle_recovered=lambda link: self.asked.append("recovered"),
+            handle_closed=lambda link: self.asked.append("closed"),
+        )
+        self.link = PeerLink(
+            endpoint,  # type: ignore[arg-type]
+            self.connection,  # type: ignore[arg-type]
+            LinkInfo(name="of the log", met=MET, **info),
+            logging.getLogger("test"),
+            lambda link, event: self.asked.append(event),
+            lambda link: self.asked.append("forget"),
+            roaming,
+        )
+
+
+@pytest.mark.parametrize(
+    ("info", "peer_id", "call_ids", "meant"),
+    [
+        ({"peer_id": "peer", "is_lan": False}, "peer", [], True),
+        ({"peer_id": "peer", "is_lan": False}, "other", ["call"], False),
+        ({"peer_id": "peer", "is_lan": True}, "peer", [], False),
+        ({"peer_id": "of the log", "is_lan": True}, "of the log", [], False),
+        ({"own_id": "peer", "is_lan": False}, "peer", [], False),
+        ({"own_id": "peer", "is_lan": False}, "", ["another", "call"], True),
+        ({"own_id": "peer", "is_lan": False}, "of the log", ["another"], False),
+    ],
+)
+def test_whom_the_cloud_means(
+    info: dict[str, Any], peer_id: str, call_ids: list[str], meant: bool
+) -> None:
+    link = Case(**info).link
+    if not link.info.is_caller:
+        assert not link.is_of("", [""])  # no call of it was answered yet
+        link.note_call("an earlier one")
+        link.note_call("call")
+    assert link.is_of(peer_id, call_ids) == meant
+
+
+def test_only_the_id_that_was_called_retires_a_link() -> None:
+    link = Case(own_id="old", is_lan=False).link
+    link.retire("other")
+    assert not link.retired
+    link.retire("old")
+    link.retire("other")
+    assert link.retired
+
+
+def test_a_link_is_fit_while_its_peer_is_heard_and_reads() -> None:
+    case = Case(peer_id="peer", is_lan=False)
+    for hearing in Hearing:
+        case.connection.liveness.hearing = hearing
+        assert case.link.is_fit == (hearing is not Hearing.SUSPECTED)
+    case.connection.liveness.hearing = Hearing.HEARD
+    case.streams.clogged = lambda now: True
+    assert not case.link.is_fit
+
+
+def test_sockets_of_paths_that_are_left_are_closed() -> None:
+    case = Case(peer_id="peer", is_lan=False)
+    for number in (1, 2):
+        case.link.try_path((*HOME, number))
+    case.link.handle_event(e.PathChanged((*HOME, 1)))
+    assert case.asked == [[]]  # the one that was tried last may still be wanted
+    case.link.handle_event(e.PathChanged((*HOME, 2)))
+    assert case.asked[1:] == [[1]]
+
+
+def test_the_end_of_a_link() -> None:
+    case = Case(peer_id="peer", is_lan=False)
+    case.link.try_path((*HOME, 3))
+    case.link.handle_event(e.PathSuspected())
+    case.link.handle_event(e.PathRecovered())
+    error = LinkLost("silent")
+    case.link.handle_event(e.Closed(error))
+    assert case.asked == ["suspected", "recovered", "closed", "remove", [3], "forget"]
+    assert case.link.closed is error
+    case.link.try_path((*HOME, 4))  # found by checks that were under way
+    assert case.asked[-1] == [3, 4]
