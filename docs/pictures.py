@@ -2,8 +2,8 @@
 
 The layers are those of the two tables in docs/architecture.rst, which is the only place where they
 are written down; the arrows are the imports of the code.  The messages of the call are named as the
-code names them.  tests/test_layers.py checks the imports against the tables, and that the pictures
-are up to date.
+code names them.  tests/test_layers.py holds the imports to the tables, and tests/test_docs.py sees
+to it that the pictures are up to date.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """KKP2P for Python: log in with a peer id, connect to another, get a descriptor.
 
-Every function and struct of the C SDK under its own name without the prefix, every constant under
-its full name; same argument order, same in/out arguments, same integer results::
+Every function and struct of the C SDK is here under its own name without the prefix, every constant
+under its full name, with the same order of arguments, in/out arguments and integer results::
 
     import kkp2p_compat as kkp2p
 
 No function raises for bad input: it returns the C code, logs why, and ``error_no`` has the code.
-(What a *caller* throws into a waiting greenlet, such as its own ``gevent.Timeout``, passes.)
-Times are in milliseconds.  Calls wait in whatever calls: a greenlet lets the others of its thread
-run on, a plain thread blocks.  docs/porting.rst has each C function beside its Python line.
+(An exception that the *caller* raises in a waiting greenlet, such as its own ``gevent.Timeout``,
+passes.)  Times are in milliseconds.  A call that waits in a greenlet lets the others of its thread
+go on; in a plain thread it blocks.  docs/porting.rst has each C function beside its Python line.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ _last = local()  # per greenlet, and per thread
 
 
 def _api(failed: Any) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Turn errors into the code, and that into ``failed`` unless it is to be returned (``...``)."""
+    """Turn errors into their code, and that into ``failed``, unless that is ``...``."""
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
         @functools.wraps(function)
@@ -84,7 +84,7 @@ def _api(failed: Any) -> Callable[[Callable[P, T]], Callable[P, T]]:
                 _last.code = KKP2P_SUCCESS
                 result = function(*args, **kwargs)
                 if isinstance(result, int) and result < 0:
-                    # ``read`` and ``write`` have set what C's -1 does not tell.
+                    # ``read`` and ``write`` have set the code that C's -1 does not show.
                     _last.code = _last.code or result
                 return result
             except KKP2PError as error:
@@ -108,16 +108,16 @@ def _api(failed: Any) -> Callable[[Callable[P, T]], Callable[P, T]]:
 def error_no() -> int:
     """The code of the last call that this greenlet (or thread) made; 0: it succeeded.
 
-    It is what the call returned, but for a ``read`` or ``write`` that returned -1: -108 (the peer
-    has ended in order), -107 (the channel was cut) or -1 (not an open socket).
-    C: ``kkp2p_error_no`` (v2), which tells of engine_init only.
+    It is what the call returned, except after a ``read`` or ``write`` that returned -1: then it is
+    -108 (the peer has ended in order), -107 (the channel was cut) or -1 (not an open socket).
+    C: ``kkp2p_error_no`` (v2), which is about engine_init only.
     """
     return getattr(_last, "code", KKP2P_SUCCESS)
 
 
 @_api("")
 def sdk_version(buff: Any, length: int) -> str:
-    """The version; also put into the writable ``buff`` as C does, ended by a zero byte.
+    """The version; as in C it is also written into ``buff``, ended by a zero byte.
 
     ``buff`` may be None.  error_no: -121 when ``length`` bytes are too few (nothing is written).
     C: ``kkp2p_sdk_version``.
@@ -169,9 +169,9 @@ def engine_init(conf: engine_conf_t, timeout: int) -> engine_t | None:
 def engine_destroy(engine: engine_t) -> None:
     """End an engine: its thread, sockets, channels and proxies.
 
-    Calls that are under way return at once (-1).  What was written is given 5 s to arrive: so long
-    it takes while a peer does not read.  Descriptors of channels stay open until the
-    application closes them; they read end of stream.  C: ``kkp2p_engine_destroy``.
+    Calls that are under way return at once (-1).  What was written has 5 s to arrive; while a peer
+    does not read, it takes that long.  Descriptors of channels stay open until the application
+    closes them; they read end of stream.  C: ``kkp2p_engine_destroy``.
     """
     check_type(engine, engine_t, "engine")
     engine.destroy()
@@ -190,7 +190,7 @@ def switch_log_level(engine: engine_t, level: int) -> None:
 def log_init(callback: _log.LogCallback, param: Any, level: int) -> int:
     """From now on every engine logs to ``callback(text, length, param)`` and not to its file.
 
-    ``level``: as for switch_log_level.  The callback runs on a thread of the SDK's, one line at a
+    ``level``: as for switch_log_level.  The callback runs on a thread of the SDK, one line at a
     time.  Returns 0, -106.  C: ``kkp2p_log_init`` (v2).
     """
     if not callable(callback):
@@ -234,9 +234,9 @@ def get_domainip(engine: engine_t, hosts: list[str]) -> int:
 def join_net(engine: engine_t, peer_id: str, secret: str) -> int:
     """Log in to the cloud, and stay logged in until engine_destroy.
 
-    Waits up to 3 s for the cloud's verdict.  Returns 0 (logged in; or the cloud does not answer
-    yet, and logging in goes on), -110 (no such peer id), -111 (wrong secret), -106, -116 (no
-    login_domain).  A later end of the login is told by accept.  C: ``kkp2p_join_net``.
+    Waits up to 3 s for the cloud's answer.  Returns 0 (logged in; or the cloud does not answer yet,
+    and logging in goes on), -110 (no such peer id), -111 (wrong secret), -106, -116 (no
+    login_domain).  If the login ends later, accept says so.  C: ``kkp2p_join_net``.
     """
     check_engine(engine)
     engine.join_net(check_peer_id(peer_id), check_text(secret, "secret"))
@@ -247,9 +247,9 @@ def join_net(engine: engine_t, peer_id: str, secret: str) -> int:
 def join_lan(engine: engine_t, peer_id: str) -> int:
     """Answer LAN searches for ``peer_id`` on the engine's lan_search_port, until engine_destroy.
 
-    A second call takes the place of the first.  Whoever is on the LAN can connect: there is no
-    secret.  Returns 0, -110 (no such peer id), -106 (the engine's lan_search_port is 0), -115
-    (another program has the port).  C: ``kkp2p_join_lan``.
+    A second call replaces the first.  Anybody on the LAN can connect: there is no secret.  Returns
+    0, -110 (no such peer id), -106 (the engine's lan_search_port is 0), -115 (another program has
+    the port).  C: ``kkp2p_join_lan``.
     """
     check_engine(engine)
     peer_id = check_peer_id(peer_id)
@@ -294,7 +294,7 @@ def connect(engine: engine_t, ctx: connect_ctx_t, channel: channel_t | None) -> 
 
     With ``ctx.func`` set it returns at once, and ``func(result, channel, ctx.func_param)`` is
     called when the connect is over: in a new greenlet of the calling thread if that has a gevent
-    hub, else on a thread of the SDK's.  ``channel`` may then be None.
+    hub, else on a thread of the SDK.  ``channel`` may then be None.
     Returns 0, -109 (not within ctx.timeout ms, or not online), -108 (the peer refuses), -107 (a
     limit of the cloud, or the connection broke), -110, -117 (another login under our peer id ended
     ours meanwhile), -119 (out of descriptors), -106, -1.  C: ``kkp2p_connect``.
@@ -307,7 +307,7 @@ def connect(engine: engine_t, ctx: connect_ctx_t, channel: channel_t | None) -> 
 
 @_api(...)
 def lan_search(engine: engine_t, ctx: connect_ctx_t, channel: channel_t | None) -> int:
-    """As connect, over the LAN only: finds who has called join_lan.  connect_mode must be 1.
+    """As connect, over the LAN only: finds a peer that has called join_lan.  Wants connect_mode 1.
 
     Searches on the engine's lan_search_port.  Returns 0, -112 (another connect_mode), -109 (not
     found within ctx.timeout ms), -110, -106.  C: ``kkp2p_lan_search``.
@@ -359,7 +359,7 @@ def start_proxy(engine: engine_t, ip: str, port: int, ctx: connect_ctx_t, proxy_
 
     ``port`` 0: any free one (see proxy_address).  ``proxy_id``: an object with ``.value``, such as
     ``ctypes.c_uint32()``.  ctx.timeout must be over 0, ctx.func and ctx.func_param None.
-    Returns 0, -113 (that address cannot be had), -110, -106.  C: ``kkp2p_start_proxy``.
+    Returns 0, -113 (it cannot listen there), -110, -106.  C: ``kkp2p_start_proxy``.
     """
     check_engine(engine)
     ctx = check_context(ctx)
@@ -407,9 +407,9 @@ def read(fd: int, buff: Any, length: int, timeout: int) -> int:
     """Read up to ``length`` bytes into the writable ``buff``.
 
     ``timeout``: ms, 0 or more.  Returns how many, 0 (none in time), -1 (nothing more will come),
-    -106, -121 (buff is shorter).  After -1 error_no tells an end from a cut: -108, the peer has
-    ended its direction and all of it was read (we may still write); -107, the channel was cut:
-    something is missing; -1, not an open socket.  C: ``kkp2p_read``.
+    -106, -121 (buff is shorter).  After -1 error_no distinguishes: -108, the peer has ended its
+    direction and all of it was read (we may still write); -107, the channel was cut, so something
+    may be missing; -1, not an open socket.  C: ``kkp2p_read``.
     """
     timeout_s = check_timeout(timeout)
     view = check_length(buff, length, writable=True)
@@ -423,7 +423,7 @@ def read(fd: int, buff: Any, length: int, timeout: int) -> int:
 
 
 def _failed(fd: int, error: OSError | None) -> int:
-    """C's code for all ends; error_no has which it was."""
+    """C's code for every end; error_no says which it was."""
     _last.code = _DESCRIPTORS.failure_code(fd, error)
     return KKP2P_ERROR
 
@@ -478,7 +478,7 @@ def channel_stats(engine: engine_t, channel_id: int) -> channel_stats_t | None:
 def close_fd(fd: int) -> None:
     """Close a channel's descriptor; what was written still arrives, and the peer is told.
 
-    A number that is no channel's is left alone.  C: ``kkp2p_close_fd``.
+    A number that does not belong to a channel is left alone.  C: ``kkp2p_close_fd``.
     """
     if not _DESCRIPTORS.close(check_fd(fd)):
         raise ParameterError(f"descriptor {fd} is not a channel's, or was closed before")
@@ -488,9 +488,9 @@ def close_fd(fd: int) -> None:
 def abort_fd(fd: int) -> None:
     """Close a channel's descriptor; the peer is told that the channel was cut.
 
-    For a program that cannot finish what it was sending, and must not let the peer take what has
-    come for the whole.  What was written and has not arrived yet may be lost.  A number that is no
-    channel's is left alone.  Not in C.
+    For a program that cannot finish what it was sending, so that the peer does not take the part
+    that has arrived for the whole.  What was written and has not arrived yet may be lost.  A number
+    that does not belong to a channel is left alone.  Not in C.
     """
     if not _DESCRIPTORS.abort(check_fd(fd)):
         raise ParameterError(f"descriptor {fd} is not a channel's, or was closed before")
