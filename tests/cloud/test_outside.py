@@ -31,7 +31,7 @@ from kkp2p_compat.engine.engine import Engine
 from kkp2p_compat.engine.paths import own_addresses
 from kkp2p_compat.engine.paths.own_addresses import OwnAddresses
 from kkp2p_compat.engine.signalling.offer import vouched_untrusted
-from kkp2p_compat.engine.signalling.own_side import Half
+from kkp2p_compat.engine.signalling.own_side import OwnSide
 from kkp2p_compat.traversal.candidates import Candidate, host_candidates
 from kkp2p_compat.traversal.checks import Checks
 from kkp2p_compat.traversal.credentials import Credentials
@@ -207,7 +207,7 @@ def answer_to(
             if visitor.receive()["op"] == "route":  # of the engine's start
                 visitor.send("track", tracks=[])
             visitor.log_in()
-            text = Half([]).offer(kkp2p.connect_ctx_t("peer"), 1)
+            text = OwnSide([]).offer(kkp2p.connect_ctx_t("peer"), 1)
             visitor.send("offer", call="c", ms=1000, offer=text, **fields)
             while (message := visitor.receive())["op"] != "answer":
                 pass

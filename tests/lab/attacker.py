@@ -20,7 +20,7 @@ from kkp2p_compat._errors import KKP2PError
 from kkp2p_compat.control.client import CloudClient
 from kkp2p_compat.engine.calls.cloud_call import call_peer
 from kkp2p_compat.engine.signalling.offer import parse_direct_answer_untrusted
-from kkp2p_compat.engine.signalling.own_side import Half
+from kkp2p_compat.engine.signalling.own_side import OwnSide
 from kkp2p_compat.engine.signalling.trickle import Trickle
 from kkp2p_compat.traversal.candidates import parse_untrusted
 from kkp2p_compat.traversal.nat import NatBehaviour
@@ -29,14 +29,14 @@ PORT = 3080
 
 
 def call(client: CloudClient, peer_id: str, attack: dict[str, Any]) -> bool:
-    half = Half(parse_untrusted(attack["candidates"]), NatBehaviour(**attack["nat"]))
-    offer = half.offer(connect_ctx_t(peer_id), CONNECT_P2P)
+    ours = OwnSide(parse_untrusted(attack["candidates"]), NatBehaviour(**attack["nat"]))
+    offer = ours.offer(connect_ctx_t(peer_id), CONNECT_P2P)
 
     try:
         with call_peer(client, peer_id, offer, attack["seconds"] + 1) as (link, made):
             answer = made.answer.get()
             public, _ = parse_direct_answer_untrusted(answer)
-            keys = half.keys(public, offer, answer)
+            keys = ours.keys(public, offer, answer)
             trickle = Trickle(keys.trickle, True, lambda text: link.trickle(made, text))
             for fields in attack["trickles"]:
                 trickle.send(fields)

@@ -43,7 +43,7 @@ def broken(*_: object, **__: object) -> Any:
 def test_a_fault_of_the_callers(
     monkeypatch: pytest.MonkeyPatch, engine: kkp2p.engine_t, peer: kkp2p.engine_t, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(caller_module, "Half", broken)
+    monkeypatch.setattr(caller_module, "OwnSide", broken)
     check_relayed(engine, peer)
     assert code_of(engine, 1) == kkp2p.KKP2P_ERROR_SYSTEM_INTERNAL
     log = log_of(tmp_path, 0)
@@ -56,7 +56,7 @@ def test_a_fault_of_the_callees(
     monkeypatch: pytest.MonkeyPatch, engine: kkp2p.engine_t, peer: kkp2p.engine_t, tmp_path: Path
 ) -> None:
     """The caller hears of it at once, and does not wait for an answer until its time is over."""
-    monkeypatch.setattr(callee_module, "Half", broken)
+    monkeypatch.setattr(callee_module, "OwnSide", broken)
     check_relayed(engine, peer)
     assert code_of(engine, 1) == kkp2p.KKP2P_ERROR_CONN_DISCONNECT
     assert "a fault in the peer's program" in log_of(tmp_path, 0)

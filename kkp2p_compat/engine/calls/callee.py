@@ -26,7 +26,7 @@ from ..paths.underlay import Underlay
 from ..runtime.timeline import Timeline
 from ..signalling.direct_offer import DirectOffer
 from ..signalling.offer import Offer
-from ..signalling.own_side import Half
+from ..signalling.own_side import OwnSide
 from .race import Race
 
 __all__ = ["Callee", "IncomingCall", "share_of"]
@@ -110,9 +110,9 @@ class Callee:
         self._see_if_there_is_room(underlay, moved, bool(call.caller_id))
         if moved is not None:
             underlay.own.make_sure(LOOK_S)
-        half = _own_side(underlay, call, asked)
-        answer = half.answer() if call.can_trickle else half.fit(half.answer)
-        keys = half.keys(offer.key, call.text, answer)
+        own_side = _own_side(underlay, call, asked)
+        answer = own_side.answer() if call.can_trickle else own_side.fit(own_side.answer)
+        keys = own_side.keys(offer.key, call.text, answer)
         timeline = Timeline()
         trickle = call.trickle if call.can_trickle else None
 
@@ -127,7 +127,7 @@ class Callee:
                 moved.try_path(address)
             link.note_call(call.call_id)
 
-        with underlay.meeting(half, asked, keys, timeline, trickle) as meeting:
+        with underlay.meeting(own_side, asked, keys, timeline, trickle) as meeting:
             call.meeting = meeting
             call.answer(answer)
             timeline.step("answered")
@@ -174,11 +174,11 @@ class Callee:
                 take_path()
 
 
-def _own_side(underlay: Underlay, call: IncomingCall, asked: DirectOffer) -> Half:
+def _own_side(underlay: Underlay, call: IncomingCall, asked: DirectOffer) -> OwnSide:
     own = underlay.own
     if not call.can_trickle:
-        return Half(own.host_candidates(), asked=asked)
-    return Half(
+        return OwnSide(own.host_candidates(), asked=asked)
+    return OwnSide(
         own.candidates(call.to_stranger), own.nat, asked=asked, to_stranger=call.to_stranger
     )
 

@@ -31,7 +31,7 @@ from ..paths.network import Network
 from ..paths.path_finder import Path
 from ..runtime.timeline import Timeline
 from ..signalling.offer import parse_direct_answer_untrusted, vouched_untrusted
-from ..signalling.own_side import Half
+from ..signalling.own_side import OwnSide
 from .attempts import Attempt
 from .cloud_call import call_peer, go_as_caller, may_be_relayed
 from .race import Race
@@ -63,10 +63,10 @@ class CloudCaller:
     def _meet(self, ctx: connect_ctx_t, deadline: float, attempt: Attempt, worked: str) -> Met:
         own = self._network.underlay().own
         own.ready.wait(max(0.0, min(FIRST_LOOK_S, (deadline - time.monotonic()) / 4)))
-        half = Half(own.candidates(), own.nat, worked=worked)
+        own_side = OwnSide(own.candidates(), own.nat, worked=worked)
         attempt.timeline.step("own addresses")
         attempt.timeline.note(f"our NAT: {own.nat.text}")
-        offer = half.offer(ctx, ctx.connect_mode)
+        offer = own_side.offer(ctx, ctx.connect_mode)
         budget_s = deadline - time.monotonic()
         with (
             time_limit(budget_s, attempt.late),
@@ -75,7 +75,7 @@ class CloudCaller:
             answer = call.answer.get()
             attempt.timeline.step("answer")
             attempt.search()
-            with self._meeting(half, offer, answer, link, call, attempt.timeline) as meeting:
+            with self._meeting(own_side, offer, answer, link, call, attempt.timeline) as meeting:
                 if may_be_relayed(ctx) and self._relay_must_do(
                     meeting, attempt, link, call, ctx, deadline
                 ):
@@ -88,15 +88,15 @@ class CloudCaller:
 
     @contextmanager
     def _meeting(
-        self, half: Half, offer: str, answer: str, link: Link, call: OutgoingCall,
+        self, own_side: OwnSide, offer: str, answer: str, link: Link, call: OutgoingCall,
         timeline: Timeline,
     ) -> Iterator[Meeting]:  # fmt: skip
         """The search for a path to the peer that has answered."""
         public, theirs = parse_direct_answer_untrusted(answer)
         theirs = replace(theirs, vouched=vouched_untrusted(call.peer_seen))
-        keys = half.keys(public, offer, answer)
+        keys = own_side.keys(public, offer, answer)
         trickle = functools.partial(link.trickle, call)
-        meeting = self._network.underlay().meeting(half, theirs, keys, timeline, trickle)
+        meeting = self._network.underlay().meeting(own_side, theirs, keys, timeline, trickle)
         with meeting as begun:
             call.hear(begun.handle_text_untrusted)
             yield begun
@@ -129,11 +129,11 @@ class CloudCaller:
         """A new path to the peer of a link that we made."""
         info, own = link.info, self._network.underlay().own
         own.make_sure(FIRST_LOOK_S)  # a NAT that started anew tells nobody
-        half = Half(own.candidates(), own.nat, worked=info.met.plan.kind)
-        offer = half.restart(info.met.theirs.connection_id)
+        own_side = OwnSide(own.candidates(), own.nat, worked=info.met.plan.kind)
+        offer = own_side.restart(info.met.theirs.connection_id)
         with (
             time_limit(budget_s, TimedOut("no new path was found")),
             call_peer(self._client, info.peer_id, offer, budget_s) as (carrier, call),
-            self._meeting(half, offer, call.answer.get(), carrier, call, Timeline()) as meeting,
+            self._meeting(own_side, offer, call.answer.get(), carrier, call, Timeline()) as meeting,
         ):
             return meeting.take().path

@@ -27,7 +27,7 @@ from ..paths.network import Network
 from ..paths.path_finder import Path
 from ..runtime.timeline import Timeline
 from ..signalling.offer import parse_direct_answer_untrusted, parse_offer_untrusted
-from ..signalling.own_side import Half
+from ..signalling.own_side import OwnSide
 from .attempts import Attempt
 from .callee import Callee, IncomingCall
 from .caller import FIRST_LOOK_S
@@ -49,26 +49,26 @@ class LanCaller:
     def meet(self, ctx: connect_ctx_t, deadline: float, attempt: Attempt, worked: str) -> Met:
         """``worked`` does not matter: on the LAN there is one plan."""
         budget_s = attempt.deadline(deadline) - time.monotonic()
-        half = Half(self._network.underlay().own.host_candidates())
-        offer = half.fit(lambda: half.offer(ctx, _codes.CONNECT_P2P))
-        return self._meet(ctx.peer_id, half, offer, budget_s, attempt.timeline)
+        own_side = OwnSide(self._network.underlay().own.host_candidates())
+        offer = own_side.fit(lambda: own_side.offer(ctx, _codes.CONNECT_P2P))
+        return self._meet(ctx.peer_id, own_side, offer, budget_s, attempt.timeline)
 
     def redial(self, link: PeerLink, budget_s: float) -> Path:
         own = self._network.underlay().own
         own.make_sure(FIRST_LOOK_S)
-        half = Half(own.host_candidates())
-        offer = half.fit(lambda: half.restart(link.info.met.theirs.connection_id))
-        return self._meet(link.info.peer_id, half, offer, budget_s, Timeline()).path
+        own_side = OwnSide(own.host_candidates())
+        offer = own_side.fit(lambda: own_side.restart(link.info.met.theirs.connection_id))
+        return self._meet(link.info.peer_id, own_side, offer, budget_s, Timeline()).path
 
     def _meet(
-        self, peer_id: str, half: Half, offer: str, budget_s: float, timeline: Timeline
+        self, peer_id: str, own_side: OwnSide, offer: str, budget_s: float, timeline: Timeline
     ) -> Met:
         deadline = time.monotonic() + budget_s
         answer, _ = lan.search(peer_id, offer, self._port, budget_s, self._log)
         timeline.step("answer")
         public, theirs = parse_direct_answer_untrusted(answer)
-        keys = half.keys(public, offer, answer)
-        meeting = self._network.underlay().meeting(half, theirs, keys, timeline, None)
+        keys = own_side.keys(public, offer, answer)
+        meeting = self._network.underlay().meeting(own_side, theirs, keys, timeline, None)
         late = TimedOut("no path to the peer was found")
         with meeting as begun, time_limit(deadline - time.monotonic(), late):
             return begun.take()

@@ -19,7 +19,7 @@ from ...traversal.plan import Plan, Side, make_plan
 from ..runtime.timeline import Timeline
 from ..signalling.direct_offer import DirectOffer
 from ..signalling.keys import CallKeys
-from ..signalling.own_side import Half
+from ..signalling.own_side import OwnSide
 from ..signalling.trickle import Trickle
 from .path_finder import Path
 from .puncher import Means, Puncher
@@ -44,22 +44,27 @@ class Meeting:
     """Use it inside ``searching``; ``found`` is set when there is a path, then ``take`` it."""
 
     def __init__(
-        self, means: Means, half: Half, theirs: DirectOffer, keys: CallKeys, timeline: Timeline,
+        self,
+        means: Means,
+        own_side: OwnSide,
+        theirs: DirectOffer,
+        keys: CallKeys,
+        timeline: Timeline,
         send: Callable[[str], object],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """``send`` takes a trickled text to the peer."""
-        ours = half.direct
-        caller, callee = (ours, theirs) if half.is_caller else (theirs, ours)
+        ours = own_side.direct
+        caller, callee = (ours, theirs) if own_side.is_caller else (theirs, ours)
         self.plan = make_plan(
             Side(caller.nat, caller.candidates), Side(callee.nat, callee.candidates), caller.worked
         )
         self.to_stranger = ours.to_stranger
+        self.keys = keys
         self._means = means
-        self._is_caller = half.is_caller
+        self._is_caller = own_side.is_caller
         self._ours = ours
         self._theirs = theirs
-        self.keys = keys
-        self._trickle = Trickle(keys.trickle, half.is_caller, send)
+        self._trickle = Trickle(keys.trickle, own_side.is_caller, send)
         self._timeline = timeline
         self._told = set(ours.candidates)
         timeline.plan, timeline.own_nat, timeline.peer_nat = self.plan, ours.nat, theirs.nat

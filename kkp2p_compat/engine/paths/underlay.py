@@ -26,7 +26,7 @@ from ...traversal.port_mapping import PortMapper
 from ..runtime.timeline import Timeline
 from ..signalling.direct_offer import DirectOffer
 from ..signalling.keys import CallKeys
-from ..signalling.own_side import Half
+from ..signalling.own_side import OwnSide
 from .birthdays import Birthdays
 from .meeting import Meeting
 from .own_addresses import OwnAddresses
@@ -94,11 +94,11 @@ class Underlay:
 
     @contextmanager
     def meeting(
-        self, half: Half, theirs: DirectOffer, keys: CallKeys, timeline: Timeline,
+        self, own_side: OwnSide, theirs: DirectOffer, keys: CallKeys, timeline: Timeline,
         trickle: Callable[[str], object] | None,
     ) -> Iterator[Meeting]:  # fmt: skip
         """Look for a path inside the body.  ``trickle``: how a text gets to the peer, if it can."""
-        meeting = Meeting(self._means, half, theirs, keys, timeline, trickle or _nowhere)
+        meeting = Meeting(self._means, own_side, theirs, keys, timeline, trickle or _nowhere)
         with meeting.searching():
             self._meetings.add(meeting)
             try:

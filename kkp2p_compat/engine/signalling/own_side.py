@@ -11,12 +11,12 @@ from .direct_offer import DirectOffer, id_text
 from .keys import CallKeys, make_private_key
 from .offer import encode_text
 
-__all__ = ["Half"]
+__all__ = ["OwnSide"]
 
 MAX_LAN_TEXT_BYTES = 1000  # our choice: of an offer or answer, as a LAN search is one datagram
 
 
-class Half:
+class OwnSide:
     """Make one, send the peer its ``offer`` or ``answer``, then derive the ``keys``."""
 
     def __init__(

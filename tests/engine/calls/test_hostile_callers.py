@@ -22,7 +22,7 @@ from kkp2p_compat.control.link import Link
 from kkp2p_compat.control.outgoing import OutgoingCall
 from kkp2p_compat.engine.calls.cloud_call import call_peer
 from kkp2p_compat.engine.signalling.offer import parse_direct_answer_untrusted
-from kkp2p_compat.engine.signalling.own_side import Half
+from kkp2p_compat.engine.signalling.own_side import OwnSide
 from kkp2p_compat.engine.signalling.trickle import Trickle
 from kkp2p_compat.traversal.candidates import Candidate
 from kkp2p_compat.traversal.stun import Kind, Message
@@ -48,8 +48,8 @@ def answer_of(_: Link, made: OutgoingCall) -> str:
     return str(made.answer.get())
 
 
-def offer_of(half: Half) -> dict[str, Any]:
-    fields: dict[str, Any] = json.loads(half.offer(kkp2p.connect_ctx_t("peer"), 1))
+def offer_of(ours: OwnSide) -> dict[str, Any]:
+    fields: dict[str, Any] = json.loads(ours.offer(kkp2p.connect_ctx_t("peer"), 1))
     return fields
 
 
@@ -95,7 +95,7 @@ BAD_OFFERS = {
 def test_offers_that_are_none(engine: kkp2p.engine_t, peer: kkp2p.engine_t) -> None:
     """Each is declined, nothing is left of it, and the next call is served."""
     for name, spoil in BAD_OFFERS.items():
-        fields = offer_of(Half([Candidate("host", 5, "127.0.0.1", 4000)]))
+        fields = offer_of(OwnSide([Candidate("host", 5, "127.0.0.1", 4000)]))
         spoil(fields)
         with pytest.raises(KKP2PError):
             pytest.fail(f"{name}: {call(engine, json.dumps(fields), answer_of)}")
@@ -126,17 +126,17 @@ def test_addresses_that_are_nobodys(
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ours:
         ours.bind(("127.0.0.1", 0))
         good = Candidate("host", 1, *ours.getsockname())
-        half = Half([Candidate("host", 5 + n, ip, 4000) for n, ip in enumerate(NOBODY)] + [good])
+        ours = OwnSide([Candidate("host", 5 + n, ip, 4000) for n, ip in enumerate(NOBODY)] + [good])
 
         def finish(link: Link, made: OutgoingCall) -> None:
             answer = answer_of(link, made)
             public, _ = parse_direct_answer_untrusted(answer)
-            keys = half.keys(public, json.dumps(fields), answer)
+            keys = ours.keys(public, json.dumps(fields), answer)
             more = [Candidate("srflx", 5, ip, 4001).text for ip in NOBODY]
             trickle = Trickle(keys.trickle, True, lambda text: link.trickle(made, text))
             trickle.send({"candidates": more})
 
-        fields = offer_of(half)
+        fields = offer_of(ours)
         call(engine, json.dumps(fields), finish)
         until(lambda: probed)
     until(lambda: not peer._incoming.busy)
@@ -146,14 +146,14 @@ def test_addresses_that_are_nobodys(
 
 def test_trickled_nonsense(engine: kkp2p.engine_t, peer: kkp2p.engine_t) -> None:
     """Of somebody who has the key, and of somebody who has not; the call itself goes on."""
-    half = Half([Candidate("host", 5, "127.0.0.1", 4000)])
-    fields = offer_of(half)
+    ours = OwnSide([Candidate("host", 5, "127.0.0.1", 4000)])
+    fields = offer_of(ours)
     texts: list[str] = []
 
     def finish(link: Link, made: OutgoingCall) -> None:
         answer = answer_of(link, made)
         public, _ = parse_direct_answer_untrusted(answer)
-        keys = half.keys(public, json.dumps(fields), answer)
+        keys = ours.keys(public, json.dumps(fields), answer)
         trickle = Trickle(keys.trickle, True, texts.append)
         for told in (
             {"candidates": 5}, {"candidates": [GOOD] * 33}, {"candidates": ["x"]}, {"spread": 1},

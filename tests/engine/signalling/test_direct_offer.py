@@ -16,7 +16,7 @@ from kkp2p_compat.engine.signalling.offer import (
     parse_direct_answer_untrusted,
     parse_offer_untrusted,
 )
-from kkp2p_compat.engine.signalling.own_side import MAX_LAN_TEXT_BYTES, Half
+from kkp2p_compat.engine.signalling.own_side import MAX_LAN_TEXT_BYTES, OwnSide
 from kkp2p_compat.traversal.candidates import MAX_CANDIDATES, Candidate
 from kkp2p_compat.traversal.nat import UNKNOWN, NatBehaviour
 
@@ -24,14 +24,14 @@ NAT = NatBehaviour("address-and-port-dependent", "address-dependent", "sequentia
 CANDIDATES = [Candidate("host", 9, "192.0.2.1", 5), Candidate("srflx", 3, "198.51.100.1", 6)]
 
 
-def met(ctx: kkp2p.connect_ctx_t) -> tuple[Half, Half, CallKeys, CallKeys]:
+def met(ctx: kkp2p.connect_ctx_t) -> tuple[OwnSide, OwnSide, CallKeys, CallKeys]:
     """A caller and a callee that have exchanged offer and answer."""
-    caller = Half(CANDIDATES, NAT, worked="punch")
+    caller = OwnSide(CANDIDATES, NAT, worked="punch")
     text = caller.offer(ctx, 0)
     offer = parse_offer_untrusted(text)
     assert offer.direct is not None
     assert offer.key is not None
-    callee = Half(CANDIDATES[:1], asked=offer.direct)
+    callee = OwnSide(CANDIDATES[:1], asked=offer.direct)
     answer = callee.answer()
     public, _ = parse_direct_answer_untrusted(answer)
     return caller, callee, caller.keys(public, text, answer), callee.keys(offer.key, text, answer)
@@ -53,7 +53,7 @@ def test_each_call_has_keys_of_its_own() -> None:
 
 def test_what_is_told() -> None:
     offer = parse_offer_untrusted(
-        Half(CANDIDATES, NAT, worked="birthday").offer(
+        OwnSide(CANDIDATES, NAT, worked="birthday").offer(
             kkp2p.connect_ctx_t("peer", 1, 0, 1, 1000, -7), 1
         )
     )
@@ -66,22 +66,22 @@ def test_what_is_told() -> None:
 
 
 def test_a_restart_is_no_channel() -> None:
-    offer = parse_offer_untrusted(Half(CANDIDATES).restart(0x0123456789ABCDEF))
+    offer = parse_offer_untrusted(OwnSide(CANDIDATES).restart(0x0123456789ABCDEF))
     assert offer.restarts == 0x0123456789ABCDEF
     assert offer.mode == 1  # p2p only: never the relay
 
 
 def test_a_lan_text_is_one_datagram() -> None:
     many = [Candidate("host", 99 - n, f"2001:db8::{n + 1:x}", 50000) for n in range(MAX_CANDIDATES)]
-    half = Half(many)
-    text = half.fit(half.answer)
+    ours = OwnSide(many)
+    text = ours.fit(ours.answer)
     assert len(text) <= MAX_LAN_TEXT_BYTES
     kept = parse_direct_answer_untrusted(text)[1].candidates
     assert kept == many[: len(kept)]
     assert len(kept) > 5
 
 
-GOOD = json.loads(Half(CANDIDATES, NAT, worked="punch").answer())["direct"]
+GOOD = json.loads(OwnSide(CANDIDATES, NAT, worked="punch").answer())["direct"]
 BAD: dict[str, Any] = {
     "id": [None, 7, "", "0" * 15, "0" * 17, "0" * 15 + "g", "0" * 15 + "A", "+" + "0" * 15],
     "ufrag": [None, "", "x" * 9, "ä" * 8],
@@ -111,7 +111,7 @@ def test_without_what_may_be_missing() -> None:
 
 @pytest.mark.parametrize("restart", [None, 7, "", "0" * 15, [], {}])
 def test_malformed_restarts(restart: object) -> None:
-    offer = json.loads(Half(CANDIDATES).restart(1))
+    offer = json.loads(OwnSide(CANDIDATES).restart(1))
     with pytest.raises(BadPacket):
         parse_offer_untrusted(json.dumps({**offer, "restart": restart}))
     del offer["direct"]
@@ -122,7 +122,7 @@ def test_malformed_restarts(restart: object) -> None:
 def test_offers_with_holes_and_noise() -> None:
     """Nothing but BadPacket, whatever is missing or is something else."""
     random = Random(1)
-    whole = json.loads(Half(CANDIDATES, NAT).offer(kkp2p.connect_ctx_t("peer"), 0))
+    whole = json.loads(OwnSide(CANDIDATES, NAT).offer(kkp2p.connect_ctx_t("peer"), 0))
     things = [None, True, -1, 2**70, 1e300, "", "x", [], {}, [[]], {"a": 1}]
     for _ in range(2000):
         fields = json.loads(json.dumps(whole))
