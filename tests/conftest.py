@@ -28,14 +28,22 @@ from helpers.cloud_fixtures import (
     start_cloud,
     start_program,
 )
-from helpers.line_server import identity, make_link, offers, open_link, quick_link, serve
+from helpers.line_server import (
+    identity,
+    make_link,
+    offers,
+    open_link,
+    quick_backoff,
+    quick_link,
+    serve,
+)
 from helpers.support import PATIENCE_S
 
 __all__ = [
     "black_hole",
     "cloud", "engine", "identity", "lan_pair", "lan_port", "make_engine", "make_link", "make_pair",
-    "offers", "on_loopback", "open_link", "out_of_reach", "peer", "quick_link", "serve",
-    "start_cloud", "start_program",
+    "offers", "on_loopback", "open_link", "out_of_reach", "peer", "quick_backoff", "quick_link",
+    "serve", "start_cloud", "start_program",
 ]  # fmt: skip
 
 # A script's background job ignores SIGINT, and so would the programs that tests interrupt.

@@ -16,6 +16,7 @@ from scramp import ScramMechanism
 
 from helpers.support import SECRET
 from kkp2p_compat.cloud.certificate import TLSIdentity, load_identity
+from kkp2p_compat.control import client as client_module
 from kkp2p_compat.control import link as link_module
 from kkp2p_compat.control.link import Link
 from kkp2p_compat.control.wire import LineReader, Message, encode
@@ -166,6 +167,17 @@ class RawServer:
             sock.close()
 
 
+def all_here(script: Script) -> Script:
+    """A cloud that serves every peer on the first connection."""
+
+    def run(visitor: Visitor) -> None:
+        visitor.receive("route")
+        visitor.send("track", tracks=[])
+        script(visitor)
+
+    return run
+
+
 def wait_for(condition: Callable[[], object]) -> None:
     """Bounded by the time limit of every test."""
     while not condition():
@@ -239,6 +251,13 @@ def open_link(make_link: MakeLink, serve: Serve) -> OpenLink:
         return link
 
     return open_
+
+
+@pytest.fixture
+def quick_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "BACKOFF_FIRST_S", 0.001)
+    monkeypatch.setattr(client_module, "BACKOFF_MOST_S", 0.01)
+    monkeypatch.setattr(client_module, "BACKOFF_SPREAD_S", 0.003)
 
 
 @pytest.fixture

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import socket
 from pathlib import Path
+from typing import Any
 
 import gevent
 import pytest
 
 import kkp2p_compat as kkp2p
 from helpers.direct_support import (
-    LONG,
     MakeEngine,
     accept,
     check_carries,
@@ -23,13 +22,8 @@ from helpers.direct_support import (
     until,
 )
 from helpers.support import PATIENCE_S, SECRET, read_all, write_all
-from kkp2p_compat.engine.calls import race, remote
-from kkp2p_compat.engine.links import link_table
 
 pytestmark = pytest.mark.usefixtures("on_loopback")
-
-
-# Time, and those who do not wait.
 
 
 @pytest.mark.parametrize("timeout", [0, 1, 2, 5, 10, 20, 40])
@@ -82,47 +76,6 @@ def test_connects_that_are_given_up(engine: kkp2p.engine_t, peer: kkp2p.engine_t
     check_carries(connect(engine), accept(peer))
 
 
-@pytest.mark.parametrize("mode", [0, 1])
-def test_a_dead_link_leaves_time_for_a_new_one(
-    engine: kkp2p.engine_t, peer: kkp2p.engine_t, mode: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The peer has restarted without a word, and the caller has less time than that takes."""
-    monkeypatch.setattr(remote, "REUSE_S", PATIENCE_S)
-    close(connect(engine), accept(peer))
-    until(lambda: settled(engine) and settled(peer))
-    for link in links(peer):
-        peer.thread.call(peer.network.underlay().endpoint.remove, link)  # type: ignore[union-attr]
-    mine = kkp2p.channel_t()
-    assert kkp2p.connect(engine, ctx_to("peer", mode, timeout=4000), mine) == 0
-    check_carries(mine, accept(peer))
-
-
-@pytest.mark.usefixtures("out_of_reach")
-def test_auto_leaves_time_for_the_relay(
-    engine: kkp2p.engine_t, peer: kkp2p.engine_t, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And is not told that there is no path by a call that had no time to look for one."""
-    mine = kkp2p.channel_t()
-    assert kkp2p.connect(engine, ctx_to("peer", timeout=200), mine) == -109
-    until(lambda: not engine.busy())
-    assert not engine.dialer.remote("peer").is_blocked
-    monkeypatch.setattr(race, "HEAD_START_S", PATIENCE_S)
-    assert kkp2p.connect(engine, ctx_to("peer", 0, timeout=4000), mine) == 0
-    check_carries(mine, accept(peer))
-
-
-@pytest.mark.usefixtures("out_of_reach")
-def test_auto_does_not_wait_for_mode_1(
-    engine: kkp2p.engine_t, peer: kkp2p.engine_t, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(race, "HEAD_START_S", 0.1)
-    waiting = gevent.spawn(kkp2p.connect, engine, ctx_to("peer"), kkp2p.channel_t())
-    until(lambda: engine.dialer.busy)
-    check_carries(connect(engine, 0), accept(peer))
-    assert not waiting.ready()
-    waiting.kill()
-
-
 @pytest.mark.usefixtures("out_of_reach")
 @pytest.mark.parametrize("who", ["caller", "callee"])
 def test_destroy_while_a_path_is_looked_for(
@@ -144,34 +97,45 @@ def test_destroy_while_a_path_is_looked_for(
     kkp2p.engine_destroy(caller)
 
 
-def test_destroy_with_live_links(make_engine: MakeEngine) -> None:
-    """What was written arrives, and the other side's channels end at once."""
-    callee, caller = make_engine(), make_engine()
-    assert kkp2p.join_net(callee, "peer", SECRET) == 0
-    pairs = [(connect(caller), accept(callee)) for _ in range(5)]
-    for mine, _ in pairs:
-        write_all(mine.fd, b"last words")
-    kkp2p.engine_destroy(caller)
-    for mine, theirs in pairs:
-        assert read_all(theirs.fd) == b"last words"
-        assert kkp2p.read(mine.fd, bytearray(1), 1, LONG) == -1
-        close(mine, theirs)
-    until(lambda: settled(callee) and not links(callee))
+@pytest.mark.usefixtures("out_of_reach")
+def test_who_was_called_is_not_here_any_more(engine: kkp2p.engine_t, peer: kkp2p.engine_t) -> None:
+    """A call that is being answered under the old id leads nowhere."""
+    calling = gevent.spawn(kkp2p.connect, engine, ctx_to("peer"), kkp2p.channel_t())
+    until(lambda: len(peer.network.underlay().finder) == 1)
+    assert kkp2p.join_net(peer, "other", SECRET) == 0
+    until(lambda: not peer._incoming.busy and not len(peer.network.underlay().finder))
+    calling.kill()
 
 
-def test_a_peer_that_is_gone_without_a_word(
-    monkeypatch: pytest.MonkeyPatch, engine: kkp2p.engine_t, peer: kkp2p.engine_t
+@pytest.mark.usefixtures("out_of_reach")
+def test_who_was_searched_on_the_lan_is_not_here_any_more(lan_pair: Any) -> None:
+    caller, callee = lan_pair
+    calling = gevent.spawn(kkp2p.connect, caller, ctx_to("lan-peer"), kkp2p.channel_t())
+    until(lambda: len(callee.network.underlay().finder) == 1)
+    assert kkp2p.join_lan(callee, "other") == 0
+    until(lambda: not len(callee.network.underlay().finder))
+    calling.kill()
+
+
+@pytest.mark.usefixtures("out_of_reach")
+def test_a_path_that_nobody_waits_for_any_more(
+    engine: kkp2p.engine_t, peer: kkp2p.engine_t
 ) -> None:
-    """Its network is: reads end with an error, and the next connect makes a new link."""
-    monkeypatch.setattr(
-        link_table, "TransportSettings",
-        functools.partial(link_table.TransportSettings, idle_timeout_s=0.5, keepalive_s=0.1),
-    )  # fmt: skip
-    mine, theirs = connect(engine), accept(peer)
-    for one in (engine, peer):
-        door = one.network.underlay().endpoint._doors.main[socket.AF_INET]  # type: ignore[union-attr]
-        monkeypatch.setattr(door.socket, "send", lambda data, *_: len(data))
-    assert read_all(mine.fd) == read_all(theirs.fd) == b""
-    until(lambda: not links(engine) and not links(peer))
-    close(mine, theirs)
-    monkeypatch.undo()
+    """It is found, by a socket of its own, as the callee's greenlet is killed."""
+    calling = gevent.spawn(kkp2p.connect, engine, ctx_to("peer"), kkp2p.channel_t())
+    endpoint = peer.network.underlay().endpoint
+    until(lambda: len(peer.network.underlay().finder) == 1)
+
+    def find_and_kill() -> None:
+        (meeting,) = peer.network.underlay()._meetings
+        (number,) = endpoint.open_sockets(socket.AF_INET, 1)
+        meeting._puncher._sockets.add(number)
+        meeting._search.checks.selected = ("127.0.0.1", 9, number)
+        gevent.killall(list(peer._incoming._answering.values()), block=False)
+        meeting.found.set((("127.0.0.1", 9, number), 0.1))
+
+    peer.thread.call(find_and_kill)
+    until(lambda: not peer._incoming.busy)
+    assert not links(peer)
+    assert not endpoint._doors.extra
+    calling.kill()

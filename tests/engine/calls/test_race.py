@@ -1,8 +1,7 @@
-"""Direct connections, and what may come at the wrong moment: kills, short times, other callers."""
+"""Path and relay race for a call: who waits for what, and for how long."""
 
 from __future__ import annotations
 
-import socket
 from typing import Any
 
 import gevent
@@ -12,13 +11,14 @@ import kkp2p_compat as kkp2p
 from helpers.direct_support import (
     accept,
     check_carries,
+    close,
     connect,
     ctx_to,
     links,
     settled,
     until,
 )
-from helpers.support import PATIENCE_S, SECRET
+from helpers.support import PATIENCE_S
 from kkp2p_compat.engine.calls import attempts, race, remote
 from kkp2p_compat.engine.calls import callee as callee_module
 from kkp2p_compat.engine.calls import caller as caller_module
@@ -27,6 +27,48 @@ from kkp2p_compat.engine.signalling.offer import parse_direct_answer_untrusted
 
 pytestmark = pytest.mark.usefixtures("on_loopback")
 
+
+@pytest.mark.parametrize("mode", [0, 1])
+def test_a_dead_link_leaves_time_for_a_new_one(
+    engine: kkp2p.engine_t, peer: kkp2p.engine_t, mode: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The peer has restarted without a word, and the caller has less time than that takes."""
+    monkeypatch.setattr(remote, "REUSE_S", PATIENCE_S)
+    close(connect(engine), accept(peer))
+    until(lambda: settled(engine) and settled(peer))
+    for link in links(peer):
+        peer.thread.call(peer.network.underlay().endpoint.remove, link)  # type: ignore[union-attr]
+    mine = kkp2p.channel_t()
+    assert kkp2p.connect(engine, ctx_to("peer", mode, timeout=4000), mine) == 0
+    check_carries(mine, accept(peer))
+
+
+@pytest.mark.usefixtures("out_of_reach")
+def test_auto_leaves_time_for_the_relay(
+    engine: kkp2p.engine_t, peer: kkp2p.engine_t, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is not told that there is no path by a call that had no time to look for one."""
+    mine = kkp2p.channel_t()
+    assert kkp2p.connect(engine, ctx_to("peer", timeout=200), mine) == -109
+    until(lambda: not engine.busy())
+    assert not engine.dialer.remote("peer").is_blocked
+    monkeypatch.setattr(race, "HEAD_START_S", PATIENCE_S)
+    assert kkp2p.connect(engine, ctx_to("peer", 0, timeout=4000), mine) == 0
+    check_carries(mine, accept(peer))
+
+
+@pytest.mark.usefixtures("out_of_reach")
+def test_auto_does_not_wait_for_mode_1(
+    engine: kkp2p.engine_t, peer: kkp2p.engine_t, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(race, "HEAD_START_S", 0.1)
+    waiting = gevent.spawn(kkp2p.connect, engine, ctx_to("peer"), kkp2p.channel_t())
+    until(lambda: engine.dialer.busy)
+    check_carries(connect(engine, 0), accept(peer))
+    assert not waiting.ready()
+    waiting.kill()
+
+
 HOUR_MS = 3_600_000
 
 
@@ -34,9 +76,6 @@ def udp_ctx(mode: int, timeout: int) -> kkp2p.connect_ctx_t:
     ctx = ctx_to("peer", mode, timeout)
     ctx.channel_type = kkp2p.KKP2P_UDP_CHANNEL
     return ctx
-
-
-# Callers that wait for the same path.
 
 
 @pytest.mark.usefixtures("out_of_reach")
@@ -91,9 +130,6 @@ def test_a_dead_link_leaves_time_for_the_relay(
     check_carries(mine, theirs)
 
 
-# The relay that is kept ready.
-
-
 def test_a_path_does_not_wait_for_a_relay_that_nobody_takes(
     engine: kkp2p.engine_t, peer: kkp2p.engine_t, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,29 +156,6 @@ def test_a_path_does_not_wait_for_a_relay_that_nobody_takes(
     check_carries(mine, theirs)
 
 
-# Engines that become somebody else, or end.
-
-
-@pytest.mark.usefixtures("out_of_reach")
-def test_who_was_called_is_not_here_any_more(engine: kkp2p.engine_t, peer: kkp2p.engine_t) -> None:
-    """A call that is being answered under the old id leads nowhere."""
-    calling = gevent.spawn(kkp2p.connect, engine, ctx_to("peer"), kkp2p.channel_t())
-    until(lambda: len(peer.network.underlay().finder) == 1)
-    assert kkp2p.join_net(peer, "other", SECRET) == 0
-    until(lambda: not peer._incoming.busy and not len(peer.network.underlay().finder))
-    calling.kill()
-
-
-@pytest.mark.usefixtures("out_of_reach")
-def test_who_was_searched_on_the_lan_is_not_here_any_more(lan_pair: Any) -> None:
-    caller, callee = lan_pair
-    calling = gevent.spawn(kkp2p.connect, caller, ctx_to("lan-peer"), kkp2p.channel_t())
-    until(lambda: len(callee.network.underlay().finder) == 1)
-    assert kkp2p.join_lan(callee, "other") == 0
-    until(lambda: not len(callee.network.underlay().finder))
-    calling.kill()
-
-
 def test_a_long_time_is_for_more_than_one_attempt(
     engine: kkp2p.engine_t, peer: kkp2p.engine_t, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,56 +170,3 @@ def test_a_long_time_is_for_more_than_one_attempt(
 
     monkeypatch.setattr(type(peer.network.underlay().own), "candidates", later)
     check_carries(connect(engine), accept(peer))
-
-
-# Sockets that were opened for one path.
-
-
-def test_sockets_go_with_their_paths(engine: kkp2p.engine_t, peer: kkp2p.engine_t) -> None:
-    mine, theirs = connect(engine), accept(peer)
-    (link,) = links(engine)
-    endpoint = engine.network.underlay().endpoint
-    ip, port = link.connection.address[:2]
-
-    def try_by_a_fresh_socket() -> int:
-        (number,) = endpoint.open_sockets(socket.AF_INET, 1)
-        link.try_path((ip, port, number))
-        return number
-
-    extra = endpoint._doors.extra
-    # The path that there was is dead, or both would not be sure which of them is the better one.
-    engine.thread.call(endpoint._doors.main[socket.AF_INET].readable.stop)
-    for _ in range(3):
-        number = engine.thread.call(try_by_a_fresh_socket)
-        until(lambda number=number: link.connection.address == (ip, port, number))
-        until(lambda number=number: set(extra) == {number})
-    check_carries(mine, theirs)
-    until(lambda: settled(engine))
-    engine.thread.call(link.close, "of the test")
-    until(lambda: link.closed)
-    engine.thread.call(try_by_a_fresh_socket)
-    assert not extra
-
-
-@pytest.mark.usefixtures("out_of_reach")
-def test_a_path_that_nobody_waits_for_any_more(
-    engine: kkp2p.engine_t, peer: kkp2p.engine_t
-) -> None:
-    """It is found, by a socket of its own, as the callee's greenlet is killed."""
-    calling = gevent.spawn(kkp2p.connect, engine, ctx_to("peer"), kkp2p.channel_t())
-    endpoint = peer.network.underlay().endpoint
-    until(lambda: len(peer.network.underlay().finder) == 1)
-
-    def find_and_kill() -> None:
-        (meeting,) = peer.network.underlay()._meetings
-        (number,) = endpoint.open_sockets(socket.AF_INET, 1)
-        meeting._puncher._sockets.add(number)
-        meeting._search.checks.selected = ("127.0.0.1", 9, number)
-        gevent.killall(list(peer._incoming._answering.values()), block=False)
-        meeting.found.set((("127.0.0.1", 9, number), 0.1))
-
-    peer.thread.call(find_and_kill)
-    until(lambda: not peer._incoming.busy)
-    assert not links(peer)
-    assert not endpoint._doors.extra
-    calling.kill()
