@@ -78,7 +78,7 @@ class Calls:
         self._relays = relays
         self._relay_key = relay_key
         self._calls = CallTable(gate, time.monotonic())
-        # By callee, of those that are being called.
+        # By callee; of those only that are being called.
         self._turns: dict[Member, Turns[Call]] = {}
 
     def __len__(self) -> int:
@@ -133,7 +133,7 @@ class Calls:
         self._open(call, offer, message.get("shows") is True, now)
 
     def _share(self, caller: Member) -> str:
-        """Who has his own share of a callee: an account, or an address of strangers."""
+        """What has a share of a callee of its own: an account, or an address of strangers."""
         if caller.peer_id is not None:
             return f"account {caller.peer_id}"
         keys = address_keys(caller.host)
@@ -195,7 +195,7 @@ class Calls:
         return [*_random.sample(alive, min(MAX_RELAYS, len(alive)))]
 
     def _make_room(self, call: Call, line: bytes) -> str:
-        """For one call more of this callee; the reason to decline it if there is none."""
+        """Room for one call more of this callee; the reason to decline it if there is none."""
         turns = self._turns_of(call.callee)
         loser = turns.loser_to(call)
         if loser is not None:
@@ -206,7 +206,7 @@ class Calls:
         return "" if call.callee.has_room(line) else "busy"
 
     def _lose(self, call: Call) -> None:
-        """Its place is another stranger's."""
+        """Its place goes to another stranger."""
         reason = f"over {self._limits.strangers_to_a_peer} calls of {call.callee.peer_id}"
         self._gate.refused(call.caller.host, f"{reason} by strangers")
         call.caller.send(encode("declined", call=call.number, reason="limit"))
@@ -292,8 +292,10 @@ class Calls:
         self._hand_over(callee, time.monotonic())
 
     def _keep(self, call: Call) -> bool:
-        """For what the two have to tell each other yet.  Where too many are kept, the oldest goes:
-        a caller that never says that a call is over may call all the same.
+        """Whether it is kept, for what the two still have to tell each other.
+
+        Where too many are kept the oldest goes: so a caller that never says that a call is over can
+        go on calling.
         """
         limits, caller = self._limits, call.caller
         full = self._gate.full(self._gate.kept_calls, caller.host, limits.kept_calls_per_address)
@@ -373,7 +375,7 @@ class Calls:
         return callee.incoming.get(_text_untrusted(message, "call", MAX_REASON_CHARS))
 
     def _end_quietly(self, call: Call) -> None:
-        """Without a word of the caller: what is answered goes on without us."""
+        """The caller did not ask for it: what was answered goes on without us."""
         if call.answered:
             self._forget(call)
         else:

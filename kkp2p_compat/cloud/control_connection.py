@@ -26,6 +26,7 @@ from gevent.pool import Group
 
 from .._bucket import Bucket
 from .._errors import BadPacket
+from .._io import READ, WRITE
 from ..control.wire import LineReader, Message, encode
 from ..transport import tcp
 from .certificate import TLSIdentity
@@ -34,8 +35,6 @@ from .limits import Gatekeeper
 __all__ = ["ControlConnection", "Service"]
 
 log = logging.getLogger(__name__)
-
-_READ, _WRITE = 1, 2  # libev's EV_READ and EV_WRITE
 
 # Our choices.
 READ_BYTES = 16384  # the most that one TLS record holds
@@ -48,8 +47,8 @@ _SHAKING, _OPEN, _CLOSING, _CLOSED = range(4)
 
 
 class Service:
-    """What control connections talk to.  ``handlers``: one for each op; each gets what ``meet`` has
-    made of the connection, and the message.
+    """What control connections talk to.  ``handlers``: one for each op.  A handler gets what
+    ``meet`` has made of the connection, and the message.
 
     ``unsent``: during a turn, the connections that have lines to send at its end.
     """
@@ -88,6 +87,7 @@ class ControlConnection:
         "_next_turn",
         "_out",
         "_quiet_s",
+        "_read_bytes",
         "_readable",
         "_reader",
         "_service",
@@ -120,10 +120,11 @@ class ControlConnection:
         self._gate = gate
         self._service = service
         self._context = identity.context
-        self.binding = identity.binding  # of a login to the certificate that it is shown
+        self.binding = identity.binding  # what a login here is bound to: the certificate
         self._closing = closing
         self._state = _SHAKING
         self._reader = LineReader(limits.line_bytes, limits.stranger_line_bytes)
+        self._read_bytes = 0  # in this turn
         self._out = b""
         self._readable: Any = None
         self._writable: Any = None
@@ -147,7 +148,7 @@ class ControlConnection:
                 self._sock, server_side=True, do_handshake_on_connect=False
             )
             self._sock.settimeout(0)
-            self._readable = get_hub().loop.io(self._sock.fileno(), _READ)
+            self._readable = get_hub().loop.io(self._sock.fileno(), READ)
             self._readable.start(self._on_readable)
         except (OSError, ValueError) as error:  # reset already
             self._drop(f"no TLS: {error}")
@@ -237,8 +238,8 @@ class ControlConnection:
         if wait_s <= 0:
             return False
         # All connections of one address would go on at once: so each pays for a turn in advance.
-        shares.spend_work(self.host, now, TURN_S)
-        self.pause(wait_s, lambda: shares.spend_work(self.host, time.monotonic(), -TURN_S))
+        shares.spend(self.host, now, TURN_S)
+        self.pause(wait_s, lambda: shares.spend(self.host, time.monotonic(), -TURN_S))
         return True
 
     def _take_turn(self, first: Callable[[], object] | None = None) -> None:
@@ -251,8 +252,10 @@ class ControlConnection:
         for connection in unsent:
             connection._flush()
         used, now = time.thread_time() - began, time.monotonic()
+        size, self._read_bytes = self._read_bytes, 0
         self._work.spend(now, used)
-        self._gate.shares.spend_work(self.host, now, used)
+        self._bytes.spend(now, size)
+        self._gate.shares.spend(self.host, now, used, size)
         if more and self._next_turn is None and not self._must_wait():
             self.pause(0.0)
 
@@ -310,17 +313,12 @@ class ControlConnection:
             if not data:
                 self._drop("closed by the peer")
                 return False
-            self._count(len(data))
+            self._read_bytes += len(data)
             self._reader.feed(data)
 
     def _open(self) -> None:
         self._state = _OPEN
         self.known_as = self._service.meet(self)
-
-    def _count(self, size: int) -> None:
-        now = time.monotonic()
-        self._bytes.spend(now, size)
-        self._gate.shares.spend_bytes(self.host, now, size)
 
     def _take(self, message: Message) -> None:
         now = time.monotonic()
@@ -344,7 +342,7 @@ class ControlConnection:
             self._fail(str(error))
             return
         if self._out and self._writable is None:
-            self._writable = get_hub().loop.io(self._sock.fileno(), _WRITE)
+            self._writable = get_hub().loop.io(self._sock.fileno(), WRITE)
             self._writable.start(self._on_writable)
         elif not self._out and self._writable is not None:
             self._writable.close()

@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 
 # Our choices.
 LOG_EVERY_S = 30.0  # refusals of one address: the first is logged, then a count this often
-WORK_WIDER = (1, 1.5, 2)  # as WIDER, of processor time: there is one second in a second
-WORK_BURST_S = 0.1  # of processor time at once for an address: what everybody else may notice
+WORK_WIDER = (1, 1.5, 2)  # WIDER, of processor time: nobody can have more than one second of it
+WORK_BURST_S = 0.1  # of processor time at once for an address: others may notice that much
 KEPT_PART = 4  # one in so many places for connections is kept for networks that have few
 FEW = 16  # connections
 
@@ -47,18 +47,13 @@ class Shares:
             return 0.0
         return max(self._work.wait_s(keys, now), self._bytes.wait_s(keys, now))
 
-    def spend_work(self, host: str, now: float, seconds: float) -> None:
-        """Processor time that it has used."""
-        self._spend(self._work, host, now, seconds)
-
-    def spend_bytes(self, host: str, now: float, count: int) -> None:
-        """Bytes that were read of it."""
-        self._spend(self._bytes, host, now, count)
-
-    def _spend(self, networks: Networks, host: str, now: float, count: float) -> None:
+    def spend(self, host: str, now: float, seconds: float, size: int = 0) -> None:
+        """Processor time that it has used, and how many bytes were read of it."""
         keys = address_keys(host)
         if self._limits.hold_for(keys):
-            networks.spend(keys, now, count)
+            self._work.spend(keys, now, seconds)
+            if size:
+                self._bytes.spend(keys, now, size)
 
 
 class SparingLog:
@@ -138,7 +133,7 @@ class Deadlines:
             try:
                 item.expire()
             except Exception:
-                log.exception("a deadline that cannot be kept")  # the others must be all the same
+                log.exception("a deadline that cannot be kept")  # the others are kept all the same
                 self._items.discard(item)
 
 

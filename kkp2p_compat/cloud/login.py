@@ -47,7 +47,7 @@ class Login:
     ) -> None:
         self.peer_id = peer_id
         self.call_only = call_only  # it proves who calls; nobody can call this peer here
-        self.paid = False  # for a failure, in advance
+        self.paid = False  # for a failure, in advance: see LoginLimits
         self.verifier = accounts.get(peer_id)
         self._is_unknown = False  # the peer that the SCRAM message names
         self._server = ScramMechanism(MECHANISM).make_server(

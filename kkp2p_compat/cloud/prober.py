@@ -25,7 +25,9 @@ PROBE_TIMEOUT_S = 2.0
 
 
 class Prober:
-    """``kind``: what they are, for the log.  Until ``start`` has found out more, all are alive."""
+    """``kind``: what the servers are, for the log.  Until ``start`` has found out more, all of them
+    count as alive.
+    """
 
     def __init__(self, kind: str, servers: Sequence[HostPort]) -> None:
         self._kind = kind

@@ -18,6 +18,7 @@ from gevent import get_hub
 from gevent.event import Event
 from gevent.pool import Group
 
+from .._io import READ
 from ..transport import relay_wire, tcp
 from ..transport.splice import MOST_PIPES, BudgetSpent, Carriers, Outcome, Splice, close_both
 from .counting import Tally, address_key
@@ -26,8 +27,6 @@ from .limits import Gatekeeper
 __all__ = ["Relay"]
 
 log = logging.getLogger(__name__)
-
-_READ = 1  # libev's EV_READ
 
 # Our choices.
 REFUSE_S = 5.0  # for the refusal to reach the peer
@@ -59,7 +58,7 @@ class _Guest:
         self.counted_in: Tally | None = None  # as a session's side, for its address
         self._relay = relay
         self._received = b""
-        self._readable = get_hub().loop.io(sock.fileno(), _READ)
+        self._readable = get_hub().loop.io(sock.fileno(), READ)
         self._readable.start(self._on_readable)
 
     def _on_readable(self) -> None:

@@ -1,4 +1,4 @@
-"""The route: tells on which track a peer is.  It computes that, and shares state with nobody.
+"""The route: tells on which track a peer is.  It computes that from its list of tracks alone.
 
 Rendezvous hashing: of the tracks that are alive, a peer belongs to the one with the highest
 SHA-256 of ``peer_id NUL host:port``.  Every route with the same list gives the same answer.

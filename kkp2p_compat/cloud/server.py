@@ -20,6 +20,7 @@ from gevent import get_hub
 from gevent import socket as gsocket
 from gevent.pool import Group
 
+from .._io import READ
 from ..transport import relay_wire, tcp
 from ..transport.splice import MOST_PIPES
 from .accounts import Accounts
@@ -36,20 +37,19 @@ __all__ = ["Cloud", "raise_descriptor_limit"]
 
 log = logging.getLogger(__name__)
 
-_READ = 1  # libev's EV_READ
 _TLS_HANDSHAKE = b"\x16"  # RFC 8446 section 5.1, ContentType
 _RELAY_HELLO = relay_wire.MAGIC[:1]
 
 # Our choices.
 BACKLOG = 1024
 ACCEPTS_PER_TURN = 64  # then those that are connected have their turn
-HANDSHAKES_PER_TURN = 8  # about 8 ms; those that are under way have their turn before new ones
-TURN_S = 0.001  # at least
-ACCEPT_PAUSE_S = 0.5  # without a free descriptor
+HANDSHAKES_PER_TURN = 8  # about 8 ms; then those that are under way have their turn
+TURN_S = 0.001  # between two turns of handshakes, at least
+ACCEPT_PAUSE_S = 0.5  # when there is no free descriptor
 SPARE_DESCRIPTORS = 64  # for files and accounts
 PIPE_SHARE = 16  # one in so many descriptors may be a pipe of the relay's; it has two ends
 SWEEP_S = 1.0
-PORT_TRIES = 16  # for a number that is free for TCP and UDP, when any will do
+PORT_TRIES = 16  # to find a number that is free for TCP and UDP, when any will do
 AT_ONCE_S = 0.5  # for good-byes to arrive when nobody is waited for
 _OUT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -81,7 +81,7 @@ class _Stranger:
         self.deadline = deadline
         self.reason = "says nothing"  # why it could not stay
         self._cloud = cloud
-        self._readable = get_hub().loop.io(sock.fileno(), _READ)
+        self._readable = get_hub().loop.io(sock.fileno(), READ)
         self._readable.start(self._on_readable)
 
     def _on_readable(self) -> None:
@@ -118,7 +118,7 @@ class Cloud:
         self._key = b""
         self._listener: Any = None
         self._accepting: Any = None
-        self._sweeping: Any = None  # these three are timers
+        self._sweeping: Any = None  # a timer, as are the next two
         self._resuming: Any = None
         self._shaking: Any = None
         self._waiting: deque[_Stranger] = deque()  # for a TLS handshake
@@ -203,19 +203,19 @@ class Cloud:
                 if error.errno != errno.EADDRINUSE:
                     raise
                 if not tries_left:  # it may be the second port of another cloud on this host
-                    log.error("%s; going on without", error)
+                    log.error("%s; going on without STUN", error)
                     break
                 self._listener.close()
         listener = self._listener
         listener.listen(BACKLOG)
         listener.settimeout(0)
         loop = get_hub().loop
-        self._accepting = loop.io(listener.fileno(), _READ)
+        self._accepting = loop.io(listener.fileno(), READ)
         self._accepting.start(self._on_accept)
         self._sweeping = loop.timer(SWEEP_S, SWEEP_S)
         self._sweeping.start(self._on_sweep)
         self._resuming = loop.timer(ACCEPT_PAUSE_S)  # to accept, after a pause
-        self._shaking = loop.timer(0.0, TURN_S)  # hands with those that wait
+        self._shaking = loop.timer(0.0, TURN_S)  # TLS handshakes, while some wait for theirs
 
     def _start_stun(self) -> None:
         settings = self.settings
@@ -255,7 +255,7 @@ class Cloud:
         self._stop_accepting()
         if self.stun is not None:
             self.stun.stop()
-        for _ in range(3):  # its end, a callback of it, the greenlet that this starts
+        for _ in range(3):  # an item's end, a callback of it, the greenlet that this starts
             for item in self.gate.deadlines.items():
                 item.expire()  # it did not go when it was told to
             gevent.sleep(0)

@@ -25,7 +25,7 @@ def _limit(default: Any, help_text: str) -> Any:
 
 @dataclass(frozen=True)
 class Limits:
-    """What nobody may exceed.  ``_s`` is seconds; "an address" is an IPv4 address or IPv6 /64.
+    """What nobody may exceed.  ``_s`` is seconds; "an address" is an IPv4 address or an IPv6 /64.
 
     The networks around an address have four (IPv4 /24, IPv6 /56) and sixteen times as much (/48).
     """
@@ -97,7 +97,7 @@ class CloudSettings:
     data: Path | None = None  # certificate and accounts; None: nothing is kept
     tls_cert: Path | None = None  # PEM; with tls_key, instead of the certificate in ``data``
     tls_key: Path | None = None
-    names: list[str] = field(default_factory=list)  # more of them in the certificate in ``data``
+    names: list[str] = field(default_factory=list)  # further ones, in the certificate in ``data``
     accounts: dict[str, str] = field(default_factory=dict)  # throw-away ones: peer id to secret
     tracks: list[tuple[str, int]] = field(default_factory=list)  # of a route
     relays: list[tuple[str, int]] = field(default_factory=list)  # of a track; none: in this process

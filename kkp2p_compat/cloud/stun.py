@@ -31,6 +31,7 @@ from gevent import get_hub, monkey
 from .._address import HostPort
 from .._bucket import Bucket
 from .._errors import BadPacket
+from .._io import READ
 from ..traversal.candidates import family_of, may_be_peer
 from ..traversal.stun import CHANGE_REQUEST, UNKNOWN_ATTRIBUTE, Kind, Message, parse_untrusted
 from .counting import Networks, address_keys
@@ -40,8 +41,6 @@ from .outside import make_ticket
 __all__ = ["Reply", "StunResponder", "respond_untrusted"]
 
 log = logging.getLogger(__name__)
-
-_READ = 1  # libev's EV_READ
 
 # Our choices.
 MAX_REQUEST_BYTES = 2048  # PADDING of RFC 5780 section 7.6 fills an Ethernet frame
@@ -210,7 +209,7 @@ class StunResponder:
             raise
         loop = get_hub().loop
         for place in self._places:
-            place.watcher = loop.io(place.sock.fileno(), _READ)
+            place.watcher = loop.io(place.sock.fileno(), READ)
             place.watcher.start(self._on_readable, place)
 
     def _open_second(self, homes: list[tuple[int, str]], port: int) -> int:

@@ -47,7 +47,7 @@ class Turns(Generic[C]):
         self._strangers: defaultdict[str, int] = defaultdict(int)
         self._unshown: defaultdict[str, int] = defaultdict(int)
         self._total = 0  # of the strangers
-        self._on_trust: set[C] = set()  # answered ones, too, until they are over
+        self._on_trust: set[C] = set()  # until they are over, also if they are answered
 
     def __bool__(self) -> bool:
         return bool(self._handed or self._ready or self._held or self._on_trust)

@@ -47,7 +47,7 @@ BACKOFF_MOST_S = 30.0
 BACKOFF_SPREAD_S = 5.0  # thousands that lose one cloud come back as fast as it can take them
 KEEP_S = 100.0  # a third of what a cloud lets a caller be quiet (idle_s)
 CHECK_S = 2.0  # for the answer to a heartbeat after the network has changed
-HURRY_S = 15.0  # a login lost so soon after a change is lost to it: CHECK_S, and opening a link
+HURRY_S = 15.0  # so soon after a change a login is lost because of it: CHECK_S, and opening a link
 HURRY_PAUSE_S = 0.25  # at most, before the first try after a change
 CALL_PAUSE_S = 0.5  # at most, before the next try to log in while a call waits for it
 SESSION_BYTES = 12  # random; names a login over all its connections
@@ -125,9 +125,9 @@ class CloudClient:
         return verdict
 
     def prepare(self) -> None:
-        """Be connected, and know what to, before the first call: saves it three round trips.
+        """Connect, and ask where peers are, before the first call: that saves it three round trips.
 
-        Waits.  What goes wrong is for the call to tell.
+        Waits.  What goes wrong here the call will tell.
         """
         try:
             entry = self._links.entry()
@@ -150,15 +150,15 @@ class CloudClient:
         self._nat, self._tickets = fields, tickets
         for link in self._links.all():
             if link.is_track:
-                # One that breaks by it is closed, and has told those who use it.
+                # A link that breaks here is closed, and has told those who use it.
                 with contextlib.suppress(LinkLost):
                     link.tell_nat(fields, tickets())
 
     def keep_links(self) -> None:
-        """While we have channels with peers that we have called: the track tells when one is gone.
+        """Keep the links to tracks, which tell when a peer is gone that we have a channel with.
 
-        To be called now and then.  A link without a login would be closed by the cloud when it is
-        idle; one with a login has heartbeats.
+        To be called now and then, while there are such channels.  The cloud would close a link
+        without a login when it is idle; one with a login has heartbeats.
         """
         now = time.monotonic()
         if now - self._kept_at >= KEEP_S:

@@ -40,7 +40,7 @@ OfferHandler = Callable[["Link", Message], object]
 # Our choices, in seconds.
 OPEN_TIMEOUT_S = 10  # TCP and TLS handshake with one address
 ANSWER_TIMEOUT_S = 10  # for the cloud's answer to route, login and heartbeats, and to take a line
-UNREAD_S = 0.01  # for what came while the processor was busy with other things
+UNREAD_S = 0.01  # to read what came while the processor was busy with other things
 
 # Our choices: what a server may make us hold.
 MAX_UNSENT_BYTES = 1 << 20  # lines that it does not read
@@ -129,7 +129,7 @@ class Link:
     def stop_opening(self, reason: KKP2PError) -> None:
         """An ``open`` under way fails with ``reason``: nobody need wait for its time-out."""
 
-        def stop() -> None:  # in the hub, so whoever opens is waiting for something just there
+        def stop() -> None:  # in the hub: whoever opens the link waits for something now
             if self._opener is not None:
                 self._opener.throw(reason)
 
@@ -257,7 +257,7 @@ class Link:
 
     def _trickle(self, call: int | str, text: str) -> None:
         if not self.closed.is_set():
-            # One that breaks by it is closed, and has told those who use it.
+            # A link that breaks here is closed, and has told those who use it.
             with contextlib.suppress(LinkLost):
                 self.send(encode("trickle", call=call, text=text))
 
@@ -274,7 +274,7 @@ class Link:
     def check_alive(self, timeout_s: float = ANSWER_TIMEOUT_S) -> None:
         """Something that should have come did not: close the link if it is dead.
 
-        One is that has been silent for so long: the answer may be behind hundreds of offers.
+        It is dead if nothing at all came in that time: the answer may be behind hundreds of offers.
         """
         if self.closed.is_set():
             return
@@ -346,7 +346,8 @@ class Link:
                 raise
             finally:
                 # Whoever asks next must not get the answer that we no longer wait for.
-                self._unclaimed += not reply.ready()
+                if not reply.ready():
+                    self._unclaimed += 1
         if message["op"] != answer:
             raise BadPacket(f"{self._name}: {show(message['op'])} instead of {answer}")
         return message

@@ -140,7 +140,7 @@ class Links:
         hosts = dial.interleave(hosts)
         hosts.sort(key=self._failed.__contains__)
         attempts = [functools.partial(self._try, host) for host in hosts]
-        link = dial.race(attempts, lambda spare: None)  # which is among our links by now
+        link = dial.race(attempts, lambda spare: None)  # a spare one is among our links already
         for host in hosts[: hosts.index(link.address[0])]:
             if host in self._failed:
                 self._log.info(
@@ -153,14 +153,14 @@ class Links:
         try:
             link = self.open((host, self._port))
         except CloudUnreachable as error:
-            if len(self.addresses) > 1:  # else who asks tells
+            if len(self.addresses) > 1:  # else whoever asked logs it
                 self._log.error("%s", error)
             raise
         self._failed.discard(host)
         return link
 
     def _resolve_again(self) -> None:
-        self._resolved_at = time.monotonic()  # also when it fails: not every caller shall wait
+        self._resolved_at = time.monotonic()  # also when it fails: else every caller would wait
         try:
             self.look_up(RESOLVE_TIMEOUT_S)
         except KKP2PError as error:

@@ -32,6 +32,7 @@ MAX_NAMED = 256  # our choice: certificates that an engine remembers for one clo
 _SHA256 = re.compile(r"(?:sha256:)?([0-9a-f]{2}(?::?[0-9a-f]{2}){31})", re.IGNORECASE)
 
 
+@functools.lru_cache(MAX_NAMED)
 def fingerprint(der: bytes) -> bytes:
     """The SHA-256 of a certificate."""
     return hashlib.sha256(der).digest()

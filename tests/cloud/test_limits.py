@@ -35,19 +35,18 @@ def test_a_part_of_the_places_is_for_those_with_few() -> None:
 def test_a_share_is_waited_for_and_others_have_theirs() -> None:
     shares = Shares(Limits(work_per_address=0.25, bytes_per_s_per_address=100.0, burst_s=1.0))
     greedy, same_network = "192.0.2.1", "192.0.2.2"
-    shares.spend_work(greedy, 0.0, WORK_BURST_S)
+    shares.spend(greedy, 0.0, WORK_BURST_S)
     assert shares.wait_s(greedy, 0.0) == 0.0
-    shares.spend_work(greedy, 0.0, 0.01)
+    shares.spend(greedy, 0.0, 0.01)
     assert shares.wait_s(greedy, 0.0) == pytest.approx(0.04)
     assert shares.wait_s(same_network, 0.0) == 0.0
-    shares.spend_work(greedy, 0.0, 0.01)  # the next of its connections waits for both
+    shares.spend(greedy, 0.0, 0.01)  # the next of its connections waits for both
     assert shares.wait_s(greedy, 0.0) == pytest.approx(0.08)
-    shares.spend_work(greedy, 0.0, -0.01)
-    shares.spend_bytes(greedy, 0.0, 150)
+    shares.spend(greedy, 0.0, -0.01)
+    shares.spend(greedy, 0.0, 0.0, 150)
     assert shares.wait_s(greedy, 0.0) == 0.5
     for loopback in ("127.0.0.1", "::1"):
-        shares.spend_work(loopback, 0.0, 10.0)
-        shares.spend_bytes(loopback, 0.0, 10**9)
+        shares.spend(loopback, 0.0, 10.0, 10**9)
         assert shares.wait_s(loopback, 0.0) == 0.0
 
 
