@@ -14,7 +14,7 @@ import itertools
 import socket as _socket
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import gevent
 from gevent import socket
@@ -24,23 +24,16 @@ from .._descriptors import keep_private
 from .._errors import EngineClosed, KKP2PError
 from .._structs import connect_ctx_t
 from ..transport import tcp
+from .calls.dialer import Dialer
 from .links.background import Background
 from .links.streams import STOP_TIMEOUT_S, STOPPED, OpenStream
 from .runtime.timeline import Timeline
 
-__all__ = ["Dialer", "Proxied", "Proxies", "Proxy", "Watch"]
+__all__ = ["Proxied", "Proxies", "Proxy", "Watch"]
 
 BACKLOG = 1024  # our choice: a burst of browsers; the kernel bounds it by net.core.somaxconn
 MAX_CONNECTIONS = 10_000  # our choice: per proxy; one more is reset
 OUT_OF_DESCRIPTORS_PAUSE_S = 0.2
-
-
-class Dialer(Protocol):
-    """Connects to peers."""
-
-    def connect(self, ctx: connect_ctx_t) -> OpenStream: ...
-    def last_attempt(self, peer_id: str) -> Timeline | None:
-        """How the last attempt to reach a peer went, whatever came of it."""
 
 
 class Proxied:
