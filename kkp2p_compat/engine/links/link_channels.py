@@ -146,6 +146,7 @@ class LinkChannels:
         return stream_id
 
     def accept(self, stream_id: int) -> None:
+        """Take what the peer offers; ``pipe`` may come before this, as it is what can fail."""
         self._streams.accept(stream_id)
         self.drained.clear()
 
@@ -154,7 +155,7 @@ class LinkChannels:
         self._forget(self._channels[stream_id])
 
     def give_up(self, stream_id: int) -> None:
-        """Nobody here wants this channel any more."""
+        """Nobody here wants this channel any more.  (One that the peer offers is refused.)"""
         channel = self._channels.get(stream_id)
         if channel is None:  # refused, or at its end
             return
