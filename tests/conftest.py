@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import os
 import signal
@@ -135,6 +136,14 @@ def _time_limit() -> Iterator[None]:
     """A test that waits for what never comes fails instead of hanging."""
     with gevent.Timeout(3 * PATIENCE_S):
         yield
+
+
+@pytest.fixture(autouse=True)
+def _tuned(request: pytest.FixtureRequest) -> None:
+    """``@pytest.mark.tuned(head_start_s=9)``: the engines of a test have other settings."""
+    for mark in request.node.iter_markers("tuned"):
+        settings = dataclasses.replace(kkp2p.engine_t.settings, **mark.kwargs)
+        request.getfixturevalue("monkeypatch").setattr(kkp2p.engine_t, "settings", settings)
 
 
 @pytest.fixture

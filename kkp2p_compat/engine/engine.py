@@ -45,6 +45,7 @@ from .paths.stun_servers import stun_servers_of
 from .paths.underlay import Underlay
 from .proxy import Proxies, Proxy, Watch
 from .runtime.callbacks import Callbacks
+from .runtime.engine_settings import EngineSettings
 from .runtime.log import EngineLog
 from .runtime.thread import EngineThread
 from .signalling.keys import make_private_key
@@ -62,6 +63,8 @@ _alive: weakref.WeakSet[Engine] = weakref.WeakSet()
 class Engine:
     """One engine: a thread, a cloud client, channels and proxies.  Ends with ``destroy``."""
 
+    settings = EngineSettings()
+
     def __init__(self, conf: engine_conf_t, timeout_s: float) -> None:
         self.conf = conf = replace(conf)
         self._pid = os.getpid()
@@ -75,7 +78,7 @@ class Engine:
         self._background = Background(self.thread, log)
         self.channels = ChannelTable(self._background)
         try:
-            self.acceptor = Acceptor(self.channels, log)
+            self.acceptor = Acceptor(self.channels, self.settings.accept_queue_places, log)
         except KKP2PError:
             log.close()
             raise
@@ -96,7 +99,9 @@ class Engine:
         self._incoming = IncomingCalls(callers, callee, self.acceptor, self.links, log, spawn)
         try:
             self.client = self._make_client(fingerprints)
-            self.dialer = Dialer(self.client, port, self.network, self.links, log, spawn)
+            self.dialer = Dialer(
+                self.client, port, self.network, self.links, self.settings, log, spawn
+            )
             self._proxies = Proxies(self.dialer, self._background)
             self.thread.start()
             self.thread.call(self._set_up, timeout_s)

@@ -22,8 +22,6 @@ from ..runtime.timeline import Timeline
 
 __all__ = ["Attempt", "State"]
 
-ATTEMPT_S = 60.0  # our choice: then the callee has long given up: whoever has time calls again
-
 
 class State(enum.Enum):
     """Of an attempt."""
@@ -48,8 +46,9 @@ _FOLLOWERS = {
 class Attempt:
     """``search`` and ``take_relay`` as it goes on, then ``settle``."""
 
-    def __init__(self) -> None:
+    def __init__(self, longest_s: float) -> None:
         self.state = State.CALLING
+        self._longest_s = longest_s
         self.timeline = Timeline()
         self.why_relay = "no path within the head start"
         self._link: AsyncResult[PeerLink] = AsyncResult()  # for the others
@@ -82,12 +81,12 @@ class Attempt:
 
     def deadline(self, wanted: float) -> float:
         """Until when it goes on, if the connect has time until ``wanted``."""
-        return min(wanted, self.timeline.started_at + ATTEMPT_S)
+        return min(wanted, self.timeline.started_at + self._longest_s)
 
     @property
     def was_quick(self) -> bool:
         """Whether another attempt would have no better chance."""
-        return self.timeline.elapsed_s < ATTEMPT_S / 2
+        return self.timeline.elapsed_s < self._longest_s / 2
 
     def search(self) -> None:
         """The peer has answered."""

@@ -29,6 +29,7 @@ from ..links.streams import OpenStream, relayed_stream
 from ..paths.meeting import Meeting, Met
 from ..paths.network import Network
 from ..paths.path_finder import Path
+from ..runtime.engine_settings import EngineSettings
 from ..runtime.timeline import Timeline
 from ..signalling.offer import parse_direct_answer_untrusted, vouched_untrusted
 from ..signalling.own_side import OwnSide
@@ -45,11 +46,12 @@ class CloudCaller:
     """``meet`` reaches a peer; ``redial`` finds a new path for a link."""
 
     def __init__(
-        self, client: CloudClient, network: Network, log: Logger,
+        self, client: CloudClient, network: Network, settings: EngineSettings, log: Logger,
         spawn: Callable[..., gevent.Greenlet[..., Any]],
     ) -> None:  # fmt: skip
         self._client = client
         self._network = network
+        self._settings = settings
         self._log = log
         self._spawn = spawn
 
@@ -115,7 +117,7 @@ class CloudCaller:
         with Race(meeting, self._spawn, go, is_caller=True) as race:
             if race.is_hopeless:
                 attempt.why_relay = meeting.plan.reason
-            if race.wait_as_caller(deadline):
+            if race.wait_as_caller(self._settings.head_start_of(deadline)):
                 return False
             try:
                 attempt.take_relay(race.relay, relayed)

@@ -23,6 +23,7 @@ from ..links.peer_link import PeerLink
 from ..links.streams import OpenStream
 from ..paths.network import Network
 from ..paths.path_finder import Path
+from ..runtime.engine_settings import EngineSettings
 from ..runtime.timeline import Timeline
 from .caller import CloudCaller
 from .cloud_call import make_call, may_be_relayed
@@ -37,17 +38,17 @@ class Dialer:
 
     def __init__(
         self, client: CloudClient | None, lan_port: int, network: Network, links: LinkTable,
-        log: Logger, spawn: Callable[..., gevent.Greenlet[..., Any]],
+        settings: EngineSettings, log: Logger, spawn: Callable[..., gevent.Greenlet[..., Any]],
     ) -> None:  # fmt: skip
         self._client = client
         self._log = log
         self._lan = LanCaller(lan_port, network, log)
-        self._by_lan = Remotes(self._lan.meet, links, True, log, spawn)
+        self._by_lan = Remotes(self._lan.meet, links, True, settings, log, spawn)
         self._cloud: CloudCaller | None = None
         self._by_cloud: Remotes | None = None
         if client is not None:
-            self._cloud = CloudCaller(client, network, log, spawn)
-            self._by_cloud = Remotes(self._cloud.meet, links, False, log, spawn)
+            self._cloud = CloudCaller(client, network, settings, log, spawn)
+            self._by_cloud = Remotes(self._cloud.meet, links, False, settings, log, spawn)
 
     def connect(self, ctx: connect_ctx_t, over_lan: bool = False) -> OpenStream:
         """By the path that ctx asks for; ctx.timeout is the budget for all of it."""

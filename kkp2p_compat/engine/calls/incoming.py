@@ -27,7 +27,7 @@ from ...control.link import Link
 from ...control.refusals import FAULT, reason_for
 from ...control.wire import MAX_BUDGET_MS, Message, encode, number_untrusted
 from ...transport.relay import Visit
-from ..channels.acceptor import ACCEPT_QUEUE_PLACES, Acceptor
+from ..channels.acceptor import Acceptor
 from ..links.link_table import LinkTable
 from ..links.streams import OpenStream
 from ..signalling.offer import Offer, parse_offer_untrusted, vouched_untrusted
@@ -37,7 +37,7 @@ from .cloud_call import answer_call, go_to_relay
 __all__ = ["IncomingCalls"]
 
 # Our choices.
-MAX_ANSWERING = 2 * ACCEPT_QUEUE_PLACES  # offers that are being answered, or refused
+MAX_ANSWERING = 2048  # offers that are being answered, or refused
 VERDICT_S = 3.0  # how long join_net waits for the cloud's word
 
 

@@ -6,7 +6,6 @@ relay's connection tells the callee so.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,19 +15,7 @@ from ...transport.relay import Visit
 from ..links.prepared_relay import PreparedRelay
 from ..paths.meeting import Meeting
 
-__all__ = ["Race", "head_start_s", "is_telling"]
-
-HEAD_START_S = 1.0  # our choice; half of the caller's time is the relay's, however
-
-
-def head_start_s(deadline: float) -> float:
-    """How long the caller waits for a path before it takes the relay."""
-    return max(0.0, min(HEAD_START_S, (deadline - time.monotonic()) / 2))
-
-
-def is_telling(searched_s: float) -> bool:
-    """Whether a search in vain was long enough to say something about the path."""
-    return searched_s >= HEAD_START_S / 4
+__all__ = ["Race"]
 
 
 class Race:
@@ -50,10 +37,13 @@ class Race:
     def __exit__(self, *error: object) -> None:
         self.relay.close()
 
-    def wait_as_caller(self, deadline: float) -> bool:
-        """Until there is a path, or it is the relay's turn; True: there is a path."""
+    def wait_as_caller(self, head_start_s: float) -> bool:
+        """Until there is a path, or it is the relay's turn; True: there is a path.
+
+        ``head_start_s``: how long the relay waits for its turn.
+        """
         if not self.is_hopeless:
-            self._meeting.found.wait(head_start_s(deadline))
+            self._meeting.found.wait(head_start_s)
         self.relay.hurry()
         return self.wait()
 

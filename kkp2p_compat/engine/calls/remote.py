@@ -29,14 +29,13 @@ from ..links.link_table import LinkTable
 from ..links.peer_link import LinkInfo, PeerLink
 from ..links.streams import DirectStream, OpenStream
 from ..paths.meeting import Met
+from ..runtime.engine_settings import EngineSettings
 from ..runtime.timeline import Timeline
 from .attempts import Attempt, State
-from .race import head_start_s, is_telling
 
 __all__ = ["Meet", "Remote", "Remotes"]
 
 # Our choices.
-REUSE_S = 2.0  # how long a live link may take to open a channel; half of the time is a new one's
 RETRY_S = 1.0  # with less time left, a failed attempt is not followed by another
 BLOCKED_S = 60.0  # in auto mode: how long a peer that could not be met counts as such
 MAX_REMEMBERED = 1024  # peers
@@ -52,12 +51,13 @@ class Remotes:
     """The peers that are reached by one ``meet``: over the cloud, or over the LAN."""
 
     def __init__(
-        self, meet: Meet, links: LinkTable, is_lan: bool, log: Logger,
+        self, meet: Meet, links: LinkTable, is_lan: bool, settings: EngineSettings, log: Logger,
         spawn: Callable[..., gevent.Greenlet[..., Any]],
     ) -> None:  # fmt: skip
         self.meet = meet
         self._links = links
         self._is_lan = is_lan
+        self.settings = settings
         self.log = log
         self.spawn = spawn
         self._by_id: dict[str, Remote] = {}
@@ -110,6 +110,7 @@ class Remote:
         self._why_blocked = ""
         self._link: weakref.ref[PeerLink] | None = None
         self._remotes = remotes
+        self._settings = remotes.settings
         self._log = remotes.log
 
     @property
@@ -139,7 +140,9 @@ class Remote:
             elif attempt.state is State.RELAYED:
                 raise NoPath("a path is still being looked for")
             try:
-                outcome = attempt.wait_first() if mine else _join(attempt, may_be_relayed, deadline)
+                outcome = (
+                    attempt.wait_first() if mine else self._join(attempt, may_be_relayed, deadline)
+                )
                 if isinstance(outcome, OpenStream):
                     return outcome
                 if may_be_relayed:  # the path may carry checks and nothing more
@@ -149,6 +152,14 @@ class Remote:
                 no_more = attempt.was_quick or deadline - time.monotonic() < RETRY_S
                 if may_be_relayed or (mine and no_more):
                     raise
+
+    def _join(self, attempt: Attempt, may_be_relayed: bool, deadline: float) -> PeerLink:
+        """What another connect's attempt leads to; the relay is not kept waiting for it."""
+        if not may_be_relayed:
+            return attempt.wait()
+        late = NoPath("a path is still being looked for")
+        with time_limit(self._settings.head_start_of(deadline), late):
+            return attempt.wait()
 
     def _usable_link(self) -> PeerLink | None:
         """One that is not fit for more goes on with the channels that it has."""
@@ -161,7 +172,7 @@ class Remote:
         """Leave time for another way; what does not answer is not used again."""
         late = TimedOut("the link does not answer")
         try:
-            with time_limit(min(REUSE_S, (deadline - time.monotonic()) / 2), late):
+            with time_limit(self._settings.reuse_of(deadline), late):
                 return _open_on(link, ctx)
         except CallRefused:
             raise
@@ -188,7 +199,7 @@ class Remote:
         if may_be_relayed and self.is_blocked:
             why = self._why_blocked
             raise NoPath(f"could not be met directly a moment ago: {why}")
-        attempt = self.attempts[may_be_relayed] = Attempt()
+        attempt = self.attempts[may_be_relayed] = Attempt(self._settings.attempt_s)
         self.timeline = attempt.timeline
         self._remotes.bound_timelines()
         self._remotes.spawn(self._run, attempt, ctx, deadline, may_be_relayed)
@@ -214,7 +225,7 @@ class Remote:
             met = self._remotes.meet(ctx, deadline, attempt, self.worked)
         except (TimedOut, NoPath) as error:
             # A short search says nothing about the path, but a plan that there can be none does.
-            if isinstance(error, NoPath) or is_telling(attempt.searched_s):
+            if isinstance(error, NoPath) or self._settings.is_telling(attempt.searched_s):
                 self._block(str(error))
             raise
         self._link = weakref.ref(self._remotes.add_link(self.peer_id, met))
@@ -224,14 +235,6 @@ class Remote:
         self.worked = ""
         self.blocked_until = time.monotonic() + BLOCKED_S
         self._why_blocked = reason
-
-
-def _join(attempt: Attempt, may_be_relayed: bool, deadline: float) -> PeerLink:
-    """What another connect's attempt leads to; the relay is not kept waiting for it."""
-    if not may_be_relayed:
-        return attempt.wait()
-    with time_limit(head_start_s(deadline), NoPath("a path is still being looked for")):
-        return attempt.wait()
 
 
 def _open_on(link: PeerLink, ctx: connect_ctx_t) -> DirectStream:

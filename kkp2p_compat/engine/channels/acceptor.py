@@ -17,9 +17,7 @@ from .accept_queue import AcceptQueue
 from .kinds import Channel
 from .table import ChannelTable
 
-__all__ = ["ACCEPT_QUEUE_PLACES", "Acceptor"]
-
-ACCEPT_QUEUE_PLACES = 1024  # our choice: calls that nobody has accepted yet; one more is refused
+__all__ = ["Acceptor"]
 
 
 class Acceptor:
@@ -29,9 +27,10 @@ class Acceptor:
     it; else "".
     """
 
-    def __init__(self, channels: ChannelTable, log: logging.Logger) -> None:
+    def __init__(self, channels: ChannelTable, most: int, log: logging.Logger) -> None:
+        """``most``: places of the queue."""
         try:
-            self.queue: AcceptQueue[Channel] = AcceptQueue(_places())
+            self.queue: AcceptQueue[Channel] = AcceptQueue(_places(most))
         except OSError as error:
             raise from_os_error(error, "accept queue") from error
         self._channels = channels
@@ -108,7 +107,7 @@ class Acceptor:
             raise
 
 
-def _places() -> int:
+def _places(most: int) -> int:
     """Strangers fill the queue, so it takes a quarter of the process's descriptors at most."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return ACCEPT_QUEUE_PLACES if soft < 0 else min(ACCEPT_QUEUE_PLACES, max(1, soft // 4))
+    return most if soft < 0 else min(most, max(1, soft // 4))

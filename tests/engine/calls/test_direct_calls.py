@@ -25,8 +25,7 @@ from helpers.direct_support import (
 from helpers.support import PATIENCE_S, SECRET, in_thread, read_all
 from kkp2p_compat._errors import LinkLost, TimedOut
 from kkp2p_compat.engine.calls import callee as callee_module
-from kkp2p_compat.engine.calls import incoming, race
-from kkp2p_compat.engine.channels import acceptor
+from kkp2p_compat.engine.calls import incoming
 from kkp2p_compat.engine.channels import kinds as channels
 from kkp2p_compat.engine.links.link_channels import LinkChannels
 from kkp2p_compat.engine.paths import own_addresses, underlay
@@ -39,10 +38,8 @@ pytestmark = pytest.mark.usefixtures("on_loopback")
 
 
 @pytest.mark.parametrize("mode", [0, 1])
-def test_fields(
-    monkeypatch: pytest.MonkeyPatch, engine: kkp2p.engine_t, peer: kkp2p.engine_t, mode: int
-) -> None:
-    monkeypatch.setattr(race, "HEAD_START_S", PATIENCE_S)
+@pytest.mark.tuned(head_start_s=PATIENCE_S)
+def test_fields(engine: kkp2p.engine_t, peer: kkp2p.engine_t, mode: int) -> None:
     mine, theirs = connect(engine, mode, desc=-(2**31)), accept(peer)
     for channel in (mine, theirs):
         assert channel.peer_id == "peer"  # of an accepted one: the own id, as in C
@@ -96,6 +93,7 @@ def test_callback(engine: kkp2p.engine_t, peer: kkp2p.engine_t) -> None:
 # A path that is of no use.
 
 
+@pytest.mark.tuned(head_start_s=PATIENCE_S)
 def test_a_path_that_opens_no_channel_is_not_tried_again_soon(
     monkeypatch: pytest.MonkeyPatch, engine: kkp2p.engine_t, peer: kkp2p.engine_t, tmp_path: Path
 ) -> None:
@@ -104,7 +102,6 @@ def test_a_path_that_opens_no_channel_is_not_tried_again_soon(
     def silent(*_: object) -> int:
         raise TimedOut("nothing comes back")
 
-    monkeypatch.setattr(race, "HEAD_START_S", PATIENCE_S)
     monkeypatch.setattr(LinkChannels, "open", silent)
     for _ in range(2):
         mine, theirs = connect(engine, 0), accept(peer)
@@ -116,9 +113,9 @@ def test_a_path_that_opens_no_channel_is_not_tried_again_soon(
 # Refused.
 
 
-def test_full_accept_queue(monkeypatch: pytest.MonkeyPatch, make_engine: MakeEngine) -> None:
+@pytest.mark.tuned(accept_queue_places=2)
+def test_full_accept_queue(make_engine: MakeEngine) -> None:
     """With the first call, by the cloud; with a later one, on the link.  Then there is room."""
-    monkeypatch.setattr(acceptor, "ACCEPT_QUEUE_PLACES", 2)
     callee, caller, late = make_engine(), make_engine(), make_engine()
     assert kkp2p.join_net(callee, "peer", SECRET) == 0
     mine = [connect(caller), connect(caller)]
@@ -171,11 +168,9 @@ def test_too_many_links(
 
 
 @pytest.mark.usefixtures("out_of_reach")
-def test_no_path(
-    monkeypatch: pytest.MonkeyPatch, engine: kkp2p.engine_t, peer: kkp2p.engine_t, tmp_path: Path
-) -> None:
+@pytest.mark.tuned(head_start_s=0.1)
+def test_no_path(engine: kkp2p.engine_t, peer: kkp2p.engine_t, tmp_path: Path) -> None:
     """Auto takes the relay, and remembers why; mode 1 fails when the caller's time is over."""
-    monkeypatch.setattr(race, "HEAD_START_S", 0.1)
     for _ in range(2):
         mine, theirs = connect(engine, 0), accept(peer)
         assert (mine.transmit_mode, theirs.transmit_mode) == (2, 2)

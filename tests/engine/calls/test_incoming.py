@@ -14,7 +14,6 @@ from helpers.support import PATIENCE_S, SECRET, in_thread
 from kkp2p_compat._errors import LinkLost
 from kkp2p_compat.control import link as link_module
 from kkp2p_compat.engine.calls import incoming
-from kkp2p_compat.engine.channels import acceptor
 from kkp2p_compat.transport.relay_wire import CALLEE, make_token, token_to_text
 
 pytestmark = pytest.mark.usefixtures("quick_backoff")
@@ -94,11 +93,9 @@ def test_odd_offers_are_declined_one_by_one(joined: Callable[..., Any]) -> None:
     assert kkp2p.accept(engine, 0, kkp2p.channel_t()) == 0
 
 
-def test_a_place_to_be_accepted_is_for_callers_that_are_there(
-    joined: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.tuned(accept_queue_places=1)
+def test_a_place_to_be_accepted_is_for_callers_that_are_there(joined: Callable[..., Any]) -> None:
     """A stranger's call has one only when he has come to the relay, or the track says that."""
-    monkeypatch.setattr(acceptor, "ACCEPT_QUEUE_PLACES", 1)
     came: list[Any] = []
 
     def stay(sock: Any) -> None:

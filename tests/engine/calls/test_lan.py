@@ -23,7 +23,6 @@ from helpers.direct_support import (
     until,
 )
 from helpers.support import PATIENCE_S, SECRET, in_thread, read_all, write_all
-from kkp2p_compat.engine.channels import acceptor
 from kkp2p_compat.engine.paths import own_addresses
 from kkp2p_compat.traversal.candidates import Candidate, host_candidates
 
@@ -180,10 +179,8 @@ def test_a_proxy(lan_pair: Engines) -> None:
     kkp2p.stop_proxy(caller, proxy_id)
 
 
-def test_full_accept_queue(
-    monkeypatch: pytest.MonkeyPatch, lan_port: int, make_engine: MakeEngine
-) -> None:
-    monkeypatch.setattr(acceptor, "ACCEPT_QUEUE_PLACES", 1)
+@pytest.mark.tuned(accept_queue_places=1)
+def test_full_accept_queue(lan_port: int, make_engine: MakeEngine) -> None:
     callee, caller = (make_engine(login_domain=None, lan_search_port=lan_port) for _ in range(2))
     assert kkp2p.join_lan(callee, "lan-peer") == 0
     mine = find(caller)

@@ -19,9 +19,9 @@ from helpers.direct_support import (
     until,
 )
 from helpers.support import PATIENCE_S
-from kkp2p_compat.engine.calls import attempts, race, remote
 from kkp2p_compat.engine.calls import callee as callee_module
 from kkp2p_compat.engine.calls import caller as caller_module
+from kkp2p_compat.engine.calls import race
 from kkp2p_compat.engine.links import prepared_relay
 from kkp2p_compat.engine.signalling.offer import parse_direct_answer_untrusted
 
@@ -29,11 +29,11 @@ pytestmark = pytest.mark.usefixtures("on_loopback")
 
 
 @pytest.mark.parametrize("mode", [0, 1])
+@pytest.mark.tuned(reuse_s=PATIENCE_S)
 def test_a_dead_link_leaves_time_for_a_new_one(
-    engine: kkp2p.engine_t, peer: kkp2p.engine_t, mode: int, monkeypatch: pytest.MonkeyPatch
+    engine: kkp2p.engine_t, peer: kkp2p.engine_t, mode: int
 ) -> None:
     """The peer has restarted without a word, and the caller has less time than that takes."""
-    monkeypatch.setattr(remote, "REUSE_S", PATIENCE_S)
     close(connect(engine), accept(peer))
     until(lambda: settled(engine) and settled(peer))
     for link in links(peer):
@@ -44,24 +44,20 @@ def test_a_dead_link_leaves_time_for_a_new_one(
 
 
 @pytest.mark.usefixtures("out_of_reach")
-def test_auto_leaves_time_for_the_relay(
-    engine: kkp2p.engine_t, peer: kkp2p.engine_t, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.tuned(head_start_s=PATIENCE_S)
+def test_auto_leaves_time_for_the_relay(engine: kkp2p.engine_t, peer: kkp2p.engine_t) -> None:
     """And is not told that there is no path by a call that had no time to look for one."""
     mine = kkp2p.channel_t()
     assert kkp2p.connect(engine, ctx_to("peer", timeout=200), mine) == -109
     until(lambda: not engine.busy())
     assert not engine.dialer.remote("peer").is_blocked
-    monkeypatch.setattr(race, "HEAD_START_S", PATIENCE_S)
     assert kkp2p.connect(engine, ctx_to("peer", 0, timeout=4000), mine) == 0
     check_carries(mine, accept(peer))
 
 
 @pytest.mark.usefixtures("out_of_reach")
-def test_auto_does_not_wait_for_mode_1(
-    engine: kkp2p.engine_t, peer: kkp2p.engine_t, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(race, "HEAD_START_S", 0.1)
+@pytest.mark.tuned(head_start_s=0.1)
+def test_auto_does_not_wait_for_mode_1(engine: kkp2p.engine_t, peer: kkp2p.engine_t) -> None:
     waiting = gevent.spawn(kkp2p.connect, engine, ctx_to("peer"), kkp2p.channel_t())
     until(lambda: engine.dialer.busy)
     check_carries(connect(engine, 0), accept(peer))
@@ -79,11 +75,9 @@ def udp_ctx(mode: int, timeout: int) -> kkp2p.connect_ctx_t:
 
 
 @pytest.mark.usefixtures("out_of_reach")
-def test_auto_does_not_wait_for_a_udp_channel(
-    engine: kkp2p.engine_t, peer: kkp2p.engine_t, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.tuned(head_start_s=0.1)
+def test_auto_does_not_wait_for_a_udp_channel(engine: kkp2p.engine_t, peer: kkp2p.engine_t) -> None:
     """Which has no relay to go by, so its caller looks for a path for as long as it has time."""
-    monkeypatch.setattr(race, "HEAD_START_S", 0.1)
     waiting = gevent.spawn(kkp2p.connect, engine, udp_ctx(0, HOUR_MS), kkp2p.channel_t())
     until(lambda: engine.dialer.busy)
     check_carries(connect(engine, 0), accept(peer))
@@ -92,20 +86,20 @@ def test_auto_does_not_wait_for_a_udp_channel(
 
 
 @pytest.mark.usefixtures("out_of_reach")
+@pytest.mark.tuned(head_start_s=0.1)
 def test_a_udp_channel_does_not_end_with_the_head_start_of_another(
-    engine: kkp2p.engine_t, peer: kkp2p.engine_t, monkeypatch: pytest.MonkeyPatch
+    engine: kkp2p.engine_t, peer: kkp2p.engine_t
 ) -> None:
-    monkeypatch.setattr(race, "HEAD_START_S", 0.1)
     check_carries(connect(engine, 0), accept(peer))
     assert kkp2p.connect(engine, udp_ctx(0, 500), kkp2p.channel_t()) == -109
 
 
 @pytest.mark.usefixtures("out_of_reach")
+@pytest.mark.tuned(head_start_s=PATIENCE_S / 2)
 def test_the_relay_for_those_who_have_less_time(
-    engine: kkp2p.engine_t, peer: kkp2p.engine_t, monkeypatch: pytest.MonkeyPatch
+    engine: kkp2p.engine_t, peer: kkp2p.engine_t
 ) -> None:
     """Than the head start of the first caller, which nobody waits for any more."""
-    monkeypatch.setattr(race, "HEAD_START_S", PATIENCE_S / 2)
     first = gevent.spawn(kkp2p.connect, engine, ctx_to("peer", 0), kkp2p.channel_t())
     until(lambda: engine.dialer.busy)
     mine = kkp2p.channel_t()
@@ -114,12 +108,11 @@ def test_the_relay_for_those_who_have_less_time(
     check_carries(mine, accept(peer))
 
 
+@pytest.mark.tuned(reuse_s=PATIENCE_S, head_start_s=PATIENCE_S)
 def test_a_dead_link_leaves_time_for_the_relay(
     engine: kkp2p.engine_t, peer: kkp2p.engine_t, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A path is found, but nothing that is sent over it arrives: neither the old one nor a new."""
-    monkeypatch.setattr(remote, "REUSE_S", PATIENCE_S)
-    monkeypatch.setattr(race, "HEAD_START_S", PATIENCE_S)
     endpoint = engine.network.underlay().endpoint
     monkeypatch.setattr(endpoint, "add", lambda link: None)
     monkeypatch.setattr(endpoint, "wake", lambda link: None)
@@ -130,12 +123,12 @@ def test_a_dead_link_leaves_time_for_the_relay(
     check_carries(mine, theirs)
 
 
+@pytest.mark.tuned(head_start_s=PATIENCE_S)
 def test_a_path_does_not_wait_for_a_relay_that_nobody_takes(
     engine: kkp2p.engine_t, peer: kkp2p.engine_t, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The callee has gone to the relay; the caller, which was quicker to find the path, has not."""
     monkeypatch.setattr(callee_module, "RELAY_GRACE_S", 3600)
-    monkeypatch.setattr(race, "HEAD_START_S", PATIENCE_S)
 
     prepared: list[prepared_relay.PreparedRelay] = []
 
@@ -156,11 +149,11 @@ def test_a_path_does_not_wait_for_a_relay_that_nobody_takes(
     check_carries(mine, theirs)
 
 
+@pytest.mark.tuned(attempt_s=0.3)
 def test_a_long_time_is_for_more_than_one_attempt(
     engine: kkp2p.engine_t, peer: kkp2p.engine_t, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first finds no path, as the peer tells nothing that leads to it."""
-    monkeypatch.setattr(attempts, "ATTEMPT_S", 0.3)
     candidates = type(peer.network.underlay().own).candidates
     made: list[object] = []
 

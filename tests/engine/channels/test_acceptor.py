@@ -11,7 +11,6 @@ from gevent import socket
 import kkp2p_compat as kkp2p
 from helpers.cloud_client import tcp_pair
 from kkp2p_compat._errors import CallRefused, OutOfDescriptors
-from kkp2p_compat.engine.channels import acceptor as acceptor_module
 from kkp2p_compat.engine.channels import kinds
 from kkp2p_compat.engine.channels.acceptor import Acceptor
 from kkp2p_compat.engine.channels.table import ChannelTable
@@ -31,7 +30,7 @@ class World:
         log = logging.getLogger("acceptor")
         self.background = Background(engine.thread, log)
         self.channels = ChannelTable(self.background)
-        self.acceptor = self.call(Acceptor, self.channels, log)
+        self.acceptor = self.call(Acceptor, self.channels, 1, log)
 
     def take(self, *, sealed: bool = False) -> socket.socket:
         """A stream that alice has opened; returns her end."""
@@ -59,8 +58,7 @@ class World:
 
 
 @pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch, lone_engine: kkp2p.engine_t) -> World:
-    monkeypatch.setattr(acceptor_module, "ACCEPT_QUEUE_PLACES", 1)
+def world(lone_engine: kkp2p.engine_t) -> World:
     return World(lone_engine)
 
 

@@ -142,11 +142,9 @@ def test_several_engines_at_once(make_engine: Callable[..., kkp2p.engine_t]) -> 
             kkp2p.close_fd(theirs.fd)
 
 
-def test_full_accept_queue(
-    monkeypatch: pytest.MonkeyPatch, make_engine: Callable[..., kkp2p.engine_t]
-) -> None:
+@pytest.mark.tuned(accept_queue_places=2)
+def test_full_accept_queue(make_engine: Callable[..., kkp2p.engine_t]) -> None:
     """Beyond the queue's places a call is refused and the caller told; then there is room again."""
-    monkeypatch.setattr(acceptor, "ACCEPT_QUEUE_PLACES", 2)
     callee, caller = make_engine(), make_engine()
     assert kkp2p.join_net(callee, "peer", SECRET) == 0
     mine = [kkp2p.channel_t() for _ in range(4)]
