@@ -27,7 +27,7 @@ from kkp2p_compat.cloud.outside import (
     seen_by_stun_untrusted,
 )
 from kkp2p_compat.cloud.stun import respond
-from kkp2p_compat.engine.engine import Engine
+from kkp2p_compat.engine.calls.incoming import IncomingCalls
 from kkp2p_compat.engine.paths import own_addresses
 from kkp2p_compat.engine.paths.own_addresses import OwnAddresses
 from kkp2p_compat.engine.signalling.offer import vouched_untrusted
@@ -106,7 +106,7 @@ def test_the_track_tells_each_side_where_the_other_is(scene: Scene) -> None:
 
 def guesses(vouched: frozenset[str] | None) -> Guesses:
     listed = Candidate("srflx", 1, VICTIM, 4000)
-    return Guesses({(VICTIM, 4000): listed}, lambda text: None, vouched)
+    return Guesses({(VICTIM, 4000): listed}, lambda *_: None, vouched)
 
 
 @pytest.mark.parametrize(("vouched", "count"), [(None, 3), (frozenset({VICTIM}), 3)])
@@ -301,13 +301,13 @@ def test_an_engine_hands_its_tickets_on(
 
     wait_for(lambda: caller.thread.call(known))
     heard: list[Any] = []
-    meet = Engine._meet_caller
+    meet = IncomingCalls._meet
 
-    def note(engine: Engine, link: Any, message: dict[str, Any], *more: Any) -> None:
+    def note(calls: IncomingCalls, link: Any, message: dict[str, Any], *more: Any) -> None:
         heard.append(message["seen"])
-        meet(engine, link, message, *more)
+        meet(calls, link, message, *more)
 
-    monkeypatch.setattr(Engine, "_meet_caller", note)
+    monkeypatch.setattr(IncomingCalls, "_meet", note)
     mine = kkp2p.channel_t()
     ctx = kkp2p.connect_ctx_t("peer", connect_mode=1, timeout=LONG)
     assert kkp2p.connect(caller, ctx, mine) == 0
