@@ -19,6 +19,12 @@ def ctx_to(peer_id: str, mode: int = 1, timeout: int = LONG, desc: int = 0) -> k
     return kkp2p.connect_ctx_t(peer_id, connect_mode=mode, timeout=timeout, connect_desc=desc)
 
 
+def udp_ctx(mode: int, timeout: int) -> kkp2p.connect_ctx_t:
+    ctx = ctx_to("peer", mode, timeout)
+    ctx.channel_type = kkp2p.KKP2P_UDP_CHANNEL
+    return ctx
+
+
 def connect(engine: kkp2p.engine_t, mode: int = 1, desc: int = 0) -> kkp2p.channel_t:
     channel = kkp2p.channel_t()
     assert kkp2p.connect(engine, ctx_to("peer", mode, desc=desc), channel) == 0

@@ -107,17 +107,17 @@ class Attempt:
 
     def take_relay(self, relay: PreparedRelay, make: Callable[[Any], OpenStream]) -> None:
         """The head start is over: the first one uses the relay, if it still waits."""
-        self._go(State.RELAYED)  # at once: the others need not wait for a path either
+        self._go(State.RELAYED)  # or would be: the others need not wait for a path either
+        self._see_if_wanted()
         try:
-            self._see_if_wanted()
             stream = make(relay.take())
-            try:
-                self._see_if_wanted()  # still
-            except NoPath:
-                stream.give_up()
-                raise
         except KKP2PError:
             self._go(State.SEARCHING)
+            raise
+        try:
+            self._see_if_wanted()  # still
+        except NoPath:
+            stream.give_up()
             raise
         self.timeline.step("relay taken")
         stream.how = f"relay: {self.why_relay}; {self.timeline.summary}"

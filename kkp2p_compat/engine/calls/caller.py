@@ -56,19 +56,23 @@ class CloudCaller:
         self._spawn = spawn
 
     def meet(self, ctx: connect_ctx_t, deadline: float, attempt: Attempt, worked: str) -> Met:
-        """Offer, answer, search; ``worked``: the kind of plan that last led to this peer."""
-        try:
-            return self._meet(ctx, attempt.deadline(deadline), attempt, worked)
-        except NotSupported as error:  # by this host, or by the peer
-            raise NoPath(str(error)) from error
+        """Offer, answer, search; ``worked``: the kind of plan that last led to this peer.
 
-    def _meet(self, ctx: connect_ctx_t, deadline: float, attempt: Attempt, worked: str) -> Met:
+        Raises NotSupported for what is missing on this host: it says nothing of the peer.
+        """
+        deadline = attempt.deadline(deadline)
         own = self._network.underlay().own
         own.ready.wait(max(0.0, min(FIRST_LOOK_S, (deadline - time.monotonic()) / 4)))
         own_side = OwnSide(own.candidates(), own.nat, worked=worked)
         attempt.timeline.step("own addresses")
         attempt.timeline.note(f"our NAT: {own.nat.text}")
-        offer = own_side.offer(ctx, ctx.connect_mode)
+        try:
+            return self._meet(ctx, own_side, deadline, attempt)
+        except NotSupported as error:  # by the peer
+            raise NoPath(str(error)) from error
+
+    def _meet(self, ctx: connect_ctx_t, ours: OwnSide, deadline: float, attempt: Attempt) -> Met:
+        offer = ours.offer(ctx, ctx.connect_mode)
         budget_s = deadline - time.monotonic()
         with (
             time_limit(budget_s, attempt.late),
@@ -77,7 +81,7 @@ class CloudCaller:
             answer = call.answer.get()
             attempt.timeline.step("answer")
             attempt.search()
-            with self._meeting(own_side, offer, answer, link, call, attempt.timeline) as meeting:
+            with self._meeting(ours, offer, answer, link, call, attempt.timeline) as meeting:
                 if may_be_relayed(ctx) and self._relay_must_do(
                     meeting, attempt, link, call, ctx, deadline
                 ):

@@ -67,8 +67,10 @@ class Dialer:
         if ctx.connect_mode != _codes.CONNECT_RELAY:
             try:
                 return self.remote(ctx.peer_id).open(ctx, deadline, may_be_relayed(ctx))
-            except (NoPath, TimedOut, LinkLost, OurFault) as error:
+            except (NoPath, NotSupported, TimedOut, LinkLost, OurFault) as error:
                 if not may_be_relayed(ctx):
+                    if isinstance(error, NoPath | NotSupported):
+                        raise _without_relay(ctx)(f"no p2p: {error}") from error
                     raise
                 why_relay = str(error)
                 self._log.info("%s: no p2p: %s", ctx.peer_id, why_relay)
@@ -106,3 +108,8 @@ class Dialer:
     def busy(self) -> bool:
         """Whether a path is being looked for."""
         return self._by_lan.busy or (self._by_cloud is not None and self._by_cloud.busy)
+
+
+def _without_relay(ctx: connect_ctx_t) -> type[KKP2PError]:
+    """What it means that there can be no path: the code that docs/status.rst promises."""
+    return NoPath if ctx.connect_mode == _codes.CONNECT_P2P else NotSupported

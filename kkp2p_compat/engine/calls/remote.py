@@ -122,7 +122,8 @@ class Remote:
     def open(self, ctx: connect_ctx_t, deadline: float, may_be_relayed: bool) -> OpenStream:
         """A channel to the peer, on the live link or by an attempt.
 
-        Where the relay is a way, NoPath, TimedOut, LinkLost and OurFault mean: call by it.
+        Where the relay is a way, NoPath, NotSupported, TimedOut, LinkLost and OurFault mean: call
+        by it.
         """
         link = self._usable_link()
         if link is not None:

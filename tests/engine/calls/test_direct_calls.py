@@ -11,6 +11,7 @@ import pytest
 
 import kkp2p_compat as kkp2p
 from helpers.direct_support import (
+    LONG,
     MakeEngine,
     accept,
     check_carries,
@@ -20,6 +21,7 @@ from helpers.direct_support import (
     links,
     log_of,
     settled,
+    udp_ctx,
     until,
 )
 from helpers.support import PATIENCE_S, SECRET, in_thread, read_all
@@ -216,6 +218,24 @@ def test_a_peer_that_knows_nothing_of_p2p(
     assert (mine.transmit_mode, theirs.transmit_mode) == (2, 2)
     check_carries(mine, theirs)
     assert kkp2p.connect(engine, ctx_to("peer"), kkp2p.channel_t()) == -109
+    assert kkp2p.connect(engine, udp_ctx(0, LONG), kkp2p.channel_t()) == -106
+
+
+@pytest.mark.tuned(head_start_s=PATIENCE_S)
+def test_a_host_that_gets_udp_later(
+    monkeypatch: pytest.MonkeyPatch, make_engine: MakeEngine, peer: kkp2p.engine_t
+) -> None:
+    """What it lacked says nothing of the peer, so auto mode does not take the relay for a while."""
+    with monkeypatch.context() as patch:
+        patch.setattr(underlay, "Endpoint", no_udp)
+        engine = make_engine()
+        mine, theirs = connect(engine, 0), accept(peer)
+        assert (mine.transmit_mode, theirs.transmit_mode) == (2, 2)
+        check_carries(mine, theirs)
+        assert kkp2p.connect(engine, udp_ctx(0, LONG), kkp2p.channel_t()) == -106
+    mine, theirs = connect(engine, 0), accept(peer)
+    assert (mine.transmit_mode, theirs.transmit_mode) == (1, 1)
+    check_carries(mine, theirs)
 
 
 def test_a_peer_that_is_away(engine: kkp2p.engine_t) -> None:

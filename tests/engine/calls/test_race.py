@@ -16,6 +16,7 @@ from helpers.direct_support import (
     ctx_to,
     links,
     settled,
+    udp_ctx,
     until,
 )
 from helpers.support import PATIENCE_S
@@ -66,12 +67,6 @@ def test_auto_does_not_wait_for_mode_1(engine: kkp2p.engine_t, peer: kkp2p.engin
 
 
 HOUR_MS = 3_600_000
-
-
-def udp_ctx(mode: int, timeout: int) -> kkp2p.connect_ctx_t:
-    ctx = ctx_to("peer", mode, timeout)
-    ctx.channel_type = kkp2p.KKP2P_UDP_CHANNEL
-    return ctx
 
 
 @pytest.mark.usefixtures("out_of_reach")
