@@ -79,12 +79,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items += others[len(waiting) * step :]
 
 
-def pytest_collection_finish() -> None:
-    """What is imported, and the tests themselves, are not looked through after every test."""
-    gc.collect()
-    gc.freeze()
-
-
 def _descriptors() -> dict[str, str]:
     found = {}
     for number in os.listdir("/proc/self/fd"):
@@ -98,12 +92,13 @@ def _native_threads() -> int:
     return len(os.listdir("/proc/self/task")) - gevent.get_hub().threadpool.size
 
 
-def _greenlets() -> set[gevent.Greenlet[..., object]]:
-    return {
+def _greenlets() -> list[gevent.Greenlet[..., object]]:
+    """That run, and are not frozen."""
+    return [
         thing
         for thing in gc.get_objects()
         if isinstance(thing, gevent.Greenlet) and not thing.dead and thing.started
-    }
+    ]
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +107,8 @@ def _nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
     if "make_engine" in request.fixturenames:
         request.getfixturevalue("cloud")  # lives for the session
     gc.collect()
-    descriptors, threads, greenlets = _descriptors(), _native_threads(), _greenlets()
+    gc.freeze()  # what was there before the test is not looked through after it
+    descriptors, threads = _descriptors(), _native_threads()
     yield
     deadline = time.monotonic() + PATIENCE_S
     while True:
@@ -123,7 +119,7 @@ def _nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
             if descriptors.get(number) != target
         ]
         left += [f"{_native_threads() - threads} threads"] * (_native_threads() > threads)
-        left += _greenlets() - greenlets
+        left += _greenlets()
         if not left:
             return
         if time.monotonic() > deadline:
