@@ -59,9 +59,10 @@ class _Guest:
         self._relay = relay
         self._received = b""
         self._readable = get_hub().loop.io(sock.fileno(), READ)
-        self._readable.start(self._on_readable)
+        self._readable.start(self.read)
 
-    def _on_readable(self) -> None:
+    def read(self) -> None:
+        """Take what has arrived."""
         try:
             if self.token is not None:
                 early = self.sock.recv(1, socket.MSG_PEEK)
@@ -147,6 +148,7 @@ class Relay:
         """The relay owns the socket from here on, and its place at the gate."""
         guest = _Guest(sock, host, self, time.monotonic() + self._limits.handshake_s)
         self._gate.deadlines.add(guest)
+        guest.read()  # its hello is there, as a rule
 
     def sweep(self, now: float) -> None:
         """To be called about once a second."""

@@ -74,6 +74,7 @@ def _fuzz_relay(data: bytes) -> None:
         who, what = how & 3, how >> 2 & 3
         if what == COME and ends[who] is None and gate.enter(f"192.0.2.{who & 1}"):
             ends[who], theirs = socket.socketpair()
+            theirs.settimeout(0)  # as the server leaves it
             relay.welcome(theirs, f"192.0.2.{who & 1}")
         elif what == SAY and ends[who] is not None:
             with contextlib.suppress(OSError):  # it was sent away
