@@ -11,6 +11,7 @@ path_validation.py     follows a peer whose address changes
 stream_table.py        the streams of a connection: opening, ending, flow control
 duplex_stream.py       one stream, which carries a channel: its two halves and its messages
 streams.py             the two halves of a stream
+flow_control.py        how much the peer may send
 messages.py            messages of UDP channels, cut into DATAGRAM frames and joined again
 packing.py             what goes into the next packets
 frames.py              the layout of frames

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from ..._codes import KKP2P_UDP_CHANNEL
+from .flow_control import ReceiveBudget, ReceiveWindow
 from .messages import Assembler, Splitter
-from .streams import ReceiveBudget, ReceiveStream, ReceiveWindow, SendStream
+from .streams import ReceiveStream, SendStream
 
 __all__ = ["INITIAL_STREAM_WINDOW_BYTES", "DuplexStream"]
 
@@ -15,6 +16,19 @@ INITIAL_STREAM_WINDOW_BYTES = 256 * 1024
 
 class DuplexStream:
     """What a connection knows of one stream."""
+
+    __slots__ = (
+        "assembler",
+        "message_bytes_received",
+        "message_bytes_sent",
+        "opened",
+        "ours",
+        "receive",
+        "send",
+        "splitter",
+        "stream_id",
+        "writer_waits",
+    )
 
     def __init__(
         self,

@@ -20,11 +20,12 @@ from . import frames as f
 from .acks import Received
 from .duplex_stream import DuplexStream
 from .events import Transmit
+from .flow_control import ReceiveWindow
 from .messages import Splitter
 from .path_state import PathState
 from .protection import OVERHEAD_BYTES, PacketSealer
 from .recovery import Flight, Recovery
-from .streams import ReceiveWindow, SendStream
+from .streams import SendStream
 from .transport_settings import TransportSettings
 
 __all__ = ["INITIAL_DATA_WINDOW_BYTES", "Packer"]
@@ -56,7 +57,6 @@ class Packer:
         self.owes_too_much = False  # the peer makes us answer, and acknowledges no answer
         self.eliciting_at = 0.0  # when we last asked for an acknowledgement
         self.paced_until = math.inf  # data waits for the pacer
-        self.sent_packets = 0
         self.sent_bytes = 0  # of datagrams
         self.lost_packets = 0
         self._sealer = sealer
@@ -81,6 +81,10 @@ class Packer:
         self._rate = path.rate
         self._controller = path.controller
         self._pacer = path.pacer
+
+    @property
+    def sent_packets(self) -> int:
+        return self.next_number
 
     @property
     def active(self) -> int:
@@ -197,7 +201,6 @@ class Packer:
     def _seal(self, payloads: list[bytes]) -> list[bytes]:
         number = self.next_number
         self.next_number += len(payloads)
-        self.sent_packets += len(payloads)
         return self._sealer.seal(number, self._remote_id, payloads)
 
     def _small_probe(self, address: Address, now: float) -> Transmit:

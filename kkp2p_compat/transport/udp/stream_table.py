@@ -26,10 +26,10 @@ from .events import (
     Stopped,
     Writable,
 )
+from .flow_control import MAX_UNTAKEN_BYTES, SLOW_S, ReceiveBudget, ReceiveWindow
 from .packing import INITIAL_DATA_WINDOW_BYTES, Packer
 from .ranges import RangeSet
 from .recovery import Recovery
-from .streams import MAX_UNTAKEN_BYTES, SLOW_S, ReceiveBudget, ReceiveWindow
 from .transport_settings import TransportSettings
 
 __all__ = ["REFUSED_BUSY", "REFUSED_MOVED", "REFUSED_UNSUPPORTED", "StreamTable"]

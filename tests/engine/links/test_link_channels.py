@@ -24,7 +24,7 @@ from helpers.support import (
 from helpers.udp_streams import held_bytes
 from kkp2p_compat.engine.channels import kinds as channels
 from kkp2p_compat.engine.links import link_table
-from kkp2p_compat.transport.udp.streams import MAX_UNTAKEN_BYTES
+from kkp2p_compat.transport.udp.flow_control import MAX_UNTAKEN_BYTES
 
 pytestmark = pytest.mark.usefixtures("on_loopback")
 

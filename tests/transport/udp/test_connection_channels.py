@@ -12,7 +12,7 @@ from helpers.sim.pair import Pair, Transfer, mbit_per_s
 from helpers.sim.simnet import Conditions
 from helpers.udp_streams import held_bytes
 from kkp2p_compat._codes import KKP2P_TCP_CHANNEL, KKP2P_UDP_CHANNEL
-from kkp2p_compat.transport.udp import stream_table, streams
+from kkp2p_compat.transport.udp import flow_control, stream_table
 from kkp2p_compat.transport.udp.duplex_stream import INITIAL_STREAM_WINDOW_BYTES
 from kkp2p_compat.transport.udp.events import (
     ChannelOffered,
@@ -22,11 +22,11 @@ from kkp2p_compat.transport.udp.events import (
     ResetReceived,
     Stopped,
 )  # fmt: skip
+from kkp2p_compat.transport.udp.flow_control import GROWTH_BYTES, SLOW_S
 from kkp2p_compat.transport.udp.frames import DATAGRAM_HEADER
 from kkp2p_compat.transport.udp.packing import INITIAL_DATA_WINDOW_BYTES
 from kkp2p_compat.transport.udp.protection import OVERHEAD_BYTES
 from kkp2p_compat.transport.udp.stream_table import CLOGGED_S
-from kkp2p_compat.transport.udp.streams import GROWTH_BYTES, SLOW_S
 
 FAST = Conditions(rate_bytes_per_s=mbit_per_s(100), delay_s=0.005)
 LOSSY = Conditions(
@@ -295,7 +295,7 @@ def test_a_stream_that_does_nothing_gives_its_window_to_one_that_needs_it() -> N
 def test_more_writers_than_the_credit_of_all_together_is_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(streams, "MAX_UNTAKEN_BYTES", 0)
+    monkeypatch.setattr(flow_control, "MAX_UNTAKEN_BYTES", 0)
     pair = Pair("credit", FAST)
     pair.reading = {"paused": True}
     transfers = [pair.start(8000) for _ in range(sys.getrecursionlimit() + 1000)]
@@ -330,7 +330,7 @@ def test_too_much_that_nobody_reads_clogs_the_connection_of_the_reader(
 def test_no_credit_for_long_clogs_the_connection_of_the_writer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(streams, "MAX_UNTAKEN_BYTES", 0)
+    monkeypatch.setattr(flow_control, "MAX_UNTAKEN_BYTES", 0)
     pair = Pair("starved", FAST)
     caller = pair.caller.connection
     pair.reading = {"paused": True}

@@ -8,15 +8,13 @@ from hypothesis import strategies as st
 
 from helpers.udp_streams import held_bytes
 from kkp2p_compat._errors import BadPacket
-from kkp2p_compat.transport.udp.streams import (
+from kkp2p_compat.transport.udp.flow_control import (
     GROWTH_BYTES,
-    MAX_PIECES,
     SLOW_S,
     ReceiveBudget,
-    ReceiveStream,
     ReceiveWindow,
-    SendStream,
 )
+from kkp2p_compat.transport.udp.streams import MAX_PIECES, ReceiveStream, SendStream
 
 BODY = bytes(range(256)) * 2  # any two offsets less than 256 apart differ
 SIZE = 200
