@@ -33,6 +33,7 @@ def _parse(text: str) -> HostPort:
         host, port = parse_host_port(text)
     except ValueError as error:
         raise ParameterError(f"stun_servers: {error}") from error
-    if len(split_domain(host)) > 1:
+    if "|" in host:
         raise ParameterError(f"stun_servers: {text[:100]!r} names several hosts")
+    split_domain(host)
     return host, port

@@ -40,7 +40,7 @@ def test_others(
     [
         "stun.example", "stun.example:", ":3478", "stun.example:0", "stun.example:65536",
         "stun.example:+1", "stun.example:\u0661", "2001:db8::1:3478", "[stun.example]:1", "[::1]",
-        "[192.0.2.1:1", "a|b:1", "-a:1", "a b:1", "1.2.3:4", "a:1;b:1", f"a:{'1' * 6000}",
+        "[192.0.2.1:1", "a|b:1", "a|:1", "-a:1", "a b:1", "1.2.3:4", "a:1;b:1", f"a:{'1' * 6000}",
         ",".join(["a:1"] * 9),
     ],
 )  # fmt: skip
