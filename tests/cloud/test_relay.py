@@ -136,7 +136,7 @@ def test_many_sessions_do_not_mix(scene: Scene) -> None:
     ("hello", "status"),
     [
         (b"KKRX" + b"x" * 55, wire.BAD),
-        (b"KKRL\x03" + b"x" * 54, wire.BAD),
+        (b"KKRL\x04" + b"x" * 54, wire.BAD),
         (b"KKRL\x02" + b"x" * 72, wire.BAD),
         (hellos(key=b"x" * 32)[0], wire.BAD),
         (hellos(lives_s=-5)[0], wire.EXPIRED),
@@ -151,6 +151,14 @@ def test_many_sessions_do_not_mix(scene: Scene) -> None:
 )
 def test_bad_hellos(scene: Scene, hello: bytes, status: int) -> None:
     assert _refusal(scene.connect(hello)) == status
+
+
+def test_a_hello_that_is_never_whole(scene: Scene) -> None:
+    sock = scene.connect(hellos()[0][:-1])
+    with_deadline = scene.cloud.gate.deadlines.items
+    until(lambda: any(isinstance(one, relay_module._Guest) for one in with_deadline()))
+    time_passes(scene.cloud, scene.cloud.gate.limits.handshake_s + 1)
+    assert _refusal(sock) == wire.BAD
 
 
 def test_the_refusal_arrives_although_more_was_sent(scene: Scene) -> None:

@@ -235,7 +235,7 @@ def test_calls_per_second_are_limited() -> None:
 
 def test_strangers_offers_do_not_drop_a_callee_that_reads_slowly() -> None:
     """Half of its buffer is for what it has asked for itself."""
-    with running_scene(output_bytes=400_000) as scene:
+    with running_scene(output_bytes=400_000, bytes_per_s=1e9) as scene:
         answers: list[dict[str, Any]] = []
         number = 0
         while not answers or answers[-1]["op"] == "calling":

@@ -200,7 +200,7 @@ def test_what_an_address_may_have_kept() -> None:
 
 def test_a_callee_that_reads_slowly_is_not_dropped(caplog: pytest.LogCaptureFixture) -> None:
     with (
-        running_scene(output_bytes=100_000) as scene,
+        running_scene(output_bytes=100_000, bytes_per_s=1e9) as scene,
         Client(scene.cloud.address, receive_bytes=8192) as slow,
     ):
         assert slow.login("caller", "d")["op"] == "welcome"
