@@ -19,6 +19,7 @@ import pytest
 
 import kkp2p_compat as kkp2p
 from helpers.support import ENDLESS_BYTES, PATIENCE_S, SECRET, read_all, write_all
+from kkp2p_compat.engine.calls import incoming
 
 LONG = PATIENCE_S * 1000
 
@@ -156,8 +157,12 @@ def test_domain_that_does_not_resolve(tmp_path: Path) -> None:
     assert kkp2p.error_no() in (-102, -103)
 
 
-def test_cloud_that_does_not_answer(make_engine: Callable[..., kkp2p.engine_t]) -> None:
+@pytest.mark.usefixtures("quick_backoff")
+def test_cloud_that_does_not_answer(
+    make_engine: Callable[..., kkp2p.engine_t], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """engine_init, an IP where no server answers | an engine: logging in is retried"""
+    monkeypatch.setattr(incoming, "VERDICT_S", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     engine = make_engine(login_port=port)  # nobody listens there now
