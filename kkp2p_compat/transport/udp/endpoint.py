@@ -352,8 +352,7 @@ class Endpoint:
             if door is None:
                 continue
             door.socket.grow()
-            batch = transmit.data, transmit.segment_bytes, transmit.address
-            if self._send(member, door, batch):
+            if self._send(member, door, (transmit.data, transmit.segment_bytes, transmit.address)):
                 if transmit.more:
                     continue
                 break
