@@ -214,7 +214,7 @@ class Link:
         self.peer_id = peer_id
 
     def _log_in(self, peer_id: str, secret: str, fields: Message, least_iterations: int) -> Message:
-        login = ScramLogin(peer_id, secret, self.certificate)
+        login = ScramLogin(peer_id, secret, self.certificate, self._name)
         line = encode("login", v=PROTOCOL_VERSION, peer=peer_id, scram=login.first, **fields)
         challenge = self._ask(line, "challenge").get("scram")
         proof = login.proof_untrusted(challenge, least_iterations)

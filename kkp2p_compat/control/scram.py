@@ -27,12 +27,16 @@ _CHALLENGE = re.compile(r"r=[!-+\--~]+,s=[A-Za-z0-9+/]+={0,2},i=([1-9][0-9]{0,8}
 class ScramLogin:
     """A login under way; ``iterations`` is what the challenge wants."""
 
-    def __init__(self, peer_id: str, secret: str, certificate: bytes) -> None:
-        """``certificate``: that of the server, DER; raises BadPacket or LoginRefused."""
+    def __init__(self, peer_id: str, secret: str, certificate: bytes, server: str) -> None:
+        """``certificate``: that of the server, DER; ``server``: its name in errors.
+
+        Raises BadPacket or LoginRefused.
+        """
         try:
             binding = BINDING_NAME, end_point_binding(certificate)
         except ValueError as error:
-            raise BadPacket(str(error)) from error
+            raise BadPacket(f"{server}: {error}") from error
+        self._server = server
         self.iterations = 0
         try:
             self._client = ScramClient(
@@ -46,24 +50,24 @@ class ScramLogin:
         """The answer to a challenge for at least so many iterations; raises BadPacket."""
         least = max(least_iterations, MIN_ITERATIONS)
         text, self.iterations = _challenge_untrusted(challenge, least)
-        with _the_servers_fault():
+        with self._the_servers_fault():
             self._client.set_server_first(text)
             return str(self._client.get_client_final())
 
     def verify_untrusted(self, final: object) -> None:
         """Raise LoginRefused unless the server has shown that it knows our secret's verifier."""
-        with _the_servers_fault():
+        with self._the_servers_fault():
             self._client.set_server_final(final if isinstance(final, str) else "")
 
-
-@contextlib.contextmanager
-def _the_servers_fault() -> Iterator[None]:
-    try:
-        yield
-    except (ScramException, ValueError) as error:  # ValueError: what should be base64
-        raise LoginRefused(
-            f"the cloud does not know the secret itself, or somebody is in the middle: {error}"
-        ) from error
+    @contextlib.contextmanager
+    def _the_servers_fault(self) -> Iterator[None]:
+        try:
+            yield
+        except (ScramException, ValueError) as error:  # ValueError: what should be base64
+            raise LoginRefused(
+                f"{self._server} does not know the secret itself, or somebody is in the middle: "
+                f"{error}"
+            ) from error
 
 
 def _challenge_untrusted(server_first: object, least: int) -> tuple[str, int]:
