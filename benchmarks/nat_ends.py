@@ -122,10 +122,10 @@ def _connect_twice(engine: Any, peer_id: str, mode: int, timeout_ms: int) -> dic
 def _describe(engine: Any) -> dict[str, Any]:
     (link,) = engine.links
     ip, port = link.connection.address[:2]
-    kinds = {(c.address, c.port): c.kind for c in link.info.theirs.candidates}
+    kinds = {(c.address, c.port): c.kind for c in link.info.met.theirs.candidates}
     return {
         "path": f"p2p {'IPv6 ' if ':' in ip else ''}{kinds.get((ip, port), 'prflx')}",
-        "plan": link.info.plan.kind,
+        "plan": link.info.met.plan.kind,
         "rtt_s": link.connection.recovery.rtt.min_s,
     }
 

@@ -63,7 +63,7 @@ _alive: weakref.WeakSet[Engine] = weakref.WeakSet()
 class Engine:
     """One engine: a thread, a cloud client, channels and proxies.  Ends with ``destroy``."""
 
-    settings = EngineSettings()
+    settings = EngineSettings()  # of all engines; tests replace it
 
     def __init__(self, conf: engine_conf_t, timeout_s: float) -> None:
         self.conf = conf = replace(conf)
