@@ -193,6 +193,7 @@ GRID = {
     "cli/": (3, 1, 1),
     "__init__.py": (1, 2, 1),
     "_api_checks.py": (1, 3, 1),
+    "_api_outcome.py": (0, 3, 1),
     "tls.py": (2, 3, 1),
     "engine/engine.py": (1, 4, 1),
     "engine/proxy.py": (1, 5, 1),

@@ -14,14 +14,10 @@ go on; in a plain thread it blocks.  docs/porting.rst has each C function beside
 from __future__ import annotations
 
 import dataclasses
-import functools
-import hashlib
 import hmac
-from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import gevent
-from gevent.local import local
 
 from . import _io
 from ._api_checks import (
@@ -36,15 +32,15 @@ from ._api_checks import (
     check_type,
     check_value,
 )
+from ._api_outcome import api as _api
+from ._api_outcome import error_no
+from ._api_outcome import fail_with as _fail
 from ._codes import *  # noqa: F403 - the constants are API
 from ._codes import (
-    CODE_NAMES,
     CONNECT_P2P,
     KKP2P_ERROR,
     KKP2P_ERROR_LANMODE_MUSTUSE_P2P,
-    KKP2P_ERROR_PARAMETER,
     KKP2P_ERROR_SMALL_BUFF,
-    KKP2P_ERROR_SYSTEM_INTERNAL,
     KKP2P_SUCCESS,
 )
 from ._errors import KKP2PError, ParameterError
@@ -67,52 +63,6 @@ __all__ = [
     "start_proxy_udp", "stop_proxy", "switch_log_level", "write",
     *(name for name in dir() if name.startswith("KKP2P_")),
 ]  # fmt: skip
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-_last = local()  # per greenlet, and per thread
-
-
-def _api(failed: Any) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Turn errors into their code, and that into ``failed``, unless that is ``...``."""
-
-    def decorate(function: Callable[P, T]) -> Callable[P, T]:
-        @functools.wraps(function)
-        def call(*args: P.args, **kwargs: P.kwargs) -> T:
-            try:
-                _last.code = KKP2P_SUCCESS
-                result = function(*args, **kwargs)
-                if isinstance(result, int) and result < 0:
-                    # ``read`` and ``write`` have set the code that C's -1 does not show.
-                    _last.code = _last.code or result
-                return result
-            except KKP2PError as error:
-                code, reason = error.code, str(error)
-            except Exception as error:  # noqa: BLE001 - a bug of ours: C has a code for it
-                code, reason = KKP2P_ERROR_SYSTEM_INTERNAL, f"internal error: {error!r}"
-            _last.code = code
-            name, engine = function.__name__, args[0] if args else None
-            text = f"{name}: {CODE_NAMES.get(code, code)}: {reason}"
-            if isinstance(engine, engine_t) and engine.thread.usable:
-                engine.log.error("%s", text)
-            else:
-                _log.log_without_engine("%s", text)
-            return code if failed is ... else failed  # type: ignore[return-value]
-
-        return call
-
-    return decorate
-
-
-def error_no() -> int:
-    """The code of the last call that this greenlet (or thread) made; 0: it succeeded.
-
-    It is what the call returned, except after a ``read`` or ``write`` that returned -1: then it is
-    -108 (the peer has ended in order), -107 (the channel was cut) or -1 (not an open socket).
-    C: ``kkp2p_error_no`` (v2), which is about engine_init only.
-    """
-    return getattr(_last, "code", KKP2P_SUCCESS)
 
 
 @_api("")
@@ -416,16 +366,10 @@ def read(fd: int, buff: Any, length: int, timeout: int) -> int:
     try:
         count = _io.receive(check_fd(fd), view, length, timeout_s)
     except OSError as error:
-        return _failed(fd, error)
+        return _fail(_DESCRIPTORS.failure_code(fd, error))
     if count is None:
         return 0
-    return count or _failed(fd, None)
-
-
-def _failed(fd: int, error: OSError | None) -> int:
-    """C's code for every end; error_no says which it was."""
-    _last.code = _DESCRIPTORS.failure_code(fd, error)
-    return KKP2P_ERROR
+    return count or _fail(_DESCRIPTORS.failure_code(fd, None))
 
 
 @_api(...)
@@ -447,7 +391,7 @@ def write(fd: int, buff: Any, length: int, timeout: int) -> int:
         source = buff if isinstance(buff, bytes) else view
         count = _io.send(check_fd(fd), source, length, timeout_s)
     except OSError as error:
-        return _failed(fd, error)
+        return _fail(_DESCRIPTORS.failure_code(fd, error))
     return count or 0
 
 
@@ -501,5 +445,5 @@ def hmac_sha1(key: bytes, data: bytes) -> bytes:
     """HMAC-SHA1 of ``data``: 20 bytes; empty on a wrong type.  C: ``kkp2p_hmac_sha1``."""
     for name, value in (("key", key), ("data", data)):
         if not isinstance(value, bytes | bytearray | memoryview):
-            raise ParameterError(f"{name} is not bytes", KKP2P_ERROR_PARAMETER)
-    return hmac.new(bytes(key), bytes(data), hashlib.sha1).digest()
+            raise ParameterError(f"{name} is not bytes")
+    return hmac.digest(bytes(key), bytes(data), "sha1")
