@@ -237,8 +237,9 @@ class SealedStream:
                 self.application_closed()
 
     def _write_plain(self, data: bytes) -> None:
-        while data:
+        left = memoryview(data)
+        while left:
             try:
-                data = data[self._plain.send(data) :]
+                left = left[self._plain.send(left) :]
             except BlockingIOError:
                 wait_write(self._plain.fileno())
