@@ -34,8 +34,8 @@ class State(enum.Enum):
 
 
 _FOLLOWERS = {
-    State.CALLING: {State.SEARCHING, State.MET, State.FAILED},
     # MET also without a search of its own: another attempt may be faster.
+    State.CALLING: {State.SEARCHING, State.MET, State.FAILED},
     State.SEARCHING: {State.RELAYED, State.MET, State.FAILED},
     State.RELAYED: {State.SEARCHING, State.MET, State.FAILED},  # SEARCHING: the relay broke
     State.MET: set(),

@@ -44,8 +44,9 @@ class Dialer:
         self._log = log
         self._lan = LanCaller(lan_port, network, log)
         self._by_lan = Remotes(self._lan.meet, links, True, settings, log, spawn)
-        self._cloud: CloudCaller | None = None
-        self._by_cloud: Remotes | None = None
+        # Without a cloud peers are reached over the LAN only, whatever is asked for.
+        self._cloud: CloudCaller | LanCaller = self._lan
+        self._by_cloud = self._by_lan
         if client is not None:
             self._cloud = CloudCaller(client, network, settings, log, spawn)
             self._by_cloud = Remotes(self._cloud.meet, links, False, settings, log, spawn)
@@ -59,7 +60,8 @@ class Dialer:
         return stream
 
     def _connect(self, ctx: connect_ctx_t, over_lan: bool, deadline: float) -> OpenStream:
-        if self._by_cloud is None or over_lan:
+        client = self._client
+        if client is None or over_lan:
             if ctx.connect_mode == _codes.CONNECT_RELAY:
                 raise KKP2PError("no relay on the LAN", _codes.KKP2P_ERROR_LANMODE_MUSTUSE_P2P)
             return self.remote(ctx.peer_id, over_lan).open(ctx, deadline, False)
@@ -74,25 +76,19 @@ class Dialer:
                     raise
                 why_relay = str(error)
                 self._log.info("%s: no p2p: %s", ctx.peer_id, why_relay)
-        return self._by_relay(ctx, deadline, why_relay)
-
-    def _by_relay(self, ctx: connect_ctx_t, deadline: float, why: str) -> OpenStream:
-        assert self._client is not None
         if ctx.channel_type != _codes.KKP2P_TCP_CHANNEL:
             raise NotSupported("UDP channels are p2p only")
-        stream = make_call(self._client, ctx, deadline - time.monotonic())
-        stream.reason = why
+        stream = make_call(client, ctx, deadline - time.monotonic())
+        stream.reason = why_relay
         return stream
 
     def redial(self, link: PeerLink, budget_s: float) -> Path:
         """A new path to the peer of a link that we made."""
-        caller = self._lan if link.info.is_lan or self._cloud is None else self._cloud
-        return caller.redial(link, budget_s)
+        return (self._lan if link.info.is_lan else self._cloud).redial(link, budget_s)
 
     def remote(self, peer_id: str, over_lan: bool = False) -> Remote:
         """What is known of a peer that we call."""
-        remotes = self._by_lan if over_lan or self._by_cloud is None else self._by_cloud
-        return remotes.of(peer_id)
+        return (self._by_lan if over_lan else self._by_cloud).of(peer_id)
 
     def last_attempt(self, peer_id: str, over_lan: bool = False) -> Timeline | None:
         """How the last one to reach a peer directly went, whatever came of it."""
@@ -101,13 +97,12 @@ class Dialer:
     def handle_network_change(self) -> None:
         """Whom we could not meet before, we may meet now."""
         self._by_lan.forget_blocked()
-        if self._by_cloud is not None:
-            self._by_cloud.forget_blocked()
+        self._by_cloud.forget_blocked()
 
     @property
     def busy(self) -> bool:
         """Whether a path is being looked for."""
-        return self._by_lan.busy or (self._by_cloud is not None and self._by_cloud.busy)
+        return self._by_lan.busy or self._by_cloud.busy
 
 
 def _without_relay(ctx: connect_ctx_t) -> type[KKP2PError]:

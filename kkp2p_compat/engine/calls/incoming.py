@@ -14,11 +14,7 @@ from typing import Any
 import gevent
 from gevent.event import AsyncResult
 
-from ..._errors import (
-    KKP2PError,
-    NotAllowed,
-    TimedOut,
-)
+from ..._errors import KKP2PError, NotAllowed, TimedOut
 from ..._io import time_limit
 from ..._peer_id import is_peer_id
 from ...control.callers import Callers
