@@ -21,11 +21,13 @@ import gevent
 from gevent import ssl
 
 from kkp2p_compat._errors import BadPacket, KKP2PError
+from kkp2p_compat.cloud import control_connection, limits, relay, track
 from kkp2p_compat.cloud.accounts import Accounts
 from kkp2p_compat.cloud.certificate import TLSIdentity
-from kkp2p_compat.cloud.control_connection import ControlConnection
+from kkp2p_compat.cloud.control_connection import ControlConnection, Service
 from kkp2p_compat.cloud.limits import Gatekeeper, Limits
 from kkp2p_compat.cloud.login import Login
+from kkp2p_compat.cloud.route import Route
 from kkp2p_compat.cloud.track import Track
 from kkp2p_compat.control import link as link_module
 from kkp2p_compat.control.wire import MAX_LINE_BYTES, LineReader, encode
@@ -35,10 +37,24 @@ from kkp2p_compat.transport import relay_wire
 from kkp2p_compat.traversal import lan, lan_wire
 
 __all__ = [
-    "ALICE", "LINES", "MESSAGES", "OFFERS", "SCRAM", "SEARCHES", "Wire", "fuzz_lan_responder",
-    "fuzz_lines", "fuzz_link", "fuzz_login", "fuzz_offers", "fuzz_relay_hello", "fuzz_track",
+    "ALICE",
+    "LINES",
+    "MESSAGES",
+    "OFFERS",
+    "ROUTE_LINES",
+    "SCRAM",
+    "SEARCHES",
+    "Wire",
+    "fuzz_lan_responder",
+    "fuzz_lines",
+    "fuzz_link",
+    "fuzz_login",
+    "fuzz_offers",
+    "fuzz_relay_hello",
+    "fuzz_route",
+    "fuzz_track",
     "no_faults_of_ours",
-]  # fmt: skip
+]
 
 ALICE, SECRET = "alice", "fuzz"
 KEY = bytes(32)
@@ -57,8 +73,7 @@ def no_faults_of_ours() -> Iterator[None]:
             faults.append(record)
         return False  # nothing of it is shown
 
-    names = ("connection", "limits", "relay", "track")
-    loggers = [logging.getLogger(f"kkp2p_compat.cloud.{name}") for name in names]
+    loggers = [module.log for module in (control_connection, limits, relay, track)]
     for logger in loggers:
         logger.addFilter(keep)
     try:
@@ -128,6 +143,7 @@ def _read(reader: LineReader, pieces: list[bytes]) -> tuple[list[Any], bool]:
 # The track.  A piece: one byte (whose connection, and what happens besides), and a line.
 
 STRANGERS = 2
+TRACKS = [("one.example", 1), ("two.example", 2)]
 CALL_ID = b"@call@"  # in a line: the name of the last call that was offered to that connection
 
 
@@ -149,12 +165,12 @@ def fuzz_track(data: bytes) -> None:
 
 def _fuzz_track(data: bytes) -> None:
     gate = Gatekeeper(Limits())
-    track = Track(gate, _accounts(), [("relay.example", 1)], KEY, [])
-    ends = [_end(gate, track, f"192.0.2.{number}") for number in range(STRANGERS + 2)]
+    service = Track(gate, _accounts(), [("relay.example", 1)], KEY, [])
+    ends = [_end(gate, service, f"192.0.2.{number}") for number in range(STRANGERS + 2)]
     for name, (connection, _) in zip((ALICE, "bob"), ends, strict=False):
         connection.known_as.prove(name, b"")
         connection.allow_quiet(60)
-        track._online[name] = connection.known_as
+        service._online[name] = connection.known_as
     now = time.monotonic()
     for how, line in _pieces(data):
         connection, wire = ends[how & 3]
@@ -164,7 +180,7 @@ def _fuzz_track(data: bytes) -> None:
         connection._on_readable()
         gevent.sleep(0)
         if how & 8:
-            track.sweep(now := now + 30)
+            service.sweep(now := now + 30)
     for connection, wire in ends:
         connection._fail("the end")
         gevent.sleep(0)
@@ -172,19 +188,38 @@ def _fuzz_track(data: bytes) -> None:
             assert len(line) < MAX_LINE_BYTES
             assert json.loads(line)["op"]
     gevent.sleep(0)
-    assert (track.online, track.calls) == (0, 0)
+    assert (service.online, service.calls) == (0, 0)
     assert not gate.open_calls
     assert not gate.kept_calls
 
 
-def _end(gate: Gatekeeper, track: Track, host: str) -> tuple[ControlConnection, Wire]:
+def _end(gate: Gatekeeper, service: Service, host: str) -> tuple[ControlConnection, Wire]:
     wire = Wire()
     closing: Any = SimpleNamespace(spawn=lambda _: None)
     identity = TLSIdentity(None, b"binding", "")
-    connection = ControlConnection(wire, host, gate, track, identity, closing)
+    connection = ControlConnection(wire, host, gate, service, identity, closing)
     connection._open()
     gate.deadlines.add(connection)
     return connection, wire
+
+
+def fuzz_route(data: bytes) -> None:
+    """The lines of strangers at a route; a piece is as for the track, but time stands still."""
+    with no_faults_of_ours():
+        gate = Gatekeeper(Limits())
+        route = Route(gate, TRACKS, [])
+        ends = [_end(gate, route, f"192.0.2.{number}") for number in range(STRANGERS)]
+        for how, line in _pieces(data):
+            connection, wire = ends[how % STRANGERS]
+            wire.heard.append(line + b"\n")
+            connection._on_readable()
+            gevent.sleep(0)
+        for connection, wire in ends:
+            connection._fail("the end")
+            gevent.sleep(0)
+            for answer in map(json.loads, wire.sent.splitlines()):
+                told = [tuple(track) for track in answer.get("tracks", TRACKS)]
+                assert sorted(told) == TRACKS
 
 
 def _last_call(wire: Wire) -> bytes:
@@ -215,6 +250,9 @@ LINES = [
     + _line(0x14, "cancel", call=7),
     _line(0x13, "login", v=1, peer=ALICE, scram="n,,n=alice,r=x")
     + _line(0x13, "proof", scram="c=biws,r=xy,p=AAAA"),
+]
+ROUTE_LINES = [
+    _line(0x10, "route", v=1, peer=ALICE) + _line(0x11, "beat") + _line(0x10, "route", peer=7),
 ]
 
 

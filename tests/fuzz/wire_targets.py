@@ -17,6 +17,7 @@ from control_targets import (
     LINES,
     MESSAGES,
     OFFERS,
+    ROUTE_LINES,
     SCRAM,
     SEARCHES,
     fuzz_lan_responder,
@@ -25,6 +26,7 @@ from control_targets import (
     fuzz_login,
     fuzz_offers,
     fuzz_relay_hello,
+    fuzz_route,
     fuzz_track,
 )
 from kkp2p_compat._errors import BadPacket
@@ -461,6 +463,7 @@ TARGETS = {
     "candidates": Target(fuzz_candidates, [b"host 5 192.0.2.1 9\nsrflx 7 2001:db8::1 10"]),
     "lines": Target(fuzz_lines, [*(line[1:] for line in LINES), *MESSAGES]),
     "track": Target(fuzz_track, LINES),
+    "route": Target(fuzz_route, ROUTE_LINES),
     "login": Target(fuzz_login, SCRAM),
     "link": Target(fuzz_link, MESSAGES),
     "offers": Target(fuzz_offers, OFFERS),
