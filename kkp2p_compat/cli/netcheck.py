@@ -124,7 +124,7 @@ def _examine(engine: Engine, options: argparse.Namespace) -> Iterator[Section]:
 
 def _cloud(host: str, port: int, pin: str | None) -> dict[str, Any]:
     try:
-        ip = _first_to_answer(resolve(host, RESOLVE_S), port)
+        ip = _first_to_answer(list(resolve(host, RESOLVE_S)), port)
     except KKP2PError as error:
         return {"host": host, "port": port, "ip": None, "problem": str(error)}
     reach = probe_tcp(ip, port)
@@ -185,7 +185,7 @@ def _asked(engine: Engine) -> list[tuple[str, int]]:
     """A STUN server that has not answered."""
     for host, port in engine.stun_servers:
         try:
-            return [(resolve(host, RESOLVE_S)[0], port)]
+            return [(next(iter(resolve(host, RESOLVE_S))), port)]
         except KKP2PError as error:
             engine.log.info("STUN server %s: %s", host, error)
     return []

@@ -51,10 +51,10 @@ class Links:
         self._port = port
         self._log = log
         self._on_offer = on_offer
-        self._name = None if "|" in login_domain or is_ip(login_domain) else login_domain
-        self._moves = not all(map(is_ip, split_domain(login_domain)))
+        self._names = [part for part in split_domain(login_domain) if not is_ip(part)]
+        self._name_of: dict[str, str] = {}  # an address: the name that led to it
         self._resolved_at = time.monotonic()
-        self.trust = Trust(ca_file, fingerprints, is_name=self._name is not None)
+        self.trust = Trust(ca_file, fingerprints, has_name=bool(self._names))
         self._rng = random.Random()
         self._links: dict[HostPort, Link] = {}
         self._locks: WeakValueDictionary[HostPort, RLock] = WeakValueDictionary()
@@ -129,11 +129,13 @@ class Links:
 
     def look_up(self, timeout_s: float) -> None:
         """Find the addresses of the login domain; raises as ``resolve``."""
-        self.addresses = resolve(self._domain, timeout_s)
+        found = resolve(self._domain, timeout_s)
+        self.addresses = list(found)
+        self._name_of = {ip: part for ip, part in found.items() if not is_ip(part)}
 
     def _race_addresses(self) -> Link:
         """In random order, as the C SDK does, but those that failed last time come last."""
-        if self._moves and time.monotonic() - self._resolved_at > RESOLVE_AGAIN_S:
+        if self._names and time.monotonic() - self._resolved_at > RESOLVE_AGAIN_S:
             self._resolve_again()
         hosts = list(self.addresses)
         self._rng.shuffle(hosts)
@@ -202,7 +204,7 @@ class Links:
         Where nothing does and nothing must, the link may serve to log in, which proves it, and
         before the first proof to call: a caller without an account then trusts the path.
         """
-        name = address[0] if self._name is None or not is_ip(address[0]) else self._name
+        name = self._certified_name(address[0])
         trust, reason = self.trust, "no login_ca is set"
         if trust.asks_ca:
             link = Link(address, self._log, self._on_offer, trust.verified, name, named_by)
@@ -227,6 +229,12 @@ class Links:
             self._warned = True  # once: each reconnect would say it again
             self._log.warning("cloud %s: certificate not verified: %s", name, reason)
         return link
+
+    def _certified_name(self, host: str) -> str:
+        """What the certificate of a server there has to name."""
+        if not self._names or not is_ip(host):
+            return host
+        return self._name_of.get(host, self._names[0])  # a server of the same cloud
 
     def _shake_hands(self, link: Link) -> None:
         self._being_opened.add(link)

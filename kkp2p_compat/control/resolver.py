@@ -6,6 +6,7 @@ interrupted: the wait ends at the time-out, and what comes later is dropped.
 
 from __future__ import annotations
 
+import itertools
 import re
 import socket
 import time
@@ -59,13 +60,14 @@ def _is_name(text: str) -> bool:
     )
 
 
-def resolve(login_domain: str, timeout_s: float) -> list[str]:
-    """Addresses of every part, in order; raises with -101, -102, -103 or -104 if there is none.
+def resolve(login_domain: str, timeout_s: float) -> dict[str, str]:
+    """Addresses of every part, in order, each with the part that has it.
 
-    ``timeout_s`` is for all parts together.  Called in a greenlet of the engine.
+    Raises with -101, -102, -103 or -104 if there is none.  ``timeout_s`` is for all parts together.
+    Called in a greenlet of the engine.
     """
     deadline = time.monotonic() + timeout_s
-    addresses: list[str] = []
+    addresses: dict[str, str] = {}
     problem: KKP2PError | None = None
     for part in split_domain(login_domain):
         try:
@@ -74,10 +76,11 @@ def resolve(login_domain: str, timeout_s: float) -> list[str]:
         except KKP2PError as error:
             problem = problem or error
         else:
-            addresses.extend(address for address in found if address not in addresses)
+            for address in found:
+                addresses.setdefault(address, part)
     if problem is not None and not addresses:
         raise problem
-    return addresses[:MAX_ADDRESSES]
+    return dict(itertools.islice(addresses.items(), MAX_ADDRESSES))
 
 
 def addresses_of(host: str, timeout_s: float) -> list[str]:

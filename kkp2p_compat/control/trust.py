@@ -2,7 +2,7 @@
 
 Any one of these vouches for a certificate:
 
-- a CA: login_ca, which may be the very certificate that is shown; or for a login_domain that is a
+- a CA: login_ca, which may be the very certificate that is shown; or for a login_domain that has a
   name one of the system's;
 - the user: login_fingerprint;
 - a login: SCRAM is bound to the certificate that it ran on (``binding.py``), so the server knows
@@ -54,11 +54,11 @@ def _parse_fingerprint(text: str) -> bytes:
 
 
 class Trust:
-    """What vouches for the servers of one engine's cloud.  ``is_name``: login_domain is one."""
+    """What vouches for the servers of one engine's cloud.  ``has_name``: login_domain has."""
 
-    def __init__(self, ca_file: str | None, given: frozenset[bytes], is_name: bool) -> None:
+    def __init__(self, ca_file: str | None, given: frozenset[bytes], has_name: bool) -> None:
         self._known = set(given)  # vouched for by what we hold, not by a CA
-        self.asks_ca = ca_file is not None or (is_name and not given)
+        self.asks_ca = ca_file is not None or (has_name and not given)
         # Nothing else may even be logged in at: a false server gets no proof to guess from.
         self.is_required = ca_file is not None or bool(given)
         self.verified = _system_context() if ca_file is None else _context(ca_file)

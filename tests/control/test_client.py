@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import datetime
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import gevent
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 import kkp2p_compat as kkp2p
 from helpers.line_server import LineServer, RawServer, Script, Serve, Visitor, all_here, wait_for
@@ -22,7 +30,9 @@ from kkp2p_compat._errors import (
     TimedOut,
 )
 from kkp2p_compat._io import time_limit
+from kkp2p_compat.cloud.certificate import TLSIdentity, load_identity
 from kkp2p_compat.control import links as links_module
+from kkp2p_compat.control import resolver
 from kkp2p_compat.control.client import CloudClient
 from kkp2p_compat.control.links import Links
 from kkp2p_compat.control.wire import Message
@@ -299,7 +309,7 @@ def test_a_resolver_that_fails_is_asked_now_and_then_only(
     monkeypatch.setattr(links_module, "resolve", fail)
     server = serve(all_here(lambda visitor: visitor.wait_until_gone()))
     client = make(server)
-    client._links._moves = True
+    client._links._names = ["cloud.test"]
     client._links._resolved_at -= links_module.RESOLVE_AGAIN_S + 1
     for _ in range(5):
         next(client.links_to("bob")).close()
@@ -310,8 +320,6 @@ def test_a_cloud_that_verified_once_must_always(
     make: Make, serve: Serve, tmp_path_factory: pytest.TempPathFactory, tmp_path: Any
 ) -> None:
     """With login_ca: another certificate is refused, whoever shows it."""
-    from kkp2p_compat.cloud.certificate import load_identity
-
     other = load_identity(tmp_path)
     ca_file = str(next(path for path in tmp_path.iterdir() if b"CERTIFICATE" in path.read_bytes()))
     assert other.binding != serve(online).identity.binding
@@ -322,3 +330,53 @@ def test_a_cloud_that_verified_once_must_always(
     with gevent.Timeout(PATIENCE_S):
         assert next(make(good, ca_file=ca_file).links_to("bob")) is not None
     good.close()
+
+
+def signed_by_a_ca(name: str, folder: Path) -> tuple[TLSIdentity, str]:
+    """A server's identity whose certificate names ``name``, and the file of the CA."""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    day = datetime.timedelta(days=1)
+    ca_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test CA")])
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+
+    def make(
+        subject: x509.Name, public_key: ec.EllipticCurvePublicKey, extension: x509.ExtensionType
+    ) -> bytes:
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(issuer)
+            .public_key(public_key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - day)
+            .not_valid_after(now + day)
+            .add_extension(extension, critical=False)
+        )
+        return builder.sign(ca_key, SHA256()).public_bytes(Encoding.PEM)
+
+    constraints = x509.BasicConstraints(ca=True, path_length=0)
+    (folder / "ca.pem").write_bytes(make(issuer, ca_key.public_key(), constraints))
+    named = x509.SubjectAlternativeName([x509.DNSName(name)])
+    (folder / "server.pem").write_bytes(make(subject, key.public_key(), named))
+    secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (folder / "server.key").write_bytes(secret)
+    identity = load_identity(None, folder / "server.pem", folder / "server.key")
+    return identity, str(folder / "ca.pem")
+
+
+@pytest.mark.parametrize(("named", "refused"), [("here.test", False), ("elsewhere.test", True)])
+def test_each_of_several_names_has_a_certificate_of_its_own(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str, refused: bool
+) -> None:
+    """A server is asked for the name that led to it, not for any other of the login domain."""
+    places = {"elsewhere.test": "127.0.0.2", "here.test": "127.0.0.1"}
+    monkeypatch.setattr(resolver, "_resolve_name", lambda name, _: [places[name]])
+    identity, ca_file = signed_by_a_ca(named, tmp_path)
+    server = LineServer(identity, all_here(lambda visitor: visitor.wait_until_gone()))
+    client = make(server, tuple(places), ca_file=ca_file)
+    client.look_up(PATIENCE_S)
+    assert client.addresses == ["127.0.0.2", "127.0.0.1"]
+    with pytest.raises(CloudUnreachable, match="certificate refused") if refused else nullcontext():
+        assert client._links.open(("127.0.0.1", server.address[1])).is_verified
+    server.close()

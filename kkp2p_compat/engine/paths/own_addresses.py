@@ -238,7 +238,7 @@ class OwnAddresses:
         servers: dict[int, list[HostPort]] = {}
         for host, port in self._servers:
             try:
-                self._ips[host] = resolve(host, max(0.1, deadline - _now()))
+                self._ips[host] = list(resolve(host, max(0.1, deadline - _now())))
             except KKP2PError as error:
                 self._log.info("STUN server %s: %s", host, error)
             for ip in self._ips.get(host, ()):
