@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
-from . import calls, chaos, compare, hostile, nat, p2p, reconnect, relay
+from . import calls, chaos, compare, hostile, nat, reconnect, relay, rows
+from .p2p import FULL, QUICK, Load
 
 
 def main() -> None:
@@ -13,15 +17,23 @@ def main() -> None:
     quick.add_argument("--quick", action="store_true", help="a small load: does it run at all?")
     what = parser.add_subparsers(dest="what", required=True)
     what.add_parser("relay", parents=[quick], help="through proxy and relay, on loopback")
-    direct = what.add_parser("p2p", parents=[quick], help="between two hosts; needs root")
-    direct.add_argument("--only", action="append", choices=p2p.SECTIONS, help="one of its parts")
-    direct.add_argument("--mode", type=int, choices=[1, 2], default=1, help="2: over the relay")
+    size = argparse.ArgumentParser(add_help=False)
+    size.add_argument("--rounds", type=int, help="turns of each of those who are compared")
+    size.add_argument("--seconds", type=float, help="of each transfer")
+    size.add_argument("--json", type=Path, metavar="FILE", help="put the rows' figures into it")
+    direct = what.add_parser(
+        "p2p", parents=[quick, size], help="between two hosts, beside others; needs root"
+    )
+    direct.add_argument("--only", action="append", choices=rows.ROWS, help="one of its rows")
     what.add_parser("reconnect", parents=[quick], help="peers after a restart of their cloud")
     nats = what.add_parser("nat", parents=[quick], help="through every pair of NATs; needs root")
     nats.add_argument("--only", action="append", choices=nat.KINDS, help="pairs with this kind")
     nats.add_argument("--jobs", type=int, default=3, help="pairs at once (default: 3)")
     what.add_parser("calls", parents=[quick], help="500 at once to one engine; needs root")
-    trees = what.add_parser("compare", parents=[quick], help="with another revision; needs root")
+    trees = what.add_parser(
+        "compare", parents=[quick, size], help="the same of this tree and another; needs root"
+    )
+    trees.add_argument("--only", action="append", choices=compare.COMPARED, help="one of the rows")
     trees.add_argument("revision", help="whatever git takes for one")
     faults = what.add_parser("chaos", help="transfers while everything breaks; needs root")
     faults.add_argument("--minutes", type=float, default=10.0, help="at most (default: 10)")
@@ -42,7 +54,8 @@ def main() -> None:
             verbose=options.verbose,
         )  # fmt: skip
     elif options.what == "compare":
-        compare.run(options.quick, options.revision)
+        load = _sized(compare.LOAD, options)
+        compare.run(load, options.revision, options.only or [], options.json)
     elif options.what == "hostile":
         hostile.run(options.quick, options.only or [])
     elif options.what == "nat":
@@ -50,7 +63,15 @@ def main() -> None:
     elif options.what == "reconnect":
         reconnect.run(options.quick)
     else:
-        p2p.run(options.quick, options.only or [], options.mode)
+        rows.run(_sized(FULL, options), options.only or list(rows.ROWS), options.json, {})
+
+
+def _sized(load: Load, options: argparse.Namespace) -> Load:
+    load = QUICK if options.quick else load
+    given: dict[str, Any] = {"rounds": options.rounds or load.rounds}
+    if options.seconds:
+        given |= {"link_s": options.seconds, "veth_s": options.seconds}
+    return replace(load, **given)
 
 
 main()

@@ -66,6 +66,7 @@ class Crowd:
             "--stun-address", cloud.addresses[1],
         )  # fmt: skip
         threading.Thread(target=process.stdout.read, daemon=True).start()  # or its log gets stuck
+        self._cloud = process.pid
         self.login = cloud.address
         self.callee = Agent(run, net.nat("home", nat.PORT_RESTRICTED).host("callee"), ENDS)
         self.callee.do("join", login=self.login, peer_id=PEER, secret=SECRET)
@@ -82,7 +83,10 @@ class Crowd:
     def cpu_s(self) -> dict[str, float]:
         """Of all that takes part: what the machine is busy with."""
         callers = sum(Usage(end.pid).cpu_s for end in self._ends)
-        return {"callee": self.usage().cpu_s, "callers": callers, "lab": Usage(self._world).cpu_s}
+        return {
+            "callee": self.usage().cpu_s, "callers": callers,
+            "cloud": Usage(self._cloud).cpu_s, "lab": Usage(self._world).cpu_s,
+        }  # fmt: skip
 
     def start(self) -> None:
         """Engines that know their NAT: what is measured is calls, not the start of programs.

@@ -1,9 +1,9 @@
-"""One end of ``python -m benchmarks p2p``: ``python -m benchmarks.p2p_ends KIND ARGS...``.
+"""One end of a turn between two hosts (p2p.py): ``python -m benchmarks.p2p_ends KIND ARGS...``.
 
-Takes one command a line, a JSON object, and answers each by one line.  What it does with a
-descriptor is the same for a channel and for kernel TCP: blocking native calls, of 256 KB where
-there are bytes to move; several descriptors at once by epoll.  Times are of the monotonic clock,
-which all processes of a machine share.  A command that hangs ends the process.
+Says ``{}`` when it is ready.  Takes one command a line, a JSON object, and answers each by one
+line.  What it does with a descriptor is the same for a channel and for kernel TCP: blocking native
+calls, of 256 KB where there are bytes to move; several descriptors at once by epoll.  Times are of
+the monotonic clock, which all processes of a machine share.  A command that hangs ends the process.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ import select
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import gevent.pool
@@ -24,21 +27,23 @@ import gevent.socket
 
 import kkp2p_compat as kkp2p
 
+from .floor import FloorEnd
+
 CHUNK = 1 << 18
 MANY_CHUNK = 1 << 16  # of each of many channels, so that all get their turn
 COMMAND_S = 300  # longest that a command may take
 CALL_MS = 60_000
 BATCH = 32  # calls at once, when new channels are counted
+REST_S = 0.5
 
 
 class TcpServer:
-    def __init__(self, congestion: str) -> None:
+    def __init__(self, port: str, congestion: str) -> None:
         self._listener = socket.socket()
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         _tune(self._listener, congestion)
-        self._listener.bind(("", 0))
+        self._listener.bind(("", int(port)))
         self._listener.listen(1024)
-        self.ready = {"port": self._listener.getsockname()[1]}
 
     def connect(self) -> socket.socket:
         return self._listener.accept()[0]
@@ -48,7 +53,6 @@ class TcpClient:
     def __init__(self, host: str, port: str, congestion: str) -> None:
         self._address = host, int(port)
         self._congestion = congestion
-        self.ready: dict[str, int] = {}
 
     def connect(self) -> socket.socket:
         sock = socket.socket()
@@ -65,7 +69,6 @@ class PeerServer:
     def __init__(self, port: str, peer: str, secret: str) -> None:
         self._engine = _engine("127.0.0.1", port)
         _succeed(kkp2p.join_net(self._engine, peer, secret))
-        self.ready: dict[str, int] = {}
 
     def connect(self) -> socket.socket:
         channel = kkp2p.channel_t()
@@ -75,14 +78,13 @@ class PeerServer:
 
 
 class PeerClient:
-    def __init__(self, host: str, port: str, peer: str, mode: str) -> None:
+    def __init__(self, host: str, port: str, peer: str, mode: str, encrypt: str) -> None:
         self._cloud = host, port
         self._context = kkp2p.connect_ctx_t(
-            peer, kkp2p.KKP2P_TCP_CHANNEL, int(mode), encrypt_data=1, timeout=CALL_MS
+            peer, kkp2p.KKP2P_TCP_CHANNEL, int(mode), encrypt_data=int(encrypt), timeout=CALL_MS
         )
         self._engine = _engine(host, port)
         self._engines: list[kkp2p.engine_t] = []
-        self.ready: dict[str, int] = {}
 
     def connect(self) -> socket.socket:
         return _blocking(self._call(self._engine))
@@ -95,6 +97,22 @@ class PeerClient:
         self._engines.append(_engine(*self._cloud))
         return _blocking(self._call(self._engines[-1]))
 
+    def call_once(self) -> dict[str, float]:
+        """By a new engine: a channel, one byte there and back, and the end of the engine."""
+        cpu = [time.process_time()]
+        engine = _engine(*self._cloud)
+        cpu.append(time.process_time())
+        begin = time.perf_counter()
+        fd = self._call(engine)
+        took_s = time.perf_counter() - begin
+        _there_and_back(fd)
+        kkp2p.close_fd(fd)
+        cpu.append(time.process_time())
+        kkp2p.engine_destroy(engine)
+        cpu.append(time.process_time())
+        init_s, connect_s, destroy_s = (after - before for before, after in pairwise(cpu))
+        return {"took": took_s, "init": init_s, "connect": connect_s, "destroy": destroy_s}
+
     def _call(self, engine: kkp2p.engine_t) -> int:
         channel = kkp2p.channel_t()
         _succeed(kkp2p.connect(engine, self._context, channel))
@@ -103,8 +121,60 @@ class PeerClient:
         return channel.fd
 
 
+class LanServer:
+    def __init__(self, port: str, peer: str) -> None:
+        self._engine = _lan_engine(port)
+        _succeed(kkp2p.join_lan(self._engine, peer))
+        threading.Thread(target=self._answer, daemon=True).start()
+
+    def _answer(self) -> None:
+        channel = kkp2p.channel_t()
+        while _succeed(kkp2p.accept(self._engine, CALL_MS, channel)) >= 0:
+            if channel.fd >= 0:
+                kkp2p.close_fd(channel.fd)
+                channel = kkp2p.channel_t()
+
+
+class LanClient:
+    def __init__(self, port: str, peer: str) -> None:
+        self._port = port
+        self._context = kkp2p.connect_ctx_t(peer, connect_mode=1, timeout=CALL_MS)
+
+    def search(self) -> dict[str, float]:
+        """By an engine that has just started, again by the same, and by one that has rested."""
+        with _lan_engine_of_its_own(self._port) as engine:
+            cold_s, warm_s = self._search(engine), self._search(engine)
+        with _lan_engine_of_its_own(self._port) as engine:
+            time.sleep(REST_S)  # what an engine does at its start is over
+            rested_s = self._search(engine)
+        return {"cold": cold_s, "rested": rested_s, "warm": warm_s}
+
+    def _search(self, engine: kkp2p.engine_t) -> float:
+        channel = kkp2p.channel_t()
+        begin = time.perf_counter()
+        _succeed(kkp2p.lan_search(engine, self._context, channel))
+        took_s = time.perf_counter() - begin
+        kkp2p.close_fd(channel.fd)
+        return took_s
+
+
+@contextmanager
+def _lan_engine_of_its_own(port: str) -> Iterator[kkp2p.engine_t]:
+    engine = _lan_engine(port)
+    yield engine
+    kkp2p.engine_destroy(engine)
+
+
+def _lan_engine(port: str) -> kkp2p.engine_t:
+    return _started(kkp2p.engine_conf_t(lan_search_port=int(port)))
+
+
 def _engine(host: str, port: str) -> kkp2p.engine_t:
-    engine = kkp2p.engine_init(kkp2p.engine_conf_t(host, int(port)), 5000)
+    return _started(kkp2p.engine_conf_t(host, int(port)))
+
+
+def _started(conf: kkp2p.engine_conf_t) -> kkp2p.engine_t:
+    engine = kkp2p.engine_init(conf, 5000)
     if engine is None:
         raise RuntimeError(f"no engine: {kkp2p.error_no()}")
     return engine
@@ -114,6 +184,16 @@ def _succeed(result: int) -> int:
     if result < 0:
         raise RuntimeError(f"{kkp2p.error_no()}: see kkp2p_engine.log")
     return result
+
+
+def _there_and_back(fd: int) -> None:
+    buff = bytearray(1)
+    if (
+        kkp2p.write(fd, b"!", 1, CALL_MS) != 1
+        or kkp2p.read(fd, buff, 1, CALL_MS) != 1
+        or buff != b"!"
+    ):
+        raise RuntimeError("a byte did not come back")
 
 
 def _blocking(fd: int) -> socket.socket:
@@ -176,6 +256,21 @@ class End:
         times.sort()
         return {"p50_us": times[count // 2] * 1e6, "p99_us": times[count * 99 // 100] * 1e6}
 
+    def answer_calls(self, count: int) -> dict[str, Any]:
+        """Send back the one byte of each channel, until the caller closes it."""
+        for _ in range(count):
+            with self._transport.connect() as sock:
+                while data := sock.recv(1):
+                    sock.send(data)
+        return {}
+
+    def calls(self, count: int) -> dict[str, Any]:
+        """Seconds of each call, and the processor's share of its parts, in this process."""
+        return _columns([self._transport.call_once() for _ in range(count)])
+
+    def search(self, count: int) -> dict[str, Any]:
+        return _columns([self._transport.search() for _ in range(count)])
+
     def accept_and_close(self, count: int) -> dict[str, Any]:
         for _ in range(count):
             self._transport.connect().close()
@@ -188,6 +283,10 @@ class End:
         for call in calls:
             call.get()
         return {"first_s": begin}
+
+
+def _columns(rows: list[dict[str, float]]) -> dict[str, list[float]]:
+    return {name: [row[name] for row in rows] for name in rows[0]}
 
 
 def receive(socks: list[socket.socket]) -> dict[str, Any]:
@@ -270,10 +369,13 @@ def main() -> None:
         "tcp_client": TcpClient,
         "peer_server": PeerServer,
         "peer_client": PeerClient,
+        "lan_server": LanServer,
+        "lan_client": LanClient,
+        "floor": FloorEnd,
     }
     transport = kinds[sys.argv[1]](*sys.argv[2:])
     end = End(transport)
-    print(json.dumps(transport.ready), flush=True)
+    print("{}", flush=True)  # ready
     for line in sys.stdin:
         command = json.loads(line)
         signal.alarm(COMMAND_S)
