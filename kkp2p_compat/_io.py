@@ -47,6 +47,7 @@ READ = 1  # libev's EV_READ
 WRITE = 2  # libev's EV_WRITE
 
 _allocate_lock: Callable[[], Any] = monkey.get_original("_thread", "allocate_lock")
+_new_local: Callable[[], Any] = monkey.get_original("threading", "local")
 _poll: Callable[[], Any] = monkey.get_original("select", "poll")
 _FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
 _RETRY = (errno.EAGAIN, errno.EWOULDBLOCK)
@@ -139,23 +140,66 @@ def wait_fd(fd: int, events: int, timeout_s: float | None, era: int | None = Non
     return wait(fd, events, timeout_s, era)
 
 
+class _Waker:
+    """A poll that another thread can end, by a pipe."""
+
+    def __init__(self) -> None:
+        self._read_fd, self._write_fd = os.pipe()
+        self._woken = False
+        self._poll = _poll()
+        self._poll.register(self._read_fd, select.POLLIN)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_read_fd"):  # else there was no descriptor left
+            os.close(self._read_fd)
+            os.close(self._write_fd)
+
+    def wake(self) -> None:
+        self._woken = True
+        os.write(self._write_fd, b"+")
+
+    def poll(self, fd: int, mask: int, milliseconds: float | None) -> bool:
+        self._poll.register(fd, mask)
+        try:
+            return bool(self._poll.poll(milliseconds))
+        finally:
+            self._poll.unregister(fd)
+
+    def clear(self) -> None:
+        """Nobody wakes it any more."""
+        if self._woken:
+            self._woken = False
+            os.read(self._read_fd, 1)
+
+
+def _forget_wakers() -> None:
+    """A forked child must not wake its parent, nor be woken by it."""
+    global _wakers
+    _wakers = _new_local()
+
+
+_wakers = _new_local()  # its ``idle``: this thread's, while it does not wait
+os.register_at_fork(after_in_child=_forget_wakers)
+
+
 def _wait_in_thread(fd: int, events: int, timeout_s: float | None, era: int) -> bool:
-    poll = _poll()
-    poll.register(
-        fd, (select.POLLIN if events & READ else 0) | (select.POLLOUT if events & WRITE else 0)
-    )
+    mask = (select.POLLIN if events & READ else 0) | (select.POLLOUT if events & WRITE else 0)
     milliseconds = None if timeout_s is None else min(max(0, timeout_s * 1000), 2**31 - 1)
+    own = _wakers
+    # Taken out, in case that a signal's handler waits, too, while this thread does.
+    waker = own.__dict__.pop("idle", None)
     try:
-        woken, waker = os.pipe()
+        waker = waker or _Waker()
     except OSError:  # out of descriptors: the caller looks at the number again
+        poll = _poll()
+        poll.register(fd, mask)
         return bool(poll.poll(min(milliseconds or LOOK_AGAIN_MS, LOOK_AGAIN_MS)))
     try:
-        poll.register(woken, select.POLLIN)
-        with waiting(fd, era, lambda: os.write(waker, b"+")):
-            return bool(poll.poll(milliseconds))
+        with waiting(fd, era, waker.wake):
+            return waker.poll(fd, mask, milliseconds)
     finally:
-        os.close(woken)
-        os.close(waker)
+        waker.clear()
+        own.idle = waker
 
 
 def _wait_in_hub(fd: int, events: int, timeout_s: float | None, era: int) -> bool:

@@ -21,7 +21,7 @@ from gevent import monkey
 
 import kkp2p_compat as kkp2p
 from helpers.support import ENVIRONMENT, PATIENCE_S, in_thread
-from kkp2p_compat import _io
+from kkp2p_compat import _descriptors, _io
 from kkp2p_compat._io import READ, WRITE, Signal, receive, send, wait_fd
 
 start_thread = monkey.get_original("_thread", "start_new_thread")
@@ -283,3 +283,72 @@ def test_a_program_without_a_hub_gets_none(hub: bool) -> None:
         hub="import gevent; gevent.get_hub()" if hub else "", native=not hub
     )
     subprocess.run([sys.executable, "-c", program], check=True, env=ENVIRONMENT)
+
+
+def test_a_thread_that_waits_again_opens_nothing(
+    pair: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipes: list[int] = []
+    monkeypatch.setattr(os, "pipe", lambda pipe=os.pipe: pipes.append(1) or pipe())
+
+    def wait() -> list[bool]:
+        return [wait_fd(pair[0], READ, 0.001) for _ in range(3)]
+
+    assert in_thread(wait) == [False, False, False]
+    assert len(pipes) == 1
+
+
+def test_a_wait_that_a_close_has_ended_leaves_nothing_for_the_next(pair: tuple[int, int]) -> None:
+    """The threads' first wait makes what the second uses again."""
+    copies = [os.dup(pair[0]) for _ in range(3)]
+
+    def wait() -> list[bool]:
+        ended = [wait_fd(fd, READ, PATIENCE_S, era) for fd, era in zip(copies, eras, strict=True)]
+        return [*ended, wait_fd(pair[0], READ, 0.01)]
+
+    eras = [_descriptors.closings(fd) for fd in copies]
+    closing = gevent.spawn_later(0.01, lambda: [_descriptors.close(fd) for fd in copies])
+    assert in_thread(wait) == [True, True, True, False]
+    closing.get()
+
+
+WAITS_WHILE_IT_WAITS = """
+import signal, socket
+from kkp2p_compat._io import receive
+(a, b), (c, d) = socket.socketpair(), socket.socketpair()
+def handle(*_):
+    assert receive(c.fileno(), bytearray(1), 1, 0.01) is None
+    b.send(b"x")
+signal.signal(signal.SIGALRM, handle)
+signal.setitimer(signal.ITIMER_REAL, 0.1)
+assert receive(a.fileno(), bytearray(1), 1, 60) == 1
+"""
+
+
+def test_a_signal_handler_may_wait_while_its_thread_does() -> None:
+    subprocess.run([sys.executable, "-c", WAITS_WHILE_IT_WAITS], check=True, env=ENVIRONMENT)
+
+
+WAITS_BESIDE_ITS_CHILD = """
+import os, socket
+from kkp2p_compat._descriptors import close, closings
+from kkp2p_compat._io import READ, wait_fd
+a, b = socket.socketpair()
+assert not wait_fd(a.fileno(), READ, 0)
+child = os.fork()
+if not child:
+    for _ in range(100):
+        copy = os.dup(a.fileno())
+        era = closings(copy)
+        close(copy)
+        assert wait_fd(copy, READ, 60, era)
+    b.send(b"x")
+    os._exit(0)
+assert wait_fd(a.fileno(), READ, 60)
+assert a.recv(2, socket.MSG_DONTWAIT) == b"x", "the child woke its parent"
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def test_a_forked_child_wakes_its_own_waits_only() -> None:
+    subprocess.run([sys.executable, "-c", WAITS_BESIDE_ITS_CHILD], check=True, env=ENVIRONMENT)
