@@ -27,7 +27,6 @@ class DuplexStream:
         "send",
         "splitter",
         "stream_id",
-        "writer_waits",
     )
 
     def __init__(
@@ -45,7 +44,6 @@ class DuplexStream:
         window = ReceiveWindow(INITIAL_STREAM_WINDOW_BYTES, largest_window, budget)
         self.receive = ReceiveStream(window, budget)
         self.send.held = ours  # until it is opened: before, the peer would not know the stream
-        self.writer_waits = False  # the application was told that there is no room
         self.message_bytes_sent = 0  # of a UDP channel, whether they have left or not
         self.message_bytes_received = 0
         self.splitter: Splitter | None = None

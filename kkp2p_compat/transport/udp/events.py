@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..._address import Address
 from ..._errors import KKP2PError
@@ -142,8 +143,7 @@ Event = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Transmit:
+class Transmit(NamedTuple):
     """Datagrams to one address: ``data`` cut into pieces of ``segment_bytes``, the last shorter."""
 
     data: bytes

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from functools import lru_cache
+from itertools import repeat
 from typing import Any, NamedTuple
 
 from ..._errors import BadPacket
@@ -303,6 +305,27 @@ def encode_stream_header(stream: int, offset: int, length: int, fin: bool) -> by
     """What goes before ``length`` bytes of a stream, at most 65,535; any frame may follow them."""
     kind = STREAM_SIZED_FIN if fin else STREAM_SIZED
     return STREAM_SIZED_HEADER.pack(kind, stream, offset, length)
+
+
+def encode_stream_run(stream: int, offset: int, data: memoryview, chunk: int) -> list[bytes]:
+    """STREAM frames that fill packets with ``chunk`` bytes each, of all of ``data``.
+
+    A bulk transfer is made of these, so what is done for each is done in loops in C.
+    """
+    cut, pack = _run_layouts(len(data) // chunk, chunk)
+    offsets = range(offset, offset + len(data), chunk)
+    return list(map(pack, repeat(STREAM), repeat(stream), offsets, cut(data)))
+
+
+@lru_cache(maxsize=256)  # a path has few sizes of packets; a run of 64 takes 2 KB
+def _run_layouts(
+    count: int, chunk: int
+) -> tuple[Callable[[memoryview], tuple[bytes, ...]], Callable[..., bytes]]:
+    """What cuts ``count`` chunks apart, and what puts the header before one."""
+    return (
+        struct.Struct(f"{chunk}s" * count).unpack,
+        struct.Struct(f"{STREAM_HEADER.format}{chunk}s").pack,
+    )
 
 
 def encode_datagram(

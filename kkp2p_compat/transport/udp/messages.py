@@ -10,13 +10,14 @@ one channel holds of it is bounded.
 
 from __future__ import annotations
 
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from ..._errors import BadPacket
 from .frames import DATAGRAM_HEADER, encode_datagram
 from .ranges import RangeSet
 
-__all__ = ["MAX_MESSAGE_BYTES", "Assembler", "Splitter"]
+__all__ = ["MAX_MESSAGE_BYTES", "Assembler", "MessageQueue", "Splitter"]
 
 MAX_MESSAGE_BYTES = 65536  # the C SDK's UDP channels
 
@@ -55,6 +56,63 @@ class Splitter:
             encode_datagram(self._stream, number, part, len(starts), message[start : start + size])
             for part, start in enumerate(starts)
         ]
+
+
+class MessageQueue:
+    """The messages of all channels of a connection that wait to be sent, in their order.
+
+    If they become too many, the oldest are dropped: they are worth least.
+    """
+
+    __slots__ = ("_max_bytes", "_waiting", "counts", "waiting_bytes")
+
+    def __init__(self, max_bytes: int) -> None:
+        self.counts: Counter[int] = Counter()  # of messages, by stream id
+        self._waiting: deque[tuple[int, list[bytes]]] = deque()  # stream id, the frames left
+        self.waiting_bytes = 0  # of their data
+        self._max_bytes = max_bytes
+
+    def put(self, stream_id: int, frames: list[bytes]) -> None:
+        self._waiting.append((stream_id, frames))
+        self.counts[stream_id] += 1
+        self.waiting_bytes += _data_bytes(frames)
+        while self.waiting_bytes > self._max_bytes and len(self._waiting) > 1:
+            self._drop_first()
+
+    def take(self, room: int, most: int) -> list[bytes]:
+        """Frames that fit into ``room``; a message is dropped if one of its exceeds ``most``."""
+        taken = []
+        while self._waiting:
+            frames = self._waiting[0][1]
+            if len(frames[0]) > room:
+                if len(frames[0]) > most:  # the path has become too narrow for it
+                    self._drop_first()
+                    continue
+                break
+            frame = frames.pop(0)
+            room -= len(frame)
+            taken.append(frame)
+            self.waiting_bytes -= len(frame) - DATAGRAM_HEADER.size
+            if not frames:
+                self._drop_first()
+        return taken
+
+    def clear(self) -> None:
+        self._waiting.clear()
+        self.counts.clear()
+        self.waiting_bytes = 0
+
+    def _drop_first(self) -> None:
+        """It has been sent, or is given up."""
+        stream_id, frames = self._waiting.popleft()
+        self.waiting_bytes -= _data_bytes(frames)
+        self.counts[stream_id] -= 1
+        if not self.counts[stream_id]:
+            del self.counts[stream_id]
+
+
+def _data_bytes(frames: list[bytes]) -> int:
+    return sum(map(len, frames)) - len(frames) * DATAGRAM_HEADER.size
 
 
 @dataclass(slots=True)

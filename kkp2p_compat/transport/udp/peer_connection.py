@@ -278,6 +278,8 @@ class PeerConnection:
         )
 
     def next_timer(self) -> float | None:
+        if self.packer.unsettled:
+            self.packer.settle()
         phase = self.lifecycle.phase
         if phase is _OPEN:
             return min(self._deadlines())
@@ -300,6 +302,8 @@ class PeerConnection:
     def _go_on(self, now: float) -> bool:
         """Whether we are late.  What has waited meanwhile says nothing of the path's round trip."""
         late_s = 0.0
+        if self.packer.unsettled:
+            self.packer.settle()
         if now - self._clock.now > LATE_S and (due_at := self.next_timer()) is not None:
             late_s = now - due_at
             if late_s > STALL_S:
@@ -405,19 +409,22 @@ class PeerConnection:
 
     def poll_transmit(self, now: float) -> Transmit | None:
         self._clock.now = now
+        packer = self.packer
+        if packer.unsettled:
+            packer.settle()
         if self.lifecycle.phase is not _OPEN:
             return self._poll_close(now)
         special = self.validation.poll(now)
         if special is not None:
             address, frame = special
-            return self.packer.single(frame, address)
+            return packer.single(frame, address)
         if (doubt := self.liveness.doubt) is not None and doubt.poll(now):
-            return self.packer.single(f.encode(f.Ping()), self.address)
+            return packer.single(f.encode(f.Ping()), self.address)
         probe_bytes = self.path.mtu.poll_probe(now)
         if probe_bytes is not None:
-            return self.packer.mtu_probe(probe_bytes, self.address, now)
-        transmit = self.packer.pack(self.address, now)
-        if transmit is not None:
+            return packer.mtu_probe(probe_bytes, self.address, now)
+        transmit = packer.pack(self.address, now)
+        if packer.progress:
             self.streams.wake_writers()
         return transmit
 

@@ -49,18 +49,19 @@ class Flight:
 
     __slots__ = (
         "chunk", "data_stop", "first", "frames", "mtu_probe", "offset", "packet_bytes", "pieces",
-        "sent_at", "snapshot", "stop", "stream",
+        "sent_at", "size", "snapshot", "stop", "stream",
     )  # fmt: skip
 
     def __init__(
-        self, first: int, stop: int, packet_bytes: int, sent_at: float, snapshot: Any,
-        *, stream: SendStream | None = None, offset: int = 0, chunk: int = 0, data_stop: int = 0,
-        pieces: Sequence[tuple[SendStream, int, int, bool]] = (), frames: Sequence[bytes] = (),
+        self, first: int, stop: int, packet_bytes: int, sent_at: float, snapshot: Any = None,
+        stream: SendStream | None = None, offset: int = 0, chunk: int = 0, data_stop: int = 0,
+        *, pieces: Sequence[tuple[SendStream, int, int, bool]] = (), frames: Sequence[bytes] = (),
         mtu_probe: bool = False,
     ) -> None:  # fmt: skip
         self.first = first
         self.stop = stop
         self.packet_bytes = packet_bytes
+        self.size = (stop - first) * packet_bytes
         self.sent_at = sent_at
         self.snapshot = snapshot
         self.stream = stream
@@ -71,19 +72,14 @@ class Flight:
         self.frames = frames
         self.mtu_probe = mtu_probe  # tests the path; its loss says nothing of congestion
 
-    @property
-    def size(self) -> int:
-        return (self.stop - self.first) * self.packet_bytes
-
     def part(self, first: int, stop: int) -> Flight:
         """The same packets, fewer of them."""
         if first == self.first and stop == self.stop:
             return self
         offset = self.offset + (first - self.first) * self.chunk
         return Flight(
-            first, stop, self.packet_bytes, self.sent_at, self.snapshot, stream=self.stream,
-            offset=offset, chunk=self.chunk,
-            data_stop=min(offset + (stop - first) * self.chunk, self.data_stop),
+            first, stop, self.packet_bytes, self.sent_at, self.snapshot, self.stream, offset,
+            self.chunk, min(offset + (stop - first) * self.chunk, self.data_stop),
         )  # fmt: skip
 
     def tell_acked(self) -> None:
@@ -161,35 +157,34 @@ class Recovery:
         flights = self._flights
         newest: Flight | None = None
         for start, stop in ranges:
-            if not flights:
-                break
-            if stop <= flights[0].first:
+            if not flights or stop <= flights[0].first:
                 break  # this range and all below it were acknowledged before
-            index = bisect_right(flights, start, key=_stop)
-            begin = index
+            index = 0 if start <= flights[0].first else bisect_right(flights, start, key=_stop)
+            begin, count = index, len(flights)
             replacement: list[Flight] = []
-            while index < len(flights) and flights[index].first < stop:
+            while index < count:
                 flight = flights[index]
-                first, last = max(start, flight.first), min(stop, flight.stop)
-                if first > flight.first:
-                    replacement.append(flight.part(flight.first, first))
-                if last < flight.stop:
-                    replacement.append(flight.part(last, flight.stop))
-                part = flight.part(first, last)
-                acked.append(part)
-                if newest is None or part.stop > newest.stop:
-                    newest = part
+                if flight.first >= stop:
+                    break
                 index += 1
+                if flight.first < start or stop < flight.stop:
+                    first, last = max(start, flight.first), min(stop, flight.stop)
+                    if first > flight.first:
+                        replacement.append(flight.part(flight.first, first))
+                    if last < flight.stop:
+                        replacement.append(flight.part(last, flight.stop))
+                    flight = flight.part(first, last)
+                acked.append(flight)
+                if not flight.mtu_probe:
+                    self.in_flight -= flight.size
             if index > begin:
                 flights[begin:index] = replacement
+                newest = newest or acked[-1]  # the ranges descend
         largest = ranges[0][1] - 1
         fresh_from = self._measured_from
         if newest is not None and newest.stop - 1 == largest and newest.sent_at >= fresh_from:
             self.rtt.update(now - newest.sent_at, min(ack_delay_s, MAX_ACK_DELAY_S))
         self.largest_acked = max(self.largest_acked, largest)
-        for part in acked:
-            if not part.mtu_probe:
-                self.in_flight -= part.size
         if self._declared_lost:
             self._notice_late(ranges)
         if acked:
@@ -267,6 +262,8 @@ class Recovery:
         if not self._flights:
             return math.inf
         pto_s = self.rtt.pto_s
+        if not self.pto_count:
+            return self._last_eliciting_at + pto_s
         doubled_s = pto_s * 2 ** min(self.pto_count, MAX_PTO_DOUBLINGS)
         return self._last_eliciting_at + max(pto_s, min(doubled_s, MAX_PTO_S))
 

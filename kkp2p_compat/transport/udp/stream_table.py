@@ -73,6 +73,7 @@ class StreamTable:
         self._data_received = 0
         self._data_consumed = 0
         self._budget = ReceiveBudget()
+        self._waiting_writers: set[int] = set()  # streams whose application was told: no room
         self._spared_at = clock.now  # when streams that do nothing last gave back their windows
 
     def clogged(self, now: float) -> bool:
@@ -106,7 +107,7 @@ class StreamTable:
             return 0
         room = self._unsent_limit() - stream.send.unsent_bytes
         if room <= 0:
-            stream.writer_waits = True
+            self._waiting_writers.add(stream_id)
             return 0
         return room
 
@@ -355,16 +356,17 @@ class StreamTable:
 
     def _forget(self, stream: DuplexStream) -> None:
         self.by_id.pop(stream.stream_id, None)
+        self._waiting_writers.discard(stream.stream_id)
         self._packer.forget(stream)
         stream.receive.forget()
 
     def wake_writers(self) -> None:
         """After something was sent."""
-        limit = self._unsent_limit()
-        for stream_id in self._packer.take_progress():
-            stream = self.by_id.get(stream_id)
-            if stream is None or not stream.writer_waits:
-                continue
-            if stream.send.unsent_bytes <= limit // 2:
-                stream.writer_waits = False
-                self._events.put(Writable(stream_id))
+        progress = self._packer.progress
+        if self._waiting_writers:
+            limit = self._unsent_limit()
+            for stream_id in self._waiting_writers & progress:
+                if self.by_id[stream_id].send.unsent_bytes <= limit // 2:
+                    self._waiting_writers.remove(stream_id)
+                    self._events.put(Writable(stream_id))
+        progress.clear()

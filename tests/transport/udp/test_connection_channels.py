@@ -428,7 +428,7 @@ def test_messages_that_fill_every_packet_leave_room_for_a_stream() -> None:
     for number in range(10):
         connection.streams.write(other, reader.body.piece(300 * number, 300))
         for _ in range(50):
-            while connection.packer.message_bytes < 900_000:
+            while connection.packer.messages.waiting_bytes < 900_000:
                 connection.streams.send_message(stream_id, message)
             pair.caller.drive()
             pair.run(None, 0.005)

@@ -11,7 +11,12 @@ from hypothesis import strategies as st
 from kkp2p_compat._errors import BadPacket
 from kkp2p_compat.transport.udp import messages
 from kkp2p_compat.transport.udp.frames import Datagram, parse_untrusted
-from kkp2p_compat.transport.udp.messages import MAX_MESSAGE_BYTES, Assembler, Splitter
+from kkp2p_compat.transport.udp.messages import (
+    MAX_MESSAGE_BYTES,
+    Assembler,
+    MessageQueue,
+    Splitter,
+)
 
 repeatable = settings(deadline=None, derandomize=True)
 
@@ -244,3 +249,22 @@ def test_anything_gives_a_message_or_nothing_or_bad_packet(
             delivered.append(message)
             assert len(whole) <= sum(map(len, parts_seen[message])) * parts
     assert len(delivered) == len(set(delivered))
+
+
+def test_a_queue_that_is_too_long_loses_its_oldest_messages() -> None:
+    queue, splitter = MessageQueue(250), Splitter(STREAM)
+    for byte in b"abc":
+        queue.put(STREAM, splitter.split(bytes([byte]) * 100, 1200))
+    assert (queue.waiting_bytes, queue.counts) == (200, {STREAM: 2})
+    taken = [parse_untrusted(frame)[0] for frame in queue.take(1200, 1200)]
+    assert [frame.data[:1] for frame in taken if isinstance(frame, Datagram)] == [b"b", b"c"]
+    assert (queue.waiting_bytes, queue.counts) == (0, {})
+
+
+def test_a_message_that_no_packet_can_carry_any_more_is_dropped() -> None:
+    queue, splitter = MessageQueue(10_000), Splitter(STREAM)
+    queue.put(STREAM, splitter.split(bytes(1000), 1200))
+    queue.put(STREAM, splitter.split(bytes(100), 1200))
+    assert queue.take(50, 500) == []
+    assert (queue.waiting_bytes, queue.counts) == (100, {STREAM: 1})
+    assert len(queue.take(500, 500)) == 1

@@ -181,6 +181,17 @@ def test_an_empty_batch() -> None:
     assert len(sealer.seal(0, 7, [b"x"])) == 2
 
 
+@each_cipher
+def test_one_packet_is_sealed_as_a_batch_of_one(cipher: str) -> None:
+    sealer = PacketSealer(SECRET, cipher)
+    for number in (0, 1, EPOCH - 1, EPOCH, 3 * EPOCH + 7, MAX_NUMBER):
+        expected = independent_packet(cipher, number, 7, b"payload")
+        assert sealer.seal_one(number, 7, b"payload") == expected
+    for again in (0, MAX_NUMBER, MAX_NUMBER + 1):
+        with pytest.raises(ValueError, match="packet numbers"):
+            sealer.seal_one(again, 7, b"payload")
+
+
 def test_no_number_is_sealed_twice() -> None:
     sealer = PacketSealer(SECRET, AES)
     sealer.seal(10, 7, [b"a", b"b"])
