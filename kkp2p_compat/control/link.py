@@ -30,7 +30,6 @@ from .nearness import permitted
 from .outgoing import OutgoingCall, trickle_untrusted
 from .refusals import login_refusal, show
 from .resolver import addresses_of
-from .scram import ScramLogin
 from .wire import MAX_TICKETS, PROTOCOL_VERSION, LineReader, Message, encode
 
 __all__ = ["Link", "OfferHandler"]
@@ -214,6 +213,8 @@ class Link:
         self.peer_id = peer_id
 
     def _log_in(self, peer_id: str, secret: str, fields: Message, least_iterations: int) -> Message:
+        from .scram import ScramLogin  # already loaded: see Engine.join_net
+
         login = ScramLogin(peer_id, secret, self.certificate, self._name)
         line = encode("login", v=PROTOCOL_VERSION, peer=peer_id, scram=login.first, **fields)
         challenge = self._ask(line, "challenge").get("scram")

@@ -140,6 +140,10 @@ class Engine:
     def join_net(self, peer_id: str, secret: str) -> None:
         if self.client is None:
             raise KKP2PError("no login_domain is set", _codes.KKP2P_ERROR_INVALID_DOMAIN)
+        # Loaded only for those who log in, as it takes a third of the time of all our imports; and
+        # by their own thread, so that the engine goes on meanwhile.
+        from ..control import scram  # noqa: F401
+
         self.thread.call(self._incoming.join, self.client, peer_id, secret)
 
     def join_lan(self, peer_id: str) -> None:

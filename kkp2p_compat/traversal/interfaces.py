@@ -19,10 +19,7 @@ import socket
 import struct
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
-
-import netifaces
 
 __all__ = ["Interface", "interfaces", "source_addresses"]
 
@@ -43,7 +40,7 @@ IFA_F_DADFAILED = 0x08  # another host has it
 IFA_F_TENTATIVE = 0x40  # not verified yet: the link is down, or has just come up
 
 LINK_LOCAL = 0x20  # net/ipv6.h: IPV6_ADDR_LINKLOCAL, the scope in if_inet6
-IF_INET6 = Path("/proc/net/if_inet6")
+IF_INET6 = "/proc/net/if_inet6"
 SPARE = 16  # our choice: interfaces that may come between two system calls
 
 # Addresses behind the default routes: of the documentation networks (RFC 5737, RFC 3849).
@@ -116,8 +113,8 @@ def _requests(sock: socket.socket) -> Iterator[bytes]:
 
 def _ipv6() -> list[Interface]:
     found: list[tuple[int, Interface]] = []
-    with _as_far_as_allowed():
-        for line in IF_INET6.read_text().splitlines():
+    with _as_far_as_allowed(), open(IF_INET6) as lines:
+        for line in lines:
             digits, index, bits, scope, flag_digits, name = line.split()
             flags = int(flag_digits, 16)
             tentative = flags & IFA_F_TENTATIVE and not flags & IFA_F_OPTIMISTIC
@@ -129,6 +126,8 @@ def _ipv6() -> list[Interface]:
 
 
 def _from_netifaces() -> list[Interface]:
+    import netifaces  # here, as Linux needs none of it
+
     found = []
     for family in (netifaces.AF_INET, netifaces.AF_INET6):
         try:

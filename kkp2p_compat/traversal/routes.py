@@ -10,12 +10,12 @@ from __future__ import annotations
 import ipaddress
 import socket
 import sys
-from pathlib import Path
+from os import PathLike
 from typing import NamedTuple
 
 __all__ = ["DefaultRoute", "default_routes", "ipv4_gateways"]
 
-PROC = Path("/proc/net")
+PROC = "/proc/net"
 MAX_CHARACTERS = 1 << 20  # of a file; our choice: about 8,000 routes, more are not looked through
 
 # linux/route.h
@@ -35,14 +35,14 @@ class DefaultRoute(NamedTuple):
     interface: str
 
 
-def default_routes(proc: Path = PROC) -> list[DefaultRoute]:
+def default_routes(proc: str | PathLike[str] = PROC) -> list[DefaultRoute]:
     """IPv4's first, each family's in the order in which the kernel prefers them.
 
     Where VPN programs have added routes for the two halves of IPv4, those count as the default
     routes, as nothing uses the real ones then.
     """
     found: list[tuple[int, int, DefaultRoute]] = []
-    lines = [fields for fields in _lines(proc / "route") if len(fields) >= 8]
+    lines = [fields for fields in _lines(f"{proc}/route") if len(fields) >= 8]
     halves = {fields[1] for fields in lines if fields[7] == HALF} == {NOWHERE[:8], HALF}
     for fields in lines:
         if fields[1] == NOWHERE[:8] and fields[7] == (HALF if halves else NOWHERE[:8]):
@@ -51,7 +51,7 @@ def default_routes(proc: Path = PROC) -> list[DefaultRoute]:
             found.append((int(fields[3], 16), int(fields[6]), route))
     found.sort(key=lambda entry: entry[1])
     of_ipv6: list[tuple[int, int, DefaultRoute]] = []
-    for fields in _lines(proc / "ipv6_route", f"{NOWHERE} 00 "):
+    for fields in _lines(f"{proc}/ipv6_route", f"{NOWHERE} 00 "):
         if len(fields) >= 10:
             hop = ipaddress.IPv6Address(int(fields[4], 16))
             route = DefaultRoute(socket.AF_INET6, str(hop) if int(hop) else "", fields[9])
@@ -61,17 +61,17 @@ def default_routes(proc: Path = PROC) -> list[DefaultRoute]:
     return list(dict.fromkeys(routes))
 
 
-def _lines(path: Path, start: str = "") -> list[list[str]]:
+def _lines(path: str, start: str = "") -> list[list[str]]:
     """The fields of those lines that begin so."""
     try:
-        with path.open() as file:
+        with open(path) as file:
             lines = file.read(MAX_CHARACTERS).splitlines()
             return [line.split() for line in lines if line.startswith(start)]
     except OSError:  # another system, or IPv6 is switched off
         return []
 
 
-def ipv4_gateways(proc: Path = PROC) -> list[str]:
+def ipv4_gateways(proc: str | PathLike[str] = PROC) -> list[str]:
     """The routers of IPv4's default routes, the preferred one first; none if that is a tunnel."""
     ways = [route for route in default_routes(proc) if route.family == socket.AF_INET]
     if ways and not ways[0].gateway:

@@ -23,7 +23,6 @@ from typing import Any, TypeVar
 
 import gevent
 from gevent import select, socket
-from gevent.threadpool import ThreadPool
 
 from .._errors import BadPacket, KKP2PError, TimedOut, from_os_error
 from .._io import time_limit
@@ -245,6 +244,9 @@ class UpnpSession(Session):
             self._guard = Guard(self.gateway, port)
         except OSError as error:
             raise from_os_error(error, "a socket on loopback") from error
+        # Imported here, as it brings concurrent.futures, and most hosts find no such router.
+        from gevent.threadpool import ThreadPool
+
         self._pool = ThreadPool(1)
         self._igd = self._make()
         control = self._call(self._igd.selectigd, self._guard.base + path)

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import netifaces
 import pytest
 from cryptography import x509
 from gevent import socket as gsocket
@@ -33,8 +34,8 @@ def test_no_interface_is_asked_by_itself(monkeypatch: pytest.MonkeyPatch) -> Non
     def fail(*_: object) -> list[str]:
         raise AssertionError("netifaces was asked")
 
-    monkeypatch.setattr(module.netifaces, "interfaces", fail)
-    monkeypatch.setattr(module.netifaces, "ifaddresses", fail)
+    monkeypatch.setattr(netifaces, "interfaces", fail)
+    monkeypatch.setattr(netifaces, "ifaddresses", fail)
     monkeypatch.setattr(socket, "if_nameindex", fail)
     made: list[socket.socket] = []
     plain = socket.socket
