@@ -61,11 +61,14 @@ class Trust:
         self.asks_ca = ca_file is not None or (has_name and not given)
         # Nothing else may even be logged in at: a false server gets no proof to guess from.
         self.is_required = ca_file is not None or bool(given)
-        self.verified = _system_context() if ca_file is None else _context(ca_file)
+        self.verified = _bare_context()  # nothing passes by it
         if ca_file is not None:
+            self.verified = _context(ca_file)
             # A server that shows a certificate of login_ca itself is meant, by whatever name or
             # address it is reached: behind a port forward its own certificate has another one.
             self._known.update(map(fingerprint, self.verified.get_ca_certs(binary_form=True)))
+        elif self.asks_ca:
+            self.verified = _system_context()
         self.unverified = _bare_context()
         self.unverified.check_hostname = False
         self.unverified.verify_mode = ssl.CERT_NONE
@@ -103,7 +106,7 @@ def _bare_context() -> ssl.SSLContext:
 
 @functools.cache
 def _system_context() -> ssl.SSLContext:
-    """One for all engines: the system's certificates take megabytes."""
+    """One for all engines, if they need it: the system's certificates take 40 ms and megabytes."""
     context = _bare_context()
     context.load_default_certs()
     return context

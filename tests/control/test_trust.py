@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import signal
 import socket
+import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from kkp2p_compat.cli.demo import make_certificate
 from kkp2p_compat.cloud.certificate import load_identity
 from kkp2p_compat.cloud.route import rank
 from kkp2p_compat.control import client as client_module
+from kkp2p_compat.control import trust as trust_module
+from kkp2p_compat.control.trust import Trust
 from kkp2p_compat.control.wire import Message
 
 __all__ = ["start_sample", "start_tool"]
@@ -330,3 +333,20 @@ def test_a_cloud_of_three_certificates_that_vouches_for_its_servers(
     tracks.path.cut()
     assert call(pinned, tracks.far, SHORT_MS) in FAILURES
     assert tracks.path.ops == set()
+
+
+@pytest.mark.parametrize(
+    ("given", "is_name", "asks"),
+    [(frozenset(), True, True), (frozenset(), False, False), (frozenset({bytes(32)}), True, False)],
+)
+def test_the_systems_certificates_are_loaded_only_where_they_count(
+    monkeypatch: pytest.MonkeyPatch, given: frozenset[bytes], is_name: bool, asks: bool
+) -> None:
+    """They take longer than all else in the start of an engine."""
+    system = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    monkeypatch.setattr(trust_module, "_system_context", lambda: system)
+    trust = Trust(None, given, is_name)
+    assert trust.asks_ca is asks
+    assert (trust.verified is system) is asks
+    assert trust.verified.verify_mode == ssl.CERT_REQUIRED
+    assert not trust.verified.get_ca_certs()
