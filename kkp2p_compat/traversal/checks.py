@@ -274,13 +274,17 @@ class Checks:
 
     def _hear(self, pair: Pair) -> None:
         """The peer is there: a triggered check (7.3.1.4), unless one is under way."""
+        gap_s = TRIGGER_GAP_S
         if not pair.heard:
+            # What we sent before was most likely too early: the peer's NAT was closed, or it had
+            # not heard of the call yet.
+            gap_s = 0.0
             pair.heard = True
             self._note(f"a check came from {pair.kind} {text_of(pair.address)}")
             pair.interval_s = FIRST_INTERVAL_S
         if self._choice_is_made() or not self._may(pair):
             return
-        pair.next_probe_at = min(pair.next_probe_at, pair.last_sent_at + TRIGGER_GAP_S)
+        pair.next_probe_at = min(pair.next_probe_at, pair.last_sent_at + gap_s)
         if pair.next_probe_at <= self._now:
             self._probe(pair)
 

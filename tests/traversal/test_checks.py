@@ -49,6 +49,20 @@ def test_one_round_trip_on_a_clean_lan() -> None:
     assert network.caller.checks.next_timer() is network.callee.checks.next_timer() is None
 
 
+def test_a_check_that_was_too_early_is_not_waited_for() -> None:
+    """The callee probes when it has answered, but the caller hears of it a moment later."""
+    network = lan()
+    one_way_s = 0.001
+    network.delay = lambda host, target: one_way_s
+    network.start(network.callee)
+    network.run(2 * one_way_s)
+    assert network.sent_by(network.callee), "and nobody was there to take it"
+    start = network.now
+    network.start(network.caller)
+    network.run(60, lambda: network.callee.checks.selected)
+    assert network.now - start == pytest.approx(3 * one_way_s)
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_whatever_the_network_does(seed: int) -> None:
     """Loss, jitter that reorders, dead addresses, one start after the other, a NAT now and then."""

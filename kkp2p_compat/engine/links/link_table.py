@@ -46,6 +46,7 @@ class LinkTable:
         met = info.met
         address, rtt_s = met.path
         callee = met.theirs if info.is_caller else met.ours
+        endpoint = self._network.underlay().endpoint
         connection = PeerConnection(
             send_secret=met.keys.send,
             receive_secret=met.keys.receive,
@@ -59,8 +60,10 @@ class LinkTable:
             settings=TransportSettings(max_datagram_bytes=first_hop_datagram_bytes(address)),
             rtt_s=rtt_s,
         )
+        for data, segment_bytes, source in endpoint.early.take(met.ours.connection_id):
+            connection.handle_datagrams(data, segment_bytes, source, time.monotonic())
         link = PeerLink(
-            self._network.underlay().endpoint,
+            endpoint,
             connection,
             info,
             self._log,

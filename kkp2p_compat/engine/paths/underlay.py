@@ -99,7 +99,7 @@ class Underlay:
     ) -> Iterator[Meeting]:  # fmt: skip
         """Look for a path inside the body.  ``trickle``: how a text gets to the peer, if it can."""
         meeting = Meeting(self._means, own_side, theirs, keys, timeline, trickle or _nowhere)
-        with meeting.searching():
+        with self.endpoint.early.expected(own_side.direct.connection_id), meeting.searching():
             self._meetings.add(meeting)
             try:
                 if trickle is not None:

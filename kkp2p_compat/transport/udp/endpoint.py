@@ -32,6 +32,7 @@ from ..._io import WRITE
 from .deadline_queue import DeadlineQueue
 from .demultiplex import connection_id, runs
 from .doors import Door, Doors
+from .early import EarlyDatagrams
 from .events import Closed, Event, Transmit
 from .protection import FIRST_BYTE, OVERHEAD_BYTES
 
@@ -102,12 +103,10 @@ class Endpoint:
     """
 
     def __init__(self, log: Logger, on_stun: OnStun | None = None) -> None:
-        """Opens the sockets, on free ports; one family is enough.
-
-        Raises OutOfDescriptors, or LinkLost when there is no socket of either family.
-        """
+        """Opens the sockets, on free ports.  Raises OutOfDescriptors; LinkLost: of no family."""
         self.on_stun = on_stun
         self.dropped: Counter[str] = Counter()
+        self.early = EarlyDatagrams(self.dropped)
         self._log = log
         self._loop = get_hub().loop
         self._members: dict[bytes, _Member] = {}
@@ -247,7 +246,7 @@ class Endpoint:
         if min(len(data), segment_bytes) >= OVERHEAD_BYTES and data[0] == FIRST_BYTE:
             member = self._members.get(connection_id(data))
             if member is None:
-                self.dropped["unknown connection"] += 1
+                self.early.keep(connection_id(data), data, segment_bytes, address)
                 return
             try:
                 member.connection.handle_datagrams(data, segment_bytes, address, _now())

@@ -61,6 +61,13 @@ def test_fields(lan_pair: Engines, call: Call, mode: int) -> None:
     check_carries(mine, theirs)
 
 
+def test_what_comes_before_the_callee_has_a_link_is_kept(lan_pair: Engines) -> None:
+    """The caller has the path first; its OPEN must not have to come twice."""
+    caller, callee = lan_pair
+    check_carries(find(caller), accept(callee))
+    assert not callee.network.underlay().endpoint.dropped["unknown connection"]
+
+
 def test_relay_without_a_cloud(lan_pair: Engines) -> None:
     ctx = kkp2p.connect_ctx_t("lan-peer", connect_mode=2, timeout=LONG)
     assert kkp2p.connect(lan_pair[0], ctx, kkp2p.channel_t()) == -112

@@ -1,0 +1,58 @@
+"""What a peer sends on a connection that we do not have yet.
+
+Of two peers that look for a path the caller has it first.  What it then sends, the frame OPEN above
+all, may overtake the check that tells us, or come while our own check is still to be answered.  If
+it were dropped, it would come again only after a probe time-out: longer than all the rest of a call
+over a LAN takes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ..._address import Address
+
+__all__ = ["EarlyDatagrams"]
+
+# Our choices, for each connection: until its channel is open, a peer sends a few small packets.
+MAX_RUNS = 8
+MAX_BYTES = 8192
+
+_Run = tuple[bytes, int, Address]  # datagrams, as PeerConnection.handle_datagrams takes them
+
+
+class EarlyDatagrams:
+    """Keeps what comes for the connections that are ``expected``, until their owner ``take``s it.
+
+    ``dropped`` counts the rest.
+    """
+
+    def __init__(self, dropped: Counter[str]) -> None:
+        self._dropped = dropped
+        self._kept: dict[bytes, list[_Run]] = {}
+
+    @contextmanager
+    def expected(self, local_id: int) -> Iterator[None]:
+        """Inside the body a connection of this id is about to be made."""
+        key = local_id.to_bytes(8, "big")
+        self._kept[key] = []
+        try:
+            yield
+        finally:
+            self._kept.pop(key, None)
+
+    def keep(self, key: bytes, data: bytes, segment_bytes: int, address: Address) -> None:
+        """``key``: the id, as it is in a packet."""
+        kept = self._kept.get(key)
+        if kept is None:
+            self._dropped["unknown connection"] += 1
+        elif len(kept) == MAX_RUNS or sum(len(run[0]) for run in kept) + len(data) > MAX_BYTES:
+            self._dropped["too early"] += 1
+        else:
+            kept.append((data, segment_bytes, address))
+
+    def take(self, local_id: int) -> list[_Run]:
+        """The connection is there now."""
+        return self._kept.pop(local_id.to_bytes(8, "big"), [])
