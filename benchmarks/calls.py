@@ -65,6 +65,7 @@ class Crowd:
             "--listen", f"0.0.0.0:{CLOUD_PORT}", "--account", f"{PEER}:{SECRET}",
             "--stun-address", cloud.addresses[1],
         )  # fmt: skip
+        assert process.stdout is not None
         threading.Thread(target=process.stdout.read, daemon=True).start()  # or its log gets stuck
         self._cloud = process.pid
         self.login = cloud.address

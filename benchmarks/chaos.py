@@ -26,9 +26,10 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -274,9 +275,10 @@ class Chaos:
     def go(self, faults: list[Fault], seconds: float, transfers: int, verbose: bool) -> None:
         began, order = time.monotonic(), count()
         todo: list[tuple[float, int, Callable[[], object]]] = []
-        for fault in faults:
-            heapq.heappush(todo, (fault.at_s, next(order), lambda fault=fault: strike(fault)))
         undone: dict[int, Callable[[], object]] = {}
+
+        def plan(at_s: float, number: int, what: Callable[[], object]) -> None:
+            heapq.heappush(todo, (at_s, number, what))
 
         def strike(fault: Fault) -> None:
             service = self._service(fault)
@@ -291,8 +293,10 @@ class Chaos:
                 number = next(order)
                 undone[number] = undo
                 at_s = time.monotonic() - began + fault.lasts_s
-                heapq.heappush(todo, (at_s, number, lambda: undone.pop(number)()))
+                plan(at_s, number, lambda: undone.pop(number)())
 
+        for fault in faults:
+            plan(fault.at_s, next(order), partial(strike, fault))
         half = seconds / 2
         while (now_s := time.monotonic() - began) < seconds and self._count() < transfers:
             while todo and todo[0][0] <= now_s:
@@ -355,9 +359,11 @@ class Chaos:
 
     def _service(self, fault: Fault) -> Any:
         """What is hit, if it is a program."""
-        services = {"peer": self.peers, "relay": self.relays, "cloud": [self.cloud]}
+        services: dict[str, Sequence[Any]] = {
+            "peer": self.peers, "relay": self.relays, "cloud": [self.cloud],
+        }  # fmt: skip
         of_that_kind = services.get(FAULTS[fault.kind][0])
-        return of_that_kind and of_that_kind[fault.target]
+        return of_that_kind[fault.target] if of_that_kind else None
 
     def _strike_service(self, what: str, service: Service) -> Callable[[], object]:
         if what == "stop":

@@ -470,7 +470,12 @@ def _exhaust() -> None:
             taken.append(os.dup(0))
     except OSError:
         pass
-    threading.Timer(EXHAUSTED_S, lambda: [os.close(fd) for fd in taken]).start()
+
+    def give_back() -> None:
+        for fd in taken:
+            os.close(fd)
+
+    threading.Timer(EXHAUSTED_S, give_back).start()
 
 
 def rest() -> dict[str, Any]:

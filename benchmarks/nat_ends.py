@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import kkp2p_compat as kkp2p
@@ -130,7 +131,9 @@ def _describe(engine: Any) -> dict[str, Any]:
     }
 
 
-QUESTIONS = {"join": join, "leave": leave, "meet": meet, "start": start}
+QUESTIONS: dict[str, Callable[..., dict[str, Any]]] = {
+    "join": join, "leave": leave, "meet": meet, "start": start,
+}  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ class Bench:
         self._emulator: emulated.LinkProcess | None = None
         self.others: list[Program] = []
         """The cloud, while it runs."""
-        self._secret = secrets.token_urlsafe(12)
+        self.secret = secrets.token_urlsafe(12)
         for host in (self.server, self.client):
             # A TCP connection starts with what the last one to that address learnt, else.
             path = "/proc/sys/net/ipv4/tcp_no_metrics_save"
@@ -104,7 +104,7 @@ class Bench:
         """What every kind of ours needs."""
         command = (
             "-m", "kkp2p_compat", "cloud", "--listen", f"0.0.0.0:{PORT}", "--data", "data",
-            "--account", f"{PEER}:{self._secret}", *NO_LIMITS,
+            "--account", f"{PEER}:{self.secret}", *NO_LIMITS,
         )  # fmt: skip
         with self.started(self.server, *command) as cloud:
             while PORT not in cloud.line():
@@ -128,7 +128,7 @@ class Bench:
         server, client = self.server.address, self.client.address
         if kind in MODES:
             call = ("peer_client", server, PORT, PEER, *MODES[kind])
-            return ("peer_server", PORT, PEER, self._secret), call
+            return ("peer_server", PORT, PEER, self.secret), call
         if kind == LAN:
             return ("lan_server", LAN_PORT, PEER), ("lan_client", LAN_PORT, PEER)
         if kind == FLOOR:

@@ -14,6 +14,7 @@ import struct
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 CHUNK = 1 << 18
 REQUEST = struct.Struct("!cQ")  # what to do, how many bytes
@@ -131,12 +132,10 @@ def storm_peers(port: str, prefix: str, secret: str, first: str, count: str) -> 
     import gevent
     from gevent.pool import Pool
 
-    from kkp2p_compat.control import client as client_module
     from kkp2p_compat.control.client import CloudClient
 
-    # What each peer does on a machine of its own must not be what is measured: hundreds of TLS
-    # contexts would be all of this process's memory, SCRAM's key derivation most of its time.
-    vars(client_module)["_context"] = functools.cache(client_module._context)
+    # SCRAM's key derivation, which each peer does on a machine of its own, would take most of this
+    # process's time.
     vars(hashlib)["pbkdf2_hmac"] = functools.cache(hashlib.pbkdf2_hmac)
     failures = 0
 
@@ -179,7 +178,7 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    programs = {
+    programs: dict[str, Callable[..., None]] = {
         "tcp_server": tcp_server,
         "peer_server": peer_server,
         "proxy": proxy,

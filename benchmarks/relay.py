@@ -47,7 +47,7 @@ class Program:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self.process.args} ended with status {self.process.wait()}")
+            raise RuntimeError(f"{self.process.args!r} ended with status {self.process.wait()}")
         return line
 
     def answer(self) -> dict[str, Any]:
