@@ -46,11 +46,12 @@ class Recorder:
 
     def handle_datagrams(
         self, data: bytes, segment_bytes: int, address: Address, now: float
-    ) -> None:
+    ) -> bool:
         self._called("datagrams")
         for start in range(0, len(data), segment_bytes):
             self.received.append(data[start : start + segment_bytes])
             self.events.append(Readable(0))
+        return bool(self.events)
 
     def handle_timer(self, now: float) -> None:
         assert self.deadline is not None

@@ -29,7 +29,8 @@ What drives it, with sockets and the clock:
 endpoint.py            the sockets, the timer and the clock of all connections
 doors.py               the sockets, and which one reaches an address
 batch_socket.py        many datagrams in one system call
-demultiplex.py         which connection a received datagram is for
+demultiplex.py         which connection a received datagram is for, and what can be joined
+driven.py              what the endpoint asks of a connection and of its owner
 early.py               what a peer sends on a connection that is still to be made
 deadline_queue.py      one timer for many connections
 pipe.py                carries a channel to and from a local socket

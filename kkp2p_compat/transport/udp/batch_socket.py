@@ -276,5 +276,7 @@ class BatchSocket:
         for level, kind, value in control:
             if level == _SOL_UDP and kind == _UDP_GRO:
                 segment_bytes = _INT.unpack(value)[0]
-        ip, port = source[:2]
-        return data, segment_bytes, (ip, port, self.number) if self.number else (ip, port)
+        if self.number or len(source) > 2:
+            ip, port = source[:2]
+            source = (ip, port, self.number) if self.number else (ip, port)
+        return data, segment_bytes, source

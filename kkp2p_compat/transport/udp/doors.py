@@ -27,13 +27,17 @@ MAX_EXTRA_SOCKETS = 640
 
 
 class Door:
-    """A socket with its watchers, and the members of the endpoint that wait for room in it."""
+    """A socket with its watchers, and the members of the endpoint that wait for room in it.
 
-    __slots__ = ("closed", "readable", "socket", "waiting", "writable")
+    ``short_in``: the iteration of the loop that last read a short datagram first.
+    """
+
+    __slots__ = ("closed", "readable", "short_in", "socket", "waiting", "writable")
 
     def __init__(self, batch_socket: BatchSocket, loop: Any) -> None:
         self.socket = batch_socket
         self.closed = False
+        self.short_in = -1
         self.waiting: deque[Any] = deque()
         self.readable = loop.io(batch_socket.fileno(), READ)
         self.writable = loop.io(batch_socket.fileno(), WRITE)

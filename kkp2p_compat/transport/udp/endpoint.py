@@ -22,7 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from logging import Logger
-from typing import Any, Protocol
+from typing import Any
 
 from gevent import get_hub
 
@@ -30,13 +30,15 @@ from ..._address import Address
 from ..._errors import EngineClosed, OurFault
 from ..._io import WRITE
 from .deadline_queue import DeadlineQueue
-from .demultiplex import connection_id, runs
+from .demultiplex import connection_id, joined, runs
 from .doors import Door, Doors
+from .driven import Driven
 from .early import EarlyDatagrams
-from .events import Closed, Event, Transmit
+from .events import Closed
+from .mtu import MIN_BYTES
 from .protection import FIRST_BYTE, OVERHEAD_BYTES
 
-__all__ = ["CLOSE_INTERNAL_ERROR", "Driven", "DrivenConnection", "Endpoint"]
+__all__ = ["CLOSE_INTERNAL_ERROR", "Endpoint"]
 
 STUN_FIRST_BYTES = 4  # RFC 7983 section 7: a STUN message begins with a byte of 0 to 3
 CLOSE_INTERNAL_ERROR = 2  # our choice, docs/protocol.rst
@@ -44,35 +46,14 @@ CLOSE_INTERNAL_ERROR = 2  # our choice, docs/protocol.rst
 # Our choice, as all below: a turn takes about a millisecond.
 RECEIVE_TURN_BYTES = 512 << 10
 RECEIVE_TURN_CALLS = 64
+SHORT_BYTES = MIN_BYTES  # a shorter datagram is no part of a bulk transfer
 TRANSMIT_TURN_CALLS = 16  # a connection's; 64 KB each at most
 BLOCKED_TIMER_S = 0.01  # a connection that waits for room may have a deadline that room must meet
 
+_FIRST = bytes([FIRST_BYTE])
 _now = time.monotonic
 OnStun = Callable[[bytes, Address], object]
 _Batch = tuple[bytes, int, Address]  # as in a Transmit
-
-
-class DrivenConnection(Protocol):
-    """What is used of a PeerConnection."""
-
-    def handle_datagrams(
-        self, data: bytes, segment_bytes: int, address: Address, now: float
-    ) -> object: ...
-    def handle_timer(self, now: float) -> object: ...
-    def poll_event(self) -> Event | None: ...
-    def poll_transmit(self, now: float) -> Transmit | None: ...
-    def next_timer(self) -> float | None: ...
-    def close(self, code: int, reason: str, now: float) -> object: ...
-
-
-class Driven(Protocol):
-    """A connection with its owner.  ``local_id`` is what the peer writes into its packets."""
-
-    @property
-    def connection(self) -> DrivenConnection: ...
-    @property
-    def local_id(self) -> int: ...
-    def handle_event(self, event: Event) -> object: ...
 
 
 class _Member:
@@ -227,37 +208,43 @@ class Endpoint:
     # What arrives.
 
     def _receive(self, door: Door) -> None:
-        received = 0
-        for _ in range(RECEIVE_TURN_CALLS):
-            datagrams = door.socket.receive()
-            if datagrams is None:
-                break
-            data, segment_bytes, address = datagrams
+        """Read what has come; a short message is delivered before anything else is done."""
+        receive = door.socket.receive
+        first = receive()
+        if first is not None and len(first[0]) == first[1] < SHORT_BYTES:
+            follows_at_once = self._loop.iteration == door.short_in + 1  # so more may wait behind
+            door.short_in = self._loop.iteration
+            if self._dispatch(*first) and not follows_at_once:
+                return  # what comes meanwhile makes the next turn
+            first = None if door.closed else receive()
+        for data, segment_bytes, address in joined(
+            receive, first, RECEIVE_TURN_CALLS, RECEIVE_TURN_BYTES
+        ):
             for run in runs(data, segment_bytes):
                 self._dispatch(run, segment_bytes, address)
             if door.closed:
                 return
-            received += len(data)
-            if received >= RECEIVE_TURN_BYTES:
-                break
 
-    def _dispatch(self, data: bytes, segment_bytes: int, address: Address) -> None:
-        """Datagrams for one receiver."""
-        if min(len(data), segment_bytes) >= OVERHEAD_BYTES and data[0] == FIRST_BYTE:
+    def _dispatch(self, data: bytes, segment_bytes: int, address: Address) -> bool:
+        """Datagrams for one receiver; True: they brought something for the application."""
+        if data[:1] == _FIRST and min(len(data), segment_bytes) >= OVERHEAD_BYTES:
             member = self._members.get(connection_id(data))
             if member is None:
                 self.early.keep(connection_id(data), data, segment_bytes, address)
-                return
+                return False
+            has_news = False
             try:
-                member.connection.handle_datagrams(data, segment_bytes, address, _now())
+                has_news = member.connection.handle_datagrams(data, segment_bytes, address, _now())
             except Exception:  # noqa: BLE001 - logged; the other connections must not suffer
                 self._fail(member)
             self._make_ready(member)
-        elif data and data[0] < STUN_FIRST_BYTES and self.on_stun is not None:
+            return has_news
+        if data and data[0] < STUN_FIRST_BYTES and self.on_stun is not None:
             for start in range(0, len(data), segment_bytes):
                 self._hand_to_stun(data[start : start + segment_bytes], address)
         else:
             self.dropped["not ours"] += 1
+        return False
 
     def _hand_to_stun(self, data: bytes, address: Address) -> None:
         if self.on_stun is None or self._closed:

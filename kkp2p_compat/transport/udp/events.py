@@ -157,6 +157,7 @@ class EventQueue:
 
     def __init__(self) -> None:
         self._events: deque[Event] = deque()
+        self.waits = self._events.__len__  # how many
         self._readable: set[int] = set()  # ids of the streams with a Readable that waits
 
     def put(self, event: Event) -> None:

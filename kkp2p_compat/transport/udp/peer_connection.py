@@ -53,8 +53,9 @@ STALL_S = 1.0  # a timer that is so late tells that this host was asleep, or has
 LATE_S = 0.25  # a timer that is so late: the silence may be ours, and its answers wait to be read
 
 # For the hot path: a global name is found ten times as fast as an attribute of a class.
-_OPEN = Phase.OPEN
+_OPEN, _CLOSED = Phase.OPEN, Phase.CLOSED
 _NEVER = math.inf
+_SIZED, _SIZED_BYTES = bytes([f.STREAM_SIZED]), f.STREAM_SIZED_HEADER.size
 
 
 class PeerConnection:
@@ -99,11 +100,14 @@ class PeerConnection:
 
     def handle_datagrams(
         self, data: bytes, segment_bytes: int, address: Address, now: float
-    ) -> None:
-        """Datagrams of ``segment_bytes``, one behind the other, the last perhaps shorter."""
+    ) -> bool:
+        """Datagrams of ``segment_bytes``, one behind the other, the last perhaps shorter.
+
+        True: an event waits.
+        """
         lifecycle = self.lifecycle
-        if lifecycle.phase is Phase.CLOSED:
-            return
+        if lifecycle.phase is _CLOSED:
+            return False
         self._go_on(now)
         received = self._received
         largest_before = received.largest
@@ -143,6 +147,7 @@ class PeerConnection:
         elif received.largest > largest_before and address != self.address:
             # A genuine packet, newer than all others, came from elsewhere.
             self.validation.try_address(address, now, self.recovery.rtt.pto_s)
+        return self._events.waits() > 0
 
     def _handle_packets(self, plains: list[bytes], address: Address) -> int:
         """The plaintexts of new packets; how many of them ask for an acknowledgement."""
@@ -152,6 +157,13 @@ class PeerConnection:
         while index < count:
             plain = plains[index]
             index += 1
+            if plain[:1] == _SIZED and len(plain) >= _SIZED_BYTES:
+                _, stream_id, offset, length = f.STREAM_SIZED_HEADER.unpack_from(plain)
+                if length == len(plain) - _SIZED_BYTES:  # a short message, and nothing else
+                    eliciting += 1
+                    self.liveness.ask_at = self._clock.now + SILENCE_S
+                    self.streams.handle_data(stream_id, offset, [plain[_SIZED_BYTES:]], False)
+                    continue
             if len(plain) <= header_bytes or plain[0] != kind:
                 eliciting += self._handle_frames(f.parse_untrusted(plain), address)
                 continue

@@ -187,6 +187,8 @@ class PacketOpener:
         """
         number, plaintext = self.open_untrusted(data[place : place + size])
         plaintexts = [plaintext]
+        if place + size >= len(data):
+            return number, plaintexts
         append, decrypt, iv = plaintexts.append, self._decrypt, self._iv
         next_number = number + 1
         if (number ^ self._epoch << _EPOCH_BITS) >> _EPOCH_BITS:

@@ -129,6 +129,52 @@ def test_a_turn_ends_after_so_many_bytes(
     assert link.connection.calls.count("next timer") >= 2
 
 
+def test_a_short_message_is_delivered_before_more_is_read(
+    ours: Endpoint, stranger: BatchSocket
+) -> None:
+    """What waits behind it is then read together."""
+    link = added(ours, 1)
+    messages = [packet(1, b"%d" % number) for number in range(5)]
+    for message in messages:
+        send(stranger, ours, message)
+    link.connection.wait_for(lambda: len(link.connection.received) == 5)
+    assert link.connection.received == messages
+    delivered = link.connection.calls.index("event")
+    assert link.connection.calls[:delivered] == ["datagrams"]
+    link.connection.wait_for(lambda: link.connection.calls.count("next timer") == 2)
+
+
+def test_what_is_for_nobody_holds_nothing_up(ours: Endpoint, stranger: BatchSocket) -> None:
+    link = added(ours, 1)
+    for _ in range(3):
+        send(stranger, ours, packet(2, b""))
+    send(stranger, ours, packet(1, b""))
+    link.connection.wait_for(lambda: "next timer" in link.connection.calls)
+    assert link.connection.calls == ["datagrams", "event", "next timer"]
+    assert set(ours.dropped) == {"unknown connection"}
+
+
+def test_datagrams_that_come_one_by_one_are_handled_together(
+    ours: Endpoint, stranger: BatchSocket
+) -> None:
+    """In their order, and cut where another connection's begin."""
+    links = [added(ours, number) for number in (0, 1)]
+    stranger.can_segment = False
+    order = [1] * 9 + [0] * 2 + [1] * 3
+    packets = [packet(to, b"%d" % number, 1000) for number, to in enumerate(order)]
+    packets[-1] = packets[-1][:900]
+    for start, stop in ((0, 9), (9, 14)):
+        send(stranger, ours, *packets[start:stop])
+    stranger._sock.sendto(b"", place(ours))
+    links[1].connection.wait_for(lambda: len(links[1].connection.received) == 12)
+    for to, link in enumerate(links):
+        sent = [each for each, target in zip(packets, order, strict=True) if target == to]
+        assert link.connection.received == sent
+        assert link.connection.calls.count("datagrams") == 1 + to
+        assert link.connection.calls.count("next timer") == 1
+    assert ours.dropped == {"not ours": 1}
+
+
 def test_ids(ours: Endpoint) -> None:
     link = added(ours, 1)
     with pytest.raises(ValueError, match="taken"):

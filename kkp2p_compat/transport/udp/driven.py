@@ -1,0 +1,33 @@
+"""What an endpoint drives: a connection, and the owner who is told of its events."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ..._address import Address
+from .events import Event, Transmit
+
+__all__ = ["Driven", "DrivenConnection"]
+
+
+class DrivenConnection(Protocol):
+    """What is used of a PeerConnection."""
+
+    def handle_datagrams(
+        self, data: bytes, segment_bytes: int, address: Address, now: float
+    ) -> bool: ...
+    def handle_timer(self, now: float) -> object: ...
+    def poll_event(self) -> Event | None: ...
+    def poll_transmit(self, now: float) -> Transmit | None: ...
+    def next_timer(self) -> float | None: ...
+    def close(self, code: int, reason: str, now: float) -> object: ...
+
+
+class Driven(Protocol):
+    """A connection with its owner.  ``local_id`` is what the peer writes into its packets."""
+
+    @property
+    def connection(self) -> DrivenConnection: ...
+    @property
+    def local_id(self) -> int: ...
+    def handle_event(self, event: Event) -> object: ...
