@@ -28,7 +28,7 @@ from typing import NamedTuple
 from kkp2p_compat.testing import lab as netns
 from kkp2p_compat.testing.link import Link
 
-from . import turns
+from . import proxied, turns
 from .p2p import BBR, CUBIC, FLOOR, KIB, LAN, OURS, RELAY, SEALED, Bench, Load
 from .relay import TREE
 from .turns import Figures
@@ -80,6 +80,7 @@ ROWS = {
     "start": Row("import, and an idle engine", turns.start, beside=(FLOOR,)),
     "new": Row("new channels on a live connection", turns.new_channels, beside=(BBR,)),
     "relay-new": Row("new channels through the relay", turns.new_channels, (SEALED,)),
+    "proxied": Row("short connections through a proxy", proxied.turn, beside=(BBR,)),
     "memory": Row("memory of idle channels", turns.memory),
     "relay-memory": Row("memory of idle relayed channels", turns.memory, (SEALED,)),
     # Without a limit, so that what limits is the emulator itself (with TCP at its ends).
