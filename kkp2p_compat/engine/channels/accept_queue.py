@@ -1,7 +1,7 @@
 """Calls that wait for ``accept``: a bounded queue with a descriptor that polls readable.
 
-The engine's thread puts, any thread or greenlet takes.  A pipe holds one byte for each entry, so
-``listen_fd`` is readable exactly while something waits, for ``select`` and every event loop alike.
+The engine's thread puts, any thread or greenlet takes.  A pipe holds a byte while something waits,
+and only then, so that ``listen_fd`` is readable for ``select`` and every event loop alike.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from ..._io import READ, wait_fd
 __all__ = ["AcceptQueue"]
 
 KEPT_PART = 4  # our choice: one in so many places
+MAX_ENTRIES = 65_536  # our choice: with the errors that nobody takes
 
 T = TypeVar("T")
 
@@ -60,13 +61,11 @@ class AcceptQueue(Generic[T]):
         False: the queue is closed, or full of errors that nobody takes; the entry is not in it.
         """
         with self._lock:
-            if self._closed:
-                return False
-            try:
-                os.write(self._signal_fd, b"+")
-            except BlockingIOError:
+            if self._closed or len(self._entries) >= MAX_ENTRIES:
                 return False
             self._entries.append(entry)
+            if len(self._entries) == 1:
+                os.write(self._signal_fd, b"+")
             return True
 
     def close(self) -> list[T]:
@@ -109,12 +108,10 @@ class AcceptQueue(Generic[T]):
             with self._lock:
                 if self._closed:
                     raise EngineClosed
-                try:
-                    os.read(self.fd, 1)
-                except BlockingIOError:
-                    pass  # nothing there, or another taker was faster
-                else:
+                if self._entries:
                     entry = self._entries.popleft()
+                    if not self._entries:
+                        os.read(self.fd, 1)
                     if not isinstance(entry, Exception):
                         self._places += 1
                     return entry

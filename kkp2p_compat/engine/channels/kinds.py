@@ -31,6 +31,10 @@ from ..links.streams import OpenStream
 
 __all__ = ["Channel", "make_channel"]
 
+# Each system call saved here is a moment less in which the application's thread and the engine's
+# wait for the interpreter's lock of each other: they make and take channels at the same time.
+_NONBLOCK = getattr(_socket, "SOCK_NONBLOCK", 0)  # 0: macOS
+
 PAIR_BUFFER_BYTES = 1 << 20  # our choice: per direction; the kernel halves it by net.core.wmem_max
 
 CLOSED = "closed by the application"
@@ -242,7 +246,7 @@ class PairedChannel(Channel):
         """
         self._end(error, is_cut)
         theirs = self._copy_fd() if is_cut else None
-        if not is_cut:
+        if not is_cut and self._closed_at is None:  # else ``finish`` has done so
             shut_down(self._ours.fileno())
         self._ours.close()
         if theirs is not None:
@@ -271,11 +275,12 @@ def make_channel(
 
 def _make_pair(kind: int) -> tuple[_socket.socket, _socket.socket]:
     try:
-        ours, theirs = _socket.socketpair(_socket.AF_UNIX, kind)
+        ours, theirs = _socket.socketpair(_socket.AF_UNIX, kind | _NONBLOCK)
     except OSError as error:
         raise from_os_error(error, "a channel's descriptors") from error
     for end in (ours, theirs):
-        end.setblocking(False)
+        if not _NONBLOCK:
+            end.setblocking(False)
         end.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, PAIR_BUFFER_BYTES)
         # As of a TCP connection (tcp.tune); besides, without it Linux reports a byte as readable
         # that no recv returns.

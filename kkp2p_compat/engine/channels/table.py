@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
+import random
 from collections.abc import Iterator, Mapping
 
 from ..._codes import (
@@ -54,6 +54,9 @@ class DescriptorTable:
         with self._lock:
             if self._by_fd.get(channel.fd) is channel:
                 del self._by_fd[channel.fd]
+
+    def has(self, channel: Channel) -> bool:
+        return self._by_fd.get(channel.fd) is channel
 
     def find(self, fd: int) -> Channel | None:
         return _if_its_own(self._by_fd.get(fd))
@@ -138,7 +141,8 @@ class ChannelTable(Mapping[int, Channel]):
         """A channel on a stream; raises OutOfDescriptors, and then the stream is still unused."""
         channel = make_channel(self._background, stream, peer_id, self._on_over)
         channel.caller_id = caller_id
-        while (channel_id := secrets.randbits(32)) in self._by_id or channel_id == 0:
+        # No secret: it only tells the channels of this process apart.
+        while (channel_id := random.getrandbits(32)) in self._by_id or channel_id == 0:
             pass
         channel.channel_id = channel_id
         self._by_id[channel_id] = channel
@@ -149,7 +153,7 @@ class ChannelTable(Mapping[int, Channel]):
     def _handle_over(self, channel: Channel) -> None:
         """Its descriptor is known for as long as the application has it."""
         self._by_id.pop(channel.channel_id, None)
-        if not channel.owns_fd():
+        if DESCRIPTORS.has(channel) and not channel.owns_fd():
             DESCRIPTORS.remove(channel)
 
     def discard(self, channel: Channel) -> None:
