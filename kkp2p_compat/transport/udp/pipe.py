@@ -61,9 +61,9 @@ class Pipe:
         self._streams = carrier.connection.streams
         self._sock = sock  # a plain socket: gevent's would wait
         self._on_end = on_end
-        loop = get_hub().loop
-        self._readable = loop.io(sock.fileno(), READ)
-        self._writable = loop.io(sock.fileno(), WRITE)
+        self._loop = get_hub().loop
+        self._readable = self._loop.io(sock.fileno(), READ)
+        self._writable: Any = None  # most sockets always have room
         self._sent_all = False  # nothing more will come from the socket
         self._received_all = False  # nothing more will go to the socket
         self._broken: KKP2PError | None = None
@@ -123,6 +123,12 @@ class Pipe:
     def _handle_readable(self) -> None:
         raise NotImplementedError
 
+    def _wait_for_room(self) -> None:
+        if self._writable is None:
+            self._writable = self._loop.io(self._sock.fileno(), WRITE)
+        if not self._writable.active:
+            self._writable.start(self._handle_writable)
+
     def _handle_writable(self) -> None:
         self._writable.stop()
         self.handle_data()
@@ -142,7 +148,8 @@ class Pipe:
         if self._received_all or self._ended:
             return
         self._received_all = True
-        self._writable.stop()
+        if self._writable is not None:
+            self._writable.stop()
         if unwanted:
             self._streams.stop(self.stream_id)
             self._carrier.wake()
@@ -171,7 +178,8 @@ class Pipe:
         is_cut = error is not None and not self._received_all
         self._ended = self._sent_all = self._received_all = True
         self._readable.close()
-        self._writable.close()
+        if self._writable is not None:
+            self._writable.close()
         self._settle(is_cut)
         self._on_end(error, is_cut)
 
@@ -191,28 +199,46 @@ class StreamPipe(Pipe):
     ) -> None:
         super().__init__(carrier, stream_id, sock, on_end)
         self._mark = mark
+        self._at_end = False  # the socket has no more
         self._read_bytes = MIN_READ_BYTES  # asked for: memory for more takes time to get
 
+    def start(self) -> None:
+        if self._mark is None and not self._sent_all:  # a local program has written by now
+            self._handle_readable()
+        if not self._ended:
+            super().start()
+
+    def application_closed(self) -> None:
+        super().application_closed()
+        while not self._sent_all and self._read():
+            pass  # what it has written goes out together with its end
+
     def _handle_readable(self) -> None:
+        self._read()
+
+    def _read(self) -> bool:
+        """Whether there may be more."""
         room = self._streams.writable_bytes(self.stream_id)
         if not room:
             self._readable.stop()  # until handle_room
-            return
+            return False
         try:
             data = self._sock.recv(min(room, self._read_bytes))
         except OSError as error:
             if error.errno in _RETRY:
-                return
+                return False
             if self._mark is None:
                 self.abort(LinkLost(f"local program: {error}"))
-                return
+                return False
             data = b""
         if data:
             self._read_bytes = min(max(MIN_READ_BYTES, 4 * len(data)), MAX_READ_BYTES)
             self._streams.write(self.stream_id, data)
             self._carrier.wake()
         else:
+            self._at_end = True
             self._finish_sending()
+        return bool(data)
 
     def handle_data(self) -> None:
         streams, stream_id = self._streams, self.stream_id
@@ -247,12 +273,8 @@ class StreamPipe(Pipe):
             pair.refuse_writes(self._sock, self._mark)
 
     def _settle(self, is_cut: bool) -> None:
-        if self._mark is not None:
+        if self._mark is not None and (is_cut or not self._at_end):
             pair.settle(self._sock, self._mark if is_cut else None)
-
-    def _wait_for_room(self) -> None:
-        if not self._writable.active:
-            self._writable.start(self._handle_writable)
 
 
 class MessagePipe(Pipe):
@@ -321,8 +343,7 @@ class MessagePipe(Pipe):
                 self._sock.send(self._queue[0])
             except OSError as error:
                 if error.errno in _RETRY or error.errno == errno.ENOBUFS:
-                    if not self._writable.active:
-                        self._writable.start(self._handle_writable)
+                    self._wait_for_room()
                 else:
                     self._end_receiving(unwanted=True)
                 return
