@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import itertools
 import socket as _socket
 import time
@@ -17,23 +18,26 @@ from collections.abc import Callable
 from typing import Any
 
 import gevent
-from gevent import socket
+from gevent.event import Event
 
 from .._codes import KKP2P_ERROR_BIND_IP
 from .._descriptors import keep_private
-from .._errors import EngineClosed, KKP2PError
+from .._errors import CallRefused, EngineClosed, KKP2PError
+from .._io import READ
 from .._structs import connect_ctx_t
 from ..transport import tcp
 from .calls.dialer import Dialer
 from .links.background import Background
-from .links.streams import STOP_TIMEOUT_S, STOPPED, OpenStream
+from .links.streams import OpenStream
 from .runtime.timeline import Timeline
 
 __all__ = ["Proxied", "Proxies", "Proxy", "Watch"]
 
 BACKLOG = 1024  # our choice: a burst of browsers; the kernel bounds it by net.core.somaxconn
 MAX_CONNECTIONS = 10_000  # our choice: per proxy; one more is reset
+ACCEPTS_PER_TURN = 64  # our choice: about 5 ms
 OUT_OF_DESCRIPTORS_PAUSE_S = 0.2
+STOPPED = "the proxy is stopped"
 
 
 class Proxied:
@@ -70,22 +74,27 @@ class Proxy:
         self.proxy_id = number
         self.peer_id = ctx.peer_id
         self.address: tuple[str, int] = ("", 0)
-        self._dialer = dialer
-        self._background = background
-        self._spawn, self._log = background.thread.spawn, background.log
-        self._ctx = dataclasses.replace(ctx)
-        self._watch = watch
+        self.dialer = dialer
+        self.background = background
+        self.ctx = dataclasses.replace(ctx)
+        self.watch = watch
         self._listener: Any = None
-        self._accepting: gevent.Greenlet[..., None] | None = None
-        self._connections: set[gevent.Greenlet[..., None]] = set()
+        self._acceptable: Any = None  # its watcher
+        self._pause: Any = None  # a timer, since descriptors ran out
+        self._connections: set[_Connection] = set()
+        self._none_left = Event()
+        self._none_left.set()
 
     def start(self, ip: str, port: int) -> None:
         """Listen; raises with -113 when that address and port cannot be had."""
         try:
             family = _socket.AF_INET6 if ":" in ip else _socket.AF_INET
-            listener = socket.socket(family, _socket.SOCK_STREAM)
+            listener = keep_private(_socket.socket(family, _socket.SOCK_STREAM))
             try:
                 listener.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
+                tcp.tune(listener)  # what is accepted inherits this, and the next
+                tcp.reset_if_killed(listener)
+                listener.setblocking(False)
                 listener.bind((ip, port))
                 listener.listen(BACKLOG)
             except BaseException:
@@ -95,71 +104,158 @@ class Proxy:
             raise KKP2PError(f"proxy {ip}:{port}: {error}", KKP2P_ERROR_BIND_IP) from error
         self.address = listener.getsockname()[:2]
         self._listener = listener
-        self._accepting = self._spawn(self._accept)
+        self._acceptable = gevent.get_hub().loop.io(listener.fileno(), READ)
+        self._acceptable.start(self._accept)
 
     def stop(self) -> None:
         """End the listener and every connection."""
-        if self._accepting is not None:
-            self._accepting.kill()
+        for watcher in (self._acceptable, self._pause):
+            if watcher is not None:
+                watcher.close()
         if self._listener is not None:
             tcp.close_listener(self._listener)
-        gevent.killall(list(self._connections))
+        for connection in list(self._connections):
+            connection.stop()
+        self._none_left.wait()
 
     def _accept(self) -> None:
-        while True:
+        """All that wait, within limits: they come in bursts."""
+        for _ in range(ACCEPTS_PER_TURN):
             try:
                 local, address = self._listener.accept()
+            except BlockingIOError:
+                return
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    self._log_error(f"cannot accept: {error}")
-                    gevent.sleep(OUT_OF_DESCRIPTORS_PAUSE_S)  # no event tells of a free descriptor
-                continue  # else: that connection was gone before it was accepted
+                    self.log_error(f"cannot accept: {error}")
+                    self._rest()
+                    return
+                continue  # that connection was gone before it was accepted
+            local.setblocking(False)  # whatever socket.setdefaulttimeout() says
             if len(self._connections) >= MAX_CONNECTIONS:
-                self._log_error(f"over {MAX_CONNECTIONS} connections: one more is reset")
+                self.log_error(f"over {MAX_CONNECTIONS} connections: one more is reset")
                 _reset(local)
                 continue
-            plain = keep_private(_socket.socket(fileno=local.detach()))
-            plain.setblocking(False)  # whatever socket.setdefaulttimeout() says
-            greenlet = self._spawn(self._serve, plain, address[1])
-            self._connections.add(greenlet)
-            greenlet.rawlink(self._connections.discard)
+            connection = _Connection(self, keep_private(local), address[1])
+            self._connections.add(connection)
+            self._none_left.clear()
+            connection.begin()
 
-    def _serve(self, local: _socket.socket, port: int) -> None:
-        """One connection.  ``port`` is the local program's: the log names the connection by it."""
-        proxied = Proxied(port)
+    def _rest(self) -> None:
+        """No event tells of a free descriptor."""
+        self._acceptable.stop()
+        self._pause = gevent.get_hub().loop.timer(OUT_OF_DESCRIPTORS_PAUSE_S)
+        self._pause.start(self._acceptable.start, self._accept)
+
+    def forget(self, connection: _Connection) -> None:
+        self._connections.discard(connection)
+        if not self._connections:
+            self._none_left.set()
+
+    def log_error(self, text: str) -> None:
+        self.background.log.error("%s: proxy %d: %s", self.peer_id, self.proxy_id, text)
+
+    def log_info(self, text: str) -> None:
+        self.background.log.info("%s: proxy %d: %s", self.peer_id, self.proxy_id, text)
+
+
+class _Connection:
+    """One connection of a proxy, from ``begin`` until it is forgotten.
+
+    On a live link it is all callbacks: a greenlet would cost as much as all the rest of a short
+    connection.  ``port`` is the local program's: the log names the connection by it.
+    """
+
+    __slots__ = ("_local", "_proxied", "_proxy", "_stop", "_stopped", "_stream")
+
+    def __init__(self, proxy: Proxy, local: _socket.socket, port: int) -> None:
+        self._proxy = proxy
+        self._local = local
+        self._proxied = Proxied(port)
+        self._stop: Callable[[], object]  # ends what it does at the moment
+        self._stopped = False
+
+    def begin(self) -> None:
+        call_off = self._proxy.dialer.ask(self._proxy.ctx, self._handle_answer)
+        if call_off is None:
+            self._dial()
+        else:
+            self._stop = functools.partial(self._call_off, call_off)
+
+    def _call_off(self, call_off: Callable[[], object]) -> None:
+        call_off()
+        self._fail(EngineClosed(STOPPED))
+
+    def _handle_answer(self, answer: OpenStream | CallRefused | None) -> None:
+        """Of the peer, on the live link."""
+        if answer is None:
+            self._dial()
+        elif isinstance(answer, OpenStream):
+            self._carry(answer)
+        else:
+            self._fail(answer)
+
+    def _dial(self) -> None:
+        dialing = self._proxy.background.thread.spawn(self._connect)
+        dialing.rawlink(self._handle_connected)
+        self._stop = functools.partial(dialing.kill, block=False)
+
+    def _connect(self) -> OpenStream | KKP2PError:
         try:
-            stream = self._dialer.connect(self._ctx)
-        except BaseException as error:
-            _reset(local)
-            proxied.over, proxied.problems = True, [str(error) or STOPPED]
-            proxied.timeline = self._dialer.last_attempt(self.peer_id)
-            self._watch(proxied)
-            if not isinstance(error, KKP2PError):
-                raise
-            self._log_error(f"port {port}: {error}")
+            return self._proxy.dialer.connect(self._proxy.ctx)
+        except KKP2PError as error:
+            return error
+
+    def _handle_connected(self, dialing: gevent.Greenlet[..., Any]) -> None:
+        result = dialing.value
+        if isinstance(result, OpenStream):
+            self._carry(result)
+        else:  # it has failed, was killed, or there is a bug, which is logged
+            is_error = isinstance(result, KKP2PError)
+            self._fail(result if is_error else dialing.exception or EngineClosed(STOPPED))
+
+    def _fail(self, error: Exception) -> None:
+        proxy, proxied = self._proxy, self._proxied
+        _reset(self._local)
+        proxied.over, proxied.problems = True, [str(error)]
+        proxied.timeline = proxy.dialer.last_attempt(proxy.peer_id)
+        if not self._stopped:
+            proxy.log_error(f"port {proxied.port}: {error}")
+        self._end()
+
+    def _carry(self, stream: OpenStream) -> None:
+        if self._stopped:
+            stream.give_up()
+            self._fail(EngineClosed(STOPPED))
             return
-        tcp.tune(local)
-        tcp.reset_if_killed(local)
+        proxy, proxied = self._proxy, self._proxied
+        self._stream = stream
         proxied.take(stream)
-        self._log_info(f"port {port}: connected by {proxied.path}")
-        self._watch(proxied)
-        errors: list[Exception] = [EngineClosed(STOPPED)]  # when killed
-        try:
-            errors = stream.carry(local, self._background)
-        finally:
-            proxied.over, proxied.problems = True, [str(error) for error in errors]
-            proxied.bytes_sent, proxied.bytes_received = stream.passed()
-            self._watch(proxied)
-        for broken in errors:
-            self._log_error(f"port {port}: broken: {broken}")
-        if not errors:
-            self._log_info(f"port {port}: ended")
+        proxy.log_info(f"port {proxied.port}: connected by {proxied.path}")
+        proxy.watch(proxied)
+        carried = stream.carry(self._local, proxy.background, self._handle_over)
+        self._stop = lambda: carried.abort(EngineClosed(STOPPED))
 
-    def _log_error(self, text: str) -> None:
-        self._log.error("%s: proxy %d: %s", self._ctx.peer_id, self.proxy_id, text)
+    def _handle_over(self, errors: list[Exception]) -> None:
+        proxy, proxied = self._proxy, self._proxied
+        if self._stopped:
+            errors = [EngineClosed(STOPPED)]
+        proxied.over, proxied.problems = True, [str(error) for error in errors]
+        proxied.bytes_sent, proxied.bytes_received = self._stream.passed()
+        if not self._stopped:
+            for broken in errors:
+                proxy.log_error(f"port {proxied.port}: broken: {broken}")
+            if not errors:
+                proxy.log_info(f"port {proxied.port}: ended")
+        self._end()
 
-    def _log_info(self, text: str) -> None:
-        self._log.info("%s: proxy %d: %s", self._ctx.peer_id, self.proxy_id, text)
+    def _end(self) -> None:
+        self._proxy.watch(self._proxied)
+        self._proxy.forget(self)
+
+    def stop(self) -> None:
+        self._stopped = True
+        self._stop()
 
 
 def _ignore(proxied: Proxied) -> None:
@@ -167,8 +263,9 @@ def _ignore(proxied: Proxied) -> None:
 
 
 def _reset(local: Any) -> None:
-    """Close so that the local program sees an error, not an end of stream."""
-    tcp.linger(local, STOP_TIMEOUT_S, reset=True)
+    """The local program sees an error, not an end of stream.  Nothing was written to it yet."""
+    tcp.abort(local)
+    local.close()
 
 
 class Proxies:

@@ -35,14 +35,18 @@ from .._io import READ
 
 __all__ = [
     "DEAD_AFTER_S",
+    "GRACE_S",
     "HasFileno",
     "abort",
     "close_listener",
     "connect",
+    "discard",
+    "end",
     "ended",
     "give_up",
     "left",
     "linger",
+    "only_we_ended",
     "reset_if_killed",
     "stranded",
     "tcp_info",
@@ -278,6 +282,30 @@ def _queued_bytes(sock: HasFileno | int, request: int) -> int | None:
     return count.value
 
 
+def end(sock: socket.socket) -> None:
+    """End our direction, and never wait from now on.  Raises OSError if the connection is over."""
+    if sock.gettimeout() != 0:
+        sock.settimeout(0)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _END_ON_CLOSE)
+    sock.shutdown(socket.SHUT_WR)
+
+
+def discard(sock: socket.socket) -> bool:
+    """Drop what has arrived, or a part of it; True: there is no more.
+
+    Raises OSError if the connection was reset.
+    """
+    try:
+        return sock.recv_into(_discarded) == 0
+    except BlockingIOError:
+        return False
+
+
+def only_we_ended(sock: HasFileno | int) -> bool:
+    """Whether the other side has not ended its direction: then it is our SHUT_RD that reads 0."""
+    return _state(sock) in _TCP_FIN_WAIT
+
+
 def linger(sock: socket.socket, timeout_s: float, *, reset: bool = False) -> bool:
     """Close the socket once the other kernel holds all that was written; call in a greenlet.
 
@@ -287,14 +315,13 @@ def linger(sock: socket.socket, timeout_s: float, *, reset: bool = False) -> boo
     A duplicate of the descriptor that somebody still holds reads end of stream then, too.
     ``timeout_s`` bounds the whole.  Returns whether all was acknowledged in time.
     """
-    sock.settimeout(0)
     done = False
     try:
         if reset:
+            sock.settimeout(0)
             done = _drain_then_reset(sock, timeout_s)
         else:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _END_ON_CLOSE)
-            sock.shutdown(socket.SHUT_WR)
+            end(sock)
             done = _discard_until_acknowledged(sock, timeout_s)
             # Not earlier: what comes in after SHUT_RD is answered by a reset.
             with contextlib.suppress(OSError):  # closed both ways already
@@ -344,7 +371,7 @@ def _discard_until_acknowledged(sock: socket.socket, timeout_s: float) -> bool:
         while True:
             try:
                 if sock.recv_into(_discarded) == 0:
-                    if _state(sock) in _TCP_FIN_WAIT:  # not its end, but our SHUT_RD of before
+                    if only_we_ended(sock):
                         return _reset_when_acknowledged(sock, deadline - now())
                     return True  # nothing unread can cause a reset now: the kernel sees to the rest
             except BlockingIOError:

@@ -28,7 +28,7 @@ from ..runtime.timeline import Timeline
 from .caller import CloudCaller
 from .cloud_call import make_call, may_be_relayed
 from .lan import LanCaller
-from .remote import Remote, Remotes
+from .remote import OnAsked, Remote, Remotes
 
 __all__ = ["Dialer"]
 
@@ -58,6 +58,16 @@ class Dialer:
             stream = self._connect(ctx, over_lan, began + ctx.timeout / 1000)
         stream.set_up_s = time.monotonic() - began
         return stream
+
+    def ask(self, ctx: connect_ctx_t, done: OnAsked) -> Callable[[], object] | None:
+        """Open a channel on the live link, without a greenlet; None: there is no such link.
+
+        ``done`` gets the stream or CallRefused; None: the link does not take it.  Then ``connect``
+        may find another way.  Returns what calls it off, before ``done`` is called.
+        """
+        if ctx.connect_mode == _codes.CONNECT_RELAY:
+            return None
+        return self.remote(ctx.peer_id).ask(ctx, done)
 
     def _connect(self, ctx: connect_ctx_t, over_lan: bool, deadline: float) -> OpenStream:
         client = self._client

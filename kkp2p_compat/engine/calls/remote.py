@@ -33,7 +33,7 @@ from ..runtime.engine_settings import EngineSettings
 from ..runtime.timeline import Timeline
 from .attempts import Attempt, State
 
-__all__ = ["Meet", "Remote", "Remotes"]
+__all__ = ["Meet", "OnAsked", "Remote", "Remotes"]
 
 # Our choices.
 RETRY_S = 1.0  # with less time left, a failed attempt is not followed by another
@@ -45,6 +45,10 @@ MAX_TIMELINES = 16  # of the last attempts
 # How a peer is met once: ``meet(ctx, deadline, attempt, worked)``, where ``worked`` is the kind of
 # plan that last led to it.  Raises KKP2PError; NoPath and TimedOut say something of the peer.
 Meet = Callable[[connect_ctx_t, float, Attempt, str], Met]
+
+
+# What became of ``ask``: see Dialer.ask.
+OnAsked = Callable[[DirectStream | CallRefused | None], object]
 
 
 class Remotes:
@@ -132,7 +136,7 @@ class Remote:
             except CallRefused:
                 raise
             except KKP2PError as error:
-                self._log.info("%s: the link is not used any more: %s", self.peer_id, error)
+                self._note_unused(error)
         while True:
             attempt = self.attempts.get(may_be_relayed)
             mine = attempt is None
@@ -154,6 +158,45 @@ class Remote:
                 if may_be_relayed or (mine and no_more):
                     raise
 
+    def ask(self, ctx: connect_ctx_t, done: OnAsked) -> Callable[[], object] | None:
+        """See Dialer.ask."""
+        link = self._usable_link()
+        if link is None:
+            return None
+        began = time.monotonic()
+        stream_id = -1
+
+        def answered(error: KKP2PError | None) -> None:
+            late.close()
+            if error is None:
+                stream = _stream_on(link, stream_id, ctx)
+                stream.set_up_s = time.monotonic() - began
+                done(stream)
+            elif isinstance(error, CallRefused):
+                done(error)
+            else:
+                self._drop_link(link)
+                self._note_unused(error)
+                done(None)
+
+        def call_off() -> None:
+            late.close()
+            link.channels.give_up(stream_id)
+
+        def give_up() -> None:
+            call_off()
+            answered(_too_late())
+
+        late = gevent.get_hub().loop.timer(self._settings.reuse_of(began + ctx.timeout / 1000))
+        late.start(give_up)
+        stream_id = link.channels.ask(
+            ctx.channel_type, ctx.encrypt_data, ctx.connect_desc, answered
+        )
+        return call_off
+
+    def _note_unused(self, error: KKP2PError) -> None:
+        self._log.info("%s: the link is not used any more: %s", self.peer_id, error)
+
     def _join(self, attempt: Attempt, may_be_relayed: bool, deadline: float) -> PeerLink:
         """What another connect's attempt leads to; the relay is not kept waiting for it."""
         if not may_be_relayed:
@@ -171,16 +214,18 @@ class Remote:
 
     def _open_soon(self, link: PeerLink, ctx: connect_ctx_t, deadline: float) -> DirectStream:
         """Leave time for another way; what does not answer is not used again."""
-        late = TimedOut("the link does not answer")
         try:
-            with time_limit(self._settings.reuse_of(deadline), late):
+            with time_limit(self._settings.reuse_of(deadline), _too_late):
                 return _open_on(link, ctx)
         except CallRefused:
             raise
         except KKP2PError:
-            if self.link is link:
-                self._link = None
+            self._drop_link(link)
             raise
+
+    def _drop_link(self, link: PeerLink) -> None:
+        if self.link is link:
+            self._link = None
 
     def _open_first(self, link: PeerLink, ctx: connect_ctx_t, deadline: float) -> DirectStream:
         try:
@@ -239,5 +284,13 @@ class Remote:
 
 
 def _open_on(link: PeerLink, ctx: connect_ctx_t) -> DirectStream:
-    kind, encrypt, desc = ctx.channel_type, ctx.encrypt_data, ctx.connect_desc
-    return DirectStream(link, link.channels.open(kind, encrypt, desc), kind, encrypt, desc)
+    stream_id = link.channels.open(ctx.channel_type, ctx.encrypt_data, ctx.connect_desc)
+    return _stream_on(link, stream_id, ctx)
+
+
+def _stream_on(link: PeerLink, stream_id: int, ctx: connect_ctx_t) -> DirectStream:
+    return DirectStream(link, stream_id, ctx.channel_type, ctx.encrypt_data, ctx.connect_desc)
+
+
+def _too_late() -> TimedOut:
+    return TimedOut("the link does not answer")

@@ -33,7 +33,7 @@ __all__ = ["Channel", "make_channel"]
 
 # Each system call saved here is a moment less in which the application's thread and the engine's
 # wait for the interpreter's lock of each other: they make and take channels at the same time.
-_NONBLOCK = getattr(_socket, "SOCK_NONBLOCK", 0)  # 0: macOS
+_NONBLOCK = getattr(_socket, "SOCK_NONBLOCK", 0)
 
 PAIR_BUFFER_BYTES = 1 << 20  # our choice: per direction; the kernel halves it by net.core.wmem_max
 
@@ -279,7 +279,7 @@ def _make_pair(kind: int) -> tuple[_socket.socket, _socket.socket]:
     except OSError as error:
         raise from_os_error(error, "a channel's descriptors") from error
     for end in (ours, theirs):
-        if not _NONBLOCK:
+        if end.gettimeout() != 0:  # gevent's in a monkey-patched program, or on macOS
             end.setblocking(False)
         end.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, PAIR_BUFFER_BYTES)
         # As of a TCP connection (tcp.tune); besides, without it Linux reports a byte as readable

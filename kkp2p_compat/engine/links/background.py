@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import gevent
 from gevent.pool import Group
 
+from ..._io import READ
 from ...transport import tcp
 from ...transport.splice import Carriers
 from ..runtime.thread import EngineThread
@@ -32,6 +33,7 @@ class Background:
         self.carriers = Carriers()
         self.checked: set[Checked] = set()  # every few seconds
         self._greenlets = Group()
+        self._leaving: set[_Leaving] = set()
 
     def spawn(self, function: Callable[..., object], *args: Any) -> gevent.Greenlet[..., Any]:
         """A greenlet that ``drain`` waits for."""
@@ -41,12 +43,24 @@ class Background:
 
     def linger(self, sock: Any) -> None:
         """Close a socket once the other side has what was written to it."""
-        self.spawn(tcp.linger, sock, LINGER_S)
+        try:
+            tcp.end(sock)
+        except OSError:
+            sock.close()  # closed both ways, or reset
+        else:
+            self._leaving.add(_Leaving(sock, self._leave))
+
+    def _leave(self, leaving: _Leaving, is_over: bool) -> None:
+        self._leaving.discard(leaving)
+        if is_over:
+            leaving.sock.close()
+        else:
+            self.spawn(tcp.linger, leaving.sock, LINGER_S)
 
     @property
     def busy(self) -> bool:
         """Whether data is on its way out."""
-        return bool(self._greenlets)
+        return bool(self._greenlets or self._leaving)
 
     def sweep(self) -> None:
         for one in list(self.checked):
@@ -54,8 +68,45 @@ class Background:
 
     def drain(self) -> None:
         """Wait until what was written has arrived."""
+        self._hurry()
         self._greenlets.join()
 
+    def _hurry(self) -> None:
+        for leaving in list(self._leaving):
+            leaving.end(False)
+
     def kill(self) -> None:
+        self._hurry()
         self._greenlets.kill()
         self.carriers.close()
+
+
+class _Leaving:
+    """A TCP connection whose own direction has ended: most others end theirs at once.
+
+    ``on_end(self, True)``: the other has ended.  False: it takes its time, or nobody can tell; that
+    is for ``tcp.linger``, which costs a greenlet.
+    """
+
+    def __init__(self, sock: Any, on_end: Callable[[_Leaving, bool], object]) -> None:
+        self.sock = sock
+        self._on_end = on_end
+        loop = gevent.get_hub().loop
+        self._readable = loop.io(sock.fileno(), READ)
+        self._readable.start(self._handle_readable)
+        self._late = loop.timer(tcp.GRACE_S)
+        self._late.start(self.end, False)
+
+    def _handle_readable(self) -> None:
+        try:
+            if not tcp.discard(self.sock):
+                return
+        except OSError:
+            self.end(True)  # reset
+        else:
+            self.end(not tcp.only_we_ended(self.sock))
+
+    def end(self, is_over: bool) -> None:
+        self._readable.close()
+        self._late.close()
+        self._on_end(self, is_over)

@@ -1,6 +1,6 @@
 """The channels on a link, from when one side asks for one until the connection has forgotten it.
 
-Runs in the engine's hub.  ``open`` waits, in a greenlet; everything else is called from the
+Runs in the engine's hub.  ``open`` waits, in a greenlet; everything else may be called from the
 callbacks of watchers, and never waits.
 """
 
@@ -35,8 +35,11 @@ _REFUSALS = {
 }
 
 
+OnAnswer = Callable[[KKP2PError | None], object]
+
+
 class State(Enum):
-    ASKED = "asked for"  # by us: a greenlet waits for the peer's answer
+    ASKED = "asked for"  # by us: somebody waits for the peer's answer
     ABANDONED = "abandoned"  # asked for by us, and nobody waits for the answer any more
     OFFERED = "offered"  # by the peer: we have not answered
     OPEN = "open"  # the peer has taken it; whoever asked for it has not come for it yet
@@ -60,13 +63,13 @@ _NEXT = {
 class LinkChannel:
     """One channel as its link sees it."""
 
-    __slots__ = ("answer", "early", "pipe", "since", "state", "stream_id")
+    __slots__ = ("early", "on_answer", "pipe", "since", "state", "stream_id")
 
     def __init__(self, stream_id: int, state: State) -> None:
         self.stream_id = stream_id
         self.state = state
         self.since = time.monotonic()  # when it came into this state
-        self.answer: AsyncResult[None] | None = None  # the peer's, as long as somebody waits for it
+        self.on_answer: OnAnswer | None = None  # as long as somebody waits for the peer's answer
         self.early: tuple[e.Event, ...] = ()  # what the pipe will have to be told
         self.pipe: Pipe | None = None  # while CARRIED
 
@@ -78,13 +81,9 @@ class LinkChannel:
 
     def tell(self, error: KKP2PError | None) -> None:
         """Wake whoever waits for the peer's answer.  None: the peer takes the channel."""
-        answer, self.answer = self.answer, None
-        if answer is None:
-            return
-        if error is None:
-            answer.set(None)
-        else:
-            answer.set_exception(error)
+        on_answer, self.on_answer = self.on_answer, None
+        if on_answer is not None:
+            on_answer(error)
 
     def keep(self, event: e.Event) -> None:
         """Remember what a pipe must be told; data are not: a pipe looks for them by itself."""
@@ -104,7 +103,7 @@ _TO_PIPE: dict[type, Callable[[Any, Any], None]] = {
 
 
 class LinkChannels:
-    """``open``, or ``accept`` what the peer offers; then ``pipe``, or ``give_up``."""
+    """``open`` or ``ask``, or ``accept`` what the peer offers; then ``pipe``, or ``give_up``."""
 
     def __init__(self, link: Carrier) -> None:
         self.drained = Event()  # no channel has anything on its way
@@ -129,20 +128,31 @@ class LinkChannels:
 
     # From the engine.
 
-    def open(self, channel_type: int, encrypt_data: int, desc: int) -> int:
-        """Open a channel and wait for the peer's answer; raises CallRefused or LinkLost."""
+    def ask(self, channel_type: int, encrypt_data: int, desc: int, on_answer: OnAnswer) -> int:
+        """Open a channel; ``on_answer(None)`` when the peer has taken it, else with an error.
+
+        That is CallRefused or LinkLost.  It is not called after ``give_up``.
+        """
         if self._broken is not None:
             raise self._broken
         stream_id = self._streams.open(channel_type, encrypt_data, desc)
         channel = self._channels[stream_id] = LinkChannel(stream_id, State.ASKED)
-        answer = channel.answer = AsyncResult()
+        channel.on_answer = on_answer
         self.drained.clear()
         self._link.wake()
+        return stream_id
+
+    def open(self, channel_type: int, encrypt_data: int, desc: int) -> int:
+        """Open a channel and wait for the peer's answer; raises CallRefused or LinkLost."""
+        answer: AsyncResult[KKP2PError | None] = AsyncResult()
+        stream_id = self.ask(channel_type, encrypt_data, desc, answer.set)
         try:
-            answer.get()
+            error = answer.get()
         except BaseException:
             self.give_up(stream_id)
             raise
+        if error is not None:
+            raise error
         return stream_id
 
     def accept(self, stream_id: int) -> None:
@@ -160,7 +170,7 @@ class LinkChannels:
         if channel is None:  # refused, or at its end
             return
         if channel.state is State.ASKED:
-            channel.answer = None
+            channel.on_answer = None
             channel.become(State.ABANDONED)
             self._look_if_drained()
         elif channel.state is State.OPEN:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Callable
 from typing import Any, Protocol
 
-from gevent.event import AsyncResult
+import gevent
 
 from ..._codes import KKP2P_TCP_CHANNEL, TRANSMIT_P2P, TRANSMIT_RELAY
 from ..._errors import EngineClosed, KKP2PError
@@ -18,7 +19,7 @@ from ..._io import shut_down
 from ...transport import pair, tcp, tcp_stats
 from ...transport.carry import SealedStream
 from ...transport.sealed import DirectionKeys
-from ...transport.splice import Outcome, Splice, close_both
+from ...transport.splice import CLOSE_TIMEOUT_S, Outcome, Splice, close_both
 from ...transport.tcp_stats import Passed, TcpStats
 from ...transport.udp.pipe import OnEnd
 from ...transport.udp.stream_table import REFUSED_BUSY
@@ -28,6 +29,7 @@ from .background import Background
 from .peer_link import PeerLink
 
 __all__ = [
+    "Carried",
     "DirectStream",
     "OpenStream",
     "Pipe",
@@ -38,15 +40,20 @@ __all__ = [
 Keys = tuple[DirectionKeys, DirectionKeys]  # ours, the peer's
 
 STOP_TIMEOUT_S = 1  # our choice: for the rest, when the stream is broken or its proxy stopped
-STOPPED = "the proxy is stopped"
 NOTHING = Passed()
 
 
-class Pipe(Protocol):
+OnOver = Callable[[list[Exception]], object]  # what broke it; nothing: it ended in order
+
+
+class Carried(Protocol):
+    def abort(self, error: KKP2PError) -> None: ...
+
+
+class Pipe(Carried, Protocol):
     """What carries a stream to and from a local socket; see transport/udp/pipe.py."""
 
     def application_closed(self) -> None: ...
-    def abort(self, error: KKP2PError) -> None: ...
 
 
 class OpenStream:
@@ -105,19 +112,18 @@ class OpenStream:
         """
         raise NotImplementedError
 
-    def carry(self, local: Any, background: Background) -> list[Exception]:
-        """Carry it to and from a program's TCP connection; closes both; returns what broke it."""
-        ended: AsyncResult[KKP2PError | None] = AsyncResult()
-        pipe = self.pipe(local, lambda error, _: ended.set(error), None, background)
-        try:
-            ended.wait()
-        except BaseException:
-            pipe.abort(EngineClosed(STOPPED))
-            raise
-        finally:
-            error = ended.get()
-            _close(local, error, background)
-        return [] if error is None else [error]
+    def carry(self, local: Any, background: Background, on_over: OnOver) -> Carried:
+        """Carry it to and from a program's TCP connection, and close both; then ``on_over``."""
+
+        def ended(error: KKP2PError | None, is_cut: bool) -> None:
+            if error is None:
+                background.linger(local)
+                on_over([])
+            else:
+                # For the local program it must not look like an end of stream.
+                background.spawn(_reset, local).rawlink(lambda _: on_over([error]))
+
+        return self.pipe(local, ended, None, background)
 
 
 class DirectStream(OpenStream):
@@ -229,6 +235,8 @@ class _PlainStream(RelayedStream):
     def __init__(self, sock: Any, desc: int) -> None:
         super().__init__(sock, desc, 0)
         self._before = self._carried = NOTHING  # before ``detach``, and by ``carry``
+        self._closing: gevent.Greenlet[..., None] | None = None  # since the splice has ended
+        self._close_s = CLOSE_TIMEOUT_S
 
     def passed(self) -> Passed:
         return self._carried
@@ -246,22 +254,26 @@ class _PlainStream(RelayedStream):
         fd: int = sock.detach()
         return fd
 
-    def carry(self, local: Any, background: Background) -> list[Exception]:
-        ended: AsyncResult[Outcome] = AsyncResult()
-        splice = Splice(local, self._sock, background.carriers, ended.set)
+    def carry(self, local: Any, background: Background, on_over: OnOver) -> Carried:
+        def ended(outcome: Outcome) -> None:
+            background.checked.discard(splice)
+            self._carried = Passed(outcome.bytes_ab, outcome.bytes_ba)
+            both = local, self._sock, outcome, self._close_s
+            self._closing = background.spawn(close_both, *both)
+            errors = [error for error in (outcome.error_a, outcome.error_b) if error is not None]
+            self._closing.rawlink(lambda _: on_over(errors))
+
+        self._splice = splice = Splice(local, self._sock, background.carriers, ended)
         splice.start()
         background.checked.add(splice)
-        try:
-            close_both(local, self._sock, ended.get())
-        except BaseException:
-            splice.stop(EngineClosed(STOPPED))  # nothing, if it has ended
-            close_both(local, self._sock, ended.get(), STOP_TIMEOUT_S)
-            raise
-        finally:
-            background.checked.discard(splice)
-            outcome = ended.get()
-            self._carried = Passed(outcome.bytes_ab, outcome.bytes_ba)
-        return [error for error in (outcome.error_a, outcome.error_b) if error is not None]
+        return self
+
+    def abort(self, error: KKP2PError) -> None:
+        self._close_s = STOP_TIMEOUT_S
+        if self._closing is None:
+            self._splice.stop(error)
+        else:
+            self._closing.kill(block=False)
 
 
 class _EncryptedStream(RelayedStream):
@@ -283,25 +295,11 @@ class _EncryptedStream(RelayedStream):
     def pipe(
         self, sock: Any, on_end: OnEnd, mark: pair.Mark | None, background: Background
     ) -> Pipe:
-        self._seal(sock, mark, background)
-        background.spawn(self._run, sock, on_end, mark)
-        return self
-
-    def carry(self, local: Any, background: Background) -> list[Exception]:
-        """In this greenlet: another one would cost 9 KB."""
-        ended: AsyncResult[KKP2PError | None] = AsyncResult()
-        self._seal(local, None, background)
-        try:
-            self._run(local, lambda error, _: ended.set(error), None)
-        finally:
-            error = ended.get()
-            _close(local, error, background)
-        return [] if error is None else [error]
-
-    def _seal(self, sock: Any, mark: pair.Mark | None, background: Background) -> None:
         self._sealed = SealedStream(sock, self._sock, self._keys, mark)
         del self._keys  # nobody needs them any more
         self._background = background
+        background.spawn(self._run, sock, on_end, mark)
+        return self
 
     def abort(self, error: KKP2PError) -> None:
         self._sealed.abort(error)
@@ -327,12 +325,8 @@ class _EncryptedStream(RelayedStream):
             on_end(error, is_cut)
 
 
-def _close(local: Any, error: KKP2PError | None, background: Background) -> None:
-    """A broken stream is an error for the local program, not an end of stream."""
-    if error is None:
-        background.linger(local)
-    else:
-        tcp.linger(local, STOP_TIMEOUT_S, reset=True)
+def _reset(local: Any) -> None:
+    tcp.linger(local, STOP_TIMEOUT_S, reset=True)
 
 
 def relayed_stream(sock: Any, desc: int, keys: Keys | None = None) -> RelayedStream:
