@@ -172,7 +172,7 @@ class _Connection:
         self._proxy = proxy
         self._local = local
         self._proxied = Proxied(port)
-        self._stop: Callable[[], object]  # ends what it does at the moment
+        self._stop: Callable[[], object] | None = None  # ends what it does at the moment
         self._stopped = False
 
     def begin(self) -> None:
@@ -234,7 +234,8 @@ class _Connection:
         proxy.log_info(f"port {proxied.port}: connected by {proxied.path}")
         proxy.watch(proxied)
         carried = stream.carry(self._local, proxy.background, self._handle_over)
-        self._stop = lambda: carried.abort(EngineClosed(STOPPED))
+        if not proxied.over:
+            self._stop = lambda: carried.abort(EngineClosed(STOPPED))
 
     def _handle_over(self, errors: list[Exception]) -> None:
         proxy, proxied = self._proxy, self._proxied
@@ -250,12 +251,14 @@ class _Connection:
         self._end()
 
     def _end(self) -> None:
+        self._stop = None  # which leads back here: a circle is the collector's
         self._proxy.watch(self._proxied)
         self._proxy.forget(self)
 
     def stop(self) -> None:
         self._stopped = True
-        self._stop()
+        if self._stop is not None:
+            self._stop()
 
 
 def _ignore(proxied: Proxied) -> None:

@@ -27,7 +27,7 @@ from ..._io import failed, hung_up, send, shut_down
 from ..._structs import channel_t
 from ...transport import tcp
 from ..links.background import LINGER_S, Background
-from ..links.streams import OpenStream
+from ..links.streams import OpenStream, Pipe
 
 __all__ = ["Channel", "make_channel"]
 
@@ -219,12 +219,13 @@ class PairedChannel(Channel):
         self._ours, theirs = _make_pair(_socket.SOCK_SEQPACKET if is_udp else _socket.SOCK_STREAM)
         super().__init__(background, stream, peer_id, on_over, theirs.detach())
         self._closed_at: float | None = None
+        self._pipe: Pipe | None = None  # until the end, or the two would wait for the collector
 
     def start(self) -> None:
         self._pipe = self.stream.pipe(self._ours, self._handle_end, self._mark, self._background)
 
     def finish(self, duplicate: int | None) -> None:
-        if not self._is_over:
+        if self._pipe is not None:
             # What is in the pair still goes out.  Then both ends read end of stream, also if a
             # forked child has a copy of the application's.
             shut_down(self._ours.fileno())
@@ -233,10 +234,13 @@ class PairedChannel(Channel):
 
     def cut(self, reason: str) -> None:
         self._forget(reason)
-        self._pipe.abort(LinkLost(reason))
+        if self._pipe is not None:
+            self._pipe.abort(LinkLost(reason))
 
     def sweep(self) -> None:
-        if self._closed_at is not None and time.monotonic() - self._closed_at >= LINGER_S:
+        if self._pipe is None or self._closed_at is None:
+            return
+        if time.monotonic() - self._closed_at >= LINGER_S:
             self._pipe.abort(LinkLost("the peer does not take what was written"))
 
     def _handle_end(self, error: KKP2PError | None, is_cut: bool) -> None:
@@ -244,6 +248,7 @@ class PairedChannel(Channel):
 
         After a cut the close comes first, or a reader would take the shutdown for an orderly end.
         """
+        self._pipe = None
         self._end(error, is_cut)
         theirs = self._copy_fd() if is_cut else None
         if not is_cut and self._closed_at is None:  # else ``finish`` has done so
