@@ -163,6 +163,112 @@ def test_a_program_that_does_not_read_for_long(
     serving.get()
 
 
+def answers(sock: socket.socket, fd: int) -> bool:
+    """Whether a program and the peer's application are the two ends of one stream."""
+    sock.sendall(b"ask")
+    buff = bytearray(3)
+    return kkp2p.read(fd, buff, 3, LONG) == 3 and kkp2p.write(fd, buff, 3, LONG) == 3 == len(
+        sock.recv(3, _socket.MSG_WAITALL)
+    )
+
+
+def test_a_burst_of_programs(
+    monkeypatch: pytest.MonkeyPatch, dial: Dial, address: Address, peer: kkp2p.engine_t
+) -> None:
+    """More than are accepted in one turn, before the link is there and after."""
+    monkeypatch.setattr(proxy, "ACCEPTS_PER_TURN", 2)
+    for _ in range(2):
+        programs = [socket.create_connection(address) for _ in range(9)]
+        for program in programs:
+            program.sendall(b"%d" % program.getsockname()[1])
+        told = []
+        for _ in programs:
+            fd, buff = accept(peer).fd, bytearray(5)
+            told.append(bytes(buff[: kkp2p.read(fd, buff, 5, LONG)]))
+            kkp2p.close_fd(fd)
+        assert sorted(told) == sorted(b"%d" % one.getsockname()[1] for one in programs)
+        for program in programs:
+            assert program.recv(1) == b""
+            program.close()
+
+
+@pytest.mark.tuned(accept_queue_places=1)
+def test_refused_on_a_live_link(dial: Dial, address: Address, peer: kkp2p.engine_t) -> None:
+    """The one program is told; others are not touched, and the next one gets on."""
+    first = dial()
+    with socket.create_connection(address) as waiting:
+        gevent.socket.wait_read(kkp2p.listen_fd(peer), timeout=PATIENCE_S)
+        with (
+            gevent.Timeout(PATIENCE_S),
+            pytest.raises(ConnectionResetError),
+            socket.create_connection(address) as refused,
+        ):
+            refused.recv(1)
+        fd = accept(peer).fd
+        assert answers(waiting, fd)
+        kkp2p.close_fd(fd)
+    assert answers(*first)
+    assert answers(*dial())
+
+
+def deaf(engine: kkp2p.engine_t, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The callee's end of the only link does not answer any more when a channel is opened."""
+    (link,) = links(engine)
+    monkeypatch.setattr(link, "_on_offered", lambda *_: None)
+
+
+@pytest.mark.tuned(reuse_s=0.05)
+def test_a_live_link_that_takes_no_channel(
+    monkeypatch: pytest.MonkeyPatch, dial: Dial, engine: kkp2p.engine_t, peer: kkp2p.engine_t
+) -> None:
+    """The peer is called again; who was connected before goes on."""
+    first = dial()
+    deaf(peer, monkeypatch)
+    assert answers(*dial())
+    assert len(links(engine)) == 2
+    assert answers(*first)
+    assert answers(*dial())
+    assert len(links(engine)) == 2
+
+
+@pytest.mark.tuned(reuse_s=10 * PATIENCE_S)
+def test_stopped_while_the_peer_is_asked(
+    monkeypatch: pytest.MonkeyPatch, dial: Dial, address: Address, engine: kkp2p.engine_t,
+    peer: kkp2p.engine_t,
+) -> None:  # fmt: skip
+    dial()
+    deaf(peer, monkeypatch)
+    (link,) = links(engine)
+    with gevent.Timeout(PATIENCE_S), socket.create_connection(address) as program:
+        until(lambda: len(link.channels) == 2)
+        kkp2p.stop_proxy(engine, 1)
+        assert kkp2p.proxy_address(engine, 1) is None
+        with pytest.raises(ConnectionResetError):
+            program.recv(1)
+
+
+def test_the_engine_has_no_descriptor_left(
+    monkeypatch: pytest.MonkeyPatch, dial: Dial, address: Address, engine: kkp2p.engine_t,
+    peer: kkp2p.engine_t,
+) -> None:  # fmt: skip
+    """The program waits until there is one."""
+    dial()
+    left = [OSError(24, "Too many open files"), OSError(103, "Software caused connection abort")]
+    (one,) = engine._proxies._by_id.values()
+    listener = one._listener
+    accepted = _socket.socket.accept
+
+    def failing(sock: _socket.socket) -> object:
+        if sock is listener and left:
+            raise left.pop(0)
+        return accepted(sock)
+
+    monkeypatch.setattr(_socket.socket, "accept", failing)
+    with gevent.Timeout(PATIENCE_S), socket.create_connection(address) as program:
+        assert answers(program, accept(peer).fd)
+    assert not left
+
+
 def test_a_link_that_breaks(
     impatient: None, monkeypatch: pytest.MonkeyPatch, dial: Dial,
     engine: kkp2p.engine_t, peer: kkp2p.engine_t,

@@ -224,3 +224,28 @@ def test_only_a_connection_whose_address_is_gone_is_stranded() -> None:
             sock.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)  # an address that nobody has
             sock.bind((address, 0))
             assert tcp.stranded(sock)
+
+
+def test_what_is_accepted_inherits_how_its_listener_is_set_up() -> None:
+    """Eight system calls fewer for each connection of a proxy."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        tcp.tune(listener)
+        tcp.reset_if_killed(listener)
+        with socket.create_connection(listener.getsockname()):
+            accepted, _ = listener.accept()
+            with accepted:
+                for level, name in (
+                    (socket.IPPROTO_TCP, "TCP_NODELAY"),
+                    (socket.SOL_SOCKET, "SO_KEEPALIVE"),
+                    (socket.SOL_SOCKET, "SO_OOBINLINE"),
+                    (socket.IPPROTO_TCP, "TCP_KEEPIDLE"),
+                    (socket.IPPROTO_TCP, "TCP_KEEPINTVL"),
+                    (socket.IPPROTO_TCP, "TCP_KEEPCNT"),
+                ):
+                    if hasattr(socket, name):
+                        option = level, getattr(socket, name)
+                        set_up = listener.getsockopt(*option)
+                        assert set_up
+                        assert accepted.getsockopt(*option) == set_up, name
+                linger = socket.SOL_SOCKET, socket.SO_LINGER, 8
+                assert accepted.getsockopt(*linger) == b"\1\0\0\0\0\0\0\0"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import array
+import fcntl
 import os
 import select
+import termios
 from collections import Counter
 
 import gevent
@@ -44,6 +47,17 @@ def test_the_descriptor_is_readable_exactly_while_something_waits() -> None:
         assert readable(queue)
         assert queue.take(0) == entry
     assert not readable(queue)
+    queue.close()
+
+
+def test_entries_that_wait_together_are_told_of_once() -> None:
+    """Each byte is two system calls, and wakes the application's thread."""
+    queue = Queue(10)
+    for entry in range(3):
+        put(queue, entry)
+    waiting = array.array("i", [0])
+    fcntl.ioctl(queue.fd, termios.FIONREAD, waiting)
+    assert waiting[0] == 1
     queue.close()
 
 
