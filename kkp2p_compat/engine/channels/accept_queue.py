@@ -85,37 +85,42 @@ class AcceptQueue(Generic[T]):
 
     def take(self, timeout_s: float) -> T | None:
         """The oldest entry, None when none came in time; raises an error that was put."""
+        entry = self._pop()
+        if entry is None and timeout_s > 0:
+            entry = self._wait(time.monotonic() + timeout_s)
+        if isinstance(entry, Exception):
+            raise entry
+        return entry
+
+    def _pop(self) -> T | Exception | None:
+        with self._lock:
+            if self._closed:
+                raise EngineClosed
+            if not self._entries:
+                return None
+            entry = self._entries.popleft()
+            if not self._entries:
+                os.read(self.fd, 1)
+            if not isinstance(entry, Exception):
+                self._places += 1
+            return entry
+
+    def _wait(self, deadline: float) -> T | Exception | None:
         with self._lock:
             if self._closed:
                 raise EngineClosed
             self._takers += 1
         try:
-            entry = self._take(time.monotonic() + timeout_s)
+            while True:
+                entry, left_s = self._pop(), deadline - time.monotonic()
+                if entry is not None or left_s <= 0:
+                    return entry
+                wait_fd(self.fd, READ, left_s)
         finally:
             self._leave()
-        if isinstance(entry, Exception):
-            raise entry
-        return entry
 
     def _leave(self) -> None:
         with self._lock:
             self._takers -= 1
             if self._closed and not self._takers:
                 os.close(self.fd)
-
-    def _take(self, deadline: float) -> T | Exception | None:
-        while True:
-            with self._lock:
-                if self._closed:
-                    raise EngineClosed
-                if self._entries:
-                    entry = self._entries.popleft()
-                    if not self._entries:
-                        os.read(self.fd, 1)
-                    if not isinstance(entry, Exception):
-                        self._places += 1
-                    return entry
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                return None
-            wait_fd(self.fd, READ, left_s)

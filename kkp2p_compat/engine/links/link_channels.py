@@ -39,6 +39,7 @@ OnAnswer = Callable[[KKP2PError | None], object]
 
 
 class State(Enum):
+    __hash__ = object.__hash__  # in C; each member is there once
     ASKED = "asked for"  # by us: somebody waits for the peer's answer
     ABANDONED = "abandoned"  # asked for by us, and nobody waits for the answer any more
     OFFERED = "offered"  # by the peer: we have not answered
