@@ -68,15 +68,15 @@ class Background:
 
     def drain(self) -> None:
         """Wait until what was written has arrived."""
-        self._hurry()
+        self._end_leaving(False)
         self._greenlets.join()
 
-    def _hurry(self) -> None:
+    def _end_leaving(self, is_over: bool) -> None:
         for leaving in list(self._leaving):
-            leaving.end(False)
+            leaving.end(is_over)
 
     def kill(self) -> None:
-        self._hurry()
+        self._end_leaving(True)
         self._greenlets.kill()
         self.carriers.close()
 

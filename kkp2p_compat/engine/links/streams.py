@@ -121,7 +121,8 @@ class OpenStream:
                 on_over([])
             else:
                 # For the local program it must not look like an end of stream.
-                background.spawn(_reset, local).rawlink(lambda _: on_over([error]))
+                closing = background.spawn(_reset, local)
+                closing.rawlink(lambda _: (local.close(), on_over([error])))
 
         return self.pipe(local, ended, None, background)
 
@@ -261,7 +262,7 @@ class _PlainStream(RelayedStream):
             both = local, self._sock, outcome, self._close_s
             self._closing = background.spawn(close_both, *both)
             errors = [error for error in (outcome.error_a, outcome.error_b) if error is not None]
-            self._closing.rawlink(lambda _: on_over(errors))
+            self._closing.rawlink(lambda _: (local.close(), self._sock.close(), on_over(errors)))
 
         self._splice = splice = Splice(local, self._sock, background.carriers, ended)
         splice.start()

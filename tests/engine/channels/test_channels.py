@@ -240,17 +240,16 @@ def test_a_thousand_connects_leave_nothing(
     assert settled() == before
 
 
-@pytest.mark.parametrize("mode", [1, 2])
 @pytest.mark.usefixtures("on_loopback")
 def test_an_ended_channel_leaves_nothing_to_the_collector(
-    engine: kkp2p.engine_t, peer: kkp2p.engine_t, mode: int
+    engine: kkp2p.engine_t, peer: kkp2p.engine_t
 ) -> None:
     """Circles are found by a search through all objects: a tenth of the time of short channels."""
     gc.collect()
     gc.disable()
     try:
         mine, theirs = kkp2p.channel_t(), kkp2p.channel_t()
-        assert kkp2p.connect(engine, ctx_to("peer", mode, 1), mine) == 0
+        assert kkp2p.connect(engine, ctx_to("peer", 1), mine) == 0
         assert kkp2p.accept(peer, LONG, theirs) == 1
         left = [weakref.ref(one.channels[channel.channel_id])
                 for one, channel in ((engine, mine), (peer, theirs))]  # fmt: skip
