@@ -265,7 +265,9 @@ def test_the_engine_has_no_descriptor_left(
 
     monkeypatch.setattr(_socket.socket, "accept", failing)
     with gevent.Timeout(PATIENCE_S), socket.create_connection(address) as program:
-        assert answers(program, accept(peer).fd)
+        fd = accept(peer).fd
+        assert answers(program, fd)
+        kkp2p.close_fd(fd)
     assert not left
 
 

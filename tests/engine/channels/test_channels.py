@@ -272,8 +272,9 @@ def test_no_end_of_a_pair_waits(
     socket.setdefaulttimeout(default)
     try:
         for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
-            for end in kinds._make_pair(kind):
-                with end:
+            ours, theirs = kinds._make_pair(kind)
+            with ours, theirs:
+                for end in (ours, theirs):
                     assert end.gettimeout() == 0
                     assert not os.get_blocking(end.fileno())
                     with pytest.raises(BlockingIOError):
