@@ -27,6 +27,7 @@ from ..runtime.timeline import Timeline
 from ..signalling.direct_offer import DirectOffer
 from ..signalling.offer import Offer
 from ..signalling.own_side import OwnSide
+from .pace import Pace
 from .race import Race
 
 __all__ = ["Callee", "IncomingCall", "share_of"]
@@ -99,6 +100,8 @@ class Callee:
         self._links = links
         self._log = log
         self._spawn = spawn
+        # Callers with an account have a pace of their own, whatever strangers do.
+        self._paces = {has_account: Pace() for has_account in (False, True)}
 
     def answer(self, call: IncomingCall) -> None:
         """Answer, and wait for the path; raises KKP2PError."""
@@ -108,11 +111,20 @@ class Callee:
         underlay = self._network.underlay()
         moved = self._find_link(offer.restarts)
         self._see_if_there_is_room(underlay, moved, bool(call.caller_id))
+        late = TimedOut("no path to the caller was found")
+        with time_limit(call.budget_s + ANSWER_GRACE_S, late):
+            self._paces[bool(call.caller_id)].wait()
+            self._meet(call, offer.key, asked, underlay, moved)
+
+    def _meet(
+        self, call: IncomingCall, key: bytes, asked: DirectOffer, underlay: Underlay,
+        moved: PeerLink | None,
+    ) -> None:  # fmt: skip
         if moved is not None:
             underlay.own.make_sure(LOOK_S)
         own_side = _own_side(underlay, call, asked)
         answer = own_side.answer() if call.can_trickle else own_side.fit(own_side.answer)
-        keys = own_side.keys(offer.key, call.text, answer)
+        keys = own_side.keys(key, call.text, answer)
         timeline = Timeline()
         trickle = call.trickle if call.can_trickle else None
 
@@ -131,9 +143,7 @@ class Callee:
             call.meeting = meeting
             call.answer(answer)
             timeline.step("answered")
-            late = TimedOut("no path to the caller was found")
-            with time_limit(call.budget_s + ANSWER_GRACE_S, late):
-                self._wait_for_caller(meeting, call, take_path)
+            self._wait_for_caller(meeting, call, take_path)
 
     def _find_link(self, connection_id: int | None) -> PeerLink | None:
         """The one that a caller wants to find a new path for; None: it wants a new one."""
