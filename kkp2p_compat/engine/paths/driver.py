@@ -6,6 +6,7 @@ sockets; whoever wants its result waits for it in a greenlet.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -16,6 +17,10 @@ from ..._address import Address
 from ...transport.udp.endpoint import Endpoint
 
 __all__ = ["Core", "Driver"]
+
+# Our choice: a timer that comes so late finds that this host is too busy.  libev runs timers before
+# sockets, so the answer for which it would ask again may have been here for long.
+LATE_S = 0.02
 
 
 class Core(Protocol):
@@ -32,24 +37,39 @@ class Driver:
         self._endpoint = endpoint
         self._progress = progress
         self._timer: Any = None
+        self._timer_at = math.inf
         self._closed = False
 
     def poll(self) -> None:
         """Send what the core has to send, and set its timer."""
         while (transmit := self._core.poll_transmit()) is not None:
             self._endpoint.send_check(*transmit)
-        self._stop_timer()
         deadline = self._core.next_timer()
-        if deadline is not None and not self._closed:
-            self._timer = get_hub().loop.timer(max(0.0, deadline - time.monotonic()))
-            self._timer.start(self._handle_timer, update=True)
+        # A timer that is due too early is left alone: it finds nothing to do.
+        if deadline is not None and deadline < self._timer_at and not self._closed:
+            self._start_timer(deadline, self._handle_timer)
         self._progress()
 
+    def _start_timer(self, at: float, handle: Callable[[], object]) -> None:
+        self._stop_timer()
+        self._timer_at = at
+        self._timer = get_hub().loop.timer(max(0.0, at - time.monotonic()))
+        self._timer.start(handle, update=True)
+
     def _handle_timer(self) -> None:
+        now = time.monotonic()
+        if now - self._timer_at > LATE_S:
+            self._start_timer(now, self._handle_due)  # when what has arrived by now was read
+        else:
+            self._handle_due()
+
+    def _handle_due(self) -> None:
+        self._stop_timer()
         self._core.handle_timer(time.monotonic())
         self.poll()
 
     def _stop_timer(self) -> None:
+        self._timer_at = math.inf
         if self._timer is not None:
             self._timer.close()
             self._timer = None
