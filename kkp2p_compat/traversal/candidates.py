@@ -16,6 +16,7 @@ import functools
 import ipaddress
 import socket
 from collections.abc import Iterable, Mapping, Sequence
+from enum import Enum
 from typing import NamedTuple
 
 from .._address import HostPort
@@ -208,7 +209,6 @@ def _parse_ip(text: str) -> IPAddress | None:
         return None
 
 
-@functools.lru_cache(CACHED)
 def _is_one_host(ip: IPAddress) -> bool:
     if ip.is_multicast or (ip.version == 6 and ip.is_link_local):
         return False
@@ -217,8 +217,14 @@ def _is_one_host(ip: IPAddress) -> bool:
 
 def may_be_peer(address: str, port: int) -> bool:
     """Whether a packet from there may be answered and probed: a single host's address."""
+    return port != 0 and _names_one_host(address)
+
+
+# Judgements are kept by text: an ipaddress object takes microseconds to hash.
+@functools.lru_cache(CACHED)
+def _names_one_host(address: str) -> bool:
     ip = _parse_ip(address)
-    return ip is not None and port != 0 and _is_one_host(ip)
+    return ip is not None and _is_one_host(ip)
 
 
 def plausible(address: str, own: Sequence[Candidate]) -> bool:
@@ -230,23 +236,34 @@ def plausible(address: str, own: Sequence[Candidate]) -> bool:
     nor by IPv4 addresses within IPv6 ones.  A peer that is there nevertheless reaches us by its own
     checks.
     """
-    ip = ipaddress.ip_address(address)
-    same_family = [ipaddress.ip_address(c.address) for c in own]
-    same_family = [mine for mine in same_family if mine.version == ip.version]
-    on_this_host = any(mine.is_loopback for mine in same_family)
-    if ip.is_loopback:
-        return on_this_host
-    if _is_private(ip):
-        return on_this_host or any(map(_is_private, same_family))
-    return bool(same_family) and not any(ip in network for network in CARRIED_TO_IPV4)
+    scope, family = _scope(address), family_of(address)
+    ours = {_scope(each.address) for each in own if family_of(each.address) == family}
+    if scope is _Scope.HOST:
+        return _Scope.HOST in ours
+    if scope is _Scope.NETWORK:
+        return not ours.isdisjoint((_Scope.HOST, _Scope.NETWORK))
+    return bool(ours) and scope is not _Scope.CARRIED
 
 
 def is_private(address: str) -> bool:
     """Whether only a host of our network, or this host itself, can have this numeric address."""
-    ip = _parse_ip(address) or ipaddress.ip_address(address)
-    return ip.is_loopback or _is_private(ip)
+    return _scope(address) in (_Scope.HOST, _Scope.NETWORK)
+
+
+class _Scope(Enum):
+    """Whose packets reach an address."""
+
+    HOST = "loopback"
+    NETWORK = "private"
+    CARRIED = "an IPv6 address that stands for an IPv4 one"
+    WORLD = "any other"
 
 
 @functools.lru_cache(CACHED)
-def _is_private(ip: IPAddress) -> bool:
-    return any(ip in network for network in PRIVATE)
+def _scope(address: str) -> _Scope:
+    ip = ipaddress.ip_address(address)
+    if ip.is_loopback:
+        return _Scope.HOST
+    if any(ip in network for network in PRIVATE):
+        return _Scope.NETWORK
+    return _Scope.CARRIED if any(ip in network for network in CARRIED_TO_IPV4) else _Scope.WORLD

@@ -200,6 +200,7 @@ class Discovery:
         self._other: HostPort | None = None  # of the server that the later steps are about
         self._server: HostPort | None = None
         self._first_answer_at = math.inf
+        self._behaviour: NatBehaviour | None = None  # as judged since the last input
         self._phase = _Phase.MAPPING
         self.verdict = False  # the mapping and the mapped addresses are known, or UDP is blocked
         for ip, first in self._servers:
@@ -215,7 +216,7 @@ class Discovery:
         ask = self._asks.handle_datagram_untrusted(data, source, self._now)
         if ask is None:
             return False
-        if ask.answer_from is not None and self._mapped(ask) is None:
+        if ask.answer_from is not None and not (ask.mapped and _can_be(ask.mapped, ask.to[0])):
             ask.refused, ask.answer = True, None
         self._go_on()
         return True
@@ -255,7 +256,7 @@ class Discovery:
     @property
     def tickets(self) -> dict[str, bytes]:
         """The servers' proof, for their cloud, that they saw us at an IP address."""
-        answers = [ask.answer for ask in self._main.values() if self._mapped(ask) is not None]
+        answers = [ask.answer for ask in self._main.values()]
         return {
             answer.mapped[0]: answer.ticket
             for answer in answers if answer and answer.mapped and answer.ticket
@@ -268,7 +269,7 @@ class Discovery:
     @property
     def fresh_ports(self) -> list[tuple[int, int]]:
         """(our port, outside port) of the fresh sockets, in the order of asking."""
-        pairs = ((self._extra[ask.number], self._mapped(ask)) for ask in self._fresh)
+        pairs = ((self._extra[ask.number], ask.mapped) for ask in self._fresh)
         return [(ours, mapped[1]) for ours, mapped in pairs if mapped is not None]
 
     @property
@@ -279,7 +280,12 @@ class Discovery:
 
     @property
     def behaviour(self) -> NatBehaviour:
-        """As far as it is known by now."""
+        """As far as it is known by now.  A call asks many times; only an input can change it."""
+        if self._behaviour is None:
+            self._behaviour = self._judge()
+        return self._behaviour
+
+    def _judge(self) -> NatBehaviour:
         if not self._answers():
             # A server that answers shows that UDP gets through, whatever it says: its own NAT may
             # hide from it who asks.
@@ -323,13 +329,7 @@ class Discovery:
 
     def _answers(self) -> list[tuple[HostPort, HostPort]]:
         """(server, where it saw the main socket)."""
-        pairs = ((to, self._mapped(ask)) for to, ask in self._main.items())
-        return [(to, mapped) for to, mapped in pairs if mapped is not None]
-
-    def _mapped(self, ask: Ask) -> HostPort | None:
-        """What an answer says about us, if that can be."""
-        mapped = None if ask.answer is None else ask.answer.mapped
-        return mapped if mapped is not None and _can_be(mapped, ask.to[0]) else None
+        return [(to, ask.mapped) for to, ask in self._main.items() if ask.mapped is not None]
 
     # The steps.
 
@@ -338,6 +338,7 @@ class Discovery:
             self._main[to] = self._asks.ask(to, self._now)
 
     def _go_on(self) -> None:
+        self._behaviour = None
         if self._answers() and self._first_answer_at == math.inf:
             self._first_answer_at = self._now
         if self._phase is _Phase.MAPPING and self._mapping_is_known():
@@ -392,7 +393,7 @@ class Discovery:
             self._ask_main(self._other)
 
     def _ask_filters(self, server: HostPort) -> None:
-        answered = [ask for ask in self._fresh if self._mapped(ask) is not None]
+        answered = [ask for ask in self._fresh if ask.mapped is not None]
         other, ours = self._other, self.mapped
         if answered and other is not None:
             to = answered[0].to
@@ -404,7 +405,7 @@ class Discovery:
                     to, self._now, change_ip=True, change_port=True, answer_from=other
                 )
         if len(answered) > 1 and self._mapping() != "none":
-            theirs = self._mapped(answered[1])
+            theirs = answered[1].mapped
             if theirs is not None and ours:
                 # Each opens its filter for the other.
                 number = answered[1].number

@@ -57,6 +57,11 @@ class Ask:
         return self.answer is not None or self.refused or self.failed
 
     @property
+    def mapped(self) -> HostPort | None:
+        """Where the server saw us, as it says; None without an answer."""
+        return None if self.answer is None else self.answer.mapped
+
+    @property
     def round_trip_s(self) -> float | None:
         """None without an answer, or when it is not known which transmission it answers."""
         clear = self.answer is not None and self.sent == 1

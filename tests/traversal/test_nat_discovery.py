@@ -30,6 +30,7 @@ from kkp2p_compat.testing.nat import (
     SYMMETRIC_SEQUENTIAL,
     NatType,
 )
+from kkp2p_compat.traversal import nat as nat_module
 from kkp2p_compat.traversal.nat import BLOCKED, UNKNOWN, Discovery, NatBehaviour
 from kkp2p_compat.traversal.stun import CHANGE_REQUEST, Kind, Message, parse_untrusted
 
@@ -413,3 +414,27 @@ def test_a_server_that_names_another_address_and_answers_from_none() -> None:
 
     world.answered_by = answer
     assert found_behind(world).behaviour.filtering == "unknown"
+
+
+def test_what_is_known_is_judged_once_until_something_new_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A call asks for it dozens of times."""
+    judged: list[object] = []
+    judge = nat_module.judge_allocation
+    monkeypatch.setattr(
+        nat_module, "judge_allocation", lambda samples: judged.append(samples) or judge(samples)
+    )
+    world = Simulation(PORT_RESTRICTED)
+    found = start(world)
+    for _ in range(3):
+        assert found.behaviour == UNKNOWN
+    world.run(found, lambda: found.verdict)
+    judged.clear()
+    first = {found.behaviour for _ in range(5)}
+    assert [behaviour.mapping for behaviour in first] == [ENDPOINT_INDEPENDENT]
+    assert len(judged) == 1
+    world.run(found, lambda: found.done)
+    assert {found.behaviour for _ in range(5)} != first
+    assert found.behaviour.filtering == ADDRESS_AND_PORT_DEPENDENT
+    assert len(judged) == 2

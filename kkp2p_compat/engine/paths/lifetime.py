@@ -48,7 +48,7 @@ def measure_lifetime(own: OwnAddresses, longest_s: float) -> float | None:
 
 def _binding_lives(questions: Questions, by: Address, bound: Ask) -> bool:
     """Have the server send the answer to another socket's question to the binding."""
-    mapped = None if bound.answer is None else bound.answer.mapped
+    mapped = bound.mapped
     if mapped is None:
         return False
     (ask,) = questions.ask(

@@ -345,7 +345,7 @@ class OwnAddresses:
         servers = [found.server for found in behind_nat if found.server is not None]
         answers = self.questions.ask_all(servers)
         for found, ask in zip(behind_nat, answers, strict=True):
-            seen_at = ask.answer.mapped if ask.answer is not None else None
+            seen_at = ask.mapped
             before = found.seen_from(ask.to)
             if seen_at == before:
                 continue
@@ -376,8 +376,7 @@ class OwnAddresses:
         family, server = self.server()
         with self.questions.sockets(family, count) as extra:
             asks = self.questions.ask_all([at(server, number) for number in extra])
-        seen_at = [ask.answer.mapped for ask in asks if ask.answer is not None]
-        ports = [mapped[1] for mapped in seen_at if mapped is not None]
+        ports = [ask.mapped[1] for ask in asks if ask.mapped is not None]
         if len(ports) < count:
             raise TimedOut(f"the STUN server answered {len(ports)} of {count} questions")
         return ports
