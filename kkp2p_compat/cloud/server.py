@@ -355,7 +355,7 @@ class Cloud:
             self.dismiss(stranger, "")  # it has given up: no signature is wasted on it
             return
         try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            tcp.hurry(sock)
         except OSError as error:  # reset already
             self.dismiss(stranger, str(error))
             return

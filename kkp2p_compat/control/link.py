@@ -168,8 +168,11 @@ class Link:
     # Questions with one answer.
 
     def route(self, peer_id: str) -> list[HostPort]:
-        """The tracks of a peer, best first; empty: this very connection."""
-        message = self._ask(encode("route", v=PROTOCOL_VERSION, peer=peer_id), "track")
+        """The tracks of a peer, best first; empty: this very connection.  Waits its turn."""
+        with self._asking:
+            if self.serves_all:  # as another question has just brought out
+                return []
+            message = self._ask(encode("route", v=PROTOCOL_VERSION, peer=peer_id), "track")
         tracks, self.named = message.get("tracks"), message.get("certificates")
         if not isinstance(tracks, list) or not all(
             isinstance(track, list) and len(track) == 2 for track in tracks

@@ -79,10 +79,15 @@ def race(attempts: Sequence[Callable[[], T]], drop: Callable[[T], object]) -> T:
 
 
 def connect(addresses: Sequence[str], port: int) -> tuple[Any, str]:
-    """A TCP connection to one of these numeric addresses, and which; raises OSError."""
+    """A TCP connection to one of these numeric addresses, and which; raises OSError.
+
+    The last attempt is a second one to the first address: where that one's SYN was lost, or the
+    answer, the kernel would not repeat it before a second is over (RFC 6298 section 2.1).
+    """
 
     def attempt(address: str) -> tuple[Any, str]:
         return tcp.connect(address, port), address
 
-    attempts = [functools.partial(attempt, address) for address in interleave(addresses)]
+    turns = interleave(addresses)
+    attempts = [functools.partial(attempt, address) for address in [*turns, *turns[:1]]]
     return race(attempts, lambda made: made[0].close())

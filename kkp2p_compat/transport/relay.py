@@ -196,7 +196,7 @@ class Visit:
 
 def _connect(spot: Spot) -> tuple[Any, Spot]:
     try:
-        sock = tcp.connect(*spot)
+        sock, _ = dial.connect([spot[0]], spot[1])
     except OSError as error:
         raise from_os_error(error, f"relay {spot[0]}:{spot[1]}") from error
     return sock, spot

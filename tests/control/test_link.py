@@ -122,6 +122,23 @@ def test_route(open_link: OpenLink) -> None:
     assert len(link.route("bob")) == link_module.MAX_TRACKS
 
 
+def test_who_waited_for_another_question_need_not_ask(open_link: OpenLink) -> None:
+    """As at the start of an engine, which asks by itself; a round trip less for the first call."""
+
+    def script(visitor: Visitor) -> None:
+        visitor.receive("route")
+        visitor.send("track", tracks=[])
+        assert visitor.receive("beat")
+        visitor.send("beat")
+        visitor.wait_until_gone()
+
+    link = open_link(script)
+    asking = [gevent.spawn(link.route, peer) for peer in ("anybody", "bob", "carol")]
+    assert [question.get() for question in asking] == [[], [], []]
+    link.check_alive()
+    assert not link.closed.is_set()
+
+
 BAD_TRACKS = [
     None, {}, "x", 5, [1], [[]], [["h"]], [["h", 1, 2]], [["h", "1"]], [["h", 0]], [["h", 65536]],
     [["h", 1.5]], [["h", True]], [["h", None]], [[None, 1]], [["", 1]], [["a b", 1]],

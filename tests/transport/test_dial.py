@@ -101,6 +101,21 @@ def test_a_connection_by_the_address_that_answers(black_hole: BlackHole) -> None
     server.close()
 
 
+def test_a_lost_syn_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel repeats it after a second, whatever the round trip is."""
+    asked: list[str] = []
+
+    def connect(host: str, port: int) -> str:
+        asked.append(host)
+        if len(asked) == 1:
+            gevent.sleep(PATIENCE_S * 10)
+        return f"connection {len(asked)}"
+
+    monkeypatch.setattr(dial.tcp, "connect", connect)
+    assert dial.connect(["10.0.0.1"], 1) == ("connection 2", "10.0.0.1")
+    assert asked == ["10.0.0.1"] * 2
+
+
 # The login addresses.
 
 
@@ -197,9 +212,9 @@ def test_every_name_is_looked_up_again(
     port = serve(stay).address[1]
     asked: list[Any] = []
 
-    def resolve(name: str, timeout_s: float) -> list[str]:
+    def resolve(name: str, timeout_s: float) -> dict[str, str]:
         asked.append(name)
-        return ["127.0.0.1"]
+        return {"127.0.0.1": name}
 
     monkeypatch.setattr(links_module, "resolve", resolve)
     client = make_client(port, domain)

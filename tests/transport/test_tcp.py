@@ -249,3 +249,16 @@ def test_what_is_accepted_inherits_how_its_listener_is_set_up() -> None:
                         assert accepted.getsockopt(*option) == set_up, name
                 linger = socket.SOL_SOCKET, socket.SO_LINGER, 8
                 assert accepted.getsockopt(*linger) == b"\1\0\0\0\0\0\0\0"
+
+
+@linux_only
+def test_what_is_lost_is_sent_again_soon(pair: Pair) -> None:
+    """Where the kernel can be told; where it cannot, nothing fails."""
+    tcp.tune(pair[0])
+    assert pair[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    try:
+        least_us = pair[0].getsockopt(socket.IPPROTO_TCP, tcp._TCP_RTO_MIN_US)
+    except OSError:
+        pytest.skip("TCP_RTO_MIN_US came with Linux 6.15")
+    assert least_us == tcp.RTO_MIN_US
+    assert pair[1].getsockopt(socket.IPPROTO_TCP, tcp._TCP_RTO_MIN_US) > tcp.RTO_MIN_US
