@@ -20,6 +20,7 @@ __all__ = [
     "LinkLost",
     "LoginRefused",
     "NoPath",
+    "NoRoomYet",
     "NotAllowed",
     "NotSupported",
     "OurFault",
@@ -130,6 +131,10 @@ class LinkLost(KKP2PError):
     """the connection broke"""
 
     code = _codes.KKP2P_ERROR_CONN_DISCONNECT
+
+
+class NoRoomYet(LinkLost):
+    """a limit of the cloud was met, by others, for a moment"""
 
 
 class BadPacket(KKP2PError):

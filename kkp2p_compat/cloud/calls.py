@@ -206,10 +206,10 @@ class Calls:
         return "" if call.callee.has_room(line) else "busy"
 
     def _lose(self, call: Call) -> None:
-        """Its place goes to another stranger."""
+        """Its place goes to another stranger, for a moment: most calls are answered at once."""
         reason = f"over {self._limits.strangers_to_a_peer} calls of {call.callee.peer_id}"
         self._gate.refused(call.caller.host, f"{reason} by strangers")
-        call.caller.send(encode("declined", call=call.number, reason="limit"))
+        call.caller.send(encode("declined", call=call.number, reason="limit", again=True))
 
     def _hand_over(self, callee: Member, now: float) -> None:
         """The offers whose turn has come; to a callee that reads too slowly, later."""

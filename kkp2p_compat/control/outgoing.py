@@ -7,7 +7,7 @@ from typing import Any
 
 from gevent.event import AsyncResult
 
-from .._errors import BadPacket, KKP2PError, LinkLost
+from .._errors import BadPacket, KKP2PError, LinkLost, NoRoomYet
 from .refusals import refusal
 from .wire import MAX_TRICKLE_CHARS, MAX_TRICKLES, Message
 
@@ -58,6 +58,11 @@ class OutgoingCall:
         while self._early:
             take(self._early.pop(0))
 
+    @property
+    def is_put_off(self) -> bool:
+        """Whether the track has no room for it at this moment, and wants it called again."""
+        return isinstance(self.relay.exception, NoRoomYet)
+
     def settle(self) -> None:
         """The callee has heard by another way that we are connected: it hears of no end."""
         self.is_settled = True
@@ -83,7 +88,8 @@ class OutgoingCall:
             if not self.relay.ready():
                 self.relay.set_exception(LinkLost("the track has named no relay for the call"))
         elif op == "declined":
-            self.fail(refusal(message.get("reason")))
+            again = message.get("again") is True
+            self.fail(NoRoomYet() if again else refusal(message.get("reason")))
 
     def fail(self, error: KKP2PError) -> None:
         for result in (self.relay, self.answer):

@@ -7,6 +7,8 @@ relayed call takes about three round trips.
 from __future__ import annotations
 
 import contextlib
+import random
+import time
 from collections.abc import Iterator
 
 import gevent
@@ -14,6 +16,7 @@ import gevent
 from ... import _codes
 from ..._errors import BadPacket, CallRefused, KKP2PError, LinkLost, PeerOffline
 from ..._structs import connect_ctx_t
+from ...control.backoff import Backoff
 from ...control.client import CloudClient
 from ...control.link import Link
 from ...control.nearness import permitted
@@ -36,7 +39,14 @@ __all__ = [
     "may_be_relayed",
 ]
 
-RESOLVE_TIMEOUT_S = 5  # our choice: for a relay that has a name
+# Our choices.
+RESOLVE_TIMEOUT_S = 5  # for a relay that has a name
+# Between two tries of a call that was put off, random and growing: see Backoff.
+AGAIN_FIRST_S = 0.25
+AGAIN_SPREAD_S = 1.0
+AGAIN_MOST_S = 2.0
+
+_random = random.Random()
 
 
 def may_be_relayed(ctx: connect_ctx_t) -> bool:
@@ -85,14 +95,15 @@ def call_peer(
     is cancelled.
     """
     offline = PeerOffline("no track of the peer lives")
-    budget_ms = min(max(int(budget_s * 1000), 1), MAX_BUDGET_MS)
-    for link in client.links_to(peer_id):
-        call = link.call(peer_id, offer, budget_ms)
+    deadline = time.monotonic() + budget_s
+    for link, call in _tries(client, peer_id, offer, deadline):
         has_failed = True
         try:
             call.relay.wait()
             if isinstance(call.relay.exception, PeerOffline):
                 offline = call.relay.exception
+                continue
+            if call.is_put_off and time.monotonic() + AGAIN_MOST_S < deadline:
                 continue
             if call.must_show and not call.answer.ready():
                 _show(client, link, call)
@@ -106,6 +117,22 @@ def call_peer(
                 gevent.spawn(link.check_alive)
             link.forget(call, cancel=has_failed)
     raise offline
+
+
+def _tries(
+    client: CloudClient, peer_id: str, offer: str, deadline: float
+) -> Iterator[tuple[Link, OutgoingCall]]:
+    """One on each track; where it is put off, another after a pause."""
+    for link in client.links_to(peer_id):
+        pauses = Backoff(_random, AGAIN_FIRST_S, AGAIN_MOST_S, AGAIN_SPREAD_S)
+        while True:
+            left_ms = int(1000 * (deadline - time.monotonic()))
+            call = link.call(peer_id, offer, min(max(left_ms, 1), MAX_BUDGET_MS))
+            yield link, call
+            if not call.is_put_off:
+                break
+            client.log.info("%s: called again soon: %s", peer_id, call.relay.exception)
+            gevent.sleep(pauses.next())
 
 
 def _show(client: CloudClient, link: Link, call: OutgoingCall) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from typing import cast
 
 import pytest
@@ -18,6 +19,7 @@ from kkp2p_compat._io import time_limit
 from kkp2p_compat.control.client import CloudClient
 from kkp2p_compat.control.link import Link
 from kkp2p_compat.control.outgoing import OutgoingCall
+from kkp2p_compat.control.wire import Message
 from kkp2p_compat.engine.calls import cloud_call as calls
 from kkp2p_compat.engine.calls.cloud_call import call_peer, make_call
 from kkp2p_compat.transport.relay import Visit
@@ -56,6 +58,8 @@ def test_the_socket_is_closed_when_the_link_breaks_with_the_call(
 class OneTrack:
     """As much of a CloudClient as ``call_peer`` uses."""
 
+    log = logging.getLogger("test")
+
     def __init__(self, link: Link) -> None:
         self.link = link
 
@@ -93,3 +97,48 @@ def test_the_callee_hears_of_a_call_that_failed_after_its_answer(
             raise TimedOut("no path")
     link.route("x")
     assert heard == told
+
+
+@pytest.fixture
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AGAIN_FIRST_S", "AGAIN_SPREAD_S", "AGAIN_MOST_S"):
+        monkeypatch.setattr(calls, name, 0.001)
+
+
+def test_a_call_that_is_put_off_is_made_again_while_there_is_time(
+    short_pauses: None, open_link: OpenLink
+) -> None:
+    made: list[Message] = []
+
+    def script(visitor: Visitor) -> None:
+        for _ in range(3):
+            made.append(visitor.receive("call"))
+            again = {"call": made[-1]["call"], "reason": "limit", "again": True}
+            visitor.send("declined", **again)
+        made.append(visitor.receive("call"))
+        visitor.send("calling", call=made[-1]["call"], relay=[])
+        visitor.wait_until_gone()
+
+    client = cast(CloudClient, OneTrack(open_link(script)))
+    with call_peer(client, "bob", "{}", 60.0) as (_, call):
+        assert call.relay.get()["call"] == call.number
+    assert len({message["call"] for message in made}) == 4
+    times = [message["ms"] for message in made]
+    assert times == sorted(times, reverse=True)
+    assert times[-1] < 60_000
+
+
+@pytest.mark.parametrize(("again", "budget_s"), [(True, 0.5), (None, 60.0)])
+def test_a_call_that_meets_a_limit_fails_when_time_is_short_or_the_limit_is_its_own(
+    open_link: OpenLink, again: bool | None, budget_s: float
+) -> None:
+    def script(visitor: Visitor) -> None:
+        visitor.send("declined", call=visitor.receive("call")["call"], reason="limit", again=again)
+        visitor.wait_until_gone()
+
+    client = cast(CloudClient, OneTrack(open_link(script)))
+    with (
+        pytest.raises(LinkLost, match="limit of the cloud"),
+        call_peer(client, "bob", "{}", budget_s) as (_, call),
+    ):
+        call.relay.get()
