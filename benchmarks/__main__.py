@@ -55,7 +55,8 @@ def main() -> None:
         )  # fmt: skip
     elif options.what == "compare":
         load = _sized(compare.LOAD, options)
-        compare.run(load, options.revision, options.only or [], options.json)
+        words = _words(options, options.revision)
+        compare.run(words, load, options.revision, options.only or [], options.json)
     elif options.what == "hostile":
         hostile.run(options.quick, options.only or [])
     elif options.what == "nat":
@@ -63,7 +64,14 @@ def main() -> None:
     elif options.what == "reconnect":
         reconnect.run(options.quick)
     else:
-        rows.run(_sized(FULL, options), options.only or list(rows.ROWS), options.json, {})
+        run = rows.Run(_words(options), _sized(FULL, options))
+        rows.run(run, options.only or list(rows.ROWS), options.json)
+
+
+def _words(options: argparse.Namespace, *more: str) -> list[str]:
+    """What is measured, as the command line said."""
+    seconds = ["--seconds", f"{options.seconds:g}"] if options.seconds else []
+    return [options.what, *more, *seconds]
 
 
 def _sized(load: Load, options: argparse.Namespace) -> Load:

@@ -38,8 +38,10 @@ def _unpack(revision: str, folder: Path) -> Path:
     return folder
 
 
-def run(load: Load, revision: str, names: Sequence[str], file: Path | None) -> None:
+def run(
+    what: Sequence[str], load: Load, revision: str, names: Sequence[str], file: Path | None
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
         trees = {"then": _unpack(revision, Path(folder)), "now": TREE}
         rows.show(f"this tree against {revision}")
-        rows.run(load, names or USUAL, file, trees)
+        rows.run(rows.Run(what, load, trees), names or USUAL, file)

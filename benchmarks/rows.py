@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
@@ -162,7 +162,21 @@ def machine() -> str:
     return f"{os.cpu_count()} cores ({cpu}), Linux {os.uname().release}, Python {python}"
 
 
-def run(load: Load, names: Sequence[str], file: Path | None, trees: Mapping[str, Path]) -> None:
+@dataclass(frozen=True)
+class Run:
+    what: Sequence[str]
+    """The words of the command line that say what is measured."""
+    load: Load
+    trees: Mapping[str, Path] = field(default_factory=dict)
+    """Then and now; none: this one."""
+
+    def command(self, name: str) -> str:
+        """What measures a row alone."""
+        size = ["--only", name, "--rounds", str(self.load.rounds)]
+        return shlex.join(["python", "-m", "benchmarks", *self.what, *size])
+
+
+def run(run: Run, names: Sequence[str], file: Path | None) -> None:
     """Measure these rows, show them, and keep them in a file."""
     reason = netns.why_not()
     if reason:
@@ -173,27 +187,38 @@ def run(load: Load, names: Sequence[str], file: Path | None, trees: Mapping[str,
 
     signal.signal(signal.SIGTERM, ended)
     with tempfile.TemporaryDirectory() as folder, closing(netns.Lab(Path(folder))) as lab:
-        bench = Bench(lab, load)
-        show(f"{machine()}; {load.rounds} rounds")
+        bench = Bench(lab, run.load)
+        show(f"{machine()}; {run.load.rounds} rounds")
         for name in names:
             row = ROWS[name]
             show(f"{name}: {row.title}")
-            those, pairs = sides(row, trees)
+            those, pairs = sides(row, run.trees)
             measured = measure(bench, row, those)
             show_row(measured, pairs)
             if file:
-                keep(file, name, row, load, measured)
+                _keep(file, name, run, pairs, measured)
 
 
-def keep(file: Path, name: str, row: Row, load: Load, measured: Measured) -> None:
-    """Put a row into a file of rows, in the place of what it had of that name."""
-    rows = json.loads(file.read_text()) if file.exists() else {}
-    rows[name] = {
-        "title": row.title, "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
-        "machine": machine(), "revision": _revision(), "date": time.strftime("%Y-%m-%d"),
-        "load": asdict(load), "measured": measured,
+def _keep(
+    file: Path, name: str, run: Run, pairs: Sequence[tuple[str, str]], measured: Measured
+) -> None:
+    """Put a row into a file of rows, one a line, in the place of what it had of that name."""
+    kept = json.loads(file.read_text()) if file.exists() else {}
+    kept[f"compare {name}" if run.trees else name] = {
+        "title": ROWS[name].title, "command": run.command(name), "machine": machine(),
+        "revision": _revision(), "date": time.strftime("%Y-%m-%d"), "load": asdict(run.load),
+        "pairs": pairs, "measured": _rounded(measured),
     }  # fmt: skip
-    file.write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n")
+    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(kept[key])}" for key in sorted(kept))
+    file.write_text(f"{{\n{lines}\n}}\n")
+
+
+def _rounded(measured: Measured) -> Measured:
+    """To five digits: what follows is no measurement."""
+    return {
+        side: {name: [float(f"{value:.5g}") for value in values] for name, values in named.items()}
+        for side, named in measured.items()
+    }
 
 
 def _revision() -> str:
