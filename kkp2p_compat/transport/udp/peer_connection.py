@@ -55,7 +55,6 @@ LATE_S = 0.25  # a timer that is so late: the silence may be ours, and its answe
 # For the hot path: a global name is found ten times as fast as an attribute of a class.
 _OPEN, _CLOSED = Phase.OPEN, Phase.CLOSED
 _NEVER = math.inf
-_SIZED, _SIZED_BYTES = bytes([f.STREAM_SIZED]), f.STREAM_SIZED_HEADER.size
 
 
 class PeerConnection:
@@ -157,27 +156,20 @@ class PeerConnection:
         while index < count:
             plain = plains[index]
             index += 1
-            if plain[:1] == _SIZED and len(plain) >= _SIZED_BYTES:
-                _, stream_id, offset, length = f.STREAM_SIZED_HEADER.unpack_from(plain)
-                if length == len(plain) - _SIZED_BYTES:  # a short message, and nothing else
-                    eliciting += 1
-                    self.liveness.ask_at = self._clock.now + SILENCE_S
-                    self.streams.handle_data(stream_id, offset, [plain[_SIZED_BYTES:]], False)
-                    continue
             if len(plain) <= header_bytes or plain[0] != kind:
                 eliciting += self._handle_frames(f.parse_untrusted(plain), address)
                 continue
-            # The hot path: a bulk transfer is made of packets of one stream, in order.  To parse
-            # them one by one would come to the same.
+            # The hot path: a bulk transfer is made of packets of one stream, in order, and a short
+            # message is one such packet.  To parse them one by one would come to the same.
             _, stream_id, offset = unpack(plain)
-            pieces = [plain[header_bytes:]]
-            stop = offset + len(plain) - header_bytes
+            pieces = [piece := plain[header_bytes:]]
+            stop = offset + len(piece)
             while index < count:
                 plain = plains[index]
                 if len(plain) <= header_bytes or unpack(plain) != (kind, stream_id, stop):
                     break
-                pieces.append(plain[header_bytes:])
-                stop += len(plain) - header_bytes
+                pieces.append(piece := plain[header_bytes:])
+                stop += len(piece)
                 index += 1
             eliciting += len(pieces)
             self.liveness.ask_at = self._clock.now + SILENCE_S

@@ -175,6 +175,25 @@ def test_datagrams_that_come_one_by_one_are_handled_together(
     assert ours.dropped == {"not ours": 1}
 
 
+def test_a_run_of_one_connection_does_not_hold_up_another(
+    ours: Endpoint, stranger: BatchSocket
+) -> None:
+    """It is handled in its place, though what comes before it and behind it could be joined."""
+    bulk, other = added(ours, 1), added(ours, 2)
+    before, behind = 3 * endpoint.RECEIVE_TURN_CALLS // 2, 2 * endpoint.RECEIVE_TURN_CALLS
+    came_then: list[int] = []
+    other.on_event = lambda event: came_then.append(len(bulk.connection.received))
+    for number in range(before + behind):
+        if number == before:
+            send(stranger, ours, packet(2, b"", 1000))
+        send(stranger, ours, packet(1, b"%d" % number, 1000))
+    bulk.connection.wait_for(lambda: len(bulk.connection.received) == before + behind)
+    assert bulk.connection.received == [
+        packet(1, b"%d" % number, 1000) for number in range(before + behind)
+    ]
+    assert before <= came_then[0] <= before + endpoint.RECEIVE_TURN_CALLS
+
+
 def test_ids(ours: Endpoint) -> None:
     link = added(ours, 1)
     with pytest.raises(ValueError, match="taken"):
