@@ -4,9 +4,9 @@ A number is taken once: a packet that repeats one, or is too old to tell, is a r
 acknowledgement is due at once for packets out of order and after some packets in order, else after
 MAX_ACK_DELAY_S.  RFC 9000 section 13.2.2 suggests one for every second packet, and while a
 connection is young, and the sender's window small, that is what it gets.  Later fewer are enough
-(draft-ietf-quic-ack-frequency), and a packet with data carries no ACK for only one or two packets:
-an ACK takes both sides together as long as many packets of data do, and a request and its answer
-would wait for it.
+(draft-ietf-quic-ack-frequency), and a packet with data carries no ACK for only a few packets: an
+ACK takes both sides together as long as many packets of data do, and a request and its answer would
+wait for it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ YOUNG_PER_ACK = 2  # RFC 9000 section 13.2.2
 # Our choices.
 YOUNG_PACKETS = 200  # received; until then a connection is young
 PER_ACK = 10  # packets
-PER_CARRIED_ACK = 5  # packets, where one is about to be sent anyway
 YOUNG_ACK_DELAY_RTTS = 1 / 8
 MIN_ACK_GAP_S = 0.0005  # between ACKs for packets in order
 REPORTS = 16  # ACKs that report a packet; if all are lost, it is sent again for nothing
@@ -84,11 +83,7 @@ class Received:
         """Whether a packet that is sent now should carry an acknowledgement."""
         if self.ack_at == math.inf:
             return False
-        return (
-            now >= self.ack_at
-            or self._unacknowledged >= PER_CARRIED_ACK
-            or self.largest < YOUNG_PACKETS
-        )
+        return now >= self.ack_at or self._unacknowledged >= PER_ACK or self.largest < YOUNG_PACKETS
 
     def take_ack(self, now: float) -> bytes:
         """An ACK frame, to be sent now."""

@@ -57,3 +57,12 @@ def test_a_gap_before_packets_that_ask_for_nothing_makes_the_next_that_asks_urge
     received.add(YOUNG_PACKETS + 6, YOUNG_PACKETS + 7, NOW)
     received.want_ack(1, NOW, RTT_S)
     assert received.ack_at == NOW
+
+
+def test_a_packet_with_data_carries_an_acknowledgement_of_many(received: Received) -> None:
+    for count in range(1, PER_ACK + 1):
+        number = YOUNG_PACKETS + count
+        received.add(number, number + 1, NOW)  # right after the last ACK: none is due yet
+        received.want_ack(1, NOW, RTT_S)
+        assert received.ack_at > NOW
+        assert received.ack_goes_along(NOW) == (count == PER_ACK)
