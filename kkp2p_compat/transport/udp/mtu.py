@@ -37,7 +37,8 @@ class MtuSearch:
     """``size`` is what may be sent now, in bytes of UDP payload."""
 
     def __init__(self, largest: int, now: float) -> None:
-        self.size = self._base = min(BASE_BYTES, largest)
+        self._base = min(BASE_BYTES, largest)
+        self._set_size(self._base)
         self.confirmed = False
         self._largest = largest
         self._sizes: list[int] = []  # still to try, the largest first
@@ -50,6 +51,11 @@ class MtuSearch:
         self._acked_at = now  # a packet above the size to fall back to
         self._small_pass = False  # small packets have arrived since the size was set
         self._begin()
+
+    def _set_size(self, size: int) -> None:
+        self.size = size
+        # What to fall back to; 0: to nothing.
+        self._smaller = next((step for step in (self._base, *STEPS_DOWN) if step < size), 0)
 
     def _begin(self) -> None:
         sizes = {self._largest, *COMMON_BYTES}
@@ -72,7 +78,7 @@ class MtuSearch:
         """True: ``size`` grew."""
         if size not in self._sizes:
             return False  # that search has been given up
-        self.size = size
+        self._set_size(size)
         self.handle_acked(size, now)
         self._settle(now)
         return True
@@ -125,15 +131,10 @@ class MtuSearch:
         """Whether its loss says anything about the size: larger ones are from before a fallback."""
         return self._smaller < packet_bytes <= self.size
 
-    @property
-    def _smaller(self) -> int:
-        """What to fall back to; 0: to nothing."""
-        return next((step for step in (self._base, *STEPS_DOWN) if step < self.size), 0)
-
     def _fall_back(self, now: float) -> bool:
         if not self._smaller:
             return False
-        self.size = self._smaller
+        self._set_size(self._smaller)
         self.confirmed = self._small_pass = False
         self._losses_in_a_row = self._timeouts_in_a_row = 0
         self._acked_at = now

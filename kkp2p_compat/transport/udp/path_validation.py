@@ -54,7 +54,7 @@ class PathValidation:
     def __init__(self, random: Random) -> None:
         self.check: PathCheck | None = None
         self._random = random
-        self._responses: deque[tuple[Address, bytes]] = deque()
+        self.responses: deque[tuple[Address, bytes]] = deque()  # to be sent
 
     def try_address(
         self, address: Address, now: float, interval_s: float, *, searched: bool = False
@@ -68,8 +68,8 @@ class PathValidation:
             check.searched = True
 
     def handle_challenge(self, token: bytes, address: Address) -> None:
-        if len(self._responses) < MAX_PATH_RESPONSES:
-            self._responses.append((address, encode(PathResponse(token))))
+        if len(self.responses) < MAX_PATH_RESPONSES:
+            self.responses.append((address, encode(PathResponse(token))))
 
     def handle_response(self, token: bytes, address: Address) -> PathCheck | None:
         """The check that this answer ends: the peer is at that address."""
@@ -86,8 +86,8 @@ class PathValidation:
 
     def poll(self, now: float) -> tuple[Address, bytes] | None:
         """Where to send which frame now, in a packet of its own."""
-        if self._responses:
-            return self._responses.popleft()
+        if self.responses:
+            return self.responses.popleft()
         check = self.check
         if check is not None and check.poll(now):
             return check.address, encode(PathChallenge(check.token))

@@ -35,7 +35,7 @@ from .packing import Packer
 from .path_state import PathState
 from .path_validation import PathValidation
 from .protection import PacketOpener, PacketSealer
-from .recovery import Recovery
+from .recovery import Recovery, carried
 from .stream_table import StreamTable
 from .transport_settings import TransportSettings
 
@@ -212,15 +212,13 @@ class PeerConnection:
         acked_bytes = 0
         newest = acked[0]
         touched: dict[int, None] = {}  # streams
+        for stream, start, stop, fin in carried(acked):
+            stream.handle_acked(start, stop, fin)
+            touched[stream.stream_id] = None
         for flight in acked:
-            flight.tell_acked()
             for frame in flight.frames:
                 self.packer.control_on_way -= 1
                 self.streams.handle_frame_acked(frame)
-            if flight.stream is not None:
-                touched[flight.stream.stream_id] = None
-            for piece in flight.pieces:
-                touched[piece[0].stream_id] = None
             acked_bytes += self.path.handle_acked(flight, now)
             if flight.stop > newest.stop:
                 newest = flight
@@ -418,14 +416,15 @@ class PeerConnection:
             packer.settle()
         if self.lifecycle.phase is not _OPEN:
             return self._poll_close(now)
-        special = self.validation.poll(now)
-        if special is not None:
-            address, frame = special
-            return packer.single(frame, address)
+        validation, mtu = self.validation, self.path.mtu
+        if validation.check is not None or validation.responses:
+            special = validation.poll(now)
+            if special is not None:
+                address, frame = special
+                return packer.single(frame, address)
         if (doubt := self.liveness.doubt) is not None and doubt.poll(now):
             return packer.single(f.encode(f.Ping()), self.address)
-        probe_bytes = self.path.mtu.poll_probe(now)
-        if probe_bytes is not None:
+        if now >= mtu.next_at and (probe_bytes := mtu.poll_probe(now)) is not None:
             return packer.mtu_probe(probe_bytes, self.address, now)
         transmit = packer.pack(self.address, now)
         if packer.progress:

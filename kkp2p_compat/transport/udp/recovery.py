@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from .ranges import RangeSet
 from .streams import SendStream
 
-__all__ = ["MAX_ACK_DELAY_S", "Flight", "Recovery", "RoundTrip"]
+__all__ = ["MAX_ACK_DELAY_S", "Flight", "Recovery", "RoundTrip", "carried"]
 
 # Recommended by RFC 9002.
 PACKET_THRESHOLD = 3  # 6.1.1: this many newer packets acknowledged
@@ -82,17 +82,27 @@ class Flight:
             self.chunk, min(offset + (stop - first) * self.chunk, self.data_stop),
         )  # fmt: skip
 
-    def tell_acked(self) -> None:
-        if self.stream is not None:
-            self.stream.handle_acked(self.offset, self.data_stop, False)
-        for stream, start, stop, fin in self.pieces:
-            stream.handle_acked(start, stop, fin)
-
     def tell_lost(self) -> None:
         if self.stream is not None:
             self.stream.handle_lost(self.offset, self.data_stop, False)
         for stream, start, stop, fin in self.pieces:
             stream.handle_lost(start, stop, fin)
+
+
+def carried(flights: Iterable[Flight]) -> Iterator[tuple[SendStream, int, int, bool]]:
+    """What of which streams (start, stop, fin); flights that go on where one ends are one piece."""
+    stream, start, stop = None, 0, 0
+    for flight in flights:
+        if flight.stream is not None:
+            if flight.stream is not stream or flight.offset != stop:
+                if stream is not None:
+                    yield stream, start, stop, False
+                stream, start = flight.stream, flight.offset
+            stop = flight.data_stop
+        elif flight.pieces:
+            yield from flight.pieces
+    if stream is not None:
+        yield stream, start, stop, False
 
 
 class RoundTrip:
@@ -101,26 +111,28 @@ class RoundTrip:
     def __init__(self) -> None:
         self.latest_s: float | None = None
         self.min_s = float("inf")
-        self.smoothed_s = INITIAL_RTT_S
-        self.variation_s = INITIAL_RTT_S / 2
+        self._estimate(INITIAL_RTT_S, INITIAL_RTT_S / 2)
+
+    def _estimate(self, smoothed_s: float, variation_s: float) -> None:
+        self.smoothed_s, self.variation_s = smoothed_s, variation_s
+        # The probe time-out without backoff: section 6.2.1.
+        self.pto_s = smoothed_s + max(4 * variation_s, GRANULARITY_S) + MAX_ACK_DELAY_S
 
     def update(self, latest_s: float, ack_delay_s: float) -> None:
         first = self.latest_s is None
         self.latest_s = latest_s
         self.min_s = min(self.min_s, latest_s)
         if first:
-            self.smoothed_s, self.variation_s = latest_s, latest_s / 2
+            self._estimate(latest_s, latest_s / 2)
             return
         adjusted = latest_s
         if latest_s >= self.min_s + ack_delay_s:
             adjusted -= ack_delay_s
-        self.variation_s += (abs(self.smoothed_s - adjusted) - self.variation_s) / 4
-        self.smoothed_s += (adjusted - self.smoothed_s) / 8
-
-    @property
-    def pto_s(self) -> float:
-        """Section 6.2.1, without backoff."""
-        return self.smoothed_s + max(4 * self.variation_s, GRANULARITY_S) + MAX_ACK_DELAY_S
+        difference_s = adjusted - self.smoothed_s
+        self._estimate(
+            self.smoothed_s + difference_s / 8,
+            self.variation_s + (abs(difference_s) - self.variation_s) / 4,
+        )
 
 
 class Recovery:

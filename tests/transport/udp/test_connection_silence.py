@@ -28,7 +28,8 @@ def test_a_dead_path_is_suspected_soon_whatever_was_measured_before(rtt_s: float
     pair.transfer(SIZE // 4, SIZE // 4)
     _dark(pair)
     rtt = pair.caller.connection.recovery.rtt
-    rtt.smoothed_s, rtt.variation_s = rtt_s, rtt_s / 2
+    rtt.latest_s = None  # as if it were the first sample
+    rtt.update(rtt_s, 0.0)
     pair.start(SIZE)
     took_s = pair.run(lambda: PathSuspected() in pair.caller.events, 60)
     assert took_s < 2.0 + rtt.pto_s + max(1.0, rtt.pto_s) + 0.5  # of the simulation's time
