@@ -164,7 +164,7 @@ class DirectStream(OpenStream):
             "is_lan": is_private(self.address[0]),
             "rtt_s": rtt.smoothed_s,
             "min_rtt_s": rtt.min_s if math.isfinite(rtt.min_s) else None,
-            "loss": packer.lost_packets / max(1, packer.sent_packets),
+            "loss": packer.lost_packets / max(1, packer.next_number),
             "pacing_bytes_per_s": path.controller.pacing_bytes_per_s,
             "delivery_bytes_per_s": path.rate.latest_bytes_per_s,
             "window_bytes": path.controller.window_bytes,

@@ -180,6 +180,8 @@ _FIXED: dict[int, tuple[struct.Struct, Callable[..., Frame]]] = {
     PATH_RESPONSE: (struct.Struct(f">{TOKEN_BYTES}s"), PathResponse),
 }
 
+MAX_CONTROL_BYTES = 1 + max(layout.size for layout, _ in _FIXED.values())
+
 _new = tuple.__new__  # the constructor of a NamedTuple is a Python function, and four times slower
 
 

@@ -40,8 +40,12 @@ MAX_BATCH_BYTES = 65_507  # of UDP payload, over IPv4
 MAX_CONTROL_FRAMES = 65_536  # our choice: not acknowledged; a peer that causes more is at fault
 PROBE_PACKETS = 2  # RFC 9002 section 6.2.4; the second is a small one
 STREAM_BYTES = f.STREAM_HEADER.size
-SHORT_ROOM_BYTES = STREAM_BYTES + f.MAX_ACK_BYTES  # beside the bytes of a short message
+SHORT_CONTROL_FRAMES = 8  # our choice: most often there are none, or a limit or two
+# In a packet with the bytes of a short message; no control frame is longer than a RESET.
+SHORT_ROOM_BYTES = STREAM_BYTES + f.MAX_ACK_BYTES + (SHORT_CONTROL_FRAMES + 1) * f.MAX_CONTROL_BYTES
 SIZED_BYTES = f.STREAM_SIZED_HEADER.size
+_Part = bytes | memoryview
+_Piece = tuple[SendStream, int, int, bool]  # as in a Flight
 
 
 class Packer:
@@ -85,10 +89,6 @@ class Packer:
         self._rate = path.rate
         self._controller = path.controller
         self._pacer = path.pacer
-
-    @property
-    def sent_packets(self) -> int:
-        return self.next_number
 
     @property
     def active(self) -> int:
@@ -205,31 +205,22 @@ class Packer:
         self.paced_until = math.inf
         if self.probes_left == 1:
             return self._small_probe(address, now)
-        must_say = bool(
-            self.control
-            or self.probes_left
-            or self._stream_windows
-            or self._data_window is not None
-        )
+        must_say = bool(self.control or self._stream_windows or self._data_window is not None)
         messages = self.messages.counts
         size = self.mtu.size
         budget = self._budget(size, now) if self._sending or messages else 0
         send_data = budget >= size
-        if not must_say:
-            payload = None
-            if not send_data:
-                if now < self.received.ack_at:
-                    return None
-                payload = self.received.take_ack(now)
-            elif len(self._sending) == 1 and not messages:
-                payload = self._short(size - OVERHEAD_BYTES, now)
+        if not (send_data or must_say or self.probes_left or now >= self.received.ack_at):
+            return None
+        if not (messages or self.probes_left):
+            payload = self._short(size - OVERHEAD_BYTES, send_data, must_say, now)
             if payload is not None:
                 data = self._seal_one(payload)
                 self.sent_bytes += len(data)
                 return Transmit(data, len(data), address, False)
         limit = max(1, min(MAX_BATCH_PACKETS, MAX_BATCH_BYTES // size, budget // size))
         batch = _Batch(self, size - OVERHEAD_BYTES, now)
-        if must_say or self.received.ack_goes_along(now):
+        if must_say or self.probes_left or self.received.ack_goes_along(now):
             batch.mixed(send_data)
         while send_data and batch.full and len(batch.payloads) < limit:
             if not messages:
@@ -250,33 +241,49 @@ class Packer:
         more = bool(self._sending or messages or self.control or self.probes_left)
         return Transmit(data, min(size, len(data)), address, more)
 
-    def _short(self, room: int, now: float) -> bytes | None:
-        """A packet with all that the only stream has to send; None: the general way is needed.
+    def _short(self, room: int, send_data: bool, must_say: bool, now: float) -> bytes | None:
+        """A packet with all that may be sent now, of one stream at most; None: it takes more.
 
-        Which would come to the same, in three times the time.
+        The general way would come to the same, in two to three times the time.
         """
-        (stream,) = self._sending
-        start, stop = stream.next_offset, stream.end
-        size = stop - start
-        if (
-            not 0 < size <= min(room - SHORT_ROOM_BYTES, self.max_data - self._data_sent)
-            or stop > stream.limit
-            or stream.lost
-            or stream.fin_pending
-            or not self.mtu.confirmed
-        ):
+        if not self.mtu.confirmed and (send_data or must_say):
+            return None  # it is padded
+        if len(self.control) + len(self._stream_windows) > SHORT_CONTROL_FRAMES:
             return None
-        header = f.STREAM_HEADER.pack(f.STREAM, stream.stream_id, start)
-        payload = header + stream.view(start, stop)
-        if self.received.ack_goes_along(now):
-            payload = self.received.take_ack(now) + payload
-        self.mark_sent(stream, start, stop)
-        del self._sending[stream]
-        self._ran_dry = not self._blocked
-        number, packet_bytes = self.next_number, len(payload) + OVERHEAD_BYTES
-        self.unsettled.append(
-            Flight(number, number + 1, packet_bytes, now, None, stream, start, size, stop)
-        )
+        stream = next(iter(self._sending)) if send_data else None
+        start = stop = 0
+        if stream is not None:
+            start, stop = stream.next_offset, stream.end
+            if (
+                len(self._sending) > 1
+                or stream.lost
+                or not (stop > start or stream.fin_pending)
+                or stop - start > min(room - SHORT_ROOM_BYTES, self.max_data - self._data_sent)
+                or stop > stream.limit
+            ):
+                return None
+        payload = self.received.take_ack(now) if self.received.ack_goes_along(now) else b""
+        if stream is None and not must_say:
+            return payload
+        flight = Flight(self.next_number, self.next_number + 1, 0, now)
+        if must_say:
+            control, flight.frames = self.take_control(room)
+            self.control_on_way += len(flight.frames)
+            payload += b"".join(control)
+        if stream is not None:
+            self.mark_sent(stream, start, stop)
+            fin = stream.ends_at(stop)
+            payload += f.STREAM_HEADER.pack(
+                f.STREAM_FIN if fin else f.STREAM, stream.stream_id, start
+            )
+            if stop > start:
+                payload += stream.view(start, stop)
+            flight.pieces = ((stream, start, stop, fin),)
+            del self._sending[stream]
+            self._ran_dry = not self._blocked
+            self.paced_until = math.inf
+        flight.packet_bytes = flight.size = len(payload) + OVERHEAD_BYTES
+        self.unsettled.append(flight)
         return payload
 
     def _budget(self, size: int, now: float) -> int:
@@ -390,7 +397,7 @@ class _Batch:
     def mixed(self, send_data: bool) -> bool:
         """One packet of whatever there is to send; False: there was nothing."""
         packer, room = self._packer, self._room
-        parts: list[bytes | memoryview] = []
+        parts: list[_Part] = []
         if packer.received.ack_goes_along(self._now):
             parts.append(packer.received.take_ack(self._now))
         room -= sum(map(len, parts))
@@ -398,7 +405,7 @@ class _Batch:
         control, repeated = packer.take_control(room)
         parts += control
         room -= sum(map(len, control))
-        pieces: list[tuple[SendStream, int, int, bool]] = []
+        pieces: list[_Piece] = []
         if send_data:
             if packer.stream_turn:
                 room = self._add_streams(parts, pieces, room)
@@ -427,10 +434,7 @@ class _Batch:
             packer.control_on_way += len(repeated)
         return True
 
-    def _add_streams(
-        self, parts: list[bytes | memoryview], pieces: list[tuple[SendStream, int, int, bool]],
-        room: int,
-    ) -> int:  # fmt: skip
+    def _add_streams(self, parts: list[_Part], pieces: list[_Piece], room: int) -> int:
         packer = self._packer
         while room > SIZED_BYTES and (turn := packer.next_stream()) is not None:
             stream, start, stop = turn

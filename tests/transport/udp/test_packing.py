@@ -113,11 +113,73 @@ def test_an_acknowledgement_alone_is_neither_recorded_nor_followed() -> None:
     assert sender.connection.recovery.in_flight == 0
 
 
-def test_the_end_of_the_stream_is_not_left_out() -> None:
+def test_the_end_of_the_stream_goes_with_the_last_bytes_or_alone() -> None:
     sender = Sender()
     sender.write(b"bye")
     sender.connection.streams.finish(STREAM)
-    assert sender.frames() == [f.Stream(STREAM, 0, memoryview(b"bye"), True)]
+    assert sender.payloads() == [f.STREAM_HEADER.pack(f.STREAM_FIN, STREAM, 0) + b"bye"]
+    sender = Sender()
+    sender.write(b"bye")
+    sender.payloads()
+    sender.connection.streams.finish(STREAM)
+    assert sender.payloads() == [f.STREAM_HEADER.pack(f.STREAM_FIN, STREAM, 3)]
+    assert not sender.connection.streams.by_id[STREAM].send.done
+    sender.acknowledge()
+    assert sender.connection.streams.by_id[STREAM].send.done
+
+
+def test_an_end_that_was_lost_is_sent_again() -> None:
+    sender = Sender()
+    sender.write(b"bye")
+    sender.connection.streams.finish(STREAM)
+    sender.payloads()
+    for _ in range(3):
+        sender.connection.ping()
+        sender.payloads()
+    sender.give(f.ACK_HEADER.pack(f.ACK, sender.largest, 0, 2, 0))
+    assert [frame for frame in sender.frames() if isinstance(frame, f.Stream)] == [
+        f.Stream(STREAM, 0, memoryview(b"bye"), True)
+    ]
+
+
+def test_control_frames_and_data_share_a_packet_and_are_both_repeated() -> None:
+    sender = Sender()
+    sender.give(f.encode(f.Ping()))
+    stream_id = sender.connection.streams.open(KKP2P_TCP_CHANNEL, 0, 0)
+    sender.write(b"hello")
+    assert sender.kinds() == [["Ack", "Open", "Stream"]]
+    assert sender.connection.packer.control_on_way == 1
+    for _ in range(3):
+        sender.connection.ping()
+        assert sender.kinds() == [["Ping"]]
+    sender.give(f.ACK_HEADER.pack(f.ACK, sender.largest, 0, 2, 0))
+    repeated = [frame for frame in sender.frames() if not isinstance(frame, f.Ack)]
+    assert repeated == [
+        f.Open(stream_id, KKP2P_TCP_CHANNEL, 0, 0),
+        f.Stream(STREAM, 0, memoryview(b"hello"), False),
+    ]
+    sender.acknowledge()
+    assert sender.connection.packer.control_on_way == 0
+    assert sender.connection.recovery.in_flight == 0
+
+
+def test_more_control_frames_than_a_short_packet_takes() -> None:
+    sender = Sender()
+    for _ in range(300):
+        sender.connection.streams.open(KKP2P_TCP_CHANNEL, 0, 0)
+    sender.write(b"hello")
+    frames = sender.frames()
+    assert [frame.stream for frame in frames if isinstance(frame, f.Open)] == list(range(0, 600, 2))
+    assert [bytes(frame.data) for frame in frames if isinstance(frame, f.Stream)] == [b"hello"]
+
+
+def test_control_frames_do_not_wait_for_the_window() -> None:
+    sender = Sender()
+    sender.connection.path.controller.window_bytes = 0
+    sender.write(b"hello")
+    stream_id = sender.connection.streams.open(KKP2P_TCP_CHANNEL, 0, 0)
+    assert sender.frames() == [f.Open(stream_id, KKP2P_TCP_CHANNEL, 0, 0)]
+    assert sender.connection.streams.by_id[STREAM].send.unsent_bytes == 5
 
 
 def test_what_was_lost_goes_before_what_is_new() -> None:
