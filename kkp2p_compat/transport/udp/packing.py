@@ -25,7 +25,7 @@ from .acks import Received
 from .duplex_stream import DuplexStream
 from .events import Transmit
 from .flow_control import ReceiveWindow
-from .messages import MessageQueue, Splitter
+from .messages import MessageQueue
 from .path_state import PathState
 from .protection import OVERHEAD_BYTES, PacketSealer
 from .recovery import Flight, Recovery
@@ -39,6 +39,7 @@ MAX_BATCH_PACKETS = 64  # Linux: UDP_MAX_SEGMENTS
 MAX_BATCH_BYTES = 65_507  # of UDP payload, over IPv4
 MAX_CONTROL_FRAMES = 65_536  # our choice: not acknowledged; a peer that causes more is at fault
 PROBE_PACKETS = 2  # RFC 9002 section 6.2.4; the second is a small one
+TURN_QUANTA = 2  # our choice: a stream's turn, as a multiple of what may leave at one instant
 STREAM_BYTES = f.STREAM_HEADER.size
 SHORT_CONTROL_FRAMES = 8  # our choice: most often there are none, or a limit or two
 # In a packet with the bytes of a short message; no control frame is longer than a RESET.
@@ -78,6 +79,7 @@ class Packer:
         self._data_window: ReceiveWindow | None = None  # to be announced
         self._stream_windows: dict[int, DuplexStream] = {}  # to be announced
         self.messages = MessageQueue(settings.max_message_queue_bytes)
+        self._turn_bytes = 0  # that the first of them has sent
         self.stream_turn = False  # messages and streams take turns
         self.probes_left = 0  # packets to send whatever the window says
         self.progress: set[int] = set()  # streams that sent new bytes
@@ -92,8 +94,11 @@ class Packer:
 
     @property
     def active(self) -> int:
-        """Streams that have something to send."""
         return len(self._sending)
+
+    @property
+    def pacing_bytes_per_s(self) -> float:
+        return self._controller.pacing_bytes_per_s
 
     @property
     def data_credit(self) -> int:
@@ -141,9 +146,6 @@ class Packer:
 
     def announce_stream(self, stream: DuplexStream) -> None:
         self._stream_windows[stream.stream_id] = stream
-
-    def queue_message(self, stream_id: int, splitter: Splitter, data: bytes) -> None:
-        self.messages.put(stream_id, splitter.split(data, self.room))
 
     def repeat(self, flight: Flight) -> None:
         """A flight was lost: what it carried has to be sent again."""
@@ -341,9 +343,14 @@ class Packer:
             self._data_sent += new
             self.progress.add(stream.stream_id)
 
-    def end_turn(self, stream: SendStream) -> None:
-        self._sending.pop(stream, None)
-        self._put_in_line(stream, self.data_credit)
+    def end_turn(self, stream: SendStream, sent: int) -> None:
+        """It stays the first until it has sent so much: each turn costs the peer a wake-up."""
+        self._turn_bytes += sent
+        is_over = self._turn_bytes >= TURN_QUANTA * self._controller.quantum_bytes
+        if is_over or not stream.sendable(self.data_credit):
+            self._turn_bytes = 0
+            self._sending.pop(stream, None)
+            self._put_in_line(stream, self.data_credit)
 
     def settle(self) -> None:
         """Record what has left: before anything is asked that depends on it."""
@@ -388,7 +395,7 @@ class _Batch:
         data = stream.view(start, stop)
         self.payloads += f.encode_stream_run(stream.stream_id, start, data, chunk)
         packer.mark_sent(stream, start, stop)
-        packer.end_turn(stream)
+        packer.end_turn(stream, stop - start)
         packer.unsettled.append(
             Flight(first, first + count, size, self._now, None, stream, start, chunk, stop)
         )
@@ -446,5 +453,5 @@ class _Batch:
                 parts.append(stream.view(start, stop))
             pieces.append((stream, start, stop, fin))
             room -= SIZED_BYTES + stop - start
-            packer.end_turn(stream)
+            packer.end_turn(stream, stop - start)
         return room

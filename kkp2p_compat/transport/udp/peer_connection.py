@@ -427,7 +427,7 @@ class PeerConnection:
         if now >= mtu.next_at and (probe_bytes := mtu.poll_probe(now)) is not None:
             return packer.mtu_probe(probe_bytes, self.address, now)
         transmit = packer.pack(self.address, now)
-        if packer.progress:
+        if packer.progress or self.streams.line:
             self.streams.wake_writers()
         return transmit
 

@@ -100,7 +100,6 @@ class Pipe:
     def handle_room(self) -> None:
         """Writable: the connection takes bytes again."""
         if not self._sent_all and not self._ended and not self._readable.active:
-            self._readable.start(self._handle_readable)
             self._handle_readable()  # at once, or the path may run dry until the next turn
 
     def handle_stopped(self) -> None:
@@ -218,7 +217,8 @@ class StreamPipe(Pipe):
 
     def _read(self) -> bool:
         """Whether there may be more."""
-        room = self._streams.writable_bytes(self.stream_id)
+        streams, stream_id = self._streams, self.stream_id
+        room = streams.writable_bytes(stream_id)
         if not room:
             self._readable.stop()  # until handle_room
             return False
@@ -226,6 +226,7 @@ class StreamPipe(Pipe):
             data = self._sock.recv(min(room, self._read_bytes))
         except OSError as error:
             if error.errno in _RETRY:
+                self._listen()
                 return False
             if self._mark is None:
                 self.abort(LinkLost(f"local program: {error}"))
@@ -233,12 +234,21 @@ class StreamPipe(Pipe):
             data = b""
         if data:
             self._read_bytes = min(max(MIN_READ_BYTES, 4 * len(data)), MAX_READ_BYTES)
-            self._streams.write(self.stream_id, data)
+            streams.write(stream_id, data)
+            # Not while there is no room: a socket that has more would wake us for nothing.
+            if len(data) < room or streams.writable_bytes(stream_id):
+                self._listen()
+            else:
+                self._readable.stop()
             self._carrier.wake()
         else:
             self._at_end = True
             self._finish_sending()
         return bool(data)
+
+    def _listen(self) -> None:
+        if not self._readable.active:
+            self._readable.start(self._handle_readable)
 
     def handle_data(self) -> None:
         streams, stream_id = self._streams, self.stream_id

@@ -45,6 +45,10 @@ CLOGGED_S = 1.0  # without credit for new bytes
 MAX_ID_RANGES = 1024  # of the ids that a peer has opened: reordering makes a few
 MIN_UNSENT_BYTES, MAX_UNSENT_BYTES = 16 * 1024, 1024 * 1024  # taken from a writer before it is sent
 UNSENT_BYTES = 4 * 1024 * 1024  # of all writers together, as long as the minimum leaves it so
+# A small share costs as much as a large one: a read, a part of a batch, and at the peer an event, a
+# write and a wake-up.  So of many writers a few have this much, while the others wait in line ...
+TURN_BYTES = 128 * 1024
+ROUND_S = 0.5  # ... as far as it takes no longer to come round to all of them
 
 
 class StreamTable:
@@ -75,6 +79,8 @@ class StreamTable:
         self._budget = ReceiveBudget()
         self._waiting_writers: set[int] = set()  # streams whose application was told: no room
         self._spared_at = clock.now  # when streams that do nothing last gave back their windows
+        self.line: dict[int, None] = {}  # writers that have used up their turn, in their order
+        self._called = 0  # of them, by events that wait
 
     def clogged(self, now: float) -> bool:
         """Whether data that applications do not read takes most of what a connection may hold."""
@@ -101,19 +107,29 @@ class StreamTable:
         self._packer.queue_control(f.Refused(stream_id, reason))
 
     def writable_bytes(self, stream_id: int) -> int:
-        """How much ``write`` takes now; after 0 a Writable follows."""
+        """How much ``write`` takes now; after 0 a Writable follows.
+
+        Only a writer that has used up its share waits in line, so not one that writes little.
+        """
         stream = self.by_id.get(stream_id)
-        if stream is None or stream.send.finished:
+        if stream is None or stream.send.finished or stream_id in self.line:
             return 0
-        room = self._unsent_limit() - stream.send.unsent_bytes
+        room = self._share() - stream.send.unsent_bytes
         if room <= 0:
             self._waiting_writers.add(stream_id)
             return 0
         return room
 
-    def _unsent_limit(self) -> int:
-        share = UNSENT_BYTES // max(1, self._packer.active)
-        return max(MIN_UNSENT_BYTES, min(MAX_UNSENT_BYTES, share))
+    def _share(self) -> int:
+        """What a writer may be ahead by."""
+        writers = max(1, self._packer.active + len(self.line))
+        share = UNSENT_BYTES // writers
+        if share < TURN_BYTES:
+            in_a_round = int(self._packer.pacing_bytes_per_s * ROUND_S)
+            share = max(share, min(TURN_BYTES, in_a_round // writers))
+        share = max(MIN_UNSENT_BYTES, min(MAX_UNSENT_BYTES, share))
+        # In whole packets: what is left over would go in one of its own, or with another stream.
+        return share - share % (self._packer.room - f.STREAM_HEADER.size) or share
 
     def write(self, stream_id: int, data: bytes) -> None:
         """ValueError after ``finish``, KeyError when the channel is over."""
@@ -203,7 +219,7 @@ class StreamTable:
         if stream.splitter is None:
             raise ValueError("not a UDP channel")
         stream.message_bytes_sent += len(data)
-        self._packer.queue_message(stream_id, stream.splitter, data)
+        self._packer.messages.put(stream_id, stream.splitter.split(data, self._packer.room))
 
     # The peer's frames, and what it has acknowledged.
 
@@ -357,16 +373,38 @@ class StreamTable:
     def _forget(self, stream: DuplexStream) -> None:
         self.by_id.pop(stream.stream_id, None)
         self._waiting_writers.discard(stream.stream_id)
+        self.line.pop(stream.stream_id, None)
         self._packer.forget(stream)
         stream.receive.forget()
 
     def wake_writers(self) -> None:
-        """After something was sent."""
-        progress = self._packer.progress
-        if self._waiting_writers:
-            limit = self._unsent_limit()
-            for stream_id in self._waiting_writers & progress:
-                if self.by_id[stream_id].send.unsent_bytes <= limit // 2:
-                    self._waiting_writers.remove(stream_id)
-                    self._events.put(Writable(stream_id))
+        """After something was sent, and while writers are in line."""
+        progress, waiting, line = self._packer.progress, self._waiting_writers, self.line
+        if waiting:
+            share = self._share()
+            at_once = UNSENT_BYTES // share
+            for stream_id in waiting & progress:
+                unsent = self.by_id[stream_id].send.unsent_bytes
+                if line or self._packer.active > at_once:
+                    if not unsent:
+                        line[stream_id] = None
+                elif unsent <= share // 2:
+                    self._wake_writer(stream_id)
+            if line:
+                self._call_from_line(at_once)
         progress.clear()
+
+    def _call_from_line(self, at_once: int) -> None:
+        if not self._events.waits():
+            self._called = 0  # they have written by now, and are active, or had nothing to write
+        places = at_once - self._packer.active - self._called
+        while self.line and places > 0 and self._packer.data_credit > 0:
+            stream_id = next(iter(self.line))
+            del self.line[stream_id]
+            self._wake_writer(stream_id)
+            self._called += 1
+            places -= 1
+
+    def _wake_writer(self, stream_id: int) -> None:
+        self._waiting_writers.remove(stream_id)
+        self._events.put(Writable(stream_id))

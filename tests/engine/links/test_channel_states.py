@@ -24,6 +24,8 @@ class FakeStreams:
     def __init__(self) -> None:
         self.by_id: dict[int, object] = {}
         self.asked: list[tuple[Any, ...]] = []
+        self.room = 0  # for a writer
+        self.written = b""
         self._ids = itertools.count(0, 2)
 
     def open(self, *_: int) -> int:
@@ -45,7 +47,12 @@ class FakeStreams:
         self.asked.append(("stop", stream_id))
 
     def writable_bytes(self, _: int) -> int:
-        return 0
+        self.asked.append(("room",))
+        return self.room
+
+    def write(self, _: int, data: bytes) -> None:
+        self.room -= len(data)
+        self.written += data
 
     def peek(self, _: int) -> list[bytes]:
         return []
@@ -233,3 +240,28 @@ def test_the_end_of_the_link_is_told_to_all(case: Case, sock: socket.socket) -> 
     with pytest.raises(LinkLost):
         case.channels.open(0, 0, 0)
     assert case.channels.drained.is_set()
+
+
+def test_a_socket_is_not_looked_at_while_there_is_no_room(case: Case) -> None:
+    opening = case.open()
+    case.channels.handle_event(e.ChannelOpened(0))
+    assert opening.get() == 0
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        case.streams.room = 3
+        case.pipe(0, ours)
+        theirs.send(b"123456789")
+        while not case.streams.written:
+            gevent.sleep(0.001)
+        asked = len(case.streams.asked)
+        gevent.sleep(0.02)
+        assert len(case.streams.asked) == asked
+        assert case.streams.written == b"123"
+        case.streams.room = 10
+        case.channels.handle_event(e.Writable(0))
+        assert case.streams.written == b"123456789"
+        theirs.send(b"x")  # there is room left, so it is looked at again
+        while not case.streams.written.endswith(b"x"):
+            gevent.sleep(0.001)
+        case.channels.handle_closed(LinkLost("over"))

@@ -61,6 +61,7 @@ class Outgoing:
     finish: bool = True
     written: int = 0
     finished: bool = False
+    waits: bool = False  # for Writable
 
 
 @dataclass
@@ -192,6 +193,8 @@ class Peer:
         elif isinstance(event, ResetReceived):
             reader = self.incoming.setdefault(event.stream_id, Incoming(Body(0)))
             reader.reset_reason = event.reason
+        elif isinstance(event, Writable) and event.stream_id in self.outgoing:
+            self.outgoing[event.stream_id].waits = False
         elif isinstance(event, Stopped):
             self.outgoing.pop(event.stream_id, None)
         elif isinstance(event, MessageReceived):
@@ -238,8 +241,11 @@ class Peer:
     def _write(self, stream_id: int, writer: Outgoing) -> None:
         connection, body = self.connection, writer.body
         while writer.written < body.size:
-            room = min(connection.streams.writable_bytes(stream_id), PIECE_BYTES)
+            room = 0
+            if not writer.waits:
+                room = min(connection.streams.writable_bytes(stream_id), PIECE_BYTES)
             if room <= 0:
+                writer.waits = True
                 return
             piece = body.piece(writer.written, room)
             connection.streams.write(stream_id, piece)
