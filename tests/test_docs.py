@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import rows
 from kkp2p_compat.transport.udp import frames
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
 
-import pictures  # noqa: E402 - docs/ is no package
+import figures  # noqa: E402 - docs/ is no package
+import pictures  # noqa: E402
 
 PACKAGE = ROOT / "kkp2p_compat"
 PAGES = {
@@ -62,10 +64,28 @@ def test_there_is_such_a_test(file: str, name: str) -> None:
     assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
-@pytest.mark.parametrize("name", pictures.PICTURES)
+PICTURES = {**pictures.PICTURES, **figures.PICTURES}
+
+
+@pytest.mark.parametrize("name", PICTURES)
 def test_a_picture_is_up_to_date(name: str) -> None:
-    """Else run ``python docs/pictures.py``."""
-    assert (ROOT / "docs" / name).read_text() == pictures.PICTURES[name]()
+    """Else run ``python docs/pictures.py`` or ``python docs/figures.py``."""
+    assert (ROOT / "docs" / name).read_text() == PICTURES[name]()
+
+
+def test_the_tables_show_what_was_measured() -> None:
+    """Else run ``python docs/figures.py``."""
+    assert PAGES["performance.rst"] == figures.page()
+
+
+def test_every_row_that_was_measured_can_be_measured() -> None:
+    names = {name.removeprefix("compare ") for name in figures.rows()}
+    assert names <= set(rows.ROWS)
+
+
+def test_a_ratio_is_of_turns_that_followed_each_other() -> None:
+    assert figures.spread([2 / 1, 9 / 3, 1 / 2]) == "2.00 (0.50 to 3.00)"
+    assert figures.spread([1234.5]) == "1,234 (1 turn)"
 
 
 def test_the_picture_of_a_call_names_what_the_code_has() -> None:
