@@ -31,6 +31,13 @@ ROUNDS = 11  # taken in turns, so that a busy moment of the machine hits all ali
 TREE = Path(__file__).parents[1]  # this one
 
 
+def environment(tree: Path) -> dict[str, str]:
+    """Of a process from these sources, which may keep what it has compiled: none compiles anew."""
+    given = {**os.environ, "PYTHONPATH": str(tree)}
+    given.pop("PYTHONDONTWRITEBYTECODE", None)
+    return given
+
+
 class Program:
     """A process of the benchmark, from the sources in ``tree``.  It ends when its input does."""
 
@@ -40,7 +47,7 @@ class Program:
         self.process = subprocess.Popen(
             [*within, sys.executable, *command],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            cwd=folder, env={**os.environ, "PYTHONPATH": str(tree)},
+            cwd=folder, env=environment(tree),
         )  # fmt: skip
 
     def line(self) -> str:
