@@ -10,10 +10,10 @@ and port.  A NAT with address-and-port-dependent mapping is called symmetric.
    and whether it depends on the port, in one round trip.  By convention the second port is the one
    after the first, until OTHER-ADDRESS tells it.  Departure: our servers with one address send
    OTHER-ADDRESS with that.
-2. Allocation.  Fresh sockets ask in order: this tells how outside ports are allocated.  The main
-   socket asks the server's other address, if it has one.  Without one, address-dependent mapping
-   cannot be told from endpoint-independent, nor no filtering from address-dependent filtering: they
-   count as the latter.
+2. Allocation.  Fresh sockets ask in order: this tells how outside ports are allocated.  (Without a
+   NAT one is enough, for the third step.)  The main socket asks the server's other address, if it
+   has one.  Without one, address-dependent mapping cannot be told from endpoint-independent, nor no
+   filtering from address-dependent filtering: they count as the latter.
 3. Filtering.  One of the fresh sockets asks for answers from where it never sent to.  Two of our
    sockets send to each other's outside addresses (hairpin).
 
@@ -292,7 +292,9 @@ class Discovery:
             heard = any(ask.refused for ask in self._main.values())
             return BLOCKED if self.verdict and not heard else UNKNOWN
         mapping, filtering = self._mapping(), self._filtering()
-        allocation, step = judge_allocation(self.fresh_ports)
+        allocation, step = (
+            ("preserved", 0) if mapping == "none" else judge_allocation(self.fresh_ports)
+        )
         return NatBehaviour(mapping, filtering, allocation, step, self._hairpin(mapping, filtering))
 
     def _mapping(self) -> str:
@@ -386,7 +388,9 @@ class Discovery:
             self._other = other
 
     def _ask_fresh(self, server: HostPort) -> None:
-        for number in list(self._extra)[:EXTRA_SOCKETS]:
+        # Without a NAT the ports are our own: one socket will do, for the filtering.
+        count = 1 if self._mapping() == "none" else EXTRA_SOCKETS
+        for number in list(self._extra)[:count]:
             self._fresh.append(self._asks.ask(at(server, number), self._now))
         if self._other is not None:
             self._ask_main((server[0], self._other[1]))

@@ -121,6 +121,7 @@ def test_no_nat(filtering: str) -> None:
     found = discover(world)
     assert found.mapped == [(PUBLIC_IP, MAIN_PORT)]
     assert found.behaviour == NatBehaviour("none", filtering, "preserved")
+    assert len({to[2] for _, to, _ in world.sent if len(to) == 3}) == 1  # fresh sockets that ask
     assert discover(Simulation()).behaviour == NatBehaviour("none", BEHAVIOURS[0], "preserved")
 
 
