@@ -20,9 +20,28 @@ def test_pacer_lets_a_quantum_go_and_then_waits_for_it() -> None:
     assert pacer.budget(0.005, 1_000_000.0, 5_000) == 5_000
 
 
+def test_pacer_lets_half_a_quantum_go_for_whoever_is_awake_earlier() -> None:
+    pacer = Pacer(0.0)
+    pacer.sent(5_000, 0.0, 1_000_000.0)
+    assert pacer.budget(0.0024, 1_000_000.0, 5_000) == 0
+    assert pacer.budget(0.0026, 1_000_000.0, 5_000) == 2_600
+    assert pacer.next_send(0.0026, 1_000_000.0) == pytest.approx(0.005)
+
+
+def test_pacer_saves_up_nothing_while_something_else_is_waited_for() -> None:
+    pacer = Pacer(0.0)
+    pacer.next_send(0.0, 1_000_000.0)
+    assert pacer.budget(0.001, 1_000_000.0, 5_000) == 6_000
+    pacer.sent(500, 0.001, 1_000_000.0)
+    assert pacer.budget(0.001, 1_000_000.0, 5_000) == 5_500  # what is left of it stays
+    pacer.sent(5_500, 0.001, 1_000_000.0)  # now the window is used up, and nobody asks for a while
+    assert pacer.budget(0.1, 1_000_000.0, 5_000) == 5_000
+
+
 def test_pacer_makes_up_for_a_late_timer_but_saves_up_no_burst() -> None:
     pacer = Pacer(0.0)
     pacer.sent(5_000, 0.0, 1_000_000.0)
+    pacer.next_send(0.0, 1_000_000.0)
     assert pacer.budget(0.006, 1_000_000.0, 5_000) == 6_000  # late by 1 ms: 1,000 bytes more
     assert pacer.budget(60.0, 1_000_000.0, 5_000) == 7_000  # never more than 2 ms of the rate
 
