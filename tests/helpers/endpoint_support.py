@@ -35,6 +35,7 @@ class Recorder:
         self.events: deque[Event] = deque()
         self.transmits: deque[Transmit] = deque()
         self.deadline: float | None = None
+        self.gathers_s = 0.0
         self.bugs: set[str] = set()
         self.changed = Flag()
 
@@ -70,6 +71,9 @@ class Recorder:
             self._called("transmit")
             return self.transmits.popleft()
         return None
+
+    def gather_s(self, now: float) -> float:
+        return self.gathers_s
 
     def next_timer(self) -> float | None:
         self._called("next timer")

@@ -18,6 +18,7 @@ frames.py              the layout of frames
 protection.py          seals and opens packets
 recovery.py            which packets arrived or are lost, and the round trip
 acks.py                which of the peer's packets have come, and when to acknowledge them
+gathering.py           for how long bulk may be left in the socket, to be read in one go
 congestion/            how much may be in flight, and how fast it may leave
 mtu.py                 how large a datagram the path carries
 ranges.py              sets of integers that come in runs

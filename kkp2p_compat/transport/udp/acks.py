@@ -27,6 +27,8 @@ YOUNG_PACKETS = 200  # received; until then a connection is young
 PER_ACK = 10  # packets
 YOUNG_ACK_DELAY_RTTS = 1 / 8
 MIN_ACK_GAP_S = 0.0005  # between ACKs for packets in order
+ACK_GAP_RTTS, MAX_ACK_GAP_S = 1 / 8, 0.005  # the same while calm, if that is longer
+CALM_PACKETS = 200  # in order; after so many since the last gap all is calm
 REPORTS = 16  # ACKs that report a packet; if all are lost, it is sent again for nothing
 KEPT_RANGES = 64  # of packet numbers; those below are forgotten, and count as replays
 ACK_BYTES = ACK_HEADER.size + 32 * ACK_GAP_BYTES  # for the newest 33 ranges
@@ -45,7 +47,13 @@ class Received:
         self._reported = RangeSet()  # those that the next ACK reports
         self._largest_of_acks = deque([0] * REPORTS)  # what was the largest in the last ACKs
         self._floor = 0  # everything below is a replay
+        self._calm_from = CALM_PACKETS
         self._unacknowledged = 0  # packets that ask for an acknowledgement
+
+    @property
+    def calm(self) -> bool:
+        """Nothing was lost or reordered lately: the sender can do with fewer acknowledgements."""
+        return self.largest >= self._calm_from
 
     def is_new(self, number: int) -> bool:
         return number > self.largest or (number >= self._floor and number not in self._numbers)
@@ -54,6 +62,8 @@ class Received:
         """Packets ``start`` to ``stop`` - 1 have come; all of them are new."""
         self.heard_at = now
         gap = start != self.largest + 1
+        if gap:
+            self._calm_from = stop + CALM_PACKETS
         self._numbers.add(start, stop)
         self._reported.add(start, stop)
         if stop > self.largest:
@@ -70,14 +80,20 @@ class Received:
     def want_ack(self, count: int, now: float, rtt_s: float) -> None:
         """``count`` of the packets that have come ask for an acknowledgement."""
         self._unacknowledged += count
-        if self.largest < YOUNG_PACKETS and self._unacknowledged >= YOUNG_PER_ACK:
+        is_young = self.largest < YOUNG_PACKETS
+        if is_young and self._unacknowledged >= YOUNG_PER_ACK:
             self.ack_at = now
         elif self._unacknowledged >= PER_ACK:
-            self.ack_at = max(now, self._acked_at + MIN_ACK_GAP_S)
+            gap_s = min(ACK_GAP_RTTS * rtt_s, MAX_ACK_GAP_S) if self.calm else 0.0
+            self.ack_at = max(now, self._acked_at + max(gap_s, MIN_ACK_GAP_S))
         elif self.ack_at == math.inf:
-            young = self.largest < YOUNG_PACKETS
-            delay_s = YOUNG_ACK_DELAY_RTTS * rtt_s if young else MAX_ACK_DELAY_S
+            delay_s = YOUNG_ACK_DELAY_RTTS * rtt_s if is_young else MAX_ACK_DELAY_S
             self.ack_at = now + min(delay_s, MAX_ACK_DELAY_S)
+
+    def hurry(self, now: float) -> None:
+        """Acknowledge at once what has come."""
+        if self._unacknowledged:
+            self.ack_at = now
 
     def ack_goes_along(self, now: float) -> bool:
         """Whether a packet that is sent now should carry an acknowledgement."""

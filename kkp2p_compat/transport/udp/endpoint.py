@@ -94,7 +94,7 @@ class Endpoint:
         self._ready: list[_Member] = []
         self._in_turn = False  # the ready ones are driven at its end, else by the callback
         self._callback: Any = None
-        self._deadlines: DeadlineQueue[_Member] = DeadlineQueue()
+        self._deadlines: DeadlineQueue[_Member | Door] = DeadlineQueue()  # of a Door: read it
         self._timer: Any = None
         self._timer_at = math.inf
         self._closed = False
@@ -104,7 +104,7 @@ class Endpoint:
         self._soon_door = next(iter(self._doors.main.values()))
         self._soon = self._loop.io(self._soon_door.socket.fileno(), WRITE)
         for door in self._doors:
-            door.readable.start(self._turn, self._receive, door)
+            door.readable.start(self._turn, self._read, door)
 
     def ports(self) -> dict[int, int]:
         """The families that there are, socket.AF_INET and AF_INET6, and where each is bound."""
@@ -125,14 +125,17 @@ class Endpoint:
             raise EngineClosed
         doors = self._doors.open_extra(family, count)
         for door in doors:
-            door.readable.start(self._turn, self._receive, door)
+            door.readable.start(self._turn, self._read, door)
         return [door.socket.number for door in doors]
 
     def close_sockets(self, numbers: Iterable[int]) -> None:
         """Close these extra ones; what connections had waiting for room in them is lost."""
         for number in numbers:
             door = self._doors.close_extra(number)
-            for member in door.waiting if door is not None else ():
+            if door is None:
+                continue
+            self._deadlines.remove(door)
+            for member in door.waiting:
                 member.waiting = None
                 self._make_ready(member)
 
@@ -206,6 +209,19 @@ class Endpoint:
         self._doors.close()
 
     # What arrives.
+
+    def _read(self, door: Door) -> None:
+        """Read what has come; then what comes next, at once or in a while if all of it is bulk."""
+        self._receive(door)
+        if door.closed:
+            return
+        now = _now()
+        gather_s = min((member.connection.gather_s(now) for member in self._ready), default=0.0)
+        if 0 < gather_s < math.inf:
+            door.readable.stop()
+            self._deadlines.set(door, now + gather_s)
+        elif not door.readable.active:
+            door.readable.start(self._turn, self._read, door)
 
     def _receive(self, door: Door) -> None:
         """Read what has come; a short message is delivered before anything else is done."""
@@ -384,6 +400,9 @@ class Endpoint:
         self._timer_at = math.inf
         now = _now()
         while (member := self._deadlines.pop_due(now)) is not None:
+            if isinstance(member, Door):
+                self._read(member)
+                continue
             try:
                 due = member.connection.next_timer()
                 if due is not None and due <= now:

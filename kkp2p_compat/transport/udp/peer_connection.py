@@ -29,6 +29,7 @@ from . import frames as f
 from .acks import Received
 from .clock import Clock, Timer
 from .events import Closed, EventQueue, PathChanged, PathRecovered, PathSuspected, Transmit
+from .gathering import Gathering
 from .lifecycle import Cue, Lifecycle, Phase
 from .liveness import SILENCE_S, Liveness
 from .packing import Packer
@@ -81,6 +82,8 @@ class PeerConnection:
         self.recovery = Recovery()
         self._opener = PacketOpener(receive_secret, cipher)
         self._received = Received()
+        self._gathering = Gathering(self._received, self.recovery)
+        self.gather_s = self._gathering.wait_s
         sealer = PacketSealer(send_secret, cipher)
         self.packer = Packer(sealer, remote_id, self.recovery, self._received, settings)
         self.streams = StreamTable(
@@ -157,6 +160,7 @@ class PeerConnection:
             plain = plains[index]
             index += 1
             if len(plain) <= header_bytes or plain[0] != kind:
+                self._gathering.interrupt()
                 eliciting += self._handle_frames(f.parse_untrusted(plain), address)
                 continue
             # The hot path: a bulk transfer is made of packets of one stream, in order, and a short
@@ -172,6 +176,7 @@ class PeerConnection:
                 stop += len(piece)
                 index += 1
             eliciting += len(pieces)
+            self._gathering.handle_packets(pieces)
             self.liveness.ask_at = self._clock.now + SILENCE_S
             self.streams.handle_data(stream_id, offset, pieces, False)
         return eliciting

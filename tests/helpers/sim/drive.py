@@ -109,6 +109,10 @@ class Peer:
         self.on_offer: Callable[[ChannelOffered], object] = self.offers.append
         self.strays = 0
         self._unread: set[int] = set()
+        self.turns = 0  # wake-ups: several inputs at one instant are one
+        self._turn_at = -math.inf
+        self._gathered: list[tuple[bytes, Address]] = []  # left in the socket for now
+        self._gathers = False
         self._armed_at = math.inf
         self._idle_turns = 0
         self._last_timer = -math.inf
@@ -137,19 +141,35 @@ class Peer:
 
     def receive(self, packets: list[tuple[bytes, Address]]) -> None:
         """What the endpoint does with a readable socket: ours by connection id, then one turn."""
-        connection, now = self.connection, self.network.now
         mine = []
         for packet in packets:
             data = packet[0]
             ours = len(data) >= HEADER.size and 0x40 <= data[0] < 0x80
-            if ours and HEADER.unpack_from(data)[1] == connection.local_id:
+            if ours and HEADER.unpack_from(data)[1] == self.connection.local_id:
                 mine.append(packet)
             else:
                 self.strays += 1
-        if mine and self.closed is None:
-            for data, segment_bytes, source in coalesce(mine):
-                connection.handle_datagrams(data, segment_bytes, source, now)
-            self.drive()
+        self._gathered += mine
+        if mine and not self._gathers:
+            self._read_socket()
+
+    def _read_socket(self) -> None:
+        connection, now = self.connection, self.network.now
+        if self._gathers:
+            for link in self.network.links:
+                link.look()
+            self._gathers = False
+        packets, self._gathered = self._gathered, []
+        if not packets or self.closed is not None:
+            return
+        for data, segment_bytes, source in coalesce(packets):
+            connection.handle_datagrams(data, segment_bytes, source, now)
+        gather_s = connection.gather_s(now)
+        if 0 < gather_s < math.inf:
+            self._gathers = True
+            when = math.ceil((now + gather_s) / TIMER_STEP_S) * TIMER_STEP_S
+            self.network.at(when, self._read_socket)
+        self.drive()
 
     def drive(self) -> None:
         """After any input or command: events, the application, datagrams, the timer."""
@@ -157,6 +177,8 @@ class Peer:
             return
         connection, network = self.connection, self.network
         now = network.now
+        self.turns += now > self._turn_at
+        self._turn_at = now
         while True:
             self._poll_events()
             self._pump()

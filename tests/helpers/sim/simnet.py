@@ -270,6 +270,11 @@ class Link:
                 self._wake_at = wake_at
                 self.network.at(wake_at, lambda: self._wake(wake_at))
 
+    def look(self) -> None:
+        """Do not wait for ``wake_s``: a receiver reads now, and takes what is there."""
+        if self._wake_at is not None and self._flying[0][0] <= self.network.now:
+            self._wake(self._wake_at)
+
     def _wake(self, planned: float) -> None:
         if planned != self._wake_at:
             return  # an earlier one came in between

@@ -64,6 +64,9 @@ class ToyConnection:
                 self._in_order += len(body) + (kind == b"F")
                 self._events.append(Readable(STREAM))
 
+    def gather_s(self, now: float) -> float:
+        return 0.0
+
     def handle_timer(self, now: float) -> None:
         self._sent, self._repeat_at = self._acked, None
         self._repeats += 1

@@ -6,7 +6,14 @@ import math
 
 import pytest
 
-from kkp2p_compat.transport.udp.acks import PER_ACK, YOUNG_PACKETS, Received
+from kkp2p_compat.transport.udp.acks import (
+    CALM_PACKETS,
+    MAX_ACK_GAP_S,
+    MIN_ACK_GAP_S,
+    PER_ACK,
+    YOUNG_PACKETS,
+    Received,
+)
 from kkp2p_compat.transport.udp.recovery import MAX_ACK_DELAY_S
 
 NOW = 1000.0
@@ -24,15 +31,45 @@ def received() -> Received:
     return made
 
 
-def test_packets_in_order_are_acknowledged_together(received: Received) -> None:
+@pytest.mark.parametrize(
+    ("rtt_s", "gap_s"), [(0.001, MIN_ACK_GAP_S), (0.016, 0.002), (0.1, MAX_ACK_GAP_S)]
+)
+def test_packets_in_order_are_acknowledged_together(
+    received: Received, rtt_s: float, gap_s: float
+) -> None:
     first = YOUNG_PACKETS + 1
     for number in range(first, first + PER_ACK - 1):
-        received.add(number, number + 1, NOW + 0.001)
-        received.want_ack(1, NOW + 0.001, RTT_S)
-        assert received.ack_at == NOW + 0.001 + MAX_ACK_DELAY_S
-    received.add(first + PER_ACK - 1, first + PER_ACK, NOW + 0.002)
-    received.want_ack(1, NOW + 0.002, RTT_S)
-    assert received.ack_at == NOW + 0.002
+        received.add(number, number + 1, NOW)
+        received.want_ack(1, NOW, rtt_s)
+        assert received.ack_at == NOW + MAX_ACK_DELAY_S
+    received.add(first + PER_ACK - 1, first + PER_ACK, NOW + 0.0001)
+    received.want_ack(1, NOW + 0.0001, rtt_s)
+    assert received.ack_at == NOW + gap_s  # since the last one
+
+
+def test_after_a_gap_the_sender_need_not_wait_for_its_acknowledgements(received: Received) -> None:
+    first = YOUNG_PACKETS + 2
+    received.add(first, first + 1, NOW)
+    received.want_ack(1, NOW, RTT_S)
+    received.take_ack(NOW)
+    assert not received.calm
+    received.add(first + 1, first + CALM_PACKETS, NOW)
+    received.want_ack(CALM_PACKETS - 1, NOW, RTT_S)
+    assert received.ack_at == NOW + MIN_ACK_GAP_S
+    received.take_ack(NOW)
+    received.add(first + CALM_PACKETS, first + CALM_PACKETS + PER_ACK, NOW)
+    received.want_ack(PER_ACK, NOW, RTT_S)
+    assert received.calm
+    assert received.ack_at == NOW + MAX_ACK_GAP_S
+
+
+def test_it_can_be_hurried(received: Received) -> None:
+    received.hurry(NOW)
+    assert received.ack_at == math.inf  # there is nothing to acknowledge
+    received.add(YOUNG_PACKETS + 1, YOUNG_PACKETS + 2, NOW)
+    received.want_ack(1, NOW, RTT_S)
+    received.hurry(NOW)
+    assert received.ack_at == NOW
 
 
 def test_a_packet_behind_a_gap_and_the_one_that_fills_it_are_acknowledged_at_once(

@@ -44,9 +44,9 @@ def test_a_connection_fills_a_link_and_keeps_its_queue_short(
     assert _share(pair, transfer, 0, 2) > 0.5  # the start, too, is quick
     assert _share(pair, transfer, 2, 5) >= least
     # The start fills the pipe twice to find its size (draft-ietf-ccwg-bbr section 5.3.1).
-    assert pair.there.queueing_s()[-1] < 1.5 * RTT_S
+    assert pair.there.queueing_s()[-1] < 1.6 * RTT_S
     waits = pair.there.queueing_s(1002)
-    assert waits[-1] < RTT_S
+    assert waits[-1] < 1.1 * RTT_S
     assert waits[len(waits) // 2] < RTT_S / 4
 
 

@@ -84,7 +84,7 @@ def _attack(pair: Pair, attack: Attack) -> None:
 def test_forged_packets_change_nothing(attack: str) -> None:
     pair = Pair(attack, PATH)
     _attack(pair, ATTACKS[attack])
-    took = pair.transfer(300_000, 100_000, 20)
+    took = pair.transfer(300_000, 600_000, 20)
     assert took < 2
     assert {type(event) for event in pair.callee.events} <= {ChannelOffered, Ended}
     dropped = sum(pair.callee.connection.dropped.values()) + pair.callee.strays

@@ -96,6 +96,36 @@ def test_room_for_a_writer_is_used_at_once(ours: Endpoint, stranger: BatchSocket
     assert link.connection.calls.count("next timer") == 1
 
 
+def test_bulk_is_left_in_the_socket_for_a_while(ours: Endpoint, stranger: BatchSocket) -> None:
+    bulk, other = added(ours, 1), added(ours, 2)
+    bulk.connection.gathers_s = 1.0
+    send(stranger, ours, packet(1, b"first", 1400))
+    bulk.connection.wait_for(lambda: bulk.connection.received)
+    bulk.connection.gathers_s = 0.0
+    send(stranger, ours, packet(1, b"second", 1400))
+    elsewhere = BatchSocket(socket.AF_INET6, log)
+    try:
+        elsewhere.send(packet(2, b"x"), 100, place(ours, socket.AF_INET6))
+        other.connection.wait_for(lambda: other.connection.received)
+    finally:
+        elsewhere.close()
+    assert len(bulk.connection.received) == 1
+    bulk.connection.wait_for(lambda: len(bulk.connection.received) == 2)
+    send(stranger, ours, packet(1, b"third", 1400))  # is read as it comes
+    bulk.connection.wait_for(lambda: len(bulk.connection.received) == 3)
+
+
+def test_what_is_bulk_for_one_does_not_make_another_wait(
+    ours: Endpoint, stranger: BatchSocket
+) -> None:
+    bulk, other = added(ours, 1), added(ours, 2)
+    bulk.connection.gathers_s = 60.0
+    send(stranger, ours, packet(1, b"bulk", 1400), packet(2, b"a request", 1400))
+    other.connection.wait_for(lambda: other.connection.received)
+    send(stranger, ours, packet(2, b"the next one", 1400))
+    other.connection.wait_for(lambda: len(other.connection.received) == 2)
+
+
 def test_a_long_sender_lets_others_have_their_turn(ours: Endpoint, stranger: BatchSocket) -> None:
     sender, other = added(ours, 1), added(ours, 2)
     count = 10 * endpoint.TRANSMIT_TURN_CALLS
