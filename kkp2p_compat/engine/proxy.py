@@ -22,10 +22,11 @@ from gevent.event import Event
 
 from .._codes import KKP2P_ERROR_BIND_IP
 from .._descriptors import keep_private
-from .._errors import CallRefused, EngineClosed, KKP2PError
+from .._errors import CallRefused, EngineClosed, KKP2PError, LinkLost
 from .._io import READ
 from .._structs import connect_ctx_t
 from ..transport import tcp
+from ..transport.udp.stream_table import EARLY_BYTES
 from .calls.dialer import Dialer
 from .links.background import Background
 from .links.streams import OpenStream
@@ -176,7 +177,14 @@ class _Connection:
         self._stopped = False
 
     def begin(self) -> None:
-        call_off = self._proxy.dialer.ask(self._proxy.ctx, self._handle_answer)
+        try:
+            early = self._local.recv(EARLY_BYTES, _socket.MSG_PEEK)
+        except BlockingIOError:
+            early = b""
+        except OSError as error:  # which is told only once
+            self._fail(LinkLost(f"local program: {error}"))
+            return
+        call_off = self._proxy.dialer.ask(self._proxy.ctx, self._handle_answer, early)
         if call_off is None:
             self._dial()
         else:

@@ -59,15 +59,18 @@ class Dialer:
         stream.set_up_s = time.monotonic() - began
         return stream
 
-    def ask(self, ctx: connect_ctx_t, done: OnAsked) -> Callable[[], object] | None:
+    def ask(
+        self, ctx: connect_ctx_t, done: OnAsked, early: bytes = b""
+    ) -> Callable[[], object] | None:
         """Open a channel on the live link, without a greenlet; None: there is no such link.
 
         ``done`` gets the stream or CallRefused; None: the link does not take it.  Then ``connect``
         may find another way.  Returns what calls it off, before ``done`` is called.
+        ``early``: the first bytes, if there are, at most EARLY_BYTES: they save a round trip.
         """
         if ctx.connect_mode == _codes.CONNECT_RELAY:
             return None
-        return self.remote(ctx.peer_id).ask(ctx, done)
+        return self.remote(ctx.peer_id).ask(ctx, done, early)
 
     def _connect(self, ctx: connect_ctx_t, over_lan: bool, deadline: float) -> OpenStream:
         client = self._client

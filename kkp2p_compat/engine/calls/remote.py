@@ -158,7 +158,9 @@ class Remote:
                 if may_be_relayed or (mine and no_more):
                     raise
 
-    def ask(self, ctx: connect_ctx_t, done: OnAsked) -> Callable[[], object] | None:
+    def ask(
+        self, ctx: connect_ctx_t, done: OnAsked, early: bytes = b""
+    ) -> Callable[[], object] | None:
         """See Dialer.ask."""
         link = self._usable_link()
         if link is None:
@@ -190,7 +192,7 @@ class Remote:
         late = gevent.get_hub().loop.timer(self._settings.reuse_of(began + ctx.timeout / 1000))
         late.start(give_up)
         stream_id = link.channels.ask(
-            ctx.channel_type, ctx.encrypt_data, ctx.connect_desc, answered
+            ctx.channel_type, ctx.encrypt_data, ctx.connect_desc, answered, early
         )
         return call_off
 

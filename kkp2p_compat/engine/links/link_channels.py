@@ -129,14 +129,18 @@ class LinkChannels:
 
     # From the engine.
 
-    def ask(self, channel_type: int, encrypt_data: int, desc: int, on_answer: OnAnswer) -> int:
+    def ask(
+        self, channel_type: int, encrypt_data: int, desc: int, on_answer: OnAnswer,
+        early: bytes = b"",
+    ) -> int:  # fmt: skip
         """Open a channel; ``on_answer(None)`` when the peer has taken it, else with an error.
 
         That is CallRefused or LinkLost.  It is not called after ``give_up``.
+        ``early``: what is peeked at in the socket that ``pipe`` will get, at most EARLY_BYTES.
         """
         if self._broken is not None:
             raise self._broken
-        stream_id = self._streams.open(channel_type, encrypt_data, desc)
+        stream_id = self._streams.open(channel_type, encrypt_data, desc, early)
         channel = self._channels[stream_id] = LinkChannel(stream_id, State.ASKED)
         channel.on_answer = on_answer
         self.drained.clear()

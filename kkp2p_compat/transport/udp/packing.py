@@ -137,8 +137,10 @@ class Packer:
         self.messages.clear()
         self.control.clear()
 
-    def queue_control(self, frame: f.Frame) -> None:
-        self.control.append(f.encode(frame))
+    def queue_control(self, frame: f.Frame, tail: bytes = b"", new_bytes: int = 0) -> None:
+        """``tail``: a frame with so many new bytes of a stream, in the same packet each time."""
+        self.control.append(f.encode(frame) + tail)
+        self._data_sent += new_bytes
         self.owes_too_much = len(self.control) + self.control_on_way > MAX_CONTROL_FRAMES
 
     def announce_data(self, window: ReceiveWindow) -> None:
@@ -252,6 +254,8 @@ class Packer:
             return None  # it is padded
         if len(self.control) + len(self._stream_windows) > SHORT_CONTROL_FRAMES:
             return None
+        if any(len(frame) > f.MAX_CONTROL_BYTES for frame in self.control):
+            return None  # an OPEN with bytes of its stream
         stream = next(iter(self._sending)) if send_data else None
         start = stop = 0
         if stream is not None:

@@ -202,8 +202,9 @@ class StreamPipe(Pipe):
         self._read_bytes = MIN_READ_BYTES  # asked for: memory for more takes time to get
 
     def start(self) -> None:
-        if self._mark is None and not self._sent_all:  # a local program has written by now
-            self._handle_readable()
+        if self._mark is None and not self._sent_all:
+            # A local program has written by now.  What went along with OPEN was only peeked at.
+            self._read(self._streams.sent_bytes(self.stream_id))
         if not self._ended:
             super().start()
 
@@ -215,8 +216,8 @@ class StreamPipe(Pipe):
     def _handle_readable(self) -> None:
         self._read()
 
-    def _read(self) -> bool:
-        """Whether there may be more."""
+    def _read(self, skipped: int = 0) -> bool:
+        """Whether there may be more.  ``skipped``: bytes that the stream has, at the start."""
         streams, stream_id = self._streams, self.stream_id
         room = streams.writable_bytes(stream_id)
         if not room:
@@ -234,7 +235,7 @@ class StreamPipe(Pipe):
             data = b""
         if data:
             self._read_bytes = min(max(MIN_READ_BYTES, 4 * len(data)), MAX_READ_BYTES)
-            streams.write(stream_id, data)
+            streams.write(stream_id, data[skipped:] if skipped else data)
             # Not while there is no room: a socket that has more would wake us for nothing.
             if len(data) < room or streams.writable_bytes(stream_id):
                 self._listen()

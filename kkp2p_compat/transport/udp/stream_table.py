@@ -32,7 +32,7 @@ from .ranges import RangeSet
 from .recovery import Recovery
 from .transport_settings import TransportSettings
 
-__all__ = ["REFUSED_BUSY", "REFUSED_MOVED", "REFUSED_UNSUPPORTED", "StreamTable"]
+__all__ = ["EARLY_BYTES", "REFUSED_BUSY", "REFUSED_MOVED", "REFUSED_UNSUPPORTED", "StreamTable"]
 
 # REFUSED reasons: our choice, docs/protocol.rst.
 REFUSED_BUSY = 1
@@ -40,6 +40,7 @@ REFUSED_UNSUPPORTED = 2
 REFUSED_MOVED = 3
 
 # Our choices.
+EARLY_BYTES = 400  # with OPEN; it must fit into a packet of the narrowest path
 MAX_CHANNELS = 16_384  # that a peer may hold open
 CLOGGED_S = 1.0  # without credit for new bytes
 MAX_ID_RANGES = 1024  # of the ids that a peer has opened: reordering makes a few
@@ -90,13 +91,24 @@ class StreamTable:
 
     # From the application.
 
-    def open(self, channel_type: int, encrypt_data: int, desc: int) -> int:
-        """Ask the peer for a channel; ChannelOpened or ChannelRefused follows, or Closed."""
+    def open(self, channel_type: int, encrypt_data: int, desc: int, early: bytes = b"") -> int:
+        """Ask the peer for a channel; ChannelOpened or ChannelRefused follows, or Closed.
+
+        ``early``: the first bytes of the stream, at most EARLY_BYTES; they count as sent.
+        """
         stream_id = self._next_id
         self._next_id += 2
-        self.by_id[stream_id] = self._new_stream(stream_id, channel_type, ours=True)
-        self._packer.queue_control(f.Open(stream_id, channel_type, encrypt_data, desc))
+        stream = self.by_id[stream_id] = self._new_stream(stream_id, channel_type, ours=True)
+        size = len(early) if len(early) <= self._packer.data_credit else 0
+        stream.send.begin(size)
+        # Never parted: bytes that came before their OPEN would be acknowledged and dropped.
+        tail = f.encode_stream_header(stream_id, 0, size, False) + early if size else b""
+        self._packer.queue_control(f.Open(stream_id, channel_type, encrypt_data, desc), tail, size)
         return stream_id
+
+    def sent_bytes(self, stream_id: int) -> int:
+        stream = self.by_id.get(stream_id)
+        return 0 if stream is None else stream.send.next_offset
 
     def accept(self, stream_id: int) -> None:
         self.by_id[stream_id].opened = True
@@ -279,7 +291,7 @@ class StreamTable:
         stream = self.by_id.get(frame.stream)
         if stream is not None and stream.ours and not stream.opened:
             stream.opened = True
-            stream.send.held = False
+            stream.send.handle_opened()
             self._packer.activate((stream.send,))
             self._events.put(ChannelOpened(frame.stream))
 

@@ -65,6 +65,16 @@ class SendStream:
     def unsent_bytes(self) -> int:
         return self.end - self.next_offset
 
+    def begin(self, early_bytes: int) -> None:
+        """So many bytes, the first, go along with OPEN."""
+        self.end = self.next_offset = early_bytes
+
+    def handle_opened(self) -> None:
+        """The peer knows the stream, and has what went along with OPEN."""
+        self.held = False
+        if self.next_offset:
+            self.handle_acked(0, self.next_offset, False)
+
     def write(self, data: bytes) -> None:
         if self.finished:
             raise ValueError("written after the end")
