@@ -211,6 +211,58 @@ def test_refused_on_a_live_link(dial: Dial, address: Address, peer: kkp2p.engine
     assert answers(*dial())
 
 
+def with_early_bytes(engine: kkp2p.engine_t, address: Address, data: bytes) -> socket.socket:
+    """A program that has written before the engine, whose thread this keeps, sees it."""
+
+    def connect() -> int:
+        with _socket.create_connection(address) as program:
+            program.sendall(data)
+            return os.dup(program.fileno())
+
+    return socket.socket(fileno=engine.thread.call(connect))
+
+
+@pytest.mark.parametrize("size", [1, 400, 401, 100_000])
+def test_what_a_program_has_written_by_then(
+    dial: Dial, address: Address, engine: kkp2p.engine_t, peer: kkp2p.engine_t, size: int
+) -> None:
+    """It goes along with the request for a channel, and arrives once."""
+    dial()
+    data = os.urandom(size)
+    with with_early_bytes(engine, address, data) as program:
+        fd = accept(peer).fd
+        program.sendall(b"more")
+        program.shutdown(_socket.SHUT_WR)
+        assert read_all(fd) == data + b"more"
+        write_all(fd, b"answer")
+        kkp2p.close_fd(fd)
+        assert receive_all(program) == b"answer"
+    (link,) = links(peer)
+    until(lambda: len(link.channels) == 1)
+
+
+@pytest.mark.parametrize("data", [b"", b"request"])
+def test_a_program_that_resets_at_once(
+    dial: Dial, address: Address, engine: kkp2p.engine_t, peer: kkp2p.engine_t, data: bytes
+) -> None:
+    """It asks for nothing; or what it asks is cut, not ended."""
+    first = dial()
+
+    def connect_and_reset() -> None:
+        with _socket.create_connection(address) as program:
+            program.sendall(data)
+            program.setsockopt(_socket.SOL_SOCKET, _socket.SO_LINGER, RESET_ON_CLOSE)
+
+    engine.thread.call(connect_and_reset)
+    if data:
+        fd = accept(peer).fd
+        assert read_all(fd) in (b"", data)
+        assert kkp2p.error_no() == -107
+        kkp2p.close_fd(fd)
+    assert answers(*dial())
+    assert answers(*first)
+
+
 def deaf(engine: kkp2p.engine_t, monkeypatch: pytest.MonkeyPatch) -> None:
     """The callee's end of the only link does not answer any more when a channel is opened."""
     (link,) = links(engine)
@@ -219,12 +271,18 @@ def deaf(engine: kkp2p.engine_t, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.tuned(reuse_s=0.05)
 def test_a_live_link_that_takes_no_channel(
-    monkeypatch: pytest.MonkeyPatch, dial: Dial, engine: kkp2p.engine_t, peer: kkp2p.engine_t
-) -> None:
+    monkeypatch: pytest.MonkeyPatch, dial: Dial, address: Address, engine: kkp2p.engine_t,
+    peer: kkp2p.engine_t,
+) -> None:  # fmt: skip
     """The peer is called again; who was connected before goes on."""
     first = dial()
     deaf(peer, monkeypatch)
-    assert answers(*dial())
+    with with_early_bytes(engine, address, b"early") as program:
+        fd, buff = accept(peer).fd, bytearray(9)
+        assert kkp2p.read(fd, buff, 9, LONG) == 5
+        assert buff[:5] == b"early"
+        assert answers(program, fd)
+        kkp2p.close_fd(fd)
     assert len(links(engine)) == 2
     assert answers(*first)
     assert answers(*dial())

@@ -96,10 +96,15 @@ class Pair:
         callee.incoming[offer.stream_id] = transfer.at_callee
         callee.look(offer.stream_id)
 
-    def start(self, up: int, down: int = 0) -> Transfer:
-        """Open a channel and send ``up`` bytes to the callee and ``down`` bytes back."""
-        caller = self.caller
-        stream_id = caller.connection.streams.open(KKP2P_TCP_CHANNEL, 0, len(self.transfers))
+    def start(self, up: int, down: int = 0, early: int = 0) -> Transfer:
+        """Open a channel and send ``up`` bytes to the callee and ``down`` bytes back.
+
+        The first ``early`` bytes go along with OPEN.
+        """
+        caller, number = self.caller, len(self.transfers)
+        first = Body(up, 4 * number + 1).piece(0, early)
+        stream_id = caller.connection.streams.open(KKP2P_TCP_CHANNEL, 0, number, first)
+        assert not early or stream_id == 2 * number  # no other way was used to open one
         bodies = Body(up, 2 * stream_id + 1), Body(down, 2 * stream_id + 2)
         made = Transfer(
             stream_id,
@@ -108,7 +113,7 @@ class Pair:
             at_callee=Incoming(bodies[0], **self.reading),
         )
         self.transfers[stream_id] = made
-        caller.send(stream_id, bodies[0])
+        caller.send(stream_id, bodies[0]).written = early
         caller.drive()
         return made
 

@@ -26,7 +26,7 @@ from kkp2p_compat.transport.udp.flow_control import GROWTH_BYTES, SLOW_S
 from kkp2p_compat.transport.udp.frames import DATAGRAM_HEADER
 from kkp2p_compat.transport.udp.packing import INITIAL_DATA_WINDOW_BYTES
 from kkp2p_compat.transport.udp.protection import OVERHEAD_BYTES
-from kkp2p_compat.transport.udp.stream_table import CLOGGED_S
+from kkp2p_compat.transport.udp.stream_table import CLOGGED_S, EARLY_BYTES
 
 FAST = Conditions(rate_bytes_per_s=mbit_per_s(100), delay_s=0.005)
 LOSSY = Conditions(
@@ -48,6 +48,46 @@ def _nothing_left(pair: Pair) -> None:
         )
     )
     pair.finish()
+
+
+@BOTH
+def test_bytes_that_go_along_with_open(path: Conditions) -> None:
+    """Sent, lost and repeated as one: none comes before the channel that it is of."""
+    pair = Pair("early", path)
+    sizes = (1, EARLY_BYTES, EARLY_BYTES + 1, 20_000) * 25
+    transfers = [pair.start(size, 500, early=min(size, EARLY_BYTES)) for size in sizes]
+    pair.run(lambda: all(transfer.done for transfer in transfers), 120)
+    _nothing_left(pair)
+
+
+def test_they_save_a_round_trip() -> None:
+    pair = Pair("early", LONG)
+    pair.transfer(100_000)
+    took_s = []
+    for early in (0, 100):
+        transfer = pair.start(100, early=early)
+        took_s.append(pair.run(lambda arriving=transfer.at_callee: arriving.received == 100, 10))
+        pair.run(lambda made=transfer: made.done, 10)
+    assert took_s[0] - took_s[1] == pytest.approx(2 * LONG.delay_s, abs=0.005)
+    _nothing_left(pair)
+
+
+def test_they_need_credit_as_all_bytes_do() -> None:
+    pair = Pair()
+    streams, packer = pair.caller.connection.streams, pair.caller.connection.packer
+    packer.max_data = 99
+    opened = [streams.open(KKP2P_TCP_CHANNEL, 0, 0, bytes(count)) for count in (100, 60, 40)]
+    assert [streams.sent_bytes(stream_id) for stream_id in opened] == [0, 60, 0]
+
+
+def test_a_refused_channel_takes_them_with_it() -> None:
+    pair = Pair()
+    callee = pair.callee.connection.streams
+    pair.callee.on_offer = lambda offer: callee.refuse(offer.stream_id, 1)
+    pair.caller.connection.streams.open(KKP2P_TCP_CHANNEL, 0, 0, b"x" * EARLY_BYTES)
+    pair.caller.drive()
+    pair.run(lambda: _events(pair.caller, ChannelRefused), 10)
+    _nothing_left(pair)
 
 
 @BOTH
