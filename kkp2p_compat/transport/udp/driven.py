@@ -1,4 +1,7 @@
-"""What an endpoint drives: a connection, and the owner who is told of its events."""
+"""What an endpoint drives: a connection, and the owner who is told of its events.
+
+``Member`` is both, with what the endpoint keeps of them.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,9 @@ from typing import Protocol
 from ..._address import Address
 from .events import Event, Transmit
 
-__all__ = ["Driven", "DrivenConnection"]
+__all__ = ["Batch", "Driven", "DrivenConnection", "Member", "key_of"]
+
+Batch = tuple[bytes, int, Address]  # as in a Transmit
 
 
 class DrivenConnection(Protocol):
@@ -32,3 +37,23 @@ class Driven(Protocol):
     @property
     def local_id(self) -> int: ...
     def handle_event(self, event: Event) -> object: ...
+
+
+class Member:
+    """A connection, and what the endpoint keeps of it."""
+
+    __slots__ = ("alive", "connection", "failed", "key", "link", "ready", "waiting")
+
+    def __init__(self, link: Driven) -> None:
+        self.link = link
+        self.connection = link.connection
+        self.key = key_of(link)
+        self.alive = True
+        self.failed = False  # closed after a bug
+        self.ready = False  # in the endpoint's list of those to drive
+        self.waiting: Batch | None = None  # what a full socket did not take
+
+
+def key_of(link: Driven) -> bytes:
+    """The connection id, as it is in packets."""
+    return link.local_id.to_bytes(8, "big")

@@ -32,7 +32,7 @@ from ..._io import WRITE
 from .deadline_queue import DeadlineQueue
 from .demultiplex import connection_id, joined, runs
 from .doors import Door, Doors
-from .driven import Driven
+from .driven import Batch, Driven, Member, key_of
 from .early import EarlyDatagrams
 from .events import Closed
 from .mtu import MIN_BYTES
@@ -53,26 +53,6 @@ BLOCKED_TIMER_S = 0.01  # a connection that waits for room may have a deadline t
 _FIRST = bytes([FIRST_BYTE])
 _now = time.monotonic
 OnStun = Callable[[bytes, Address], object]
-_Batch = tuple[bytes, int, Address]  # as in a Transmit
-
-
-class _Member:
-    """A connection, and what the endpoint keeps of it."""
-
-    __slots__ = ("alive", "connection", "failed", "key", "link", "ready", "waiting")
-
-    def __init__(self, link: Driven) -> None:
-        self.link = link
-        self.connection = link.connection
-        self.key = _key(link)
-        self.alive = True
-        self.failed = False  # closed after a bug
-        self.ready = False  # in the endpoint's list of those to drive
-        self.waiting: _Batch | None = None  # what a full socket did not take
-
-
-def _key(link: Driven) -> bytes:
-    return link.local_id.to_bytes(8, "big")
 
 
 class Endpoint:
@@ -90,11 +70,11 @@ class Endpoint:
         self.early = EarlyDatagrams(self.dropped)
         self._log = log
         self._loop = get_hub().loop
-        self._members: dict[bytes, _Member] = {}
-        self._ready: list[_Member] = []
+        self._members: dict[bytes, Member] = {}
+        self._ready: list[Member] = []
         self._in_turn = False  # the ready ones are driven at its end, else by the callback
         self._callback: Any = None
-        self._deadlines: DeadlineQueue[_Member | Door] = DeadlineQueue()  # of a Door: read it
+        self._deadlines: DeadlineQueue[Member | Door] = DeadlineQueue()  # of a Door: read it
         self._timer: Any = None
         self._timer_at = math.inf
         self._closed = False
@@ -147,7 +127,7 @@ class Endpoint:
         """Drive this connection from now on.  ValueError: its id is taken."""
         if self._closed:
             return
-        member = _Member(link)
+        member = Member(link)
         if member.key in self._members:
             raise ValueError(f"connection id {link.local_id:016x} is taken")
         self._members[member.key] = member
@@ -158,7 +138,7 @@ class Endpoint:
 
         No handler of it is called any more.  An unknown one is ignored.
         """
-        member = self._members.get(_key(link))
+        member = self._members.get(key_of(link))
         if member is None or member.link is not link:
             return
         del self._members[member.key]
@@ -177,7 +157,7 @@ class Endpoint:
 
     def wake(self, link: Driven) -> None:
         """The application gave it something to do: drive it in this turn of the loop."""
-        member = self._members.get(_key(link))
+        member = self._members.get(key_of(link))
         if member is not None and member.link is link:
             self._make_ready(member)
 
@@ -212,16 +192,19 @@ class Endpoint:
 
     def _read(self, door: Door) -> None:
         """Read what has come; then what comes next, at once or in a while if all of it is bulk."""
-        self._receive(door)
-        if door.closed:
-            return
-        now = _now()
-        gather_s = min((member.connection.gather_s(now) for member in self._ready), default=0.0)
-        if 0 < gather_s < math.inf:
-            door.readable.stop()
-            self._deadlines.set(door, now + gather_s)
-        elif not door.readable.active:
-            door.readable.start(self._turn, self._read, door)
+        gather_s = 0.0
+        try:
+            self._receive(door)
+            now = _now()
+            gather_s = min((member.connection.gather_s(now) for member in self._ready), default=0.0)
+        finally:  # also after a bug: a socket that nobody watches is never read again
+            if door.closed:
+                pass
+            elif 0 < gather_s < math.inf:
+                door.readable.stop()
+                self._deadlines.set(door, now + gather_s)
+            elif not door.readable.active:
+                door.readable.start(self._turn, self._read, door)
 
     def _receive(self, door: Door) -> None:
         """Read what has come; a short message is delivered before anything else is done."""
@@ -279,7 +262,7 @@ class Endpoint:
         finally:
             self._drive_ready()
 
-    def _make_ready(self, member: _Member) -> None:
+    def _make_ready(self, member: Member) -> None:
         if member.ready or not member.alive:
             return
         member.ready = True
@@ -312,7 +295,7 @@ class Endpoint:
             if self._ready:
                 self._call_later()
 
-    def _drive(self, member: _Member) -> None:
+    def _drive(self, member: Member) -> None:
         connection = member.connection
         now = _now()
         calls_left = TRANSMIT_TURN_CALLS
@@ -342,7 +325,7 @@ class Endpoint:
 
     # What goes out.
 
-    def _transmit(self, member: _Member, now: float, calls_left: int) -> int:
+    def _transmit(self, member: Member, now: float, calls_left: int) -> int:
         """Send until there is no more, or the socket is full; returns how many calls are left."""
         poll_transmit = member.connection.poll_transmit
         while calls_left > 0:
@@ -364,7 +347,7 @@ class Endpoint:
             break
         return calls_left
 
-    def _send(self, member: _Member, door: Door, batch: _Batch) -> bool:
+    def _send(self, member: Member, door: Door, batch: Batch) -> bool:
         data, segment_bytes, address = batch
         done = door.socket.send(data, segment_bytes, address)
         if done < len(data):
@@ -431,7 +414,7 @@ class Endpoint:
 
     # Bugs.
 
-    def _fail(self, member: _Member) -> None:
+    def _fail(self, member: Member) -> None:
         """Call while handling an exception: logs it, and closes the connection that raised it."""
         name = member.key.hex()
         self._log.exception("bug in connection %s: it is closed", name)
