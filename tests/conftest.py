@@ -19,6 +19,7 @@ from helpers.cloud_fixtures import (
     black_hole,
     cloud,
     engine,
+    held_port,
     lan_pair,
     lan_port,
     make_engine,
@@ -42,9 +43,9 @@ from helpers.support import PATIENCE_S
 
 __all__ = [
     "black_hole",
-    "cloud", "engine", "identity", "lan_pair", "lan_port", "make_engine", "make_link", "make_pair",
-    "offers", "on_loopback", "open_link", "out_of_reach", "peer", "quick_backoff", "quick_link",
-    "serve", "start_cloud", "start_program",
+    "cloud", "engine", "held_port", "identity", "lan_pair", "lan_port", "make_engine", "make_link",
+    "make_pair", "offers", "on_loopback", "open_link", "out_of_reach", "peer", "quick_backoff",
+    "quick_link", "serve", "start_cloud", "start_program",
 ]  # fmt: skip
 
 # A script's background job ignores SIGINT, and so would the programs that tests interrupt.

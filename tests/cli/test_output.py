@@ -142,11 +142,6 @@ def exchange(port: int) -> None:
         assert sock.recv(5) == b"hello"
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
-
-
 def wait_for_listener(port: int) -> None:
     while True:
         try:
@@ -158,8 +153,9 @@ def wait_for_listener(port: int) -> None:
 
 @pytest.mark.parametrize("output", ["full", "no reader", "not read"])
 def test_a_proxy_serves_on(
-    cloud: CloudProcess, server: Program, tmp_path: Path, output: str, pipe: tuple[int, int]
-) -> None:
+    cloud: CloudProcess, server: Program, tmp_path: Path, held_port: int, output: str,
+    pipe: tuple[int, int],
+) -> None:  # fmt: skip
     reader, writer = pipe
     if output == "full":
         os.close(writer)
@@ -172,16 +168,15 @@ def test_a_proxy_serves_on(
             while True:
                 os.write(writer, b"\n" * 4096)
         os.set_blocking(writer, True)
-    port = free_port()
     proxy = subprocess.Popen(
-        [sys.executable, "-m", "kkp2p_compat", "proxy", str(port), "peer", "--verbose",
+        [sys.executable, "-m", "kkp2p_compat", "proxy", str(held_port), "peer", "--verbose",
          "--login", f"127.0.0.1:{cloud.port}"],
         cwd=tmp_path, env=ENVIRONMENT, stdout=writer, stderr=writer,
     )  # fmt: skip
     try:
-        wait_for_listener(port)
+        wait_for_listener(held_port)
         for _ in range(3):
-            exchange(port)
+            exchange(held_port)
         proxy.send_signal(signal.SIGTERM)
         assert gevent.get_hub().threadpool.apply(proxy.wait, (PATIENCE_S,)) == 0
     finally:

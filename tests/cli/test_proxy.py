@@ -148,10 +148,10 @@ def test_both_loopbacks_in_words_and_without_ipv6(
 
 
 def test_a_port_that_is_free_on_one_loopback_only(
-    cloud: CloudProcess, start_tool: StartTool
+    cloud: CloudProcess, start_tool: StartTool, held_port: int
 ) -> None:
-    with _socket.create_server(("::1", 0), family=_socket.AF_INET6) as taken:
-        port = str(taken.getsockname()[1])
+    port = str(held_port)
+    with _socket.create_server(("::1", held_port), family=_socket.AF_INET6):
         status, output, errors = start_tool("proxy", port, "peer", "--login", login(cloud)).end()
     assert (status, output) == (1, "")
     assert errors.startswith(f"kkp2p proxy: proxy ::1:{port}: [Errno 98]")

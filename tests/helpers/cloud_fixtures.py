@@ -129,6 +129,28 @@ def start_program(tmp_path: Path) -> Iterator[Callable[..., Program]]:
 
 
 @pytest.fixture
+def held_port() -> Iterator[int]:
+    """A TCP port of both loopbacks on which nothing listens, unless somebody asks for this one.
+
+    While it is bound no other program is given it; with SO_REUSEADDR a listener may have it.
+    """
+    while True:
+        with contextlib.ExitStack() as stack:
+            port = 0
+            for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+                sock = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    sock.bind((host, port))
+                except OSError:
+                    break  # taken on the other loopback
+                port = sock.getsockname()[1]
+            else:
+                yield port
+                return
+
+
+@pytest.fixture
 def lan_port() -> int:
     """A free port for LAN searches."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:

@@ -80,9 +80,9 @@ def test_why_engine_init_failed(engine_conf: Callable[..., kkp2p.engine_conf_t])
 
 
 def test_a_refused_connection_is_logged_once(
-    make_engine: Callable[..., kkp2p.engine_t], tmp_path: Path, free_port: int
+    make_engine: Callable[..., kkp2p.engine_t], tmp_path: Path, held_port: int
 ) -> None:
-    engine = make_engine(login_port=free_port)
+    engine = make_engine(login_port=held_port)
     ctx = kkp2p.connect_ctx_t("peer", timeout=LONG)
     assert kkp2p.connect(engine, ctx, kkp2p.channel_t()) < 0
     log = text(tmp_path, 0)
@@ -91,14 +91,6 @@ def test_a_refused_connection_is_logged_once(
     assert log.count("refused") == 1
     assert "peer: cloud 127.0.0.1:" in log
     assert "certificate" not in log  # none was seen
-
-
-@pytest.fixture
-def free_port() -> int:
-    """One that nothing listens on, most probably for as long as the test runs."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def test_an_address_that_failed_is_tried_last(

@@ -394,7 +394,7 @@ class PeerConnection:
 
         It is another path even if the address is the one in use: then our own has changed.
         """
-        self._clock.now = now
+        self._go_on(now)
         self.recovery.pto_count = 0  # what backed off for the old path has waited long enough
         self.validation.try_address(address, now, self.recovery.rtt.pto_s, searched=True)
 
@@ -415,10 +415,8 @@ class PeerConnection:
     # Output.
 
     def poll_transmit(self, now: float) -> Transmit | None:
-        self._clock.now = now
+        self._go_on(now)  # after a sleep, an application's write may come before what has arrived
         packer = self.packer
-        if packer.unsettled:
-            packer.settle()
         if self.lifecycle.phase is not _OPEN:
             return self._poll_close(now)
         validation, mtu = self.validation, self.path.mtu

@@ -49,7 +49,8 @@ def test_a_path_found_at_the_address_that_we_have_is_a_new_one() -> None:
     pair.finish()
 
 
-def test_a_host_that_slept_suspects_a_path_that_died_meanwhile() -> None:
+@pytest.mark.parametrize("begins_with", ["reading", "sending"])
+def test_a_host_that_slept_suspects_a_path_that_died_meanwhile(begins_with: str) -> None:
     """What it reads first when it wakes up is old: not a round trip of half a minute."""
     pair = Pair("asleep", PATH)
     transfer = pair.start(SIZE, SIZE)
@@ -65,6 +66,8 @@ def test_a_host_that_slept_suspects_a_path_that_died_meanwhile() -> None:
     caller.receive, caller.drive = awake
     pair.network.hosts[caller.address] = caller.receive
     assert kept
+    if begins_with == "sending":
+        caller.drive()
     for packets in kept:
         caller.receive(packets)
     assert caller.connection.recovery.rtt.smoothed_s < 1.0
