@@ -14,6 +14,7 @@ from helpers.support import PATIENCE_S
 from kkp2p_compat._address import HostPort
 from kkp2p_compat.traversal import checks as checks_module
 from kkp2p_compat.traversal.candidates import host_candidates
+from kkp2p_compat.traversal.check_pairs import FIRST_INTERVAL_S
 from kkp2p_compat.traversal.check_table import CheckTable
 from kkp2p_compat.traversal.checks import (
     GRACE_S,
@@ -61,6 +62,27 @@ def test_a_check_that_was_too_early_is_not_waited_for() -> None:
     network.start(network.caller)
     network.run(60, lambda: network.callee.checks.selected)
     assert network.now - start == pytest.approx(3 * one_way_s)
+
+
+def test_how_long_it_takes_where_every_twentieth_packet_is_lost() -> None:
+    """From the caller's start until both sides have the path, in 400 simulated calls."""
+    took_s = sorted(_took_with_losses(seed) for seed in range(400))
+    shortest_s = 1.5 * ROUND_TRIP_S
+    assert took_s[200] == pytest.approx(shortest_s)
+    assert took_s[380] <= shortest_s + FIRST_INTERVAL_S + 1e-6, "one loss costs one interval"
+    assert took_s[-1] <= shortest_s + 3 * FIRST_INTERVAL_S + 1e-6, "two in a row cost three"
+
+
+def _took_with_losses(seed: int) -> float:
+    network = Network(Host("192.0.2.1"), Host("192.0.2.2"), seed)
+    dice = Random(seed)
+    network.lose = lambda host, target, data: dice.random() < 0.05
+    network.start(network.callee)  # a moment earlier, as its answer has to arrive
+    network.run(ROUND_TRIP_S / 2)
+    start = network.now
+    network.start(network.caller)
+    network.run(60, lambda: all(host.checks.selected for host in network.hosts))
+    return network.now - start
 
 
 @pytest.mark.parametrize("seed", range(40))
