@@ -1,7 +1,8 @@
 """What a PeerConnection tells the program that drives it.
 
 Each is delivered once, in the order in which things happened; ``Readable`` and ``Writable`` only
-say "look again", so several of them for one stream may be one.
+say "look again", so several of them for one stream may be one.  Nobody changes one; they are not
+frozen, as that makes each take longer to make, and the import twice as long.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ChannelOffered:
     """The peer opened a channel: accept or refuse it."""
 
@@ -43,14 +44,14 @@ class ChannelOffered:
     desc: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ChannelOpened:
     """The peer has accepted a channel that we opened."""
 
     stream_id: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ChannelRefused:
     """The peer has refused a channel that we opened."""
 
@@ -58,28 +59,28 @@ class ChannelRefused:
     reason: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Readable:
     """There is data in order, or the end of it: see ``peek`` and ``at_end``."""
 
     stream_id: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Writable:
     """``writable_bytes`` was too small, and has grown."""
 
     stream_id: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Stopped:
     """The peer will not read what we write from here on."""
 
     stream_id: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ResetReceived:
     """The peer has given up what it was sending; what has not been read yet is lost."""
 
@@ -87,14 +88,14 @@ class ResetReceived:
     reason: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ended:
     """A channel is over and forgotten: the peer has all that was sent, and we have all of its."""
 
     stream_id: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class MessageReceived:
     """A whole message of a UDP channel."""
 
@@ -102,24 +103,24 @@ class MessageReceived:
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PathChanged:
     """The peer is now reached at another address, which has proved that it is the peer."""
 
     address: Address
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PathSuspected:
     """The peer has not been heard for several probe time-outs: look for another path."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PathRecovered:
     """After PathSuspected, the peer was heard again."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Closed:
     """The end: nothing more will be sent.  What has come can still be read."""
 
