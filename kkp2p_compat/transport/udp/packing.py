@@ -5,8 +5,7 @@ shorter.  A stream with enough to send fills whole packets (a *bulk* flight).  E
 acknowledgement, control frames, messages, the ends of streams) is put together in a *mixed* packet,
 with as many bytes of streams as fit.
 
-A few new bytes of one stream, as a request or an answer is, take a *short* way of their own to one
-packet: with nothing else to send there is nothing to choose.
+A few new bytes of one stream take a *short* way to one packet: there is nothing to choose.
 
 Acknowledgements and control frames are sent at once.  Stream data and messages wait for the window
 of congestion control and for the pacer, except after a probe time-out.  Both are told of what has
@@ -53,13 +52,9 @@ class Packer:
     """The sending half of a connection."""
 
     def __init__(
-        self,
-        sealer: PacketSealer,
-        remote_id: int,
-        recovery: Recovery,
-        received: Received,
+        self, sealer: PacketSealer, remote_id: int, recovery: Recovery, received: Received,
         settings: TransportSettings,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.next_number = 0
         self.max_data = INITIAL_DATA_WINDOW_BYTES  # the peer's limit for all streams together
         self.control: deque[bytes] = deque()  # frames to send before any data
@@ -183,22 +178,21 @@ class Packer:
 
     def mtu_probe(self, size: int, address: Address, now: float) -> Transmit:
         payload = f.encode(f.Ping()).ljust(size - OVERHEAD_BYTES, b"\0")
-        number = self.next_number
+        flight = Flight(self.next_number, self.next_number + 1, size, now, mtu_probe=True)
         data = self._seal_one(payload)
-        self._recovery.sent(Flight(number, number + 1, size, now, mtu_probe=True))
+        self._recovery.sent(flight)
         self.eliciting_at = now
         return Transmit(data, len(data), address)
 
     def _seal_one(self, payload: bytes) -> bytes:
-        number = self.next_number
-        self.next_number = number + 1
-        return self._sealer.seal_one(number, self._remote_id, payload)
+        self.next_number += 1
+        return self._sealer.seal_one(self.next_number - 1, self._remote_id, payload)
 
     def _small_probe(self, address: Address, now: float) -> Transmit:
         """Where only this arrives, large packets are lost, and the path is not dead."""
         self.probes_left = 0
-        number = self.next_number
         transmit = self.single(f.encode(f.Ping()), address)
+        number = self.next_number - 1
         self.unsettled.append(Flight(number, number + 1, len(transmit.data), now))
         return transmit
 
@@ -252,10 +246,10 @@ class Packer:
         """
         if not self.mtu.confirmed and (send_data or must_say):
             return None  # it is padded
-        if len(self.control) + len(self._stream_windows) > SHORT_CONTROL_FRAMES:
-            return None
-        if any(len(frame) > f.MAX_CONTROL_BYTES for frame in self.control):
-            return None  # an OPEN with bytes of its stream
+        if len(self.control) + len(self._stream_windows) > SHORT_CONTROL_FRAMES or any(
+            len(frame) > f.MAX_CONTROL_BYTES for frame in self.control
+        ):
+            return None  # too many, or an OPEN with bytes of its stream
         stream = next(iter(self._sending)) if send_data else None
         start = stop = 0
         if stream is not None:
@@ -279,11 +273,9 @@ class Packer:
         if stream is not None:
             self.mark_sent(stream, start, stop)
             fin = stream.ends_at(stop)
-            payload += f.STREAM_HEADER.pack(
-                f.STREAM_FIN if fin else f.STREAM, stream.stream_id, start
-            )
-            if stop > start:
-                payload += stream.view(start, stop)
+            kind = f.STREAM_FIN if fin else f.STREAM
+            payload += f.STREAM_HEADER.pack(kind, stream.stream_id, start)
+            payload += stream.view(start, stop) if stop > start else b""
             flight.pieces = ((stream, start, stop, fin),)
             del self._sending[stream]
             self._ran_dry = not self._blocked
@@ -304,9 +296,7 @@ class Packer:
         paced = self._pacer.budget(now, pacing, controller.quantum_bytes)
         if paced < size:
             self.paced_until = self._pacer.next_send(now, pacing)
-            if paced <= 0:
-                return 0
-        return min(room, max(paced, size))
+        return min(room, max(paced, size)) if paced > 0 else 0
 
     def take_control(self, room: int) -> tuple[list[bytes], list[bytes]]:
         """Frames that fit, and those of them that have to be repeated if they are lost."""
@@ -400,9 +390,8 @@ class _Batch:
         self.payloads += f.encode_stream_run(stream.stream_id, start, data, chunk)
         packer.mark_sent(stream, start, stop)
         packer.end_turn(stream, stop - start)
-        packer.unsettled.append(
-            Flight(first, first + count, size, self._now, None, stream, start, chunk, stop)
-        )
+        left = Flight(first, first + count, size, self._now, None, stream, start, chunk, stop)
+        packer.unsettled.append(left)
         return True
 
     def mixed(self, send_data: bool) -> bool:
@@ -439,9 +428,8 @@ class _Batch:
         self.payloads.append(payload)
         if len(parts) > acks:
             size = len(payload) + OVERHEAD_BYTES
-            packer.unsettled.append(
-                Flight(number, number + 1, size, self._now, pieces=pieces, frames=repeated)
-            )
+            left = Flight(number, number + 1, size, self._now, pieces=pieces, frames=repeated)
+            packer.unsettled.append(left)
             packer.control_on_way += len(repeated)
         return True
 
