@@ -7,14 +7,18 @@ reason, mostly an acknowledgement, may send from half a quantum on, and the time
 The event loop wakes us up to a timer tick late.  The credit goes on growing meanwhile, so a late
 wake-up sends more and the average rate is kept; but never for more than ``LATE_S``, and only while
 nothing but the pacer is waited for: a connection that is idle, or whose window is used up, does not
-save up a burst.
+save up a burst.  On a fast path it does: the largest quantum is less than what a tick is worth, so
+acknowledgements set the pace, and without that credit each would let go a fraction of what it may.
 """
 
 from __future__ import annotations
 
+from .controller import MAX_QUANTUM_BYTES, QUANTUM_S
+
 __all__ = ["Pacer"]
 
 LATE_S = 0.002  # our choice: two ticks of the event loop's 1 ms timer
+FAST_BYTES_PER_S = MAX_QUANTUM_BYTES / QUANTUM_S
 
 
 class Pacer:
@@ -44,7 +48,8 @@ class Pacer:
         return now + max(-self._credit_bytes, 0.0) / rate_bytes_per_s
 
     def _refill(self, now: float, rate_bytes_per_s: float) -> None:
-        most_bytes = LATE_S * rate_bytes_per_s if self._awaited else max(self._credit_bytes, 0.0)
+        is_late = self._awaited or rate_bytes_per_s > FAST_BYTES_PER_S
+        most_bytes = LATE_S * rate_bytes_per_s if is_late else max(self._credit_bytes, 0.0)
         credit_bytes = self._credit_bytes + (now - self._at) * rate_bytes_per_s
         self._credit_bytes = min(credit_bytes, most_bytes)
         self._at = now

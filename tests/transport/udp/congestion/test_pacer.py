@@ -38,6 +38,14 @@ def test_pacer_saves_up_nothing_while_something_else_is_waited_for() -> None:
     assert pacer.budget(0.1, 1_000_000.0, 5_000) == 5_000
 
 
+def test_pacer_of_a_fast_path_saves_up_whatever_is_waited_for() -> None:
+    """There acknowledgements set the pace, and one that is late lets go what was due meanwhile."""
+    pacer, rate = Pacer(0.0), 100_000_000.0
+    pacer.sent(65_536, 0.0, rate)
+    assert pacer.budget(0.001, rate, 65_536) == 100_000
+    assert pacer.budget(1.0, rate, 65_536) == 65_536 + 200_000
+
+
 def test_pacer_makes_up_for_a_late_timer_but_saves_up_no_burst() -> None:
     pacer = Pacer(0.0)
     pacer.sent(5_000, 0.0, 1_000_000.0)
