@@ -54,21 +54,23 @@ def _parse_fingerprint(text: str) -> bytes:
 
 
 class Trust:
-    """What vouches for the servers of one engine's cloud.  ``has_name``: login_domain has."""
+    """What vouches for the servers of one engine's cloud.
+
+    ``has_name``: there is a name in login_domain.
+    """
 
     def __init__(self, ca_file: str | None, given: frozenset[bytes], has_name: bool) -> None:
         self._known = set(given)  # vouched for by what we hold, not by a CA
         self.asks_ca = ca_file is not None or (has_name and not given)
         # Nothing else may even be logged in at: a false server gets no proof to guess from.
         self.is_required = ca_file is not None or bool(given)
-        self.verified = _bare_context()  # nothing passes by it
         if ca_file is not None:
             self.verified = _context(ca_file)
             # A server that shows a certificate of login_ca itself is meant, by whatever name or
             # address it is reached: behind a port forward its own certificate has another one.
             self._known.update(map(fingerprint, self.verified.get_ca_certs(binary_form=True)))
-        elif self.asks_ca:
-            self.verified = _system_context()
+        else:  # nobody passes by the bare one, which is quick to make
+            self.verified = _system_context() if self.asks_ca else _bare_context()
         self.unverified = _bare_context()
         self.unverified.check_hostname = False
         self.unverified.verify_mode = ssl.CERT_NONE

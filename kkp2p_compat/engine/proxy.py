@@ -145,6 +145,8 @@ class Proxy:
     def _rest(self) -> None:
         """No event tells of a free descriptor."""
         self._acceptable.stop()
+        if self._pause is not None:
+            self._pause.close()
         self._pause = gevent.get_hub().loop.timer(OUT_OF_DESCRIPTORS_PAUSE_S)
         self._pause.start(self._acceptable.start, self._accept)
 

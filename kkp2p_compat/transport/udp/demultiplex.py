@@ -12,15 +12,20 @@ from collections.abc import Callable, Iterable, Iterator
 from ..._address import Address
 from .protection import HEADER_BYTES, OVERHEAD_BYTES
 
-__all__ = ["connection_id", "joined", "runs"]
+__all__ = ["Datagrams", "connection_id", "joined", "key_of", "runs"]
 
-Datagrams = tuple[bytes, int, Address]  # data, the bytes of each but the last, the sender
+Datagrams = tuple[bytes, int, Address]  # data, the bytes of each but the last, whose or for whom
 
 _ID_PLACE = 8  # in the header, behind the number
 
 
 def connection_id(packet: bytes) -> bytes:
     return packet[_ID_PLACE:HEADER_BYTES]
+
+
+def key_of(local_id: int) -> bytes:
+    """A connection id as ``connection_id`` finds it in a packet."""
+    return local_id.to_bytes(HEADER_BYTES - _ID_PLACE, "big")
 
 
 def joined(

@@ -8,11 +8,10 @@ from __future__ import annotations
 from typing import Protocol
 
 from ..._address import Address
+from .demultiplex import Datagrams, key_of
 from .events import Event, Transmit
 
-__all__ = ["Batch", "Driven", "DrivenConnection", "Member", "key_of"]
-
-Batch = tuple[bytes, int, Address]  # as in a Transmit
+__all__ = ["Driven", "DrivenConnection", "Member"]
 
 
 class DrivenConnection(Protocol):
@@ -47,13 +46,8 @@ class Member:
     def __init__(self, link: Driven) -> None:
         self.link = link
         self.connection = link.connection
-        self.key = key_of(link)
+        self.key = key_of(link.local_id)
         self.alive = True
         self.failed = False  # closed after a bug
         self.ready = False  # in the endpoint's list of those to drive
-        self.waiting: Batch | None = None  # what a full socket did not take
-
-
-def key_of(link: Driven) -> bytes:
-    """The connection id, as it is in packets."""
-    return link.local_id.to_bytes(8, "big")
+        self.waiting: Datagrams | None = None  # what a full socket did not take

@@ -13,14 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..._address import Address
+from .demultiplex import Datagrams, key_of
 
 __all__ = ["EarlyDatagrams"]
 
 # Our choices, for each connection: until its channel is open, a peer sends a few small packets.
 MAX_RUNS = 8
 MAX_BYTES = 8192
-
-_Run = tuple[bytes, int, Address]  # datagrams, as PeerConnection.handle_datagrams takes them
 
 
 class EarlyDatagrams:
@@ -31,12 +30,12 @@ class EarlyDatagrams:
 
     def __init__(self, dropped: Counter[str]) -> None:
         self._dropped = dropped
-        self._kept: dict[bytes, list[_Run]] = {}
+        self._kept: dict[bytes, list[Datagrams]] = {}
 
     @contextmanager
     def expected(self, local_id: int) -> Iterator[None]:
         """Inside the body a connection of this id is about to be made."""
-        key = local_id.to_bytes(8, "big")
+        key = key_of(local_id)
         self._kept[key] = []
         try:
             yield
@@ -44,7 +43,7 @@ class EarlyDatagrams:
             self._kept.pop(key, None)
 
     def keep(self, key: bytes, data: bytes, segment_bytes: int, address: Address) -> None:
-        """``key``: the id, as it is in a packet."""
+        """``key``: the id, as ``connection_id`` finds it in a packet."""
         kept = self._kept.get(key)
         if kept is None:
             self._dropped["unknown connection"] += 1
@@ -53,6 +52,6 @@ class EarlyDatagrams:
         else:
             kept.append((data, segment_bytes, address))
 
-    def take(self, local_id: int) -> list[_Run]:
+    def take(self, local_id: int) -> list[Datagrams]:
         """The connection is there now."""
-        return self._kept.pop(local_id.to_bytes(8, "big"), [])
+        return self._kept.pop(key_of(local_id), [])

@@ -30,9 +30,9 @@ from ..._address import Address
 from ..._errors import EngineClosed, OurFault
 from ..._io import WRITE
 from .deadline_queue import DeadlineQueue
-from .demultiplex import connection_id, joined, runs
+from .demultiplex import Datagrams, connection_id, joined, key_of, runs
 from .doors import Door, Doors
-from .driven import Batch, Driven, Member, key_of
+from .driven import Driven, Member
 from .early import EarlyDatagrams
 from .events import Closed
 from .mtu import MIN_BYTES
@@ -138,7 +138,7 @@ class Endpoint:
 
         No handler of it is called any more.  An unknown one is ignored.
         """
-        member = self._members.get(key_of(link))
+        member = self._members.get(key_of(link.local_id))
         if member is None or member.link is not link:
             return
         del self._members[member.key]
@@ -157,7 +157,7 @@ class Endpoint:
 
     def wake(self, link: Driven) -> None:
         """The application gave it something to do: drive it in this turn of the loop."""
-        member = self._members.get(key_of(link))
+        member = self._members.get(key_of(link.local_id))
         if member is not None and member.link is link:
             self._make_ready(member)
 
@@ -347,7 +347,7 @@ class Endpoint:
             break
         return calls_left
 
-    def _send(self, member: Member, door: Door, batch: Batch) -> bool:
+    def _send(self, member: Member, door: Door, batch: Datagrams) -> bool:
         data, segment_bytes, address = batch
         done = door.socket.send(data, segment_bytes, address)
         if done < len(data):
