@@ -192,19 +192,22 @@ class Endpoint:
 
     def _read(self, door: Door) -> None:
         """Read what has come; then what comes next, at once or in a while if all of it is bulk."""
-        gather_s = 0.0
-        try:
-            self._receive(door)
-            now = _now()
-            gather_s = min((member.connection.gather_s(now) for member in self._ready), default=0.0)
-        finally:  # also after a bug: a socket that nobody watches is never read again
-            if door.closed:
-                pass
-            elif 0 < gather_s < math.inf:
-                door.readable.stop()
-                self._deadlines.set(door, now + gather_s)
-            elif not door.readable.active:
-                door.readable.start(self._turn, self._read, door)
+        self._receive(door)
+        if door.closed:
+            return
+        now = _now()
+        gather_s = math.inf
+        for member in tuple(self._ready):
+            try:
+                gather_s = min(gather_s, member.connection.gather_s(now))
+            except Exception:  # noqa: BLE001 - logged; the other connections must not suffer
+                gather_s = 0.0
+                self._fail(member)
+        if 0 < gather_s < math.inf:
+            door.readable.stop()
+            self._deadlines.set(door, now + gather_s)
+        elif not door.readable.active:
+            door.readable.start(self._turn, self._read, door)
 
     def _receive(self, door: Door) -> None:
         """Read what has come; a short message is delivered before anything else is done."""

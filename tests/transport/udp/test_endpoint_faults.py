@@ -93,7 +93,7 @@ def test_a_check_is_answered(ours: Endpoint, stranger: BatchSocket) -> None:
 # Bugs.
 
 
-@pytest.mark.parametrize("bug", ["datagrams", "event", "transmit", "next timer", "timer"])
+@pytest.mark.parametrize("bug", ["datagrams", "gather", "event", "transmit", "next timer", "timer"])
 def test_a_bug_closes_its_connection_only(
     bug: str, ours: Endpoint, stranger: BatchSocket, caplog: pytest.LogCaptureFixture
 ) -> None:
