@@ -31,7 +31,9 @@ __all__ = ["start_sample", "start_tool"]
 
 LONG = PATIENCE_S * 1000
 SHORT_MS = 1500  # for what must not succeed, ever
-PEERS = [f"peer{number}" for number in range(8)]
+# Which track a peer belongs to is a hash of the tracks' ports and its name: of so many names
+# each track has some, whatever the ports (all on one track: once in two thousand million runs).
+PEERS = [f"peer{number}" for number in range(32)]
 ACCOUNTS = [option for peer in (*PEERS, "bob") for option in ("--account", f"{peer}:{SECRET}")]
 FAILURES = (kkp2p.KKP2P_ERROR_CONN_DISCONNECT, kkp2p.KKP2P_ERROR_CONNECT_TIMEOUT)
 StartCloud = Callable[..., CloudProcess]
