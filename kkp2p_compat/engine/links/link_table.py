@@ -44,7 +44,7 @@ class LinkTable:
 
     def add(self, info: LinkInfo) -> PeerLink:
         met = info.met
-        address, rtt_s = met.path
+        address, rtt_s, _ = met.path
         callee = met.theirs if info.is_caller else met.ours
         endpoint = self._network.underlay().endpoint
         connection = PeerConnection(

@@ -84,7 +84,7 @@ class Roaming:
         pauses = Backoff(self._random, PAUSE_FIRST_S, PAUSE_MOST_S, PAUSE_SPREAD_S)
         while link.closed is None:
             try:
-                address, _ = self._redial(link, CALL_S)
+                address, *_ = self._redial(link, CALL_S)
             except KKP2PError as error:
                 self._log.info("%s: no other path yet: %s", link.name, error)
             else:

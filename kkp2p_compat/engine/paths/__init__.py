@@ -10,5 +10,6 @@ meeting.py        both sides have spoken: look for a path between them
 path_finder.py    runs the connectivity checks
 puncher.py        does what a plan wants beyond checks
 birthdays.py      which birthday punches an engine may make
+path_kind.py      the kinds of paths, the best first
 driver.py         drives a sans-IO core that sends STUN messages
 """

@@ -24,6 +24,7 @@ from ...traversal.courtesy import Courtesy
 from ...traversal.notes import Note
 from ..signalling.direct_offer import DirectOffer
 from .driver import Driver
+from .path_kind import PathKind
 
 __all__ = ["Path", "PathFinder", "Search"]
 
@@ -33,8 +34,9 @@ STAY_S = 5.0  # our choice: after the end, as the peer may have missed our last 
 class Path(NamedTuple):
     """A way on which packets get through in both directions."""
 
-    address: Address  # of the peer
-    rtt_s: float
+    address: Address  # of the peer, or of the relay
+    rtt_s: float | None  # None: it was not measured
+    kind: PathKind = PathKind.DIRECT
 
 
 class PathFinder:
