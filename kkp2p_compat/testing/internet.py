@@ -255,6 +255,15 @@ class Internet:
         """Drop UDP at the access of a host or a NAT, in both directions."""
         self.ask("block_udp", name=host.name, on=on)
 
+    def set_line(self, host: InternetHost | NatHandle, **fields: float | None) -> None:
+        """The access line of a host or a NAT, from now on.  ``delay_s`` (None: that of all);
+        ``loss``, the chance of a packet in each direction; ``udp_bps``, a policer that drops UDP
+        beyond this many bits a second; ``mtu``, over which IP packets are dropped (0: no limit),
+        and of which only a host's own kernel knows."""
+        self.ask("line", name=host.name, **fields)
+        if "mtu" in fields and isinstance(host, InternetHost):
+            ip_batch(host.namespace, [f"link set {DEVICE} mtu {fields['mtu'] or MTU}"])
+
     def move(
         self,
         host: InternetHost,

@@ -5,7 +5,7 @@ It has no device and no clock: ``take`` gets the packet of a host, ``due`` gives
 
 How it is built:
 - The core is the network of all public addresses; every other network is behind one NAT.
-- A host or a NAT is joined to its network by a port, which can be cut or refuse UDP.
+- A host or a NAT is joined to its network by a port, whose line (``access``) may drop packets.
 - Between two ports of the core there are ``hops`` routers, the delays of both access lines, and the
   chance of loss.  Within a network behind a NAT there is nothing in between, and no delay.
 - A NAT is one router.  IPv6 passes it as it is, to the hosts that are registered behind it.
@@ -25,7 +25,8 @@ from random import Random
 from typing import Any
 
 from .._errors import BadPacket
-from .nat import FIREWALL, UDP, Nat, NatType
+from .access import Access
+from .nat import FIREWALL, Nat, NatType
 from .packet import Packet, parse_untrusted
 
 __all__ = ["Arrival", "Gateway", "Network", "Port", "World"]
@@ -39,21 +40,19 @@ CORE = ""  # the name of the network of public addresses
 class Port:
     """Where a host or a NAT is joined to a network."""
 
-    def __init__(self, name: str, network: Network) -> None:
+    def __init__(self, name: str, network: Network, access: Access) -> None:
         self.name = name
         self.network = network
+        self.access = access
         self.addresses: list[str] = []
-        self.delay_s: float | None = None  # of the access line; None: as all
-        self.cut = False
-        self.udp = True
         self.firewall: Nat | None = None  # IPv6 only
 
 
 class Gateway(Port):
     """A NAT: a port of its outer network, and the way out of its inner one."""
 
-    def __init__(self, name: str, outer: Network, subnet: str, nat: Nat) -> None:
-        super().__init__(name, outer)
+    def __init__(self, name: str, outer: Network, access: Access, subnet: str, nat: Nat) -> None:
+        super().__init__(name, outer, access)
         self.nat = nat
         self.inner = Network(name, self, subnet)
 
@@ -114,9 +113,7 @@ class World:
         firewall: bool = False,
         delay_s: float | None = None,
     ) -> None:
-        port = Port(name, self._network(network))
-        port.udp, port.delay_s = udp, delay_s
-        self._ports[name] = port
+        self._ports[name] = Port(name, self._network(network), self._access(udp, delay_s))
         self.set_addresses(name, network, addresses, firewall=firewall)
 
     def add_nat(
@@ -131,9 +128,14 @@ class World:
         delay_s: float | None = None,
     ) -> None:
         nat = Nat(nat_type, addresses, Random(f"{self._seed} {name}"))
-        port = self._ports[name] = Gateway(name, self._network(outer), subnet, nat)
-        port.udp, port.delay_s = udp, delay_s
+        access = self._access(udp, delay_s)
+        self._ports[name] = Gateway(name, self._network(outer), access, subnet, nat)
         self.set_addresses(name, outer, addresses)
+
+    def _access(self, udp: bool, delay_s: float | None) -> Access:
+        access = Access(self._random)
+        access.udp, access.delay_s = udp, delay_s
+        return access
 
     def set_addresses(
         self, name: str, network: str, addresses: list[str], *, firewall: bool = False
@@ -149,10 +151,14 @@ class World:
             self._register(port, address)
 
     def cut(self, name: str, on: bool) -> None:
-        self._ports[name].cut = on
+        self._ports[name].access.cut = on
 
     def block_udp(self, name: str, on: bool) -> None:
-        self._ports[name].udp = not on
+        self._ports[name].access.udp = not on
+
+    def set_line(self, name: str, **fields: float | None) -> None:
+        """``Access.set``, of a host or a NAT."""
+        self._ports[name].access.set(fields)
 
     def cut_between(self, one: str, other: str, on: bool) -> None:
         """Drop what two hosts send each other; NATs cannot be named here."""
@@ -233,10 +239,8 @@ class World:
 
     def _send(self, port: Port, packet: Packet) -> None:
         """Into the network of a port."""
-        if port.cut:
-            return self._drop(packet, "cut")
-        if packet.protocol == UDP and not port.udp:
-            return self._drop(packet, "UDP is blocked")
+        if refusal := port.access.refusal(packet, False, self._now):
+            return self._drop(packet, refusal)
         network, target = port.network, packet.target
         if network.is_for_all(target):
             if network.gateway is None:
@@ -264,17 +268,16 @@ class World:
             return self._drop(packet, "TTL")
         if self.loss and self._random.random() < self.loss:
             return self._drop(packet, "lost")
-        delay_s = sum(self.delay_s if one.delay_s is None else one.delay_s for one in (port, there))
+        lines = (port.access.delay_s, there.access.delay_s)
+        delay_s = sum(self.delay_s if one is None else one for one in lines)
         number = next(self._numbers)
         heapq.heappush(self._flying, (self._now + delay_s, number, there, packet))
         return None
 
     def _deliver(self, port: Port, packet: Packet) -> None:
         """To the host or the NAT at a port, from its network."""
-        if port.cut:
-            return self._drop(packet, "cut")
-        if packet.protocol == UDP and not port.udp:
-            return self._drop(packet, "UDP is blocked")
+        if refusal := port.access.refusal(packet, True, self._now):
+            return self._drop(packet, refusal)
         if isinstance(port, Gateway):
             return self._in_through(port, packet)
         if self._apart and frozenset((packet.origin, port.name)) in self._apart:

@@ -69,6 +69,7 @@ class WorldProcess:
             "cut": world.cut,
             "cut_between": world.cut_between,
             "block_udp": world.block_udp,
+            "line": world.set_line,
             "age": world.age,
             "flying": world.flying,
             "reboot": world.reboot,

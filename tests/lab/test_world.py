@@ -219,6 +219,43 @@ def test_delay_and_loss(lab: Lab, agent: Start) -> None:
     assert sent >= started
 
 
+def test_the_line_of_one_host(lab: Lab, agent: Start, run: Run) -> None:
+    """What it drops, and which MTU its own kernel knows; others have the lines that they had."""
+    net = lab.internet()
+    names = ("one", "two", "other")
+    one_host, two_host, other_host = (net.host(name) for name in names)
+    two, other = agent(two_host), agent(other_host)
+    for end in (two, other):
+        end.heard(7000)
+    net.set_line(one_host, mtu=1280)
+    assert "mtu 1280" in one_host.run("ip", "link", "show", "eth0")
+    for size in (1280 - 28, 1280 - 27):
+        two.send(4000, (one_host.address, 7000), "x" * size)
+        two.send(4000, (other_host.address, 7000), "x" * size)
+    net.settle()
+    assert net.counters()["dropped"] == {"two": {"too large": 1}}
+    assert len(other.heard(7000)) == 2
+    net.set_line(one_host, mtu=0, udp_bps=8_000)
+    one = agent(one_host)
+    for _ in range(40):  # far over the burst of a policer
+        one.send(4000, (two_host.address, 7000), "x" * 1000)
+    net.settle()
+    policed = net.counters()["dropped"]["one"]["policed"]
+    assert 0 < policed == 40 - len(two.heard(7000))
+    server = run(two_host, "ready", str(STREAM), "serve", "5000")
+    output_of(run(one_host, None, str(STREAM), "send", two_host.address, "5000", "400000"))
+    wait_for(server, "^400000 ")  # TCP passes
+    assert net.counters()["dropped"]["one"]["policed"] == policed
+    net.set_line(one_host, udp_bps=0)
+    net.set_line(two_host, loss=1.0)
+    for target in (two_host, other_host):
+        one.send(4000, (target.address, 7000))
+    net.settle()
+    assert (two.heard(7000), len(other.heard(7000))) == ([], 1)
+    with pytest.raises(ValueError, match="a line has no rate"):
+        net.set_line(one_host, rate=1.0)
+
+
 def test_streams_pass_nats_whole(lab: Lab, run: Run) -> None:
     """TCP with loss through three translations: a wrong checksum would stop it."""
     net = lab.internet(delay_s=0.001, loss=0.002)
