@@ -3,6 +3,7 @@
 udp/           packets, recovery and streams over UDP
 carry.py       carries a stream between a local socket and a sealed connection
 dial.py        connects to one of several addresses, staggered
+lane_wire.py   the datagrams by which a peer and a relay set up a lane
 pair.py        the engine's end of a socket pair, whose other end is the application's
 relay.py       a peer's way to the pairing on a relay
 relay_wire.py  the bytes that a peer and a relay exchange before the stream begins

@@ -17,8 +17,10 @@ from .._errors import BadPacket
 
 __all__ = [
     "BAD",
+    "BODY_BYTES",
     "CALLEE",
     "CALLER",
+    "CLOSING",
     "EXPIRED",
     "HELLO_BYTES",
     "HERE",
@@ -35,8 +37,10 @@ __all__ = [
     "TokenRefused",
     "hello",
     "is_whole_hello",
+    "mac_of",
     "make_receipt",
     "make_token",
+    "parse_body_untrusted",
     "parse_hello_untrusted",
     "receipt_from_text_untrusted",
     "receipt_to_text",
@@ -55,7 +59,8 @@ _TOKEN_VERSION = 1
 SESSION_BYTES = 16
 MAC_BYTES = 32
 _BODY = struct.Struct(f"!BBI{SESSION_BYTES}s")  # version, side, expiry (Unix s), session
-TOKEN_BYTES = _BODY.size + MAC_BYTES
+BODY_BYTES = _BODY.size
+TOKEN_BYTES = BODY_BYTES + MAC_BYTES
 TOKEN_CHARS = TOKEN_BYTES * 4 // 3  # in base64url
 HELLO_BYTES = len(_HEAD) + TOKEN_CHARS
 _OLD_HELLO_BYTES = len(_OLD_HEAD) + TOKEN_BYTES
@@ -73,6 +78,7 @@ USED = 3
 LIMIT = 4
 NO_PARTNER = 5
 HERE = 6  # sent before one of the others, if a receipt was asked for, which follows
+CLOSING = 7  # on a lane only
 
 STATUS_TEXTS = {
     PAIRED: "paired",
@@ -81,6 +87,7 @@ STATUS_TEXTS = {
     USED: "the token was used before",
     LIMIT: "a limit of the relay is met",
     NO_PARTNER: "the other side did not come",
+    CLOSING: "the relay shuts down",
 }
 
 
@@ -105,7 +112,8 @@ def status_text(status: int) -> str:
     return STATUS_TEXTS.get(status, f"unknown status {status}")
 
 
-def _mac(key: bytes, body: bytes) -> bytes:
+def mac_of(key: bytes, body: bytes) -> bytes:
+    """What makes a body a token, and nobody without the key can make."""
     return hmac.new(key, body, hashlib.sha256).digest()
 
 
@@ -114,33 +122,39 @@ def make_token(key: bytes, session: bytes, side: int, expiry: int) -> bytes:
     if len(session) != SESSION_BYTES or side not in (CALLER, CALLEE):
         raise ValueError(f"a session of {len(session)} bytes, side {side}")
     body = _BODY.pack(_TOKEN_VERSION, side, expiry, session)
-    return body + _mac(key, body)
+    return body + mac_of(key, body)
 
 
 def verify_token_untrusted(key: bytes, token: bytes, now: float) -> Token:
     """What the token says, if our key signed it and it has not expired; else TokenRefused."""
     if len(token) != TOKEN_BYTES:
         raise TokenRefused(BAD)
-    body, mac = token[: _BODY.size], token[_BODY.size :]
-    if not hmac.compare_digest(mac, _mac(key, body)):
+    body, mac = token[:BODY_BYTES], token[BODY_BYTES:]
+    if not hmac.compare_digest(mac, mac_of(key, body)):
         raise TokenRefused(BAD)
+    said = parse_body_untrusted(body)
+    if now > said.expiry:
+        raise TokenRefused(EXPIRED)
+    return said
+
+
+def parse_body_untrusted(body: bytes) -> Token:
+    """What the body of a token says; whether it is genuine and has not expired is another check."""
     version, side, expiry, session = _BODY.unpack(body)
     if version != _TOKEN_VERSION or side not in (CALLER, CALLEE):
         raise TokenRefused(BAD)
-    if now > expiry:
-        raise TokenRefused(EXPIRED)
     return Token(session, side, expiry)
 
 
 def session_of(token: bytes) -> bytes:
     """Which call a token is for; not verified, as a peer cannot."""
-    session: bytes = _BODY.unpack(token[: _BODY.size])[3]
+    session: bytes = _BODY.unpack(token[:BODY_BYTES])[3]
     return session
 
 
 def make_receipt(key: bytes, session: bytes) -> bytes:
     """Proof for the track that the caller of this session was at the relay: RECEIPT_BYTES bytes."""
-    return _mac(key, b"here" + session)[:RECEIPT_BYTES]
+    return mac_of(key, b"here" + session)[:RECEIPT_BYTES]
 
 
 def hello(token: bytes, wants_receipt: bool = False) -> bytes:

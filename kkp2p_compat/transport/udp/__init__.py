@@ -35,5 +35,6 @@ driven.py              what the endpoint asks of a connection and of its owner
 early.py               what a peer sends on a connection that is still to be made
 deadline_queue.py      one timer for many connections
 pipe.py                carries a channel to and from a local socket
+lane.py                our side of a lane, a way through a relay for packets
 first_hop.py           how large a datagram the first hop takes
 """

@@ -29,6 +29,7 @@ from gevent import get_hub
 from ..._address import Address
 from ..._errors import EngineClosed, OurFault
 from ..._io import WRITE
+from ..lane_wire import MAGIC as LANE_MAGIC
 from .deadline_queue import DeadlineQueue
 from .demultiplex import Datagrams, connection_id, joined, key_of, runs
 from .doors import Door, Doors
@@ -52,20 +53,22 @@ BLOCKED_TIMER_S = 0.01  # a connection that waits for room may have a deadline t
 
 _FIRST = bytes([FIRST_BYTE])
 _now = time.monotonic
-OnStun = Callable[[bytes, Address], object]
+OnDatagram = Callable[[bytes, Address], object]
 
 
 class Endpoint:
     """Belongs to the hub of the thread that makes it, as do all its methods.
 
-    ``on_stun(data, address)`` gets what begins like a STUN message.  ``dropped`` counts by reason
-    what was for nobody or could not be sent, beside the sockets' own ``failures()``.
+    ``on_stun(data, address)`` gets what begins like a STUN message, ``on_lane`` what begins like a
+    relay's about a lane.  ``dropped`` counts by reason what was for nobody or could not be sent,
+    beside the sockets' own ``failures()``.
     A handler may call any method, for its own connection and for others.
     """
 
-    def __init__(self, log: Logger, on_stun: OnStun | None = None) -> None:
+    def __init__(self, log: Logger, on_stun: OnDatagram | None = None) -> None:
         """Opens the sockets, on free ports.  Raises OutOfDescriptors; LinkLost: of no family."""
         self.on_stun = on_stun
+        self.on_lane: OnDatagram | None = None
         self.dropped: Counter[str] = Counter()
         self.early = EarlyDatagrams(self.dropped)
         self._log = log
@@ -241,20 +244,24 @@ class Endpoint:
                 self._fail(member)
             self._make_ready(member)
             return has_news
-        if data and data[0] < STUN_FIRST_BYTES and self.on_stun is not None:
-            for start in range(0, len(data), segment_bytes):
-                self._hand_to_stun(data[start : start + segment_bytes], address)
+        if data and data[0] < STUN_FIRST_BYTES:
+            handler = self.on_stun
         else:
+            handler = self.on_lane if data.startswith(LANE_MAGIC) else None
+        if handler is None:
             self.dropped["not ours"] += 1
+            return False
+        for start in range(0, len(data), segment_bytes):
+            self._hand_over(handler, data[start : start + segment_bytes], address)
         return False
 
-    def _hand_to_stun(self, data: bytes, address: Address) -> None:
-        if self.on_stun is None or self._closed:
+    def _hand_over(self, handler: OnDatagram, data: bytes, address: Address) -> None:
+        if self._closed:
             return
         try:
-            self.on_stun(data, address)
+            handler(data, address)
         except Exception:  # noqa: BLE001 - logged; the connections must not suffer
-            self._log.exception("bug in %r", self.on_stun)
+            self._log.exception("bug in %r", handler)
 
     # Turns: what a watcher brings, then every connection that it touched.
 

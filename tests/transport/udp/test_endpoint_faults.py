@@ -57,6 +57,24 @@ def test_a_joined_buffer_is_told_apart(ours: Endpoint, stranger: BatchSocket) ->
     assert ours.dropped == {"unknown connection": 1, "not ours": 1 + 1}
 
 
+def test_a_lanes_datagrams(ours: Endpoint, stranger: BatchSocket) -> None:
+    link = added(ours, 1)
+    lane, stun = [], []
+    of_lane = [b"KKLN\x03 of 14 by" + bytes([number]) for number in range(3)]
+    send(stranger, ours, *of_lane)
+    send(stranger, ours, packet(1, b"first"))
+    link.connection.wait_for(lambda: link.connection.received)
+    assert ours.dropped == {"not ours": len(of_lane)}, "nobody wants them"
+    ours.on_lane = lambda data, address: lane.append((data, address))
+    ours.on_stun = lambda data, address: stun.append(data)
+    send(stranger, ours, *of_lane, b"KKLM".ljust(len(of_lane[0])), STUN)
+    send(stranger, ours, packet(1, b"last"))
+    link.connection.wait_for(lambda: len(link.connection.received) == 2)
+    assert lane == [(each, ("127.0.0.1", stranger.port)) for each in of_lane]
+    assert stun == [STUN]
+    assert ours.dropped == {"not ours": len(of_lane) + 1}
+
+
 def test_anything(ours: Endpoint, stranger: BatchSocket) -> None:
     link = added(ours, 1)
     stun: list[bytes] = []
