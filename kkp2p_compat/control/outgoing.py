@@ -60,8 +60,11 @@ class OutgoingCall:
 
     @property
     def is_put_off(self) -> bool:
-        """Whether the track has no room for it at this moment, and wants it called again."""
-        return isinstance(self.relay.exception, NoRoomYet)
+        """Whether the track has no room for it at this moment, and wants it called again.
+
+        It may say so after it has named the relay, too, when others need the room.
+        """
+        return isinstance(self.answer.exception, NoRoomYet)
 
     def settle(self) -> None:
         """The callee has heard by another way that we are connected: it hears of no end."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import gevent
 
@@ -64,13 +64,16 @@ def make_call(client: CloudClient, ctx: connect_ctx_t, budget_s: float) -> OpenS
         desc=ctx.connect_desc, key=private and private.public_key().public_bytes_raw(),
     )  # fmt: skip
     timeline = Timeline()
-    with call_peer(client, ctx.peer_id, offer, budget_s) as (link, call):
-        call.relay.get()
+
+    def go(link: Link, call: OutgoingCall) -> None:
         timeline.step("called")
+        call.at_relay = go_as_caller(call, link)
+        timeline.step("relay")
+
+    with call_peer(client, ctx.peer_id, offer, budget_s, go) as (link, call):
+        answer = call.answer.get()  # first, because a refusal comes here and not by the relay
+        timeline.step("answer")
         with contextlib.closing(go_as_caller(call, link)) as visit:
-            timeline.step("relay")
-            answer = call.answer.get()  # first, because a refusal comes here and not by the relay
-            timeline.step("answer")
             with contextlib.suppress(BadPacket):  # a stranger's word, which is only shown
                 timeline.peer_nat = NatBehaviour.parse_untrusted(call.peer_nat)
             visit.pair()
@@ -87,12 +90,17 @@ def make_call(client: CloudClient, ctx: connect_ctx_t, budget_s: float) -> OpenS
 
 @contextlib.contextmanager
 def call_peer(
-    client: CloudClient, peer_id: str, offer: str, budget_s: float
+    client: CloudClient,
+    peer_id: str,
+    offer: str,
+    budget_s: float,
+    meanwhile: Callable[[Link, OutgoingCall], object] = lambda link, call: None,
 ) -> Iterator[tuple[Link, OutgoingCall]]:
     """A call on the first of the tracks where the peer may be that knows the peer.
 
-    The body waits for what it needs of the call.  When it fails, the callee is told that the call
-    is cancelled.
+    The body runs when the call is answered or has failed: until then a track may want it made
+    again, to make room for others.  ``meanwhile`` is called once the track has named the relay.
+    When the body fails, the callee is told that the call is cancelled.
     """
     offline = PeerOffline("no track of the peer lives")
     deadline = time.monotonic() + budget_s
@@ -103,10 +111,13 @@ def call_peer(
             if isinstance(call.relay.exception, PeerOffline):
                 offline = call.relay.exception
                 continue
+            if call.relay.successful():
+                if call.must_show and not call.answer.ready():
+                    _show(client, link, call)
+                meanwhile(link, call)
+                call.answer.wait()
             if call.is_put_off and time.monotonic() + AGAIN_MOST_S < deadline:
                 continue
-            if call.must_show and not call.answer.ready():
-                _show(client, link, call)
             yield link, call
             has_failed = False
             return
@@ -131,7 +142,7 @@ def _tries(
             yield link, call
             if not call.is_put_off:
                 break
-            client.log.info("%s: called again soon: %s", peer_id, call.relay.exception)
+            client.log.info("%s: called again soon: %s", peer_id, call.answer.exception)
             gevent.sleep(pauses.next())
 
 

@@ -6,11 +6,13 @@ import contextlib
 import logging
 from typing import cast
 
+import gevent
 import pytest
+from gevent.event import Event
 
 import kkp2p_compat as kkp2p
-from helpers.cloud_client import tcp_pair
-from helpers.line_server import OpenLink, Visitor
+from helpers.cloud_client import running_scene, tcp_pair, until
+from helpers.line_server import MakeLink, OpenLink, Visitor
 from kkp2p_compat._errors import (
     LinkLost,
     TimedOut,
@@ -89,12 +91,15 @@ def test_the_callee_hears_of_a_call_that_failed_after_its_answer(
     link = open_link(script)
     client = cast(CloudClient, OneTrack(link))
     failure = pytest.raises(TimedOut, match="no path") if fails else contextlib.nullcontext()
-    with failure, call_peer(client, "bob", "{}", 1.0) as (_, call):
-        call.relay.get()
-        if answers:
-            call.answer.get()
+
+    def fail(*_: object) -> None:
+        raise TimedOut("no path")
+
+    meanwhile = fail if not answers else lambda *_: None
+    with failure, call_peer(client, "bob", "{}", 1.0, meanwhile) as (_, call):
+        assert call.answer.get() == "{}"
         if fails:
-            raise TimedOut("no path")
+            fail()
     link.route("x")
     assert heard == told
 
@@ -105,22 +110,28 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(calls, name, 0.001)
 
 
+@pytest.mark.parametrize("named", [False, True])
 def test_a_call_that_is_put_off_is_made_again_while_there_is_time(
-    short_pauses: None, open_link: OpenLink
+    short_pauses: None, open_link: OpenLink, named: bool
 ) -> None:
+    """``named``: the track has named the relay already, and then needs the room for others."""
     made: list[Message] = []
 
     def script(visitor: Visitor) -> None:
         for _ in range(3):
             made.append(visitor.receive("call"))
             again = {"call": made[-1]["call"], "reason": "limit", "again": True}
+            if named:
+                visitor.send("calling", call=made[-1]["call"], relay=[])
             visitor.send("declined", **again)
         made.append(visitor.receive("call"))
         visitor.send("calling", call=made[-1]["call"], relay=[])
+        visitor.send("answer", call=made[-1]["call"], answer="{}")
         visitor.wait_until_gone()
 
     client = cast(CloudClient, OneTrack(open_link(script)))
     with call_peer(client, "bob", "{}", 60.0) as (_, call):
+        assert call.answer.get() == "{}"
         assert call.relay.get()["call"] == call.number
     assert len({message["call"] for message in made}) == 4
     times = [message["ms"] for message in made]
@@ -142,3 +153,45 @@ def test_a_call_that_meets_a_limit_fails_when_time_is_short_or_the_limit_is_its_
         call_peer(client, "bob", "{}", budget_s) as (_, call),
     ):
         call.relay.get()
+
+
+def test_of_500_calls_at_once_by_strangers_none_fails(
+    short_pauses: None, make_link: MakeLink
+) -> None:
+    """A peer has room for 256.  Three addresses take it all; two that come then get their share of
+    it, for which calls that waited already have to go, and are made again.
+    """
+    # Each connection counts as an address, and with pauses so short each makes many calls.
+    with running_scene(limit_loopback=False, calls_per_s=100_000.0) as scene:
+        most = scene.cloud.gate.limits.strangers_to_a_peer
+        links = [make_link(scene.cloud.address) for _ in range(5)]
+        named: list[OutgoingCall] = []
+        displaced = Event()
+
+        def call(link: Link) -> str:
+            client = cast(CloudClient, OneTrack(link))
+            with call_peer(client, "callee", "{}", 60.0, note) as (_, made):
+                return made.answer.get()
+
+        def note(_: Link, made: OutgoingCall) -> None:
+            named.append(made)
+            if len(named) > most:
+                displaced.set()  # nothing was answered yet, so it has the place of another
+
+        def answer() -> None:
+            displaced.wait()
+            while True:
+                message = scene.callee.receive()
+                if message["op"] == "offer":
+                    scene.callee.send("answer", call=message["call"], answer="{}")
+
+        callee = gevent.spawn(answer)
+        calls = []
+        for link in links:
+            link.open()
+            calls += [gevent.spawn(call, link) for _ in range(100)]
+            expected = min(len(calls), most)
+            until(lambda: len(named) >= expected)  # noqa: B023
+        gevent.joinall(calls)
+        callee.kill()
+    assert [each.value for each in calls] == ["{}"] * 500
