@@ -67,11 +67,11 @@ def test_a_lanes_datagrams(ours: Endpoint, stranger: BatchSocket) -> None:
     assert ours.dropped == {"not ours": len(of_lane)}, "nobody wants them"
     ours.on_lane = lambda data, address: lane.append((data, address))
     ours.on_stun = lambda data, address: stun.append(data)
-    send(stranger, ours, *of_lane, b"KKLM".ljust(len(of_lane[0])), STUN)
+    send(stranger, ours, *of_lane, b"KKLM".ljust(len(of_lane[0])), STUN[:12])
     send(stranger, ours, packet(1, b"last"))
     link.connection.wait_for(lambda: len(link.connection.received) == 2)
     assert lane == [(each, ("127.0.0.1", stranger.port)) for each in of_lane]
-    assert stun == [STUN]
+    assert stun == [STUN[:12]]
     assert ours.dropped == {"not ours": len(of_lane) + 1}
 
 
