@@ -15,7 +15,15 @@ import pictures  # noqa: E402 - docs/ is no package
 
 ENGINE = "kkp2p_compat/engine/engine.py"
 TRANSPORT = "kkp2p_compat/transport/udp/"
-DRIVERS = ("endpoint.py", "doors.py", "batch_socket.py", "pipe.py", "first_hop.py")
+DRIVERS = (
+    "endpoint.py",
+    "alarm.py",
+    "doors.py",
+    "batch_socket.py",
+    "framed_socket.py",
+    "pipe.py",
+    "first_hop.py",
+)
 
 
 def test_an_import_goes_downwards() -> None:

@@ -30,6 +30,8 @@ What drives it, with sockets and the clock:
 endpoint.py            the sockets, the timer and the clock of all connections
 doors.py               the sockets, and which one reaches an address
 batch_socket.py        many datagrams in one system call
+framed_socket.py       the same over a TCP connection
+alarm.py               the one timer
 demultiplex.py         which connection a received datagram is for, and what can be joined
 driven.py              what the endpoint asks of a connection and of its owner
 early.py               what a peer sends on a connection that is still to be made

@@ -80,6 +80,8 @@ class BatchSocket:
     Raises OSError where the family or the port is not available, or descriptors have run out.
     """
 
+    broken = holds_more = False  # as of every DoorSocket
+
     def __init__(
         self, family: socket.AddressFamily, log: Logger, port: int = 0, number: int = 0
     ) -> None:

@@ -4,43 +4,69 @@ There is a main socket for each address family, and for a while there may be ext
 uses another port for each destination can only be crossed by chance, and each socket is one more
 chance.  Extra sockets are numbered from 1, and the number is the third item of a remote address: so
 a peer that is seen by two of our sockets has two addresses, and no layer above needs to know why.
+An extra socket may also be one that was *adopted*: it carries datagrams in another way.
 """
 
 from __future__ import annotations
 
 import socket
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from logging import Logger
-from typing import Any
+from typing import Any, Protocol
 
 from ..._address import Address
 from ..._errors import LinkLost, OutOfDescriptors, from_os_error
 from ..._io import READ, WRITE
 from .batch_socket import BatchSocket
 
-__all__ = ["MAX_EXTRA_SOCKETS", "Door", "Doors"]
+__all__ = ["MAX_EXTRA_SOCKETS", "Door", "DoorSocket", "Doors"]
 
 # Our choice: a birthday punch of 256, some for another to begin, and the samples of a prediction.
 # A process that is allowed fewer descriptors gets OutOfDescriptors earlier.
 MAX_EXTRA_SOCKETS = 640
 
 
+class DoorSocket(Protocol):
+    """What a socket must have; the methods are those of BatchSocket, which says what they do.
+
+    ``broken``: nothing will come any more, nor go.  ``holds_more``: ``receive`` has more to give,
+    which the watchers, as they see the descriptor only, do not know.
+    """
+
+    number: int
+    port: int
+    failures: Counter[str]
+    broken: bool
+    holds_more: bool
+
+    def fileno(self) -> int: ...
+    def close(self) -> None: ...
+    def grow(self) -> None: ...
+    def send(self, data: bytes, segment_bytes: int, address: Address) -> int: ...
+    def send_with_ttl(self, data: bytes, address: Address, ttl: int) -> int: ...
+    def receive(self) -> tuple[bytes, int, Address] | None: ...
+
+
 class Door:
     """A socket with its watchers, and the members of the endpoint that wait for room in it.
 
+    ``on_broken``: of an adopted one.
     ``short_in``: the iteration of the loop that last read a short datagram first.
     """
 
-    __slots__ = ("closed", "readable", "short_in", "socket", "waiting", "writable")
+    __slots__ = ("closed", "on_broken", "readable", "short_in", "socket", "waiting", "writable")
 
-    def __init__(self, batch_socket: BatchSocket, loop: Any) -> None:
-        self.socket = batch_socket
+    def __init__(
+        self, door_socket: DoorSocket, loop: Any, on_broken: Callable[[int], object] | None = None
+    ) -> None:
+        self.socket = door_socket
+        self.on_broken = on_broken
         self.closed = False
         self.short_in = -1
         self.waiting: deque[Any] = deque()
-        self.readable = loop.io(batch_socket.fileno(), READ)
-        self.writable = loop.io(batch_socket.fileno(), WRITE)
+        self.readable = loop.io(door_socket.fileno(), READ)
+        self.writable = loop.io(door_socket.fileno(), WRITE)
 
     def close(self) -> None:
         self.closed = True
@@ -84,8 +110,7 @@ class Doors:
         """All of them or none.  Raises OutOfDescriptors, LinkLost."""
         if family not in self.main:
             raise LinkLost("this host has no UDP over that address family")
-        if len(self.extra) + count > MAX_EXTRA_SOCKETS:
-            raise OutOfDescriptors(f"no more than {MAX_EXTRA_SOCKETS} extra UDP sockets at once")
+        self._require_room(count)
         opened: list[Door] = []
         try:
             for number in range(self._last_number + 1, self._last_number + 1 + count):
@@ -99,6 +124,21 @@ class Doors:
             self.extra[door.socket.number] = door
         self._last_number += count
         return opened
+
+    def adopt(self, make: Callable[[int], DoorSocket], on_broken: Callable[[int], object]) -> Door:
+        """As the Endpoint's."""
+        self._require_room(1)
+        self._last_number += 1
+        number = self._last_number
+        try:
+            self.extra[number] = Door(make(number), self._loop, on_broken)
+        except OSError as cause:
+            raise from_os_error(cause, "a socket to be adopted") from cause
+        return self.extra[number]
+
+    def _require_room(self, count: int) -> None:
+        if len(self.extra) + count > MAX_EXTRA_SOCKETS:
+            raise OutOfDescriptors(f"no more than {MAX_EXTRA_SOCKETS} extra sockets at once")
 
     def close_extra(self, number: int) -> Door | None:
         door = self.extra.pop(number, None)

@@ -17,6 +17,7 @@ The rules:
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections import Counter
@@ -28,11 +29,11 @@ from gevent import get_hub
 
 from ..._address import Address
 from ..._errors import EngineClosed, OurFault
-from ..._io import WRITE
 from ..lane_wire import MAGIC as LANE_MAGIC
+from .alarm import Alarm
 from .deadline_queue import DeadlineQueue
 from .demultiplex import Datagrams, connection_id, joined, key_of, runs
-from .doors import Door, Doors
+from .doors import Door, Doors, DoorSocket
 from .driven import Driven, Member
 from .early import EarlyDatagrams
 from .events import Closed
@@ -50,6 +51,7 @@ RECEIVE_TURN_CALLS = 64
 SHORT_BYTES = MIN_BYTES  # a shorter datagram is no part of a bulk transfer
 TRANSMIT_TURN_CALLS = 16  # a connection's; 64 KB each at most
 BLOCKED_TIMER_S = 0.01  # a connection that waits for room may have a deadline that room must meet
+LOOK_AGAIN_S = 0.1  # and the socket may have to be asked whether it has given up to find room
 
 _FIRST = bytes([FIRST_BYTE])
 _now = time.monotonic
@@ -78,14 +80,10 @@ class Endpoint:
         self._in_turn = False  # the ready ones are driven at its end, else by the callback
         self._callback: Any = None
         self._deadlines: DeadlineQueue[Member | Door] = DeadlineQueue()  # of a Door: read it
-        self._timer: Any = None
-        self._timer_at = math.inf
         self._closed = False
         self._doors = Doors(log, self._loop)
-        # For what is due now: a timer of libev's takes at least a millisecond, but a socket that
-        # can be written to, as ours nearly always can, is found in the next round of the loop.
-        self._soon_door = next(iter(self._doors.main.values()))
-        self._soon = self._loop.io(self._soon_door.socket.fileno(), WRITE)
+        ring = functools.partial(self._turn, self._handle_deadlines)
+        self._alarm = Alarm(self._loop, next(iter(self._doors)), ring)
         for door in self._doors:
             door.readable.start(self._turn, self._read, door)
 
@@ -110,6 +108,20 @@ class Endpoint:
         for door in doors:
             door.readable.start(self._turn, self._read, door)
         return [door.socket.number for door in doors]
+
+    def adopt(self, make: Callable[[int], DoorSocket], on_broken: Callable[[int], object]) -> int:
+        """Take in a socket that carries datagrams in another way; returns its number.
+
+        From then on it is as one of ``open_sockets``.  ``make`` gets the number and gives the
+        socket.  If that breaks, it is closed, and ``on_broken(number)`` is called, once, in the
+        hub.  Raises EngineClosed or OutOfDescriptors, and then ``make`` was not called, or LinkLost
+        for an OSError of it.
+        """
+        if self._closed:
+            raise EngineClosed
+        door = self._doors.adopt(make, on_broken)
+        door.readable.start(self._turn, self._read, door)
+        return door.socket.number
 
     def close_sockets(self, numbers: Iterable[int]) -> None:
         """Close these extra ones; what connections had waiting for room in them is lost."""
@@ -186,9 +198,9 @@ class Endpoint:
             self.remove(member.link)
         self._closed = True
         self._ready.clear()
-        for thing in (self._callback, self._timer, self._soon):
-            if thing is not None:
-                thing.close()
+        if self._callback is not None:
+            self._callback.close()
+        self._alarm.close()
         self._doors.close()
 
     # What arrives.
@@ -198,6 +210,9 @@ class Endpoint:
         self._receive(door)
         if door.closed:
             return
+        if door.socket.broken:
+            self._lose(door)
+            return
         now = _now()
         gather_s = math.inf
         for member in tuple(self._ready):
@@ -206,11 +221,19 @@ class Endpoint:
             except Exception:  # noqa: BLE001 - logged; the other connections must not suffer
                 gather_s = 0.0
                 self._fail(member)
-        if 0 < gather_s < math.inf:
+        if door.socket.holds_more:
+            self._deadlines.set(door, now)
+        elif 0 < gather_s < math.inf:
             door.readable.stop()
             self._deadlines.set(door, now + gather_s)
         elif not door.readable.active:
             door.readable.start(self._turn, self._read, door)
+
+    def _lose(self, door: Door) -> None:
+        """An adopted socket broke."""
+        self.close_sockets([door.socket.number])
+        if door.on_broken is not None:
+            self._tell(door.on_broken, door.socket.number)
 
     def _receive(self, door: Door) -> None:
         """Read what has come; a short message is delivered before anything else is done."""
@@ -252,14 +275,13 @@ class Endpoint:
             self.dropped["not ours"] += 1
             return False
         for start in range(0, len(data), segment_bytes):
-            self._hand_over(handler, data[start : start + segment_bytes], address)
+            if not self._closed:
+                self._tell(handler, data[start : start + segment_bytes], address)
         return False
 
-    def _hand_over(self, handler: OnDatagram, data: bytes, address: Address) -> None:
-        if self._closed:
-            return
+    def _tell(self, handler: Callable[..., object], *args: object) -> None:
         try:
-            handler(data, address)
+            handler(*args)
         except Exception:  # noqa: BLE001 - logged; the connections must not suffer
             self._log.exception("bug in %r", handler)
 
@@ -299,7 +321,7 @@ class Endpoint:
                         self._drive(member)
                 except Exception:  # noqa: BLE001 - logged; the other connections must not suffer
                     self._fail(member)
-            self._arm()
+            self._alarm.set(self._deadlines.earliest())
         finally:
             self._in_turn = False
             if self._ready:
@@ -326,7 +348,7 @@ class Endpoint:
         member.ready = False  # not before: what a handler wrote has been sent
         deadline = math.inf if (due := connection.next_timer()) is None else due
         if member.waiting is not None:
-            deadline = max(deadline, now + BLOCKED_TIMER_S)
+            deadline = min(max(deadline, now + BLOCKED_TIMER_S), now + LOOK_AGAIN_S)
         elif calls_left == 0:
             # Not by the callback: the hub runs callbacks that add callbacks for up to 5 ms
             # (sys.getswitchinterval) before it looks at the sockets again.
@@ -364,6 +386,12 @@ class Endpoint:
             member.waiting = data[done:], segment_bytes, address
         return done == len(data)
 
+    def _send_again(self, member: Member) -> None:
+        """Before it has its turn: what has given up to find room (a FramedSocket) says so now."""
+        batch, member.waiting = member.waiting, None
+        if batch is not None and (door := self._door(batch[2])) is not None:
+            self._send(member, door, batch)
+
     def _send_rest(self, door: Door) -> None:
         while door.waiting and not door.closed:
             member = door.waiting.popleft()
@@ -389,38 +417,20 @@ class Endpoint:
     # Time.
 
     def _handle_deadlines(self) -> None:
-        self._soon.stop()
-        self._timer_at = math.inf
         now = _now()
         while (member := self._deadlines.pop_due(now)) is not None:
             if isinstance(member, Door):
                 self._read(member)
                 continue
             try:
+                if member.waiting is not None:
+                    self._send_again(member)
                 due = member.connection.next_timer()
                 if due is not None and due <= now:
                     member.connection.handle_timer(now)
             except Exception:  # noqa: BLE001 - logged; the other connections must not suffer
                 self._fail(member)
             self._make_ready(member)
-
-    def _arm(self) -> None:
-        """A timer that is due too early is left alone: it finds nothing to do."""
-        earliest = self._deadlines.earliest()
-        if earliest >= self._timer_at or self._closed:
-            return
-        wait_s = earliest - _now()
-        if wait_s <= 0:
-            if not self._soon.active:
-                self._soon.start(self._turn, self._handle_deadlines)
-            if not self._soon_door.waiting:
-                return
-            wait_s = 0.0  # that socket is full, and the others must not wait for it
-        if self._timer is not None:
-            self._timer.close()
-        self._timer_at = earliest
-        self._timer = self._loop.timer(wait_s)
-        self._timer.start(self._turn, self._handle_deadlines, update=True)
 
     # Bugs.
 

@@ -381,11 +381,12 @@ def test_a_deadline_does_not_wait_for_a_socket_that_is_full(
     Full.room = 0
     one, other = socket.socketpair()
     with one, other:
-        ours._soon.close()
+        ours._alarm._soon.close()
         one.setblocking(False)
         while select.select([], [one], [], 0)[1]:
             one.send(bytes(1 << 16))
-        ours._soon = ours._loop.io(one.fileno(), 2)  # like a socket that the kernel calls full
+        # Like a socket that the kernel calls full.
+        ours._alarm._soon = ours._loop.io(one.fileno(), 2)
         blocked, due = added(ours, 1), added(ours, 2)
         blocked.connection.transmits.append(Transmit(b"x", 1, ("127.0.0.1", stranger.port)))
         due.connection.deadline = time.monotonic()
