@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from . import calls, chaos, compare, hostile, nat, reconnect, relay, rows
+from . import calls, chaos, compare, hostile, moves, nat, reconnect, relay, rows
 from .p2p import FULL, QUICK, Load
 
 
@@ -43,6 +43,8 @@ def main() -> None:
     faults.add_argument("--verbose", action="store_true", help="show each fault as it happens")
     attacks = what.add_parser("hostile", parents=[quick], help="what attacks do to others")
     attacks.add_argument("--only", action="append", choices=hostile.ATTACKS, help="one of them")
+    moving = what.add_parser("moves", parents=[quick], help="between paths; needs root")
+    moving.add_argument("--only", action="append", choices=moves.PARTS, help="one of its parts")
     options = parser.parse_args()
     if options.what == "relay":
         relay.run(quick=options.quick)
@@ -59,6 +61,8 @@ def main() -> None:
         compare.run(words, load, options.revision, options.only or [], options.json)
     elif options.what == "hostile":
         hostile.run(options.quick, options.only or [])
+    elif options.what == "moves":
+        moves.run(options.quick, options.only or [])
     elif options.what == "nat":
         nat.run(options.quick, options.only or [], options.jobs)
     elif options.what == "reconnect":

@@ -8,6 +8,7 @@ root.  The table is printed as it stands in docs/nat-traversal.rst.
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import statistics
@@ -226,18 +227,20 @@ def run(quick: bool, only: Sequence[str], jobs: int) -> None:
         ):
             results += [Result(*json.loads(line)) for line in lines]
     results.sort(key=lambda result: pairs.index((result.caller, result.callee)))
-    _print_table([result.row() for result in results])
+    print_table(HEADS, [result.row() for result in results])
 
 
 HEADS = ["caller", "callee", "mode", "p2p", "p50 ms", "p95 ms", "2nd ms", "packets", "paths"]
 
 
-def _print_table(rows: list[list[str]]) -> None:
-    widths = [max(len(row[column]) for row in [HEADS, *rows]) for column in range(len(HEADS))]
+def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """As the pages in docs/ have them; a row may be short."""
+    columns = itertools.zip_longest(heads, *rows, fillvalue="")
+    widths = [max(map(len, column)) for column in columns]
     rule = "  ".join("=" * width for width in widths)
     print(rule)
-    for number, row in enumerate([HEADS, *rows]):
-        cells = (text.ljust(width) for text, width in zip(row, widths, strict=True))
+    for number, row in enumerate([heads, *rows]):
+        cells = (text.ljust(width) for text, width in zip(row, widths, strict=False))
         print("  ".join(cells).rstrip())
         if number == 0:
             print(rule)
