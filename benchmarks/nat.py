@@ -2,8 +2,9 @@
 
 Each host is a network namespace behind a NAT of the lab (``kkp2p_compat.testing``), 10 ms away from
 the middle of the internet.  A try is a call between two engines that have just been started and
-know their NATs: by mode 1 (p2p only, 10 s) where a path should be possible, else by auto.  Needs
-root.  The table is printed as it stands in docs/nat-traversal.rst.
+know their NATs: by mode 1 (p2p only, 10 s) where a path should be possible, else by auto.  Then
+some channels in auto mode stay for a while: do they move?  Needs root.  The table is printed as it
+stands in docs/nat-traversal.rst.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import combinations_with_replacement
 from pathlib import Path
@@ -37,6 +38,7 @@ DELAY_S = 0.010  # one way, of each access line
 ROUND_TRIP_S = 4 * DELAY_S  # between two hosts, and to the cloud
 TRIES = 20
 TIMEOUT_MS = 10_000
+STAYS, STAY_S = 5, 5.0
 PEER, SECRET = "callee", "a secret"
 
 Made = tuple[Any, bool]  # the host, and whether its router maps a port for it
@@ -94,6 +96,7 @@ class Result:
     caller: str
     callee: str
     tries: list[dict[str, Any]] = field(default_factory=list)
+    stays: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def mode(self) -> str:
@@ -114,7 +117,14 @@ class Result:
             f"{statistics.median(seconds):.0f}" if seconds else "",
             f"{max(packets)}" if packets else "",
             ", ".join(path for path, _ in paths.most_common()) or "none",
+            *(_counted(stay[when] for stay in self.stays) for when in ("first", "later")),
         ]  # fmt: skip
+
+
+def _counted(paths: Iterable[str]) -> str:
+    """Such as "relay", or "4 relay, 1 p2p"."""
+    counts = Counter(paths).most_common()
+    return ", ".join(f"{count} {path}" if counts[1:] else path for path, count in counts)
 
 
 class Ends:
@@ -133,20 +143,30 @@ class Ends:
             agent.end()
 
     def meet(self, mode: int) -> dict[str, Any]:
+        with self._engines() as nats:
+            before = self._sent()
+            met = self._caller.do("meet", peer_id=PEER, mode=mode, timeout_ms=TIMEOUT_MS)
+            met.update(packets=self._sent() - before, nats=nats)
+        return met
+
+    def stay(self) -> dict[str, Any]:
+        """A channel in auto mode, and what its path is STAY_S later."""
+        with self._engines():
+            return self._caller.do("stay", peer_id=PEER, timeout_ms=TIMEOUT_MS, seconds=STAY_S)
+
+    @contextmanager
+    def _engines(self) -> Iterator[list[str]]:
+        """One on each host for a while; gives what they say of their NATs."""
         (_, caller_mapped), (_, callee_mapped) = self._made
         self._callee.ask(
             "join", login=self._login[1], peer_id=PEER, secret=SECRET, mapped=callee_mapped
         )
         self._caller.ask("start", login=self._login[0], mapped=caller_mapped)
-        nats = [agent.answer()["nat"] for agent in self._agents]
-        before = self._sent()
-        met = self._caller.do("meet", peer_id=PEER, mode=mode, timeout_ms=TIMEOUT_MS)
-        met.update(packets=self._sent() - before, nats=nats)
+        yield [agent.answer()["nat"] for agent in self._agents]
         for agent in self._agents:
             agent.ask("leave")
         for agent in self._agents:
             agent.answer()
-        return met
 
     def _sent(self) -> int:
         """Packets that left hosts for other places than the cloud, or in vain."""
@@ -198,8 +218,9 @@ def work(pairs: Sequence[Sequence[str]], tries: int) -> None:
             ends = room.pair(caller, callee)
             mode = 0 if hopeless(caller, callee) else 1
             met = [ends.meet(mode) for _ in range(tries)]
+            stayed = [ends.stay() for _ in range(min(tries, STAYS))]
             ends.close()
-            print(json.dumps([caller, callee, met]), flush=True)
+            print(json.dumps([caller, callee, met, stayed]), flush=True)
 
 
 def _measure_elsewhere(pairs: Sequence[Sequence[str]], tries: int) -> list[str]:
@@ -231,6 +252,7 @@ def run(quick: bool, only: Sequence[str], jobs: int) -> None:
 
 
 HEADS = ["caller", "callee", "mode", "p2p", "p50 ms", "p95 ms", "2nd ms", "packets", "paths"]
+HEADS += ["auto: first byte", f"after {STAY_S:.0f} s"]
 
 
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

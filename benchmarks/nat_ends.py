@@ -69,7 +69,7 @@ def _answer(engine: Any) -> None:
     while (accepted := kkp2p.accept(engine, 1000, channel)) >= 0:
         if accepted:
             buff = bytearray(1)
-            if kkp2p.read(channel.fd, buff, 1, PATIENCE_MS) == 1:
+            while kkp2p.read(channel.fd, buff, 1, PATIENCE_MS) == 1:
                 kkp2p.write(channel.fd, buff, 1, PATIENCE_MS)
             kkp2p.close_fd(channel.fd)
 
@@ -108,9 +108,7 @@ def _connect_twice(engine: Any, peer_id: str, mode: int, timeout_ms: int) -> dic
         took.append(time.monotonic() - started)
         if result < 0:
             return {"result": result, "took_s": took[0]}
-        buff = bytearray(b"?")
-        carried = kkp2p.write(channel.fd, b"!", 1, PATIENCE_MS) == 1
-        carried = carried and kkp2p.read(channel.fd, buff, 1, PATIENCE_MS) == 1 and buff == b"!"
+        carried = _is_echoed(channel.fd)
         kkp2p.close_fd(channel.fd)
         if not carried:
             return {"result": -1, "took_s": took[0]}
@@ -118,6 +116,30 @@ def _connect_twice(engine: Any, peer_id: str, mode: int, timeout_ms: int) -> dic
     if channel.transmit_mode == 1:
         answer.update(engine.thread.call(lambda: _describe(engine)))
     return answer
+
+
+def stay(peer_id: str, timeout_ms: int, seconds: float) -> dict[str, Any]:
+    """A channel in auto mode: its path at the first byte, and after this time."""
+    channel = kkp2p.channel_t()
+    ctx = kkp2p.connect_ctx_t(peer_id, timeout=timeout_ms)
+    result = kkp2p.connect(_engine, ctx, channel)
+    if result < 0:
+        return {"result": result, "first": "none", "later": "none"}
+    paths = []
+    for pause_s in (0.0, seconds):
+        time.sleep(pause_s)  # what comes meanwhile is the thing measured
+        stats = kkp2p.channel_stats(_engine, channel.channel_id)
+        carried = stats is not None and _is_echoed(channel.fd)
+        paths.append(stats.path if stats is not None and carried else "none")
+    kkp2p.close_fd(channel.fd)
+    return {"result": result, "first": paths[0], "later": paths[1]}
+
+
+def _is_echoed(fd: int) -> bool:
+    buff = bytearray(1)
+    if kkp2p.write(fd, b"!", 1, PATIENCE_MS) != 1:
+        return False
+    return kkp2p.read(fd, buff, 1, PATIENCE_MS) == 1 and buff == b"!"
 
 
 def _describe(engine: Any) -> dict[str, Any]:
@@ -133,6 +155,7 @@ def _describe(engine: Any) -> dict[str, Any]:
 
 QUESTIONS: dict[str, Callable[..., dict[str, Any]]] = {
     "join": join, "leave": leave, "meet": meet, "start": start,
+    "stay": stay,
 }  # fmt: skip
 
 
