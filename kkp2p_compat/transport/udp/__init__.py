@@ -6,8 +6,11 @@ peer_connection.py     datagrams and time in, datagrams and events out
 lifecycle.py           open, closing, closed
 liveness.py            whether the peer is there, and the path carries anything
 clock.py               the time, and the names of all timers
-path_state.py          the size of datagrams and the rate of the path in use
-path_validation.py     follows a peer whose address changes
+path_state.py          the size of datagrams and the rate of one path
+paths.py               which path is used, and which others could be
+path_validation.py     asks addresses whether the peer is there
+left_paths.py          what is on its way over paths that were left
+outcomes.py            what becomes of packets that were sent
 stream_table.py        the streams of a connection: opening, ending, flow control
 duplex_stream.py       one stream, which carries a channel: its two halves and its messages
 streams.py             the two halves of a stream

@@ -101,6 +101,15 @@ class Received:
             return False
         return now >= self.ack_at or self._unacknowledged >= PER_ACK or self.largest < YOUNG_PACKETS
 
+    def report(self, now: float, room: int) -> bytes:
+        """An ACK frame beside those that are due, of up to so many bytes, of all that has come."""
+        return encode_ack(self._numbers, now - self._largest_at, room) if self._numbers else b""
+
+    def report_again(self) -> None:
+        """The next ACKs go another way: they may overtake the last ones, which may be lost, too."""
+        self._reported = RangeSet(self._numbers)
+        self._largest_of_acks = deque([0] * REPORTS)
+
     def take_ack(self, now: float) -> bytes:
         """An ACK frame, to be sent now."""
         self.ack_at = math.inf

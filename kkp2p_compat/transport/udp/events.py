@@ -24,8 +24,11 @@ __all__ = [
     "EventQueue",
     "MessageReceived",
     "PathChanged",
+    "PathProved",
     "PathRecovered",
+    "PathSilent",
     "PathSuspected",
+    "PathUnproved",
     "Readable",
     "ResetReceived",
     "Stopped",
@@ -111,6 +114,27 @@ class PathChanged:
 
 
 @dataclass(slots=True)
+class PathProved:
+    """An address that was asked has answered: the peer is there."""
+
+    address: Address
+    rtt_s: float
+
+
+@dataclass(slots=True)
+class PathUnproved:
+    """An address that was asked has not answered."""
+
+    address: Address
+
+
+@dataclass(slots=True)
+class PathSilent:
+    """Nothing is acknowledged on the path in use: is there a better one?  Told once, and again
+    when something was acknowledged meanwhile."""
+
+
+@dataclass(slots=True)
 class PathSuspected:
     """The peer has not been heard for several probe time-outs: look for another path."""
 
@@ -138,6 +162,9 @@ Event = (
     | Ended
     | MessageReceived
     | PathChanged
+    | PathProved
+    | PathUnproved
+    | PathSilent
     | PathSuspected
     | PathRecovered
     | Closed

@@ -50,6 +50,7 @@ MAX_ACK_GAPS = 64  # our choice: 530 bytes, half of the smallest packet
 MAX_ACK_BYTES = ACK_HEADER.size + MAX_ACK_GAPS * ACK_GAP_BYTES
 MAX_CLOSE_REASON_BYTES = 255
 TOKEN_BYTES = 8  # of a path challenge; RFC 9000 section 19.17
+_ABOUT_PATH = (bytes([PATH_CHALLENGE]), bytes([PATH_RESPONSE]))
 
 _U32_MAX = (1 << 32) - 1
 _CLOSE_HEADER = struct.Struct(">BBB")
@@ -213,6 +214,14 @@ def parse_untrusted(plaintext: bytes) -> list[Frame]:
     except struct.error as error:
         raise BadPacket("a frame that is cut short") from error
     return frames
+
+
+def is_about_path(plaintext: bytes) -> bool:
+    """Whether a packet asks or answers whether a path works (RFC 9000 section 9.1: probing).
+
+    At most an acknowledgement follows in it.
+    """
+    return plaintext[:1] in _ABOUT_PATH
 
 
 def _data_untrusted(plaintext: bytes, start: int, length: int) -> bytes:

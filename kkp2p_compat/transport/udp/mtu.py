@@ -62,6 +62,13 @@ class MtuSearch:
         self._sizes = sorted((s for s in sizes if self.size < s <= self._largest), reverse=True)
         self._probes = 0
 
+    def resume(self, now: float) -> None:
+        """Go on after a pause, in which nothing was told: a probe that was sent is sent again."""
+        if self.next_at == math.inf:
+            self.next_at = now
+        self._losses_in_a_row = self._timeouts_in_a_row = 0
+        self._acked_at = now
+
     def poll_probe(self, now: float) -> int | None:
         """The size of a probe to send now."""
         if now < self.next_at:

@@ -76,12 +76,12 @@ class Packer:
         self.messages = MessageQueue(settings.max_message_queue_bytes)
         self._turn_bytes = 0  # that the first of them has sent
         self.stream_turn = False  # messages and streams take turns
-        self.probes_left = 0  # packets to send whatever the window says
         self.progress: set[int] = set()  # streams that sent new bytes
         self.unsettled: list[Flight] = []  # have left, and are not recorded yet
         self._ran_dry = False  # with the last of these: the window had room for more
 
     def start_path(self, path: PathState) -> None:
+        self.probes_left = 0  # packets to send whatever the window says
         self.mtu = path.mtu
         self._rate = path.rate
         self._controller = path.controller

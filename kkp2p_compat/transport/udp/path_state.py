@@ -1,17 +1,18 @@
 """What is known of the path to the peer: the size of its datagrams, and how fast it delivers them.
 
 A new path begins with a new one of these, because nothing that the old one has shown need be true
-of it.  The round trip is recovery's.
+of it.  When a path is left, this is kept for a while, in case it is taken again.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
+from ..._address import Address
 from .congestion import DeliveryRate, Pacer, Update, make_controller
 from .mtu import MtuSearch
-from .recovery import Flight, Recovery
-from .transport_settings import TransportSettings
+from .recovery import Flight, Recovery, RoundTrip
 
 if TYPE_CHECKING:
     from random import Random
@@ -20,10 +21,21 @@ __all__ = ["PathState"]
 
 
 class PathState:
-    def __init__(self, settings: TransportSettings, now: float, random: Random) -> None:
-        self.mtu = MtuSearch(settings.max_datagram_bytes, now)
+    def __init__(
+        self, address: Address, rtt: RoundTrip, largest_datagram: int, congestion: str,
+        now: float, random: Random,
+    ) -> None:  # fmt: skip
+        self.address = address  # of the peer
+        self.rtt = rtt
+        self.left_at = math.inf
+        self.mtu = MtuSearch(largest_datagram, now)
         self.rate = DeliveryRate()
-        self.controller = make_controller(settings.congestion, self.mtu.size, now, random)
+        self.controller = make_controller(congestion, self.mtu.size, now, random)
+        self.pacer = Pacer(now)
+
+    def resume(self, now: float) -> None:
+        """It is taken again; how its last packets fared was not told."""
+        self.mtu.resume(now)
         self.pacer = Pacer(now)
 
     def handle_acked(self, flight: Flight, now: float) -> int:

@@ -1,94 +1,147 @@
-"""Follow a peer whose address changes (RFC 9000 sections 8.2 and 9).
+"""Ask addresses whether the peer is there (RFC 9000 sections 8.2 and 9).
 
 A genuine packet from another address proves nothing: whoever can copy a packet can send it from
-anywhere.  So the new address is asked to return eight random bytes (PATH_CHALLENGE), and everything
-else goes on to the old address until it has.
+anywhere.  So an address is asked to return eight random bytes (PATH_CHALLENGE), and everything else
+goes on to the old one until it has.  The same question finds out whether an address is fit to be
+used later, and how long its round trip is; several may be asked at once.
+
+Each challenge has bytes of its own, so that it is known which one an answer belongs to.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import TYPE_CHECKING
 
 from ..._address import Address
+from .acks import Received
 from .frames import TOKEN_BYTES, PathChallenge, PathResponse, encode
 
 if TYPE_CHECKING:
     from random import Random
 
-__all__ = ["PathCheck", "PathValidation"]
+__all__ = ["MAX_CHECKS", "PathCheck", "PathValidation"]
 
 # Our choices.
+MAX_CHECKS = 8  # addresses that are asked at once
 MAX_CHALLENGES = 5  # how often one address is asked
-MAX_PATH_RESPONSES = 4  # waiting to be sent
+MAX_INTERVAL_S = 0.5  # between two challenges
+ANSWER_ACK_BYTES = 80  # an answer is at most three times as long as its question
+MAX_PATH_RESPONSES = 8  # waiting to be sent
 
 
 class PathCheck:
-    """One address that is being tried."""
+    """One address that is asked.
 
-    def __init__(self, address: Address, token: bytes, now: float, interval_s: float) -> None:
+    ``follows``: the peer sends from there, so we move there when it answers.  ``searched``: the
+    same, as connectivity checks have found it, because the old path is dead.  With neither, the
+    answer is only told.
+    """
+
+    def __init__(self, address: Address, now: float, interval_s: float) -> None:
         self.address = address
-        self.token = token
         self.next_at = now
-        self.searched = False  # connectivity checks have found it, because the old path is dead
-        self._interval_s = interval_s
-        self._sent = 0
+        self.follows = False
+        self.searched = False
+        self.rtt_s = math.inf  # when it has answered
+        self._interval_s = min(interval_s, MAX_INTERVAL_S)
+        self._sent_at: dict[bytes, float] = {}  # by what is to come back
 
-    def poll(self, now: float) -> bool:
-        """Whether to send a challenge now."""
-        if now < self.next_at or self.failed:
-            return False
-        self._sent += 1
+    def challenge(self, token: bytes, now: float) -> bytes:
+        self._sent_at[token] = now
         self.next_at = now + self._interval_s
-        self._interval_s *= 2
+        self._interval_s = min(2 * self._interval_s, MAX_INTERVAL_S)
+        return encode(PathChallenge(token))
+
+    def answered_by(self, token: bytes, now: float) -> bool:
+        sent_at = self._sent_at.get(token)
+        if sent_at is None:
+            return False
+        self.rtt_s = now - sent_at
         return True
 
     @property
     def failed(self) -> bool:
-        return self._sent >= MAX_CHALLENGES
+        """It has been asked often enough; the last challenge has until ``next_at``."""
+        return len(self._sent_at) >= MAX_CHALLENGES
 
 
 class PathValidation:
-    """Answers the peer's challenges, and tries one new address of the peer at a time."""
+    """Answers the peer's challenges, and asks addresses of the peer."""
 
     def __init__(self, random: Random) -> None:
-        self.check: PathCheck | None = None
-        self._random = random
+        self.checks: dict[Address, PathCheck] = {}
+        self.next_at = math.inf  # a challenge is due, or an address has not answered
         self.responses: deque[tuple[Address, bytes]] = deque()  # to be sent
+        self._random = random
 
-    def try_address(
-        self, address: Address, now: float, interval_s: float, *, searched: bool = False
-    ) -> None:
-        """``searched``: see PathCheck; then an address that did not answer is asked again."""
-        check = self.check
-        if check is None or check.address != address or (searched and check.failed):
-            token = self._random.randbytes(TOKEN_BYTES)
-            check = self.check = PathCheck(address, token, now, interval_s)
-        if searched:
-            check.searched = True
+    def ask(self, address: Address, now: float, interval_s: float) -> PathCheck:
+        """Ask it, unless it is being asked; of too many the one that was asked first is forgotten.
+
+        ``interval_s``: how long an answer may take.
+        """
+        check = self.checks.get(address)
+        if check is None:
+            if len(self.checks) >= MAX_CHECKS:
+                del self.checks[next(iter(self.checks))]
+            check = self.checks[address] = PathCheck(address, now, interval_s)
+            self._arm()
+        return check
+
+    def follow(self, address: Address, now: float, interval_s: float) -> None:
+        """The peer seems to be there.  Only one at a time: a copier of packets may make us ask."""
+        for check in list(self.checks.values()):
+            if check.follows and check.address != address:
+                self.forget(check.address)
+        self.ask(address, now, interval_s).follows = True
+
+    def search(self, address: Address, now: float, interval_s: float) -> None:
+        """Connectivity checks have found it; one that did not answer is asked again."""
+        if (check := self.checks.get(address)) is not None and check.failed:
+            self.forget(address)
+        for check in list(self.checks.values()):
+            check.follows = check.searched = False
+        self.ask(address, now, interval_s).searched = True
+
+    def forget(self, address: Address) -> None:
+        if self.checks.pop(address, None) is not None:
+            self._arm()
 
     def handle_challenge(self, token: bytes, address: Address) -> None:
         if len(self.responses) < MAX_PATH_RESPONSES:
             self.responses.append((address, encode(PathResponse(token))))
 
-    def handle_response(self, token: bytes, address: Address) -> PathCheck | None:
+    def handle_response(self, token: bytes, address: Address, now: float) -> PathCheck | None:
         """The check that this answer ends: the peer is at that address."""
-        check = self.check
-        if check is None or (check.token, check.address) != (token, address):
+        check = self.checks.get(address)
+        if check is None or not check.answered_by(token, now):
             return None
-        self.check = None
+        self.forget(address)
         return check
 
-    def expire(self, now: float) -> None:
-        """Forget an address that has not answered, when the last challenge has had its time."""
-        if self.check is not None and self.check.failed and now >= self.check.next_at:
-            self.check = None
+    def expire(self, now: float) -> list[PathCheck]:
+        """Forget addresses that have not answered, when the last challenge has had its time."""
+        over = [check for check in self.checks.values() if check.failed and now >= check.next_at]
+        for check in over:
+            self.forget(check.address)
+        return over
 
-    def poll(self, now: float) -> tuple[Address, bytes] | None:
-        """Where to send which frame now, in a packet of its own."""
+    def poll(self, now: float, received: Received) -> tuple[Address, bytes] | None:
+        """Where to send which frames now, in a packet of their own.
+
+        An answer says what has come, too: if the peer asks because its path is dead, it then sends
+        no more again than it has to.
+        """
         if self.responses:
-            return self.responses.popleft()
-        check = self.check
-        if check is not None and check.poll(now):
-            return check.address, encode(PathChallenge(check.token))
+            address, frame = self.responses.popleft()
+            return address, frame + received.report(now, ANSWER_ACK_BYTES)
+        for check in self.checks.values():
+            if now >= check.next_at and not check.failed:
+                frame = check.challenge(self._random.randbytes(TOKEN_BYTES), now)
+                self._arm()
+                return check.address, frame
         return None
+
+    def _arm(self) -> None:
+        self.next_at = min((check.next_at for check in self.checks.values()), default=math.inf)

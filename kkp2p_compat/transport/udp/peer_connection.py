@@ -13,8 +13,8 @@ connection ids and an address that works.  RFC 9000 is the model; docs/protocol.
 transport", has the format and says where we depart from it.
 
 What it consists of: ``streams`` (what applications read and write), ``packer`` (what is sent),
-``recovery`` (what is on its way), ``path`` (how much and how fast), ``validation`` (new addresses
-of the peer), ``liveness`` (whether the peer is there), ``lifecycle`` (open, closing, closed).
+``recovery`` (what is on its way), ``path`` (how much and how fast), ``paths`` (which one is used,
+and which could be), ``liveness`` (whether the peer is there), ``lifecycle`` (its end).
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ from ..._errors import BadPacket, KKP2PError, LinkLost
 from . import frames as f
 from .acks import Received
 from .clock import Clock, Timer
-from .events import Closed, EventQueue, PathChanged, PathRecovered, PathSuspected, Transmit
+from .events import Closed, EventQueue, PathRecovered, PathSuspected, Transmit
 from .gathering import Gathering
 from .lifecycle import Cue, Lifecycle, Phase
 from .liveness import SILENCE_S, Liveness
+from .outcomes import Outcomes
 from .packing import Packer
 from .path_state import PathState
-from .path_validation import PathValidation
+from .paths import Paths
 from .protection import PacketOpener, PacketSealer
-from .recovery import Recovery, carried
+from .recovery import Recovery
 from .stream_table import StreamTable
 from .transport_settings import TransportSettings
 
@@ -69,16 +70,13 @@ class PeerConnection:
         """``random``: a SystemRandom outside tests.  ``rtt_s``: as measured by checks."""
         self.settings = settings = settings or TransportSettings()
         self.local_id = local_id
-        self.address = address
         self.dropped: dict[str, int] = {}  # packets, by the reason
         self.received_bytes = 0  # of genuine datagrams, with those that came twice
-        self._random = random
         self._clock = Clock(now)
         self._events = EventQueue()
         self.poll_event = self._events.poll
         self.lifecycle = Lifecycle()
         self.liveness = Liveness(now)
-        self.validation = PathValidation(random)
         self.recovery = Recovery()
         self._opener = PacketOpener(receive_secret, cipher)
         self._received = Received()
@@ -89,14 +87,23 @@ class PeerConnection:
         self.streams = StreamTable(
             is_caller, self.packer, self.recovery, self._clock, self._events, settings
         )
-        self._start_path(now)
+        self.paths = Paths(
+            address, is_caller=is_caller, recovery=self.recovery, packer=self.packer,
+            events=self._events, settings=settings, now=now, random=random,
+        )  # fmt: skip
+        self._outcomes = Outcomes(
+            self.recovery, self.paths, self.packer, self.streams, self.liveness, self._events
+        )
         if rtt_s is not None:
             self.recovery.rtt.update(rtt_s, 0.0)
 
-    def _start_path(self, now: float) -> None:
-        """Nothing is known of the path (any more)."""
-        self.path = PathState(self.settings, now, self._random)
-        self.packer.start_path(self.path)
+    @property
+    def path(self) -> PathState:
+        return self.paths.current
+
+    @property
+    def address(self) -> Address:
+        return self.paths.current.address
 
     # Input.
 
@@ -111,8 +118,9 @@ class PeerConnection:
         if lifecycle.phase is _CLOSED:
             return False
         self._go_on(now)
-        received = self._received
-        largest_before = received.largest
+        received, paths = self._received, self.paths
+        is_elsewhere = address != paths.current.address
+        tells_path = False
         eliciting = place = 0
         try:
             while place < len(data) and lifecycle.phase is _OPEN:
@@ -125,6 +133,8 @@ class PeerConnection:
                 self.received_bytes += min(len(plains) * segment_bytes, len(data) - place)
                 place += len(plains) * segment_bytes
                 if number > received.largest:
+                    if is_elsewhere or paths.settling:
+                        tells_path |= not all(map(f.is_about_path, plains))
                     eliciting += self._handle_packets(plains, address)
                     received.add(number, number + len(plains), now)
                     continue
@@ -146,9 +156,8 @@ class PeerConnection:
             self._events.put(PathRecovered())
         if lifecycle.phase is not _OPEN:
             lifecycle.handle_unheard(now)
-        elif received.largest > largest_before and address != self.address:
-            # A genuine packet, newer than all others, came from elsewhere.
-            self.validation.try_address(address, now, self.recovery.rtt.pto_s)
+        elif tells_path:
+            paths.handle_newer(address, now)
         return self._events.waits() > 0
 
     def _handle_packets(self, plains: list[bytes], address: Address) -> int:
@@ -206,50 +215,13 @@ class PeerConnection:
         """That it came is all there is to it."""
 
     def _handle_ack(self, ack: f.Ack, address: Address) -> None:
-        if ack.largest >= self.packer.next_number:
-            raise BadPacket("an acknowledgement of what was never sent")
-        self.liveness.handle_acked(ack.largest)
-        now, recovery = self._clock.now, self.recovery
-        in_flight_before = recovery.in_flight
-        acked = recovery.handle_ack(ack.ranges, ack.delay_s, now)
-        if not acked:
-            return
-        acked_bytes = 0
-        newest = acked[0]
-        touched: dict[int, None] = {}  # streams
-        for stream, start, stop, fin in carried(acked):
-            stream.handle_acked(start, stop, fin)
-            touched[stream.stream_id] = None
-        for flight in acked:
-            for frame in flight.frames:
-                self.packer.control_on_way -= 1
-                self.streams.handle_frame_acked(frame)
-            acked_bytes += self.path.handle_acked(flight, now)
-            if flight.stop > newest.stop:
-                newest = flight
-        largest_is_new = newest.stop - 1 == ack.largest
-        rtt_s = recovery.rtt.latest_s if largest_is_new else None
-        lost = self.path.digest(recovery, now, in_flight_before, acked_bytes, newest.sent_at, rtt_s)
-        for flight in lost:
-            self.packer.repeat(flight)
-        self.streams.handle_acked(touched)
+        self._outcomes.handle_ack(ack, address, self._clock.now)
 
     def _handle_path_challenge(self, frame: f.PathChallenge, address: Address) -> None:
-        self.validation.handle_challenge(frame.token, address)
+        self.paths.validation.handle_challenge(frame.token, address)
 
     def _handle_path_response(self, frame: f.PathResponse, address: Address) -> None:
-        proved = self.validation.handle_response(frame.token, address)
-        if proved is None:
-            return
-        before, self.address = self.address, address
-        # RFC 9000 section 9.4: only a new port is most likely the same path.
-        if proved.searched or before[0] != address[0]:
-            for flight in self.recovery.forget_path():
-                self.packer.repeat(flight)
-            self._start_path(self._clock.now)
-        self.recovery.pto_count = 0
-        if before != address:
-            self._events.put(PathChanged(address))
+        self.paths.handle_response(frame.token, address, self._clock.now)
 
     def _handle_close(self, frame: f.Close, address: Address) -> None:
         reason = f"the peer closed the connection: code {frame.code}, {frame.reason!r}"
@@ -270,18 +242,19 @@ class PeerConnection:
 
         It is asked for with every batch, so it has no loops and few calls.
         """
-        liveness, packer, recovery = self.liveness, self.packer, self.recovery
+        liveness, packer, paths = self.liveness, self.packer, self.paths
         return (
             liveness.heard_at + self.settings.idle_timeout_s,
             _NEVER if liveness.doubt is None else liveness.doubt.next_at,
-            recovery.timer_at(),
+            self.recovery.timer_at(),
             liveness.suspect_at,
             liveness.ask_at,
             packer.eliciting_at + self.settings.keepalive_s,
-            _NEVER if self.validation.check is None else self.validation.check.next_at,
+            paths.validation.next_at,
+            paths.left.next_at,
             self._received.ack_at,
             packer.paced_until,
-            self.path.mtu.next_at,
+            paths.current.mtu.next_at,
         )
 
     def next_timer(self) -> float | None:
@@ -328,19 +301,7 @@ class PeerConnection:
             self._end(Cue.LOST, error)
 
     def _handle_loss(self, now: float, is_late: bool) -> None:
-        recovery = self.recovery
-        if recovery.loss_time < math.inf:
-            for flight in self.path.digest(recovery, now, recovery.in_flight):
-                self.packer.repeat(flight)
-            return
-        if self.packer.probes_left:
-            return  # the last probe has not gone yet: the socket may be full
-        recovery.pto_count += 1
-        self.liveness.handle_probe_timeout(recovery.pto_count, now, recovery.rtt)
-        self.packer.probe()
-        oldest = recovery.oldest()
-        if oldest is not None:
-            self.path.handle_probe_timeout(oldest, now)
+        self._outcomes.handle_timer(now, is_late)
 
     def _handle_suspicion(self, now: float, is_late: bool) -> None:
         if is_late:  # as after a program that kept the interpreter's lock: ask first, and read
@@ -356,7 +317,10 @@ class PeerConnection:
         self.ping()
 
     def _handle_validation(self, now: float, is_late: bool) -> None:
-        self.validation.expire(now)
+        self.paths.expire(now)
+
+    def _handle_left(self, now: float, is_late: bool) -> None:
+        self.paths.give_up(now)
 
     _on_timer: dict[Timer, Callable[[PeerConnection, float, bool], None] | None] = {  # noqa: RUF012
         Timer.IDLE: _handle_idle,
@@ -366,6 +330,7 @@ class PeerConnection:
         Timer.SILENCE: _handle_silence,
         Timer.KEEPALIVE: _handle_keepalive,
         Timer.VALIDATION: _handle_validation,
+        Timer.LEFT: _handle_left,
         Timer.ACK: None,  # ``poll_transmit`` finds these three by itself
         Timer.PACING: None,
         Timer.MTU: None,
@@ -396,7 +361,24 @@ class PeerConnection:
         """
         self._go_on(now)
         self.recovery.pto_count = 0  # what backed off for the old path has waited long enough
-        self.validation.try_address(address, now, self.recovery.rtt.pto_s, searched=True)
+        self.paths.search(address, now)
+
+    def probe_path(self, address: Address, now: float) -> None:
+        """Ask whether the peer is at this address, too: PathProved or PathUnproved follows."""
+        self._go_on(now)
+        self.paths.probe(address, now)
+
+    def move_to(self, address: Address, now: float, *, lossless: bool) -> bool:
+        """Use this address from now on; False: it has never proved that the peer is there.
+
+        ``lossless``: the old path is alive, so what is on its way there will arrive; else all of it
+        is sent again.
+        """
+        self._go_on(now)
+        moved = self.paths.move(address, now, lossless=lossless)
+        if moved:
+            self.ping()  # the peer has to hear of it
+        return moved
 
     def close(self, code: int, reason: str, now: float) -> None:
         """End the connection; Closed follows when the peer has had the chance to hear of it."""
@@ -419,17 +401,18 @@ class PeerConnection:
         packer = self.packer
         if self.lifecycle.phase is not _OPEN:
             return self._poll_close(now)
-        validation, mtu = self.validation, self.path.mtu
-        if validation.check is not None or validation.responses:
-            special = validation.poll(now)
+        path, validation = self.paths.current, self.paths.validation
+        mtu = path.mtu
+        if now >= validation.next_at or validation.responses:
+            special = validation.poll(now, self._received)
             if special is not None:
                 address, frame = special
                 return packer.single(frame, address)
         if (doubt := self.liveness.doubt) is not None and doubt.poll(now):
-            return packer.single(f.encode(f.Ping()), self.address)
+            return packer.single(f.encode(f.Ping()), path.address)
         if now >= mtu.next_at and (probe_bytes := mtu.poll_probe(now)) is not None:
-            return packer.mtu_probe(probe_bytes, self.address, now)
-        transmit = packer.pack(self.address, now)
+            return packer.mtu_probe(probe_bytes, path.address, now)
+        transmit = packer.pack(path.address, now)
         if packer.progress or self.streams.line:
             self.streams.wake_writers()
         return transmit

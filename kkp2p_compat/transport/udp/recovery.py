@@ -13,6 +13,7 @@ path which was dead for seconds is used again soon after it comes back.
 
 from __future__ import annotations
 
+import copy
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
@@ -37,6 +38,8 @@ MAX_PTO_DOUBLINGS = 8  # more would be over MAX_PTO_S whatever the round trip is
 MAX_PACKET_THRESHOLD = 256
 MAX_TIME_THRESHOLD = 2.0
 REMEMBERED_LOSSES = 16  # ranges of packets declared lost, to notice if they arrive after all
+SILENT_PTOS = 2.5  # without an acknowledgement, after which a path is called silent
+SILENT_S = 0.2  # at least: a busy host is no dead path
 
 
 class Flight:
@@ -117,6 +120,7 @@ class RoundTrip:
         self.smoothed_s, self.variation_s = smoothed_s, variation_s
         # The probe time-out without backoff: section 6.2.1.
         self.pto_s = smoothed_s + max(4 * variation_s, GRANULARITY_S) + MAX_ACK_DELAY_S
+        self.silent_s = max(SILENT_PTOS * self.pto_s, SILENT_S)
 
     def update(self, latest_s: float, ack_delay_s: float) -> None:
         first = self.latest_s is None
@@ -139,34 +143,49 @@ class Recovery:
     """The packets on their way.  ``handle_ack`` and ``detect_lost`` return flights, or parts."""
 
     def __init__(self) -> None:
-        self.rtt = RoundTrip()
-        self.in_flight = 0  # bytes that congestion control counts
-        self.pto_count = 0
-        self.largest_acked = -1
-        self.loss_time = math.inf  # when a packet is lost by time, if nothing comes
+        self.largest_acked = -1  # of the flights: another packet may have gone another way
         self._last_eliciting_at = 0.0
         self._measured_from = -math.inf  # what was sent earlier shows no round trip
-        self._flights: list[Flight] = []  # by packet number, ascending
+        self._begin(RoundTrip())
+
+    def _begin(self, rtt: RoundTrip) -> None:
+        self.rtt = rtt
+        self.in_flight = 0  # bytes that congestion control counts
+        self.pto_count = 0
+        self.loss_time = math.inf  # when a packet is lost by time, if nothing comes
+        self.unanswered_since = math.inf  # something is on its way, and nothing was acknowledged
+        self.flights: list[Flight] = []  # by packet number, ascending
         self._packet_threshold = PACKET_THRESHOLD
         self._time_threshold = TIME_THRESHOLD
         self._declared_lost = RangeSet()
+
+    def leave_path(self, rtt: RoundTrip) -> Recovery:
+        """Begin anew, on a path with this round trip; returns what is on its way over the old."""
+        left = copy.copy(self)
+        self._begin(rtt)
+        return left
 
     def measure_from(self, now: float) -> None:
         """Answers to what was sent before ``now`` may have waited for us to read them."""
         self._measured_from = now
 
     def sent(self, flight: Flight) -> None:
-        self._flights.append(flight)
+        if not self.flights:
+            self.unanswered_since = flight.sent_at
+        self.flights.append(flight)
         self._last_eliciting_at = flight.sent_at
         if not flight.mtu_probe:
             self.in_flight += flight.size
 
     def handle_ack(
-        self, ranges: Sequence[tuple[int, int]], ack_delay_s: float, now: float
+        self, ranges: Sequence[tuple[int, int]], ack_delay_s: float | None, now: float
     ) -> list[Flight]:
-        """What is newly acknowledged by ``ranges`` (half-open, the highest first)."""
+        """What is newly acknowledged by ``ranges`` (half-open, the highest first).
+
+        ``ack_delay_s``: None if they have come over another path, and show no round trip.
+        """
         acked: list[Flight] = []
-        flights = self._flights
+        flights = self.flights
         newest: Flight | None = None
         for start, stop in ranges:
             if not flights or stop <= flights[0].first:
@@ -192,15 +211,19 @@ class Recovery:
             if index > begin:
                 flights[begin:index] = replacement
                 newest = newest or acked[-1]  # the ranges descend
-        largest = ranges[0][1] - 1
-        fresh_from = self._measured_from
-        if newest is not None and newest.stop - 1 == largest and newest.sent_at >= fresh_from:
-            self.rtt.update(now - newest.sent_at, min(ack_delay_s, MAX_ACK_DELAY_S))
-        self.largest_acked = max(self.largest_acked, largest)
         if self._declared_lost:
             self._notice_late(ranges)
-        if acked:
+        if newest is not None:
+            largest = newest.stop - 1
+            if (
+                ack_delay_s is not None
+                and largest == ranges[0][1] - 1
+                and newest.sent_at >= self._measured_from
+            ):
+                self.rtt.update(now - newest.sent_at, min(ack_delay_s, MAX_ACK_DELAY_S))
+            self.largest_acked = max(self.largest_acked, largest)
             self.pto_count = 0
+            self.unanswered_since = now if flights else math.inf
         return acked
 
     def _notice_late(self, ranges: Sequence[tuple[int, int]]) -> None:
@@ -220,7 +243,7 @@ class Recovery:
         """Give up what RFC 9002 section 6.1 calls lost; sets ``loss_time``."""
         self.loss_time = math.inf
         lost: list[Flight] = []
-        flights = self._flights
+        flights = self.flights
         if not flights or flights[0].first >= self.largest_acked:
             return lost
         latest = self.rtt.latest_s or self.rtt.smoothed_s
@@ -268,31 +291,36 @@ class Recovery:
         return False
 
     def timer_at(self) -> float:
-        """When a packet is lost by time, or else when a probe goes (RFC 9002 section A.8)."""
+        """When a packet is lost by time, or else when a probe goes (RFC 9002 section A.8).
+
+        Departure: a probe goes at the latest when the path is silent.  Who sends a little all the
+        time puts off the probe time-out, which begins with the last packet, again and again.
+        """
         if self.loss_time < math.inf:
             return self.loss_time
-        if not self._flights:
+        if not self.flights:
             return math.inf
         pto_s = self.rtt.pto_s
-        if not self.pto_count:
-            return self._last_eliciting_at + pto_s
-        doubled_s = pto_s * 2 ** min(self.pto_count, MAX_PTO_DOUBLINGS)
-        return self._last_eliciting_at + max(pto_s, min(doubled_s, MAX_PTO_S))
+        if self.pto_count:
+            doubled_s = pto_s * 2 ** min(self.pto_count, MAX_PTO_DOUBLINGS)
+            pto_s = max(pto_s, min(doubled_s, MAX_PTO_S))
+        return min(self._last_eliciting_at + pto_s, self.unanswered_since + self.rtt.silent_s)
+
+    def is_silent(self, now: float) -> bool:
+        """Whether it is, and was not told before."""
+        return now >= self.unanswered_since + self.rtt.silent_s
 
     def oldest(self) -> Flight | None:
         """The oldest packet on its way."""
-        for flight in self._flights:
+        for flight in self.flights:
             if not flight.mtu_probe:
                 return flight.part(flight.first, flight.first + 1)
         return None
 
-    def forget_path(self) -> list[Flight]:
-        """The path is another one: what is on its way counts as lost, nothing else is known."""
-        flights, self._flights = self._flights, []
+    def take_all(self) -> list[Flight]:
+        """Give up all that is on its way."""
+        flights, self.flights = self.flights, []
         self.in_flight = 0
-        self.pto_count = 0
-        self.loss_time = math.inf
-        self.rtt = RoundTrip()
         return flights
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+from ..._address import Address
 
 __all__ = ["TransportSettings"]
 
@@ -17,4 +20,5 @@ class TransportSettings:
     max_stream_window_bytes: int = 16 * 1024 * 1024
     max_data_window_bytes: int = 24 * 1024 * 1024
     max_datagram_bytes: int = 1472  # what path MTU discovery may find: 548 to 65507
+    datagram_limit: Callable[[Address], int] | None = None  # the same, for paths that differ
     max_message_queue_bytes: int = 1024 * 1024  # of UDP channels, waiting to be sent

@@ -99,6 +99,8 @@ class Peer:
     ) -> None:
         self.network, self.name, self.connection = network, name, connection
         self.address, self.link = address, link
+        # By the peer's address, where the path to it is another one: our own address, and the link.
+        self.routes: dict[Address, tuple[Address, Link]] = {}
         self.events: list[Event] = []
         self.closed: Exception | None = None
         self.outgoing: dict[int, Outgoing] = {}
@@ -184,9 +186,9 @@ class Peer:
             self._pump()
             sent = 0
             while (transmit := connection.poll_transmit(now)) is not None:
-                self.link.send(
-                    transmit.data, transmit.segment_bytes, self.address, transmit.address
-                )
+                address = transmit.address
+                source, link = self.routes.get(address, (self.address, self.link))
+                link.send(transmit.data, transmit.segment_bytes, source, address)
                 sent += 1
                 if sent > MAX_TRANSMITS:
                     network.fail(f"{self.name}: does not stop to send")

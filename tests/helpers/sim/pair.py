@@ -11,9 +11,9 @@ from kkp2p_compat.transport.udp.peer_connection import PeerConnection
 from kkp2p_compat.transport.udp.transport_settings import TransportSettings
 
 from .drive import Body, Incoming, Peer
-from .simnet import Conditions, Link, Network
+from .simnet import Address, Conditions, Link, Network
 
-__all__ = ["Pair", "Transfer", "mbit_per_s"]
+__all__ = ["Pair", "SidePath", "Transfer", "mbit_per_s"]
 
 CIPHER = "aes-128-gcm"
 
@@ -21,6 +21,20 @@ CIPHER = "aes-128-gcm"
 def mbit_per_s(rate: float) -> float:
     """A rate in bytes per second."""
     return rate * 1e6 / 8
+
+
+@dataclass(frozen=True)
+class SidePath:
+    """Another path between the two of a Pair: a link each way, and the addresses at its ends."""
+
+    there: Link
+    back: Link
+    of_caller: Address
+    of_callee: Address
+
+    def blackout(self, start: float, stop: float) -> None:
+        self.there.blackout(start, stop)
+        self.back.blackout(start, stop)
 
 
 @dataclass
@@ -87,6 +101,22 @@ class Pair:
         self.callee.on_offer = self._accept
         before = self.network.state
         self.network.state = lambda: f"{before()}\n{self.caller}\n{self.callee}"
+
+    def add_path(self, there: Conditions, back: Conditions | None = None) -> SidePath:
+        """Each side reaches the other at one more address, over links of its own."""
+        network, number = self.network, 100 + len(self.caller.routes)
+        wake_s = self.there.wake_s
+        made = SidePath(
+            Link(network, f"there {number}", there, wake_s),
+            Link(network, f"back {number}", back or there, wake_s),
+            (f"192.0.2.{number}", 1000),
+            (f"198.51.100.{number}", 2000),
+        )
+        self.caller.routes[made.of_callee] = made.of_caller, made.there
+        self.callee.routes[made.of_caller] = made.of_callee, made.back
+        network.hosts[made.of_caller] = self.caller.receive
+        network.hosts[made.of_callee] = self.callee.receive
+        return made
 
     def _accept(self, offer: ChannelOffered) -> None:
         transfer = self.transfers[offer.stream_id]

@@ -282,7 +282,7 @@ def test_channels_to_refuse_without_end_and_never_an_acknowledgement() -> None:
                 for number in range(first, first + 100)
             )
         )
-        frames = sum(len(flight.frames) for flight in victim.recovery._flights)
+        frames = sum(len(flight.frames) for flight in victim.recovery.flights)
         assert frames <= MAX_CONTROL_FRAMES + 100  # it is counted when a packet has come
     assert isinstance(evil.end(), KKP2PError)
 

@@ -362,7 +362,7 @@ def test_an_address_that_did_not_answer_is_asked_again_when_checks_say_so() -> N
     pair.there.filter = lambda packet: []
     connection.try_path(moved, pair.network.now)
     pair.caller.drive()
-    pair.run(lambda: not (check := connection.validation.check) or check.failed, 60)
+    pair.run(lambda: not connection.paths.validation.checks, 60)
     pair.there.filter = passes
     connection.try_path(moved, pair.network.now)
     pair.caller.drive()

@@ -14,7 +14,7 @@ from kkp2p_compat.transport.udp.gathering import (
     MAX_PACKETS,
     Gathering,
 )
-from kkp2p_compat.transport.udp.recovery import Recovery
+from kkp2p_compat.transport.udp.recovery import Recovery, RoundTrip
 
 RTT_S = 0.02
 SPACING_S = 0.0001  # between two packets
@@ -95,7 +95,7 @@ def test_after_a_loss_it_waits_for_no_more_than_one_acknowledgement_is_for(calm:
 def test_a_young_connection_does_not_wait() -> None:
     assert Reader().read_until_bulk() == 0.0  # ten packets are there before a timer
     unmeasured = Reader()
-    unmeasured.recovery.forget_path()  # how long a round trip takes is not known
+    unmeasured.recovery.leave_path(RoundTrip())  # how long a round trip takes is not known
     assert unmeasured.read(BULK_PACKETS, 0.005) == 0.0
 
 

@@ -121,10 +121,11 @@ def test_every_timer_has_its_deadline_and_the_earliest_is_the_next() -> None:
     connection.recovery.loss_time = 2.0
     liveness.suspect_at = 3.0
     liveness.ask_at = 4.0
-    connection.validation.try_address(("192.0.2.7", 1), 5.0, 1.0)
+    connection.probe_path(("192.0.2.7", 1), 5.0)
     connection._received.ack_at = 6.0
     packer.paced_until = 7.0
     connection.path.mtu.next_at = 8.0
+    connection.paths.left.next_at = 8.5
     liveness.heard_at = packer.eliciting_at = 9.0
     settings = connection.settings
     assert dict(zip(Timer, connection._deadlines(), strict=True)) == {
@@ -136,6 +137,7 @@ def test_every_timer_has_its_deadline_and_the_earliest_is_the_next() -> None:
         Timer.ACK: 6.0,
         Timer.PACING: 7.0,
         Timer.MTU: 8.0,
+        Timer.LEFT: 8.5,
         Timer.KEEPALIVE: 9.0 + settings.keepalive_s,
         Timer.IDLE: 9.0 + settings.idle_timeout_s,
     }

@@ -64,7 +64,7 @@ def test_acknowledgements_take_what_they_name_and_leave_the_rest(
         assert recovery.in_flight == 100 * len(left)
     oldest = recovery.oldest()
     assert (None if oldest is None else oldest.first) == min(left, default=None)
-    assert numbers_of(recovery.forget_path()) == sorted(left)
+    assert numbers_of(recovery.take_all()) == sorted(left)
 
 
 def test_flights_that_go_on_are_told_as_one() -> None:
