@@ -26,6 +26,13 @@ guesses.py        probes of ports that were guessed
 courtesy.py       what all calls together may send to addresses that have not answered
 notes.py          what was done and learnt, in words and by kind
 
+An address at a server, where no other reaches the peer:
+
+turn.py           what we tell a TURN server, and hear from it; sans-IO
+turn_server.py    where one is, and with which credentials it takes us
+turn_socket.py    one more socket of an endpoint, whose datagrams go through such a server
+channel_data.py   the bytes of ChannelData, in batches
+
 The local network:
 
 lan.py            finds a peer by broadcast, and answers such searches

@@ -1,5 +1,5 @@
 """STUN binding messages (RFC 8489) with the attributes of ICE (RFC 8445) and of NAT behaviour
-discovery (RFC 5780): bytes in, and out.
+discovery (RFC 5780), and the messages of TURN (RFC 8656): bytes in, and out.
 
 Every byte that comes in is a stranger's: ``parse_untrusted`` raises BadPacket and nothing else,
 and takes no message over MAX_BYTES.  What it returns is well-formed, not true: ask ``verify``.
@@ -8,7 +8,7 @@ Of an attribute that comes twice only the first counts (RFC 8489 section 14).  A
 MESSAGE-INTEGRITY only FINGERPRINT counts, which must be last (14.5, 14.7).  Attributes that we do
 not know are left out; the types of those that must be understood are in ``unknown``.
 Servers older than RFC 5389 answer with MAPPED-ADDRESS alone: it counts if nothing better is there.
-Long-term credentials and MESSAGE-INTEGRITY-SHA256 are not supported (RFC 8445 keeps to HMAC-SHA1).
+MESSAGE-INTEGRITY-SHA256 is not supported (RFC 8445 keeps to HMAC-SHA1, and so do TURN servers).
 The texts of errors contain no values of the message, as drops are counted by their text.
 """
 
@@ -20,7 +20,7 @@ import hmac
 import ipaddress
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -29,13 +29,15 @@ from .._address import HostPort
 from .._errors import BadPacket
 
 __all__ = [
-    "MAX_BYTES", "TICKET_BYTES", "UNKNOWN_ATTRIBUTE", "Kind", "Message", "parse_untrusted",
+    "MAX_BYTES", "TICKET_BYTES", "UNKNOWN_ATTRIBUTE", "Kind", "Message", "TurnKind",
+    "parse_untrusted",
 ]  # fmt: skip
 
 # RFC 8489.
 MAGIC = 0x2112A442  # section 5
 MAX_BYTES = 548  # 6.1: 576 bytes less the headers of IPv4 and UDP, when the path's MTU is unknown
 MAX_USERNAME_BYTES = 508  # 14.3: less than 509
+MAX_REALM_BYTES = 763  # 14.9, 14.10: less than 128 characters, which are up to 763 bytes
 FINGERPRINT_XOR = 0x5354554E  # 14.7
 UNKNOWN_ATTRIBUTE = 420  # 14.8
 
@@ -46,13 +48,22 @@ ADDRESS_OF = {4: struct.Struct(">xBH4s"), 16: struct.Struct(">xBH16s")}
 FAMILY_OF = {4: 1, 16: 2}
 INTEGRITY_BYTES = 20  # HMAC-SHA1
 
-# Attribute types: RFC 8489 section 18.3, RFC 8445 section 16.1, RFC 5780 section 7.
+# Attribute types: RFC 8489 section 18.3, RFC 8445 section 16.1, RFC 5780 section 7, RFC 8656
+# section 18.
 MAPPED_ADDRESS = 0x0001
 CHANGE_REQUEST = 0x0003
 USERNAME = 0x0006
 MESSAGE_INTEGRITY = 0x0008
 ERROR_CODE = 0x0009
 UNKNOWN_ATTRIBUTES = 0x000A
+CHANNEL_NUMBER = 0x000C
+LIFETIME = 0x000D
+XOR_PEER_ADDRESS = 0x0012
+DATA = 0x0013
+REALM = 0x0014
+NONCE = 0x0015
+XOR_RELAYED_ADDRESS = 0x0016
+REQUESTED_TRANSPORT = 0x0019
 XOR_MAPPED_ADDRESS = 0x0020
 PRIORITY = 0x0024
 USE_CANDIDATE = 0x0025
@@ -73,6 +84,10 @@ UNDERSTOOD = {
     MAPPED_ADDRESS, USERNAME, MESSAGE_INTEGRITY, ERROR_CODE, UNKNOWN_ATTRIBUTES,
     XOR_MAPPED_ADDRESS, PRIORITY, USE_CANDIDATE, CHANGE_REQUEST, PADDING, RESPONSE_PORT,
 }  # fmt: skip
+UNDERSTOOD_OF_TURN = UNDERSTOOD | {
+    CHANNEL_NUMBER, LIFETIME, XOR_PEER_ADDRESS, DATA, REALM, NONCE, XOR_RELAYED_ADDRESS,
+    REQUESTED_TRANSPORT,
+}  # fmt: skip
 MUST_BE_UNDERSTOOD_BELOW = 0x8000  # section 14
 CHANGE_IP, CHANGE_PORT = 4, 2  # RFC 5780 section 7.2
 
@@ -86,11 +101,30 @@ class Kind(IntEnum):
     ERROR = 0x0111
 
 
+class TurnKind(IntEnum):
+    """The message types of TURN (RFC 8656 section 17): a request, its two answers, and so on."""
+
+    ALLOCATE = 0x0003
+    ALLOCATE_DONE = 0x0103
+    ALLOCATE_ERROR = 0x0113
+    REFRESH = 0x0004
+    REFRESH_DONE = 0x0104
+    REFRESH_ERROR = 0x0114
+    CREATE_PERMISSION = 0x0008
+    CREATE_PERMISSION_DONE = 0x0108
+    CREATE_PERMISSION_ERROR = 0x0118
+    CHANNEL_BIND = 0x0009
+    CHANNEL_BIND_DONE = 0x0109
+    CHANNEL_BIND_ERROR = 0x0119
+    SEND = 0x0016  # indications
+    DATA = 0x0017
+
+
 @dataclass(slots=True)  # not frozen: that would treble the time to make one
 class Message:
     """One message; an attribute that is missing is None, False or empty."""
 
-    kind: Kind
+    kind: Kind | TurnKind
     transaction_id: bytes  # 12 bytes
     username: str | None = None
     mapped: HostPort | None = None  # XOR-MAPPED-ADDRESS; received: or MAPPED-ADDRESS
@@ -108,6 +142,16 @@ class Message:
     ticket: bytes | None = None  # TICKET_BYTES
     software: str = field(default="", compare=False)  # sent, to pad a request; never read
 
+    # Of TURN only.
+    realm: str | None = None
+    nonce: bytes | None = None
+    lifetime_s: int | None = None
+    relayed: HostPort | None = None  # where peers reach the allocation
+    peer: HostPort | None = None
+    channel: int | None = None
+    data: bytes | None = None
+    transport: int | None = None  # the protocol of the relayed address, as IP numbers it
+
     # Known of received messages only.
     unknown: tuple[int, ...] = ()  # types in this message that we ought to understand
     has_fingerprint: bool = field(default=False, compare=False)
@@ -120,6 +164,7 @@ class Message:
         body = b""
         for kind, value in (
             (USERNAME, None if self.username is None else self.username.encode()),
+            *(() if type(self.kind) is Kind else self._turn_attributes()),
             (PRIORITY, None if self.priority is None else struct.pack(">I", self.priority)),
             (USE_CANDIDATE, b"" if self.use_candidate else None),
             (ICE_CONTROLLING, _tie_breaker(self.controlling)),
@@ -145,6 +190,18 @@ class Message:
         covered = self._header(len(body) + ATTRIBUTE.size + 4) + body
         return covered + _encode_attribute(FINGERPRINT, _fingerprint(covered))
 
+    def _turn_attributes(self) -> Iterator[tuple[int, bytes | None]]:
+        hidden = self.transaction_id
+        yield REALM, None if self.realm is None else self.realm.encode()
+        yield NONCE, self.nonce
+        yield LIFETIME, None if self.lifetime_s is None else struct.pack(">I", self.lifetime_s)
+        yield XOR_RELAYED_ADDRESS, self.relayed and _encode_address(self.relayed, hidden)
+        yield XOR_PEER_ADDRESS, self.peer and _encode_address(self.peer, hidden)
+        yield CHANNEL_NUMBER, _encode_port(self.channel)
+        if self.transport is not None:
+            yield REQUESTED_TRANSPORT, struct.pack(">B3x", self.transport)
+        yield DATA, self.data
+
     def _header(self, body_bytes: int) -> bytes:
         return HEADER.pack(self.kind, body_bytes, MAGIC, self.transaction_id)
 
@@ -165,6 +222,7 @@ def _tie_breaker(value: int | None) -> bytes | None:
 
 
 def _encode_port(port: int | None) -> bytes | None:
+    """Also a channel's number, which has the same layout."""
     return None if port is None else struct.pack(">H2x", port)
 
 
@@ -219,18 +277,21 @@ def _parse_address_untrusted(value: bytes, transaction_id: bytes | None = None) 
     return str(ip.ipv4_mapped or ip), port
 
 
-def parse_untrusted(data: bytes, max_bytes: int = MAX_BYTES) -> Message:
-    """The binding message that is exactly ``data``; BadPacket if it is none."""
+def parse_untrusted(
+    data: bytes, max_bytes: int = MAX_BYTES, kinds: type[Kind | TurnKind] = Kind
+) -> Message:
+    """The message of one of the ``kinds`` that is exactly ``data``; BadPacket if it is none."""
     if not HEADER.size <= len(data) <= max_bytes:
         raise BadPacket("a STUN message that is too short or too long")
     number, length, magic, transaction_id = HEADER.unpack_from(data)
     if magic != MAGIC or length != len(data) - HEADER.size or length % 4:
         raise BadPacket("not a STUN message")
     try:
-        kind = Kind(number)
+        kind = kinds(number)
     except ValueError:
-        raise BadPacket("not a binding message") from None
-    values, unknown, integrity_at = _split_untrusted(data)
+        raise BadPacket("not a message of the expected kind") from None
+    understood = UNDERSTOOD if kinds is Kind else UNDERSTOOD_OF_TURN
+    values, unknown, integrity_at = _split_untrusted(data, understood)
     fields: dict[str, Any] = {}
     for number, value in values.items():
         if (known := _PARSERS.get(number)) is not None:
@@ -240,6 +301,9 @@ def parse_untrusted(data: bytes, max_bytes: int = MAX_BYTES) -> Message:
         fields["mapped"] = _parse_address_untrusted(values[XOR_MAPPED_ADDRESS], transaction_id)
     elif MAPPED_ADDRESS in values:
         fields["mapped"] = _parse_address_untrusted(values[MAPPED_ADDRESS])
+    for number, name in _HIDDEN_ADDRESSES if kinds is TurnKind else ():
+        if number in values:
+            fields[name] = _parse_address_untrusted(values[number], transaction_id)
     if CHANGE_REQUEST in values:
         change = _parse_number_untrusted(CHANGE_REQUEST, 4, values[CHANGE_REQUEST])
         fields["change_ip"] = bool(change & CHANGE_IP)
@@ -250,7 +314,9 @@ def parse_untrusted(data: bytes, max_bytes: int = MAX_BYTES) -> Message:
     )  # fmt: skip
 
 
-def _split_untrusted(data: bytes) -> tuple[dict[int, bytes], list[int], int]:
+def _split_untrusted(
+    data: bytes, understood: Container[int]
+) -> tuple[dict[int, bytes], list[int], int]:
     """Values by type, types that we ought to understand, where MESSAGE-INTEGRITY starts or 0."""
     values: dict[int, bytes] = {}
     unknown: list[int] = []
@@ -273,7 +339,7 @@ def _split_untrusted(data: bytes) -> tuple[dict[int, bytes], list[int], int]:
                 if length != INTEGRITY_BYTES:
                     raise BadPacket("a message integrity of a wrong length")
                 integrity_at = start
-            elif kind < MUST_BE_UNDERSTOOD_BELOW and kind not in UNDERSTOOD:
+            elif kind < MUST_BE_UNDERSTOOD_BELOW and kind not in understood:
                 unknown.append(kind)
             else:
                 values.setdefault(kind, value)
@@ -288,6 +354,20 @@ def _parse_username_untrusted(value: bytes) -> str:
         return value.decode()
     except UnicodeDecodeError:
         raise BadPacket("a username that is not UTF-8") from None
+
+
+def _parse_realm_untrusted(value: bytes) -> str:
+    _parse_nonce_untrusted(value)
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise BadPacket("a realm that is not UTF-8") from None
+
+
+def _parse_nonce_untrusted(value: bytes) -> bytes:
+    if len(value) > MAX_REALM_BYTES:
+        raise BadPacket("a realm or nonce that is too long")
+    return value
 
 
 def _parse_number_untrusted(kind: int, size: int, value: bytes) -> int:
@@ -306,6 +386,10 @@ def _parse_port_untrusted(value: bytes) -> int:
     if len(value) not in (2, 4):
         raise BadPacket("a response port of a wrong length")
     return int.from_bytes(value[:2], "big")
+
+
+def _parse_transport_untrusted(value: bytes) -> int:
+    return _parse_number_untrusted(REQUESTED_TRANSPORT, 4, value) >> 24
 
 
 def _parse_error_untrusted(value: bytes) -> int:
@@ -347,4 +431,11 @@ _PARSERS: dict[int, tuple[str, Callable[[bytes], object]]] = {
     RESPONSE_ORIGIN: ("origin", _parse_address_untrusted),
     OTHER_ADDRESS: ("other", _parse_address_untrusted),
     TICKET: ("ticket", _parse_ticket_untrusted),
+    REALM: ("realm", _parse_realm_untrusted),
+    NONCE: ("nonce", _parse_nonce_untrusted),
+    LIFETIME: ("lifetime_s", _number(LIFETIME, 4)),
+    CHANNEL_NUMBER: ("channel", _parse_port_untrusted),
+    REQUESTED_TRANSPORT: ("transport", _parse_transport_untrusted),
+    DATA: ("data", bytes),
 }
+_HIDDEN_ADDRESSES = ((XOR_PEER_ADDRESS, "peer"), (XOR_RELAYED_ADDRESS, "relayed"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import binascii
 import contextlib
+import dataclasses
 import hmac
 import struct
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from kkp2p_compat._address import HostPort
 from kkp2p_compat._errors import BadPacket
-from kkp2p_compat.traversal.stun import MAX_BYTES, Kind, Message, parse_untrusted
+from kkp2p_compat.traversal.stun import MAX_BYTES, Kind, Message, TurnKind, parse_untrusted
 
 ID = bytes.fromhex("b7e7a701 bc34d686 fa87dfae")
 PASSWORD = b"VOkJxbRl1RmTxUk/WvJxBt"
@@ -297,3 +298,68 @@ def test_the_answer_of_an_old_server() -> None:
     hidden = attribute(0x0020, bytes.fromhex("0001a147e112a643"))
     parsed = parse_untrusted(wire_of(plain, hidden, kind=0x0101))
     assert parsed.mapped == ("192.0.2.1", 32853)
+
+
+def test_the_bytes_of_turn() -> None:
+    """RFC 8656 section 18."""
+    allocate = Message(
+        TurnKind.ALLOCATE, ID, username="a:b", realm="example.org", nonce=b"nonce", transport=17,
+        lifetime_s=600,
+    )  # fmt: skip
+    attributes = [
+        USERNAME, attribute(0x0014, b"example.org"), attribute(0x0015, b"nonce"),
+        attribute(0x000D, bytes.fromhex("00000258")), attribute(0x0019, bytes.fromhex("11000000")),
+    ]  # fmt: skip
+    assert allocate.encode(PASSWORD) == seal(wire_of(*attributes, kind=0x0003))
+    bind = Message(TurnKind.CHANNEL_BIND, ID, peer=("192.0.2.1", 32853), channel=0x4001)
+    assert bind.encode(None, fingerprint=False) == wire_of(
+        attribute(0x0012, bytes.fromhex("0001a147e112a643")),
+        attribute(0x000C, bytes.fromhex("40010000")),
+        kind=0x0009,
+    )
+    send = Message(TurnKind.SEND, ID, peer=("192.0.2.1", 32853), data=b"hello")
+    assert send.encode(None, fingerprint=False) == wire_of(
+        attribute(0x0012, bytes.fromhex("0001a147e112a643")), attribute(0x0013, b"hello"),
+        kind=0x0016,
+    )  # fmt: skip
+
+
+@given(
+    MESSAGES, st.sampled_from(TurnKind), st.text(max_size=60), st.binary(max_size=60), U32,
+    ADDRESSES, ADDRESSES, U16, st.binary(max_size=60), st.integers(0, 255),
+)  # fmt: skip
+def test_turn_makes_the_round_trip(
+    message: Message, kind: TurnKind, realm: str, nonce: bytes, lifetime_s: int,
+    relayed: HostPort, peer: HostPort, channel: int, data: bytes, transport: int,
+) -> None:  # fmt: skip
+    message = dataclasses.replace(
+        message, kind=kind, realm=realm, nonce=nonce, lifetime_s=lifetime_s, relayed=relayed,
+        peer=peer, channel=channel, data=data, transport=transport,
+    )  # fmt: skip
+    assert parse_untrusted(message.encode(PASSWORD), 65535, TurnKind) == message
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        wire_of(attribute(0x000C, bytes(3)), kind=0x0109),  # CHANNEL-NUMBER
+        wire_of(attribute(0x000D, bytes(3)), kind=0x0103),  # LIFETIME
+        wire_of(attribute(0x0012, bytes(7)), kind=0x0017),  # XOR-PEER-ADDRESS
+        wire_of(attribute(0x0014, b"\xff"), kind=0x0113),  # REALM
+        wire_of(attribute(0x0014, bytes(764)), kind=0x0113),
+        wire_of(attribute(0x0015, bytes(764)), kind=0x0113),  # NONCE
+        wire_of(attribute(0x0016, b""), kind=0x0103),  # XOR-RELAYED-ADDRESS
+        wire_of(attribute(0x0019, bytes(1)), kind=0x0003),  # REQUESTED-TRANSPORT
+        wire_of(kind=0x0001),  # Binding
+        wire_of(kind=0x0006),
+    ],
+)
+def test_malformed_turn(wire: bytes) -> None:
+    with pytest.raises(BadPacket):
+        parse_untrusted(wire, 65535, TurnKind)
+
+
+def test_a_binding_message_knows_nothing_of_turn() -> None:
+    parsed = parse_untrusted(wire_of(attribute(0x0014, b"realm"), attribute(0x0013, b"data")))
+    assert parsed.unknown == (0x0014, 0x0013)
+    assert parsed.realm is parsed.data is None

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -12,68 +10,26 @@ from pathlib import Path
 
 import gevent
 import pytest
-from gevent import socket as gsocket
 from gevent.event import Event
 
+from helpers.coturn import HOME, need, running, two_free_ports
 from helpers.stun_support import start_responder
 from helpers.support import PATIENCE_S
 from kkp2p_compat.cloud.stun import StunResponder
 from kkp2p_compat.engine.paths.own_addresses import OwnAddresses
 from kkp2p_compat.transport.udp.endpoint import Endpoint
 from kkp2p_compat.traversal.nat import NatBehaviour
-from kkp2p_compat.traversal.stun import Kind, Message
 
-HOME, SECOND = "127.0.0.1", "127.0.0.2"
-
-
-def need(tool: str) -> None:
-    if shutil.which(tool) is None:
-        (pytest.fail if os.environ.get("KKP2P_REQUIRE_LAB") == "1" else pytest.skip)(f"no {tool}")
-
-
-def two_free_ports() -> tuple[int, int]:
-    with (
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one,
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as two,
-    ):
-        one.bind((HOME, 0))
-        two.bind((HOME, 0))
-        return one.getsockname()[1], two.getsockname()[1]
+SECOND = "127.0.0.2"
 
 
 @pytest.fixture
 def coturn(tmp_path: Path) -> Iterator[tuple[int, int]]:
     """The two ports of a server on two addresses."""
-    need("turnserver")
     ports = two_free_ports()
-    command = [
-        "turnserver", "-n", "--stun-only", "-L", HOME, "-L", SECOND, "-p", str(ports[0]),
-        "--alt-listening-port", str(ports[1]), "--no-cli", "--no-tls", "--no-dtls", "--no-tcp",
-        "--log-file", "stdout", "--pidfile", str(tmp_path / "pid"), "--db", str(tmp_path / "db"),
-    ]  # fmt: skip
-    process = subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        wait_for_answer(ports[0])
+    options = ("--stun-only", "-L", SECOND, "--alt-listening-port", str(ports[1]))
+    with running(tmp_path, ports[0], *options):
         yield ports
-    finally:
-        process.terminate()
-        process.wait(PATIENCE_S)
-
-
-def wait_for_answer(port: int) -> None:
-    """Nothing else tells that it is up."""
-    with gsocket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.settimeout(0.1)
-        for _ in range(10 * PATIENCE_S):
-            sock.sendto(Message(Kind.REQUEST, os.urandom(12)).encode(None), (HOME, port))
-            try:
-                sock.recv(2048)
-                return
-            except TimeoutError:
-                continue
-    pytest.fail("coturn does not answer")
 
 
 def test_our_client_asks_coturn(coturn: tuple[int, int]) -> None:

@@ -1,15 +1,16 @@
 """How a path to a peer is found.  Knows no call, no channel and no cloud.
 
-network.py        the underlay, made when it is wanted for the first time
-underlay.py       the network below all links: sockets, own addresses, meetings
-own_addresses.py  where this engine can be reached, and what its NAT does
-stun_servers.py   which STUN servers are asked
-questions.py      asks them
-lifetime.py       how long the NAT keeps an idle binding
-meeting.py        both sides have spoken: look for a path between them
-path_finder.py    runs the connectivity checks
-puncher.py        does what a plan wants beyond checks
-birthdays.py      which birthday punches an engine may make
-path_kind.py      the kinds of paths, the best first
-driver.py         drives a sans-IO core that sends STUN messages
+network.py          the underlay, made when it is wanted for the first time
+underlay.py         the network below all links: sockets, own addresses, meetings
+own_addresses.py    where this engine can be reached, and what its NAT does
+stun_servers.py     which STUN servers are asked
+questions.py        asks them
+lifetime.py         how long the NAT keeps an idle binding
+meeting.py          both sides have spoken: look for a path between them
+path_finder.py      runs the connectivity checks
+puncher.py          does what a plan wants beyond checks
+birthdays.py        which birthday punches an engine may make
+path_kind.py        the kinds of paths, the best first
+turn_allocation.py  an address at a TURN server, and the socket that uses it
+driver.py           drives a sans-IO core that sends STUN messages
 """

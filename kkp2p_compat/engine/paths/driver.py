@@ -14,9 +14,8 @@ from typing import Any, Protocol
 from gevent import get_hub
 
 from ..._address import Address
-from ...transport.udp.endpoint import Endpoint
 
-__all__ = ["Core", "Driver"]
+__all__ = ["Core", "Driver", "Sender"]
 
 # Our choice: a timer that comes so late finds that this host is too busy.  libev runs timers before
 # sockets, so the answer for which it would ask again may have been here for long.
@@ -29,12 +28,18 @@ class Core(Protocol):
     def next_timer(self) -> float | None: ...
 
 
+class Sender(Protocol):
+    """An endpoint, or one socket of it."""
+
+    def send_check(self, data: bytes, address: Address, ttl: int | None = None) -> None: ...
+
+
 class Driver:
     """``poll`` after each input to the core; ``progress`` is called when its output is sent."""
 
-    def __init__(self, core: Core, endpoint: Endpoint, progress: Callable[[], object]) -> None:
+    def __init__(self, core: Core, sender: Sender, progress: Callable[[], object]) -> None:
         self._core = core
-        self._endpoint = endpoint
+        self._sender = sender
         self._progress = progress
         self._timer: Any = None
         self._timer_at = math.inf
@@ -43,7 +48,7 @@ class Driver:
     def poll(self) -> None:
         """Send what the core has to send, and set its timer."""
         while (transmit := self._core.poll_transmit()) is not None:
-            self._endpoint.send_check(*transmit)
+            self._sender.send_check(*transmit)
         deadline = self._core.next_timer()
         # A timer that is due too early is left alone: it finds nothing to do.
         if deadline is not None and deadline < self._timer_at and not self._closed:

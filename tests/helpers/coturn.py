@@ -1,0 +1,68 @@
+"""coturn: a TURN and STUN server of other people's, on loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from gevent import socket as gsocket
+
+from helpers.support import PATIENCE_S
+from kkp2p_compat.traversal.stun import Kind, Message
+
+HOME = "127.0.0.1"
+
+
+def need(tool: str) -> None:
+    if shutil.which(tool) is None:
+        (pytest.fail if os.environ.get("KKP2P_REQUIRE_LAB") == "1" else pytest.skip)(f"no {tool}")
+
+
+def two_free_ports() -> tuple[int, int]:
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as two,
+    ):
+        one.bind((HOME, 0))
+        two.bind((HOME, 0))
+        return one.getsockname()[1], two.getsockname()[1]
+
+
+@contextlib.contextmanager
+def running(folder: Path, port: int, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+    """One that listens on HOME; skips the test where there is none."""
+    need("turnserver")
+    command = [
+        "turnserver", "-n", "-L", HOME, "-p", str(port), "--no-cli", "--no-tls", "--no-dtls",
+        "--no-tcp", "--log-file", "stdout", "--pidfile", str(folder / "pid"), "--db",
+        str(folder / "db"), *options,
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        wait_for_answer(port)
+        yield process
+    finally:
+        process.terminate()
+        process.wait(PATIENCE_S)
+
+
+def wait_for_answer(port: int) -> None:
+    """Nothing else tells that it is up."""
+    with gsocket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(0.1)
+        for _ in range(10 * PATIENCE_S):
+            sock.sendto(Message(Kind.REQUEST, os.urandom(12)).encode(None), (HOME, port))
+            try:
+                sock.recv(2048)
+                return
+            except TimeoutError:
+                continue
+    pytest.fail("coturn does not answer")
