@@ -25,6 +25,7 @@ from ..cloud.certificate import host_addresses
 from ..cloud.server import Cloud
 from ..cloud.settings import DEFAULT_PORT, ROLES, CloudSettings, Limits
 from ..control.trust import parse_fingerprints
+from ..traversal.turn_server import parse_turn_uri
 from ._arguments import parse_address
 from ._output import never_waiting
 
@@ -109,6 +110,20 @@ def add_parser(subparsers: Any) -> None:
         help="a secret of at least 16 bytes that tracks and relays share",
     )
     parser.add_argument(
+        "--turn",
+        metavar="turn:HOST:PORT",
+        type=_parse_turn,
+        help="roles track and all: a TURN server (RFC 8656, UDP), as peers reach it, which they "
+        "may use where no direct path is found",
+    )
+    parser.add_argument(
+        "--turn-secret",
+        metavar="FILE",
+        type=Path,
+        help="a secret of at least 16 bytes that the TURN server has, too; coturn: use-auth-secret "
+        "and static-auth-secret",
+    )
+    parser.add_argument(
         "--no-stun",
         action="store_true",
         help="do not answer STUN requests (UDP on the same port, and on the next one)",
@@ -166,6 +181,13 @@ def _parse_sha256(text: str) -> str:
     return digest.hex()
 
 
+def _parse_turn(text: str) -> tuple[str, int]:
+    try:
+        return parse_turn_uri(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _parse_ip(text: str) -> str:
     try:
         return str(ipaddress.ip_address(text))
@@ -212,6 +234,8 @@ def _settings(options: argparse.Namespace) -> CloudSettings:
         certificates=[*itertools.chain(options.vouch, *(named for _, named in options.track))],
         relays=options.relay,
         relay_key=options.relay_key and options.relay_key.read_bytes().strip(),
+        turn=options.turn,
+        turn_secret=options.turn_secret and options.turn_secret.read_bytes().strip(),
         stun=not options.no_stun,
         stun_address=options.stun_address,
         drain_s=options.drain,

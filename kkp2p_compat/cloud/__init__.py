@@ -15,6 +15,7 @@ route.py               which track a peer belongs to
 track.py               who is online
 members.py             who is connected to a track, and the calls between them
 calls.py               offers, answers and what follows
+turn_credentials.py    what both sides of a call are told of a TURN server
 turns.py               whose call a callee is handed next
 correspondents.py      who is told that a peer is gone
 login.py               the server's half of a login (SCRAM)

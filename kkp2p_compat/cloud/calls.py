@@ -33,6 +33,7 @@ from .limits import Gatekeeper
 from .members import Call, CallTable, Member
 from .outside import same_network, seen_by_stun_untrusted
 from .prober import Prober
+from .turn_credentials import TurnCredentials
 from .turns import Turns
 
 __all__ = ["Calls", "peer_id_untrusted"]
@@ -51,7 +52,7 @@ _random = secrets.SystemRandom()
 
 class Calls:
     """``online``: the peers that can be called; ``relays``: some are drawn for each call; None: the
-    relay is where the control connection goes to.
+    relay is where the control connection goes to.  ``turn``: of a server that both sides are told.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Calls:
         online: dict[str, Member],
         relays: Prober | None,
         relay_key: bytes,
+        turn: TurnCredentials | None = None,
     ) -> None:
         self.handlers: dict[str, Callable[[Member, Message], None]] = {
             "answer": self._on_answer,
@@ -77,6 +79,7 @@ class Calls:
         self._online = online
         self._relays = relays
         self._relay_key = relay_key
+        self._turn = turn
         self._calls = CallTable(gate, time.monotonic())
         # By callee; of those only that are being called.
         self._turns: dict[Member, Turns[Call]] = {}
@@ -160,6 +163,7 @@ class Calls:
                 offer=offer,
                 relay=places[1],
                 relays=more,
+                turn=self._turn_for(f"account {callee.peer_id}"),
                 nat_text=caller.nat,
                 seen=caller.seen,
                 same_network=same_network(caller.seen, callee.seen) or None,
@@ -177,8 +181,10 @@ class Calls:
         self._calls.enter(call)
         turns.enter(call)
         show = must_show or None
-        line = encode("calling", call=call.number, relay=places[0], relays=more, show=show)
-        caller.send(line)
+        turn, place = self._turn_for(call.share), places[0]
+        caller.send(
+            encode("calling", call=call.number, relay=place, relays=more, turn=turn, show=show)
+        )
         self._hand_over(callee, now)
 
     def _turns_of(self, callee: Member) -> Turns[Call]:
@@ -186,6 +192,9 @@ class Calls:
         if turns is None:
             turns = self._turns[callee] = Turns(self._limits)
         return turns
+
+    def _turn_for(self, share: str) -> list[str | int] | None:
+        return None if self._turn is None else self._turn.field(share, time.time())
 
     def _draw_relays(self) -> list[RelayPlace]:
         """The first one, and those to go to when one of the two sides cannot reach it."""

@@ -188,6 +188,7 @@ class Cloud:
                 settings.relays,
                 key,
                 settings.certificates,
+                settings.turn_credentials,
             )
         self._listen()
         if self._control is not None:

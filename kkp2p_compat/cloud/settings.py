@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .turn_credentials import TurnCredentials
+
 __all__ = ["DEFAULT_PORT", "ROLES", "CloudSettings", "Limits"]
 
 DEFAULT_PORT = 3080  # what the document's programs use
@@ -78,6 +80,7 @@ class Limits:
     relay_sessions_per_address: int = _limit(1024, "relay sessions at once of an address")
     relay_wait_s: float = _limit(15.0, "how long one side of a session waits for the other")
     relay_session_bytes: int = _limit(0, "most bytes a relay session may carry; 0: no limit")
+    turn_s: float = _limit(3600.0, "how long credentials for the TURN server are good")
     stun_per_s: float = _limit(1000.0, "STUN requests per second from an address")
     stun_total_per_s: float = _limit(5000.0, "STUN requests per second in all")
     limit_loopback: bool = _limit(False, "hold the limits per address against loopback, too")
@@ -103,6 +106,8 @@ class CloudSettings:
     relays: list[tuple[str, int]] = field(default_factory=list)  # of a track; none: in this process
     relay_key: bytes | None = None  # shared by track and relay; None: made at the start
     certificates: list[str] = field(default_factory=list)  # SHA-256s of the other servers' ones
+    turn: tuple[str, int] | None = None  # a TURN server, as peers reach it
+    turn_secret: bytes | None = None  # shared with it
     stun: bool = True  # answer STUN requests by UDP; not in the role relay
     stun_address: str | None = None  # a second address of this host, for STUN
     drain_s: float = 5.0  # how long ``stop`` waits for relay sessions to end by themselves
@@ -125,12 +130,24 @@ class CloudSettings:
             raise ValueError("the role track needs at least one relay")
         if self.relay_key is None and (self.role in ("track", "relay") or self.relays):
             raise ValueError("a track and a relay of their own need the same relay key")
+        if (self.turn is None) != (self.turn_secret is None):
+            raise ValueError("a TURN server and its secret go together")
+        if self.turn is not None and self.role not in ("all", "track"):
+            raise ValueError("a TURN server is for the roles track and all")
+        if self.turn_secret is not None and len(self.turn_secret) < 16:
+            raise ValueError("a TURN secret has at least 16 bytes")
         if self.stun_address is not None and not self.serves_stun:
             raise ValueError("a STUN address is for a cloud that answers STUN requests")
         if self.stun_address is not None:
             self.stun_address = _numeric(self.stun_address)
         if self.relay_key is not None and len(self.relay_key) < 16:
             raise ValueError("a relay key has at least 16 bytes")
+
+    @property
+    def turn_credentials(self) -> TurnCredentials | None:
+        if self.turn is None or self.turn_secret is None:
+            return None
+        return TurnCredentials(self.turn, self.turn_secret, self.limits.turn_s)
 
     @property
     def serves_stun(self) -> bool:

@@ -25,6 +25,7 @@ from .login import Login, LoginFailed
 from .login_limits import LoginLimits
 from .members import Member
 from .prober import Prober
+from .turn_credentials import TurnCredentials
 
 __all__ = ["Track"]
 
@@ -39,7 +40,7 @@ ACCOUNTS_EVERY_S = 2.0  # how often the accounts are asked whether they have cha
 
 class Track(Service):
     """``relays``: where calls may meet; empty: right here.  From ``start`` on it looks which of
-    them are alive.
+    them are alive.  ``turn``: as in Calls.
     """
 
     def __init__(
@@ -49,11 +50,13 @@ class Track(Service):
         relays: list[HostPort],
         relay_key: bytes,
         certificates: list[str],
+        turn: TurnCredentials | None = None,
     ) -> None:
         self._callers: set[Member] = set()  # logged in to call only
         self._online: dict[str, Member] = {}
         self._relays = Prober("relay", relays)
-        self._calls = Calls(gate, self._online, self._relays if relays else None, relay_key)
+        places = self._relays if relays else None
+        self._calls = Calls(gate, self._online, places, relay_key, turn)
         super().__init__(
             {
                 "beat": self._on_beat,

@@ -23,6 +23,13 @@ from kkp2p_compat.cloud.settings import CloudSettings
         ({"role": "relay"}, "relay key"),
         ({"relays": [("a", 1)]}, "relay key"),
         ({"role": "relay", "relay_key": b"short"}, "16 bytes"),
+        ({"turn": ("turn.example.org", 3478)}, "go together"),
+        ({"turn_secret": b"k" * 16}, "go together"),
+        ({"turn": ("turn.example.org", 3478), "turn_secret": b"short"}, "16 bytes"),
+        (
+            {"role": "route", "tracks": [("a", 1)], "turn": ("b", 2), "turn_secret": b"k" * 16},
+            "track and all",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_together(fields: dict[str, Any], reason: str) -> None:
