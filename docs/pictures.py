@@ -196,7 +196,7 @@ GRID = {
     "_api_outcome.py": (0, 3, 1),
     "tls.py": (2, 3, 1),
     "engine/engine.py": (1, 4, 1),
-    "engine/proxy.py": (1, 5, 1),
+    "engine/proxy/": (1, 5, 1),
     "engine/calls/": (1, 6, 1),
     "engine/channels/": (1, 7, 1),
     "engine/links/": (1, 8, 1),

@@ -27,6 +27,7 @@ from ._api_checks import (
     check_fd,
     check_length,
     check_peer_id,
+    check_proxy,
     check_text,
     check_timeout,
     check_type,
@@ -42,6 +43,8 @@ from ._codes import (
     KKP2P_ERROR_LANMODE_MUSTUSE_P2P,
     KKP2P_ERROR_SMALL_BUFF,
     KKP2P_SUCCESS,
+    KKP2P_TCP_CHANNEL,
+    KKP2P_UDP_CHANNEL,
 )
 from ._errors import KKP2PError, ParameterError
 from ._structs import channel_stats_t, channel_t, connect_cb, connect_ctx_t, engine_conf_t
@@ -312,26 +315,24 @@ def start_proxy(engine: engine_t, ip: str, port: int, ctx: connect_ctx_t, proxy_
     Returns 0, -113 (it cannot listen there), -110, -106.  C: ``kkp2p_start_proxy``.
     """
     check_engine(engine)
-    ctx = check_context(ctx)
-    ip = check_text(ip, "ip")
-    check_value(port, 0, 65535, "port")
-    check_value(ctx.timeout, 1, 2**31 - 1, "ctx.timeout")
-    check_value(ctx.channel_type, 0, 0, "ctx.channel_type")
-    if ctx.func is not None or ctx.func_param is not None:
-        raise ParameterError("a proxy has no callback: ctx.func and ctx.func_param must be None")
-    try:
-        proxy_id.value = 0  # fails here rather than with a proxy under way
-    except (AttributeError, TypeError) as error:
-        raise ParameterError(f"proxy_id: {error}") from error
-    proxy_id.value = engine.start_proxy(ip, port, ctx).proxy_id
+    ctx = check_proxy(ctx, ip, port, proxy_id, KKP2P_TCP_CHANNEL)
+    proxy_id.value = engine.start_proxy(check_text(ip, "ip"), port, ctx).proxy_id
     return KKP2P_SUCCESS
 
 
 @_api(...)
 def start_proxy_udp(engine: engine_t, ip: str, port: int, ctx: connect_ctx_t, proxy_id: Any) -> int:
-    """As start_proxy, for UDP.  Not built yet: -106.  C: ``kkp2p_start_proxy_udp``."""
+    """As start_proxy, for UDP: each client address has a UDP channel to ``ctx.peer_id``.
+
+    It ends when there were no datagrams either way for 120 s (RFC 4787), and answers go to that
+    client.  ctx.channel_type: KKP2P_UDP_CHANNEL; what a zeroed struct has is taken for it.
+    Returns as start_proxy does.  C: ``kkp2p_start_proxy_udp``.
+    """
     check_engine(engine)
-    raise ParameterError("start_proxy_udp is not built yet; see docs/status.rst")
+    ctx = check_proxy(ctx, ip, port, proxy_id, KKP2P_UDP_CHANNEL)
+    ctx.channel_type = KKP2P_UDP_CHANNEL
+    proxy_id.value = engine.start_proxy(check_text(ip, "ip"), port, ctx).proxy_id
+    return KKP2P_SUCCESS
 
 
 @_api(None)

@@ -21,7 +21,7 @@ from .engine.engine import Engine
 
 __all__ = [
     "check_callers", "check_context", "check_engine", "check_fd", "check_length", "check_peer_id",
-    "check_text", "check_timeout", "check_type", "check_value",
+    "check_proxy", "check_text", "check_timeout", "check_type", "check_value",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -126,4 +126,21 @@ def check_context(ctx: Any) -> connect_ctx_t:
     check_value(ctx.connect_desc, -(2**31), 2**31 - 1, "ctx.connect_desc")
     if ctx.func is not None and not callable(ctx.func):
         raise ParameterError("ctx.func is not callable")
+    return ctx
+
+
+def check_proxy(ctx: Any, ip: Any, port: Any, proxy_id: Any, types: int) -> connect_ctx_t:
+    """What both kinds of proxy are given; ``types``: the highest channel_type.  Returns a copy."""
+    ctx = check_context(ctx)
+    check_text(ip, "ip")
+    check_value(port, 0, 65535, "port")
+    check_value(ctx.timeout, 1, MAX_TIMEOUT_MS, "ctx.timeout")
+    check_value(ctx.channel_type, 0, types, "ctx.channel_type")
+    check_value(ctx.connect_mode, 0, 2, "ctx.connect_mode")
+    if ctx.func is not None or ctx.func_param is not None:
+        raise ParameterError("a proxy has no callback: ctx.func and ctx.func_param must be None")
+    try:
+        proxy_id.value = 0  # fails here rather than with a proxy under way
+    except (AttributeError, TypeError) as error:
+        raise ParameterError(f"proxy_id: {error}") from error
     return ctx

@@ -22,7 +22,8 @@ from .._address import is_ip
 from .._errors import KKP2PError
 from .._structs import connect_ctx_t
 from ..engine.engine import Engine
-from ..engine.proxy import Proxied, Proxy
+from ..engine.proxy.base import Proxy
+from ..engine.proxy.proxied import Proxied
 from ..engine.runtime.timeline import Timeline
 from ._arguments import parse_address, parse_desc, parse_peer, parse_port, parse_seconds
 from ._engines import MODES, add_options, open_engine, show_address, show_ms

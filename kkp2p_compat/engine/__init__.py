@@ -3,7 +3,7 @@
 docs/architecture.rst tells of them, and follows a call through them.
 
 engine.py    builds the parts, is the application's door to them, ends them in order
-proxy.py     local ports that forward to a peer
+proxy/       local ports that forward to a peer
 calls/       how a connection to a peer comes to be
 channels/    what the application holds
 links/       what carries bytes to a peer

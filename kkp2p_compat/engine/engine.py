@@ -43,7 +43,9 @@ from .paths.network import Network
 from .paths.path_finder import Path
 from .paths.stun_servers import stun_servers_of
 from .paths.underlay import Underlay
-from .proxy import Proxies, Proxy, Watch
+from .proxy.base import Proxy
+from .proxy.proxied import Watch
+from .proxy.table import Proxies
 from .runtime.callbacks import Callbacks
 from .runtime.engine_settings import EngineSettings
 from .runtime.log import EngineLog

@@ -154,7 +154,7 @@ def test_junk_for_a_living_engine(
     if name == "accept":
         args[0] = data.draw(st.sampled_from([0, 1, True]) | scraps)
     check(name, lone_engine, *args)
-    if name == "start_proxy":
+    if name in ("start_proxy", "start_proxy_udp"):
         for number in range(1, 9):
             kkp2p.stop_proxy(lone_engine, number)
 
@@ -247,6 +247,9 @@ def text_calls(lan_port: int) -> dict[str, Callable[[kkp2p.engine_t, Callable[[s
         "connect": lambda e, text: kkp2p.connect(e, context(text, mode=2), kkp2p.channel_t()),
         "lan_search": lambda e, text: kkp2p.lan_search(e, context(text), kkp2p.channel_t()),
         "start_proxy": lambda e, text: kkp2p.start_proxy(
+            e, text("127.0.0.1"), 0, context(text), ctypes.c_uint32()
+        ),
+        "start_proxy_udp": lambda e, text: kkp2p.start_proxy_udp(
             e, text("127.0.0.1"), 0, context(text), ctypes.c_uint32()
         ),
     }
@@ -361,7 +364,41 @@ def test_a_proxy_id_that_cannot_be_set(lone_engine: kkp2p.engine_t) -> None:
     ctx = kkp2p.connect_ctx_t("alice", timeout=1000)
     for proxy_id in (Fixed(), object(), None, 5):
         assert kkp2p.start_proxy(lone_engine, "127.0.0.1", 0, ctx, proxy_id) == -106
+        assert kkp2p.start_proxy_udp(lone_engine, "127.0.0.1", 0, ctx, proxy_id) == -106
     assert kkp2p.proxy_address(lone_engine, 1) is None  # the first would be this one
+
+
+def test_what_a_udp_proxy_takes(lone_engine: kkp2p.engine_t) -> None:
+    """As start_proxy does, and a zeroed channel_type as well as the one that it uses."""
+    proxy_id = ctypes.c_uint32()
+
+    def start(ip: Any = "127.0.0.1", port: Any = 0, **fields: Any) -> int:
+        ctx = dataclasses.replace(kkp2p.connect_ctx_t("alice", timeout=1000), **fields)
+        return kkp2p.start_proxy_udp(lone_engine, ip, port, ctx, proxy_id)
+
+    for number, kind in ((1, kkp2p.KKP2P_TCP_CHANNEL), (3, kkp2p.KKP2P_UDP_CHANNEL)):
+        assert start(channel_type=kind) == 0
+        assert proxy_id.value == number
+        address = kkp2p.proxy_address(lone_engine, proxy_id)
+        assert address is not None
+        assert start(port=address[1]) == -113
+        proxy_id.value = number
+        kkp2p.stop_proxy(lone_engine, proxy_id)
+        assert kkp2p.proxy_address(lone_engine, proxy_id) is None
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.bind(address)
+    for fields in (
+        {"channel_type": 2},
+        {"connect_mode": 3},
+        {"timeout": 0},
+        {"func": print},
+        {"func_param": 1},
+    ):
+        assert start(**fields) == -106, fields
+    assert start(peer_id="") == -110
+    assert start(port=65536) == start(port=-1) == start(ip="") == start(ip=5) == -106
+    assert start(ip="192.0.2.1") == start(ip="localhost.invalid") == -113
+    assert proxy_id.value == 0
 
 
 def test_sdk_version_into_a_buffer() -> None:

@@ -18,8 +18,8 @@ from gevent import socket
 import kkp2p_compat as kkp2p
 from helpers.direct_support import LONG, accept, links, settled, until
 from helpers.support import PATIENCE_S, SECRET, CloudProcess, Program, read_all, write_all
-from kkp2p_compat.engine import proxy
 from kkp2p_compat.engine.links import link_table
+from kkp2p_compat.engine.proxy import tcp_proxy
 
 Address = tuple[str, int]
 Dial = Callable[[], tuple[socket.socket, int]]
@@ -138,7 +138,7 @@ def test_a_program_that_does_not_read_for_long(
     """Nothing waits for it in the engine's hub, whatever a new socket is like in this process."""
     dial()  # the link: what follows concerns the proxy's sockets only
     if how == "monkey-patched":
-        monkeypatch.setattr(proxy, "_socket", socket)
+        monkeypatch.setattr(tcp_proxy, "_socket", socket)
     if how == "default time-out":
         _socket.setdefaulttimeout(0.01)
     try:
@@ -176,7 +176,7 @@ def test_a_burst_of_programs(
     monkeypatch: pytest.MonkeyPatch, dial: Dial, address: Address, peer: kkp2p.engine_t
 ) -> None:
     """More than are accepted in one turn, before the link is there and after."""
-    monkeypatch.setattr(proxy, "ACCEPTS_PER_TURN", 2)
+    monkeypatch.setattr(tcp_proxy, "ACCEPTS_PER_TURN", 2)
     for _ in range(2):
         programs = [socket.create_connection(address) for _ in range(9)]
         for program in programs:

@@ -18,7 +18,7 @@ from ..._codes import KKP2P_UDP_CHANNEL
 from ..._errors import CallRefused, KKP2PError, LinkLost
 from ...transport.pair import Mark
 from ...transport.udp import events as e
-from ...transport.udp.pipe import Carrier, MessagePipe, OnEnd, Pipe, StreamPipe
+from ...transport.udp.pipe import Carrier, MessagePipe, MessagePort, OnEnd, Pipe, StreamPipe
 from ...transport.udp.stream_table import REFUSED_BUSY, REFUSED_MOVED, REFUSED_UNSUPPORTED
 
 __all__ = ["LinkChannels", "State"]
@@ -72,7 +72,7 @@ class LinkChannel:
         self.since = time.monotonic()  # when it came into this state
         self.on_answer: OnAnswer | None = None  # as long as somebody waits for the peer's answer
         self.early: tuple[e.Event, ...] = ()  # what the pipe will have to be told
-        self.pipe: Pipe | None = None  # while CARRIED
+        self.pipe: Pipe | MessagePort | None = None  # while CARRIED
 
     def become(self, state: State) -> None:
         if state not in _NEXT[self.state]:
@@ -188,13 +188,27 @@ class LinkChannels:
 
         ``mark``: see StreamPipe.
         """
-        channel = self._channels[stream_id]
-        channel.become(State.CARRIED)
-        ended = functools.partial(self._handle_pipe_end, channel, on_end)
+        ended = functools.partial(self._handle_pipe_end, stream_id, on_end)
         if channel_type == KKP2P_UDP_CHANNEL:
             pipe: Pipe = MessagePipe(self._link, stream_id, sock, ended)
         else:
             pipe = StreamPipe(self._link, stream_id, sock, ended, mark)
+        self._carry(stream_id, pipe)
+        return pipe
+
+    def exchange(
+        self, stream_id: int, on_message: Callable[[bytes], object],
+        on_end: Callable[[KKP2PError | None], object],
+    ) -> MessagePort:  # fmt: skip
+        """Use a UDP channel without a socket; see MessagePort."""
+        ended = functools.partial(self._handle_pipe_end, stream_id, on_end)
+        port = MessagePort(self._link, stream_id, on_message, ended)
+        self._carry(stream_id, port)
+        return port
+
+    def _carry(self, stream_id: int, pipe: Pipe | MessagePort) -> None:
+        channel = self._channels[stream_id]
+        channel.become(State.CARRIED)
         channel.pipe = pipe
         early, channel.early = channel.early, ()
         for event in early:
@@ -202,17 +216,15 @@ class LinkChannels:
         pipe.start()
         if self._broken is not None:
             pipe.handle_broken(self._broken)
-        return pipe
 
-    def _handle_pipe_end(
-        self, channel: LinkChannel, on_end: OnEnd, error: KKP2PError | None, is_cut: bool
-    ) -> None:
+    def _handle_pipe_end(self, stream_id: int, on_end: Callable[..., object], *ended: Any) -> None:
+        channel = self._channels[stream_id]
         channel.pipe = None
-        if channel.stream_id in self._streams.by_id:
+        if stream_id in self._streams.by_id:
             channel.become(State.LEAVING)
         else:
             self._forget(channel)
-        on_end(error, is_cut)
+        on_end(*ended)
 
     # From the link.
 

@@ -21,7 +21,7 @@ from ...transport.carry import SealedStream
 from ...transport.sealed import DirectionKeys
 from ...transport.splice import CLOSE_TIMEOUT_S, Outcome, Splice, close_both
 from ...transport.tcp_stats import Passed, TcpStats
-from ...transport.udp.pipe import OnEnd
+from ...transport.udp.pipe import MessagePort, OnEnd
 from ...transport.udp.stream_table import REFUSED_BUSY
 from ...traversal.candidates import is_private
 from ..runtime.timeline import Timeline
@@ -57,7 +57,7 @@ class Pipe(Carried, Protocol):
 
 
 class OpenStream:
-    """Exactly one of ``detach``, ``pipe`` and ``carry`` puts it to use, or ``give_up`` ends it.
+    """``detach``, ``pipe``, ``exchange`` or ``carry`` puts it to use, or ``give_up`` ends it.
 
     Local sockets are plain and non-blocking: gevent's would wait.
     """
@@ -110,6 +110,12 @@ class OpenStream:
 
         ``mark``: see pair.py, if it is of a socket pair; None: it is a TCP connection.
         """
+        raise NotImplementedError
+
+    def exchange(
+        self, on_message: Callable[[bytes], object], on_end: Callable[[KKP2PError | None], object]
+    ) -> MessagePort:
+        """Use it for messages, if it is one of a UDP channel; see MessagePort."""
         raise NotImplementedError
 
     def carry(self, local: Any, background: Background, on_over: OnOver) -> Carried:
@@ -188,6 +194,11 @@ class DirectStream(OpenStream):
         self, sock: Any, on_end: OnEnd, mark: pair.Mark | None, background: Background
     ) -> Pipe:
         return self._link.channels.pipe(self._stream_id, self.channel_type, sock, on_end, mark)
+
+    def exchange(
+        self, on_message: Callable[[bytes], object], on_end: Callable[[KKP2PError | None], object]
+    ) -> MessagePort:
+        return self._link.channels.exchange(self._stream_id, on_message, on_end)
 
 
 class RelayedStream(OpenStream):

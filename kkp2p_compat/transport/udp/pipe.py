@@ -2,6 +2,7 @@
 
 ``StreamPipe``: a stream channel and a stream socket, either the engine's end of a socket pair or a
 local TCP connection of a proxy.  ``MessagePipe``: a UDP channel and a SOCK_SEQPACKET pair.
+``MessagePort``: a UDP channel and a function, for a UDP proxy, one of whose sockets serves many.
 
 All work is done in callbacks of the hub's watchers: a switch to a greenlet would cost as much as
 the packets do.  Backpressure goes both ways: a socket is read only while the connection takes
@@ -25,7 +26,7 @@ from .. import pair
 from .messages import MAX_MESSAGE_BYTES
 from .peer_connection import PeerConnection
 
-__all__ = ["Carrier", "MessagePipe", "OnEnd", "Pipe", "StreamPipe"]
+__all__ = ["Carrier", "MessagePipe", "MessagePort", "OnEnd", "Pipe", "StreamPipe"]
 
 # Our choices.
 MAX_PIECES = 512  # in one sendmsg; Linux takes 1,024
@@ -359,3 +360,64 @@ class MessagePipe(Pipe):
                     self._end_receiving(unwanted=True)
                 return
             self._queued_bytes -= len(self._queue.popleft())
+
+
+class MessagePort:
+    """A UDP channel that belongs to its user altogether: no socket lies between.
+
+    ``on_message(data)`` takes a message at once, or never.  ``on_end(error)`` is called once: after
+    ``finish``, or when the peer sends or reads no more (None), or with what broke the channel.
+    """
+
+    def __init__(
+        self,
+        carrier: Carrier,
+        stream_id: int,
+        on_message: Callable[[bytes], object],
+        on_end: Callable[[KKP2PError | None], object],
+    ) -> None:
+        self.stream_id = stream_id
+        self._carrier = carrier
+        self._streams = carrier.connection.streams
+        self._on_end = on_end
+        self._ended = False
+        self.handle_message = on_message
+
+    def start(self) -> None:
+        self.handle_data()
+
+    def send(self, message: bytes) -> None:
+        """It goes out once; where too many wait, the oldest are dropped."""
+        self._streams.send_message(self.stream_id, message)
+        self._carrier.wake()
+
+    def finish(self) -> None:
+        """End both directions in order: what was sent still goes out."""
+        self._end(None)
+
+    def check(self) -> None:
+        """There is nothing that no event tells."""
+
+    # From the connection's events.
+
+    def handle_data(self) -> None:
+        if self._streams.at_end(self.stream_id):
+            self._end(None)
+
+    def handle_room(self) -> None:
+        """Messages do not wait for it."""
+
+    def handle_stopped(self) -> None:
+        self._end(None)
+
+    def handle_broken(self, error: KKP2PError) -> None:
+        self._end(error)
+
+    def _end(self, error: KKP2PError | None) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        self._streams.finish(self.stream_id)
+        self._streams.stop(self.stream_id)
+        self._carrier.wake()
+        self._on_end(error)

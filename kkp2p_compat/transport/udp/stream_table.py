@@ -94,11 +94,17 @@ class StreamTable:
     def open(self, channel_type: int, encrypt_data: int, desc: int, early: bytes = b"") -> int:
         """Ask the peer for a channel; ChannelOpened or ChannelRefused follows, or Closed.
 
-        ``early``: the first bytes of the stream, at most EARLY_BYTES; they count as sent.
+        ``early``: the first bytes of the stream, at most EARLY_BYTES; they count as sent.  Of a UDP
+        channel it is the first message, of any length, which is lost if the peer refuses.
         """
         stream_id = self._next_id
         self._next_id += 2
         stream = self.by_id[stream_id] = self._new_stream(stream_id, channel_type, ours=True)
+        if stream.splitter is not None:
+            self._packer.queue_control(f.Open(stream_id, channel_type, encrypt_data, desc))
+            if early:
+                self.send_message(stream_id, early)
+            return stream_id
         size = len(early) if len(early) <= self._packer.data_credit else 0
         stream.send.begin(size)
         # Never parted: bytes that came before their OPEN would be acknowledged and dropped.

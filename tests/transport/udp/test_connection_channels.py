@@ -424,6 +424,32 @@ def test_messages_arrive_whole_and_with_their_boundaries() -> None:
     assert pair.callee.messages == sent
 
 
+@pytest.mark.parametrize("size", [1, 1000, 1500, 9000])
+def test_a_first_message_goes_along_with_open(size: int) -> None:
+    """It is there half a round trip after it was sent, not one and a half."""
+    pair = Pair("first message", LONG)
+    pair.transfer(100_000)
+    callee = pair.callee.connection.streams
+    pair.callee.on_offer = lambda offer: callee.accept(offer.stream_id)
+    message = Body(size, size).piece(0, size)
+    stream_id = pair.caller.connection.streams.open(KKP2P_UDP_CHANNEL, 0, 0, message)
+    pair.caller.drive()
+    assert pair.run(lambda: pair.callee.messages, 10) < 1.5 * LONG.delay_s
+    assert pair.callee.messages == [message]
+    pair.run(lambda: _events(pair.caller, ChannelOpened), 10)
+    _nothing_left_of_messages(pair, stream_id)
+
+
+def test_a_first_message_of_a_refused_channel_leaves_nothing() -> None:
+    pair = Pair()
+    callee = pair.callee.connection.streams
+    pair.callee.on_offer = lambda offer: callee.refuse(offer.stream_id, 1)
+    pair.caller.connection.streams.open(KKP2P_UDP_CHANNEL, 0, 0, b"hello")
+    pair.caller.drive()
+    pair.run(lambda: _events(pair.caller, ChannelRefused), 10)
+    _nothing_left(pair)
+
+
 def test_messages_on_a_bad_path_arrive_whole_or_not_at_all_and_once() -> None:
     path = Conditions(loss=0.1, duplicate=0.2, reorder=0.2, reorder_s=0.02, corrupt=0.02)
     pair = Pair("bad messages", path)

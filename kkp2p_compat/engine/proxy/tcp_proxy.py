@@ -8,87 +8,40 @@ when a connection is made, and when it is over.
 
 from __future__ import annotations
 
-import dataclasses
 import errno
-import functools
-import itertools
 import socket as _socket
-import time
 from collections.abc import Callable
 from typing import Any
 
 import gevent
-from gevent.event import Event
 
-from .._codes import KKP2P_ERROR_BIND_IP
-from .._descriptors import keep_private
-from .._errors import CallRefused, EngineClosed, KKP2PError, LinkLost
-from .._io import READ
-from .._structs import connect_ctx_t
-from ..transport import tcp
-from ..transport.udp.stream_table import EARLY_BYTES
-from .calls.dialer import Dialer
-from .links.background import Background
-from .links.streams import OpenStream
-from .runtime.timeline import Timeline
+from ..._descriptors import keep_private
+from ..._errors import EngineClosed, LinkLost
+from ..._io import READ
+from ...transport import tcp
+from ...transport.udp.stream_table import EARLY_BYTES
+from ..links.streams import OpenStream
+from .base import Proxy, binding
+from .proxied import STOPPED, Proxied
 
-__all__ = ["Proxied", "Proxies", "Proxy", "Watch"]
+__all__ = ["TcpProxy"]
 
 BACKLOG = 1024  # our choice: a burst of browsers; the kernel bounds it by net.core.somaxconn
 MAX_CONNECTIONS = 10_000  # our choice: per proxy; one more is reset
 ACCEPTS_PER_TURN = 64  # our choice: about 5 ms
 OUT_OF_DESCRIPTORS_PAUSE_S = 0.2
-STOPPED = "the proxy is stopped"
 
 
-class Proxied:
-    """One connection of a proxy.  Bytes are the local program's."""
+class TcpProxy(Proxy):
+    """A channel for each connection."""
 
-    def __init__(self, port: int) -> None:
-        self.port = port  # the local program's
-        self.began_at = time.monotonic()
-        self.path = ""  # "p2p" or "relay", once it is connected
-        self.address: tuple[str, int] | None = None  # the peer's, or the relay's
-        self.reason = ""  # for that path
-        self.set_up_s: float | None = None
-        self.timeline: Timeline | None = None  # of the attempt that it came of
-        self.bytes_sent = 0  # known when it is over
-        self.bytes_received = 0
-        self.over = False
-        self.problems: list[str] = []  # what broke it; none: it ended in order
-
-    def take(self, stream: OpenStream) -> None:
-        self.path, self.address, self.reason = stream.path, stream.address, stream.reason
-        self.timeline, self.set_up_s = stream.timeline, stream.set_up_s
-
-
-# Called in the engine's hub, when a connection is made and when it is over; must not wait.
-Watch = Callable[[Proxied], object]
-
-
-class Proxy:
-    """Call ``start`` once, then ``stop``.  ``address`` is where it listens (port 0 resolved)."""
-
-    def __init__(
-        self, dialer: Dialer, background: Background, number: int, ctx: connect_ctx_t, watch: Watch
-    ) -> None:
-        self.proxy_id = number
-        self.peer_id = ctx.peer_id
-        self.address: tuple[str, int] = ("", 0)
-        self.dialer = dialer
-        self.background = background
-        self.ctx = dataclasses.replace(ctx)
-        self.watch = watch
-        self._listener: Any = None
-        self._acceptable: Any = None  # its watcher
-        self._pause: Any = None  # a timer, since descriptors ran out
-        self._connections: set[_Connection] = set()
-        self._none_left = Event()
-        self._none_left.set()
+    kind = "TCP"
+    _listener: Any = None
+    _acceptable: Any = None  # its watcher
+    _pause: Any = None  # a timer, since descriptors ran out
 
     def start(self, ip: str, port: int) -> None:
-        """Listen; raises with -113 when that address and port cannot be had."""
-        try:
+        with binding(ip, port):
             family = _socket.AF_INET6 if ":" in ip else _socket.AF_INET
             listener = keep_private(_socket.socket(family, _socket.SOCK_STREAM))
             try:
@@ -101,15 +54,13 @@ class Proxy:
             except BaseException:
                 listener.close()
                 raise
-        except (OSError, UnicodeError) as error:
-            raise KKP2PError(f"proxy {ip}:{port}: {error}", KKP2P_ERROR_BIND_IP) from error
+        self._connections: set[_Connection] = set()
         self.address = listener.getsockname()[:2]
         self._listener = listener
         self._acceptable = gevent.get_hub().loop.io(listener.fileno(), READ)
         self._acceptable.start(self._accept)
 
     def stop(self) -> None:
-        """End the listener and every connection."""
         for watcher in (self._acceptable, self._pause):
             if watcher is not None:
                 watcher.close()
@@ -139,7 +90,7 @@ class Proxy:
                 continue
             connection = _Connection(self, keep_private(local), address[1])
             self._connections.add(connection)
-            self._none_left.clear()
+            self.note_begun()
             connection.begin()
 
     def _rest(self) -> None:
@@ -152,14 +103,7 @@ class Proxy:
 
     def forget(self, connection: _Connection) -> None:
         self._connections.discard(connection)
-        if not self._connections:
-            self._none_left.set()
-
-    def log_error(self, text: str) -> None:
-        self.background.log.error("%s: proxy %d: %s", self.peer_id, self.proxy_id, text)
-
-    def log_info(self, text: str) -> None:
-        self.background.log.info("%s: proxy %d: %s", self.peer_id, self.proxy_id, text)
+        self.note_over()
 
 
 class _Connection:
@@ -171,7 +115,7 @@ class _Connection:
 
     __slots__ = ("_local", "_proxied", "_proxy", "_stop", "_stopped", "_stream")
 
-    def __init__(self, proxy: Proxy, local: _socket.socket, port: int) -> None:
+    def __init__(self, proxy: TcpProxy, local: _socket.socket, port: int) -> None:
         self._proxy = proxy
         self._local = local
         self._proxied = Proxied(port)
@@ -186,43 +130,15 @@ class _Connection:
         except OSError as error:  # which is told only once
             self._fail(LinkLost(f"local program: {error}"))
             return
-        call_off = self._proxy.dialer.ask(self._proxy.ctx, self._handle_answer, early)
-        if call_off is None:
-            self._dial()
-        else:
-            self._stop = functools.partial(self._call_off, call_off)
+        dialing = self._proxy.dialing(self._handle_dialed)
+        self._stop = dialing.stop
+        dialing.begin(early)
 
-    def _call_off(self, call_off: Callable[[], object]) -> None:
-        call_off()
-        self._fail(EngineClosed(STOPPED))
-
-    def _handle_answer(self, answer: OpenStream | CallRefused | None) -> None:
-        """Of the peer, on the live link."""
-        if answer is None:
-            self._dial()
-        elif isinstance(answer, OpenStream):
-            self._carry(answer)
-        else:
-            self._fail(answer)
-
-    def _dial(self) -> None:
-        dialing = self._proxy.background.thread.spawn(self._connect)
-        dialing.rawlink(self._handle_connected)
-        self._stop = functools.partial(dialing.kill, block=False)
-
-    def _connect(self) -> OpenStream | KKP2PError:
-        try:
-            return self._proxy.dialer.connect(self._proxy.ctx)
-        except KKP2PError as error:
-            return error
-
-    def _handle_connected(self, dialing: gevent.Greenlet[..., Any]) -> None:
-        result = dialing.value
+    def _handle_dialed(self, result: OpenStream | Exception) -> None:
         if isinstance(result, OpenStream):
             self._carry(result)
-        else:  # it has failed, was killed, or there is a bug, which is logged
-            is_error = isinstance(result, KKP2PError)
-            self._fail(result if is_error else dialing.exception or EngineClosed(STOPPED))
+        else:
+            self._fail(result)
 
     def _fail(self, error: Exception) -> None:
         proxy, proxied = self._proxy, self._proxied
@@ -271,48 +187,7 @@ class _Connection:
             self._stop()
 
 
-def _ignore(proxied: Proxied) -> None:
-    """Nobody watches."""
-
-
 def _reset(local: Any) -> None:
     """The local program sees an error, not an end of stream.  Nothing was written to it yet."""
     tcp.abort(local)
     local.close()
-
-
-class Proxies:
-    """The proxies of one engine, by their ids."""
-
-    def __init__(self, dialer: Dialer, background: Background) -> None:
-        self._dialer = dialer
-        self._background = background
-        self._by_id: dict[int, Proxy] = {}
-        self._ids = itertools.count(1)  # never used twice: a late stop hits nobody
-
-    def start(self, ip: str, port: int, ctx: connect_ctx_t, watch: Watch | None) -> Proxy:
-        proxy = Proxy(self._dialer, self._background, next(self._ids), ctx, watch or _ignore)
-        proxy.start(ip, port)
-        self._by_id[proxy.proxy_id] = proxy
-        self._background.log.warning(
-            "%s: proxy %d listens on %s:%d", ctx.peer_id, proxy.proxy_id, *proxy.address
-        )
-        return proxy
-
-    def find(self, proxy_id: int) -> Proxy | None:
-        return self._by_id.get(proxy_id)
-
-    def stop(self, proxy_id: int) -> bool:
-        """Returns when its connections have ended; False: there is no such proxy."""
-        proxy = self._by_id.pop(proxy_id, None)
-        if proxy is None:
-            return False
-        proxy.stop()
-        self._background.log.warning("%s: proxy %d stopped", proxy.peer_id, proxy_id)
-        return True
-
-    def stop_soon(self, proxy: Proxy) -> gevent.Greenlet[..., Any]:
-        return self._background.thread.spawn(self.stop, proxy.proxy_id)
-
-    def stop_all(self) -> None:
-        gevent.joinall([self.stop_soon(proxy) for proxy in self._by_id.values()])

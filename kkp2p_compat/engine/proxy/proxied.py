@@ -1,0 +1,44 @@
+"""What whoever watches a proxy is told: of each connection of a TCP port, of each client of UDP."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from ..links.streams import OpenStream
+from ..runtime.timeline import Timeline
+
+__all__ = ["STOPPED", "Proxied", "Watch", "ignore"]
+
+STOPPED = "the proxy is stopped"
+
+
+class Proxied:
+    """One channel of a proxy.  Bytes and datagrams are the local program's."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port  # the local program's
+        self.began_at = time.monotonic()
+        self.path = ""  # "p2p" or "relay", once it is connected
+        self.address: tuple[str, int] | None = None  # the peer's, or the relay's
+        self.reason = ""  # for that path
+        self.set_up_s: float | None = None
+        self.timeline: Timeline | None = None  # of the attempt that it came of
+        self.bytes_sent = 0  # known when it is over
+        self.bytes_received = 0
+        self.datagrams_sent = 0  # of a UDP proxy
+        self.datagrams_received = 0
+        self.over = False
+        self.problems: list[str] = []  # what broke it; none: it ended in order
+
+    def take(self, stream: OpenStream) -> None:
+        self.path, self.address, self.reason = stream.path, stream.address, stream.reason
+        self.timeline, self.set_up_s = stream.timeline, stream.set_up_s
+
+
+# Called in the engine's hub, when a channel is open and when it is over; must not wait.
+Watch = Callable[[Proxied], object]
+
+
+def ignore(proxied: Proxied) -> None:
+    """Nobody watches."""
