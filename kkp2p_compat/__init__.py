@@ -107,10 +107,11 @@ def engine_init(conf: engine_conf_t, timeout: int) -> engine_t | None:
     for name in ("log_path", "login_ca"):
         if getattr(conf, name) is not None:
             setattr(conf, name, check_text(getattr(conf, name), name))
-    if conf.stun_servers in ("", b""):  # none is asked
-        conf.stun_servers = ""
-    elif conf.stun_servers is not None:
-        conf.stun_servers = check_text(conf.stun_servers, "stun_servers")
+    check_value(conf.tcp_only, 0, 1, "tcp_only")
+    for name in ("stun_servers", "https_proxy"):
+        value = getattr(conf, name)
+        if value is not None:  # empty: none
+            setattr(conf, name, check_text(value, name) if value not in ("", b"") else "")
     conf.callers = check_callers(conf.callers)
     if conf.login_fingerprint is not None:
         conf.login_fingerprint = check_text(conf.login_fingerprint, "login_fingerprint")

@@ -53,6 +53,12 @@ class engine_conf_t:
     """Extension: SHA-256 of the cloud's certificate in hex, as ``kkp2p cloud`` prints it when it
     starts; several joined with commas.  Every server of the cloud must then show one of these, or
     one that login_ca vouches for, or one that such a server has named."""
+    https_proxy: str | None = None
+    """Extension: ``http://[USER:PASSWORD@]HOST[:PORT]`` of an HTTP proxy through which all TCP
+    connections to the cloud and its relays go (CONNECT).  None: as the environment's https_proxy
+    and no_proxy say; "": none."""
+    tcp_only: int = 0
+    """Extension: 1: use no UDP, as in a network that blocks or strangles it."""
 
 
 @dataclass

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import gevent
@@ -15,7 +16,6 @@ from gevent import socket, ssl
 from gevent.event import Event
 
 from .._errors import BadPacket
-from ..transport import tcp
 from ..traversal.stun import Kind, Message, parse_untrusted
 
 __all__ = ["Reach", "UdpHealth", "probe_tcp", "probe_udp"]
@@ -52,7 +52,7 @@ class UdpHealth(NamedTuple):
         return 1 - len(self.round_trips_s) / self.sent
 
 
-def probe_tcp(host: str, port: int) -> Reach:
+def probe_tcp(host: str, port: int, connect: Callable[[str, int], Any]) -> Reach:
     """Raises nothing.  In a greenlet; takes up to four times TCP_LIMIT_S."""
     tcp_s: float | None = None
     tls_s: float | None = None
@@ -61,7 +61,7 @@ def probe_tcp(host: str, port: int) -> Reach:
         with gevent.Timeout(TCP_LIMIT_S, TimeoutError(f"no answer within {TCP_LIMIT_S:.0f} s")):
             for _ in range(CONNECTS):
                 began = time.monotonic()
-                sock: Any = tcp.connect(host, port)
+                sock: Any = connect(host, port)
                 try:
                     took_s = time.monotonic() - began
                     tcp_s = took_s if tcp_s is None else min(tcp_s, took_s)

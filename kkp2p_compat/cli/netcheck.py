@@ -20,6 +20,7 @@ import gevent
 from .._errors import KKP2PError
 from ..control.resolver import resolve
 from ..control.trust import fingerprint, parse_fingerprints
+from ..control.way_out import WayOut
 from ..engine.engine import Engine
 from ..engine.paths.lifetime import measure_lifetime
 from ..engine.paths.own_addresses import LOOPBACK
@@ -106,7 +107,7 @@ def _examine(engine: Engine, options: argparse.Namespace) -> Iterator[Section]:
     """Each section as soon as it is known."""
     cloud = None
     if not options.lan:
-        cloud = _cloud(*options.login)
+        cloud = _cloud(engine.way_out, *options.login)
         yield "cloud", cloud
     own = engine.thread.call(_own_addresses, engine)
     yield "addresses", own["addresses"]
@@ -122,12 +123,14 @@ def _examine(engine: Engine, options: argparse.Namespace) -> Iterator[Section]:
     yield "summary", engine.thread.call(_summary, engine, cloud)
 
 
-def _cloud(host: str, port: int, pin: str | None) -> dict[str, Any]:
+def _cloud(way_out: WayOut, host: str, port: int, pin: str | None) -> dict[str, Any]:
     try:
-        ip = _first_to_answer(list(resolve(host, RESOLVE_S)), port)
+        found = resolve(host, RESOLVE_S, way_out.is_proxied)
+        connect = way_out.knowing(found).connect
+        ip = _first_to_answer(list(found), port, connect)
     except KKP2PError as error:
         return {"host": host, "port": port, "ip": None, "problem": str(error)}
-    reach = probe_tcp(ip, port)
+    reach = probe_tcp(ip, port, connect)
     shown = fingerprint(reach.certificate)
     if reach.certificate and pin is not None and shown not in parse_fingerprints(pin):
         reach = reach._replace(
@@ -139,10 +142,10 @@ def _cloud(host: str, port: int, pin: str | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _first_to_answer(addresses: list[str], port: int) -> str:
+def _first_to_answer(addresses: list[str], port: int, connect: Callable[[str, int], Any]) -> str:
     """The address that an engine would use; any if none answers, so that its problem is shown."""
     with contextlib.suppress(OSError), gevent.Timeout(FIND_S, TimeoutError()):
-        sock, ip = dial.connect(addresses, port)
+        sock, ip = dial.connect(addresses, port, connect)
         sock.close()
         return ip
     return addresses[0]

@@ -8,6 +8,7 @@ link.py      one of them: logging in, heartbeats, calls
 outgoing.py  a call that we make on one
 scram.py     our half of a login
 trust.py     which certificates are believed
+way_out.py   directly, or through an HTTP proxy
 nearness.py  where a server may send us
 resolver.py  names to addresses
 nat64.py     IPv4 addresses where there is IPv6 only

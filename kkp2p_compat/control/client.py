@@ -37,6 +37,7 @@ from .backoff import Backoff
 from .link import Link, OfferHandler
 from .links import Links
 from .trust import fingerprint
+from .way_out import DIRECT, WayOut
 from .wire import Message
 
 __all__ = ["CloudClient"]
@@ -74,13 +75,16 @@ class CloudClient:
         on_login: Callable[[], object] | None = None,
         callers: str | None = None,
         fingerprints: frozenset[bytes] = frozenset(),
+        way_out: WayOut = DIRECT,
     ) -> None:
         """``addresses``: of ``login_domain``, to begin with.  ``fingerprints``: SHA-256s of the
         certificates that the user trusts.  ``callers``: who may call us (engine_conf_t); the tracks
         are told.
         """
         self.log = log
-        self._links = Links(login_domain, port, addresses, log, on_offer, ca_file, fingerprints)
+        self._links = Links(
+            login_domain, port, addresses, log, on_offer, ca_file, fingerprints, way_out
+        )
         self._trust = self._links.trust
         self._rng = random.Random()
         self._on_login_lost = on_login_lost

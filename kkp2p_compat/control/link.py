@@ -30,6 +30,7 @@ from .nearness import permitted
 from .outgoing import OutgoingCall, trickle_untrusted
 from .refusals import login_refusal, show
 from .resolver import addresses_of
+from .way_out import DIRECT, WayOut
 from .wire import MAX_TICKETS, PROTOCOL_VERSION, LineReader, Message, encode
 
 __all__ = ["Link", "OfferHandler"]
@@ -52,7 +53,7 @@ class Link:
 
     def __init__(
         self, address: HostPort, log: Logger, on_offer: OfferHandler, context: ssl.SSLContext,
-        server_name: str | None, named_by: str | None = None,
+        server_name: str | None, named_by: str | None = None, way_out: WayOut = DIRECT,
     ) -> None:  # fmt: skip
         """``named_by``: the IP address of the server that named this one; None: the user did."""
         self.address = address
@@ -72,6 +73,7 @@ class Link:
         self._context = context
         self._server_name = server_name
         self._named_by = named_by
+        self.way_out = way_out
         self._opener: gevent.Greenlet[..., Any] | None = None
         self._sock: Any = None
         self._unsent: list[bytes] = []
@@ -96,10 +98,8 @@ class Link:
         try:
             with time_limit(OPEN_TIMEOUT_S, late):
                 host, port = self.address
-                addresses = addresses_of(host, OPEN_TIMEOUT_S)
-                if self._named_by is not None:
-                    addresses = permitted(host, addresses, self._named_by)
-                raw, address = dial.connect(addresses, port)
+                connect = self.way_out.to(host).connect
+                raw, address = dial.connect(self._addresses(), port, connect)
                 self.reached = address, port
                 try:
                     tcp.tune(raw)
@@ -124,6 +124,12 @@ class Link:
             if not opened:
                 self.close()
         self._greenlets += [gevent.spawn(self._read), gevent.spawn(self._write)]
+
+    def _addresses(self) -> list[str]:
+        host = self.address[0]
+        if self._named_by is not None:
+            return permitted(host, addresses_of(host, OPEN_TIMEOUT_S), self._named_by)
+        return [host] if self.way_out.is_proxied(host) else addresses_of(host, OPEN_TIMEOUT_S)
 
     def stop_opening(self, reason: KKP2PError) -> None:
         """An ``open`` under way fails with ``reason``: nobody need wait for its time-out."""

@@ -11,6 +11,7 @@ import random
 import ssl as _stdlib_ssl
 import time
 from logging import Logger
+from typing import Any
 from weakref import WeakValueDictionary
 
 import gevent
@@ -23,6 +24,7 @@ from ..transport import dial
 from .link import Link, OfferHandler
 from .resolver import resolve, split_domain
 from .trust import Trust, fingerprint
+from .way_out import DIRECT, WayOut
 
 __all__ = ["Links"]
 
@@ -43,6 +45,7 @@ class Links:
         on_offer: OfferHandler,
         ca_file: str | None,
         fingerprints: frozenset[bytes],
+        way_out: WayOut = DIRECT,
     ) -> None:
         """``addresses``: of ``login_domain``; the rest is as for CloudClient."""
         self.addresses = addresses
@@ -51,6 +54,7 @@ class Links:
         self._port = port
         self._log = log
         self._on_offer = on_offer
+        self._given_way_out = self._way_out = way_out
         self._names = [part for part in split_domain(login_domain) if not is_ip(part)]
         self._name_of: dict[str, str] = {}  # an address: the name that led to it
         self._resolved_at = time.monotonic()
@@ -129,7 +133,8 @@ class Links:
 
     def look_up(self, timeout_s: float) -> None:
         """Find the addresses of the login domain; raises as ``resolve``."""
-        found = resolve(self._domain, timeout_s)
+        found = resolve(self._domain, timeout_s, self._given_way_out.is_proxied)
+        self._way_out = self._given_way_out.knowing(found)
         self.addresses = list(found)
         self._name_of = {ip: part for ip, part in found.items() if not is_ip(part)}
 
@@ -207,7 +212,7 @@ class Links:
         name = self._certified_name(address[0])
         trust, reason = self.trust, "no login_ca is set"
         if trust.asks_ca:
-            link = Link(address, self._log, self._on_offer, trust.verified, name, named_by)
+            link = self._make(address, trust.verified, name, named_by)
             try:
                 self._shake_hands(link)
             except _stdlib_ssl.SSLCertVerificationError as error:
@@ -215,7 +220,7 @@ class Links:
             else:
                 trust.require()
                 return link
-        link = Link(address, self._log, self._on_offer, trust.unverified, None, named_by)
+        link = self._make(address, trust.unverified, None, named_by)
         self._shake_hands(link)
         if self.is_vouched(link):
             return link
@@ -229,6 +234,11 @@ class Links:
             self._warned = True  # once: each reconnect would say it again
             self._log.warning("cloud %s: certificate not verified: %s", name, reason)
         return link
+
+    def _make(
+        self, address: HostPort, context: Any, name: str | None, named_by: str | None
+    ) -> Link:
+        return Link(address, self._log, self._on_offer, context, name, named_by, self._way_out)
 
     def _certified_name(self, host: str) -> str:
         """What the certificate of a server there has to name."""

@@ -27,10 +27,11 @@ _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 def permitted(host: str, addresses: Sequence[str], cloud_ip: str) -> list[str]:
     """Of a named host's addresses those to which a cloud at ``cloud_ip`` may send us.
 
+    (A cloud behind a proxy that looked it up by its name is taken to be on the Internet.)
     Raises LinkLost if there is none.  If the host is an address itself that counts first: what we
     dial may be one that a NAT64 has for it, which does not show where it leads.
     """
-    cloud = _plain(cloud_ip)
+    cloud = _plain(cloud_ip) if is_ip(cloud_ip) else None
     found = []
     if not is_ip(host) or _is_permitted(_plain(host), cloud):
         found = [address for address in addresses if _is_permitted(_plain(address), cloud)]
@@ -39,11 +40,12 @@ def permitted(host: str, addresses: Sequence[str], cloud_ip: str) -> list[str]:
     return found
 
 
-def _is_permitted(address: _Address, cloud: _Address) -> bool:
+def _is_permitted(address: _Address, cloud: _Address | None) -> bool:
     if address == cloud:
         return True
     is_nowhere = address.is_multicast or address.is_unspecified or address == _BROADCAST
-    return not is_nowhere and _nearness(address) <= _nearness(cloud)
+    from_where = _PUBLIC if cloud is None else _nearness(cloud)
+    return not is_nowhere and _nearness(address) <= from_where
 
 
 def _plain(ip: str) -> _Address:

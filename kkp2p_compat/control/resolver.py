@@ -10,6 +10,7 @@ import itertools
 import re
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
 import gevent
@@ -60,8 +61,12 @@ def _is_name(text: str) -> bool:
     )
 
 
-def resolve(login_domain: str, timeout_s: float) -> dict[str, str]:
+def resolve(
+    login_domain: str, timeout_s: float, is_left: Callable[[str], bool] = is_ip
+) -> dict[str, str]:
     """Addresses of every part, in order, each with the part that has it.
+
+    ``is_left``: of a name that somebody else will look up, which then stands for itself.
 
     Raises with -101, -102, -103 or -104 if there is none.  ``timeout_s`` is for all parts together.
     Called in a greenlet of the engine.
@@ -72,7 +77,7 @@ def resolve(login_domain: str, timeout_s: float) -> dict[str, str]:
     for part in split_domain(login_domain):
         try:
             left_s = max(0, deadline - time.monotonic())
-            found = [part] if is_ip(part) else _resolve_name(part, left_s)
+            found = [part] if is_ip(part) or is_left(part) else _resolve_name(part, left_s)
         except KKP2PError as error:
             problem = problem or error
         else:

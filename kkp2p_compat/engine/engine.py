@@ -28,6 +28,7 @@ from .._structs import connect_ctx_t, engine_conf_t
 from ..control.callers import Callers
 from ..control.client import CloudClient
 from ..control.trust import parse_fingerprints
+from ..control.way_out import way_out
 from .calls.callee import Callee
 from .calls.dialer import Dialer
 from .calls.incoming import IncomingCalls
@@ -74,7 +75,10 @@ class Engine:
         pin = conf.login_fingerprint
         fingerprints = frozenset() if pin is None else parse_fingerprints(pin)
         self.stun_servers = stun_servers_of(conf)  # names stay names: servers move
+        self.way_out, problem = way_out(conf.https_proxy)
         self.log = log = _open_log(conf)
+        if problem:
+            log.warning("%s", problem)
         self.thread = EngineThread(log)
         spawn, port = self.thread.spawn, conf.lan_search_port
         self._background = Background(self.thread, log)
@@ -217,6 +221,7 @@ class Engine:
             on_login=self.network.look_again,
             callers=conf.callers,
             fingerprints=fingerprints,
+            way_out=self.way_out,
         )
 
     def _set_up(self, timeout_s: float) -> None:

@@ -78,15 +78,19 @@ def race(attempts: Sequence[Callable[[], T]], drop: Callable[[T], object]) -> T:
                 drop(unwanted)
 
 
-def connect(addresses: Sequence[str], port: int) -> tuple[Any, str]:
+def connect(
+    addresses: Sequence[str], port: int, way: Callable[[str, int], Any] = tcp.connect
+) -> tuple[Any, str]:
     """A TCP connection to one of these numeric addresses, and which; raises OSError.
+
+    ``way``: makes one connection.
 
     The last attempt is a second one to the first address: where that one's SYN was lost, or the
     answer, the kernel would not repeat it before a second is over (RFC 6298 section 2.1).
     """
 
     def attempt(address: str) -> tuple[Any, str]:
-        return tcp.connect(address, port), address
+        return way(address, port), address
 
     turns = interleave(addresses)
     attempts = [functools.partial(attempt, address) for address in [*turns, *turns[:1]]]

@@ -39,7 +39,7 @@ __all__ = ["MAX_SPOTS", "Visit", "parse_places_untrusted", "receive_receipt", "s
 
 T = TypeVar("T")
 RelayPlace = tuple[str, int]  # host, port
-Spot = tuple[str, int]  # the same with a numeric host
+Spot = tuple[str, int]  # the same with a numeric host, or a name that a proxy looks up
 
 # Our choices.
 MAX_SPOTS = 4  # of a call: its callee may wait at all of them
@@ -87,13 +87,15 @@ class Visit:
     """
 
     def __init__(
-        self, spots: Sequence[Spot], token: bytes, is_caller: bool, wants_receipt: bool = False
-    ) -> None:
+        self, spots: Sequence[Spot], token: bytes, is_caller: bool, wants_receipt: bool = False,
+        connect: Callable[[str, int], Any] = tcp.connect,
+    ) -> None:  # fmt: skip
         """``spots``: at least one, in the order that both sides have.  A caller that
-        ``wants_receipt`` calls ``read_receipt`` after ``begin``.
+        ``wants_receipt`` calls ``read_receipt`` after ``begin``.  ``connect``: to one of them.
         """
         self.sock: Any = None
         self._wants_receipt = wants_receipt
+        self._way = connect
         self._left = list(spots)
         self._token = token
         self._everywhere = not is_caller and len(spots) > 1
@@ -164,10 +166,17 @@ class Visit:
 
     def _try(self, spot: Spot) -> tuple[Any, Spot]:
         try:
-            return _connect(spot)
+            return self._connect(spot)
         except KKP2PError:
             self._left.remove(spot)
             raise
+
+    def _connect(self, spot: Spot) -> tuple[Any, Spot]:
+        try:
+            sock, _ = dial.connect([spot[0]], spot[1], self._way)
+        except OSError as error:
+            raise from_os_error(error, f"relay {spot[0]}:{spot[1]}") from error
+        return sock, spot
 
     # Everywhere.
 
@@ -183,7 +192,7 @@ class Visit:
                 self._paired.set_exception(error)
 
     def _wait_at(self, spot: Spot) -> Any:
-        sock, _ = _connect(spot)
+        sock, _ = self._connect(spot)
         try:
             _show(sock, hello(self._token), spot)
             self._shown.set()
@@ -192,14 +201,6 @@ class Visit:
             _leave(sock)
             raise
         return sock
-
-
-def _connect(spot: Spot) -> tuple[Any, Spot]:
-    try:
-        sock, _ = dial.connect([spot[0]], spot[1])
-    except OSError as error:
-        raise from_os_error(error, f"relay {spot[0]}:{spot[1]}") from error
-    return sock, spot
 
 
 def _leave(sock: Any) -> None:

@@ -206,6 +206,7 @@ TEXT_FIELDS = {
     "stun_servers": "127.0.0.1:3478",
     "callers": "alice,bob",
     "login_fingerprint": "ab" * 32,
+    "https_proxy": "http://proxy.example:3128",
 }
 
 
@@ -229,9 +230,10 @@ def test_bytes_will_do_for_every_text_of_the_configuration(
 
 
 def test_no_bytes_are_no_text(engine_conf: Callable[..., Any]) -> None:
-    engine = kkp2p.engine_init(engine_conf(stun_servers=b""), 0)
+    engine = kkp2p.engine_init(engine_conf(stun_servers=b"", https_proxy=b""), 0)
     assert engine is not None
     assert engine.stun_servers == []
+    assert engine.way_out.proxy is None
     kkp2p.engine_destroy(engine)
 
 

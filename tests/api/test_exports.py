@@ -85,7 +85,14 @@ STRUCTS = {
     ],
 }  # fmt: skip
 EXTENSIONS = {
-    "engine_conf_t": ["login_ca", "stun_servers", "callers", "login_fingerprint"],
+    "engine_conf_t": [
+        "login_ca",
+        "stun_servers",
+        "callers",
+        "login_fingerprint",
+        "https_proxy",
+        "tcp_only",
+    ],
     "channel_t": ["caller_id"],
 }
 

@@ -52,6 +52,10 @@ def test_where_the_cloud_is_itself() -> None:
     assert permitted("name", ["127.0.0.1"], "0.0.0.0") == ["127.0.0.1"]  # where that leads to
 
 
+def test_a_cloud_that_only_a_proxy_knows_is_on_the_internet() -> None:
+    assert permitted("name", ["127.0.0.1", "8.8.4.4", "10.1.1.1"], "cloud.test") == ["8.8.4.4"]
+
+
 def test_of_several_addresses_the_permitted_ones() -> None:
     assert permitted("name", ["127.0.0.1", "8.8.4.4", "10.1.1.1"], "8.8.8.8") == ["8.8.4.4"]
 

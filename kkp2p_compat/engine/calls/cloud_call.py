@@ -181,6 +181,7 @@ def go_to_relay(
         message.get("relay"), message.get("relays"), link.reached
     )
     spots: list[tuple[str, int]] = []
+    way_out = link.way_out
     problem = LinkLost("relay: no address")
     for host, port in places:
         try:
@@ -189,9 +190,10 @@ def go_to_relay(
             problem = LinkLost(f"relay: {error}")
         else:
             spots += [(address, port) for address in sort_spots(addresses, token)]
+            way_out = way_out.knowing(dict.fromkeys(addresses, host))
     if not spots:
         raise problem
-    visit = Visit(spots[:MAX_SPOTS], token, is_caller, wants_receipt)
+    visit = Visit(spots[:MAX_SPOTS], token, is_caller, wants_receipt, way_out.connect)
     try:
         visit.begin()
     except BaseException:
