@@ -82,11 +82,12 @@ class AddressWatch:
             self._log.info("no netlink: addresses are looked at every %g s: %s", POLL_S, error)
             self._timer = loop.timer(POLL_S, POLL_S)
             self._timer.start(self._check)
+            self._seen = self._try_to_look()
         else:
             self._timer = loop.timer(DEBOUNCE_S)
             self._watcher = loop.io(self._sock.fileno(), READ)
-            self._watcher.start(self._handle_readable)
-        self._seen = self._try_to_look()  # after the socket is open: no change falls between
+            # Not at once: whoever starts us wants to reach a peer, and soon waits for its answer.
+            loop.run_callback(self._look_first)
 
     def close(self) -> None:
         """May be called again, also by ``on_change``."""
@@ -101,20 +102,32 @@ class AddressWatch:
         self._told.discard(gevent.getcurrent())
         self._told.kill()
 
-    def _handle_readable(self) -> None:
-        for _ in range(READS_PER_TURN):
+    def _look_first(self) -> None:
+        if self._watcher is None:
+            return  # closed
+        self._seen = self._try_to_look()
+        self._watcher.start(self._handle_readable)
+        if self._handle_readable():
+            self._seen = None  # somebody may have looked since the start, and before the change
+
+    def _handle_readable(self) -> bool:
+        """Whether there was a message; then we look soon."""
+        for count in range(READS_PER_TURN):
             try:
                 self._sock.recv(MESSAGE_BYTES)
             except BlockingIOError:
+                if count == 0:
+                    return False
                 break
             except OSError as error:
                 # ENOBUFS: more messages than the kernel keeps; the look will show what they said.
                 if error.errno != errno.ENOBUFS:
                     self._log.warning("netlink: %s; address changes go unnoticed", error)
                     self._watcher.stop()
-                    return
+                    return False
         if not self._timer.active:  # not put off by more messages: a storm must not hide a change
             self._timer.start(self._check)
+        return True
 
     def _check(self) -> None:
         if self._watcher is not None:

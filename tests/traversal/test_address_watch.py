@@ -80,6 +80,7 @@ def start() -> Iterator[StartWatch]:
         watch = AddressWatch(world.note, LOG, look=world.look, netlink=world.open)
         made.append((watch, world))
         watch.start()
+        assert world.looked.wait(PATIENCE_S)
         return watch
 
     yield start
@@ -105,6 +106,31 @@ def test_tells_of_a_change_and_of_nothing_else(start: StartWatch, netlink: bool)
             world.wait_for_look()
         gevent.idle()
         assert world.changes == expected
+
+
+def test_it_looks_when_whoever_starts_it_waits_and_tells_of_a_change_before_that() -> None:
+    """What was looked at in between may be from before the change, or from after it."""
+    world = World()
+    watch = AddressWatch(world.note, LOG, look=world.look, netlink=world.open)
+    watch.start()
+    assert world.looks == 0
+    world.state = "away"
+    world.message()
+    assert world.changed.wait(PATIENCE_S)
+    assert world.changes == ["away"]
+    assert world.looks == 2
+    watch.close()
+    world.close()
+
+
+def test_it_is_closed_before_it_has_looked() -> None:
+    world = World()
+    watch = AddressWatch(world.note, LOG, look=world.look, netlink=world.open)
+    watch.start()
+    watch.close()
+    gevent.idle()
+    assert world.looks == 0
+    world.close()
 
 
 def test_a_storm_is_one_look(start: StartWatch) -> None:
