@@ -129,6 +129,11 @@ def add_parser(subparsers: Any) -> None:
         help="do not answer STUN requests (UDP on the same port, and on the next one)",
     )
     parser.add_argument(
+        "--no-lane",
+        action="store_true",
+        help="roles all and relay: do not forward UDP between peers (UDP on the same port)",
+    )
+    parser.add_argument(
         "--stun-address",
         metavar="IP",
         type=_parse_ip,
@@ -237,6 +242,7 @@ def _settings(options: argparse.Namespace) -> CloudSettings:
         turn=options.turn,
         turn_secret=options.turn_secret and options.turn_secret.read_bytes().strip(),
         stun=not options.no_stun,
+        lane=not options.no_lane,
         stun_address=options.stun_address,
         drain_s=options.drain,
         limits=limits,
@@ -293,6 +299,8 @@ def _say_hello(cloud: Cloud) -> None:
         lines += [f"    --login {place}#{cloud.fingerprint}" for place in places]
     if cloud.stun is not None:
         lines.append("  STUN: UDP ports {} and {}".format(*cloud.stun.ports))
+    if cloud.lane is not None:
+        lines.append(f"  lanes: UDP port {port}")
     if cloud.accounts is not None:
         count = len(cloud.accounts.list()) + len(settings.accounts)
         data = "" if settings.data == default_data() else f" --data {settings.data}"

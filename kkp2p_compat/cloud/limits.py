@@ -150,6 +150,8 @@ class Gatekeeper:
         self.kept_calls = Tally()
         self.relay_sessions = Tally()  # by the caller's address
         self.relay_callees = Tally()  # that wait for their callers
+        self.lane_sessions = Tally()  # the same by UDP
+        self.lane_callees = Tally()
         self.connections_of = Tally()
         self._total = 0
         self.shares = Shares(limits)

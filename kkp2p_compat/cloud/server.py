@@ -1,8 +1,9 @@
-"""The cloud: one listening port and the services behind it; STUN by UDP at the same number.
+"""The cloud: one listening port and the services behind it, and a UDP port of the same number.
 
 The first byte of a connection decides: 0x16 is a TLS record, so it is for the control plane; ``K``
-is a relay hello; everything else is closed.  ``Cloud`` runs in the hub of the thread that calls
-``start``, and each of its methods belongs to that thread.
+is a relay hello; everything else is closed.  What comes by UDP is told apart by udp_port.py.
+``Cloud`` runs in the hub of the thread that calls ``start``, and each of its methods belongs to
+that thread.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ from ..transport.splice import MOST_PIPES
 from .accounts import Accounts
 from .certificate import Certificate
 from .control_connection import CLOSE_S, ControlConnection
+from .lane import LaneRelay
 from .limits import LOG_EVERY_S, Gatekeeper
 from .relay import Relay
 from .route import Route
 from .settings import CloudSettings
 from .stun import StunResponder
 from .track import Track
+from .udp_port import UdpPort, homes_of
 
 __all__ = ["Cloud", "raise_descriptor_limit"]
 
@@ -113,10 +116,12 @@ class Cloud:
         self.relay: Relay | None = None
         self.route: Route | None = None
         self.stun: StunResponder | None = None
+        self.lane: LaneRelay | None = None
         self.gate = Gatekeeper(settings.limits)
         self._certificate: Certificate | None = None  # a relay has none
         self._key = b""
         self._listener: Any = None
+        self._udp: UdpPort | None = None
         self._accepting: Any = None
         self._sweeping: Any = None  # a timer, as are the next two
         self._resuming: Any = None
@@ -160,8 +165,13 @@ class Cloud:
         self._stop_accepting()
         for item in self.gate.deadlines.items():
             item.shut_down()
+        until = time.monotonic() + drain_s
+        if self.lane is not None:
+            self.lane.close()
         if self.relay is not None:
             self.relay.stop(drain_s)
+        if self.lane is not None:
+            self.lane.wait(until - time.monotonic())
         self.gate.empty.wait(min(CLOSE_S, drain_s) or AT_ONCE_S)
         self._close()
 
@@ -169,7 +179,7 @@ class Cloud:
         settings = self.settings
         descriptors = max(raise_descriptor_limit() - SPARE_DESCRIPTORS, 16)
         key = self._key = settings.relay_key or secrets.token_bytes(32)
-        if settings.role in ("all", "relay"):
+        if settings.serves_relay:
             pipes = min(descriptors // PIPE_SHARE, MOST_PIPES)
             descriptors -= 2 * pipes
             self.relay = Relay(self.gate, key, self._closing, pipes)
@@ -198,13 +208,13 @@ class Cloud:
         for tries_left in reversed(range(1 if self.settings.port else PORT_TRIES)):
             self._open_listener()
             try:
-                self._start_stun()
+                self._start_udp()
                 break
             except OSError as error:
                 if error.errno != errno.EADDRINUSE:
                     raise
                 if not tries_left:  # it may be the second port of another cloud on this host
-                    log.error("%s; going on without STUN", error)
+                    log.error("%s; going on without STUN and lanes", error)
                     break
                 self._listener.close()
         listener = self._listener
@@ -218,18 +228,29 @@ class Cloud:
         self._resuming = loop.timer(ACCEPT_PAUSE_S)  # to accept, after a pause
         self._shaking = loop.timer(0.0, TURN_S)  # TLS handshakes, while some wait for theirs
 
-    def _start_stun(self) -> None:
+    def _start_udp(self) -> None:
         settings = self.settings
-        if not settings.serves_stun:
+        if not (settings.serves_stun or settings.serves_lane):
             return
-        stun = StunResponder(self.gate, settings.stun_address, self._key)
         host, port = self.address
         try:
-            stun.start(host, port)
+            self._udp = udp = UdpPort(homes_of(host, settings.stun_address), port)
+            if settings.serves_stun:
+                self.stun = StunResponder(self.gate, settings.stun_address, self._key)
+                self.stun.start(udp, host)
         except OSError as error:
+            self._stop_udp()
             where = f"{host}:{port}"
-            raise OSError(error.errno, f"no STUN at {where} by UDP: {error.strerror}") from error
-        self.stun = stun
+            raise OSError(error.errno, f"no UDP at {where}: {error.strerror}") from error
+        if settings.serves_lane:
+            self.lane = LaneRelay(self.gate, self._key, udp)
+        udp.start()
+
+    def _stop_udp(self) -> None:
+        for part in (self.stun, self._udp):
+            if part is not None:
+                part.stop()
+        self.stun = self._udp = None
 
     def _open_listener(self) -> None:
         settings = self.settings
@@ -254,8 +275,7 @@ class Cloud:
 
     def _close(self) -> None:
         self._stop_accepting()
-        if self.stun is not None:
-            self.stun.stop()
+        self._stop_udp()
         for _ in range(3):  # an item's end, a callback of it, the greenlet that this starts
             for item in self.gate.deadlines.items():
                 item.expire()  # it did not go when it was told to
@@ -375,7 +395,7 @@ class Cloud:
 
     def _on_sweep(self) -> None:
         now = time.monotonic()
-        for part in (self.gate, self.track, self.relay, self._certificate):
+        for part in (self.gate, self.track, self.relay, self.lane, self._certificate):
             try:
                 if part is not None:
                     part.sweep(now)

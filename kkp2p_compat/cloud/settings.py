@@ -76,13 +76,19 @@ class Limits:
     open_calls_per_address: int = _limit(2048, "unanswered calls at once from an address")
     kept_calls: int = _limit(512, "answered calls that are kept, on a connection")
     kept_calls_per_address: int = _limit(2048, "answered calls that are kept, from an address")
-    relay_sessions: int = _limit(20_000, "relay sessions in all, waiting ones included")
+    relay_sessions: int = _limit(
+        20_000, "relay sessions in all, waiting ones included; by TCP, and as many by UDP"
+    )
     relay_sessions_per_address: int = _limit(1024, "relay sessions at once of an address")
     relay_wait_s: float = _limit(15.0, "how long one side of a session waits for the other")
     relay_session_bytes: int = _limit(0, "most bytes a relay session may carry; 0: no limit")
     turn_s: float = _limit(3600.0, "how long credentials for the TURN server are good")
     stun_per_s: float = _limit(1000.0, "STUN requests per second from an address")
     stun_total_per_s: float = _limit(5000.0, "STUN requests per second in all")
+    lane_per_s: float = _limit(1000.0, "SHOWs per second of lanes from an address")
+    lane_total_per_s: float = _limit(
+        5000.0, "the same in all, from addresses that have not proved to be theirs"
+    )
     limit_loopback: bool = _limit(False, "hold the limits per address against loopback, too")
 
     def hold_for(self, keys: tuple[str, ...]) -> bool:
@@ -109,6 +115,7 @@ class CloudSettings:
     turn: tuple[str, int] | None = None  # a TURN server, as peers reach it
     turn_secret: bytes | None = None  # shared with it
     stun: bool = True  # answer STUN requests by UDP; not in the role relay
+    lane: bool = True  # the roles all and relay also forward UDP, on the same port number
     stun_address: str | None = None  # a second address of this host, for STUN
     drain_s: float = 5.0  # how long ``stop`` waits for relay sessions to end by themselves
     limits: Limits = field(default_factory=Limits)
@@ -152,6 +159,14 @@ class CloudSettings:
     @property
     def serves_stun(self) -> bool:
         return self.stun and self.role != "relay"
+
+    @property
+    def serves_relay(self) -> bool:
+        return self.role in ("all", "relay")
+
+    @property
+    def serves_lane(self) -> bool:
+        return self.lane and self.serves_relay
 
 
 def _numeric(ip: str) -> str:

@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.cloud_client import until
-from helpers.stun_support import start_responder
+from helpers.stun_support import open_at, start_responder
 from helpers.support import PATIENCE_S, CloudProcess
 from kkp2p_compat._address import HostPort
 from kkp2p_compat._errors import BadPacket
-from kkp2p_compat.cloud import stun as responder
+from kkp2p_compat.cloud import udp_port
 from kkp2p_compat.cloud.limits import Gatekeeper
 from kkp2p_compat.cloud.server import Cloud
 from kkp2p_compat.cloud.settings import CloudSettings, Limits
@@ -231,7 +231,7 @@ def test_the_next_port_is_taken(start: Start) -> None:
             port = taken.getsockname()[1] - 1
             made = StunResponder(Gatekeeper(Limits()))
             try:
-                made.start("127.0.0.1", port)
+                open_at(made, "127.0.0.1", port)
             except OSError:
                 continue  # so is this one
             break
@@ -245,7 +245,7 @@ def test_the_next_port_is_taken(start: Start) -> None:
 def test_a_taken_port_leaves_nothing_open(start: Start) -> None:
     made = StunResponder(Gatekeeper(Limits()))
     with client() as sock, pytest.raises(OSError, match="in use"):
-        made.start("127.0.0.1", sock.getsockname()[1])
+        open_at(made, "127.0.0.1", sock.getsockname()[1])
     made.stop()
 
 
@@ -296,7 +296,8 @@ def test_junk_is_counted(start: Start) -> None:
 
 def test_a_turn_is_bounded(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """A flood leaves the hub its turns, and is all read in the end."""
-    monkeypatch.setattr(responder, "DATAGRAMS_PER_TURN", 2)
+    monkeypatch.setattr(udp_port, "TURN_S", 0.0)
+    monkeypatch.setattr(udp_port, "JOINED_CALLS", 1)
     made = start("127.0.0.1")
     plain = monkey.get_original("socket", "socket")
     with client() as sock, plain(socket.AF_INET, socket.SOCK_DGRAM) as flood:
@@ -324,7 +325,7 @@ def test_in_a_cloud(tmp_path: Path) -> None:
 
 
 def test_a_cloud_without(tmp_path: Path) -> None:
-    cloud = CloudProcess(tmp_path, "--no-stun")
+    cloud = CloudProcess(tmp_path, "--no-stun", "--no-lane")
     try:
         with gsocket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.bind(("127.0.0.1", cloud.port))  # the port is free
@@ -346,7 +347,7 @@ def test_a_port_that_udp_has_not(caplog: pytest.LogCaptureFixture) -> None:
             try:
                 assert cloud.stun is None
                 assert cloud.address == ("127.0.0.1", port)
-                assert f"no STUN at 127.0.0.1:{port} by UDP: Address already in use" in caplog.text
+                assert f"no UDP at 127.0.0.1:{port}: Address already in use" in caplog.text
             finally:
                 cloud.stop(0)
             return

@@ -65,13 +65,14 @@ _HOPS = {
 }  # fmt: skip
 _U16 = struct.Struct("=H")
 _INT = struct.Struct("=i")
-_CONTROL_BYTES = socket.CMSG_SPACE(_INT.size)
+_Control = tuple[int, int, bytes]  # a control message: level, type, data
+_Target = tuple[tuple[Any, ...], tuple[_Control, ...]]  # as the socket module takes it
 # Not gevent's: its calls would wait, and here a watcher of the endpoint does that.
 _new_socket: Any = monkey.get_original("socket", "socket")
 
 
 class BatchSocket:
-    """Bound to every address of its family; non-blocking.  ``fileno`` is for the watchers.
+    """Bound to ``host``, or every address of its family; non-blocking.  ``fileno``: for watchers.
 
     ``number``: of an extra socket; its addresses have it as their third item.  An extra socket has
     the kernel's default buffers, and moves datagrams one by one, until ``grow``: most of them are
@@ -81,22 +82,28 @@ class BatchSocket:
     """
 
     broken = holds_more = False  # as of every DoorSocket
+    CONTROL_BYTES = socket.CMSG_SPACE(_INT.size)  # what the kernel may tell with a datagram
 
     def __init__(
-        self, family: socket.AddressFamily, log: Logger, port: int = 0, number: int = 0
+        self,
+        family: socket.AddressFamily,
+        log: Logger,
+        port: int = 0,
+        number: int = 0,
+        host: str = "",
     ) -> None:
         self.family = family
         self.number = number
         self.can_segment = False
         self.failures: Counter[str] = Counter()
         self._log = log
-        self._targets: dict[Address, tuple[Any, ...]] = {}
+        self._targets: dict[Address, _Target] = {}
         self._plain_only: set[str] = set()  # hosts
         self._sock: socket.socket = keep_private(_new_socket(family, socket.SOCK_DGRAM))
         try:
             self._sock.setblocking(False)
             self._configure()
-            self._sock.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", port))
+            self._sock.bind((host or ("::" if family == socket.AF_INET6 else "0.0.0.0"), port))
             self.port: int = self._sock.getsockname()[1]
         except BaseException:
             self._sock.close()
@@ -154,17 +161,16 @@ class BatchSocket:
         Fewer than ``len(data)``: the socket is full.  Send the rest when it is writable; the rest
         begins with a whole datagram.  What cannot be sent at all is counted, and done.
         """
-        target = self._targets.get(address)
-        if target is None:
-            target = self._resolve(address)
-            if target is None:
-                return len(data)
+        found = self._targets.get(address) or self._resolve(address)
+        if found is None:
+            return len(data)
+        target, origin = found
         size = len(data)
         refused = False
         if size > segment_bytes and self.can_segment and address[0] not in self._plain_only:
             if size > MAX_SEND_BYTES or size > MAX_SEGMENTS * segment_bytes:
                 return self._send_in_parts(data, segment_bytes, address)
-            control = ((_SOL_UDP, _UDP_SEGMENT, _U16.pack(segment_bytes)),)
+            control = ((_SOL_UDP, _UDP_SEGMENT, _U16.pack(segment_bytes)), *origin)
             try:
                 return self._sock.sendmsg((data,), control, 0, target)
             except BlockingIOError:
@@ -174,13 +180,14 @@ class BatchSocket:
                     self._count(error, address)
                     return size
                 refused = True
-        return self._send_plain(data, segment_bytes, address, target, refused)
+        return self._send_plain(data, segment_bytes, address, found, refused)
 
     def send_with_ttl(self, data: bytes, address: Address, ttl: int) -> int:
         """Send one datagram that ends after ``ttl`` hops; returns as ``send`` does."""
-        target = self._targets.get(address) or self._resolve(address)
-        if target is None:
+        found = self._targets.get(address) or self._resolve(address)
+        if found is None:
             return len(data)
+        target, _ = found
         level, option = _HOPS[self.family]
         try:
             if _LINUX:
@@ -213,13 +220,17 @@ class BatchSocket:
         data: bytes,
         segment_bytes: int,
         address: Address,
-        target: tuple[Any, ...],
+        found: _Target,
         refused: bool,
     ) -> int:
         """One call for each datagram.  ``refused``: the kernel has just declined the whole."""
+        target, origin = found
         for start in range(0, len(data), segment_bytes):
             try:
-                self._sock.sendto(data[start : start + segment_bytes], target)
+                if origin:
+                    self._sock.sendmsg((data[start : start + segment_bytes],), origin, 0, target)
+                else:
+                    self._sock.sendto(data[start : start + segment_bytes], target)
             except BlockingIOError:
                 return start
             except OSError as error:
@@ -236,7 +247,7 @@ class BatchSocket:
                 self._plain_only.add(address[0])
         return len(data)
 
-    def _resolve(self, address: Address) -> tuple[Any, ...] | None:
+    def _resolve(self, address: Address) -> _Target | None:
         """What the socket module takes; for anything but a numeric IP it would ask the DNS."""
         ip, port = address[:2]
         try:
@@ -249,8 +260,12 @@ class BatchSocket:
         target = (ip, port, 0, 0) if self.family == socket.AF_INET6 else (ip, port)
         if len(self._targets) >= MAX_REMEMBERED:
             self._targets.clear()
-        self._targets[address] = target
-        return target
+        found = self._targets[address] = target, self._origin(address)
+        return found
+
+    def _origin(self, address: Address) -> tuple[_Control, ...]:
+        """What makes the kernel send from an address of our choice; nothing: it chooses."""
+        return ()
 
     def _count(self, error: OSError, address: Address | None) -> None:
         reason = errno.errorcode.get(error.errno or 0, str(error))
@@ -268,17 +283,24 @@ class BatchSocket:
         Each is ``segment_bytes`` long, the last may be shorter.  An empty datagram is (b"", 0, ..).
         """
         try:
-            data, control, _, source = self._sock.recvmsg(_RECEIVE_BYTES, _CONTROL_BYTES)
+            data, control, _, source = self._sock.recvmsg(_RECEIVE_BYTES, self.CONTROL_BYTES)
         except BlockingIOError:
             return None
         except OSError as error:  # some kernels report what happened to an earlier datagram here
             self._count(error, None)
             return None
         segment_bytes = len(data)
+        number = self.number
         for level, kind, value in control:
             if level == _SOL_UDP and kind == _UDP_GRO:
                 segment_bytes = _INT.unpack(value)[0]
-        if self.number or len(source) > 2:
+            else:
+                number = self._number_of(value)
+        if number or len(source) > 2:
             ip, port = source[:2]
-            source = (ip, port, self.number) if self.number else (ip, port)
+            source = (ip, port, number) if number else (ip, port)
         return data, segment_bytes, source
+
+    def _number_of(self, value: bytes) -> int:
+        """By what a control message of a kind that was asked for says, beside the joined size."""
+        return self.number

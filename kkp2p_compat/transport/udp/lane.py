@@ -9,7 +9,8 @@ Sans-IO: time is passed in, in seconds of a monotonic clock.  The rules:
   lives, which keeps the NAT's mapping and the relay's binding.  While the other side is not there
   it leaves more often, as the word that it has come may have got lost.
 - A relay that answers nothing makes the lane SILENT, one that refuses makes it REFUSED.  A silent
-  one is asked on, as it may come back; a refusal is final.
+  one is asked on, as it may come back; a refusal is final.  With CLOSING a relay that shuts down
+  refuses sides that it still serves for a while: those had better go elsewhere, and leave.
 - An answer comes from the relay's address and names our connection id, or (WHO) the other side's:
   64 random bits that only somebody on the way has seen.
 """
@@ -31,6 +32,8 @@ SHOW_EVERY_S = 15.0  # under the 30 s for which the shortest-lived common NATs k
 PARTNER_S = (1.0, 2.0, 4.0, 8.0)  # between two SHOWs while the other side is not there
 WHO_EVERY_S = 0.1  # an answer to WHO; more of them ask for what is on its way already
 MAX_COOKIES = 3  # taken for one SHOW: our address may change in between, but not for ever
+
+_BOUND = (relay_wire.PAIRED, relay_wire.HERE, relay_wire.CLOSING)  # the relay knows our address
 
 
 class LaneState(Enum):
@@ -63,6 +66,7 @@ class LaneClient:
         self._id = key_of(local_id)
         self._tries = 0  # without an answer
         self._answers = 0  # that said HERE, in a row
+        self._is_bound = False
         self._cookies_left = 0
         self._shown_at = now
         self._next_at: float | None = now
@@ -85,10 +89,12 @@ class LaneClient:
 
     def leave(self) -> None:
         """The lane is not needed any more.  The relay is told once; else it would find out."""
-        if self._next_at is not None and self.cookie is not None:
+        self._next_at = None
+        self._outgoing = None
+        if self._is_bound and self.cookie is not None:
+            self._is_bound = False
             kind = lane_wire.LEAVE
             self._outgoing = lane_wire.make_show(self._token, self._id, self.cookie, kind)
-        self._next_at = None
 
     def handle_datagram_untrusted(self, data: bytes, source: Address, now: float) -> bool:
         """Whether it was for this lane.  Never raises."""
@@ -126,6 +132,7 @@ class LaneClient:
     def _handle_status(self, status: int, now: float) -> None:
         self.status = status
         self._tries = 0
+        self._is_bound = status in _BOUND
         if status == relay_wire.PAIRED:
             self.state = LaneState.PAIRED
             self._answers = 0
