@@ -64,6 +64,7 @@ from session_targets import (
     fuzz_scram_client,
     fuzz_sealed,
 )
+from turn_targets import SERVERS, TURN_PLACES, fuzz_turn, fuzz_turn_place
 
 __all__ = ["CORPUS", "TARGETS", "Target", "kept"]
 
@@ -457,6 +458,8 @@ TARGETS = {
         fuzz_behaviour,
         [b'{"mapping":"none","filtering":"unknown","allocation":"sequential","step":-3}'],
     ),
+    "turn": Target(fuzz_turn, SERVERS),
+    "turn place": Target(fuzz_turn_place, TURN_PLACES),
     "port mapping": Target(fuzz_mapping, ANSWERS),
     "upnp search": Target(fuzz_search_answer, SEARCH_ANSWERS),
     "upnp router": Target(fuzz_router, ROUTERS),
