@@ -28,7 +28,7 @@ from random import Random
 
 from .._address import Address, HostPort
 from .._errors import BadPacket
-from .candidates import family_of, may_be_peer
+from .candidates import family_of, is_private, may_be_peer
 from .stun import Message, TurnKind, parse_untrusted
 from .stun_client import INTERVALS_S
 
@@ -229,11 +229,15 @@ class TurnClient:
             self.numbers[grant.channel] = grant
 
     def _handle_allocated(self, message: Message) -> None:
-        if message.relayed is None or not may_be_peer(*message.relayed):
+        relayed = message.relayed
+        if relayed is None or not may_be_peer(*relayed):
             self._end("the server names an address that cannot be")
             return
+        if is_private(relayed[0]) and not is_private(self._server[0]):
+            self._end("the server names an address of its own network")  # coturn: external-ip
+            return
         self._allocation.kind = TurnKind.REFRESH
-        self.relayed = message.relayed
+        self.relayed = relayed
         self.state = TurnState.ALLOCATED
 
     def _handle_error(self, grant: Grant, message: Message, now: float) -> None:

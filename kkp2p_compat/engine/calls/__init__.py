@@ -9,5 +9,6 @@ pace.py        one call after the other is answered
 race.py        path or relay, for both sides
 incoming.py    who we are for the cloud, and the calls that it hands over
 lan.py         calls that a LAN search carries, made and answered
+turn_place.py  the TURN server that a track names for a call
 cloud_call.py  a call on the tracks where the peer may be; relayed calls
 """

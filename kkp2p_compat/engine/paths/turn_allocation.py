@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from logging import Logger
 
 from gevent import get_hub
@@ -18,29 +18,30 @@ from ..._address import HostPort, text_of
 from ..._errors import LinkLost
 from ...transport.udp.endpoint import Endpoint
 from ...traversal.turn import TurnClient, TurnState
+from ...traversal.turn_server import TurnServer
 from ...traversal.turn_socket import TurnSocket
 from .driver import Driver
 
-__all__ = ["TurnAllocation"]
+__all__ = ["TurnAllocation", "allocate"]
 
 
 class TurnAllocation:
-    """``on_over(number)`` is called once in the hub when it has ended, unless by ``close``; the
-    socket is closed by then.  Raises as ``Endpoint.adopt``.
+    """``on_over(number)`` is called once in the hub when one that was made has ended, unless by
+    ``close``; its socket is closed by then.  Raises as ``Endpoint.adopt``.
     """
 
     def __init__(
-        self, endpoint: Endpoint, server: HostPort, username: str, password: str, log: Logger,
-        on_over: Callable[[int], object],
-    ) -> None:  # fmt: skip
+        self, endpoint: Endpoint, server: TurnServer, log: Logger, on_over: Callable[[int], object]
+    ) -> None:
         """``server``: with a numeric host."""
-        self.server = server
+        self.server = server.host, server.port
         self._endpoint = endpoint
         self._log = log
         self._on_over = on_over
         self._settled = Event()
         self._closed = False
-        self._client = TurnClient(server, username, password, time.monotonic(), _random)
+        now = time.monotonic()
+        self._client = TurnClient(self.server, server.username, server.password, now, _random)
         self.number = endpoint.adopt(self._make_socket, on_over)
         self._driver = Driver(self._client, self._socket, self._progress)
         self._driver.poll()
@@ -85,7 +86,8 @@ class TurnAllocation:
 
     def _lose(self) -> None:
         self._endpoint.close_sockets([self.number])
-        self._on_over(self.number)
+        if self._client.relayed is not None:
+            self._on_over(self.number)
 
     def close(self) -> None:
         """Give it back, and close the socket.  May be called at any time, and again."""
@@ -97,6 +99,28 @@ class TurnAllocation:
         self._driver.close()
         self._endpoint.close_sockets([self.number])
         self._settled.set()
+
+
+def allocate(
+    endpoint: Endpoint, servers: Sequence[TurnServer], log: Logger, on_over: Callable[[int], object]
+) -> TurnAllocation:
+    """One at the first of the servers that grants it.  Runs in a greenlet, for up to 3 s a server.
+
+    Raises LinkLost, OutOfDescriptors or EngineClosed.
+    """
+    problem = LinkLost("no TURN server")
+    for server in servers:
+        made = TurnAllocation(endpoint, server, log, on_over)
+        try:
+            made.wait()
+        except LinkLost as error:
+            problem = error
+        except BaseException:
+            made.close()
+            raise
+        else:
+            return made
+    raise problem
 
 
 _random = random.SystemRandom()
