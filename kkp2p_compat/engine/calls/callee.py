@@ -54,8 +54,10 @@ class IncomingCall:
     ``call_id``: what the track calls it; "" on the LAN.
     ``to_stranger``: the caller need not know addresses of ours that the world does not see.
     ``meeting`` is set when the caller may trickle.
+    ``can_decline``: the caller hears of what fails before our answer, so that comes late.
     """
 
+    can_decline = False
     can_trickle = False
     has_relay = False
 
@@ -124,6 +126,8 @@ class Callee:
             underlay.own.make_sure(LOOK_S)
         own_side = _own_side(underlay, call, asked)
         answer = own_side.answer() if call.can_trickle else own_side.fit(own_side.answer)
+        if not call.can_decline:
+            call.answer(answer)
         keys = own_side.keys(key, call.text, answer)
         timeline = Timeline()
         trickle = call.trickle if call.can_trickle else None
@@ -141,7 +145,8 @@ class Callee:
 
         with underlay.meeting(own_side, asked, keys, timeline, trickle) as meeting:
             call.meeting = meeting
-            call.answer(answer)
+            if call.can_decline:
+                call.answer(answer)
             timeline.step("answered")
             self._wait_for_caller(meeting, call, take_path)
 

@@ -40,6 +40,7 @@ VERDICT_S = 3.0  # how long join_net waits for the cloud's word
 class _CloudCall(IncomingCall):
     """A call that came by a track."""
 
+    can_decline = True
     can_trickle = True
     has_relay = True
 

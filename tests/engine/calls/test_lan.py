@@ -25,6 +25,7 @@ from helpers.direct_support import (
 from helpers.support import PATIENCE_S, SECRET, in_thread, read_all, write_all
 from kkp2p_compat.engine.paths import own_addresses
 from kkp2p_compat.traversal.candidates import Candidate, host_candidates
+from kkp2p_compat.traversal.lan import Responder
 
 pytestmark = pytest.mark.usefixtures("on_loopback")
 
@@ -66,6 +67,23 @@ def test_what_comes_before_the_callee_has_a_link_is_kept(lan_pair: Engines) -> N
     caller, callee = lan_pair
     check_carries(find(caller), accept(callee))
     assert not callee.network.underlay().endpoint.dropped["unknown connection"]
+
+
+def test_the_answer_goes_out_before_the_callee_looks_for_a_path(
+    monkeypatch: pytest.MonkeyPatch, lan_pair: Engines
+) -> None:
+    """What the caller then has to do, and what the callee has, takes the time of one of them."""
+    caller, callee = lan_pair
+    searches: list[int] = []
+    send = Responder._send
+
+    def watch(self: Responder, *args: Any) -> None:
+        searches.append(len(callee.network.underlay().finder))
+        send(self, *args)
+
+    monkeypatch.setattr(Responder, "_send", watch)
+    check_carries(find(caller), accept(callee))
+    assert searches[0] == 0
 
 
 def test_relay_without_a_cloud(lan_pair: Engines) -> None:
