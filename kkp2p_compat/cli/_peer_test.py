@@ -57,16 +57,16 @@ def _connect(engine: Engine, ctx: connect_ctx_t, lan: bool) -> dict[str, Any]:
         is_offline = isinstance(error.__cause__, PeerOffline)
         fields |= {"problem": str(error), "code": error.code, "is_offline": is_offline}
     try:
-        fields |= engine.thread.call(_look, engine, ctx.peer_id, channel, lan)
+        fields |= engine.thread.call(_look, engine, ctx, channel, lan)
     finally:
         if channel is not None:
             close_fd(channel.fd)
     return fields
 
 
-def _look(engine: Engine, peer_id: str, channel: Channel | None, lan: bool) -> dict[str, Any]:
+def _look(engine: Engine, ctx: connect_ctx_t, channel: Channel | None, lan: bool) -> dict[str, Any]:
     """In the engine's hub: the outcome, and the attempt that led to it."""
-    recent = engine.dialer.last_attempt(peer_id, lan)
+    recent = engine.dialer.last_attempt(ctx.peer_id, ctx.connect_mode, lan)
     timeline = recent if channel is None else channel.stream.timeline
     if timeline is None:
         return {"verdict": None}

@@ -41,7 +41,6 @@ from .links.link_table import LinkTable
 from .links.peer_link import PeerLink
 from .links.roaming import Roaming
 from .paths.network import Network
-from .paths.path_finder import Path
 from .paths.stun_servers import stun_servers_of
 from .paths.underlay import Underlay
 from .proxy.base import Proxy
@@ -100,7 +99,7 @@ class Engine:
         )
         roaming = Roaming(self._redial, self._check_cloud, log, spawn)
         self.links = LinkTable(self.network, roaming, self.acceptor.handle_offered, log)
-        callee = Callee(self.network, self.links, log, spawn)
+        callee = Callee(self.network, self.links, log)
         self._lan = LanCallee(port, callers, callee, self.links, self.network, log, spawn)
         self._incoming = IncomingCalls(callers, callee, self.acceptor, self.links, log, spawn)
         try:
@@ -294,8 +293,8 @@ class Engine:
         )
         return channel
 
-    def _redial(self, link: PeerLink, budget_s: float) -> Path:
-        return self.dialer.redial(link, budget_s)
+    def _redial(self, link: PeerLink, budget_s: float) -> None:
+        self.dialer.redial(link, budget_s)
 
     def _handle_network_change(self) -> None:
         self.dialer.handle_network_change()

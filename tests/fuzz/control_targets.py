@@ -322,7 +322,6 @@ def fuzz_offers(data: bytes) -> None:
     text = data.decode("utf-8", "replace")
     for parse in (
         offer.parse_offer_untrusted,
-        offer.parse_answer_untrusted,
         offer.parse_direct_answer_untrusted,
     ):
         try:

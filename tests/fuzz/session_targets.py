@@ -25,14 +25,6 @@ from kkp2p_compat.cloud.relay import Relay
 from kkp2p_compat.control import link as link_module
 from kkp2p_compat.transport import relay_wire
 from kkp2p_compat.transport.relay import MAX_SPOTS, parse_places_untrusted
-from kkp2p_compat.transport.sealed import (
-    DATA,
-    END,
-    RESET,
-    DirectionKeys,
-    RecordOpener,
-    RecordSealer,
-)
 from kkp2p_compat.traversal import lan, lan_wire
 from kkp2p_compat.traversal.candidates import Candidate
 from kkp2p_compat.traversal.checks import Checks, Credentials
@@ -41,8 +33,8 @@ from kkp2p_compat.traversal.plan import Side, make_plan
 from kkp2p_compat.traversal.punch import Close, Open, Punch, Sample, Tell, Turn
 
 __all__ = [
-    "CHALLENGES", "GUESTS", "LAN_ANSWERS", "PLACES", "RECORDS", "TRICKLES", "fuzz_lan_search",
-    "fuzz_places", "fuzz_punch", "fuzz_relay", "fuzz_scram_client", "fuzz_sealed",
+    "CHALLENGES", "GUESTS", "LAN_ANSWERS", "PLACES", "TRICKLES", "fuzz_lan_search",
+    "fuzz_places", "fuzz_punch", "fuzz_relay", "fuzz_scram_client",
 ]  # fmt: skip
 
 KEY = bytes(range(32))
@@ -154,40 +146,6 @@ def fuzz_scram_client(data: bytes) -> None:
 
 
 CHALLENGES = [b"r=abc,s=QUJD,i=4096\nv=AAAA", b"r=" + b"x" * 24 + b",s=QQ==,i=16384\ne=other-error"]
-
-
-# Sealed records that were altered on their way.
-
-
-def fuzz_sealed(data: bytes) -> None:
-    """Bytes: where the genuine records are cut, changed or left out; never is anything read that
-    was not sealed, in this place."""
-    keys = DirectionKeys(bytes(16), bytes(12))
-    sealer, opener = RecordSealer(keys), RecordOpener(keys)
-    plain = [bytes([number]) * (number * 7) for number in range(1, 6)]
-    records = [bytes(sealer.seal(each)) for each in plain] + [bytes(sealer.end())]
-    genuine = b"".join(records)
-    mask = data[: len(genuine)].ljust(len(genuine), b"\0")
-    altered = bytes(a ^ b for a, b in zip(genuine, mask, strict=True)) + data[len(genuine) :]
-    read: list[bytes] = []
-    kinds: list[int] = []
-    step = 1 + len(data) % 50
-    try:
-        for start in range(0, len(altered), step):
-            opener.feed(altered[start : start + step])
-            for kind, plaintext in opener.records():
-                kinds.append(kind)
-                read.append(plaintext)
-        opener.finish()
-    except BadPacket:
-        assert altered != genuine
-    got = [text for kind, text in zip(kinds, read, strict=True) if kind == DATA]
-    assert got == plain[: len(got)]
-    assert RESET not in kinds
-    assert opener.ended == (END in kinds)
-
-
-RECORDS = [b"", bytes(40) + b"\x01", bytes(300)]
 
 
 # What answers a LAN search.

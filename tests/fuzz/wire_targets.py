@@ -55,14 +55,12 @@ from session_targets import (
     GUESTS,
     LAN_ANSWERS,
     PLACES,
-    RECORDS,
     TRICKLES,
     fuzz_lan_search,
     fuzz_places,
     fuzz_punch,
     fuzz_relay,
     fuzz_scram_client,
-    fuzz_sealed,
 )
 from turn_targets import SERVERS, TURN_PLACES, fuzz_turn, fuzz_turn_place
 
@@ -474,7 +472,6 @@ TARGETS = {
     "relay": Target(fuzz_relay, GUESTS),
     "relay places": Target(fuzz_places, PLACES),
     "scram client": Target(fuzz_scram_client, CHALLENGES),
-    "sealed": Target(fuzz_sealed, RECORDS),
     "punch": Target(fuzz_punch, TRICKLES),
     "lan search": Target(fuzz_lan_search, LAN_ANSWERS),
     "lan responder": Target(fuzz_lan_responder, SEARCHES),

@@ -6,7 +6,6 @@ attempts.py    one attempt to reach a peer, which several wait for
 caller.py      our call over the cloud, and another one when the path is dead
 callee.py      the answer to a call, whoever carries it
 pace.py        one call after the other is answered
-race.py        path or relay, for both sides
 incoming.py    who we are for the cloud, and the calls that it hands over
 lan.py         calls that a LAN search carries, made and answered
 turn_place.py  the TURN server that a track names for a call

@@ -1,23 +1,19 @@
-"""One attempt to reach a peer directly, and what those who wait for it get.
+"""One attempt to reach a peer, and what those who wait for it get.
 
 Runs in the engine's hub.  A first connect begins the attempt; others that come meanwhile wait for
-its link.  In auto mode the first one may get a relayed stream instead, while the path is looked
-for on; the others then make a relayed call of their own.
+its link, too.  The attempt may go on when there is a link: over a relay, while a direct path is
+still looked for.
 """
 
 from __future__ import annotations
 
 import enum
 import time
-from collections.abc import Callable
-from typing import Any
 
-from gevent.event import AsyncResult
+from gevent.event import AsyncResult, Event
 
-from ..._errors import KKP2PError, NoPath, TimedOut
+from ..._errors import KKP2PError, TimedOut
 from ..links.peer_link import PeerLink
-from ..links.prepared_relay import PreparedRelay
-from ..links.streams import OpenStream
 from ..runtime.timeline import Timeline
 
 __all__ = ["Attempt", "State"]
@@ -28,7 +24,6 @@ class State(enum.Enum):
 
     CALLING = "the peer has not answered yet"
     SEARCHING = "the peer has answered, and a path is looked for"
-    RELAYED = "the relay is taken, and a path is still looked for"
     MET = "there is a link"
     FAILED = "it is given up"
 
@@ -36,24 +31,26 @@ class State(enum.Enum):
 _FOLLOWERS = {
     # MET also without a search of its own: another attempt may be faster.
     State.CALLING: {State.SEARCHING, State.MET, State.FAILED},
-    State.SEARCHING: {State.RELAYED, State.MET, State.FAILED},
-    State.RELAYED: {State.SEARCHING, State.MET, State.FAILED},  # SEARCHING: the relay broke
+    State.SEARCHING: {State.MET, State.FAILED},
     State.MET: set(),
     State.FAILED: set(),
 }
 
 
 class Attempt:
-    """``search`` and ``take_relay`` as it goes on, then ``settle``."""
+    """``search`` when the peer has answered, then ``settle``."""
 
-    def __init__(self, longest_s: float) -> None:
+    def __init__(self, longest_s: float, head_start_s: float, why_relay: str) -> None:
+        """``head_start_s``: how long a direct path is waited for before a relay is taken, with
+        ``why_relay`` as the reason.
+        """
         self.state = State.CALLING
-        self._longest_s = longest_s
+        self.why_relay = why_relay
+        self.head_start_s = head_start_s
         self.timeline = Timeline()
-        self.why_relay = "no path within the head start"
-        self._link: AsyncResult[PeerLink] = AsyncResult()  # for the others
-        self._first: AsyncResult[PeerLink | OpenStream] = AsyncResult()
-        self._is_wanted = True  # by the first one
+        self.hurried = Event()  # somebody who waits has no time for the whole head start
+        self._longest_s = longest_s
+        self._link: AsyncResult[PeerLink] = AsyncResult()
         self._searching_since: float | None = None
 
     def _go(self, state: State) -> None:
@@ -61,20 +58,8 @@ class Attempt:
             raise ValueError(f"an attempt does not go from {self.state} to {state}")
         self.state = state
 
-    # For those who wait.
-
-    def wait_first(self) -> PeerLink | OpenStream:
-        """What the connect gets that began the attempt."""
-        try:
-            return self._first.get()
-        except BaseException:
-            self._is_wanted = False
-            if self._first.successful() and isinstance(self._first.value, OpenStream):
-                self._first.value.give_up()
-            raise
-
     def wait(self) -> PeerLink:
-        """What the others get."""
+        """For those who want to open a channel."""
         return self._link.get()
 
     # For the one who makes the attempt.
@@ -99,44 +84,22 @@ class Attempt:
         since = self._searching_since
         return 0.0 if since is None else time.monotonic() - since
 
+    @property
+    def is_over(self) -> bool:
+        """Whether those who wait have got what they get."""
+        return self._link.ready()
+
     def late(self) -> TimedOut:
         """The error for a time that is over now."""
         if self.state is State.CALLING:
             return TimedOut("the peer did not answer in time")
         return TimedOut("no path to the peer was found")
 
-    def take_relay(self, relay: PreparedRelay, make: Callable[[Any], OpenStream]) -> None:
-        """The head start is over: the first one uses the relay, if it still waits."""
-        self._go(State.RELAYED)  # or would be: the others need not wait for a path either
-        self._see_if_wanted()
-        try:
-            stream = make(relay.take())
-        except KKP2PError:
-            self._go(State.SEARCHING)
-            raise
-        try:
-            self._see_if_wanted()  # still
-        except NoPath:
-            stream.give_up()
-            raise
-        self.timeline.step("relay taken")
-        stream.how = f"relay: {self.why_relay}; {self.timeline.summary}"
-        stream.reason, stream.timeline = self.why_relay, self.timeline
-        self._first.set(stream)
-        self._link.set_exception(NoPath("the relay was faster"))
-
-    def _see_if_wanted(self) -> None:
-        if not self._is_wanted:
-            raise NoPath("nobody waits for it any more")
-
     def settle(self, outcome: PeerLink | KKP2PError) -> None:
-        """The attempt is over."""
-        failed = isinstance(outcome, KKP2PError)
-        self._go(State.FAILED if failed else State.MET)
-        for waiting in (self._link, self._first):
-            if waiting.ready():
-                continue
-            if failed:
-                waiting.set_exception(outcome)
-            else:
-                waiting.set(outcome)
+        """There is a link, or there will be none."""
+        if isinstance(outcome, KKP2PError):
+            self._go(State.FAILED)
+            self._link.set_exception(outcome)
+        else:
+            self._go(State.MET)
+            self._link.set(outcome)

@@ -1,34 +1,34 @@
 """The callee's side of a meeting: answer a call, and look for the path.
 
-Runs in the engine's hub.  What comes of a call is a link that the caller opens channels on, or in
-auto mode a relayed stream that the caller has taken.
+Runs in the engine's hub.  What comes of a call is a link that the caller opens channels on.  By
+which path, a direct one or one over a relay, is the caller's choice: it shows by its first packet.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from logging import Logger
-from typing import Any
 
-import gevent
+from gevent.event import Event
 
 from ... import _codes
 from ..._errors import BadPacket, NoPath, TimedOut
 from ..._io import time_limit
-from ...transport.relay import Visit
 from ..channels.accept_queue import KEPT_PART
 from ..links.link_table import LinkTable
 from ..links.peer_link import LinkInfo, PeerLink
-from ..links.streams import OpenStream, relayed_stream
 from ..paths.meeting import Meeting, Met
 from ..paths.network import Network
+from ..paths.path_finder import Path
+from ..paths.relay_paths import RelayAccess, RelayPaths
 from ..paths.underlay import Underlay
 from ..runtime.timeline import Timeline
 from ..signalling.direct_offer import DirectOffer
 from ..signalling.offer import Offer
 from ..signalling.own_side import OwnSide
+from .caller import RELAY_PLAN
 from .pace import Pace
-from .race import Race
 
 __all__ = ["Callee", "IncomingCall", "share_of"]
 
@@ -37,7 +37,6 @@ LOOK_S = 0.5  # how long a caller whose path is dead waits for what STUN says of
 MAX_LINKS = 8192  # that peers made; more are declined
 MAX_MEETING = 2048  # calls of others whose path is being looked for
 ANSWER_GRACE_S = 2.0  # after the time of a call is over: the caller may have been just in time
-RELAY_GRACE_S = 3.0  # when there is a path, but the caller may have just taken the relay
 
 
 def share_of(most: int, has_account: bool) -> int:
@@ -82,26 +81,19 @@ class IncomingCall:
     def trickle(self, text: str) -> None:
         """Take to the caller what we learn after the answer."""
 
-    def go_to_relay(self) -> Visit:
-        """A visit there that has shown its token."""
-        raise NotImplementedError
-
-    def relayed(self, stream: OpenStream) -> None:
-        """The caller has taken the relay."""
+    @property
+    def relays(self) -> RelayAccess:
+        """Those where the caller may be met."""
         raise NotImplementedError
 
 
 class Callee:
     """``answer`` takes a call."""
 
-    def __init__(
-        self, network: Network, links: LinkTable, log: Logger,
-        spawn: Callable[..., gevent.Greenlet[..., Any]],
-    ) -> None:  # fmt: skip
+    def __init__(self, network: Network, links: LinkTable, log: Logger) -> None:
         self._network = network
         self._links = links
         self._log = log
-        self._spawn = spawn
         # Callers with an account have a pace of their own, whatever strangers do.
         self._paces = {has_account: Pace() for has_account in (False, True)}
 
@@ -130,25 +122,39 @@ class Callee:
             call.answer(answer)
         keys = own_side.keys(key, call.text, answer)
         timeline = Timeline()
-        trickle = call.trickle if call.can_trickle else None
+        search = _Search(call, own_side, underlay, moved)
 
-        def take_path() -> None:
-            met = meeting.take()
-            if moved is None:
-                link = self._links.add(_link_info(call, met))
-            else:
-                link = moved
-                address = met.path[0]
-                self._log.info("%s: looks for us: trying %s port %d", moved.name, *address[:2])
-                moved.try_path(address)
+        def take(met: Met) -> PeerLink:
+            link = self._links.add(_link_info(call, met))
             link.note_call(call.call_id)
+            return link
 
-        with underlay.meeting(own_side, asked, keys, timeline, trickle) as meeting:
-            call.meeting = meeting
-            if call.can_decline:
+        with search.expecting():
+            if call.offer.mode == _codes.CONNECT_RELAY:
                 call.answer(answer)
-            timeline.step("answered")
-            self._wait_for_caller(meeting, call, take_path)
+                search.wait_for_relay(
+                    lambda path: take(
+                        Met(path, "", RELAY_PLAN, keys, own_side.direct, asked, False, timeline)
+                    )
+                )
+                return
+            trickle = call.trickle if call.can_trickle else None
+            with underlay.meeting(own_side, asked, keys, timeline, trickle) as meeting:
+                call.meeting = meeting
+                if call.can_decline:
+                    call.answer(answer)
+                timeline.step("answered")
+                if moved is not None:
+                    self._find_another(moved, meeting, call)
+                else:
+                    search.run(meeting, take)
+
+    def _find_another(self, moved: PeerLink, meeting: Meeting, call: IncomingCall) -> None:
+        """Another path of a link whose peer looks for us."""
+        path = meeting.take().path
+        self._log.info("%s: looks for us: trying %s port %d", moved.name, *path.address[:2])
+        moved.paths.offer(path)
+        moved.note_call(call.call_id)
 
     def _find_link(self, connection_id: int | None) -> PeerLink | None:
         """The one that a caller wants to find a new path for; None: it wants a new one."""
@@ -166,31 +172,91 @@ class Callee:
         if full or len(underlay.finder) >= share_of(MAX_MEETING, has_account):
             raise NoPath("too many connections with peers")  # but the relay is a way
 
-    def _wait_for_caller(
-        self, meeting: Meeting, call: IncomingCall, take_path: Callable[[], object]
+
+class _Search:
+    """For the path that a caller takes to us."""
+
+    def __init__(
+        self, call: IncomingCall, own_side: OwnSide, underlay: Underlay, moved: PeerLink | None
     ) -> None:
-        """Until there is a path, or none is looked for; the caller may take the relay meanwhile."""
-        offer = call.offer
-        is_auto = offer.mode == _codes.CONNECT_AUTO
-        if not (call.has_relay and is_auto and offer.channel_type == _codes.KKP2P_TCP_CHANNEL):
-            take_path()
+        self._early = underlay.endpoint.early
+        self._local_id = own_side.direct.connection_id
+        self._news = Event()
+        self._relays: RelayPaths | None = None
+        if not call.has_relay or call.offer.mode == _codes.CONNECT_P2P:
             return
-        with Race(meeting, self._spawn, call.go_to_relay, is_caller=False) as race:
-            relay = race.relay
-            is_met = race.wait()
-            if is_met:
-                take_path()
-                if relay.begun:
-                    relay.ready.wait(RELAY_GRACE_S)
-            if relay.ready.successful():
-                sealed = meeting.keys.sealed if offer.encrypt else None
-                call.relayed(relayed_stream(relay.take(), offer.desc, sealed))
-            if not is_met and not (race.is_hopeless and relay.ready.successful()):
-                take_path()
+        assert call.offer.direct is not None
+        ids = self._local_id, call.offer.direct.connection_id
+        relays = underlay.relays(call.relays, ids if moved is None else moved.ids, False)
+        self._relays = relays
+        relays.on_path = lambda _: self._news.set()
+        if moved is not None:
+            relays.hurry()
+            moved.paths.take_relays(relays)
+
+    @contextmanager
+    def expecting(self) -> Iterator[None]:
+        """What comes before the link is made is kept inside the body."""
+        with self._early.expected(self._local_id, self._news.set):
+            yield
+
+    def run(self, meeting: Meeting, take: Callable[[Met], PeerLink]) -> None:
+        """Until there is a direct path, or none is looked for any more."""
+        relays = self._relays
+        if relays is None:
+            take(meeting.take())
+            return
+        link: PeerLink | None = None
+        is_hopeless = meeting.plan.kind == "relay"
+        try:
+            if is_hopeless:
+                relays.hurry()
+            meeting.found.rawlink(lambda _: self._news.set())
+            path = self._wait(relays, meeting.found.ready)
+            if path is None:
+                relays.stand_by()
+                link = take(meeting.take())
+                return
+            link = take(meeting.by(path, ""))
+            if not is_hopeless:
+                link.paths.offer(meeting.take().path)
+        except TimedOut:
+            if link is None:
+                raise
+        finally:
+            if link is None:
+                relays.close()
+            else:
+                link.paths.take_relays(relays)
+
+    def wait_for_relay(self, take: Callable[[Path], PeerLink]) -> None:
+        relays = self._relays
+        if relays is None:
+            raise NoPath("no relay leads here")
+        try:
+            relays.hurry()
+            path = self._wait(relays, lambda: False)
+            assert path is not None
+            take(path).paths.take_relays(relays)
+        except BaseException:
+            relays.close()
+            raise
+
+    def _wait(self, relays: RelayPaths, is_found: Callable[[], bool]) -> Path | None:
+        """Until the caller has taken a relay; None: ``is_found``."""
+        while not is_found():
+            taken = relays.paths.keys() & self._early.sources(self._local_id)
+            if taken:
+                return relays.paths[taken.pop()]
+            self._news.clear()
+            self._news.wait()
+        return None
 
 
 def _own_side(underlay: Underlay, call: IncomingCall, asked: DirectOffer) -> OwnSide:
     own = underlay.own
+    if call.offer.mode == _codes.CONNECT_RELAY:
+        return OwnSide([], own.nat, asked=asked)  # nobody needs to know our addresses
     if not call.can_trickle:
         return OwnSide(own.host_candidates(), asked=asked)
     return OwnSide(
@@ -203,6 +269,7 @@ def _link_info(call: IncomingCall, met: Met) -> LinkInfo:
         name=call.name,
         own_id=call.own_id,
         is_lan=not call.has_relay,
+        mode=call.offer.mode,
         caller_id=call.caller_id,
         met=met,
     )

@@ -1,9 +1,9 @@
-"""Our calls over the cloud: to meet a peer, and to find a new path when one is dead.
+"""Our calls over the cloud: to meet a peer, and to find new paths when one is dead.
 
-Runs in the engine's hub.  An offer goes out, an answer comes back, and a ``Meeting`` looks for the
-path.  In auto mode the path races against the relay: both sides prepare it meanwhile, and the
-caller takes it when the path's head start is over.  The path is looked for on: the next channel
-will be p2p.
+Runs in the engine's hub.  An offer goes out, an answer comes back, and a ``Meeting`` looks for a
+direct path.  In auto mode it has a head start over the relays, which both sides prepare meanwhile.
+When that is over the first path of either kind makes the link; a direct one is looked for on, and
+the link moves to it.
 """
 
 from __future__ import annotations
@@ -18,128 +18,188 @@ from typing import Any
 
 import gevent
 
-from ..._errors import KKP2PError, NoPath, NotSupported, TimedOut
+from ... import _codes
+from ..._errors import NoPath, NotSupported, TimedOut
 from ..._io import time_limit
 from ..._structs import connect_ctx_t
 from ...control.client import CloudClient
 from ...control.link import Link
 from ...control.outgoing import OutgoingCall
+from ...traversal.plan import Plan
 from ..links.peer_link import PeerLink
-from ..links.streams import OpenStream, relayed_stream
 from ..paths.meeting import Meeting, Met
 from ..paths.network import Network
-from ..paths.path_finder import Path
-from ..runtime.engine_settings import EngineSettings
+from ..paths.relay_paths import RelayPaths
 from ..runtime.timeline import Timeline
+from ..signalling.direct_offer import DirectOffer
+from ..signalling.keys import CallKeys
 from ..signalling.offer import parse_direct_answer_untrusted, vouched_untrusted
 from ..signalling.own_side import OwnSide
 from .attempts import Attempt
-from .cloud_call import call_peer, go_as_caller, may_be_relayed
-from .race import Race
+from .cloud_call import RelayPlaces, call_peer
+from .remote import Take
 
-__all__ = ["FIRST_LOOK_S", "CloudCaller"]
+__all__ = ["FIRST_LOOK_S", "RELAY_PLAN", "CloudCaller"]
 
 FIRST_LOOK_S = 0.5  # our choice: how long a call waits for what STUN says of our own addresses
+RELAY_PLAN = Plan("relay", "the relay was asked for", "check", "check")
+
+
+class Spoken:
+    """Offer and answer have been exchanged: what both sides know now."""
+
+    def __init__(
+        self, own_side: OwnSide, offer: str, answer: str, link: Link, call: OutgoingCall
+    ) -> None:
+        public, theirs = parse_direct_answer_untrusted(answer)
+        self.theirs: DirectOffer = replace(theirs, vouched=vouched_untrusted(call.peer_seen))
+        self.keys: CallKeys = own_side.keys(public, offer, answer)
+        self.own_side = own_side
+        self.link = link
+        self.call = call
 
 
 class CloudCaller:
-    """``meet`` reaches a peer; ``redial`` finds a new path for a link."""
+    """``meet`` reaches a peer; ``redial`` finds new paths for a link."""
 
     def __init__(
-        self, client: CloudClient, network: Network, settings: EngineSettings, log: Logger,
+        self, client: CloudClient, network: Network, log: Logger,
         spawn: Callable[..., gevent.Greenlet[..., Any]],
     ) -> None:  # fmt: skip
         self._client = client
         self._network = network
-        self._settings = settings
         self._log = log
         self._spawn = spawn
 
-    def meet(self, ctx: connect_ctx_t, deadline: float, attempt: Attempt, worked: str) -> Met:
-        """Offer, answer, search; ``worked``: the kind of plan that last led to this peer.
+    def meet(
+        self, ctx: connect_ctx_t, deadline: float, attempt: Attempt, worked: str, take: Take
+    ) -> str:
+        """Offer, answer, search: see Meet.
 
         Raises NotSupported for what is missing on this host: it says nothing of the peer.
         """
         deadline = attempt.deadline(deadline)
-        own = self._network.underlay().own
-        own.ready.wait(max(0.0, min(FIRST_LOOK_S, (deadline - time.monotonic()) / 4)))
-        own_side = OwnSide(own.candidates(), own.nat, worked=worked)
-        attempt.timeline.step("own addresses")
-        attempt.timeline.note(f"our NAT: {own.nat.text}")
+        timeline = attempt.timeline
+        own_side = self._own_side(ctx.connect_mode, deadline, worked, timeline)
+        offer = own_side.offer(ctx, ctx.connect_mode)
+        budget_s = deadline - time.monotonic()
         try:
-            return self._meet(ctx, own_side, deadline, attempt)
+            with (
+                time_limit(budget_s, attempt.late),
+                call_peer(self._client, ctx.peer_id, offer, budget_s) as (link, call),
+            ):
+                answer = call.answer.get()
+                timeline.step("answer")
+                attempt.search()
+                spoken = Spoken(own_side, offer, answer, link, call)
+                if ctx.connect_mode == _codes.CONNECT_RELAY:
+                    return self._meet_by_relay(spoken, timeline, take)
+                with self._meeting(spoken, timeline) as meeting:
+                    if ctx.connect_mode == _codes.CONNECT_P2P:
+                        take(meeting.take())
+                    else:
+                        self._meet_by_any(spoken, meeting, attempt, take)
+                return meeting.plan.kind
         except NotSupported as error:  # by the peer
+            if ctx.connect_mode == _codes.CONNECT_RELAY:
+                raise
             raise NoPath(str(error)) from error
 
-    def _meet(self, ctx: connect_ctx_t, ours: OwnSide, deadline: float, attempt: Attempt) -> Met:
-        offer = ours.offer(ctx, ctx.connect_mode)
-        budget_s = deadline - time.monotonic()
-        with (
-            time_limit(budget_s, attempt.late),
-            call_peer(self._client, ctx.peer_id, offer, budget_s) as (link, call),
-        ):
-            answer = call.answer.get()
-            attempt.timeline.step("answer")
-            attempt.search()
-            with self._meeting(ours, offer, answer, link, call, attempt.timeline) as meeting:
-                if may_be_relayed(ctx) and self._relay_must_do(
-                    meeting, attempt, link, call, ctx, deadline
-                ):
-                    met = None
-                else:
-                    met = meeting.take()
-        if met is None:
-            raise NoPath(meeting.plan.reason)
-        return met
+    def _own_side(self, mode: int, deadline: float, worked: str, timeline: Timeline) -> OwnSide:
+        own = self._network.underlay().own
+        if mode == _codes.CONNECT_RELAY:
+            return OwnSide([], own.nat)  # nobody needs to know our addresses
+        own.ready.wait(max(0.0, min(FIRST_LOOK_S, (deadline - time.monotonic()) / 4)))
+        timeline.step("own addresses")
+        timeline.note(f"our NAT: {own.nat.text}")
+        return OwnSide(own.candidates(), own.nat, worked=worked)
 
     @contextmanager
-    def _meeting(
-        self, own_side: OwnSide, offer: str, answer: str, link: Link, call: OutgoingCall,
-        timeline: Timeline,
-    ) -> Iterator[Meeting]:  # fmt: skip
-        """The search for a path to the peer that has answered."""
-        public, theirs = parse_direct_answer_untrusted(answer)
-        theirs = replace(theirs, vouched=vouched_untrusted(call.peer_seen))
-        keys = own_side.keys(public, offer, answer)
-        trickle = functools.partial(link.trickle, call)
-        meeting = self._network.underlay().meeting(own_side, theirs, keys, timeline, trickle)
+    def _meeting(self, spoken: Spoken, timeline: Timeline) -> Iterator[Meeting]:
+        """The search for a direct path to the peer that has answered."""
+        trickle = functools.partial(spoken.link.trickle, spoken.call)
+        meeting = self._network.underlay().meeting(
+            spoken.own_side, spoken.theirs, spoken.keys, timeline, trickle
+        )
         with meeting as begun:
-            call.hear(begun.handle_text_untrusted)
+            spoken.call.hear(begun.handle_text_untrusted)
             yield begun
 
-    def _relay_must_do(
-        self, meeting: Meeting, attempt: Attempt, link: Link, call: OutgoingCall,
-        ctx: connect_ctx_t, deadline: float,
-    ) -> bool:  # fmt: skip
-        """Race the path against the relay; True: there will be no path."""
+    def _relays(self, spoken: Spoken) -> RelayPaths:
+        access = RelayPlaces.of_caller(spoken.call, spoken.link)
+        ids = spoken.own_side.direct.connection_id, spoken.theirs.connection_id
+        return self._network.underlay().relays(access, ids, True)
 
-        def relayed(sock: Any) -> OpenStream:
-            sealed = meeting.keys.sealed if ctx.encrypt_data else None
-            return relayed_stream(sock, ctx.connect_desc, sealed)
+    def _meet_by_relay(self, spoken: Spoken, timeline: Timeline, take: Take) -> str:
+        relays = self._relays(spoken)
+        try:
+            relays.hurry()
+            path = relays.ready.get()
+        except BaseException:
+            relays.close()
+            raise
+        timeline.step(path.kind.value)
+        timeline.plan = RELAY_PLAN
+        met = Met(
+            path, RELAY_PLAN.reason, RELAY_PLAN, spoken.keys, spoken.own_side.direct,
+            spoken.theirs, True, timeline,
+        )  # fmt: skip
+        take(met).paths.take_relays(relays)
+        spoken.call.settle()
+        return ""
 
-        go = functools.partial(go_as_caller, call, link)
-        with Race(meeting, self._spawn, go, is_caller=True) as race:
-            if race.is_hopeless:
-                attempt.why_relay = meeting.plan.reason
-            if race.wait_as_caller(self._settings.head_start_of(deadline)):
-                return False
-            try:
-                attempt.take_relay(race.relay, relayed)
-                call.settle()  # the track's word must not overtake the relay's
-            except KKP2PError as error:
-                attempt.timeline.note(f"no relay: {error}")
-                self._log.info("%s: no relay: %s", ctx.peer_id, error)
-        return race.is_hopeless and not meeting.found.ready()
+    def _meet_by_any(self, spoken: Spoken, meeting: Meeting, attempt: Attempt, take: Take) -> None:
+        """A direct path, or by a relay until there is one."""
+        relays = self._relays(spoken)
+        is_hopeless = meeting.plan.kind == "relay"
+        why_relay = meeting.plan.reason if is_hopeless else attempt.why_relay
+        link: PeerLink | None = None
+        try:
+            if not is_hopeless:
+                gevent.wait([meeting.found, attempt.hurried], attempt.head_start_s, count=1)
+            relays.hurry()
+            gevent.wait([meeting.found, relays.ready], count=1)
+            if not meeting.found.ready() and relays.ready.successful():
+                path = relays.ready.get()
+                attempt.timeline.step(path.kind.value)
+                link = take(meeting.by(path, why_relay))
+                spoken.call.settle()  # the track's word must not overtake the first packet
+            if is_hopeless and not meeting.found.ready():
+                raise NoPath(meeting.plan.reason)
+            met = meeting.take()
+            if link is None:
+                relays.stand_by()
+                link = take(met)
+            else:
+                link.paths.offer(met.path)
+        finally:
+            if link is None:
+                relays.close()
+            else:
+                link.paths.take_relays(relays)
 
-    def redial(self, link: PeerLink, budget_s: float) -> Path:
-        """A new path to the peer of a link that we made."""
-        info, own = link.info, self._network.underlay().own
+    def redial(self, link: PeerLink, budget_s: float) -> None:
+        """New paths to the peer of a link that we made; all that are found are offered to it."""
+        info, timeline = link.info, Timeline()
+        own = self._network.underlay().own
         own.make_sure(FIRST_LOOK_S)  # a NAT that started anew tells nobody
-        own_side = OwnSide(own.candidates(), own.nat, worked=info.met.plan.kind)
-        offer = own_side.restart(info.met.theirs.connection_id)
+        if info.mode == _codes.CONNECT_RELAY:
+            own_side = OwnSide([], own.nat)
+        else:
+            own_side = OwnSide(own.candidates(), own.nat, worked=info.met.plan.kind)
+        offer = own_side.restart(info.met.theirs.connection_id, info.mode)
         with (
             time_limit(budget_s, TimedOut("no new path was found")),
             call_peer(self._client, info.peer_id, offer, budget_s) as (carrier, call),
-            self._meeting(own_side, offer, call.answer.get(), carrier, call, Timeline()) as meeting,
         ):
-            return meeting.take().path
+            spoken = Spoken(own_side, offer, call.answer.get(), carrier, call)
+            if info.mode != _codes.CONNECT_P2P:
+                access = RelayPlaces.of_caller(call, carrier)
+                relays = self._network.underlay().relays(access, link.ids, True)
+                relays.hurry()
+                link.paths.take_relays(relays)
+            if info.mode == _codes.CONNECT_RELAY:
+                relays.ready.get()
+                return
+            with self._meeting(spoken, timeline) as meeting:
+                link.paths.offer(meeting.take().path)

@@ -1,4 +1,4 @@
-"""Calls on the tracks where a peer may be, and those that use the relay.
+"""Calls on the tracks where a peer may be, and those that are a TCP connection through a relay.
 
 Runs in the engine's hub.  Both sides go to the relay while offer and answer are under way, so a
 relayed call takes about three round trips.
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 import gevent
 
 from ... import _codes
+from ..._address import HostPort
 from ..._errors import BadPacket, CallRefused, KKP2PError, LinkLost, PeerOffline
 from ..._structs import connect_ctx_t
 from ...control.backoff import Backoff
@@ -22,21 +23,20 @@ from ...control.link import Link
 from ...control.nearness import permitted
 from ...control.outgoing import OutgoingCall
 from ...control.resolver import addresses_of
+from ...control.way_out import DIRECT
 from ...control.wire import MAX_BUDGET_MS, Message, encode
 from ...transport.relay import MAX_SPOTS, Visit, parse_places_untrusted, sort_spots
 from ...traversal.nat import NatBehaviour
-from ..links.streams import OpenStream, relayed_stream
+from ..links.streams import OpenStream, SplicedStream
 from ..runtime.timeline import Timeline
-from ..signalling.keys import derive_keys, make_private_key
-from ..signalling.offer import Offer, encode_text, parse_answer_untrusted
+from ..signalling.offer import Offer, encode_text
 
 __all__ = [
+    "RelayPlaces",
     "answer_call",
     "call_peer",
-    "go_as_caller",
-    "go_to_relay",
+    "is_spliced",
     "make_call",
-    "may_be_relayed",
 ]
 
 # Our choices.
@@ -49,43 +49,39 @@ AGAIN_MOST_S = 2.0
 _random = random.Random()
 
 
-def may_be_relayed(ctx: connect_ctx_t) -> bool:
-    """Whether a path is looked for, and the relay is a way, too: it carries streams only."""
-    return ctx.connect_mode == _codes.CONNECT_AUTO and ctx.channel_type == _codes.KKP2P_TCP_CHANNEL
+def is_spliced(ctx: connect_ctx_t) -> bool:
+    """Whether the channel is a TCP connection through the relay, as it is."""
+    return (
+        ctx.connect_mode == _codes.CONNECT_RELAY
+        and ctx.channel_type == _codes.KKP2P_TCP_CHANNEL
+        and not ctx.encrypt_data
+    )
 
 
-def make_call(client: CloudClient, ctx: connect_ctx_t, budget_s: float) -> OpenStream:
-    """Call a peer by the relay; raises PeerOffline, CallRefused, CloudUnreachable,
-    LinkLost, or NotSupported (to encrypt, as ``make_private_key``).
-    """
-    private = make_private_key() if ctx.encrypt_data else None
+def make_call(
+    client: CloudClient, ctx: connect_ctx_t, budget_s: float, why_relay: str
+) -> OpenStream:
+    """Call a peer by the relay; raises PeerOffline, CallRefused, CloudUnreachable or LinkLost."""
     offer = encode_text(
-        type=ctx.channel_type, mode=_codes.CONNECT_RELAY, encrypt=ctx.encrypt_data,
-        desc=ctx.connect_desc, key=private and private.public_key().public_bytes_raw(),
-    )  # fmt: skip
+        type=ctx.channel_type, mode=_codes.CONNECT_RELAY, encrypt=0, desc=ctx.connect_desc
+    )
     timeline = Timeline()
 
     def go(link: Link, call: OutgoingCall) -> None:
         timeline.step("called")
-        call.at_relay = go_as_caller(call, link)
+        call.at_relay = RelayPlaces.of_caller(call, link).visit()
         timeline.step("relay")
 
     with call_peer(client, ctx.peer_id, offer, budget_s, go) as (link, call):
-        answer = call.answer.get()  # first, because a refusal comes here and not by the relay
+        call.answer.get()  # first, because a refusal comes here and not by the relay
         timeline.step("answer")
-        with contextlib.closing(go_as_caller(call, link)) as visit:
+        with contextlib.closing(RelayPlaces.of_caller(call, link).visit()) as visit:
             with contextlib.suppress(BadPacket):  # a stranger's word, which is only shown
                 timeline.peer_nat = NatBehaviour.parse_untrusted(call.peer_nat)
             visit.pair()
             timeline.step("paired")
-            keys = None
-            if private is not None:
-                public = parse_answer_untrusted(answer)
-                keys = derive_keys(private, public, offer, answer)
             sock = visit.take()
-    stream = relayed_stream(sock, ctx.connect_desc, keys)
-    stream.timeline = timeline
-    return stream
+    return SplicedStream(sock, ctx.connect_desc, why_relay, timeline)
 
 
 @contextlib.contextmanager
@@ -152,7 +148,7 @@ def _show(client: CloudClient, link: Link, call: OutgoingCall) -> None:
     Where that fails the call waits for its turn among those few.
     """
     try:
-        visit = go_to_relay(call.relay.get(), link, is_caller=True, wants_receipt=True)
+        visit = RelayPlaces.of_caller(call, link).visit(wants_receipt=True)
         try:
             link.show(call, visit.read_receipt())
         except BaseException:
@@ -163,43 +159,67 @@ def _show(client: CloudClient, link: Link, call: OutgoingCall) -> None:
         client.log.info("the call waits for its turn: no receipt of the relay: %s", error)
 
 
-def go_as_caller(call: OutgoingCall, link: Link) -> Visit:
-    """As ``go_to_relay``, unless the call has been there already."""
-    visit: Visit | None = call.at_relay
-    call.at_relay = None
-    return visit or go_to_relay(call.relay.get(), link, is_caller=True)
+class RelayPlaces:
+    """What the track's ``message`` says of the relays of a call: where, and our token."""
 
+    def __init__(self, message: Message, link: Link, *, is_caller: bool) -> None:
+        self._message = message
+        self._link = link
+        self._is_caller = is_caller
+        self._way_out = DIRECT  # once they are looked up: the one that knows their names
+        self._call: OutgoingCall | None = None
+        self._places: tuple[list[HostPort], bytes] | None = None
 
-def go_to_relay(
-    message: Message, link: Link, *, is_caller: bool, wants_receipt: bool = False
-) -> Visit:
-    """A visit that has shown its token; ``message``: of the track, with our place.
+    @classmethod
+    def of_caller(cls, call: OutgoingCall, link: Link) -> RelayPlaces:
+        places = cls(call.relay.get(), link, is_caller=True)
+        places._call = call
+        return places
 
-    ``wants_receipt``: its ``read_receipt`` follows.
-    """
-    places, token = parse_places_untrusted(
-        message.get("relay"), message.get("relays"), link.reached
-    )
-    spots: list[tuple[str, int]] = []
-    way_out = link.way_out
-    problem = LinkLost("relay: no address")
-    for host, port in places:
+    def places(self) -> tuple[list[HostPort], bytes]:
+        """Numeric addresses in the order of both sides, and the token.  May wait for the DNS;
+        raises LinkLost or BadPacket.
+        """
+        if self._places is None:
+            self._places = self._look_up()
+        return self._places
+
+    def _look_up(self) -> tuple[list[HostPort], bytes]:
+        message, reached = self._message, self._link.reached
+        way_out = self._link.way_out
+        places, token = parse_places_untrusted(message.get("relay"), message.get("relays"), reached)
+        spots: list[HostPort] = []
+        problem = LinkLost("relay: no address")
+        for host, port in places:
+            try:
+                addresses = _addresses(host, reached[0])
+            except KKP2PError as error:
+                problem = LinkLost(f"relay: {error}")
+            else:
+                spots += [(address, port) for address in sort_spots(addresses, token)]
+                way_out = way_out.knowing(dict.fromkeys(addresses, host))
+        if not spots:
+            raise problem
+        self._way_out = way_out
+        return spots[:MAX_SPOTS], token
+
+    def visit(self, wants_receipt: bool = False) -> Visit:
+        """At one of them by TCP, the token shown; the one that the call has made, if there is one.
+
+        ``wants_receipt``: its ``read_receipt`` follows.
+        """
+        if self._call is not None and self._call.at_relay is not None:
+            there: Visit = self._call.at_relay
+            self._call.at_relay = None
+            return there
+        spots, token = self.places()
+        visit = Visit(spots, token, self._is_caller, wants_receipt, self._way_out.connect)
         try:
-            addresses = _addresses(host, link.reached[0])
-        except KKP2PError as error:
-            problem = LinkLost(f"relay: {error}")
-        else:
-            spots += [(address, port) for address in sort_spots(addresses, token)]
-            way_out = way_out.knowing(dict.fromkeys(addresses, host))
-    if not spots:
-        raise problem
-    visit = Visit(spots[:MAX_SPOTS], token, is_caller, wants_receipt, way_out.connect)
-    try:
-        visit.begin()
-    except BaseException:
-        visit.close()
-        raise
-    return visit
+            visit.begin()
+        except BaseException:
+            visit.close()
+            raise
+        return visit
 
 
 def _addresses(host: str, cloud_ip: str) -> list[str]:
@@ -209,18 +229,10 @@ def _addresses(host: str, cloud_ip: str) -> list[str]:
     return permitted(host, addresses_of(host, RESOLVE_TIMEOUT_S), cloud_ip)
 
 
-def answer_call(link: Link, message: Message, offer: Offer, own_text: str) -> OpenStream:
+def answer_call(link: Link, message: Message, offer: Offer) -> OpenStream:
     """Accept an offer: go to the relay, answer, wait for the caller; raises KKP2PError."""
-    with contextlib.closing(go_to_relay(message, link, is_caller=False)) as visit:
-        keys = None
-        answer = "{}"
-        if offer.encrypt:
-            if offer.key is None:
-                raise BadPacket("an offer to encrypt without a key")
-            private = make_private_key()
-            answer = encode_text(key=private.public_key().public_bytes_raw())
-            theirs, ours = derive_keys(private, offer.key, own_text, answer)
-            keys = ours, theirs
-        link.send(encode("answer", call=message.get("call"), answer=answer))
+    places = RelayPlaces(message, link, is_caller=False)
+    with contextlib.closing(places.visit()) as visit:
+        link.send(encode("answer", call=message.get("call"), answer="{}"))
         visit.pair()
-        return relayed_stream(visit.take(), offer.desc, keys)
+        return SplicedStream(visit.take(), offer.desc)

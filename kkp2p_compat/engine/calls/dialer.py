@@ -22,11 +22,10 @@ from ..links.link_table import LinkTable
 from ..links.peer_link import PeerLink
 from ..links.streams import OpenStream
 from ..paths.network import Network
-from ..paths.path_finder import Path
 from ..runtime.engine_settings import EngineSettings
 from ..runtime.timeline import Timeline
 from .caller import CloudCaller
-from .cloud_call import make_call, may_be_relayed
+from .cloud_call import is_spliced, make_call
 from .lan import LanCaller
 from .remote import OnAsked, Remote, Remotes
 
@@ -34,7 +33,7 @@ __all__ = ["Dialer"]
 
 
 class Dialer:
-    """``connect`` makes a stream to a peer, ``redial`` a new path for a link."""
+    """``connect`` makes a stream to a peer, ``redial`` finds new paths for a link."""
 
     def __init__(
         self, client: CloudClient | None, lan_port: int, network: Network, links: LinkTable,
@@ -43,13 +42,15 @@ class Dialer:
         self._client = client
         self._log = log
         self._lan = LanCaller(lan_port, network, log)
-        self._by_lan = Remotes(self._lan.meet, links, True, settings, log, spawn)
-        # Without a cloud peers are reached over the LAN only, whatever is asked for.
-        self._cloud: CloudCaller | LanCaller = self._lan
-        self._by_cloud = self._by_lan
+        self._by_lan = Remotes(
+            self._lan.meet, links, _codes.CONNECT_P2P, True, settings, log, spawn
+        )
+        self._cloud: CloudCaller | None = None
+        self._by_mode: dict[int, Remotes] = {}
         if client is not None:
-            self._cloud = CloudCaller(client, network, settings, log, spawn)
-            self._by_cloud = Remotes(self._cloud.meet, links, False, settings, log, spawn)
+            self._cloud = cloud = CloudCaller(client, network, log, spawn)
+            for mode in (_codes.CONNECT_AUTO, _codes.CONNECT_P2P, _codes.CONNECT_RELAY):
+                self._by_mode[mode] = Remotes(cloud.meet, links, mode, False, settings, log, spawn)
 
     def connect(self, ctx: connect_ctx_t, over_lan: bool = False) -> OpenStream:
         """By the path that ctx asks for; ctx.timeout is the budget for all of it."""
@@ -68,56 +69,55 @@ class Dialer:
         may find another way.  Returns what calls it off, before ``done`` is called.
         ``early``: the first bytes, if there are, at most EARLY_BYTES: they save a round trip.
         """
-        if ctx.connect_mode == _codes.CONNECT_RELAY:
+        if is_spliced(ctx):
             return None
-        return self.remote(ctx.peer_id).ask(ctx, done, early)
+        return self.remote(ctx.peer_id, ctx.connect_mode).ask(ctx, done, early)
 
     def _connect(self, ctx: connect_ctx_t, over_lan: bool, deadline: float) -> OpenStream:
         client = self._client
         if client is None or over_lan:
             if ctx.connect_mode == _codes.CONNECT_RELAY:
                 raise KKP2PError("no relay on the LAN", _codes.KKP2P_ERROR_LANMODE_MUSTUSE_P2P)
-            return self.remote(ctx.peer_id, over_lan).open(ctx, deadline, False)
-        why_relay = "the relay was asked for"
-        if ctx.connect_mode != _codes.CONNECT_RELAY:
-            try:
-                return self.remote(ctx.peer_id).open(ctx, deadline, may_be_relayed(ctx))
-            except (NoPath, NotSupported, TimedOut, LinkLost, OurFault) as error:
-                if not may_be_relayed(ctx):
-                    if isinstance(error, NoPath | NotSupported):
-                        raise _without_relay(ctx)(f"no p2p: {error}") from error
-                    raise
-                why_relay = str(error)
-                self._log.info("%s: no p2p: %s", ctx.peer_id, why_relay)
-        if ctx.channel_type != _codes.KKP2P_TCP_CHANNEL:
-            raise NotSupported("UDP channels are p2p only")
-        stream = make_call(client, ctx, deadline - time.monotonic())
-        stream.reason = why_relay
-        return stream
+            return self._by_lan.of(ctx.peer_id).open(ctx, deadline)
+        if is_spliced(ctx):
+            return make_call(client, ctx, deadline - time.monotonic(), "the relay was asked for")
+        try:
+            return self.remote(ctx.peer_id, ctx.connect_mode).open(ctx, deadline)
+        except (NoPath, NotSupported, TimedOut, LinkLost, OurFault) as error:
+            if ctx.connect_mode == _codes.CONNECT_P2P and isinstance(error, NoPath | NotSupported):
+                raise NoPath(f"no p2p: {error}") from error
+            is_auto = ctx.connect_mode == _codes.CONNECT_AUTO
+            if not is_auto or ctx.encrypt_data or ctx.channel_type != _codes.KKP2P_TCP_CHANNEL:
+                raise
+            self._log.info("%s: by the relay as it is: %s", ctx.peer_id, error)
+            return make_call(client, ctx, deadline - time.monotonic(), str(error))
 
-    def redial(self, link: PeerLink, budget_s: float) -> Path:
-        """A new path to the peer of a link that we made."""
-        return (self._lan if link.info.is_lan else self._cloud).redial(link, budget_s)
+    def redial(self, link: PeerLink, budget_s: float) -> None:
+        """Look for new paths to the peer of a link that we made, until it has one."""
+        if link.info.is_lan or self._cloud is None:
+            self._lan.redial(link, budget_s)
+        else:
+            self._cloud.redial(link, budget_s)
 
-    def remote(self, peer_id: str, over_lan: bool = False) -> Remote:
-        """What is known of a peer that we call."""
-        return (self._by_lan if over_lan else self._by_cloud).of(peer_id)
+    def remote(
+        self, peer_id: str, mode: int = _codes.CONNECT_AUTO, over_lan: bool = False
+    ) -> Remote:
+        """What is known of a peer that we call.
 
-    def last_attempt(self, peer_id: str, over_lan: bool = False) -> Timeline | None:
+        Without a cloud peers are reached over the LAN only, whatever is asked for.
+        """
+        return (self._by_lan if over_lan else self._by_mode.get(mode, self._by_lan)).of(peer_id)
+
+    def last_attempt(self, peer_id: str, mode: int, over_lan: bool = False) -> Timeline | None:
         """How the last one to reach a peer directly went, whatever came of it."""
-        return self.remote(peer_id, over_lan).timeline
+        return self.remote(peer_id, mode, over_lan).timeline
 
     def handle_network_change(self) -> None:
         """Whom we could not meet before, we may meet now."""
-        self._by_lan.forget_blocked()
-        self._by_cloud.forget_blocked()
+        for remotes in (self._by_lan, *self._by_mode.values()):
+            remotes.forget_blocked()
 
     @property
     def busy(self) -> bool:
         """Whether a path is being looked for."""
-        return self._by_lan.busy or self._by_cloud.busy
-
-
-def _without_relay(ctx: connect_ctx_t) -> type[KKP2PError]:
-    """What it means that there can be no path: the code that docs/status.rst promises."""
-    return NoPath if ctx.connect_mode == _codes.CONNECT_P2P else NotSupported
+        return any(remotes.busy for remotes in (self._by_lan, *self._by_mode.values()))

@@ -22,13 +22,12 @@ from ...control.client import CloudClient
 from ...control.link import Link
 from ...control.refusals import FAULT, reason_for
 from ...control.wire import MAX_BUDGET_MS, Message, encode, number_untrusted
-from ...transport.relay import Visit
 from ..channels.acceptor import Acceptor
 from ..links.link_table import LinkTable
-from ..links.streams import OpenStream
+from ..paths.relay_paths import RelayAccess
 from ..signalling.offer import Offer, parse_offer_untrusted, vouched_untrusted
 from .callee import Callee, IncomingCall, share_of
-from .cloud_call import answer_call, go_to_relay
+from .cloud_call import RelayPlaces, answer_call
 
 __all__ = ["IncomingCalls"]
 
@@ -45,9 +44,8 @@ class _CloudCall(IncomingCall):
     has_relay = True
 
     def __init__(
-        self, link: Link, message: Message, offer: Offer, own_id: str, budget_s: float,
-        relayed: Callable[[OpenStream, Message], object],
-    ) -> None:  # fmt: skip
+        self, link: Link, message: Message, offer: Offer, own_id: str, budget_s: float
+    ) -> None:
         super().__init__(
             offer,
             str(message["offer"]),
@@ -60,7 +58,6 @@ class _CloudCall(IncomingCall):
         )
         self._link = link
         self._message = message
-        self._relayed = relayed
 
     def answer(self, text: str) -> None:
         self._link.send(encode("answer", call=self.call_id, answer=text))
@@ -68,11 +65,9 @@ class _CloudCall(IncomingCall):
     def trickle(self, text: str) -> None:
         self._link.trickle_back(self.call_id, text)
 
-    def go_to_relay(self) -> Visit:
-        return go_to_relay(self._message, self._link, is_caller=False)
-
-    def relayed(self, stream: OpenStream) -> None:
-        self._relayed(stream, self._message)
+    @property
+    def relays(self) -> RelayAccess:
+        return RelayPlaces(self._message, self._link, is_caller=False)
 
 
 class IncomingCalls:
@@ -192,11 +187,7 @@ class IncomingCalls:
             self._acceptor.place(self._peer_id, _caller_id(message), held=is_there),
             time_limit(budget_s, TimedOut("the caller did not come to the relay")),
         ):
-            stream = answer_call(link, message, offer, str(message["offer"]))
-        self._take(stream, message)
-
-    def _take(self, stream: OpenStream, message: Message) -> None:
-        """The caller is at the relay, and counts as connected."""
+            stream = answer_call(link, message, offer)
         self._acceptor.take(stream, self._peer_id, _caller_id(message), _caller(message))
 
     def _meet(self, link: Link, message: Message, offer: Offer, budget_s: float) -> None:
@@ -207,7 +198,7 @@ class IncomingCalls:
         asked = replace(offer.direct, vouched=vouched_untrusted(message.get("seen")))
         offer = replace(offer, direct=asked)
         key = link, message["call"]
-        call = _CloudCall(link, message, offer, self._peer_id, budget_s, self._take)
+        call = _CloudCall(link, message, offer, self._peer_id, budget_s)
         self._meeting[key] = call
         try:
             self._callee.answer(call)

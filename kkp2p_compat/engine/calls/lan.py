@@ -24,13 +24,13 @@ from ..links.link_table import LinkTable
 from ..links.peer_link import PeerLink
 from ..paths.meeting import Met
 from ..paths.network import Network
-from ..paths.path_finder import Path
 from ..runtime.timeline import Timeline
 from ..signalling.offer import parse_direct_answer_untrusted, parse_offer_untrusted
 from ..signalling.own_side import OwnSide
 from .attempts import Attempt
 from .callee import Callee, IncomingCall
 from .caller import FIRST_LOOK_S
+from .remote import Take
 
 __all__ = ["LanCallee", "LanCaller"]
 
@@ -46,19 +46,25 @@ class LanCaller:
         self._network = network
         self._log = log
 
-    def meet(self, ctx: connect_ctx_t, deadline: float, attempt: Attempt, worked: str) -> Met:
-        """``worked`` does not matter: on the LAN there is one plan."""
+    def meet(
+        self, ctx: connect_ctx_t, deadline: float, attempt: Attempt, worked: str, take: Take
+    ) -> str:
+        """See Meet.  ``worked`` does not matter: on the LAN there is one plan."""
         budget_s = attempt.deadline(deadline) - time.monotonic()
         own_side = OwnSide(self._network.underlay().own.host_candidates())
         offer = own_side.fit(lambda: own_side.offer(ctx, _codes.CONNECT_P2P))
-        return self._meet(ctx.peer_id, own_side, offer, budget_s, attempt.timeline)
+        met = self._meet(ctx.peer_id, own_side, offer, budget_s, attempt.timeline)
+        take(met)
+        return met.plan.kind
 
-    def redial(self, link: PeerLink, budget_s: float) -> Path:
+    def redial(self, link: PeerLink, budget_s: float) -> None:
         own = self._network.underlay().own
         own.make_sure(FIRST_LOOK_S)
         own_side = OwnSide(own.host_candidates())
-        offer = own_side.fit(lambda: own_side.restart(link.info.met.theirs.connection_id))
-        return self._meet(link.info.peer_id, own_side, offer, budget_s, Timeline()).path
+        theirs = link.info.met.theirs
+        offer = own_side.fit(lambda: own_side.restart(theirs.connection_id, _codes.CONNECT_P2P))
+        met = self._meet(link.info.peer_id, own_side, offer, budget_s, Timeline())
+        link.paths.offer(met.path)
 
     def _meet(
         self, peer_id: str, own_side: OwnSide, offer: str, budget_s: float, timeline: Timeline

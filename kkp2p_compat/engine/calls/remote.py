@@ -1,4 +1,4 @@
-"""What we know of the peers that we call: the live link, the attempts, and how earlier ones went.
+"""What we know of the peers that we call: the live link, the attempt, and how earlier ones went.
 
 Runs in the engine's hub.  A link serves all channels to its peer: the first connect makes it, those
 that come meanwhile wait for it, and later ones open a channel on it in one round trip.
@@ -14,6 +14,7 @@ from typing import Any
 
 import gevent
 
+from ..._codes import CONNECT_AUTO
 from ..._errors import (
     CallRefused,
     EngineClosed,
@@ -27,38 +28,45 @@ from ..._io import time_limit
 from ..._structs import connect_ctx_t
 from ..links.link_table import LinkTable
 from ..links.peer_link import LinkInfo, PeerLink
-from ..links.streams import DirectStream, OpenStream
+from ..links.streams import LinkStream
 from ..paths.meeting import Met
 from ..runtime.engine_settings import EngineSettings
 from ..runtime.timeline import Timeline
-from .attempts import Attempt, State
+from .attempts import Attempt
 
-__all__ = ["Meet", "OnAsked", "Remote", "Remotes"]
+__all__ = ["Meet", "OnAsked", "Remote", "Remotes", "Take"]
 
 # Our choices.
 RETRY_S = 1.0  # with less time left, a failed attempt is not followed by another
-BLOCKED_S = 60.0  # in auto mode: how long a peer that could not be met counts as such
+BLOCKED_S = 60.0  # in auto mode: how long the relay is taken at once where no path was found
 MAX_REMEMBERED = 1024  # peers
 MAX_TIMELINES = 16  # of the last attempts
 
 
-# How a peer is met once: ``meet(ctx, deadline, attempt, worked)``, where ``worked`` is the kind of
-# plan that last led to it.  Raises KKP2PError; NoPath and TimedOut say something of the peer.
-Meet = Callable[[connect_ctx_t, float, Attempt, str], Met]
+# How a peer is met once: ``meet(ctx, deadline, attempt, worked, take)``.  ``worked`` is the kind of
+# plan that last led to it.  ``take`` makes a link of the first path, and of no other.  Returns the
+# kind of plan that has led to a direct path; "" if none was looked for.  Raises KKP2PError; NoPath
+# and TimedOut mean that there was no direct path, even if a relay was taken.
+Take = Callable[[Met], PeerLink]
+Meet = Callable[[connect_ctx_t, float, Attempt, str, Take], str]
 
 
 # What became of ``ask``: see Dialer.ask.
-OnAsked = Callable[[DirectStream | CallRefused | None], object]
+OnAsked = Callable[[LinkStream | CallRefused | None], object]
 
 
 class Remotes:
-    """The peers that are reached by one ``meet``: over the cloud, or over the LAN."""
+    """The peers that are reached by one ``meet`` in one mode: over the cloud, or over the LAN.
+
+    A link is of one mode: its path must never be one that the mode excludes.
+    """
 
     def __init__(
-        self, meet: Meet, links: LinkTable, is_lan: bool, settings: EngineSettings, log: Logger,
-        spawn: Callable[..., gevent.Greenlet[..., Any]],
+        self, meet: Meet, links: LinkTable, mode: int, is_lan: bool, settings: EngineSettings,
+        log: Logger, spawn: Callable[..., gevent.Greenlet[..., Any]],
     ) -> None:  # fmt: skip
         self.meet = meet
+        self.mode = mode
         self._links = links
         self._is_lan = is_lan
         self.settings = settings
@@ -76,18 +84,19 @@ class Remotes:
 
     def _drop_oldest(self) -> None:
         for peer_id, remote in self._by_id.items():
-            if not remote.attempts and remote.link is None:
+            if not remote.searches and remote.link is None:
                 del self._by_id[peer_id]
                 return
 
     def add_link(self, peer_id: str, met: Met) -> PeerLink:
         name = f"{peer_id} (LAN)" if self._is_lan else peer_id
-        return self._links.add(LinkInfo(name=name, peer_id=peer_id, is_lan=self._is_lan, met=met))
+        info = LinkInfo(name=name, peer_id=peer_id, is_lan=self._is_lan, mode=self.mode, met=met)
+        return self._links.add(info)
 
     @property
     def busy(self) -> bool:
         """Whether a path is being looked for."""
-        return any(remote.attempts for remote in self._by_id.values())
+        return any(remote.searches for remote in self._by_id.values())
 
     def forget_blocked(self) -> None:
         """The network has changed."""
@@ -102,16 +111,15 @@ class Remotes:
 
 
 class Remote:
-    """One peer that we call."""
+    """One peer that we call, in one mode."""
 
     def __init__(self, remotes: Remotes, peer_id: str) -> None:
         self.peer_id = peer_id
-        # By whether the relay may be taken, too: who may must not wait for as long as others.
-        self.attempts: dict[bool, Attempt] = {}
+        self.searches: set[Attempt] = set()  # some of which may have led to a link by a relay
         self.worked = ""  # the kind of the plan that last led to the peer
-        self.blocked_until = 0.0  # in auto mode, by the monotonic clock
+        self.blocked_until = 0.0  # by the monotonic clock
         self.timeline: Timeline | None = None  # of the last attempt; of a few peers it is kept
-        self._why_blocked = ""
+        self._attempt: Attempt | None = None  # that has led to nothing yet
         self._link: weakref.ref[PeerLink] | None = None
         self._remotes = remotes
         self._settings = remotes.settings
@@ -123,12 +131,8 @@ class Remote:
         link = None if self._link is None else self._link()
         return None if link is None or link.closed is not None else link
 
-    def open(self, ctx: connect_ctx_t, deadline: float, may_be_relayed: bool) -> OpenStream:
-        """A channel to the peer, on the live link or by an attempt.
-
-        Where the relay is a way, NoPath, NotSupported, TimedOut, LinkLost and OurFault mean: call
-        by it.
-        """
+    def open(self, ctx: connect_ctx_t, deadline: float) -> LinkStream:
+        """A channel to the peer, on the live link or by an attempt."""
         link = self._usable_link()
         if link is not None:
             try:
@@ -138,24 +142,17 @@ class Remote:
             except KKP2PError as error:
                 self._note_unused(error)
         while True:
-            attempt = self.attempts.get(may_be_relayed)
-            mine = attempt is None
+            attempt, is_mine = self._attempt, False
             if attempt is None:
-                attempt = self._begin(ctx, deadline, may_be_relayed)
-            elif attempt.state is State.RELAYED:
-                raise NoPath("a path is still being looked for")
+                attempt, is_mine = self._begin(ctx, deadline), True
             try:
-                outcome = (
-                    attempt.wait_first() if mine else self._join(attempt, may_be_relayed, deadline)
-                )
-                if isinstance(outcome, OpenStream):
-                    return outcome
-                if may_be_relayed:  # the path may carry checks and nothing more
-                    return self._open_first(outcome, ctx, deadline)
-                return _open_on(outcome, ctx)
+                link = self._wait_for(attempt, deadline)
+                if self._remotes.mode == CONNECT_AUTO:  # the path may carry checks and nothing more
+                    return self._open_first(link, ctx, deadline)
+                return _open_on(link, ctx)
             except TimedOut:
                 no_more = attempt.was_quick or deadline - time.monotonic() < RETRY_S
-                if may_be_relayed or (mine and no_more):
+                if is_mine and no_more:
                     raise
 
     def ask(
@@ -199,13 +196,14 @@ class Remote:
     def _note_unused(self, error: KKP2PError) -> None:
         self._log.info("%s: the link is not used any more: %s", self.peer_id, error)
 
-    def _join(self, attempt: Attempt, may_be_relayed: bool, deadline: float) -> PeerLink:
-        """What another connect's attempt leads to; the relay is not kept waiting for it."""
-        if not may_be_relayed:
+    def _wait_for(self, attempt: Attempt, deadline: float) -> PeerLink:
+        """Its link; whoever has less time than the one who began it does not lose it."""
+        hurry = gevent.get_hub().loop.timer(self._settings.head_start_of(deadline))
+        hurry.start(attempt.hurried.set)
+        try:
             return attempt.wait()
-        late = NoPath("a path is still being looked for")
-        with time_limit(self._settings.head_start_of(deadline), late):
-            return attempt.wait()
+        finally:
+            hurry.close()
 
     def _usable_link(self) -> PeerLink | None:
         """One that is not fit for more goes on with the channels that it has."""
@@ -214,7 +212,7 @@ class Remote:
             self._link = link = None
         return link
 
-    def _open_soon(self, link: PeerLink, ctx: connect_ctx_t, deadline: float) -> DirectStream:
+    def _open_soon(self, link: PeerLink, ctx: connect_ctx_t, deadline: float) -> LinkStream:
         """Leave time for another way; what does not answer is not used again."""
         try:
             with time_limit(self._settings.reuse_of(deadline), _too_late):
@@ -229,11 +227,12 @@ class Remote:
         if self.link is link:
             self._link = None
 
-    def _open_first(self, link: PeerLink, ctx: connect_ctx_t, deadline: float) -> DirectStream:
+    def _open_first(self, link: PeerLink, ctx: connect_ctx_t, deadline: float) -> LinkStream:
         try:
             return self._open_soon(link, ctx, deadline)
         except (TimedOut, LinkLost) as error:
-            self._block(f"a path was found, but it carries nothing: {error}")
+            self._log.info("%s: the path carries nothing: %s", self.peer_id, error)
+            self._block()
             raise
 
     @property
@@ -243,55 +242,66 @@ class Remote:
 
     # Attempts.
 
-    def _begin(self, ctx: connect_ctx_t, deadline: float, may_be_relayed: bool) -> Attempt:
-        if may_be_relayed and self.is_blocked:
-            why = self._why_blocked
-            raise NoPath(f"could not be met directly a moment ago: {why}")
-        attempt = self.attempts[may_be_relayed] = Attempt(self._settings.attempt_s)
+    def _begin(self, ctx: connect_ctx_t, deadline: float) -> Attempt:
+        head_start_s = self._settings.head_start_of(deadline)
+        why_relay = "no path within the head start"
+        if self.is_blocked:
+            head_start_s, why_relay = 0.0, "no path was found a moment ago"
+        attempt = self._attempt = Attempt(self._settings.attempt_s, head_start_s, why_relay)
+        self.searches.add(attempt)
         self.timeline = attempt.timeline
         self._remotes.bound_timelines()
-        self._remotes.spawn(self._run, attempt, ctx, deadline, may_be_relayed)
+        self._remotes.spawn(self._run, attempt, ctx, deadline)
         return attempt
 
-    def _run(
-        self, attempt: Attempt, ctx: connect_ctx_t, deadline: float, may_be_relayed: bool
-    ) -> None:
+    def _run(self, attempt: Attempt, ctx: connect_ctx_t, deadline: float) -> None:
         error: KKP2PError = EngineClosed()  # when killed
         try:
             self._meet(attempt, ctx, deadline)
         except KKP2PError as caught:
             error = caught
+            if attempt.is_over:
+                self._log.info("%s: no direct path yet: %s", self.peer_id, error)
         except Exception as bug:  # noqa: BLE001 - logged; whoever waits may have another way
             self._log.exception("bug in the search for a path to %s", self.peer_id)
             error = OurFault(f"a fault of ours: {bug!r}")
         finally:
-            del self.attempts[may_be_relayed]
-            attempt.settle(self.link or error)  # the link may be another attempt's
+            self.searches.discard(attempt)
+            if not attempt.is_over:
+                self._settle(attempt, self.link or error)
+
+    def _settle(self, attempt: Attempt, outcome: PeerLink | KKP2PError) -> None:
+        self._attempt = None
+        attempt.settle(outcome)
 
     def _meet(self, attempt: Attempt, ctx: connect_ctx_t, deadline: float) -> None:
+        def take(met: Met) -> PeerLink:
+            link = self._remotes.add_link(self.peer_id, met)
+            self._link = weakref.ref(link)
+            self._settle(attempt, link)
+            return link
+
         try:
-            met = self._remotes.meet(ctx, deadline, attempt, self.worked)
+            worked = self._remotes.meet(ctx, deadline, attempt, self.worked, take)
         except (TimedOut, NoPath) as error:
             # A short search says nothing about the path, but a plan that there can be none does.
             if isinstance(error, NoPath) or self._settings.is_telling(attempt.searched_s):
-                self._block(str(error))
+                self._block()
             raise
-        self._link = weakref.ref(self._remotes.add_link(self.peer_id, met))
-        self.blocked_until, self.worked = 0.0, met.plan.kind
+        self.blocked_until, self.worked = 0.0, worked
 
-    def _block(self, reason: str) -> None:
+    def _block(self) -> None:
         self.worked = ""
         self.blocked_until = time.monotonic() + BLOCKED_S
-        self._why_blocked = reason
 
 
-def _open_on(link: PeerLink, ctx: connect_ctx_t) -> DirectStream:
+def _open_on(link: PeerLink, ctx: connect_ctx_t) -> LinkStream:
     stream_id = link.channels.open(ctx.channel_type, ctx.encrypt_data, ctx.connect_desc)
     return _stream_on(link, stream_id, ctx)
 
 
-def _stream_on(link: PeerLink, stream_id: int, ctx: connect_ctx_t) -> DirectStream:
-    return DirectStream(link, stream_id, ctx.channel_type, ctx.encrypt_data, ctx.connect_desc)
+def _stream_on(link: PeerLink, stream_id: int, ctx: connect_ctx_t) -> LinkStream:
+    return LinkStream(link, stream_id, ctx.channel_type, ctx.encrypt_data, ctx.connect_desc)
 
 
 def _too_late() -> TimedOut:

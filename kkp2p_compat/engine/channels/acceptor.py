@@ -12,7 +12,7 @@ from ..._errors import CallRefused, KKP2PError, from_os_error
 from ...transport.udp.events import ChannelOffered
 from ...transport.udp.stream_table import REFUSED_MOVED, REFUSED_UNSUPPORTED
 from ..links.peer_link import PeerLink
-from ..links.streams import DirectStream, OpenStream
+from ..links.streams import LinkStream, OpenStream
 from .accept_queue import AcceptQueue
 from .kinds import Channel
 from .table import ChannelTable
@@ -59,7 +59,7 @@ class Acceptor:
         if offered.channel_type not in (KKP2P_TCP_CHANNEL, KKP2P_UDP_CHANNEL):
             link.channels.refuse(offered.stream_id, REFUSED_UNSUPPORTED)
             return
-        stream = DirectStream(
+        stream = LinkStream(
             link, offered.stream_id, offered.channel_type, offered.encrypt_data, offered.desc
         )
         self.take(stream, link.info.own_id, link.info.caller_id, link.name)

@@ -5,6 +5,6 @@ link_channels.py   the channels on it
 link_table.py      all links of an engine
 roaming.py         what is done when the path of a link dies
 streams.py         an open stream, on a link or through the relay, with one face
-prepared_relay.py  a place on the relay, made ready while a path is looked for
+link_paths.py      the paths of a link, and which one it takes
 background.py      what goes on for streams by itself
 """

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ..._address import Address
 from ..._errors import EngineClosed, KKP2PError
 from ...transport.udp import events as e
 from ...transport.udp.endpoint import Endpoint
@@ -20,6 +19,7 @@ from ...transport.udp.liveness import Hearing
 from ...transport.udp.peer_connection import CLOSE_NORMAL, PeerConnection
 from ..paths.meeting import Met
 from .link_channels import LinkChannels
+from .link_paths import LinkPaths
 
 __all__ = ["LinkInfo", "PeerLink"]
 
@@ -32,7 +32,7 @@ class LinkInfo:
 
     One of ``peer_id`` and ``own_id`` is set: the id of the side that was called.  The side that
     called is also the one that calls again when the path is dead: over the LAN if ``is_lan``, else
-    over the cloud.
+    over the cloud.  ``mode``: CONNECT_AUTO, CONNECT_P2P or CONNECT_RELAY, which its path obeys.
     """
 
     name: str
@@ -40,6 +40,7 @@ class LinkInfo:
     own_id: str = ""  # that the peer called us by; "": we called
     is_lan: bool  # offer and answer went over the LAN, not over the cloud
     caller_id: str = ""  # of the peer that called us, if the cloud vouches for it
+    mode: int
     met: Met
 
     @property
@@ -85,10 +86,16 @@ class PeerLink:
         self._on_closed = on_closed
         self._roaming = roaming
         self._used = False
-        self._sockets: set[int] = set()  # extra ones of the endpoint, which are ours
-        self._tried = connection.address  # the last one that checks have found
-        self._keep_socket(connection.address)
+        self.paths = LinkPaths(
+            connection, info.met.path, info.met.reason, endpoint, self.wake, info.name, log
+        )
         endpoint.add(self)
+
+    @property
+    def ids(self) -> tuple[int, int]:
+        """The connection's, ours and the peer's."""
+        met = self.info.met
+        return met.ours.connection_id, met.theirs.connection_id
 
     @property
     def is_ipv6(self) -> bool:
@@ -99,18 +106,18 @@ class PeerLink:
 
     def describe(self) -> str:
         """Where the peer is, why there, and how long it took to find out."""
-        address = self.connection.address
-        rtt_s = self.connection.recovery.rtt.smoothed_s
-        info = self.info
-        return (
-            f"p2p with {address[0]} port {address[1]}, round trip {1000 * rtt_s:.1f} ms, "
-            f"{info.met.plan.kind}: {info.met.plan.reason}; {info.met.timeline.summary}"
-        )
+        ip, port = self.connection.address[:2]
+        rtt, info, kind = self.connection.recovery.rtt, self.info, self.paths.kind
+        trip = "" if rtt.latest_s is None else f", round trip {1000 * rtt.smoothed_s:.1f} ms"
+        why = self.paths.reason if kind.is_relay else f"{info.met.plan.kind}: {self.paths.reason}"
+        steps = info.met.timeline.summary
+        where = f"{kind.value} with {ip} port {port}{trip}"
+        return ", ".join(text for text in (where, why) if text) + f"; {steps}"
 
     def describe_use(self) -> str:
         """How the next channel comes to be: the first one tells of the link, too."""
         if self._used:
-            return "p2p, on the live connection"
+            return f"{self.paths.kind.value}, on the live connection"
         self._used = True
         return self.describe()
 
@@ -154,19 +161,6 @@ class PeerLink:
         self.connection.ping()
         self.wake()
 
-    def try_path(self, address: Address) -> None:
-        """Checks say that the peer is (again) at this address."""
-        self._tried = address
-        self._keep_socket(address)
-        if self.closed is not None:
-            self._endpoint.close_sockets(self._sockets)
-        self.connection.try_path(address, time.monotonic())
-        self.wake()
-
-    def _keep_socket(self, address: Address) -> None:
-        if len(address) == 3:
-            self._sockets.add(address[2])
-
     # From the endpoint.
 
     def handle_event(self, event: e.Event) -> None:
@@ -181,11 +175,10 @@ class PeerLink:
         self._on_offered(self, event)
 
     def _handle_path_changed(self, event: e.PathChanged) -> None:
-        self._keep_socket(event.address)
-        in_use = {address[2] for address in (event.address, self._tried) if len(address) == 3}
-        self._endpoint.close_sockets(self._sockets - in_use)
-        self._sockets &= in_use
-        self._log.warning("%s: the peer is now at %s port %d", self.name, *event.address[:2])
+        self.paths.handle_changed(event.address)
+
+    def _handle_of_a_path(self, event: e.PathSilent | e.PathProved | e.PathUnproved) -> None:
+        """Nothing to do: ``paths`` asks for it where something is."""
 
     def _handle_path_suspected(self, event: e.PathSuspected) -> None:
         self._roaming.handle_suspected(self)
@@ -196,10 +189,10 @@ class PeerLink:
     def _handle_closed(self, event: e.Closed) -> None:
         self.closed = event.error
         level = logging.WARNING if self.channels.carried else logging.INFO
-        self._log.log(level, "%s: p2p connection ended: %s", self.name, event.error)
+        self._log.log(level, "%s: connection ended: %s", self.name, event.error)
         self._roaming.handle_closed(self)
         self._endpoint.remove(self)
-        self._endpoint.close_sockets(self._sockets)
+        self.paths.close()
         self.channels.handle_closed(event.error)
         self._on_closed(self)
 
@@ -207,6 +200,9 @@ class PeerLink:
     _handlers: dict[type, Callable[[Any, Any], None]] = {  # noqa: RUF012
         e.ChannelOffered: _handle_offered,
         e.PathChanged: _handle_path_changed,
+        e.PathProved: _handle_of_a_path,
+        e.PathUnproved: _handle_of_a_path,
+        e.PathSilent: _handle_of_a_path,
         e.PathSuspected: _handle_path_suspected,
         e.PathRecovered: _handle_path_recovered,
         e.Closed: _handle_closed,

@@ -20,7 +20,6 @@ import gevent
 
 from ..._errors import KKP2PError
 from ...control.backoff import Backoff
-from ..paths.path_finder import Path
 from .peer_link import PeerLink
 
 __all__ = ["Roaming"]
@@ -36,14 +35,14 @@ PAUSE_MOST_S = 1.5
 
 
 class Roaming:
-    """``redial`` looks for a new path to a link's peer; ``check_cloud`` asks if the cloud is there.
+    """``redial`` looks for new paths to a link's peer; ``check_cloud`` asks if the cloud is there.
 
     The side that was called does not look: it is called again.
     """
 
     def __init__(
         self,
-        redial: Callable[[PeerLink, float], Path],
+        redial: Callable[[PeerLink, float], object],
         check_cloud: Callable[[], object],
         log: Logger,
         spawn: Callable[..., gevent.Greenlet[..., Any]],
@@ -84,11 +83,9 @@ class Roaming:
         pauses = Backoff(self._random, PAUSE_FIRST_S, PAUSE_MOST_S, PAUSE_SPREAD_S)
         while link.closed is None:
             try:
-                address, *_ = self._redial(link, CALL_S)
+                self._redial(link, CALL_S)
             except KKP2PError as error:
                 self._log.info("%s: no other path yet: %s", link.name, error)
             else:
-                self._log.info("%s: trying %s port %d", link.name, *address[:2])
-                link.try_path(address)
                 gevent.sleep(PROVE_S)  # being heard ends this greenlet
             gevent.sleep(pauses.next())

@@ -1,4 +1,4 @@
-"""Open streams to a peer that nobody uses yet: directly on a link, or through the relay.
+"""Open streams to a peer that nobody uses yet: on a link, or a TCP connection through a relay.
 
 A channel of the application's, or a connection of a proxy, is made of one.  Which kind it is only
 this module knows: all have the face of ``OpenStream``.  Runs in the engine's hub.
@@ -14,11 +14,8 @@ from typing import Any, Protocol
 import gevent
 
 from ..._codes import KKP2P_TCP_CHANNEL, TRANSMIT_P2P, TRANSMIT_RELAY
-from ..._errors import EngineClosed, KKP2PError
-from ..._io import shut_down
+from ..._errors import KKP2PError
 from ...transport import pair, tcp, tcp_stats
-from ...transport.carry import SealedStream
-from ...transport.sealed import DirectionKeys
 from ...transport.splice import CLOSE_TIMEOUT_S, Outcome, Splice, close_both
 from ...transport.tcp_stats import Passed, TcpStats
 from ...transport.udp.pipe import MessagePort, OnEnd
@@ -30,14 +27,11 @@ from .peer_link import PeerLink
 
 __all__ = [
     "Carried",
-    "DirectStream",
+    "LinkStream",
     "OpenStream",
     "Pipe",
-    "RelayedStream",
-    "relayed_stream",
+    "SplicedStream",
 ]
-
-Keys = tuple[DirectionKeys, DirectionKeys]  # ours, the peer's
 
 STOP_TIMEOUT_S = 1  # our choice: for the rest, when the stream is broken or its proxy stopped
 NOTHING = Passed()
@@ -62,18 +56,30 @@ class OpenStream:
     Local sockets are plain and non-blocking: gevent's would wait.
     """
 
-    path: str  # "p2p" or "relay"
-    transmit_mode: int
     channel_type = KKP2P_TCP_CHANNEL
     is_ipv6_p2p = False
 
-    def __init__(self, desc: int, encrypt: int, how: str, reason: str) -> None:
+    def __init__(self, desc: int, encrypt: int, how: str) -> None:
         self.desc = desc
         self.encrypt = encrypt
         self.how = how  # it came to be, for the log
-        self.reason = reason  # for this path; empty if only the peer knows
         self.timeline: Timeline | None = None  # of the attempt that it came of, if we know it
         self.set_up_s: float | None = None  # if we called
+
+    @property
+    def path(self) -> str:
+        """ "p2p" or "relay", at this moment."""
+        raise NotImplementedError
+
+    @property
+    def transmit_mode(self) -> int:
+        """The same as C's number."""
+        raise NotImplementedError
+
+    @property
+    def reason(self) -> str:
+        """For that path; empty if only the peer knows."""
+        raise NotImplementedError
 
     @property
     def address(self) -> tuple[str, int] | None:
@@ -133,22 +139,31 @@ class OpenStream:
         return self.pipe(local, ended, None, background)
 
 
-class DirectStream(OpenStream):
-    """A channel on a link."""
-
-    path = "p2p"
-    transmit_mode = TRANSMIT_P2P
+class LinkStream(OpenStream):
+    """A channel on a link, whatever path that takes."""
 
     def __init__(
         self, link: PeerLink, stream_id: int, channel_type: int, encrypt: int, desc: int
     ) -> None:
-        super().__init__(desc, encrypt, link.describe_use(), link.info.met.plan.reason)
+        super().__init__(desc, encrypt, link.describe_use())
         self.channel_type = channel_type
         self.timeline = link.info.met.timeline
         self.is_ipv6_p2p = link.is_ipv6
         self._link = link
         self._stream_id = stream_id
         self._stream = link.connection.streams.by_id.get(stream_id)  # None: it is broken already
+
+    @property
+    def path(self) -> str:
+        return "relay" if self._link.paths.kind.is_relay else "p2p"
+
+    @property
+    def transmit_mode(self) -> int:
+        return TRANSMIT_RELAY if self._link.paths.kind.is_relay else TRANSMIT_P2P
+
+    @property
+    def reason(self) -> str:
+        return self._link.paths.reason
 
     @property
     def address(self) -> tuple[str, int]:
@@ -201,18 +216,29 @@ class DirectStream(OpenStream):
         return self._link.channels.exchange(self._stream_id, on_message, on_end)
 
 
-class RelayedStream(OpenStream):
-    """A TCP connection through the relay; see ``relayed_stream``."""
+class SplicedStream(OpenStream):
+    """A TCP connection through the relay, whose bytes are the stream's."""
 
     path = "relay"
     transmit_mode = TRANSMIT_RELAY
 
-    def __init__(self, sock: Any, desc: int, encrypt: int) -> None:
-        super().__init__(desc, encrypt, "relay", "")
+    def __init__(
+        self, sock: Any, desc: int, reason: str = "", timeline: Timeline | None = None
+    ) -> None:
+        super().__init__(desc, 0, f"relay: {reason}" if reason else "relay")
+        self._reason = reason
+        self.timeline = timeline
         self._sock = sock  # gevent's
         self._address: tuple[str, int] | None = None
         with contextlib.suppress(OSError):  # it is broken already
             self._address = sock.getpeername()[:2]
+        self._before = self._carried = NOTHING  # before ``detach``, and by ``carry``
+        self._closing: gevent.Greenlet[..., None] | None = None  # since the splice has ended
+        self._close_s = CLOSE_TIMEOUT_S
+
+    @property
+    def reason(self) -> str:
+        return self._reason
 
     @property
     def address(self) -> tuple[str, int] | None:
@@ -239,16 +265,6 @@ class RelayedStream(OpenStream):
             "connection_bytes_received": None,
             **known,
         }
-
-
-class _PlainStream(RelayedStream):
-    """The bytes of the connection are the stream's."""
-
-    def __init__(self, sock: Any, desc: int) -> None:
-        super().__init__(sock, desc, 0)
-        self._before = self._carried = NOTHING  # before ``detach``, and by ``carry``
-        self._closing: gevent.Greenlet[..., None] | None = None  # since the splice has ended
-        self._close_s = CLOSE_TIMEOUT_S
 
     def passed(self) -> Passed:
         return self._carried
@@ -288,59 +304,5 @@ class _PlainStream(RelayedStream):
             self._closing.kill(block=False)
 
 
-class _EncryptedStream(RelayedStream):
-    """The stream is sealed from peer to peer, in records on the connection."""
-
-    _sealed: SealedStream  # since ``pipe``
-    _background: Background
-
-    def __init__(self, sock: Any, desc: int, keys: Keys) -> None:
-        super().__init__(sock, desc, 1)
-        self._keys = keys
-
-    def passed(self) -> Passed:
-        return Passed(self._sealed.bytes_sent, self._sealed.bytes_received)
-
-    def stats(self, fd: int | None = None) -> dict[str, Any]:
-        return self._fields(tcp_stats.read(self._sock), self.passed())
-
-    def pipe(
-        self, sock: Any, on_end: OnEnd, mark: pair.Mark | None, background: Background
-    ) -> Pipe:
-        self._sealed = SealedStream(sock, self._sock, self._keys, mark)
-        del self._keys  # nobody needs them any more
-        self._background = background
-        background.spawn(self._run, sock, on_end, mark)
-        return self
-
-    def abort(self, error: KKP2PError) -> None:
-        self._sealed.abort(error)
-
-    def application_closed(self) -> None:
-        self._background.spawn(self._sealed.application_closed)  # which may wait
-
-    def _run(self, sock: Any, on_end: OnEnd, mark: pair.Mark | None) -> None:
-        error: KKP2PError | None = EngineClosed()  # when killed
-        self._background.checked.add(self._sealed)
-        try:
-            error = self._sealed.run()
-        finally:
-            self._background.checked.discard(self._sealed)
-            is_cut = error is not None and not self._sealed.received_all
-            if mark is not None:
-                pair.settle(sock, mark if is_cut else None)
-            if error is None:
-                self._background.linger(self._sock)
-            else:
-                shut_down(self._sock.fileno())  # a forked child may have a copy
-                self._sock.close()
-            on_end(error, is_cut)
-
-
 def _reset(local: Any) -> None:
     tcp.linger(local, STOP_TIMEOUT_S, reset=True)
-
-
-def relayed_stream(sock: Any, desc: int, keys: Keys | None = None) -> RelayedStream:
-    """Takes over a connection through the relay.  ``keys``: the stream is sealed by them."""
-    return _PlainStream(sock, desc) if keys is None else _EncryptedStream(sock, desc, keys)

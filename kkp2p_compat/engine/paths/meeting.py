@@ -32,6 +32,7 @@ class Met:
     """What a meeting has led to: all that a link to the peer is made of."""
 
     path: Path
+    reason: str  # for it, in words
     plan: Plan
     keys: CallKeys
     ours: DirectOffer
@@ -93,9 +94,14 @@ class Meeting:
         path = self.found.get()
         self._puncher.keep(path.address)
         self._timeline.step("path")
+        return self.by(path, self.plan.reason)
+
+    def by(self, path: Path, reason: str) -> Met:
+        """A result with a path that was found otherwise; ``reason``: for that one."""
         return Met(
-            path, self.plan, self.keys, self._ours, self._theirs, self._is_caller, self._timeline
-        )
+            path, reason, self.plan, self.keys, self._ours, self._theirs, self._is_caller,
+            self._timeline,
+        )  # fmt: skip
 
     @property
     def found(self) -> AsyncResult[Path]:

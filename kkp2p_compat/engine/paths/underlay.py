@@ -28,10 +28,12 @@ from ..signalling.direct_offer import DirectOffer
 from ..signalling.keys import CallKeys
 from ..signalling.own_side import OwnSide
 from .birthdays import Birthdays
+from .lanes import Lanes
 from .meeting import Meeting
 from .own_addresses import OwnAddresses
 from .path_finder import PathFinder
 from .puncher import Means
+from .relay_paths import RelayAccess, RelayPaths
 
 __all__ = ["Underlay"]
 
@@ -40,7 +42,7 @@ CLOSE_S = 2.0  # our choice: how long a router may take to remove our mapping
 
 
 class Underlay:
-    """Owns ``endpoint``, ``own``, ``mapper`` and ``finder``, and ends them in ``close``.
+    """Owns ``endpoint``, ``own``, ``mapper``, ``lanes`` and ``finder``, and ends them in ``close``.
 
     ``on_network_change`` is called when this host's addresses or routes have changed,
     ``on_addresses`` when ``own`` knows something new.  Raises LinkLost where there is no UDP at
@@ -53,6 +55,7 @@ class Underlay:
         on_network_change: Callable[[], object], on_addresses: Callable[[], object],
     ) -> None:  # fmt: skip
         self.endpoint = Endpoint(log, self._handle_stun)
+        self.lanes = Lanes(self.endpoint)
         self.finder = PathFinder(self.endpoint)
         self.mapper = PortMapper(log, spawn, self._handle_mapping) if map_ports else None
         self.own = OwnAddresses(
@@ -76,6 +79,7 @@ class Underlay:
     def _handle_network_change(self) -> None:
         self._log.info("the network has changed")
         self.own.refresh("the network has changed")
+        self.lanes.show_again()
         if self.mapper is not None and self._mapping:
             self.mapper.refresh()
         self._on_network_change()
@@ -99,7 +103,7 @@ class Underlay:
     ) -> Iterator[Meeting]:  # fmt: skip
         """Look for a path inside the body.  ``trickle``: how a text gets to the peer, if it can."""
         meeting = Meeting(self._means, own_side, theirs, keys, timeline, trickle or _nowhere)
-        with self.endpoint.early.expected(own_side.direct.connection_id), meeting.searching():
+        with meeting.searching():
             self._meetings.add(meeting)
             try:
                 if trickle is not None:
@@ -107,6 +111,12 @@ class Underlay:
                 yield meeting
             finally:
                 self._meetings.discard(meeting)
+
+    def relays(self, access: RelayAccess, ids: tuple[int, int], is_caller: bool) -> RelayPaths:
+        """The ways over relays.  ``ids``: of the connection, ours and the peer's."""
+        return RelayPaths(
+            self.endpoint, self.lanes, access, ids, is_caller, self._log, self._means.spawn
+        )
 
     def look_again(self) -> None:
         """We were cut off for a while: the NAT or the router may have forgotten us meanwhile."""

@@ -144,7 +144,7 @@ class _Connection:
         proxy, proxied = self._proxy, self._proxied
         _reset(self._local)
         proxied.over, proxied.problems = True, [str(error)]
-        proxied.timeline = proxy.dialer.last_attempt(proxy.peer_id)
+        proxied.timeline = proxy.dialer.last_attempt(proxy.peer_id, proxy.ctx.connect_mode)
         if not self._stopped:
             proxy.log_error(f"port {proxied.port}: {error}")
         self._end()

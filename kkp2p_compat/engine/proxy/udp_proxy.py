@@ -315,7 +315,7 @@ class _Channel:
         """It was never open."""
         proxy = self._proxy
         proxy.dropped[UNREACHED] += len(self._take_kept())
-        self._proxied.timeline = proxy.dialer.last_attempt(proxy.peer_id)
+        self._proxied.timeline = proxy.dialer.last_attempt(proxy.peer_id, proxy.ctx.connect_mode)
         self._end([error])
 
     def _end(self, errors: list[Exception]) -> None:

@@ -15,9 +15,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from ..._errors import BadPacket, NotSupported
-from ...transport.sealed import DirectionKeys
 
-__all__ = ["CallKeys", "derive_keys", "make_private_key"]
+__all__ = ["CallKeys", "make_private_key"]
 
 SECRET_BYTES = 32  # docs/protocol.rst: each of the two directions' and the trickled texts'
 
@@ -29,7 +28,6 @@ class CallKeys:
     send: bytes
     receive: bytes
     trickle: bytes
-    sealed: tuple[DirectionKeys, DirectionKeys]  # (ours, the peer's), for a relayed connection
 
     @classmethod
     def derive(
@@ -40,10 +38,8 @@ class CallKeys:
         callers, callees, trickle = (
             block[start : start + SECRET_BYTES] for start in range(0, len(block), SECRET_BYTES)
         )
-        sealed_callers, sealed_callees = derive_keys(private, public, offer, answer)
-        if is_caller:
-            return cls(callers, callees, trickle, (sealed_callers, sealed_callees))
-        return cls(callees, callers, trickle, (sealed_callees, sealed_callers))
+        send, receive = (callers, callees) if is_caller else (callees, callers)
+        return cls(send, receive, trickle)
 
 
 def make_private_key() -> X25519PrivateKey:
@@ -52,17 +48,6 @@ def make_private_key() -> X25519PrivateKey:
         return X25519PrivateKey.generate()
     except UnsupportedAlgorithm as error:
         raise NotSupported(f"the cryptography of this host has no X25519: {error}") from error
-
-
-def derive_keys(
-    private: X25519PrivateKey, public: bytes, offer: str, answer: str
-) -> tuple[DirectionKeys, DirectionKeys]:
-    """What the caller seals its records with, and the callee; BadPacket as ``CallKeys.derive``."""
-    block = _agree(private, public, offer, answer, b"kkp2p sealed 1", 56)
-    return (
-        DirectionKeys(block[0:16], block[32:44]),
-        DirectionKeys(block[16:32], block[44:56]),
-    )
 
 
 def _agree(

@@ -19,7 +19,6 @@ from .direct_offer import DirectOffer, parse_id_untrusted
 __all__ = [
     "Offer",
     "encode_text",
-    "parse_answer_untrusted",
     "parse_direct_answer_untrusted",
     "parse_offer_untrusted",
     "vouched_untrusted",
@@ -52,10 +51,10 @@ def parse_offer_untrusted(text: object) -> Offer:
     desc = number_untrusted(fields, "desc", -(2**31), 2**31 - 1)
     key = _decode_key_untrusted(fields["key"]) if "key" in fields else None
     direct = None
-    if "direct" in fields and mode != _codes.CONNECT_RELAY:
+    if "direct" in fields:
         direct = DirectOffer.parse_untrusted(fields["direct"])
-    elif channel_type != _codes.KKP2P_TCP_CHANNEL or mode == _codes.CONNECT_P2P:
-        raise NotSupported(f"channel_type {channel_type}, connect_mode {mode}")
+    elif channel_type != _codes.KKP2P_TCP_CHANNEL or mode != _codes.CONNECT_RELAY or encrypt:
+        raise NotSupported(f"channel_type {channel_type}, connect_mode {mode}, encrypt {encrypt}")
     return Offer(channel_type, mode, encrypt, desc, key, direct)
 
 
@@ -63,13 +62,10 @@ def _parse_restart_untrusted(fields: dict[str, Any]) -> Offer:
     connection_id = parse_id_untrusted(fields["restart"])
     direct = DirectOffer.parse_untrusted(fields.get("direct"))
     key = _decode_key_untrusted(fields.get("key"))
-    mode, kind = _codes.CONNECT_P2P, _codes.KKP2P_TCP_CHANNEL
-    return Offer(kind, mode, 0, 0, key, direct, connection_id)
-
-
-def parse_answer_untrusted(answer: str) -> bytes:
-    """The callee's public key."""
-    return _decode_key_untrusted(_from_text_untrusted(answer).get("key"))
+    mode = _codes.CONNECT_P2P
+    if "mode" in fields:
+        mode = number_untrusted(fields, "mode", 0, 2)
+    return Offer(_codes.KKP2P_TCP_CHANNEL, mode, 0, 0, key, direct, connection_id)
 
 
 def parse_direct_answer_untrusted(answer: str) -> tuple[bytes, DirectOffer]:

@@ -42,11 +42,12 @@ class OwnSide:
             key=self._public, direct=self.direct.fields(),
         )  # fmt: skip
 
-    def restart(self, connection_id: int) -> str:
-        """An offer that asks for no channel, only for a new path of a connection that both have."""
+    def restart(self, connection_id: int, mode: int) -> str:
+        """An offer that asks for no channel, only for new paths of a connection that both have."""
         return encode_text(
-            restart=id_text(connection_id), key=self._public, direct=self.direct.fields()
-        )
+            restart=id_text(connection_id), mode=mode, key=self._public,
+            direct=self.direct.fields(),
+        )  # fmt: skip
 
     def answer(self) -> str:
         return encode_text(key=self._public, direct=self.direct.fields())

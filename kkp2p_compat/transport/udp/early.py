@@ -9,7 +9,7 @@ over a LAN takes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ..._address import Address
@@ -31,16 +31,26 @@ class EarlyDatagrams:
     def __init__(self, dropped: Counter[str]) -> None:
         self._dropped = dropped
         self._kept: dict[bytes, list[Datagrams]] = {}
+        self._on_come: dict[bytes, Callable[[], object]] = {}
 
     @contextmanager
-    def expected(self, local_id: int) -> Iterator[None]:
-        """Inside the body a connection of this id is about to be made."""
+    def expected(self, local_id: int, on_come: Callable[[], object] = dict) -> Iterator[None]:
+        """Inside the body a connection of this id is about to be made.
+
+        ``on_come`` is called when something has come for it; it must not wait.
+        """
         key = key_of(local_id)
         self._kept[key] = []
+        self._on_come[key] = on_come
         try:
             yield
         finally:
             self._kept.pop(key, None)
+            self._on_come.pop(key, None)
+
+    def sources(self, local_id: int) -> set[Address]:
+        """Where what has come is from."""
+        return {address for _, _, address in self._kept.get(key_of(local_id), ())}
 
     def keep(self, key: bytes, data: bytes, segment_bytes: int, address: Address) -> None:
         """``key``: the id, as ``connection_id`` finds it in a packet."""
@@ -51,6 +61,7 @@ class EarlyDatagrams:
             self._dropped["too early"] += 1
         else:
             kept.append((data, segment_bytes, address))
+            self._on_come[key]()
 
     def take(self, local_id: int) -> list[Datagrams]:
         """The connection is there now."""

@@ -49,10 +49,10 @@ def test_the_socket_is_closed_when_the_link_breaks_with_the_call(
 
     visit = Visit([("127.0.0.1", 1)], b"", True)
     visit.sock = ours
-    monkeypatch.setattr(calls, "go_to_relay", lambda *_, **__: visit)
+    monkeypatch.setattr(calls.RelayPlaces, "visit", lambda *_, **__: visit)
     ctx = kkp2p.connect_ctx_t("peer", timeout=10)
     with pytest.raises((LinkLost, TimedOut)), time_limit(0.01, TimedOut()):
-        make_call(Client(), ctx, 0.01)  # type: ignore[arg-type]
+        make_call(Client(), ctx, 0.01, "")  # type: ignore[arg-type]
     assert ours.fileno() == -1
     theirs.close()
 

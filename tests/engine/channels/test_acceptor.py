@@ -11,14 +11,12 @@ from gevent import socket
 import kkp2p_compat as kkp2p
 from helpers.cloud_client import tcp_pair
 from kkp2p_compat._errors import CallRefused, OutOfDescriptors
-from kkp2p_compat.engine.channels import kinds
+from kkp2p_compat.engine.channels import table
 from kkp2p_compat.engine.channels.acceptor import Acceptor
 from kkp2p_compat.engine.channels.table import ChannelTable
 from kkp2p_compat.engine.links.background import Background
-from kkp2p_compat.engine.links.streams import relayed_stream
-from kkp2p_compat.transport.sealed import DirectionKeys
+from kkp2p_compat.engine.links.streams import SplicedStream
 
-KEYS = DirectionKeys(b"a" * 16, b"a" * 12), DirectionKeys(b"b" * 16, b"b" * 12)
 T = TypeVar("T")
 
 
@@ -32,15 +30,14 @@ class World:
         self.channels = ChannelTable(self.background)
         self.acceptor = self.call(Acceptor, self.channels, 1, log)
 
-    def take(self, *, sealed: bool = False) -> socket.socket:
+    def take(self) -> socket.socket:
         """A stream that alice has opened; returns her end."""
         ours, theirs = tcp_pair()
         fd = ours.detach()
 
         def in_engine() -> None:
             sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, fileno=fd)
-            stream = relayed_stream(sock, 7, KEYS if sealed else None)
-            self.acceptor.take(stream, "bob", "alice", "'alice'")
+            self.acceptor.take(SplicedStream(sock, 7), "bob", "alice", "'alice'")
 
         self.call(in_engine)
         return theirs
@@ -94,14 +91,14 @@ def test_out_of_descriptors(
 ) -> None:
     """The place is free again."""
 
-    def fail(kind: int) -> None:
+    def fail(*_: object) -> None:
         raise OutOfDescriptors("none left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(kinds, "_make_pair", fail)
-        assert sees_a_reset(world.take(sealed=True))
+        patch.setattr(table, "make_channel", fail)
+        assert sees_a_reset(world.take())
     assert "bob: a channel from 'alice' failed: none left" in caplog.text
-    theirs = world.take(sealed=True)
+    theirs = world.take()
     world.accept()
     theirs.close()
     world.close()

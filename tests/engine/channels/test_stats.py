@@ -123,7 +123,7 @@ def test_why_it_is_relayed(
     stats = stats_of(engine, channels[0])
     assert (stats.path, stats.plan) == ("relay", "punch")
     assert stats.reason == "no path within the head start"
-    assert [text for _, text in stats.steps] == ["own addresses", "answer", "relay taken"]
+    assert [text for _, text in stats.steps] == ["own addresses", "answer", "relay"]
     asked_for = kkp2p.channel_t()
     assert kkp2p.connect(engine, ctx_to("peer", mode=2), asked_for) == 0
     assert stats_of(engine, asked_for).reason == "the relay was asked for"

@@ -221,6 +221,17 @@ def test_beside_tcp_channels_on_one_link(
 
 
 def test_relayed(engine: kkp2p.engine_t, peer: kkp2p.engine_t) -> None:
-    """There is no relay for messages yet: docs/status.rst."""
-    ctx = kkp2p.connect_ctx_t("peer", kkp2p.KKP2P_UDP_CHANNEL, 2, timeout=LONG)
-    assert kkp2p.connect(engine, ctx, kkp2p.channel_t()) == -106
+    """Messages go by the relay as they do directly."""
+    for encrypt in (0, 1):
+        ctx = kkp2p.connect_ctx_t("peer", kkp2p.KKP2P_UDP_CHANNEL, 2, encrypt, timeout=LONG)
+        mine = kkp2p.channel_t()
+        assert kkp2p.connect(engine, ctx, mine) == 0
+        theirs = accept(peer)
+        assert (mine.transmit_mode, theirs.transmit_mode) == (2, 2)
+        assert (theirs.channel_type, theirs.encrypt_data) == (kkp2p.KKP2P_UDP_CHANNEL, encrypt)
+        for one, other in ((mine, theirs), (theirs, mine)):
+            for size in (1, MAX_MESSAGE_BYTES):
+                send(one.fd, bytes(size))
+                assert receive(other.fd) == bytes(size)
+        kkp2p.close_fd(mine.fd)
+        kkp2p.close_fd(theirs.fd)

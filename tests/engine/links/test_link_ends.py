@@ -21,6 +21,7 @@ from helpers.direct_support import (
 )
 from helpers.support import SECRET, read_all, write_all
 from kkp2p_compat.engine.links import link_table
+from kkp2p_compat.engine.paths.path_finder import Path
 
 pytestmark = pytest.mark.usefixtures("on_loopback")
 
@@ -66,7 +67,7 @@ def test_sockets_go_with_their_paths(engine: kkp2p.engine_t, peer: kkp2p.engine_
 
     def try_by_a_fresh_socket() -> int:
         (number,) = endpoint.open_sockets(socket.AF_INET, 1)
-        link.try_path((ip, port, number))
+        link.paths.offer(Path((ip, port, number), None))
         return number
 
     extra = endpoint._doors.extra

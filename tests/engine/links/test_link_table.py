@@ -29,13 +29,14 @@ def test_the_second_channel_needs_no_cloud(tmp_path: Path, make_engine: MakeEngi
     cloud = CloudProcess(tmp_path / "cloud", "--account", f"peer:{SECRET}")
     callee, caller = (make_engine(login_port=cloud.port) for _ in range(2))
     assert kkp2p.join_net(callee, "peer", SECRET) == 0
-    check_carries(connect(caller), accept(callee))
+    for mode in (1, 0):
+        check_carries(connect(caller, mode), accept(callee))
     cloud.kill()
     for mode in (1, 0):
         mine, theirs = connect(caller, mode, desc=mode), accept(callee)
         assert (mine.transmit_mode, theirs.transmit_mode, theirs.connect_desc) == (1, 1, mode)
         check_carries(mine, theirs)
-    assert len(links(caller)) == len(links(callee)) == 1
+    assert len(links(caller)) == len(links(callee)) == 2  # one of each mode
 
 
 def test_connects_at_once_share_a_link(engine: kkp2p.engine_t, peer: kkp2p.engine_t) -> None:

@@ -10,11 +10,13 @@ import pytest
 
 from kkp2p_compat._errors import LinkLost
 from kkp2p_compat.engine.links.peer_link import LinkInfo, PeerLink
+from kkp2p_compat.engine.paths.path_finder import Path
 from kkp2p_compat.transport.udp import events as e
 from kkp2p_compat.transport.udp.liveness import Hearing
 
 HOME = ("192.0.2.1", 5)
-MET: Any = None  # what the link does not ask for here
+# What the link asks for here.
+MET: Any = SimpleNamespace(path=Path(HOME, 0.01), reason="")
 
 
 class Case:
@@ -44,7 +46,7 @@ class Case:
         self.link = PeerLink(
             endpoint,  # type: ignore[arg-type]
             self.connection,  # type: ignore[arg-type]
-            LinkInfo(name="of the log", met=MET, **info),
+            LinkInfo(name="of the log", mode=1, met=MET, **info),
             logging.getLogger("test"),
             lambda link, event: self.asked.append(event),
             lambda link: self.asked.append("forget"),
@@ -97,7 +99,7 @@ def test_a_link_is_fit_while_its_peer_is_heard_and_reads() -> None:
 def test_sockets_of_paths_that_are_left_are_closed() -> None:
     case = Case(peer_id="peer", is_lan=False)
     for number in (1, 2):
-        case.link.try_path((*HOME, number))
+        case.link.paths.offer(Path((*HOME, number), 0.01))
     case.link.handle_event(e.PathChanged((*HOME, 1)))
     assert case.asked == [[]]  # the one that was tried last may still be wanted
     case.link.handle_event(e.PathChanged((*HOME, 2)))
@@ -106,12 +108,12 @@ def test_sockets_of_paths_that_are_left_are_closed() -> None:
 
 def test_the_end_of_a_link() -> None:
     case = Case(peer_id="peer", is_lan=False)
-    case.link.try_path((*HOME, 3))
+    case.link.paths.offer(Path((*HOME, 3), 0.01))
     case.link.handle_event(e.PathSuspected())
     case.link.handle_event(e.PathRecovered())
     error = LinkLost("silent")
     case.link.handle_event(e.Closed(error))
     assert case.asked == ["suspected", "recovered", "closed", "remove", [3], "forget"]
     assert case.link.closed is error
-    case.link.try_path((*HOME, 4))  # found by checks that were under way
+    case.link.paths.offer(Path((*HOME, 4), 0.01))  # found by checks that were under way
     assert case.asked[-1] == [3, 4]

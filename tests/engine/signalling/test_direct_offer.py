@@ -42,7 +42,6 @@ def test_both_sides_have_the_same_keys() -> None:
     assert callers.send == callees.receive
     assert callers.receive == callees.send
     assert callers.trickle == callees.trickle
-    assert callers.sealed == callees.sealed[::-1]
     assert len({callers.send, callers.receive, callers.trickle}) == 3
 
 
@@ -66,9 +65,15 @@ def test_what_is_told() -> None:
 
 
 def test_a_restart_is_no_channel() -> None:
-    offer = parse_offer_untrusted(OwnSide(CANDIDATES).restart(0x0123456789ABCDEF))
-    assert offer.restarts == 0x0123456789ABCDEF
-    assert offer.mode == 1  # p2p only: never the relay
+    for mode in (0, 1, 2):
+        text = OwnSide(CANDIDATES).restart(0x0123456789ABCDEF, mode)
+        offer = parse_offer_untrusted(text)
+        assert (offer.restarts, offer.mode) == (0x0123456789ABCDEF, mode)
+    fields = json.loads(text)
+    del fields["mode"]
+    assert parse_offer_untrusted(json.dumps(fields)).mode == 1  # of an older peer: p2p only
+    with pytest.raises(BadPacket):
+        parse_offer_untrusted(json.dumps({**fields, "mode": 3}))
 
 
 def test_a_lan_text_is_one_datagram() -> None:
@@ -109,9 +114,18 @@ def test_without_what_may_be_missing() -> None:
     assert (parsed.nat, parsed.worked) == (UNKNOWN, "")
 
 
+ANSWERS = ["", "null", "[]", '{"key":5}', '{"key":"short"}', '{"direct":{}}', "x" * 30000]
+
+
+@pytest.mark.parametrize("answer", ANSWERS, ids=lambda answer: answer[:12])
+def test_answers_that_are_none(answer: str) -> None:
+    with pytest.raises((BadPacket, NotSupported)):
+        parse_direct_answer_untrusted(answer)
+
+
 @pytest.mark.parametrize("restart", [None, 7, "", "0" * 15, [], {}])
 def test_malformed_restarts(restart: object) -> None:
-    offer = json.loads(OwnSide(CANDIDATES).restart(1))
+    offer = json.loads(OwnSide(CANDIDATES).restart(1, 0))
     with pytest.raises(BadPacket):
         parse_offer_untrusted(json.dumps({**offer, "restart": restart}))
     del offer["direct"]

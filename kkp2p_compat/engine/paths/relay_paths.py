@@ -1,0 +1,177 @@
+"""The ways to a peer over relays: made ready while a direct path is looked for, and kept for later.
+
+Both sides of a call do the same.  They take their places on the lane of each relay that the call
+may use; where no lane joins them in time, they meet at a relay by TCP as well, and their packets go
+over that connection.  The caller decides which way is used, by its first packet there.
+
+Runs in the engine's hub.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from logging import Logger
+from typing import Any, Protocol
+
+import gevent
+from gevent.event import AsyncResult, Event
+
+from ..._address import Address, HostPort
+from ..._errors import EngineClosed, KKP2PError
+from ...transport.relay import Visit
+from ...transport.udp.endpoint import Endpoint
+from ...transport.udp.framed_socket import FramedSocket
+from .lanes import Lane, Lanes
+from .path_finder import Path
+from .path_kind import PathKind
+
+__all__ = ["RelayAccess", "RelayPaths"]
+
+# Our choices.
+PREPARE_AFTER_S = 0.25  # most direct paths are found earlier, and then no relay is asked
+TCP_AFTER_S = 0.4  # how long lanes have before TCP is tried, too
+NEXT_LANE_S = 0.25  # a caller's, from one relay to the next, as in RFC 8305
+
+
+class RelayAccess(Protocol):
+    """What a call has of relays.  Both may wait, and raise KKP2PError."""
+
+    def places(self) -> tuple[Sequence[HostPort], bytes]:
+        """Numeric addresses of relays, in the order of both sides, and the token."""
+
+    def visit(self) -> Visit:
+        """At one of them by TCP, the token shown."""
+
+
+class RelayPaths:
+    """``ready`` gets the first way that carries packets, ``on_path`` each one, ``on_lost`` the
+    address of one that does not any more.  ``close`` in any case.
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, lanes: Lanes, access: RelayAccess, ids: tuple[int, int],
+        is_caller: bool, log: Logger,
+        spawn: Callable[..., gevent.Greenlet[..., Any]],
+    ) -> None:  # fmt: skip
+        """``ids``: of the connection, ours and the peer's."""
+        self.ready: AsyncResult[Path] = AsyncResult()
+        self.paths: dict[Address, Path] = {}  # that carry packets now
+        self.on_path: Callable[[Path], object] = _nobody
+        self.on_lost: Callable[[Address], object] = _nobody
+        self._endpoint = endpoint
+        self._lanes = lanes
+        self._access = access
+        self._ids = ids
+        self._is_caller = is_caller
+        self._log = log
+        self._open: list[Lane] = []
+        self._wanted = Event()
+        self._changed = Event()  # a lane's state, or the paths
+        self._closed = False
+        self._stands_by = False
+        self._visit: Visit | None = None
+        self._greenlet = spawn(self._run)
+
+    def hurry(self) -> None:
+        """A direct path is not likely any more: go now."""
+        self._wanted.set()
+
+    def stand_by(self) -> None:
+        """There is a direct path: places on lanes are enough, which cost next to nothing."""
+        self._stands_by = True
+
+    def close(self) -> None:
+        """May be called again."""
+        self._closed = True
+        self._greenlet.kill(block=False)
+        for lane in self._open:
+            self._lanes.close(lane, self._ids)
+        if self._visit is not None:
+            self._visit.close()
+        self._endpoint.close_sockets([address[2] for address in self.paths if len(address) == 3])
+        self.paths.clear()
+
+    def _run(self) -> None:
+        error: KKP2PError = EngineClosed()  # when killed
+        try:
+            self._wanted.wait(PREPARE_AFTER_S)
+            self._take_lanes()
+            if not self.paths and not self._stands_by:
+                self._meet_by_tcp()
+        except KKP2PError as caught:
+            error = caught
+            while not self.paths and any(lane.may_be_path for lane in self._open):
+                self._changed.clear()
+                self._changed.wait()
+        finally:
+            if not self.ready.ready():
+                self.ready.set_exception(error)
+
+    # Lanes.
+
+    def _take_lanes(self) -> None:
+        """Until one of them is a path, or it is time for TCP."""
+        spots, token = self._access.places()
+        with gevent.Timeout(TCP_AFTER_S, False):
+            for spot in spots:
+                if self._open and self._is_caller:
+                    self._wait_for_path(NEXT_LANE_S)
+                if self.paths:
+                    return
+                lane = self._lanes.open(spot, token, self._ids, self._look)
+                self._open.append(lane)
+            self._wait_for_path(None)
+
+    def _wait_for_path(self, seconds: float | None) -> None:
+        with gevent.Timeout(seconds, False):
+            while not self.paths and any(lane.may_be_path for lane in self._open):
+                self._changed.clear()
+                self._changed.wait()
+
+    def _look(self, lane: Lane) -> None:
+        is_known = lane.address in self.paths
+        if lane.is_path and not is_known:
+            self._add(Path(lane.address, None, PathKind.LANE))
+        elif is_known and not lane.may_be_path:
+            self._lose(lane.address, lane.core.reason)
+        self._changed.set()
+
+    # TCP.
+
+    def _meet_by_tcp(self) -> None:
+        visit = self._visit = self._access.visit()
+        visit.pair()
+        sock = visit.take()
+        address = sock.getpeername()[:2]
+
+        def make(number: int) -> FramedSocket:
+            return FramedSocket(sock, address, number, self._log)
+
+        def broken(number: int) -> None:
+            self._lose((*address, number), "the connection to the relay is broken")
+
+        number = self._endpoint.adopt(make, broken)
+        self._add(Path((*address, number), None, PathKind.FRAMED))
+
+    # What they lead to.
+
+    def _add(self, path: Path) -> None:
+        if self._closed:
+            return
+        self.paths[path.address] = path
+        self._changed.set()
+        self.on_path(path)
+        if not self.ready.ready():
+            self.ready.set(path)
+
+    def _lose(self, address: Address, why: str) -> None:
+        if self.paths.pop(address, None) is None:
+            return
+        self._log.info("relay %s port %d: lost: %s", *address[:2], why)
+        if len(address) == 3:
+            self._endpoint.close_sockets([address[2]])
+        self.on_lost(address)
+
+
+def _nobody(_: object) -> None:
+    """Nobody wants to know."""
