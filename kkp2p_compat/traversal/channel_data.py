@@ -9,10 +9,10 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-__all__ = ["HEADER_BYTES", "unwrap_untrusted", "wrap"]
+__all__ = ["HEADER", "HEADER_BYTES", "unwrap_untrusted", "wrap"]
 
-_HEADER = struct.Struct(">HH")  # channel, bytes of the datagram
-HEADER_BYTES = _HEADER.size
+HEADER = struct.Struct(">HH")  # channel, bytes of the datagram
+HEADER_BYTES = HEADER.size
 _CHANNELS = 0x4  # the first four bits of a channel's number (section 12)
 _STUN_BELOW = 4  # the first byte of a STUN message (section 12)
 
@@ -21,14 +21,14 @@ def wrap(channel: int, data: bytes, segment_bytes: int) -> bytes:
     """Datagrams of ``segment_bytes``, HEADER_BYTES longer each."""
     size = len(data)
     if size <= segment_bytes:
-        return _HEADER.pack(channel, size) + data
-    header = _HEADER.pack(channel, segment_bytes)
+        return HEADER.pack(channel, size) + data
+    header = HEADER.pack(channel, segment_bytes)
     whole = size - size % segment_bytes
     wrapped = header + header.join(
         [data[start : start + segment_bytes] for start in range(0, whole, segment_bytes)]
     )
     if whole < size:
-        wrapped += _HEADER.pack(channel, size - whole) + data[whole:]
+        wrapped += HEADER.pack(channel, size - whole) + data[whole:]
     return wrapped
 
 
@@ -38,7 +38,7 @@ def unwrap_untrusted(data: bytes, segment_bytes: int) -> Iterator[tuple[int, byt
     Joined are those of one channel and one length.  A STUN message is given as it is, with channel
     0; a message that is cut short, or none, is left out.
     """
-    channel, size = _HEADER.unpack(data[:HEADER_BYTES].ljust(HEADER_BYTES, b"\0"))
+    channel, size = HEADER.unpack(data[:HEADER_BYTES].ljust(HEADER_BYTES, b"\0"))
     alike = 0  # bytes of the messages that begin as the first does
     if channel >> 12 == _CHANNELS and size == segment_bytes - HEADER_BYTES:
         alike = len(data) - len(data) % segment_bytes
@@ -52,7 +52,7 @@ def unwrap_untrusted(data: bytes, segment_bytes: int) -> Iterator[tuple[int, byt
         message = data[start : start + segment_bytes]
         if len(message) < HEADER_BYTES:
             continue
-        channel, size = _HEADER.unpack_from(message)
+        channel, size = HEADER.unpack_from(message)
         if message[0] < _STUN_BELOW:
             yield 0, message, len(message)
         elif channel >> 12 == _CHANNELS and size <= len(message) - HEADER_BYTES:

@@ -16,7 +16,7 @@ from logging import Logger
 from .._address import Address, HostPort
 from ..transport.udp.batch_socket import BatchSocket
 from .candidates import family_of
-from .channel_data import HEADER_BYTES, unwrap_untrusted, wrap
+from .channel_data import HEADER, HEADER_BYTES, unwrap_untrusted, wrap
 from .turn import TurnClient
 
 __all__ = ["TurnSocket"]
@@ -103,6 +103,14 @@ class TurnSocket:
             received = self._sock.receive()
             if received is None:
                 break
+            data, data_bytes, source = received
+            if data_bytes == len(data) >= HEADER_BYTES and source == self._server:
+                # By itself, as it comes where nothing joins datagrams: in half of the time.
+                channel, size = HEADER.unpack_from(data)
+                grant = self._client.numbers.get(channel)
+                if grant is not None and grant.peer and size == data_bytes - HEADER_BYTES:
+                    grant.used_at = time.monotonic()
+                    return data[HEADER_BYTES:], size, (*grant.peer, self.number)
             self._sort_untrusted(*received)
         return None
 
