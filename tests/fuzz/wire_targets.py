@@ -40,6 +40,7 @@ from kkp2p_compat.traversal import lan_wire, stun
 from kkp2p_compat.traversal.candidates import Candidate, parse_untrusted
 from kkp2p_compat.traversal.check_table import CheckTable
 from kkp2p_compat.traversal.checks import Checks, Credentials
+from lane_targets import LANE_ANSWERS, LANES, fuzz_lane, fuzz_lane_answers
 from mapping_targets import (
     ANSWERS,
     ROUTERS,
@@ -468,6 +469,8 @@ TARGETS = {
     "login": Target(fuzz_login, SCRAM),
     "link": Target(fuzz_link, MESSAGES),
     "offers": Target(fuzz_offers, OFFERS),
+    "lane": Target(fuzz_lane, LANES),
+    "lane answers": Target(fuzz_lane_answers, LANE_ANSWERS),
     "relay hello": Target(fuzz_relay_hello, [b"KKRL\x01" + bytes(54), b"KKRL\x02" + b"A" * 72]),
     "relay": Target(fuzz_relay, GUESTS),
     "relay places": Target(fuzz_places, PLACES),
