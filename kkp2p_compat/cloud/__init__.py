@@ -22,13 +22,14 @@ login.py               the server's half of a login (SCRAM)
 accounts.py            who may log in
 login_limits.py        how often secrets may be tried
 
-The relay, and what is served by UDP:
+The relay, what is served by UDP, and STUN:
 
 relay.py               pairs two TCP connections of a call, and splices them
 lane.py                forwards packets between the two sides of a call
 lane_table.py          which packets go where
 udp_port.py            the UDP port: tells packets, lanes and STUN apart
 stun.py                tells a peer at which address it is seen
+stun_tcp.py            the same over TCP
 outside.py             what the cloud vouches for of that
 
 Limits, for all of them:

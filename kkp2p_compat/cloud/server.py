@@ -1,9 +1,9 @@
 """The cloud: one listening port and the services behind it, and a UDP port of the same number.
 
 The first byte of a connection decides: 0x16 is a TLS record, so it is for the control plane; ``K``
-is a relay hello; everything else is closed.  What comes by UDP is told apart by udp_port.py.
-``Cloud`` runs in the hub of the thread that calls ``start``, and each of its methods belongs to
-that thread.
+is a relay hello, 0 a STUN message; everything else is closed.  What comes by UDP is told apart by
+udp_port.py.  ``Cloud`` runs in the hub of the thread that calls ``start``, and each of its methods
+belongs to that thread.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from gevent.pool import Group
 from .._io import READ
 from ..transport import relay_wire, tcp
 from ..transport.splice import MOST_PIPES
+from . import stun_tcp
 from .accounts import Accounts
 from .certificate import Certificate
 from .control_connection import CLOSE_S, ControlConnection
@@ -345,6 +346,11 @@ class Cloud:
                 tcp.tune(sock)
                 self.gate.deadlines.discard(stranger)
                 self.relay.welcome(sock, host)
+            elif first == stun_tcp.FIRST_BYTE and self.stun is not None:
+                self.gate.deadlines.add(
+                    stun_tcp.StunConnection(sock, host, self.gate, stranger.deadline)
+                )
+                self.gate.deadlines.discard(stranger)
             else:
                 self.dismiss(stranger, f"starts with {first!r}" if first else "")
         except OSError as error:  # reset already

@@ -49,6 +49,7 @@ __all__ = [
     "linger",
     "only_we_ended",
     "reset_if_killed",
+    "shared_socket",
     "stranded",
     "tcp_info",
     "tune",
@@ -114,14 +115,33 @@ def _fd(sock: HasFileno | int) -> int:
     return sock if isinstance(sock, int) else sock.fileno()
 
 
-def connect(host: str, port: int) -> gsocket.socket:
+def shared_socket(family: int, port: int = 0) -> gsocket.socket:
+    """Bound to all addresses and a port that others of these share, to listen or to connect."""
+    sock = keep_private(gsocket.socket(family, socket.SOCK_STREAM))
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def connect(host: str, port: int, own_port: int = 0) -> gsocket.socket:
     """A connection to a numeric address; call in a greenlet, within a time-out of the caller's.
 
+    ``own_port``: of a ``shared_socket``, to connect from; 0: any.
     Not gevent's create_connection: that resolves even a numeric address, in a thread of its pool,
     which took a tenth of the time of a whole call.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = keep_private(gsocket.socket(family, socket.SOCK_STREAM))
+    if own_port:
+        sock = shared_socket(family, own_port)
+    else:
+        sock = keep_private(gsocket.socket(family, socket.SOCK_STREAM))
     try:
         sock.settimeout(0)
         code = sock.connect_ex((host, port))

@@ -24,6 +24,7 @@ check_table.py    the checks of all calls behind the engine's sockets
 punch.py          the part of a plan beyond checks: prediction and birthdays
 guesses.py        probes of ports that were guessed
 courtesy.py       what all calls together may send to addresses that have not answered
+tcp_proof.py      how the two sides know each other on a TCP connection
 notes.py          what was done and learnt, in words and by kind
 
 An address at a server, where no other reaches the peer:
@@ -32,6 +33,10 @@ turn.py           what we tell a TURN server, and hear from it; sans-IO
 turn_server.py    where one is, and with which credentials it takes us
 turn_socket.py    one more socket of an endpoint, whose datagrams go through such a server
 channel_data.py   the bytes of ChannelData, in batches
+
+Where no UDP passes:
+
+tcp_punch.py      a direct TCP connection through both sides' NATs
 
 The local network:
 

@@ -30,7 +30,7 @@ from .._errors import BadPacket
 
 __all__ = [
     "MAX_BYTES", "TICKET_BYTES", "UNKNOWN_ATTRIBUTE", "Kind", "Message", "TurnKind",
-    "parse_untrusted",
+    "parse_untrusted", "size_untrusted",
 ]  # fmt: skip
 
 # RFC 8489.
@@ -312,6 +312,19 @@ def parse_untrusted(
         kind, transaction_id, **fields, unknown=tuple(unknown),
         has_fingerprint=FINGERPRINT in values, _wire=data, _integrity_at=integrity_at,
     )  # fmt: skip
+
+
+def size_untrusted(start: bytes, max_bytes: int = MAX_BYTES) -> int:
+    """How long the message is that a stream begins with; the bytes that are needed to tell, first.
+
+    RFC 8489 section 6.2.2.  BadPacket if there will be no message of up to ``max_bytes``.
+    """
+    if len(start) < HEADER.size:
+        return HEADER.size
+    _, length, magic, _ = HEADER.unpack_from(start)
+    if magic != MAGIC or HEADER.size + length > max_bytes:
+        raise BadPacket("not a STUN message")
+    return HEADER.size + int(length)
 
 
 def _split_untrusted(
