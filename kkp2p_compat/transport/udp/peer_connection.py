@@ -199,8 +199,11 @@ class PeerConnection:
         """Whether one of them asks for an acknowledgement."""
         eliciting = False
         for frame in parsed:
+            if isinstance(frame, f.Ack):
+                self._outcomes.handle_ack(frame, address, self._clock.now)
+                continue
             kind = type(frame)
-            if kind is not f.Ack and kind is not f.Close:
+            if kind is not f.Close:
                 eliciting = True
                 if kind is not f.Ping:  # or two sides that do nothing would keep asking
                     self.liveness.ask_at = self._clock.now + SILENCE_S
@@ -214,9 +217,6 @@ class PeerConnection:
     def _handle_ping(self, frame: f.Ping, address: Address) -> None:
         """That it came is all there is to it."""
 
-    def _handle_ack(self, ack: f.Ack, address: Address) -> None:
-        self._outcomes.handle_ack(ack, address, self._clock.now)
-
     def _handle_path_challenge(self, frame: f.PathChallenge, address: Address) -> None:
         self.paths.validation.handle_challenge(frame.token, address)
 
@@ -229,7 +229,6 @@ class PeerConnection:
 
     _handlers: dict[type, Callable[[Any, Any, Address], None]] = {  # noqa: RUF012
         f.Ping: _handle_ping,
-        f.Ack: _handle_ack,
         f.PathChallenge: _handle_path_challenge,
         f.PathResponse: _handle_path_response,
         f.Close: _handle_close,

@@ -304,7 +304,9 @@ class Recovery:
         if self.pto_count:
             doubled_s = pto_s * 2 ** min(self.pto_count, MAX_PTO_DOUBLINGS)
             pto_s = max(pto_s, min(doubled_s, MAX_PTO_S))
-        return min(self._last_eliciting_at + pto_s, self.unanswered_since + self.rtt.silent_s)
+        probe_at = self._last_eliciting_at + pto_s
+        silent_at = self.unanswered_since + self.rtt.silent_s
+        return probe_at if probe_at < silent_at else silent_at  # faster than min()
 
     def is_silent(self, now: float) -> bool:
         """Whether it is, and was not told before."""
