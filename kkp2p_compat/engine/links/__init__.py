@@ -3,6 +3,9 @@
 peer_link.py       a live connection with a peer: its life and its path
 link_channels.py   the channels on it
 link_table.py      all links of an engine
+path_choice.py     which of its paths a connection takes
+path_option.py     one of these paths, and what its use has taught
+path_meter.py      how much the path in use carries
 roaming.py         what is done when the path of a link dies
 streams.py         an open stream, on a link or through the relay, with one face
 link_paths.py      the paths of a link, and which one it takes

@@ -22,10 +22,15 @@ class PathKind(enum.Enum):
         return self not in _DIRECT
 
     @property
+    def is_tcp(self) -> bool:
+        return self in _TCP
+
+    @property
     def rank(self) -> int:
         """0: none is better."""
         return _RANKS[self]
 
 
 _DIRECT = (PathKind.DIRECT, PathKind.TCP)
+_TCP = (PathKind.TCP, PathKind.FRAMED)
 _RANKS = {kind: place for place, kind in enumerate(PathKind)}

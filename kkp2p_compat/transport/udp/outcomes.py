@@ -85,11 +85,11 @@ class Outcomes:
         if recovery.loss_time < math.inf:
             self._paths.repeat(path.digest(recovery, now, recovery.in_flight))
             return
-        if recovery.is_silent(now):
+        if recovery.falls_silent(now):
             if is_late:  # what has come meanwhile is still to be read
                 recovery.unanswered_since = now
                 return
-            recovery.unanswered_since = math.inf
+            recovery.call_silent()
             self._events.put(PathSilent())
             if recovery.pto_count:
                 return  # the next probe time-out is still to come

@@ -28,6 +28,7 @@ class PathState:
         self.address = address  # of the peer
         self.rtt = rtt
         self.left_at = math.inf
+        self.heard_at = now
         self.mtu = MtuSearch(largest_datagram, now)
         self.rate = DeliveryRate()
         self.controller = make_controller(congestion, self.mtu.size, now, random)

@@ -41,15 +41,23 @@ class PathCheck:
 
     def __init__(self, address: Address, now: float, interval_s: float) -> None:
         self.address = address
-        self.next_at = now
         self.follows = False
         self.searched = False
         self.rtt_s = math.inf  # when it has answered
-        self._interval_s = min(interval_s, MAX_INTERVAL_S)
         self._sent_at: dict[bytes, float] = {}  # by what is to come back
+        self.begin(now, interval_s)
+
+    def begin(self, now: float, interval_s: float) -> None:
+        """Ask at once, and as often as if it had not been asked before."""
+        self.next_at = now
+        self._interval_s = min(interval_s, MAX_INTERVAL_S)
+        self._left = MAX_CHALLENGES
 
     def challenge(self, token: bytes, now: float) -> bytes:
+        self._left -= 1
         self._sent_at[token] = now
+        if len(self._sent_at) > MAX_CHALLENGES:
+            del self._sent_at[next(iter(self._sent_at))]
         self.next_at = now + self._interval_s
         self._interval_s = min(2 * self._interval_s, MAX_INTERVAL_S)
         return encode(PathChallenge(token))
@@ -64,7 +72,7 @@ class PathCheck:
     @property
     def failed(self) -> bool:
         """It has been asked often enough; the last challenge has until ``next_at``."""
-        return len(self._sent_at) >= MAX_CHALLENGES
+        return not self._left
 
 
 class PathValidation:
@@ -77,29 +85,32 @@ class PathValidation:
         self._random = random
 
     def ask(self, address: Address, now: float, interval_s: float) -> PathCheck:
-        """Ask it, unless it is being asked; of too many the one that was asked first is forgotten.
+        """Ask it (again); of too many the one that was asked first is forgotten.
 
         ``interval_s``: how long an answer may take.
         """
         check = self.checks.get(address)
-        if check is None:
+        if check is not None:
+            check.begin(now, interval_s)
+        else:
             if len(self.checks) >= MAX_CHECKS:
                 del self.checks[next(iter(self.checks))]
             check = self.checks[address] = PathCheck(address, now, interval_s)
-            self._arm()
+        self._arm()
         return check
 
     def follow(self, address: Address, now: float, interval_s: float) -> None:
         """The peer seems to be there.  Only one at a time: a copier of packets may make us ask."""
+        if (asked := self.checks.get(address)) is not None:
+            asked.follows = True
+            return
         for check in list(self.checks.values()):
-            if check.follows and check.address != address:
+            if check.follows:
                 self.forget(check.address)
         self.ask(address, now, interval_s).follows = True
 
     def search(self, address: Address, now: float, interval_s: float) -> None:
-        """Connectivity checks have found it; one that did not answer is asked again."""
-        if (check := self.checks.get(address)) is not None and check.failed:
-            self.forget(address)
+        """Connectivity checks have found it."""
         for check in list(self.checks.values()):
             check.follows = check.searched = False
         self.ask(address, now, interval_s).searched = True

@@ -66,6 +66,9 @@ class Paths:
         self._settings = settings
         self._random = random
         self._before: Address = address  # the one that was left last
+        self._newest_from: Address = address  # genuine packets came last
+        # When the peer moved to the path in use: for how long the one before had not been heard.
+        self.unheard_s = math.inf
         self._proofs: dict[Address, _Proof] = {address: _Proof(now)}
         self._states: dict[Address, PathState] = {}  # of paths that were left
         self.current = self._new_state(address, recovery.rtt, now)
@@ -79,7 +82,7 @@ class Paths:
     # Questions.
 
     def probe(self, address: Address, now: float) -> None:
-        self._know(address)
+        self.know(address)
         self.validation.ask(address, now, self._answer_s(address))
 
     def search(self, address: Address, now: float) -> None:
@@ -90,7 +93,8 @@ class Paths:
         rtt = self._recovery.rtt if state is None else state.rtt
         return rtt.pto_s
 
-    def _know(self, address: Address, proof: _Proof | None = None) -> None:
+    def know(self, address: Address, proof: _Proof | None = None) -> None:
+        """It is an address of its own, and not what a NAT makes of another."""
         proofs = self._proofs
         proofs[address] = proof or proofs.pop(address, _Proof())
         if len(proofs) > KNOWN_ADDRESSES:
@@ -101,7 +105,7 @@ class Paths:
         if check is None:
             return
         is_new_port = self._is_new_port(address)
-        self._know(address, _Proof(now, check.rtt_s))
+        self.know(address, _Proof(now, check.rtt_s))
         if check.searched:
             self._states.clear()
             self._enter(address, now, lossless=False)
@@ -119,7 +123,7 @@ class Paths:
 
     def move(self, address: Address, now: float, *, lossless: bool) -> bool:
         """Decide to use this address; False: it has never proved that the peer is there."""
-        if self._proofs.get(address, _Proof()).rtt_s is None:
+        if self._proofs.get(address, _Proof()).at == -math.inf:
             return False
         self.settling = True
         self._before = self.current.address
@@ -129,9 +133,13 @@ class Paths:
 
     def handle_newer(self, address: Address, now: float) -> None:
         """What came from there is newer than all before, and not only about a path."""
-        if address == self.current.address:
+        current = self.current
+        if address == current.address:
             self.settling = False
+            self._newest_from = address
             return
+        if address != self._newest_from:
+            self._newest_from, self.unheard_s = address, now - current.heard_at
         is_left = self._is_caller or address == self._before
         if is_left and self.settling and now < self._settled_at:
             return  # the peer has not heard of our move yet
@@ -178,6 +186,7 @@ class Paths:
         pto_s = max(before.rtt.pto_s, state.rtt.pto_s)
         self.left.add(left, packer.next_number, now, pto_s, repeated=not lossless)
         self.current = state
+        self._newest_from = address
         packer.start_path(state)
         if address != before.address:
             before.left_at = now

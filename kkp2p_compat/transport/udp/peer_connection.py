@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..._address import Address
 from ..._errors import BadPacket, KKP2PError, LinkLost
@@ -44,7 +44,7 @@ from .transport_settings import TransportSettings
 if TYPE_CHECKING:
     from random import Random
 
-__all__ = ["CLOSE_NORMAL", "CLOSE_PROTOCOL_ERROR", "PeerConnection"]
+__all__ = ["CLOSE_NORMAL", "CLOSE_PROTOCOL_ERROR", "Load", "PeerConnection"]
 
 # CLOSE codes: our choice, docs/protocol.rst.
 CLOSE_NORMAL = 0
@@ -57,6 +57,15 @@ LATE_S = 0.25  # a timer that is so late: the silence may be ours, and its answe
 # For the hot path: a global name is found ten times as fast as an attribute of a class.
 _OPEN, _CLOSED = Phase.OPEN, Phase.CLOSED
 _NEVER = math.inf
+
+
+class Load(NamedTuple):
+    """What the path in use has carried, and whether it is all that holds up what waits."""
+
+    delivered_bytes: int
+    sent_packets: int
+    lost_packets: int
+    is_backlogged: bool
 
 
 class PeerConnection:
@@ -105,6 +114,13 @@ class PeerConnection:
     def address(self) -> Address:
         return self.paths.current.address
 
+    def load(self) -> Load:
+        packer = self.packer
+        return Load(
+            self.paths.current.rate.delivered_bytes, packer.next_number, packer.lost_packets,
+            bool(packer.active or packer.messages.counts),
+        )  # fmt: skip
+
     # Input.
 
     def handle_datagrams(
@@ -120,6 +136,8 @@ class PeerConnection:
         self._go_on(now)
         received, paths = self._received, self.paths
         is_elsewhere = address != paths.current.address
+        if not is_elsewhere:
+            paths.current.heard_at = now
         tells_path = False
         eliciting = place = 0
         try:

@@ -38,7 +38,7 @@ MAX_PTO_DOUBLINGS = 8  # more would be over MAX_PTO_S whatever the round trip is
 MAX_PACKET_THRESHOLD = 256
 MAX_TIME_THRESHOLD = 2.0
 REMEMBERED_LOSSES = 16  # ranges of packets declared lost, to notice if they arrive after all
-SILENT_PTOS = 2.5  # without an acknowledgement, after which a path is called silent
+SILENT_PTOS = 2.0  # without an acknowledgement, also of the probe after the first of them
 SILENT_S = 0.2  # at least: a busy host is no dead path
 
 
@@ -122,6 +122,11 @@ class RoundTrip:
         self.pto_s = smoothed_s + max(4 * variation_s, GRANULARITY_S) + MAX_ACK_DELAY_S
         self.silent_s = max(SILENT_PTOS * self.pto_s, SILENT_S)
 
+    @property
+    def least_s(self) -> float:
+        """The smallest, or as long as none is known, a guess."""
+        return min(self.min_s, self.smoothed_s)
+
     def update(self, latest_s: float, ack_delay_s: float) -> None:
         first = self.latest_s is None
         self.latest_s = latest_s
@@ -154,6 +159,7 @@ class Recovery:
         self.pto_count = 0
         self.loss_time = math.inf  # when a packet is lost by time, if nothing comes
         self.unanswered_since = math.inf  # something is on its way, and nothing was acknowledged
+        self.silent = False  # for so long that the path was called silent
         self.flights: list[Flight] = []  # by packet number, ascending
         self._packet_threshold = PACKET_THRESHOLD
         self._time_threshold = TIME_THRESHOLD
@@ -170,7 +176,7 @@ class Recovery:
         self._measured_from = now
 
     def sent(self, flight: Flight) -> None:
-        if not self.flights:
+        if not (self.flights or self.silent):
             self.unanswered_since = flight.sent_at
         self.flights.append(flight)
         self._last_eliciting_at = flight.sent_at
@@ -182,7 +188,8 @@ class Recovery:
     ) -> list[Flight]:
         """What is newly acknowledged by ``ranges`` (half-open, the highest first).
 
-        ``ack_delay_s``: None if they have come over another path, and show no round trip.
+        ``ack_delay_s``: None if they have come over another path: they show no round trip, nor that
+        this path carries anything back.
         """
         acked: list[Flight] = []
         flights = self.flights
@@ -223,7 +230,9 @@ class Recovery:
                 self.rtt.update(now - newest.sent_at, min(ack_delay_s, MAX_ACK_DELAY_S))
             self.largest_acked = max(self.largest_acked, largest)
             self.pto_count = 0
-            self.unanswered_since = now if flights else math.inf
+            if ack_delay_s is not None:
+                self.unanswered_since = now if flights else math.inf
+                self.silent = False
         return acked
 
     def _notice_late(self, ranges: Sequence[tuple[int, int]]) -> None:
@@ -308,9 +317,13 @@ class Recovery:
         silent_at = self.unanswered_since + self.rtt.silent_s
         return probe_at if probe_at < silent_at else silent_at  # faster than min()
 
-    def is_silent(self, now: float) -> bool:
-        """Whether it is, and was not told before."""
+    def falls_silent(self, now: float) -> bool:
+        """Whether it is time to call the path silent."""
         return now >= self.unanswered_since + self.rtt.silent_s
+
+    def call_silent(self) -> None:
+        self.unanswered_since = math.inf
+        self.silent = True
 
     def oldest(self) -> Flight | None:
         """The oldest packet on its way."""

@@ -118,6 +118,7 @@ class Peer:
         self._armed_at = math.inf
         self._idle_turns = 0
         self._last_timer = -math.inf
+        self.choice: Any = None  # between paths: a PathChoice
         network.hosts[address] = self.receive
 
     def __str__(self) -> str:
@@ -195,7 +196,14 @@ class Peer:
             if not self._poll_events():
                 break
         if self.closed is None:
-            self._arm(connection.next_timer())
+            self._arm(self._next_timer())
+
+    def _next_timer(self) -> float | None:
+        own = self.connection.next_timer()
+        if self.choice is None:
+            return own
+        chosen: float = self.choice.next_timer()
+        return chosen if own is None else min(own, chosen)
 
     def _poll_events(self) -> int:
         count = 0
@@ -209,6 +217,8 @@ class Peer:
     def _handle(self, event: Event) -> None:
         if not isinstance(event, (Readable, Writable, MessageReceived)):
             self.events.append(event)
+            if self.choice is not None:
+                self.choice.handle_event(event, self.network.now)
         if isinstance(event, ChannelOffered):
             self.on_offer(event)
         elif isinstance(event, Readable):
@@ -324,13 +334,15 @@ class Peer:
         if planned != self._armed_at or self.closed is not None:
             return
         self._armed_at = math.inf
-        now, deadline = self.network.now, self.connection.next_timer()
+        now, deadline = self.network.now, self._next_timer()
         if deadline is not None and deadline <= now:
             self._idle_turns = self._idle_turns + 1 if now == self._last_timer else 0
             self._last_timer = now
             if self._idle_turns > MAX_IDLE_TURNS:
                 self.network.fail(f"{self.name}: the timer stays at {deadline}")
             self.connection.handle_timer(now)
+            if self.choice is not None and self.choice.next_timer() <= now:
+                self.choice.handle_timer(now)
             self.drive()
         else:
             self._arm(deadline)
