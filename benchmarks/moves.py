@@ -31,7 +31,7 @@ MOVES = 50
 PARTS = ("moves", "survival", "networks")
 RATE = 200  # records a second, each way, of each channel
 BULK = 0
-BULK_S, STEADY_S = 5.0, 5.0
+STAY_S = 5.0
 CONNECT_MS = 20_000
 PATIENCE_S = 120.0  # for a path, and for what is under way
 AFTER_S = 0.5  # what still belongs to a move: a late packet, a probe of the new path
@@ -226,6 +226,10 @@ class Moving:
         time.sleep(2 * AFTER_S)
         self._note("no move", before)
 
+    def end(self) -> None:
+        for channel in self.channels:
+            channel.end()
+
     def _note(self, where: str, before: list[int]) -> None:
         for channel, lost in zip(self.channels, before, strict=True):
             pauses = self.pauses.setdefault((channel.kind, where), Pauses())
@@ -245,8 +249,7 @@ def moves(count: int) -> None:
             moving.stay()
             moving.move(False, "to p2p")
             moving.move(True, "to the relay")
-        for channel in moving.channels:
-            channel.end()
+        moving.end()
     rows = [
         [kind, where, *one.row(), str(one.lost)] for (kind, where), one in moving.pauses.items()
     ]
@@ -287,25 +290,22 @@ EVENTS: dict[str, Callable[[Scene], None]] = {
 }
 
 
-def survive(event: str, mode: int, kinds: tuple[str, ...] = KINDS) -> list[list[str]]:
+def survive(scene: Scene, event: str, mode: int) -> list[list[str]]:
     """By mode 0 with the direct path walled off, or by mode 2, encrypted."""
-    with scene() as made:
-        made.wall(up=True)
-        made.start()
-        channels = [made.call(kind, mode, encrypt=mode // 2) for kind in kinds]
-        for channel in channels:
-            channel.until(*RELAYED)
-            channel.hears(RATE)
-            channel.look()
-        EVENTS[event](made)
-        for channel in channels:
-            channel.hears(RATE)
-        rows = []
-        for channel in channels:
-            pause_s = max(look["pause_s"] for look in channel.look())
-            ends = channel.end()
-            lost, of = (sum(one[what] for one in ends) for what in ("lost", "of"))
-            rows.append([event, str(mode), channel.kind, f"{pause_s:.2f}", f"{lost} of {of}"])
+    scene.wall(up=True)
+    scene.start()
+    channels = [scene.call(kind, mode, encrypt=mode // 2) for kind in KINDS]
+    for channel in channels:
+        channel.until(*RELAYED)
+        channel.hears(RATE)
+        channel.look()
+    EVENTS[event](scene)
+    for channel in channels:
+        channel.hears(RATE)
+    rows = []
+    for channel in channels:
+        pause_s = max(look["pause_s"] for look in channel.look())
+        rows.append([channel.kind, f"{pause_s:.2f}", _lost(channel.end())])
     return rows
 
 
@@ -317,7 +317,7 @@ class Bad:
     spoil: Callable[[Scene], object] = lambda scene: None
     nat_type: NatType | None = None
     silence_s: float = 0.0
-    """Between two halves of each measurement."""
+    """Before a channel is used once more."""
 
 
 def _block_udp(*sides: int) -> Callable[[Scene], object]:
@@ -354,34 +354,35 @@ NETWORKS = {
 }
 
 
-def bear(network: str, mode: int) -> list[list[str]]:
+def bear(scene: Scene, network: str, mode: int, stay_s: float = STAY_S) -> list[list[str]]:
     """A stream as fast as it goes, then messages at RATE."""
     bad, rows = NETWORKS[network], []
-    with scene(bad.nat_type) as made:
-        bad.spoil(made)
-        made.start()
-        for kind, rate, seconds in (("stream", BULK, BULK_S), ("messages", RATE, STEADY_S)):
-            channel = made.call(kind, mode, rate)
-            began_at = time.monotonic()
-            paths = [channel.met["path"]]
-            time.sleep(seconds)
-            look = channel.look()[1]
-            paths += [one["path"] for one in channel.do("path")][:1]
-            if bad.silence_s:
-                channel.do("stop")
-                time.sleep(bad.silence_s)
-                channel.do("go")
-                channel.hears(RATE)
-            ends = channel.end()
-            lost, of = (sum(one[what] for one in ends) for what in ("lost", "of"))
-            mb_s = look["bytes"] / (look["at"] - began_at) / 1e6
-            rows.append(
-                [
-                    network, str(mode), kind, f"{1000 * channel.met['took_s']:.0f}", *paths,
-                    f"{mb_s:.2f}", f"{1000 * look['pause_s']:.0f}", f"{lost} of {of}",
-                ]
-            )  # fmt: skip
+    bad.spoil(scene)
+    scene.start()
+    for kind, rate in zip(KINDS, (BULK, RATE), strict=True):
+        channel = scene.call(kind, mode, rate)
+        began_at = time.monotonic()
+        time.sleep(stay_s)  # what comes meanwhile is the thing measured
+        look, later = channel.look()[1], channel.do("path")[0]["path"]
+        if bad.silence_s:
+            channel.do("stop")
+            time.sleep(bad.silence_s)
+            channel.do("go")
+            channel.hears(RATE)
+        mb_s = look["bytes"] / (look["at"] - began_at) / 1e6
+        connect_ms, pause_ms = 1000 * channel.met["took_s"], 1000 * look["pause_s"]
+        rows.append(
+            [
+                kind, f"{connect_ms:.0f}", channel.met["path"], later, f"{mb_s:.2f}",
+                f"{pause_ms:.0f}", _lost(channel.end()),
+            ]
+        )  # fmt: skip
     return rows
+
+
+def _lost(ends: list[dict[str, Any]]) -> str:
+    lost, of = (sum(one[what] for one in ends) for what in ("lost", "of"))
+    return f"{lost} of {of}"
 
 
 def run(quick: bool, only: Sequence[str]) -> None:
@@ -389,26 +390,27 @@ def run(quick: bool, only: Sequence[str]) -> None:
     if "moves" in parts:
         moves(3 if quick else MOVES)
     if "survival" in parts:
-        tried = [(event, mode) for event in EVENTS for mode in (0, 2)]
-        rows = [row for event, mode in tried for row in _tried(survive, event, mode)]
-        print_table(["event", "mode", "channel", "pause s", "lost"], rows)
+        heads = ["event", "mode", "channel", "pause s", "lost"]
+        print_table(heads, _tried(survive, dict.fromkeys(EVENTS)))
     if "networks" in parts:
-        tried = [(network, mode) for network in NETWORKS for mode in (0, 2)]
-        rows = [row for network, mode in tried for row in _tried(bear, network, mode)]
-        print_table(
-            [
-                "network", "mode", "channel", "connect ms", "first path", "path after 5 s", "MB/s",
-                "pause ms", "lost",
-            ],
-            rows,
-        )  # fmt: skip
+        heads = ["connect ms", "first path", f"after {STAY_S:.0f} s", "MB/s", "pause ms", "lost"]
+        nat_types = {network: bad.nat_type for network, bad in NETWORKS.items()}
+        print_table(["network", "mode", "channel", *heads], _tried(bear, nat_types))
 
 
-def _tried(measure: Callable[[str, int], list[list[str]]], what: str, mode: int) -> list[list[str]]:
-    try:
-        rows = measure(what, mode)
-    except RuntimeError as error:
-        rows = [[what, str(mode), f"FAILED: {error}"]]
-    for row in rows:
-        print(" | ".join(row), file=sys.stderr, flush=True)
+def _tried(
+    measure: Callable[[Scene, str, int], list[list[str]]], nat_types: dict[str, NatType | None]
+) -> list[list[str]]:
+    """Each of these in both modes that use relays."""
+    rows = []
+    for what, nat_type in nat_types.items():
+        for mode in (0, 2):
+            with scene(nat_type) as made:
+                try:
+                    measured = measure(made, what, mode)
+                except RuntimeError as error:
+                    measured = [[f"FAILED: {error}"]]
+            for row in measured:
+                rows.append([what, str(mode), *row])
+                print(" | ".join(rows[-1]), file=sys.stderr, flush=True)
     return rows
