@@ -127,7 +127,7 @@ class Cloud:
     def _start(self, host: InternetHost, role: str, port: str, *options: str) -> None:
         command = ("-m", "kkp2p_compat", "cloud", "--role", role, "--listen", f"0.0.0.0:{port}")
         self._processes[host.name] = self._run(
-            host, port, *command, "--relay-key", str(self._key), *options
+            host, port, *command, "--relay-key", str(self._key), "--drain", "0", *options
         )
 
     def kill(self, host: InternetHost) -> None:
@@ -290,23 +290,23 @@ EVENTS: dict[str, Callable[[Scene], None]] = {
 }
 
 
-def survive(scene: Scene, event: str, mode: int) -> list[list[str]]:
+def survive(scene: Scene, mode: int, *events: str) -> list[list[str]]:
     """By mode 0 with the direct path walled off, or by mode 2, encrypted."""
     scene.wall(up=True)
     scene.start()
     channels = [scene.call(kind, mode, encrypt=mode // 2) for kind in KINDS]
-    for channel in channels:
-        channel.until(*RELAYED)
-        channel.hears(RATE)
-        channel.look()
-    EVENTS[event](scene)
-    for channel in channels:
-        channel.hears(RATE)
-    rows = []
-    for channel in channels:
-        pause_s = max(look["pause_s"] for look in channel.look())
-        rows.append([channel.kind, f"{pause_s:.2f}", _lost(channel.end())])
-    return rows
+    pauses_s = dict.fromkeys(channels, 0.0)
+    for event in events:
+        for channel in channels:
+            channel.until(*RELAYED)
+            channel.hears(RATE)
+            channel.look()
+        EVENTS[event](scene)
+        for channel in channels:
+            channel.hears(RATE)
+            pause_s = max(look["pause_s"] for look in channel.look())
+            pauses_s[channel] = max(pause_s, pauses_s[channel])
+    return [[one.kind, f"{pause_s:.2f}", _lost(one.end())] for one, pause_s in pauses_s.items()]
 
 
 # Networks that are bad in one way.  (The NATs of a scene are set to ``nat_type``.)
@@ -354,7 +354,7 @@ NETWORKS = {
 }
 
 
-def bear(scene: Scene, network: str, mode: int, stay_s: float = STAY_S) -> list[list[str]]:
+def bear(scene: Scene, mode: int, network: str, stay_s: float = STAY_S) -> list[list[str]]:
     """A stream as fast as it goes, then messages at RATE."""
     bad, rows = NETWORKS[network], []
     bad.spoil(scene)
@@ -399,7 +399,7 @@ def run(quick: bool, only: Sequence[str]) -> None:
 
 
 def _tried(
-    measure: Callable[[Scene, str, int], list[list[str]]], nat_types: dict[str, NatType | None]
+    measure: Callable[[Scene, int, str], list[list[str]]], nat_types: dict[str, NatType | None]
 ) -> list[list[str]]:
     """Each of these in both modes that use relays."""
     rows = []
@@ -407,7 +407,7 @@ def _tried(
         for mode in (0, 2):
             with scene(nat_type) as made:
                 try:
-                    measured = measure(made, what, mode)
+                    measured = measure(made, mode, what)
                 except RuntimeError as error:
                     measured = [[f"FAILED: {error}"]]
             for row in measured:

@@ -18,29 +18,20 @@ def scene(lab: Lab, run: Run) -> Scene:
 
 
 def test_a_stream_and_messages_move(scene: Scene) -> None:
-    """To the direct path when the wall falls, back to the relay when it rises, and again."""
+    """To the direct path when the wall falls."""
     moving = Moving(scene)
-    for up in (False, True, False):
+    for up in (False,):
         moving.move(up, "")
         for channel in moving.channels:
             channel.hears(20)
     moving.end()
 
 
-@pytest.mark.parametrize("event", [event for event in EVENTS if "cut" not in event])
-def test_a_relayed_channel_survives(scene: Scene, event: str) -> None:
-    survive(scene, event, 0)
+def test_a_relayed_channel_survives(scene: Scene) -> None:
+    survive(scene, 0, *(event for event in EVENTS if "cut" not in event))
 
 
-@pytest.mark.parametrize(
-    ("network", "mode"),
-    [
-        ("UDP blocked at the caller", 0),
-        ("UDP blocked at both", 2),
-        ("MTU 1280 to the relays; a wall", 0),
-    ],
-)
-def test_a_network_that_is_bad(scene: Scene, network: str, mode: int) -> None:
+@pytest.mark.parametrize("network", ["UDP blocked at both", "MTU 1280 to the relays; a wall"])
+def test_a_bad_network(scene: Scene, network: str) -> None:
     """A stream and messages get through, by whatever path."""
-    for kind, *_ in bear(scene, network, mode, stay_s=1.0):
-        print(kind)
+    bear(scene, 0, network, stay_s=1.0)
