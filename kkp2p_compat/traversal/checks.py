@@ -53,6 +53,7 @@ from .credentials import UFRAG_BYTES, Credentials
 from .guesses import LOW_TTL, Guesses
 from .notes import Note, NoteKind
 from .stun import UNKNOWN_ATTRIBUTE, Kind, Message
+from .stun_client import at
 
 __all__ = ["Checks", "Credentials"]
 
@@ -95,13 +96,14 @@ class Checks:
         random: Random,
         courtesy: Courtesy | None = None,
         vouched: Collection[str] | None = None,
+        number: int = 0,
     ) -> None:
         """``controlling``: we are the caller.  ``candidates``: the peer's, of ``parse_untrusted``.
 
         ``local_candidates``: our own, whether or not the peer knows them.
         ``random``: a SystemRandom outside tests.
         ``courtesy``: of the engine; None: of this call alone.  ``vouched``: ips where the cloud
-        has seen the peer; None: it cannot tell.
+        has seen the peer; None: it cannot tell.  ``number``: the socket that all checks go by.
         """
         self.local = local
         self.remote = remote
@@ -113,6 +115,7 @@ class Checks:
         self._notes_left = MAX_NOTES
         self._controlling = controlling
         self._own = local_candidates
+        self._number = number
         self._random = random
         self._courtesy = courtesy or Courtesy()
         self._tie_breaker = random.getrandbits(64)  # 16.1 asks for it; never compared
@@ -141,13 +144,13 @@ class Checks:
     def add_candidates(self, candidates: Iterable[Candidate]) -> None:
         """Try these too, from the next ``handle_timer`` on, which is due at once."""
         for candidate in candidates:
-            address = candidate.address, candidate.port
+            address = at((candidate.address, candidate.port), self._number)
             if address in self._listed:
                 continue
             if (
                 len(self._listed) >= MAX_CANDIDATES
                 or sum(ip == candidate.address for ip, *_ in self._listed) >= MAX_PORTS_PER_IP
-                or not may_be_peer(*address)
+                or not may_be_peer(candidate.address, candidate.port)
                 or not plausible(candidate.address, self._own)
             ):
                 self.ignored += 1

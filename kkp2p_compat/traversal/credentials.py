@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hmac
 import re
 from dataclasses import dataclass
 from random import Random
@@ -33,6 +34,12 @@ class Credentials:
     def make(cls, random: Random) -> Credentials:
         """Fresh ones; ``random`` is a SystemRandom outside tests."""
         return cls(_text(random.randbytes(UFRAG_BYTES)), _text(random.randbytes(PASSWORD_BYTES)))
+
+    @classmethod
+    def derive(cls, secret: bytes, name: str) -> Credentials:
+        """Those that both sides make of a secret of theirs."""
+        made = hmac.digest(secret, name.encode(), "sha256")[: UFRAG_BYTES + PASSWORD_BYTES]
+        return cls(_text(made[:UFRAG_BYTES]), _text(made[UFRAG_BYTES:]))
 
     @classmethod
     def parse_untrusted(cls, ufrag: object, password: object) -> Credentials:

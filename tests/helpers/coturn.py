@@ -17,6 +17,11 @@ from helpers.support import PATIENCE_S
 from kkp2p_compat.traversal.stun import Kind, Message
 
 HOME = "127.0.0.1"
+SECRET = b"a secret of coturn and cloud"
+TURN = (
+    "--use-auth-secret", f"--static-auth-secret={SECRET.decode()}", "--realm=example.org",
+    "-E", HOME, "--allow-loopback-peers", "--relay-threads=1",
+)  # fmt: skip
 
 
 def need(tool: str) -> None:

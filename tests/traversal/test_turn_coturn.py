@@ -13,7 +13,7 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from helpers.coturn import HOME, running, two_free_ports
+from helpers.coturn import HOME, SECRET, TURN, running, two_free_ports
 from helpers.endpoint_support import added, arrives, log, make, ours, packet, stranger
 from helpers.support import PATIENCE_S
 from kkp2p_compat._address import Address, HostPort
@@ -28,7 +28,6 @@ from kkp2p_compat.traversal.turn_server import TurnServer, time_limited
 
 __all__ = ["make", "ours", "stranger"]
 
-SECRET = b"a secret of coturn and cloud"
 CHECK = bytes(20)  # begins as a STUN message
 ID = 7
 
@@ -47,11 +46,7 @@ def options() -> tuple[str, ...]:
 @pytest.fixture
 def server(tmp_path: Path, options: tuple[str, ...]) -> Iterator[HostPort]:
     port = two_free_ports()[0]
-    fixed = (
-        "--use-auth-secret", f"--static-auth-secret={SECRET.decode()}", "--realm=example.org",
-        "-E", HOME, "--allow-loopback-peers", "--relay-threads=1",
-    )  # fmt: skip
-    with running(tmp_path, port, *fixed, *options):
+    with running(tmp_path, port, *TURN, *options):
         yield HOME, port
 
 

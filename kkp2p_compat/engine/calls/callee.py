@@ -22,6 +22,7 @@ from ..paths.meeting import Meeting, Met
 from ..paths.network import Network
 from ..paths.path_finder import Path
 from ..paths.relay_paths import RelayAccess, RelayPaths
+from ..paths.turn_meeting import TurnMeeting
 from ..paths.underlay import Underlay
 from ..runtime.timeline import Timeline
 from ..signalling.direct_offer import DirectOffer
@@ -141,6 +142,7 @@ class Callee:
             trickle = call.trickle if call.can_trickle else None
             with underlay.meeting(own_side, asked, keys, timeline, trickle) as meeting:
                 call.meeting = meeting
+                search.use_turn(meeting.turn)
                 if call.can_decline:
                     call.answer(answer)
                 timeline.step("answered")
@@ -194,6 +196,10 @@ class _Search:
             relays.hurry()
             moved.paths.take_relays(relays)
 
+    def use_turn(self, turn: TurnMeeting) -> None:
+        if self._relays is not None:
+            self._relays.use_turn(turn)
+
     @contextmanager
     def expecting(self) -> Iterator[None]:
         """What comes before the link is made is kept inside the body."""
@@ -216,9 +222,13 @@ class _Search:
             if path is None:
                 relays.stand_by()
                 link = take(meeting.take())
+                link.paths.take_relays(relays)
                 return
             link = take(meeting.by(path, ""))
-            if not is_hopeless:
+            link.paths.take_relays(relays)
+            if is_hopeless:
+                relays.finish()
+            else:
                 link.paths.offer(meeting.take().path)
         except TimedOut:
             if link is None:
@@ -226,8 +236,6 @@ class _Search:
         finally:
             if link is None:
                 relays.close()
-            else:
-                link.paths.take_relays(relays)
 
     def wait_for_relay(self, take: Callable[[Path], PeerLink]) -> None:
         relays = self._relays

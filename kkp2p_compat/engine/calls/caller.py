@@ -151,6 +151,7 @@ class CloudCaller:
     def _meet_by_any(self, spoken: Spoken, meeting: Meeting, attempt: Attempt, take: Take) -> None:
         """A direct path, or by a relay until there is one."""
         relays = self._relays(spoken)
+        relays.use_turn(meeting.turn)
         is_hopeless = meeting.plan.kind == "relay"
         why_relay = meeting.plan.reason if is_hopeless else attempt.why_relay
         link: PeerLink | None = None
@@ -163,20 +164,21 @@ class CloudCaller:
                 path = relays.ready.get()
                 attempt.timeline.step(path.kind.value)
                 link = take(meeting.by(path, why_relay))
+                link.paths.take_relays(relays)
                 spoken.call.settle()  # the track's word must not overtake the first packet
             if is_hopeless and not meeting.found.ready():
+                relays.finish()
                 raise NoPath(meeting.plan.reason)
             met = meeting.take()
             if link is None:
                 relays.stand_by()
                 link = take(met)
+                link.paths.take_relays(relays)
             else:
                 link.paths.offer(met.path)
         finally:
             if link is None:
                 relays.close()
-            else:
-                link.paths.take_relays(relays)
 
     def redial(self, link: PeerLink, budget_s: float) -> None:
         """New paths to the peer of a link that we made; all that are found are offered to it."""
@@ -202,4 +204,6 @@ class CloudCaller:
                 relays.ready.get()
                 return
             with self._meeting(spoken, timeline) as meeting:
+                if info.mode != _codes.CONNECT_P2P:
+                    relays.use_turn(meeting.turn)
                 link.paths.offer(meeting.take().path)

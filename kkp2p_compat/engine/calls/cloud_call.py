@@ -27,9 +27,11 @@ from ...control.way_out import DIRECT
 from ...control.wire import MAX_BUDGET_MS, Message, encode
 from ...transport.relay import MAX_SPOTS, Visit, parse_places_untrusted, sort_spots
 from ...traversal.nat import NatBehaviour
+from ...traversal.turn_server import TurnServer
 from ..links.streams import OpenStream, SplicedStream
 from ..runtime.timeline import Timeline
 from ..signalling.offer import Offer, encode_text
+from .turn_place import turn_servers_untrusted
 
 __all__ = [
     "RelayPlaces",
@@ -220,6 +222,14 @@ class RelayPlaces:
             visit.close()
             raise
         return visit
+
+    @property
+    def has_turn(self) -> bool:
+        return self._message.get("turn") is not None
+
+    def turn_servers(self) -> list[TurnServer]:
+        """May wait for the DNS; raises BadPacket or LinkLost."""
+        return turn_servers_untrusted(self._message, self._link.reached[0])
 
 
 def _addresses(host: str, cloud_ip: str) -> list[str]:

@@ -10,9 +10,10 @@ meeting.py          both sides have spoken: look for a path between them
 path_finder.py      runs the connectivity checks
 puncher.py          does what a plan wants beyond checks
 birthdays.py        which birthday punches an engine may make
-relay_paths.py     the ways over relays, for one connection
-lanes.py           our places on the lanes of relays
+relay_paths.py      the ways over relays, for one connection
+lanes.py            our places on the lanes of relays
 path_kind.py        the kinds of paths, the best first
+turn_meeting.py     where the two sides meet through a TURN server
 turn_allocation.py  an address at a TURN server, and the socket that uses it
 driver.py           drives a sans-IO core that sends STUN messages
 """

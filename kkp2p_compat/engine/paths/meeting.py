@@ -23,6 +23,7 @@ from ..signalling.own_side import OwnSide
 from ..signalling.trickle import Trickle
 from .path_finder import Path
 from .puncher import Means, Puncher
+from .turn_meeting import TurnMeeting
 
 __all__ = ["Meeting", "Met"]
 
@@ -67,6 +68,9 @@ class Meeting:
         self._theirs = theirs
         self._trickle = Trickle(keys.trickle, own_side.is_caller, send)
         self._timeline = timeline
+        self.turn = TurnMeeting(
+            means, ours, theirs, keys, self._is_caller, timeline.add, self._trickle.send
+        )
         self._told = set(ours.candidates)
         timeline.plan, timeline.own_nat, timeline.peer_nat = self.plan, ours.nat, theirs.nat
         timeline.note(f"the peer's NAT: {theirs.nat.text}")
@@ -123,6 +127,8 @@ class Meeting:
                 self._timeline.note(f"the peer has learnt {len(candidates)} more addresses")
                 self._search.checks.add_candidates(candidates)
                 self._search.poll()
+            if "relayed" in fields:
+                self.turn.hear_untrusted(fields["relayed"])
             self._puncher.handle_fields_untrusted(fields)
         except BadPacket as error:
             self._timeline.note(f"dropped: {error}")

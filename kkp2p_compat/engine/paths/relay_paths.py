@@ -21,9 +21,11 @@ from ..._errors import EngineClosed, KKP2PError
 from ...transport.relay import Visit
 from ...transport.udp.endpoint import Endpoint
 from ...transport.udp.framed_socket import FramedSocket
+from ...traversal.turn_server import TurnServer
 from .lanes import Lane, Lanes
 from .path_finder import Path
 from .path_kind import PathKind
+from .turn_meeting import TurnMeeting
 
 __all__ = ["RelayAccess", "RelayPaths"]
 
@@ -41,6 +43,13 @@ class RelayAccess(Protocol):
 
     def visit(self) -> Visit:
         """At one of them by TCP, the token shown."""
+
+    @property
+    def has_turn(self) -> bool:
+        """Whether the cloud names a TURN server, too."""
+
+    def turn_servers(self) -> Sequence[TurnServer]:
+        """That one, with numeric hosts."""
 
 
 class RelayPaths:
@@ -70,7 +79,21 @@ class RelayPaths:
         self._closed = False
         self._stands_by = False
         self._visit: Visit | None = None
+        self._turn: TurnMeeting | None = None
+        self._spawn = spawn
+        self._turning: gevent.Greenlet[..., Any] | None = None
         self._greenlet = spawn(self._run)
+
+    def use_turn(self, turn: TurnMeeting) -> None:
+        """Where no lane joins the two, meet there as well, if the cloud names a server."""
+        if self._access.has_turn:
+            self._turn = turn
+
+    def finish(self) -> None:
+        """Wait until nothing more is tried: the peer may have to be told something meanwhile."""
+        self._greenlet.join()
+        if self._turning is not None:
+            self._turning.join()
 
     def hurry(self) -> None:
         """A direct path is not likely any more: go now."""
@@ -83,7 +106,11 @@ class RelayPaths:
     def close(self) -> None:
         """May be called again."""
         self._closed = True
-        self._greenlet.kill(block=False)
+        for greenlet in (self._greenlet, self._turning):
+            if greenlet is not None:
+                greenlet.kill(block=False)
+        if self._turn is not None:
+            self._turn.close()
         for lane in self._open:
             self._lanes.close(lane, self._ids)
         if self._visit is not None:
@@ -97,12 +124,12 @@ class RelayPaths:
             self._wanted.wait(PREPARE_AFTER_S)
             self._take_lanes()
             if not self.paths and not self._stands_by:
+                if self._turn is not None:
+                    self._turning = self._spawn(self._meet_by_turn, self._turn)
                 self._meet_by_tcp()
         except KKP2PError as caught:
             error = caught
-            while not self.paths and any(lane.may_be_path for lane in self._open):
-                self._changed.clear()
-                self._changed.wait()
+            self._wait_for_path(None)
         finally:
             if not self.ready.ready():
                 self.ready.set_exception(error)
@@ -124,9 +151,14 @@ class RelayPaths:
 
     def _wait_for_path(self, seconds: float | None) -> None:
         with gevent.Timeout(seconds, False):
-            while not self.paths and any(lane.may_be_path for lane in self._open):
+            while not self.paths and self._may_be_found:
                 self._changed.clear()
                 self._changed.wait()
+
+    @property
+    def _may_be_found(self) -> bool:
+        is_turning = self._turning is not None and not self._turning.dead
+        return is_turning or any(lane.may_be_path for lane in self._open)
 
     def _look(self, lane: Lane) -> None:
         is_known = lane.address in self.paths
@@ -152,6 +184,21 @@ class RelayPaths:
 
         number = self._endpoint.adopt(make, broken)
         self._add(Path((*address, number), None, PathKind.FRAMED))
+
+    # TURN.
+
+    def _meet_by_turn(self, turn: TurnMeeting) -> None:
+        try:
+            self._add(turn.meet(self._access.turn_servers, self._lose_turn))
+        except KKP2PError as error:
+            self._log.info("no relay by TURN: %s", error)
+        finally:
+            self._turning = None
+            self._changed.set()
+
+    def _lose_turn(self, number: int) -> None:
+        for address in [each for each in self.paths if each[2:] == (number,)]:
+            self._lose(address, "the TURN server's allocation has ended")
 
     # What they lead to.
 
