@@ -69,15 +69,16 @@ def peer_server(port: str, peer: str, secret: str) -> None:
 
 
 def proxy(port: str, *peers: str) -> None:
-    """Proxies to each PEER, or PEER+ for an encrypted one."""
+    """A proxy to each PEER/MODE/ENCRYPT."""
     import kkp2p_compat as kkp2p
 
     engine = kkp2p.engine_init(kkp2p.engine_conf_t("127.0.0.1", int(port)), 5000)
     assert engine is not None
     ports = []
     for peer in peers:
-        ctx = kkp2p.connect_ctx_t(peer.rstrip("+"), connect_mode=2, timeout=20000)
-        ctx.encrypt_data = int(peer.endswith("+"))
+        peer_id, mode, encrypt = peer.split("/")
+        ctx = kkp2p.connect_ctx_t(peer_id, connect_mode=int(mode), timeout=20000)
+        ctx.encrypt_data = int(encrypt)
         proxy_id = ctypes.c_uint32()
         assert kkp2p.start_proxy(engine, "127.0.0.1", 0, ctx, proxy_id) == 0
         address = kkp2p.proxy_address(engine, proxy_id)

@@ -1,4 +1,7 @@
-"""What the relay path costs: proxy + relay + the server's descriptor, against a direct connection.
+"""What the relay paths cost: proxy + relay + the server's descriptor, against direct connections.
+
+"relay" is a plain channel, which the relay splices; "lane" an encrypted one, whose packets it
+forwards by UDP; "direct p2p" has the same packets and no relay.
 
 Real processes on the loopback link; the cloud, the serving peer, the proxy and this client are one
 process each.  Every ratio compares two measurements of this run, taken in turns.
@@ -22,11 +25,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from .lane_ends import tokens
 from .programs import CHUNK, REQUEST
 
 PEER = "bench"
 CLOUD = ("-m", "kkp2p_compat", "cloud", "--listen", "127.0.0.1:0")
 MIB = 1 << 20
+WAYS = {"1/0": "direct p2p", "2/0": "relay", "2/1": "lane"}  # mode and encryption of a channel
+TRAIN_SIZES = (1472, 1200)
 ROUNDS = 11  # taken in turns, so that a busy moment of the machine hits all alike
 TREE = Path(__file__).parents[1]  # this one
 
@@ -128,19 +134,57 @@ def transfer_mb_s(port: int, what: bytes, size: int) -> float:
         return size / (time.perf_counter() - begin) / 1e6
 
 
-def measure_throughput(direct: int, plain: int, sealed: int, size: int) -> None:
+def measure_throughput(ports: dict[str, int], cloud: Program, size: int) -> None:
+    """One stream, in turns; the ratios are to the first of them, the cloud's cost beside each."""
+    base = next(iter(ports))
     for what, name in ((b"U", "upload"), (b"D", "download")):
-        rates: dict[str, list[float]] = {"direct": [], "plain": [], "sealed": []}
+        rates: dict[str, list[float]] = {key: [] for key in ports}
+        cloud_s = dict.fromkeys(ports, 0.0)
         for _ in range(ROUNDS):
-            rates["direct"].append(transfer_mb_s(direct, what, size))
-            rates["plain"].append(transfer_mb_s(plain, what, size))
-            rates["sealed"].append(transfer_mb_s(sealed, what, size))
-        median = {key: statistics.median(values) for key, values in rates.items()}
-        print(f"{name:8} direct TCP {median['direct']:7.0f} MB/s", flush=True)
-        for key, label in (("plain", "relay"), ("sealed", "relay, encrypted")):
+            for key, port in ports.items():
+                before = cloud.cpu_s()
+                rates[key].append(transfer_mb_s(port, what, size))
+                cloud_s[key] += cloud.cpu_s() - before
+        for key, values in rates.items():
+            pairs = sorted(one / other for one, other in zip(values, rates[base], strict=True))
             print(
-                f"{name:8} {label:16} {median[key]:7.0f} MB/s"
-                f"   ratio {median[key] / median['direct']:.2f}",
+                f"{name:8} {key:16} {statistics.median(values):7.0f} MB/s"
+                f"   ratio {statistics.median(pairs):.2f} ({pairs[0]:.2f} to {pairs[-1]:.2f});"
+                f" the cloud: {cloud_s[key] / (ROUNDS * size / 1e9):.2f} CPU s/GB",
+                flush=True,
+            )
+
+
+def measure_trains(folder: Path, seconds: float) -> None:
+    """What one relay process forwards, beside what the same two programs send each other."""
+    key_file = folder / "relay.key"
+    key_file.write_text(secrets.token_hex(32))
+    key = key_file.read_bytes()
+    relay = ("--role", "relay", "--relay-key", str(key_file), "--log-level", "warning")
+    ends = ("-m", "benchmarks.lane_ends")
+    with started(*CLOUD, *relay, folder=folder) as cloud:
+        port = str(_cloud_port(cloud))
+        for size in TRAIN_SIZES:
+            pairs, costs, rates = [], [], []
+            for _ in range(ROUNDS):
+                turn = {}
+                for name, (caller, callee) in (("direct", ("", "")), ("lane", tokens(key))):
+                    before = cloud.cpu_s()
+                    with started(*ends, "sink", port, callee, folder=folder) as sink:
+                        # A lane's ends find each other at the relay, and both come at once.
+                        to = port if caller else str(sink.answer()["port"])
+                        sending = (*ends, "send", to, caller, str(size), str(seconds))
+                        with started(*sending, folder=folder) as sender:
+                            turn[name] = sender.answer()
+                costs.append((cloud.cpu_s() - before) / turn["lane"]["gb"])
+                rates.append(turn["lane"]["mb_s"])
+                pairs.append(rates[-1] / turn["direct"]["mb_s"])
+            print(
+                f"trains of {size} bytes through a relay {statistics.median(rates):5.0f} MB/s"
+                f"   ratio to direct {statistics.median(pairs):.2f}"
+                f" ({min(pairs):.2f} to {max(pairs):.2f});"
+                f" the relay: {statistics.median(costs):.2f} CPU s/GB"
+                f" ({min(costs):.2f} to {max(costs):.2f})",
                 flush=True,
             )
 
@@ -253,21 +297,24 @@ def run(quick: bool) -> None:
         )
         server.answer()
         proxy = stack.enter_context(
-            started(*programs, "proxy", str(port), PEER, PEER + "+", folder=folder)
+            started(
+                *programs, "proxy", str(port), *(f"{PEER}/{way}" for way in WAYS), folder=folder
+            )
         )
-        plain, sealed = proxy.answer()["ports"]
+        ports = dict(zip(WAYS.values(), proxy.answer()["ports"], strict=True))
+        plain, sealed = ports["relay"], ports["lane"]
         baseline = stack.enter_context(started(*programs, "tcp_server", folder=folder))
         direct = baseline.answer()["port"]
 
         print(f"link: loopback; {os.cpu_count()} cores; Python {sys.version.split()[0]}")
-        measure_throughput(direct, plain, sealed, 256 * MIB // scale)
-        for label, where in (
-            ("direct TCP", direct), ("relay", plain), ("relay, encrypted", sealed),
-        ):  # fmt: skip
+        ways = {"direct TCP": direct, **ports}
+        measure_throughput(ways, cloud, 256 * MIB // scale)
+        measure_trains(folder, 0.3 if quick else 2.0)
+        for label, where in ways.items():
             measure_requests(label, where, max(2000 // scale, 100))
         shown = {"engine of the proxy": proxy, "relay": cloud}
         measure_idle_channels(plain, "relay", shown, 1000 // scale)
-        measure_idle_channels(sealed, "relay, encrypted", shown, 1000 // scale)
+        measure_idle_channels(sealed, "lane", shown, 1000 // scale)
         measure_online(cloud, port, secret, folder, peers)
 
 
