@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import gc
 import os
 import signal
@@ -139,7 +138,7 @@ def _time_limit() -> Iterator[None]:
 def _tuned(request: pytest.FixtureRequest) -> None:
     """``@pytest.mark.tuned(head_start_s=9)``: the engines of a test have other settings."""
     for mark in request.node.iter_markers("tuned"):
-        settings = dataclasses.replace(kkp2p.engine_t.settings, **mark.kwargs)
+        settings = kkp2p.engine_t.settings._replace(**mark.kwargs)
         request.getfixturevalue("monkeypatch").setattr(kkp2p.engine_t, "settings", settings)
 
 

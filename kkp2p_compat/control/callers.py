@@ -6,7 +6,7 @@ the peer.  The peer's engine judges by the same rule, as an old track knows noth
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .._errors import BadPacket
 from .._peer_id import is_peer_id
@@ -18,8 +18,7 @@ MAX_CHARS = 65_536  # our choice: 2,000 ids of full length
 MAX_TOLD_CHARS = 2048
 
 
-@dataclass(frozen=True)
-class Callers:
+class Callers(NamedTuple):
     """``listed``: the ids that may call; None: every caller that has logged in."""
 
     strangers: bool

@@ -24,8 +24,7 @@ import socket
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import gevent
 from gevent import get_hub
@@ -180,8 +179,7 @@ class Carriers:
             self._close(self._idle.pop())
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How a splice ended.  An error of ``None`` means: by an orderly end of stream."""
 
     bytes_ab: int  # delivered from a to b

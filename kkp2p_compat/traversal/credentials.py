@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import hmac
 import re
-from dataclasses import dataclass
 from random import Random
+from typing import NamedTuple
 
 from .._errors import BadPacket
 
@@ -17,8 +17,7 @@ PASSWORD_BYTES = 18  # 5.3: at least 128 random bits
 ICE_TEXT = re.compile(r"[A-Za-z0-9+/]*", re.ASCII)  # 5.3: ice-char
 
 
-@dataclass(frozen=True)
-class Credentials:
+class Credentials(NamedTuple):
     """A username fragment and a password of one side of one call; travel in the offer or answer.
 
     ``repr`` hides the password, so that no log gets it.

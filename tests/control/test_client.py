@@ -168,7 +168,7 @@ def test_one_link_is_shared_and_opened_once(make: Make, serve: Serve) -> None:
 
     server = serve(decline)
     client = make(server)
-    calls = [gevent.spawn(make_call, client, ctx(), PATIENCE_S) for _ in range(20)]
+    calls = [gevent.spawn(make_call, client, ctx(), PATIENCE_S, "") for _ in range(20)]
     for call in calls:
         with pytest.raises(PeerOffline):
             call.get()
@@ -217,7 +217,7 @@ def test_a_time_out_of_a_call_leaves_the_link_to_the_others(make: Make, serve: S
 
     client = make(serve(script))
     first = gevent.spawn(call_within, client, 0.1)
-    second = gevent.spawn(make_call, client, ctx(), PATIENCE_S)
+    second = gevent.spawn(make_call, client, ctx(), PATIENCE_S, "")
     with pytest.raises(TimedOut):
         first.get()
     with pytest.raises(KKP2PError, match="queue is full"):

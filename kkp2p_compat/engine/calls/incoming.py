@@ -196,7 +196,7 @@ class IncomingCalls:
             self._acceptor.check(self._peer_id, _caller_id(message))
         assert offer.direct is not None
         asked = replace(offer.direct, vouched=vouched_untrusted(message.get("seen")))
-        offer = replace(offer, direct=asked)
+        offer = offer._replace(direct=asked)
         key = link, message["call"]
         call = _CloudCall(link, message, offer, self._peer_id, budget_s)
         self._meeting[key] = call

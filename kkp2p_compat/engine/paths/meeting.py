@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from gevent.event import AsyncResult
 
@@ -28,8 +28,7 @@ from .turn_meeting import TurnMeeting
 __all__ = ["Meeting", "Met"]
 
 
-@dataclass(frozen=True)
-class Met:
+class Met(NamedTuple):
     """What a meeting has led to: all that a link to the peer is made of."""
 
     path: Path

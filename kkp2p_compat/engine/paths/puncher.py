@@ -10,10 +10,9 @@ import math
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from logging import Logger
 from random import SystemRandom
-from typing import Any
+from typing import Any, NamedTuple
 
 import gevent
 from gevent.event import Event
@@ -35,8 +34,7 @@ TURN_S = 12.0  # our choice: the probes of a birthday punch have left by then; o
 _now = time.monotonic
 
 
-@dataclass(frozen=True)
-class Means:
+class Means(NamedTuple):
     """What all searches for a path share in an engine."""
 
     endpoint: Endpoint

@@ -7,7 +7,7 @@ that share no key.  docs/protocol.rst has the derivation.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -21,8 +21,7 @@ __all__ = ["CallKeys", "make_private_key"]
 SECRET_BYTES = 32  # docs/protocol.rst: each of the two directions' and the trickled texts'
 
 
-@dataclass(frozen=True)
-class CallKeys:
+class CallKeys(NamedTuple):
     """What both sides share once the callee has answered."""
 
     send: bytes

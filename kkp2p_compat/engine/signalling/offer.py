@@ -7,8 +7,7 @@ direct connection is in their "direct" part (``direct_offer``); the rest is here
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ... import _base64url, _codes
 from ..._errors import BadPacket, NotSupported
@@ -27,8 +26,7 @@ __all__ = [
 PUBLIC_KEY_BYTES = 32  # X25519, RFC 7748
 
 
-@dataclass(frozen=True)
-class Offer:
+class Offer(NamedTuple):
     """What a caller wants."""
 
     channel_type: int
