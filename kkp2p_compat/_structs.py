@@ -162,3 +162,6 @@ class channel_stats_t:
     connection_bytes_received: int | None
     caller_id: str
     """As in channel_t."""
+    moves: tuple[tuple[float, str], ...]
+    """From one path to another while the channel lived: how long after it was made, and from where
+    to where and why, in words; the last 100.  ``path``, ``reason`` and ``address`` are of now."""

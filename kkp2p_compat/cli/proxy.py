@@ -134,6 +134,7 @@ class _Watch:
             event |= {
                 "event": "ended", "problems": proxied.problems,
                 "bytes_sent": proxied.bytes_sent, "bytes_received": proxied.bytes_received,
+                "moves": proxied.moves,
             }  # fmt: skip
         event["age_s"] = time.monotonic() - proxied.began_at
         timeline = proxied.timeline
@@ -274,6 +275,7 @@ def _lines(event: dict[str, Any]) -> list[str]:
         text = f"{word}, {event['bytes_sent']:,} bytes to the peer, "
         text += f"{event['bytes_received']:,} from it, {event['age_s']:.1f} s"
     lines = [f"{clock} port {event['port']}: {text}"]
+    lines += [f"    moved from {move}" for move in event.get("moves", ())]
     if "timeline" in event:
         lines += ["    " + line for line in explain(event["timeline"])]
     return lines

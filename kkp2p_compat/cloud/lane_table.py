@@ -9,6 +9,7 @@ each packet, or for as many as came in a row.  The rules:
   to it (``make_cookie``), and a token of our track's.
 - A token that has expired still moves the side that it has bound to another address, so a NAT may
   forget its mappings in the middle of a session.
+- Another call of the same two, for the same connection, takes the place of the one before.
 - A side counts for its address as it does by TCP: a session for its caller's, a callee's while it
   waits.  A binding of which nothing was heard for BINDING_S is over.
 """
@@ -68,6 +69,14 @@ class _Session:
         self.bytes = [carried, 0]  # of each, while it was bound elsewhere
         self.hosts = ["-", "-"]  # of each, at last
         self.paired_at: float | None = None
+
+    def is_of(self, source: Address, connection_id: bytes, other: _Side) -> bool:
+        """Whether it joins the same connection, one side of which is where it was: the two have
+        called each other again, to find new paths.
+        """
+        ends = {(source, connection_id), (other.address, other.connection_id)}
+        own = {(side.address, side.connection_id) for side in self.sides if side is not None}
+        return {end[1] for end in own} == {end[1] for end in ends} and not own.isdisjoint(ends)
 
     def carried(self, side: int) -> int:
         bound = self.sides[side]
@@ -210,10 +219,16 @@ class LaneTable:
         other = None if session is None else session.sides[1 - token.side]
         if other is not None:
             keys = {(source, other.connection_id), (other.address, connection_id)}
-            taken = [self._routes[key][0] for key in keys if key in self._routes]
-            if len(keys) < 2 or any(side.session is not session for side in taken):
+            taken = [found.session for found in self._conflicts(other, source, connection_id)]
+            if len(keys) < 2 or any(not each.is_of(source, connection_id, other) for each in taken):
                 return relay_wire.BAD, "a connection id that another session has"
         return None
+
+    def _conflicts(self, other: _Side, source: Address, connection_id: bytes) -> list[_Side]:
+        """Sides of other sessions by which packets between these two are routed now."""
+        keys = (source, other.connection_id), (other.address, connection_id)
+        sides = [self._routes[key][0] for key in keys if key in self._routes]
+        return [side for side in sides if side.session is not other.session]
 
     def _limit_reached(
         self, token: relay_wire.Token, session: _Session | None, bound: _Side | None,
@@ -268,6 +283,10 @@ class LaneTable:
         session.hosts[place] = source[0]
         other = session.sides[1 - place]
         if other is not None:
+            for before in self._conflicts(other, source, connection_id):
+                for each in (relay_wire.CALLER, relay_wire.CALLEE):
+                    self._drop(before.session, each)
+                self._forget_if_over(before.session, now, ", which goes on in another call")
             self._routes[source, other.connection_id] = side, other.address
             self._routes[other.address, connection_id] = other, source
             if session.paired_at is None:
@@ -329,7 +348,7 @@ class LaneTable:
             del self._routes[other.address, side.connection_id]
 
     def _forget_if_over(self, session: _Session, now: float, why: str = "") -> None:
-        if session.sides != [None, None]:
+        if session.sides != [None, None] or session.id not in self._sessions:
             return
         del self._sessions[session.id]
         if self._limits.relay_session_bytes:

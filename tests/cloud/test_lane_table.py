@@ -311,6 +311,22 @@ def test_a_session_cannot_take_the_packets_of_another() -> None:
     assert world.route(A, b"the thie") == B2
 
 
+@pytest.mark.parametrize("source", [A, A2])
+def test_another_call_for_the_same_connection(source: Address) -> None:
+    """The two look for new paths: the new session takes the place of the old one."""
+    world = World()
+    world.statuses(CALLER, A)
+    world.statuses(CALLEE, B)
+    assert world.statuses(CALLER, source, session=2) == [(relay_wire.HERE, source)]
+    paired = [(relay_wire.PAIRED, B), (relay_wire.PAIRED, source)]
+    assert world.statuses(CALLEE, B, session=2) == paired
+    assert (world.route(source, ID_B), world.route(B, ID_A)) == (B, source)
+    assert world.table.sessions == world.table.paired == 1
+    world.show(CALLER, A, kind=wire.LEAVE)  # of the old one: it is over
+    assert world.route(source, ID_B) == B
+    assert source == A or world.route(A, ID_B) is None
+
+
 def test_two_sides_with_all_the_same() -> None:
     world = World()
     world.statuses(CALLER, A, ID_A)

@@ -233,6 +233,7 @@ class _Search:
         except TimedOut:
             if link is None:
                 raise
+            link.paths.expect(meeting.likely)
         finally:
             if link is None:
                 relays.close()

@@ -176,6 +176,10 @@ class CloudCaller:
                 link.paths.take_relays(relays)
             else:
                 link.paths.offer(met.path)
+        except (NoPath, TimedOut):
+            if link is not None:
+                link.paths.expect(meeting.likely)
+            raise
         finally:
             if link is None:
                 relays.close()

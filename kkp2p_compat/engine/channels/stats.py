@@ -32,5 +32,10 @@ def channel_stats(channel: Channel, own_nat: NatBehaviour) -> channel_stats_t:
         steps=tuple(timeline.steps),
         age_s=time.monotonic() - channel.made_at,
         caller_id=channel.caller_id,
+        moves=tuple(
+            (move.at - channel.made_at, str(move))
+            for move in stream.moves
+            if move.at >= channel.made_at
+        ),
         **channel.stats(),
     )

@@ -1,22 +1,33 @@
-"""The ways to the peer of one link: which there are, and which one its connection takes.
+"""The ways to the peer of one link: which there are, and what keeps them open.
 
+Which of them the connection takes is decided in path_choice.py; here that is driven, and told.
 Runs in the engine's hub.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from logging import Logger
+from random import SystemRandom
+from typing import Any
+
+from gevent import get_hub
 
 from ..._address import Address
+from ...transport.udp import events as e
 from ...transport.udp.endpoint import Endpoint
 from ...transport.udp.peer_connection import PeerConnection
+from ...traversal.candidates import Candidate
 from ..paths.path_finder import Path
 from ..paths.path_kind import PathKind
 from ..paths.relay_paths import RelayPaths
+from .path_choice import Move, PathChoice
 
 __all__ = ["LinkPaths"]
+
+_random = SystemRandom()
 
 
 class LinkPaths:
@@ -24,73 +35,145 @@ class LinkPaths:
 
     def __init__(
         self, connection: PeerConnection, first: Path, reason: str, endpoint: Endpoint,
-        wake: Callable[[], object], name: str, log: Logger,
+        wake: Callable[[], object], name: str, log: Logger, note: Callable[[str], object], *,
+        is_caller: bool,
     ) -> None:  # fmt: skip
-        """``reason``: for the first path."""
+        """``reason``: for the first path.  ``note`` is told of moves, as the log is."""
         self.reason = reason  # for the path in use; "" where only the peer knows
-        self._connection = connection
+        self._choice = PathChoice(
+            connection, first.kind, is_caller=is_caller, now=time.monotonic(), random=_random
+        )
         self._endpoint = endpoint
         self._wake = wake
         self._name = name
         self._log = log
-        self._kinds: dict[Address, PathKind] = {first.address: first.kind}
+        self._note = note
         self._relays: list[RelayPaths] = []  # the newest last
-        self._sockets: set[int] = set()  # extra ones of the endpoint, which are ours
+        self._sockets: set[int] = set()  # extra ones of the endpoint, for direct paths, and ours
         self._tried = first.address  # the direct one that checks have found last
+        self._told: Move | None = None  # the last that the log has told of
+        self._timer: Any = None
         self._closed = False
         self._keep_socket(first)
+        self._poll()
 
     @property
     def kind(self) -> PathKind:
         """Of the path in use."""
-        return self.kind_of(self._connection.address)
+        return self._choice.current.kind
 
-    def kind_of(self, address: Address) -> PathKind:
-        return self._kinds.get(address, PathKind.DIRECT)
+    @property
+    def moves(self) -> list[Move]:
+        """From one path to another; the last ones."""
+        return self._choice.moves
+
+    @property
+    def has_relay(self) -> bool:
+        """Whether a way over a relay is ready."""
+        return any(relays.paths for relays in self._relays)
+
+    # What there is.
 
     def offer(self, path: Path) -> None:
         """It carries packets, or connectivity checks."""
-        self._kinds[path.address] = path.kind
         if not path.kind.is_relay:
             self._tried = path.address
             self._keep_socket(path)
-            if self._closed:
-                self._endpoint.close_sockets(self._sockets)
-        if not path.kind.is_relay or self.kind.is_relay:
-            self._connection.try_path(path.address, time.monotonic())
-            self._wake()
+        if self._closed:
+            self._endpoint.close_sockets(self._sockets)
+            return
+        self._choice.offer(path.address, path.kind, time.monotonic())
+        self._poll()
+
+    def expect(self, candidates: Iterable[Candidate]) -> None:
+        """Of the peer, which no check has reached: what is in the way may go away.
+
+        They are asked now and then while the path in use is a worse one.
+        """
+        for candidate in candidates:
+            if not self._closed:
+                address = candidate.address, candidate.port
+                self._choice.offer(address, PathKind.DIRECT, time.monotonic())
+        self._poll()
 
     def take_relays(self, relays: RelayPaths) -> None:
         """Use them from now on, and close them at the end."""
         if self._closed:
             relays.close()
             return
-        for path in relays.paths.values():
-            self._kinds[path.address] = path.kind
         self._relays.append(relays)
-        relays.on_path = self.offer
-        relays.on_lost = self._lose
+        relays.on_path = lambda path: self._offer_relay(relays, path)
+        relays.on_lost = self._withdraw
+        for path in tuple(relays.paths.values()):
+            self._offer_relay(relays, path)
 
-    def _lose(self, address: Address) -> None:
-        self._kinds.pop(address, None)
+    def _offer_relay(self, relays: RelayPaths, path: Path) -> None:
+        self.offer(path)
+        for old in self._relays[: self._relays.index(relays)]:
+            if self._choice.current.address in old.paths.keys() - relays.paths.keys():
+                continue
+            self._relays.remove(old)
+            gone = old.paths.keys() - relays.paths.keys()
+            old.close()
+            for address in gone:
+                self._withdraw(address)
+
+    def _withdraw(self, address: Address) -> None:
+        if not self._closed:
+            self._choice.withdraw(address, time.monotonic())
+            self._poll()
 
     def _keep_socket(self, path: Path) -> None:
         if not path.kind.is_relay and len(path.address) == 3:
             self._sockets.add(path.address[2])
 
-    def handle_changed(self, address: Address) -> None:
+    # What happens.
+
+    def handle_event(self, event: e.Event) -> None:
+        """One of the connection, about a path."""
+        if isinstance(event, e.PathChanged):
+            self._close_unused(event.address)
+        self._choice.handle_event(event, time.monotonic())
+        self._poll()
+
+    def handle_network_changed(self) -> None:
+        self._choice.handle_network_changed(time.monotonic())
+        self._poll()
+
+    def _close_unused(self, address: Address) -> None:
         """The connection uses this address now."""
         in_use = {each[2] for each in (address, self._tried) if len(each) == 3}
         self._endpoint.close_sockets(self._sockets - in_use)
         self._sockets &= in_use
-        self._log.warning(
-            "%s: the peer is now reached by %s at %s port %d",
-            self._name, self.kind.value, *address[:2],
-        )  # fmt: skip
+
+    def _handle_timer(self) -> None:
+        self._choice.handle_timer(time.monotonic())
+        self._poll()
+
+    def _poll(self) -> None:
+        """Tell of moves, send what is to be sent, and set the timer."""
+        moves = self._choice.moves
+        if moves and moves[-1] is not self._told:
+            self._told = moves[-1]
+            self.reason = self._told.why
+            self._log.warning("%s: moved from %s", self._name, self._told)
+            self._note(f"moved from {self._told}")
+        self._wake()
+        self._arm()
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.close()
+            self._timer = None
+        due_at = self._choice.next_timer()
+        if due_at < math.inf and not self._closed:
+            self._timer = get_hub().loop.timer(max(0.0, due_at - time.monotonic()))
+            self._timer.start(self._handle_timer, update=True)
 
     def close(self) -> None:
         """May be called again."""
         self._closed = True
+        self._arm()
         self._endpoint.close_sockets(self._sockets)
         for relays in self._relays:
             relays.close()

@@ -100,9 +100,9 @@ class LinkTable:
                 link.handle_gone()
 
     def ask(self) -> None:
-        """The network has changed: find out which peers are still there."""
+        """The network has changed: find out which peers are still there, and by which paths."""
         for link in self:
-            link.ask()
+            link.handle_network_changed()
 
     @property
     def has_called(self) -> bool:

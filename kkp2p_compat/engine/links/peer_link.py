@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ..._codes import CONNECT_AUTO
 from ..._errors import EngineClosed, KKP2PError
 from ...transport.udp import events as e
 from ...transport.udp.endpoint import Endpoint
@@ -23,7 +24,10 @@ from .link_paths import LinkPaths
 
 __all__ = ["LinkInfo", "PeerLink"]
 
-IDLE_S = 60.0  # our choice: how long a link without channels is kept for the next one
+# Our choices.
+IDLE_S = 60.0  # how long a link without channels is kept for the next one
+SEEK_FIRST_S = 30.0  # from one call for a better path to the next, doubling
+SEEK_MOST_S = 480.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +58,7 @@ class Roams(Protocol):
     def handle_suspected(self, link: PeerLink) -> None: ...
     def handle_recovered(self, link: PeerLink) -> None: ...
     def handle_closed(self, link: PeerLink) -> None: ...
+    def seek(self, link: PeerLink) -> None: ...
 
 
 class PeerLink:
@@ -86,9 +91,12 @@ class PeerLink:
         self._on_closed = on_closed
         self._roaming = roaming
         self._used = False
+        self._seek_s = SEEK_FIRST_S
+        self._seek_at = time.monotonic() + SEEK_FIRST_S
         self.paths = LinkPaths(
-            connection, info.met.path, info.met.reason, endpoint, self.wake, info.name, log
-        )
+            connection, info.met.path, info.met.reason, endpoint, self.wake, info.name, log,
+            info.met.timeline.note, is_caller=info.is_caller,
+        )  # fmt: skip
         endpoint.add(self)
 
     @property
@@ -161,6 +169,26 @@ class PeerLink:
         self.connection.ping()
         self.wake()
 
+    def handle_network_changed(self) -> None:
+        """Our addresses or routes are others: what was in the way may be gone, or be there."""
+        self.paths.handle_network_changed()
+        self._seek_s = SEEK_FIRST_S
+        self._seek_at = 0.0
+        self.ask()
+
+    def _seek(self) -> None:
+        """Look for a better path, or for a second one, where checks have not found it before."""
+        lacks = self.info.mode == CONNECT_AUTO and (
+            self.paths.kind.is_relay or not self.paths.has_relay
+        )
+        now = time.monotonic()
+        if not lacks or not self.info.is_caller or not self.channels.carried:
+            self._seek_at = now + SEEK_FIRST_S
+        elif now >= self._seek_at:
+            self._seek_at = now + self._seek_s
+            self._seek_s = min(2 * self._seek_s, SEEK_MOST_S)
+            self._roaming.seek(self)
+
     # From the endpoint.
 
     def handle_event(self, event: e.Event) -> None:
@@ -174,11 +202,8 @@ class PeerLink:
         self.channels.offer(event.stream_id)
         self._on_offered(self, event)
 
-    def _handle_path_changed(self, event: e.PathChanged) -> None:
-        self.paths.handle_changed(event.address)
-
-    def _handle_of_a_path(self, event: e.PathSilent | e.PathProved | e.PathUnproved) -> None:
-        """Nothing to do: ``paths`` asks for it where something is."""
+    def _handle_of_a_path(self, event: e.Event) -> None:
+        self.paths.handle_event(event)
 
     def _handle_path_suspected(self, event: e.PathSuspected) -> None:
         self._roaming.handle_suspected(self)
@@ -199,7 +224,7 @@ class PeerLink:
     # All that are not about one channel.
     _handlers: dict[type, Callable[[Any, Any], None]] = {  # noqa: RUF012
         e.ChannelOffered: _handle_offered,
-        e.PathChanged: _handle_path_changed,
+        e.PathChanged: _handle_of_a_path,
         e.PathProved: _handle_of_a_path,
         e.PathUnproved: _handle_of_a_path,
         e.PathSilent: _handle_of_a_path,
@@ -215,6 +240,8 @@ class PeerLink:
         self.channels.sweep()
         if self.channels.unused_for(IDLE_S):
             self.close("not in use")
+        else:
+            self._seek()
 
     def close(self, reason: str) -> None:
         """Tell the peer; ``on_closed`` follows."""

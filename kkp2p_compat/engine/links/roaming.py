@@ -28,6 +28,7 @@ __all__ = ["Roaming"]
 CALL_S = 8.0  # how long one search for a new path may take
 CHECK_EVERY_S = 1.0  # at most
 PROVE_S = 1.0  # how long the peer has to be heard on a path that was found
+RELAY_S = 1.0  # the way over a relay that is ready has so long before any call
 # Between two searches: random, as all the peers behind a router move at once, and growing.
 PAUSE_FIRST_S = 0.1
 PAUSE_SPREAD_S = 0.4
@@ -53,6 +54,7 @@ class Roaming:
         self._spawn = spawn
         self._random = SystemRandom()
         self._searches: dict[PeerLink, gevent.Greenlet[..., Any]] = {}
+        self._seeking: dict[PeerLink, gevent.Greenlet[..., Any]] = {}
         self._checked_at: dict[str, float] = {}
 
     def handle_suspected(self, link: PeerLink) -> None:
@@ -68,9 +70,22 @@ class Roaming:
         self._check("heard")  # what died in an outage is found now, and not when it is needed
 
     def handle_closed(self, link: PeerLink) -> None:
-        search = self._searches.pop(link, None)
-        if search is not None:
-            search.kill(block=False)
+        for search in (self._searches.pop(link, None), self._seeking.pop(link, None)):
+            if search is not None:
+                search.kill(block=False)
+
+    def seek(self, link: PeerLink) -> None:
+        """The peer is heard, but a better path, or a second one, is wanted: call once."""
+        if link not in self._seeking and link not in self._searches:
+            self._seeking[link] = self._spawn(self._seek, link)
+
+    def _seek(self, link: PeerLink) -> None:
+        try:
+            self._redial(link, CALL_S)
+        except KKP2PError as error:
+            self._log.info("%s: no better path yet: %s", link.name, error)
+        finally:
+            self._seeking.pop(link, None)
 
     def _check(self, why: str) -> None:
         """Once for all links: hundreds of them die and recover together."""
@@ -80,6 +95,8 @@ class Roaming:
             self._check_cloud()
 
     def _search(self, link: PeerLink) -> None:
+        if link.paths.has_relay:
+            gevent.sleep(RELAY_S)
         pauses = Backoff(self._random, PAUSE_FIRST_S, PAUSE_MOST_S, PAUSE_SPREAD_S)
         while link.closed is None:
             try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import gevent
@@ -23,6 +23,7 @@ from ...transport.udp.stream_table import REFUSED_BUSY
 from ...traversal.candidates import is_private
 from ..runtime.timeline import Timeline
 from .background import Background
+from .path_choice import Move
 from .peer_link import PeerLink
 
 __all__ = [
@@ -80,6 +81,11 @@ class OpenStream:
     def reason(self) -> str:
         """For that path; empty if only the peer knows."""
         raise NotImplementedError
+
+    @property
+    def moves(self) -> Sequence[Move]:
+        """From one path to another."""
+        return ()
 
     @property
     def address(self) -> tuple[str, int] | None:
@@ -164,6 +170,10 @@ class LinkStream(OpenStream):
     @property
     def reason(self) -> str:
         return self._link.paths.reason
+
+    @property
+    def moves(self) -> Sequence[Move]:
+        return self._link.paths.moves
 
     @property
     def address(self) -> tuple[str, int]:

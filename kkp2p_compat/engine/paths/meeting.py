@@ -14,7 +14,13 @@ from typing import NamedTuple
 from gevent.event import AsyncResult
 
 from ..._errors import BadPacket
-from ...traversal.candidates import Candidate, parse_untrusted
+from ...traversal.candidates import (
+    Candidate,
+    is_private,
+    may_be_peer,
+    parse_untrusted,
+    plausible,
+)
 from ...traversal.plan import Plan, Side, make_plan
 from ..runtime.timeline import Timeline
 from ..signalling.direct_offer import DirectOffer
@@ -26,6 +32,9 @@ from .puncher import Means, Puncher
 from .turn_meeting import TurnMeeting
 
 __all__ = ["Meeting", "Met"]
+
+
+MAX_LIKELY = 6  # our choice
 
 
 class Met(NamedTuple):
@@ -105,6 +114,20 @@ class Meeting:
             path, reason, self.plan, self.keys, self._ours, self._theirs, self._is_caller,
             self._timeline,
         )  # fmt: skip
+
+    @property
+    def likely(self) -> list[Candidate]:
+        """The peer's addresses that are worth asking later: those at which the cloud has seen it,
+        and those of a network that we are in, too.
+        """
+        own, seen = self._means.own.candidates(), self._theirs.vouched
+        return [
+            candidate
+            for candidate in self._theirs.candidates
+            if may_be_peer(candidate.address, candidate.port)
+            and plausible(candidate.address, own)
+            and (seen is None or candidate.address in seen or is_private(candidate.address))
+        ][:MAX_LIKELY]
 
     @property
     def found(self) -> AsyncResult[Path]:

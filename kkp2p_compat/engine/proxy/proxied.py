@@ -28,12 +28,18 @@ class Proxied:
         self.bytes_received = 0
         self.datagrams_sent = 0  # of a UDP proxy
         self.datagrams_received = 0
+        self.moves: list[str] = []  # from one path to another, as channel_stats tells them
         self.over = False
         self.problems: list[str] = []  # what broke it; none: it ended in order
 
     def take(self, stream: OpenStream) -> None:
         self.path, self.address, self.reason = stream.path, stream.address, stream.reason
         self.timeline, self.set_up_s = stream.timeline, stream.set_up_s
+
+    def take_end(self, stream: OpenStream) -> None:
+        """What is known of it when it is over."""
+        self.bytes_sent, self.bytes_received = stream.passed()
+        self.moves = [str(move) for move in stream.moves if move.at >= self.began_at]
 
 
 # Called in the engine's hub, when a channel is open and when it is over; must not wait.

@@ -168,7 +168,7 @@ class _Connection:
         if self._stopped:
             errors = [EngineClosed(STOPPED)]
         proxied.over, proxied.problems = True, [str(error) for error in errors]
-        proxied.bytes_sent, proxied.bytes_received = self._stream.passed()
+        proxied.take_end(self._stream)
         if not self._stopped:
             for broken in errors:
                 proxy.log_error(f"port {proxied.port}: broken: {broken}")

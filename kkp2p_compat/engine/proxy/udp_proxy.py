@@ -294,7 +294,7 @@ class _Channel:
         self._port = None
         proxied = self._proxied
         if self._stream is not None:
-            proxied.bytes_sent, proxied.bytes_received = self._stream.passed()
+            proxied.take_end(self._stream)
         if error is None:
             self._proxy.log_info(f"port {proxied.port}: ended")
         else:

@@ -68,13 +68,15 @@ def test_sockets_go_with_their_paths(engine: kkp2p.engine_t, peer: kkp2p.engine_
     def try_by_a_fresh_socket() -> int:
         (number,) = endpoint.open_sockets(socket.AF_INET, 1)
         link.paths.offer(Path((ip, port, number), None))
+        link.ask()  # so that it is noticed
         return number
 
     extra = endpoint._doors.extra
-    # The path that there was is dead, or both would not be sure which of them is the better one.
-    engine.thread.call(endpoint._doors.main[socket.AF_INET].readable.stop)
+    door = endpoint._doors.main[socket.AF_INET]
     for _ in range(3):
+        engine.thread.call(door.readable.stop)  # the path in use is dead
         number = engine.thread.call(try_by_a_fresh_socket)
+        door = extra[number]
         until(lambda number=number: link.connection.address == (ip, port, number))
         until(lambda number=number: set(extra) == {number})
     check_carries(mine, theirs)

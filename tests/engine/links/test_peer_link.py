@@ -3,20 +3,43 @@
 from __future__ import annotations
 
 import logging
+import math
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from kkp2p_compat._errors import LinkLost
+from kkp2p_compat.engine.links import link_paths
 from kkp2p_compat.engine.links.peer_link import LinkInfo, PeerLink
 from kkp2p_compat.engine.paths.path_finder import Path
+from kkp2p_compat.engine.paths.path_kind import PathKind
 from kkp2p_compat.transport.udp import events as e
 from kkp2p_compat.transport.udp.liveness import Hearing
 
 HOME = ("192.0.2.1", 5)
 # What the link asks for here.
-MET: Any = SimpleNamespace(path=Path(HOME, 0.01), reason="")
+MET: Any = SimpleNamespace(
+    path=Path(HOME, 0.01), reason="", timeline=SimpleNamespace(note=lambda text: None)
+)
+
+
+class Stays:
+    """A PathChoice that decides nothing."""
+
+    def __init__(self, connection: Any, kind: PathKind, **_: object) -> None:
+        self.moves: list[Any] = []
+        self.current = SimpleNamespace(address=connection.address, kind=kind)
+
+    def offer(self, *_: object) -> None: ...
+    def handle_event(self, *_: object) -> None: ...
+    def next_timer(self) -> float:
+        return math.inf
+
+
+@pytest.fixture(autouse=True)
+def _no_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_paths, "PathChoice", Stays)
 
 
 class Case:
@@ -30,7 +53,6 @@ class Case:
             address=HOME,
             streams=self.streams,
             liveness=SimpleNamespace(hearing=Hearing.HEARD),
-            try_path=lambda address, now: None,
         )
         endpoint = SimpleNamespace(
             add=lambda link: None,

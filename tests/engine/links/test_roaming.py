@@ -24,6 +24,7 @@ class FakeLink:
         self.name = "peer"
         self.info = SimpleNamespace(is_caller=is_caller)
         self.closed: KKP2PError | None = None
+        self.paths = SimpleNamespace(has_relay=True)
         self.on_try = Event()
 
 
@@ -57,6 +58,7 @@ class Case:
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(roaming, "PROVE_S", 0.001)
+    monkeypatch.setattr(roaming, "RELAY_S", 0.001)
     monkeypatch.setattr(roaming, "PAUSE_FIRST_S", 0.001)
     monkeypatch.setattr(roaming, "PAUSE_SPREAD_S", 0.001)
     monkeypatch.setattr(roaming, "PAUSE_MOST_S", 0.001)
