@@ -12,13 +12,24 @@ import pytest
 import kkp2p_compat as kkp2p
 from helpers import coturn
 from helpers.cloud_client import running_cloud
-from helpers.direct_support import accept, check_carries, close, connect, ctx_to, log_of
-from helpers.support import SECRET
+from helpers.direct_support import accept, check_carries, connect, ctx_to, log_of, until
+from helpers.support import PATIENCE_S, SECRET, write_all
+from kkp2p_compat.transport.udp import lane
 
 KEY = b"k" * 32
 
 MakeEngine = Callable[..., kkp2p.engine_t]
+Start = Callable[..., tuple[Any, Any]]
 pytestmark = [pytest.mark.usefixtures("out_of_reach"), pytest.mark.tuned(head_start_s=0.1)]
+
+
+def exchange(mine: kkp2p.channel_t, theirs: kkp2p.channel_t) -> None:
+    """A few bytes; the channel goes on."""
+    for source, target in ((mine, theirs), (theirs, mine)):
+        write_all(source.fd, b"hello")
+        buff = bytearray(5)
+        assert kkp2p.read(target.fd, buff, 5, PATIENCE_S * 1000) == 5
+        assert buff == b"hello"
 
 
 @pytest.fixture
@@ -29,44 +40,81 @@ def turn_port(tmp_path: Path) -> Iterator[int]:
 
 
 @pytest.fixture
-def start(make_engine: MakeEngine) -> Iterator[Callable[..., tuple[Any, Any]]]:
-    """A caller and a callee of a cloud whose only relay is dead."""
-    nobody = ("127.0.0.1", coturn.two_free_ports()[0])
+def clouds() -> Iterator[contextlib.ExitStack]:
+    """What runs until the engines have ended."""
     with contextlib.ExitStack() as running:
-
-        def two(**settings: Any) -> tuple[Any, Any]:
-            cloud = running.enter_context(
-                running_cloud(
-                    {"peer": SECRET}, role="track", relay_key=KEY, relays=[nobody], **settings
-                )
-            )
-            engine, peer = (make_engine(login_port=cloud.address[1]) for _ in range(2))
-            assert kkp2p.join_net(peer, "peer", SECRET) == 0
-            return engine, peer
-
-        yield two
+        yield running
 
 
-def test_two_that_meet_by_turn_only(
-    turn_port: int, start: Callable[..., tuple[Any, Any]], tmp_path: Path
-) -> None:
-    engine, peer = start(turn=("127.0.0.1", turn_port), turn_secret=coturn.SECRET)
+@pytest.fixture
+def start(clouds: contextlib.ExitStack, make_engine: MakeEngine) -> Start:
+    """A caller and a callee of a cloud whose only relay is dead, or (``relayed``) that is one."""
+    nobody = ("127.0.0.1", coturn.two_free_ports()[0])
+
+    def two(turn_port: int, secret: bytes, relayed: bool = False) -> tuple[Any, Any]:
+        settings: dict[str, Any] = {"turn": ("127.0.0.1", turn_port), "turn_secret": secret}
+        if not relayed:
+            settings |= {"role": "track", "relay_key": KEY, "relays": [nobody]}
+        cloud = clouds.enter_context(running_cloud({"peer": SECRET}, **settings))
+        engine, peer = (make_engine(login_port=cloud.address[1]) for _ in range(2))
+        assert kkp2p.join_net(peer, "peer", SECRET) == 0
+        return engine, peer
+
+    return two
+
+
+def test_two_that_meet_by_turn_only(turn_port: int, start: Start, tmp_path: Path) -> None:
+    engine, peer = start(turn_port, coturn.SECRET)
     mine, theirs = connect(engine, 0), accept(peer)
     assert (mine.transmit_mode, theirs.transmit_mode) == (2, 2)
-    check_carries(mine, theirs)
+    exchange(mine, theirs)
     log = log_of(tmp_path, 0)
     assert "our address is 127.0.0.1:" in log
     assert "relay by TURN with 127.0.0.1" in log
+    check_carries(mine, theirs)
     second, other = connect(engine, 0), accept(peer)  # on the same connection
     check_carries(second, other)
     assert log_of(tmp_path, 0).count("our address is 127.0.0.1:") == 1
-    close(mine, theirs, second, other)
 
 
-def test_a_secret_that_is_not_the_servers(
-    turn_port: int, start: Callable[..., tuple[Any, Any]], tmp_path: Path
-) -> None:
-    engine, _ = start(turn=("127.0.0.1", turn_port), turn_secret=b"another secret of the two")
+def test_a_secret_that_is_not_the_servers(turn_port: int, start: Start, tmp_path: Path) -> None:
+    engine, _ = start(turn_port, b"another secret of the two")
     assert kkp2p.connect(engine, ctx_to("peer", mode=0, timeout=3000), kkp2p.channel_t()) != 0
     assert "no relay by TURN: TURN server 127.0.0.1" in log_of(tmp_path, 0)
     assert "401 Unauthorized" in log_of(tmp_path, 0)
+
+
+def test_a_channel_moves_from_tcp_to_turn(
+    turn_port: int, start: Start, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Where UDP gets to a TURN server, but not to our relay."""
+    monkeypatch.setattr(lane.LaneClient, "handle_datagram_untrusted", lambda *_: False)
+    engine, peer = start(turn_port, coturn.SECRET, relayed=True)
+    mine, theirs = connect(engine, 0), accept(peer)
+    exchange(mine, theirs)
+    for number in (0, 1):
+        until(lambda number=number: "relay by TURN" in log_of(tmp_path, number))
+    check_carries(mine, theirs)
+
+
+def test_the_relay_is_enough_where_it_has_a_lane(
+    turn_port: int, start: Start, tmp_path: Path
+) -> None:
+    engine, peer = start(turn_port, coturn.SECRET, relayed=True)
+    mine, theirs = connect(engine, 0), accept(peer)
+    check_carries(mine, theirs)
+    assert "TURN" not in log_of(tmp_path, 0)
+
+
+def test_a_server_that_is_killed_and_comes_back(tmp_path: Path, start: Start) -> None:
+    """The path is dead; the link finds another one, through the server's next life."""
+    port = coturn.two_free_ports()[0]
+    with coturn.running(tmp_path, port, *coturn.TURN) as process:
+        engine, peer = start(port, coturn.SECRET)
+        mine, theirs = connect(engine, 0), accept(peer)
+        exchange(mine, theirs)
+        process.kill()
+        process.wait()
+    with coturn.running(tmp_path, port, *coturn.TURN):
+        check_carries(mine, theirs)
