@@ -5,10 +5,12 @@ The rules of a move:
 - Who decides to move (``move``) does so to an address that has proved that the peer is there.
 - The other side follows: a genuine packet, newer than all others and no mere question or answer
   about a path, has come from another address, so that one is asked, and used when it answers.
-- Both may decide at once, and each sends from the old path until it has heard of the other's move.
-  So who has decided does not follow for a while, until the peer is heard on the new path: the
-  caller follows to no address, the callee only to those that it has not just left.  The caller's
-  time is the longer one, so two sides that still disagree end on the path of the caller.
+- Both may move at once, and each is heard on the old path until it has heard of the other's move.
+  So who has decided *settles*: until the peer is heard on the new path, and not for too long, the
+  caller follows to no address, the callee to none that it has just left.  The caller's time is the
+  longer one, so two sides that still disagree end on the path of the caller.
+- A caller that has followed settles, too, and for a round trip whatever it hears: a callee that has
+  followed to the caller's old path at the same moment comes back, and they do not swap for ever.
 - What is learnt of a path is kept for a while after it is left.
 """
 
@@ -58,7 +60,8 @@ class Paths:
         self.left = LeftPaths()
         self.settling = False  # we have moved, and the peer was not heard on the new path yet
         self._settles_s = CALLER_SETTLES_S if is_caller else CALLEE_SETTLES_S
-        self._settled_at = 0.0
+        self._settled_at = 0.0  # at the latest
+        self._heard_counts_from = 0.0  # before, what is heard may have been sent before the move
         self._is_caller = is_caller
         self._recovery = recovery
         self._packer = packer
@@ -125,17 +128,21 @@ class Paths:
         """Decide to use this address; False: it has never proved that the peer is there."""
         if self._proofs.get(address, _Proof()).at == -math.inf:
             return False
-        self.settling = True
         self._before = self.current.address
-        self._settled_at = now + max(self._settles_s, 2 * self._recovery.rtt.pto_s)
         self._enter(address, now, lossless=lossless)
+        self._settle(now, now)
         return True
+
+    def _settle(self, now: float, heard_counts_from: float) -> None:
+        self.settling = True
+        self._heard_counts_from = heard_counts_from
+        self._settled_at = now + max(self._settles_s, 2 * self._recovery.rtt.pto_s)
 
     def handle_newer(self, address: Address, now: float) -> None:
         """What came from there is newer than all before, and not only about a path."""
         current = self.current
         if address == current.address:
-            self.settling = False
+            self.settling = now < self._heard_counts_from
             self._newest_from = address
             return
         if address != self._newest_from:
@@ -165,6 +172,8 @@ class Paths:
         if address != self.current.address:
             # Of an old path on which something is overdue, nothing more is hoped for.
             self._enter(address, now, lossless=not self._recovery.pto_count)
+            if self._is_caller:
+                self._settle(now, now + self._recovery.rtt.pto_s)
 
     def _enter(self, address: Address, now: float, *, lossless: bool) -> None:
         before, recovery, packer = self.current, self._recovery, self._packer

@@ -212,6 +212,32 @@ def test_both_decide_at_once_and_agree_on_the_callers_path() -> None:
     pair.finish()
 
 
+def test_two_that_follow_each_other_at_once_do_not_swap_for_ever() -> None:
+    pair = Pair("swap", NEAR)
+    one, other = pair.add_path(NEAR), pair.add_path(NEAR)
+    transfer = _midway(pair)
+    for side, paths in (
+        (pair.caller, (one.of_callee, other.of_callee)),
+        (pair.callee, (one.of_caller, other.of_caller)),
+    ):
+        for address in paths:
+            side.connection.probe_path(address, pair.network.now)
+        side.drive()
+    pair.run(None, 0.2)
+    ends = {_addresses(pair), *((path.of_callee, path.of_caller) for path in (one, other))}
+    _move(pair, one)
+    assert pair.callee.connection.move_to(other.of_caller, pair.network.now, lossless=True)
+    for side in (pair.caller, pair.callee):
+        side.connection.paths.settling = False  # as when both have decided long ago
+        side.drive()
+    pair.run(None, 1.0)
+    assert _addresses(pair) in ends
+    for side in (pair.caller, pair.callee):
+        assert sum(isinstance(event, PathChanged) for event in side.events) <= 4
+    pair.run(lambda: transfer.done, 30)
+    pair.finish()
+
+
 def test_a_path_may_carry_larger_datagrams_than_another() -> None:
     wide = ("198.51.100.100", 2000)
     pair = Pair("wide", NEAR, datagram_limit=lambda address: 9000 if address == wide else 1472)
