@@ -27,6 +27,7 @@ from ._descriptors import closings, is_private, waiting
 __all__ = [
     "Buffer",
     "Signal",
+    "at_end",
     "failed",
     "hung_up",
     "in_greenlet_world",
@@ -51,6 +52,7 @@ _new_local: Callable[[], Any] = monkey.get_original("threading", "local")
 _poll: Callable[[], Any] = monkey.get_original("select", "poll")
 _FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
 _RETRY = (errno.EAGAIN, errno.EWOULDBLOCK)
+_RDHUP = getattr(select, "POLLRDHUP", 0)  # only Linux has it, as well as sockets of messages
 
 # Not socket.socket(fileno=fd): that looks at socket.setdefaulttimeout() and may then change the
 # mode of the application's descriptor.
@@ -235,6 +237,19 @@ def failed(fd: int) -> bool:
     return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
+def at_end(fd: int) -> bool:
+    """Whether a ``recv`` of nothing from a socket was its end, and not an empty message.
+
+    (An empty one before another looks like the end, if the end is there already.)
+    """
+    byte = ctypes.create_string_buffer(1)
+    if _libc.recv(fd, byte, 1, _FLAGS | socket.MSG_PEEK) != 0:
+        return False  # nothing waits, or another message does
+    poll = _poll()
+    poll.register(fd, _RDHUP)
+    return not _RDHUP or bool(poll.poll(0))
+
+
 def shut_down(fd: int) -> None:
     """The kernel's shutdown(SHUT_RDWR): what has arrived can still be read, then comes the end.
 
@@ -248,6 +263,7 @@ def receive(
 ) -> int | None:
     """Receive up to ``length`` bytes into ``buff``: how many, 0 at the end, None: time is up.
 
+    An empty message is passed over: here it would look like the end.
     ``era``: the ``closings`` of ``fd`` when the caller got it; None: now.  EBADF if the number is
     another descriptor's by now, or an engine's own.
     """
@@ -283,9 +299,9 @@ def _transfer(
         if closings(fd) != era or is_private(fd):
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         count: int = function(fd, place, length, _FLAGS)
-        if count >= 0:
+        if count > 0 or (count == 0 and (events == WRITE or at_end(fd))):
             return count
-        code = ctypes.get_errno()
+        code = ctypes.get_errno() if count else errno.EAGAIN
         if code == errno.EINTR:
             continue
         if code not in _RETRY:

@@ -1,8 +1,8 @@
-"""``kkp2p proxy``: a local TCP port that forwards to a peer.
+"""``kkp2p proxy``: a local port, TCP or UDP, that forwards to a peer.
 
-Each connection to the port is one channel to the peer; a line says when it is made, and one when it
-is over.  The engine's thread puts its events into a queue, so neither a long explanation nor output
-that nobody reads or that cannot be written stops anything.
+Each connection to the port, or each client address, is one channel to the peer; a line says when it
+is made, and one when it is over.  The engine's thread puts its events into a queue, so neither a
+long explanation nor output that nobody reads or that cannot be written stops anything.
 """
 
 from __future__ import annotations
@@ -47,13 +47,17 @@ def add_parser(subparsers: Any) -> None:
         "proxy",
         help="open a local port that forwards to a peer",
         description="Listens on a local TCP port; each connection to it becomes a connection to "
-        "the peer.  Ends on Ctrl-C or SIGTERM.",
+        "the peer.  Or on a UDP port, where each client gets one.  Ends on Ctrl-C or SIGTERM.",
     )
     parser.add_argument(
         "listen", metavar="LISTEN", type=_parse_listen,
         help="PORT on 127.0.0.1 and ::1, or ADDRESS:PORT; port 0: any free one",
     )  # fmt: skip
     parser.add_argument("peer", metavar="PEER", type=parse_peer, help="peer id")
+    parser.add_argument(
+        "--udp", action="store_true",
+        help="a UDP port: whole datagrams; a client that is idle for two minutes ends",
+    )  # fmt: skip
     parser.add_argument(
         "--desc", metavar="N", type=parse_desc, default=0,
         help="connect_desc, which names the protocol as the two have agreed (default: 0)",
@@ -112,7 +116,8 @@ class _Events:
 class _Watch:
     """Makes the events, in the engine's hub."""
 
-    def __init__(self, events: _Events, explains: bool) -> None:
+    def __init__(self, events: _Events, explains: bool, is_udp: bool) -> None:
+        self._is_udp = is_udp
         self.connections = 0
         self.failures = 0
         self._events = events
@@ -136,6 +141,9 @@ class _Watch:
                 "bytes_sent": proxied.bytes_sent, "bytes_received": proxied.bytes_received,
                 "moves": proxied.moves,
             }  # fmt: skip
+            if self._is_udp:
+                event["datagrams_sent"] = proxied.datagrams_sent
+                event["datagrams_received"] = proxied.datagrams_received
         event["age_s"] = time.monotonic() - proxied.began_at
         timeline = proxied.timeline
         if self._explains and timeline is not None and timeline is not self._explained:
@@ -190,16 +198,16 @@ class _Patience:
 def _serve(engine: Engine, options: argparse.Namespace, events: _Events, stopping: Event) -> int:
     mode = "p2p" if options.lan else options.mode
     ctx = connect_ctx_t(
-        options.peer, connect_mode=MODES[mode], encrypt_data=int(options.encrypt),
+        options.peer, int(options.udp), connect_mode=MODES[mode], encrypt_data=int(options.encrypt),
         timeout=int(1000 * options.timeout), connect_desc=options.desc,
     )  # fmt: skip
-    watch = _Watch(events, options.explain)
+    watch = _Watch(events, options.explain, options.udp)
     proxies = _listen(engine, options.listen, ctx, watch)
     addresses = [proxy.address for proxy in proxies]
     _show(
         {
             "event": "listening", "address": addresses[0], "addresses": addresses,
-            "peer": options.peer, "mode": mode,
+            "peer": options.peer, "mode": mode, "protocol": "udp" if options.udp else "tcp",
         },
         options.json,
     )  # fmt: skip
@@ -258,7 +266,8 @@ def _lines(event: dict[str, Any]) -> list[str]:
     kind = event["event"]
     if kind == "listening":
         places = " and ".join(map(show_address, event["addresses"]))
-        return [f"listening on {places} for {event['peer']}, mode {event['mode']}"]
+        udp = "UDP " * (event["protocol"] == "udp")
+        return [f"listening on {udp}{places} for {event['peer']}, mode {event['mode']}"]
     if kind == "stopped":
         count, failures = event["connections"], event["failures"]
         failed = f", {failures} failed" if failures else ""
@@ -273,7 +282,12 @@ def _lines(event: dict[str, Any]) -> list[str]:
     else:
         word = f"broken: {problems}" if problems else "ended"
         text = f"{word}, {event['bytes_sent']:,} bytes to the peer, "
-        text += f"{event['bytes_received']:,} from it, {event['age_s']:.1f} s"
+        text += f"{event['bytes_received']:,} from it, "
+        if "datagrams_sent" in event:
+            text += (
+                f"in {event['datagrams_sent']:,} and {event['datagrams_received']:,} datagrams, "
+            )
+        text += f"{event['age_s']:.1f} s"
     lines = [f"{clock} port {event['port']}: {text}"]
     lines += [f"    moved from {move}" for move in event.get("moves", ())]
     if "timeline" in event:

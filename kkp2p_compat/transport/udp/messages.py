@@ -10,21 +10,33 @@ one channel holds of it is bounded.
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from dataclasses import dataclass, field
 
 from ..._errors import BadPacket
 from .frames import DATAGRAM_HEADER, encode_datagram
 from .ranges import RangeSet
 
-__all__ = ["MAX_MESSAGE_BYTES", "Assembler", "MessageQueue", "Splitter"]
+__all__ = [
+    "COST_BYTES",
+    "MAX_MESSAGE_BYTES",
+    "MAX_QUEUED_S",
+    "MIN_QUEUE_BYTES",
+    "Assembler",
+    "MessageQueue",
+    "Splitter",
+]
 
 MAX_MESSAGE_BYTES = 65536  # the C SDK's UDP channels
 
 # Our choice.
+MIN_QUEUE_BYTES = 128 << 10  # of messages to send: what may wait on any path ...
+MAX_QUEUED_S = (
+    0.25  # ... and on a fast one as much as leaves in this time: later it is worth little
+)
 MAX_UNFINISHED = 64  # messages
 MAX_HELD_BYTES = 1 << 20  # 16 of the longest messages
-PART_COST_BYTES = 160  # of memory besides its data; without it, one-byte parts took 100 MB
+COST_BYTES = 160  # of memory, of a part besides its data: one-byte parts took 100 MB without it
 MAX_WAIT_S = 5.0  # from its first part; several round trips of the slowest path
 MAX_GAPS = 256  # among the numbers of messages that are done: so far a late one is recognised
 
@@ -59,60 +71,84 @@ class Splitter:
 
 
 class MessageQueue:
-    """The messages of all channels of a connection that wait to be sent, in their order.
+    """The messages of all channels of a connection that wait to be sent.
 
-    If they become too many, the oldest are dropped: they are worth least.
+    Channels take turns, a packet each (as fq_codel does, RFC 8290), so that none of them waits for
+    another's queue.  If they become too many, a channel with more than its share loses its oldest:
+    they are worth least.
     """
 
-    __slots__ = ("_max_bytes", "_waiting", "counts", "waiting_bytes")
+    __slots__ = ("_bytes", "_largest", "dropped", "waiting", "waiting_bytes")
 
-    def __init__(self, max_bytes: int) -> None:
-        self.counts: Counter[int] = Counter()  # of messages, by stream id
-        self._waiting: deque[tuple[int, list[bytes]]] = deque()  # stream id, the frames left
-        self.waiting_bytes = 0  # of their data
-        self._max_bytes = max_bytes
+    def __init__(self) -> None:
+        self.waiting: dict[int, deque[list[bytes]]] = {}  # by stream id: the frames left of each
+        self.waiting_bytes = 0  # with what they cost besides
+        self.dropped = 0  # messages
+        self._bytes: dict[int, int] = {}
+        self._largest = 0  # the channel that had most when it was last looked for
 
-    def put(self, stream_id: int, frames: list[bytes]) -> None:
-        self._waiting.append((stream_id, frames))
-        self.counts[stream_id] += 1
-        self.waiting_bytes += _data_bytes(frames)
-        while self.waiting_bytes > self._max_bytes and len(self._waiting) > 1:
-            self._drop_first()
+    def put(self, stream_id: int, frames: list[bytes], most_bytes: int) -> None:
+        queue = self.waiting.get(stream_id)
+        if queue is None:
+            queue = self.waiting[stream_id] = deque()
+            self._bytes[stream_id] = 0
+        queue.append(frames)
+        self._count(stream_id, _cost(frames))
+        while self.waiting_bytes > most_bytes and (len(self.waiting) > 1 or len(queue) > 1):
+            self._drop_first(self._choose(stream_id))
+            self.dropped += 1
 
     def take(self, room: int, most: int) -> list[bytes]:
         """Frames that fit into ``room``; a message is dropped if one of its exceeds ``most``."""
-        taken = []
-        while self._waiting:
-            frames = self._waiting[0][1]
+        taken: list[bytes] = []
+        served = None
+        while self.waiting:
+            stream_id, queue = next(iter(self.waiting.items()))
+            frames = queue[0]
+            if len(frames[0]) > most:  # the path has become too narrow for it
+                self._drop_first(stream_id)
+                self.dropped += 1
+                continue
             if len(frames[0]) > room:
-                if len(frames[0]) > most:  # the path has become too narrow for it
-                    self._drop_first()
-                    continue
+                if stream_id == served:
+                    self.waiting[stream_id] = self.waiting.pop(stream_id)  # the next one's turn
                 break
-            frame = frames.pop(0)
+            frame, served = frames.pop(0), stream_id
             room -= len(frame)
             taken.append(frame)
-            self.waiting_bytes -= len(frame) - DATAGRAM_HEADER.size
+            self._count(stream_id, -len(frame) - COST_BYTES)
             if not frames:
-                self._drop_first()
+                self._drop_first(stream_id)
         return taken
 
     def clear(self) -> None:
-        self._waiting.clear()
-        self.counts.clear()
+        self.waiting.clear()
+        self._bytes.clear()
         self.waiting_bytes = 0
 
-    def _drop_first(self) -> None:
+    def _choose(self, stream_id: int) -> int:
+        """One that has its share of the queue or more: this one, or the largest."""
+        share = self.waiting_bytes / len(self.waiting)
+        for candidate in (stream_id, self._largest):
+            if self._bytes.get(candidate, 0) >= share:
+                return candidate
+        self._largest = max(self._bytes, key=self._bytes.__getitem__)
+        return self._largest
+
+    def _drop_first(self, stream_id: int) -> None:
         """It has been sent, or is given up."""
-        stream_id, frames = self._waiting.popleft()
-        self.waiting_bytes -= _data_bytes(frames)
-        self.counts[stream_id] -= 1
-        if not self.counts[stream_id]:
-            del self.counts[stream_id]
+        queue = self.waiting[stream_id]
+        self._count(stream_id, -_cost(queue.popleft()))
+        if not queue:
+            del self.waiting[stream_id], self._bytes[stream_id]
+
+    def _count(self, stream_id: int, size: int) -> None:
+        self._bytes[stream_id] += size
+        self.waiting_bytes += size
 
 
-def _data_bytes(frames: list[bytes]) -> int:
-    return sum(map(len, frames)) - len(frames) * DATAGRAM_HEADER.size
+def _cost(frames: list[bytes]) -> int:
+    return sum(map(len, frames)) + COST_BYTES * len(frames)
 
 
 @dataclass(slots=True)
@@ -160,8 +196,8 @@ class Assembler:
         self._unfinished[number] = entry
         entry.data[part] = data
         entry.size += len(data)
-        entry.cost += len(data) + PART_COST_BYTES
-        self._held += len(data) + PART_COST_BYTES
+        entry.cost += len(data) + COST_BYTES
+        self._held += len(data) + COST_BYTES
         if len(entry.data) == parts:
             self._forget(number)
             return b"".join(entry.data[index] for index in range(parts))

@@ -73,7 +73,7 @@ class Packer:
         self._data_sent = 0  # new bytes of all streams
         self._data_window: ReceiveWindow | None = None  # to be announced
         self._stream_windows: dict[int, DuplexStream] = {}  # to be announced
-        self.messages = MessageQueue(settings.max_message_queue_bytes)
+        self.messages = MessageQueue()
         self._turn_bytes = 0  # that the first of them has sent
         self.stream_turn = False  # messages and streams take turns
         self.progress: set[int] = set()  # streams that sent new bytes
@@ -204,7 +204,7 @@ class Packer:
         if self.probes_left == 1:
             return self._small_probe(address, now)
         must_say = bool(self.control or self._stream_windows or self._data_window is not None)
-        messages = self.messages.counts
+        messages = self.messages.waiting
         size = self.mtu.size
         budget = self._budget(size, now) if self._sending or messages else 0
         send_data = budget >= size
@@ -237,7 +237,7 @@ class Packer:
         self.sent_bytes += len(data)
         self.probes_left = 1 if self.probes_left or batch.padded else 0
         more = bool(self._sending or messages or self.control or self.probes_left)
-        return Transmit(data, min(size, len(data)), address, more)
+        return Transmit(data, len(batch.payloads[0]) + OVERHEAD_BYTES, address, more)
 
     def _short(self, room: int, send_data: bool, must_say: bool, now: float) -> bytes | None:
         """A packet with all that may be sent now, of one stream at most; None: it takes more.
@@ -320,7 +320,7 @@ class Packer:
         credit = self.data_credit
         turn, idle = None, []
         for stream in self._sending:
-            if stream.stream_id in self.messages.counts:
+            if stream.stream_id in self.messages.waiting:
                 continue  # the end of a UDP channel is sent after its messages
             if stream.sendable(credit):
                 turn = stream, *stream.next_range(credit)
@@ -423,6 +423,8 @@ class _Batch:
         if len(parts) > acks and not packer.mtu.confirmed:
             payload = payload.ljust(self._room, bytes([f.PADDING]))
             self.padded = True
+        if not self.payloads and packer.messages.waiting:
+            self._room = len(payload)  # the next message is of this size, or ends the batch
         self.full = len(payload) == self._room
         number = packer.next_number + len(self.payloads)
         self.payloads.append(payload)

@@ -12,18 +12,17 @@ bytes, and what a socket does not take stays in the connection, whose window the
 from __future__ import annotations
 
 import errno
-import select
 import socket as _socket
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from gevent import get_hub, monkey
+from gevent import get_hub
 
 from ..._errors import KKP2PError, LinkLost
-from ..._io import READ, WRITE, hung_up
+from ..._io import READ, WRITE, at_end, hung_up
 from .. import pair
-from .messages import MAX_MESSAGE_BYTES
+from .messages import COST_BYTES, MAX_MESSAGE_BYTES
 from .peer_connection import PeerConnection
 
 __all__ = ["Carrier", "MessagePipe", "MessagePort", "OnEnd", "Pipe", "StreamPipe"]
@@ -37,7 +36,6 @@ MAX_QUEUED_BYTES = 1 << 20  # of messages that the application does not take; th
 OnEnd = Callable[[KKP2PError | None, bool], object]
 
 _RETRY = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR)
-_poll: Callable[[], Any] = monkey.get_original("select", "poll")
 
 
 class Carrier(Protocol):
@@ -306,21 +304,14 @@ class MessagePipe(Pipe):
                 if error.errno in _RETRY:
                     return
                 message = b""
-            if not message and self._closed_by_application():
+            if not message and at_end(self._sock.fileno()):
                 self._finish_sending()
                 return
-            if not 0 < len(message) <= MAX_MESSAGE_BYTES:
+            if len(message) > MAX_MESSAGE_BYTES:
                 self.dropped += 1
                 continue
             self._streams.send_message(self.stream_id, message)
             self._carrier.wake()
-
-    def _closed_by_application(self) -> bool:
-        """Whether an empty message was the end: both read as nothing."""
-        poll = _poll()
-        poll.register(self._sock.fileno(), select.POLLIN | select.POLLRDHUP)
-        gone = select.POLLRDHUP | select.POLLHUP | select.POLLERR
-        return any(events & gone for _, events in poll.poll(0))
 
     def _refuse_writes(self) -> None:
         self._shut_down(_socket.SHUT_RD)
@@ -330,14 +321,13 @@ class MessagePipe(Pipe):
         pair.settle(self._sock, None)
 
     def handle_message(self, message: bytes) -> None:
-        """MessageReceived.  An empty one would read as the end."""
-        if self._received_all or not message:
+        if self._received_all:
             return
         self._queue.append(message)
-        self._queued_bytes += len(message)
+        self._queued_bytes += len(message) + COST_BYTES
         self._flush()
         while self._queued_bytes > MAX_QUEUED_BYTES:
-            self._queued_bytes -= len(self._queue.popleft())
+            self._queued_bytes -= len(self._queue.popleft()) + COST_BYTES
             self.dropped += 1
 
     def handle_data(self) -> None:
@@ -359,7 +349,7 @@ class MessagePipe(Pipe):
                 else:
                     self._end_receiving(unwanted=True)
                 return
-            self._queued_bytes -= len(self._queue.popleft())
+            self._queued_bytes -= len(self._queue.popleft()) + COST_BYTES
 
 
 class MessagePort:

@@ -27,6 +27,7 @@ from .events import (
     Writable,
 )
 from .flow_control import MAX_UNTAKEN_BYTES, SLOW_S, ReceiveBudget, ReceiveWindow
+from .messages import MAX_QUEUED_S, MIN_QUEUE_BYTES
 from .packing import INITIAL_DATA_WINDOW_BYTES, Packer
 from .ranges import RangeSet
 from .recovery import Recovery
@@ -71,6 +72,7 @@ class StreamTable:
         self._clock = clock
         self._events = events
         self._max_window_bytes = settings.max_stream_window_bytes
+        self._max_queue_bytes = settings.max_message_queue_bytes
         self._next_id = 0 if is_caller else 1
         self._peer_ids = RangeSet()  # of the streams that the peer opened, halved
         self._data_window = ReceiveWindow(INITIAL_DATA_WINDOW_BYTES, settings.max_data_window_bytes)
@@ -237,7 +239,10 @@ class StreamTable:
         if stream.splitter is None:
             raise ValueError("not a UDP channel")
         stream.message_bytes_sent += len(data)
-        self._packer.messages.put(stream_id, stream.splitter.split(data, self._packer.room))
+        packer = self._packer
+        timely = int(packer.pacing_bytes_per_s * MAX_QUEUED_S)
+        most = min(max(timely, MIN_QUEUE_BYTES), self._max_queue_bytes)
+        packer.messages.put(stream_id, stream.splitter.split(data, packer.room), most)
 
     # The peer's frames, and what it has acknowledged.
 

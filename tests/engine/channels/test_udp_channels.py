@@ -110,13 +110,35 @@ def test_a_message_that_is_too_long(pair: Pair) -> None:
 
 
 def test_an_empty_message(pair: Pair) -> None:
-    """Not taken by write, as in C.  Sent by hand it does not arrive: it would read as the end."""
+    """Not taken by write, as in C, and passed over by read, for which 0 is the end of its time.
+
+    Sent and received by hand it arrives, as any other; that it is no end only poll tells.
+    """
     assert kkp2p.write(pair[0].fd, b"x", 0, LONG) == -106
+    with (
+        socket.socket(fileno=os.dup(pair[0].fd)) as sock,
+        socket.socket(fileno=os.dup(pair[1].fd)) as other,
+    ):
+        sock.setblocking(True)
+        assert sock.send(b"") == sock.send(b"") == 0
+        send(pair[0].fd, b"something")
+        assert receive(pair[1].fd) == b"something"
+        assert sock.send(b"") == 0
+        gevent.socket.wait_read(other.fileno(), timeout=PATIENCE_S)
+        assert other.recv(10) == b""
+        assert kkp2p.read(pair[1].fd, bytearray(10), 10, 0) == 0
+        send(pair[0].fd, b"and on")
+        assert receive(pair[1].fd) == b"and on"
+
+
+def test_empty_messages_before_the_end(pair: Pair) -> None:
+    """What is behind them still arrives."""
     with socket.socket(fileno=os.dup(pair[0].fd)) as sock:
         sock.setblocking(True)
-        assert sock.send(b"") == 0
-    send(pair[0].fd, b"something")
-    assert receive(pair[1].fd) == b"something"
+        for message in (b"", b"one", b"", b"two", b""):
+            sock.send(message)
+    kkp2p.close_fd(pair[0].fd)
+    assert rest_of(pair[1].fd) == [b"one", b"two"]
 
 
 def test_the_first_words_are_the_callees(

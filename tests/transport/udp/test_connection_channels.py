@@ -24,6 +24,7 @@ from kkp2p_compat.transport.udp.events import (
 )  # fmt: skip
 from kkp2p_compat.transport.udp.flow_control import GROWTH_BYTES, SLOW_S
 from kkp2p_compat.transport.udp.frames import DATAGRAM_HEADER
+from kkp2p_compat.transport.udp.messages import COST_BYTES, MAX_QUEUED_S, MIN_QUEUE_BYTES
 from kkp2p_compat.transport.udp.packing import INITIAL_DATA_WINDOW_BYTES
 from kkp2p_compat.transport.udp.protection import OVERHEAD_BYTES
 from kkp2p_compat.transport.udp.stream_table import CLOGGED_S, EARLY_BYTES
@@ -472,15 +473,65 @@ def test_messages_on_a_bad_path_arrive_whole_or_not_at_all_and_once() -> None:
 def test_messages_that_the_path_cannot_carry_make_room_for_newer_ones() -> None:
     pair = Pair("too many", Conditions(rate_bytes_per_s=mbit_per_s(10), delay_s=0.01))
     stream_id = _message_channel(pair)
+    timely = pair.caller.connection.packer.pacing_bytes_per_s * MAX_QUEUED_S
     for number in range(5000):
         pair.caller.connection.streams.send_message(stream_id, number.to_bytes(1000, "big"))
     pair.caller.drive()
     pair.run(None, 10.0)
     numbers = [int.from_bytes(message, "big") for message in pair.callee.messages]
     assert numbers[-1] == 4999
-    limit = pair.caller.connection.settings.max_message_queue_bytes // 1000
+    limit = max(timely, MIN_QUEUE_BYTES) // (1000 + DATAGRAM_HEADER.size + COST_BYTES)
     assert limit * 0.8 < len(numbers) <= limit + 100
     _nothing_left_of_messages(pair, stream_id)
+
+
+def test_messages_do_not_wait_for_long_where_there_are_too_many() -> None:
+    """Three times what the path carries: the rest is lost at once, not after a second."""
+    rate = mbit_per_s(10)
+    pair = Pair("late", Conditions(rate_bytes_per_s=rate, delay_s=0.01, queue_bytes=32 << 10))
+    pair.transfer(2_000_000)  # by now the rate is known
+    stream_id = _message_channel(pair)
+    sent_at, late_s = [], []
+    size, pause_s = 1000, 1000 / (3 * rate)
+    for number in range(3000):
+        pair.caller.connection.streams.send_message(stream_id, number.to_bytes(size, "big"))
+        sent_at.append(number * pause_s)
+        pair.caller.drive()
+        pair.run(None, pause_s)
+        for message in pair.callee.messages:
+            late_s.append((number + 1) * pause_s - sent_at[int.from_bytes(message, "big")])
+        pair.callee.messages.clear()
+    assert len(late_s) > 800
+    assert max(late_s) < 2 * MAX_QUEUED_S
+    _nothing_left_of_messages(pair, stream_id)
+
+
+def test_a_flood_of_messages_leaves_another_channel_alone() -> None:
+    """A game beside four times what the path carries: 60 messages a second, all arrive, and soon."""
+    pair = Pair("flood", Conditions(rate_bytes_per_s=mbit_per_s(10), delay_s=0.01))
+    pair.transfer(2_000_000)
+    flood, game = _message_channel(pair), _message_channel(pair)
+    streams = pair.caller.connection.streams
+    late = []  # by how many of them
+    for number in range(240):
+        for _ in range(80):
+            streams.send_message(flood, bytes(1100))
+        streams.send_message(game, number.to_bytes(60, "big"))
+        pair.caller.drive()
+        pair.run(None, 1 / 60)
+        mine = [message for message in pair.callee.messages if len(message) == 60]
+        late += [number - int.from_bytes(message, "big") for message in mine]
+        pair.callee.messages.clear()
+    assert len(late) >= 230
+    assert sorted(late)[len(late) // 2] <= 2
+    assert max(late) <= 10
+    pair.run(None, 1.0)
+    for stream_id in (flood, game):
+        for peer in (pair.caller, pair.callee):
+            peer.connection.streams.finish(stream_id)
+            peer.expect(stream_id, Body(0))
+            peer.drive()
+    _nothing_left(pair)
 
 
 def test_messages_that_fill_every_packet_leave_room_for_a_stream() -> None:
@@ -494,7 +545,7 @@ def test_messages_that_fill_every_packet_leave_room_for_a_stream() -> None:
     for number in range(10):
         connection.streams.write(other, reader.body.piece(300 * number, 300))
         for _ in range(50):
-            while connection.packer.messages.waiting_bytes < 900_000:
+            while connection.packer.messages.waiting_bytes < MIN_QUEUE_BYTES - 10_000:
                 connection.streams.send_message(stream_id, message)
             pair.caller.drive()
             pair.run(None, 0.005)

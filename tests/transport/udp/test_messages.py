@@ -12,6 +12,7 @@ from kkp2p_compat._errors import BadPacket
 from kkp2p_compat.transport.udp import messages
 from kkp2p_compat.transport.udp.frames import Datagram, parse_untrusted
 from kkp2p_compat.transport.udp.messages import (
+    COST_BYTES,
     MAX_MESSAGE_BYTES,
     Assembler,
     MessageQueue,
@@ -188,7 +189,7 @@ def test_the_oldest_of_too_many_unfinished_messages_goes() -> None:
 def test_what_is_held_is_bounded_by_what_it_costs(size: int) -> None:
     assembler = Assembler()
     kept: list[tuple[int, int]] = []
-    cost = size + messages.PART_COST_BYTES
+    cost = size + messages.COST_BYTES
     parts = MAX_MESSAGE_BYTES // size
     for number in range(3 * messages.MAX_HELD_BYTES // cost // (parts - 1) + 1):
         for part in range(parts - 1):
@@ -251,20 +252,101 @@ def test_anything_gives_a_message_or_nothing_or_bad_packet(
     assert len(delivered) == len(set(delivered))
 
 
+def data_of(frames: list[bytes]) -> list[bytes]:
+    parsed = [parse_untrusted(frame)[0] for frame in frames]
+    return [bytes(frame.data) for frame in parsed if isinstance(frame, Datagram)]
+
+
+def cost(size: int) -> int:
+    """Of a message in one frame."""
+    return size + DATAGRAM_HEADER_BYTES + COST_BYTES
+
+
+def counts(queue: MessageQueue) -> dict[int, int]:
+    return {stream_id: len(waiting) for stream_id, waiting in queue.waiting.items()}
+
+
+def fill(queue: MessageQueue, stream_id: int, data: str, size: int, most: int = 1 << 20) -> None:
+    """A message for each letter."""
+    splitter = Splitter(stream_id)
+    for byte in data.encode():
+        queue.put(stream_id, splitter.split(bytes([byte]) * size, 1200), most)
+
+
 def test_a_queue_that_is_too_long_loses_its_oldest_messages() -> None:
-    queue, splitter = MessageQueue(250), Splitter(STREAM)
-    for byte in b"abc":
-        queue.put(STREAM, splitter.split(bytes([byte]) * 100, 1200))
-    assert (queue.waiting_bytes, queue.counts) == (200, {STREAM: 2})
-    taken = [parse_untrusted(frame)[0] for frame in queue.take(1200, 1200)]
-    assert [frame.data[:1] for frame in taken if isinstance(frame, Datagram)] == [b"b", b"c"]
-    assert (queue.waiting_bytes, queue.counts) == (0, {})
+    queue = MessageQueue()
+    fill(queue, STREAM, "abc", 100, 2 * cost(100))
+    assert (queue.waiting_bytes, counts(queue)) == (2 * cost(100), {STREAM: 2})
+    assert [data[:1] for data in data_of(queue.take(1200, 1200))] == [b"b", b"c"]
+    assert (queue.waiting_bytes, queue.waiting, queue.dropped) == (0, {}, 1)
+
+
+def test_the_newest_message_is_kept_however_long_it_is() -> None:
+    queue = MessageQueue()
+    fill(queue, STREAM, "ab", 1000, 10)
+    assert data_of(queue.take(1200, 1200)) == [b"b" * 1000]
+
+
+def test_messages_without_data_fill_a_queue_too() -> None:
+    queue = MessageQueue()
+    fill(queue, STREAM, "x" * 1000, 0, 100 * cost(0))
+    assert counts(queue) == {STREAM: 100}
+
+
+def test_channels_take_turns_by_the_packet() -> None:
+    """A channel with little waits for one packet of each other one, not for their queues."""
+    queue = MessageQueue()
+    fill(queue, 0, "abcd", 1100)
+    fill(queue, 2, "efgh", 500)
+    fill(queue, 4, "i", 10)
+    packets = []
+    while frames := queue.take(1200, 1200):
+        packets.append("".join(data[:1].decode() for data in data_of(frames)))
+    assert packets == ["a", "ef", "ib", "gh", "c", "d"]
+    assert (queue.waiting_bytes, queue.waiting) == (0, {})
+
+
+def test_who_fills_the_queue_loses_messages() -> None:
+    """Not who sends little, whoever comes last."""
+    queue = MessageQueue()
+    fill(queue, 2, "ab", 100, 50 * cost(100))
+    fill(queue, 0, "x" * 200, 100, 50 * cost(100))
+    fill(queue, 2, "c", 100, 50 * cost(100))
+    assert counts(queue) == {2: 3, 0: 47}
+    assert queue.dropped == 153
+
+
+@repeatable
+@given(
+    puts=st.lists(st.tuples(st.sampled_from([0, 2, 4]), st.integers(0, 3000)), max_size=60),
+    most=st.integers(0, 20_000),
+)
+def test_whatever_is_put_the_queue_is_bounded_and_in_order(
+    puts: list[tuple[int, int]], most: int
+) -> None:
+    queue = MessageQueue()
+    splitters = {stream_id: Splitter(stream_id) for stream_id in (0, 2, 4)}
+    for stream_id, size in puts:
+        queue.put(stream_id, splitters[stream_id].split(bytes(size), 1200), most)
+        assert queue.waiting_bytes <= most or sum(counts(queue).values()) == 1
+    left = sum(counts(queue).values())
+    assert left + queue.dropped == len(puts)
+    seen: dict[int, list[tuple[int, int]]] = {0: [], 2: [], 4: []}
+    while frames := queue.take(1200, 1200):
+        assert sum(map(len, frames)) <= 1200
+        for frame in frames:
+            (parsed,) = parse_untrusted(frame)
+            assert isinstance(parsed, Datagram)
+            seen[parsed.stream].append((parsed.message, parsed.part))
+    assert all(numbers == sorted(set(numbers)) for numbers in seen.values())
+    assert sum(len({message for message, _ in numbers}) for numbers in seen.values()) == left
+    assert (queue.waiting_bytes, queue.waiting) == (0, {})
 
 
 def test_a_message_that_no_packet_can_carry_any_more_is_dropped() -> None:
-    queue, splitter = MessageQueue(10_000), Splitter(STREAM)
-    queue.put(STREAM, splitter.split(bytes(1000), 1200))
-    queue.put(STREAM, splitter.split(bytes(100), 1200))
+    queue = MessageQueue()
+    fill(queue, STREAM, "a", 1000)
+    fill(queue, STREAM, "b", 100)
     assert queue.take(50, 500) == []
-    assert (queue.waiting_bytes, queue.counts) == (100, {STREAM: 1})
-    assert len(queue.take(500, 500)) == 1
+    assert (queue.waiting_bytes, counts(queue)) == (cost(100), {STREAM: 1})
+    assert data_of(queue.take(500, 500)) == [b"b" * 100]
