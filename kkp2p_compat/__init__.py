@@ -323,11 +323,9 @@ def start_proxy(engine: engine_t, ip: str, port: int, ctx: connect_ctx_t, proxy_
 
 @_api(...)
 def start_proxy_udp(engine: engine_t, ip: str, port: int, ctx: connect_ctx_t, proxy_id: Any) -> int:
-    """As start_proxy, for UDP: each client address has a UDP channel to ``ctx.peer_id``.
+    """As start_proxy, for UDP: each client address has a UDP channel, until it is idle for 120 s.
 
-    It ends when there were no datagrams either way for 120 s (RFC 4787), and answers go to that
-    client.  ctx.channel_type: KKP2P_UDP_CHANNEL; what a zeroed struct has is taken for it.
-    Returns as start_proxy does.  C: ``kkp2p_start_proxy_udp``.
+    ctx.channel_type: KKP2P_UDP_CHANNEL, or a zeroed struct's.  C: ``kkp2p_start_proxy_udp``.
     """
     check_engine(engine)
     ctx = check_proxy(ctx, ip, port, proxy_id, KKP2P_UDP_CHANNEL)

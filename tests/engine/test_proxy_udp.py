@@ -81,8 +81,10 @@ def server(peer: kkp2p.engine_t) -> Iterator[Peer]:
 
 @pytest.fixture
 def proxy(engine: kkp2p.engine_t) -> StartProxy:
-    def start(peer_id: str = "peer", ip: str = "127.0.0.1", port: int = 0) -> UdpProxy:
-        ctx = kkp2p.connect_ctx_t(peer_id, kkp2p.KKP2P_UDP_CHANNEL, 1, timeout=LONG)
+    def start(
+        peer_id: str = "peer", ip: str = "127.0.0.1", port: int = 0, mode: int = 1
+    ) -> UdpProxy:
+        ctx = kkp2p.connect_ctx_t(peer_id, kkp2p.KKP2P_UDP_CHANNEL, mode, timeout=LONG)
         proxy_id = ctypes.c_uint32()
         assert kkp2p.start_proxy_udp(engine, ip, port, ctx, proxy_id) == 0
         made = engine._proxies.find(proxy_id.value)
@@ -153,6 +155,21 @@ def test_many_clients(
     for number, sock in enumerate(socks):
         assert ask(sock, b"again %d" % number) == b"again %d" % number
     assert len(server.channels) == 50
+    assert len(links(engine)) == 1
+
+
+@pytest.mark.parametrize("mode", [0, 2])
+def test_in_the_other_modes(
+    proxy: StartProxy, client: Client, server: Peer, engine: kkp2p.engine_t, mode: int
+) -> None:
+    address = proxy(mode=mode).address
+    socks = [client(address) for _ in range(10)]
+    for sock in socks:
+        sock.send(b"first")
+    for sock in socks:
+        assert sock.recv(100) == b"first"
+        assert ask(sock, b"next") == b"next"
+    assert len(server.channels) == 10
     assert len(links(engine)) == 1
 
 

@@ -29,7 +29,6 @@ from .path_state import PathState
 from .protection import OVERHEAD_BYTES, PacketSealer
 from .recovery import Flight, Recovery
 from .streams import SendStream
-from .transport_settings import TransportSettings
 
 __all__ = ["INITIAL_DATA_WINDOW_BYTES", "Packer"]
 
@@ -52,9 +51,8 @@ class Packer:
     """The sending half of a connection."""
 
     def __init__(
-        self, sealer: PacketSealer, remote_id: int, recovery: Recovery, received: Received,
-        settings: TransportSettings,
-    ) -> None:  # fmt: skip
+        self, sealer: PacketSealer, remote_id: int, recovery: Recovery, received: Received
+    ) -> None:
         self.next_number = 0
         self.max_data = INITIAL_DATA_WINDOW_BYTES  # the peer's limit for all streams together
         self.control: deque[bytes] = deque()  # frames to send before any data

@@ -92,7 +92,7 @@ class PeerConnection:
         self._gathering = Gathering(self._received, self.recovery)
         self.gather_s = self._gathering.wait_s
         sealer = PacketSealer(send_secret, cipher)
-        self.packer = Packer(sealer, remote_id, self.recovery, self._received, settings)
+        self.packer = Packer(sealer, remote_id, self.recovery, self._received)
         self.streams = StreamTable(
             is_caller, self.packer, self.recovery, self._clock, self._events, settings
         )

@@ -507,7 +507,7 @@ def test_messages_do_not_wait_for_long_where_there_are_too_many() -> None:
 
 
 def test_a_flood_of_messages_leaves_another_channel_alone() -> None:
-    """A game beside four times what the path carries: 60 messages a second, all arrive, and soon."""
+    """A game beside four times what the path carries: its 60 messages a second arrive, and soon."""
     pair = Pair("flood", Conditions(rate_bytes_per_s=mbit_per_s(10), delay_s=0.01))
     pair.transfer(2_000_000)
     flood, game = _message_channel(pair), _message_channel(pair)
