@@ -118,7 +118,7 @@ class PeerConnection:
         packer = self.packer
         return Load(
             self.paths.current.rate.delivered_bytes, packer.next_number, packer.lost_packets,
-            bool(packer.active or packer.messages.counts),
+            bool(packer.active or packer.messages.waiting),
         )  # fmt: skip
 
     # Input.
