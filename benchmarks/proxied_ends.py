@@ -1,13 +1,15 @@
 """The programs that proxied.py starts: ``python -m benchmarks.proxied_ends KIND ARGS...``.
 
-A server and a client of HTTP/1.0, each of one thread with epoll.  The server takes connections from
-a listener or channels from ``accept``; what it does with them is the same.  The proxy is a program
-of its own.  Each prints a line of JSON when it is ready, and ends with its standard input.
+A server and a client of HTTP/1.0, each of one thread with epoll; and of datagrams, which come back.
+The server takes connections from a listener or channels from ``accept``; what it does with them is
+the same.  The proxy is a program of its own.  Each prints a line of JSON when it is ready, and ends
+with its standard input.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import json
 import os
 import resource
@@ -22,6 +24,7 @@ from typing import Any
 import kkp2p_compat as kkp2p
 
 CALL_MS = 60_000
+SILENCE_S = 0.5  # after which a datagram counts as lost
 BACKLOG = 1024
 LONGEST_READ = 1 << 16
 END_OF_HEAD = b"\r\n\r\n"
@@ -113,13 +116,44 @@ def serve(source: Any) -> None:
                 epoll.register(accepted, select.EPOLLIN)
 
 
-def proxy(host: str, port: str, peer: str, mode: str, encrypt: str) -> None:
+def udp_server() -> None:
+    """Echo datagrams for ever."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind(("", 0))
+    say(port=sock.getsockname()[1])
+    while True:
+        data, client = sock.recvfrom(LONGEST_READ)
+        sock.sendto(data, client)
+
+
+def peer_udp_server(port: str, peer: str, secret: str) -> None:
+    """Echo the messages of every channel for ever."""
+    source = PeerSource(port, peer, secret)
+    say(**source.ready)
+    epoll = select.epoll()
+    epoll.register(source.fd, select.EPOLLIN)
+    while True:
+        for fd, _ in epoll.poll():
+            if fd == source.fd:
+                while (accepted := source.accept()) >= 0:
+                    epoll.register(accepted, select.EPOLLIN)
+                continue
+            try:
+                while data := os.read(fd, LONGEST_READ):
+                    os.write(fd, data)
+            except BlockingIOError:
+                continue
+            source.close(fd)
+
+
+def proxy(
+    host: str, port: str, peer: str, mode: str, encrypt: str,
+    kind: int = kkp2p.KKP2P_TCP_CHANNEL, start: Any = kkp2p.start_proxy,
+) -> None:  # fmt: skip
     engine = _engine(host, port)
-    context = kkp2p.connect_ctx_t(
-        peer, kkp2p.KKP2P_TCP_CHANNEL, int(mode), int(encrypt), timeout=CALL_MS
-    )
+    context = kkp2p.connect_ctx_t(peer, kind, int(mode), int(encrypt), timeout=CALL_MS)
     number = ctypes.c_uint32()
-    assert kkp2p.start_proxy(engine, "127.0.0.1", 0, context, number) == 0
+    assert start(engine, "127.0.0.1", 0, context, number) == 0
     address = kkp2p.proxy_address(engine, number)
     assert address is not None
     say(port=address[1])
@@ -195,6 +229,51 @@ class Client:
         times.sort()
         return {"p50_us": times[count // 2] * 1e6, "p99_us": times[count * 99 // 100] * 1e6}
 
+    def datagrams(
+        self, host: str, port: int, seconds: float, size: int, at_once: int
+    ) -> dict[str, Any]:
+        """Send the next when one is back, so many on their way; who is silent has lost them."""
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.connect((host, port))
+            sock.settimeout(SILENCE_S)
+            data, sent, count, silences = bytes(size), 0, 0, 0.0
+            begin = time.monotonic()
+            while time.monotonic() - begin < seconds:
+                while sent - count < at_once:
+                    sock.send(data)
+                    sent += 1
+                try:
+                    sock.recv(LONGEST_READ)
+                    count += 1
+                except TimeoutError:
+                    silences += sent - count
+                    sent = count
+            took_s = time.monotonic() - begin
+        return {"per_s": count / took_s, "count": count, "lost": silences / (count + silences)}
+
+    def pings(self, host: str, port: int, count: int, size: int) -> dict[str, Any]:
+        """One after the other."""
+        times: list[float] = []
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.connect((host, port))
+            sock.settimeout(SILENCE_S)
+            for number in range(count):
+                ping = number.to_bytes(size, "big")
+                begin = time.perf_counter()
+                sock.send(ping)
+                try:
+                    while sock.recv(LONGEST_READ) != ping:
+                        pass
+                except TimeoutError:
+                    continue
+                times.append(time.perf_counter() - begin)
+        times.sort()
+        return {
+            "p50_us": times[len(times) // 2] * 1e6,
+            "p99_us": times[len(times) * 99 // 100] * 1e6,
+            "lost": 1 - len(times) / count,
+        }
+
 
 def client() -> None:
     commands = Client()
@@ -217,6 +296,11 @@ def main() -> None:
         "tcp_server": lambda: serve(TcpSource()),
         "peer_server": lambda *args: serve(PeerSource(*args)),
         "proxy": proxy,
+        "udp_server": udp_server,
+        "peer_udp_server": peer_udp_server,
+        "udp_proxy": functools.partial(
+            proxy, kind=kkp2p.KKP2P_UDP_CHANNEL, start=kkp2p.start_proxy_udp
+        ),
         "client": client,
     }
     if sys.argv[1] != "client":

@@ -81,6 +81,7 @@ ROWS = {
     "new": Row("new channels on a live connection", turns.new_channels, beside=(BBR,)),
     "relay-new": Row("new channels through the relay", turns.new_channels, (SEALED,)),
     "proxied": Row("short connections through a proxy", proxied.turn, beside=(BBR,)),
+    "proxied-udp": Row("datagrams through a UDP proxy", proxied.udp_turn, beside=(FLOOR,)),
     "memory": Row("memory of idle channels", turns.memory),
     "relay-memory": Row("memory of idle relayed channels", turns.memory, (SEALED,)),
     # Without a limit, so that what limits is the emulator itself (with TCP at its ends).
