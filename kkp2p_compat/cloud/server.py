@@ -251,7 +251,7 @@ class Cloud:
         for part in (self.stun, self._udp):
             if part is not None:
                 part.stop()
-        self.stun = self._udp = None
+        self.stun = self.lane = self._udp = None
 
     def _open_listener(self) -> None:
         settings = self.settings

@@ -24,6 +24,7 @@ from kkp2p_compat.cloud.lane import LaneRelay
 from kkp2p_compat.cloud.server import Cloud
 from kkp2p_compat.cloud.udp_port import HomedSocket, UdpPort, homes_of, ip_of, number_of
 from kkp2p_compat.transport import lane_wire, relay_wire
+from kkp2p_compat.transport.udp import lane as lane_client
 from kkp2p_compat.transport.udp.batch_socket import BatchSocket
 from kkp2p_compat.transport.udp.lane import LaneClient, LaneState
 from kkp2p_compat.transport.udp.protection import FIRST_BYTE, OVERHEAD_BYTES
@@ -207,11 +208,11 @@ def test_two_sessions_of_the_same_sockets(scene: Scene) -> None:
         third.close()
 
 
-def test_a_side_whose_address_changes(scene: Scene) -> None:
+def test_a_side_whose_address_changes(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its first packet is answered with WHO, so it shows itself again at once."""
     a, b = scene.peers()
     b.lane.remote_id = ID_A
-    gevent.sleep(0.15)  # a WHO that comes sooner after a SHOW is not believed
+    monkeypatch.setattr(lane_client, "WHO_EVERY_S", 0.0)  # else none counts soon after a SHOW
     b.move()
     b.send(packets(ID_A))
     until(lambda: scene.lane.counts["packets without a lane"])
