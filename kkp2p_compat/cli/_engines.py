@@ -63,6 +63,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--no-upnp", action="store_true", help="do not ask the router for a port mapping"
     )
+    where.add_argument(
+        "--tcp-only", action="store_true",
+        help="use no UDP, as in a network that blocks or strangles it",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="output for programs instead of people")
     parser.add_argument(
         "--explain", action="store_true", help="show everything that was done to reach the peer"
@@ -80,7 +84,9 @@ def open_engine(
 
     In that case ``waits`` is asked; if it returns true, the name is looked up again.
     """
-    conf = engine_conf_t(disable_upnp=int(options.no_upnp), stun_servers=options.stun)
+    conf = engine_conf_t(
+        disable_upnp=int(options.no_upnp), stun_servers=options.stun, tcp_only=int(options.tcp_only)
+    )
     if options.lan:
         conf.lan_search_port = options.lan
     else:

@@ -42,6 +42,7 @@ from .links.peer_link import PeerLink
 from .links.roaming import Roaming
 from .paths.network import Network
 from .paths.stun_servers import stun_servers_of
+from .paths.udp_use import UdpUse
 from .paths.underlay import Underlay
 from .proxy.base import Proxy
 from .proxy.proxied import Watch
@@ -92,6 +93,7 @@ class Engine:
         self.network = Network(
             self.stun_servers,
             not conf.disable_upnp,
+            UdpUse(bool(conf.tcp_only), log),
             log,
             spawn,
             self._handle_network_change,
@@ -293,8 +295,8 @@ class Engine:
         )
         return channel
 
-    def _redial(self, link: PeerLink, budget_s: float) -> None:
-        self.dialer.redial(link, budget_s)
+    def _redial(self, link: PeerLink, budget_s: float, needs_tcp: bool) -> None:
+        self.dialer.redial(link, budget_s, needs_tcp)
 
     def _handle_network_change(self) -> None:
         self.dialer.handle_network_change()

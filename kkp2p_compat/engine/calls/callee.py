@@ -193,6 +193,8 @@ class _Search:
         self._relays = relays
         relays.on_path = lambda _: self._news.set()
         if moved is not None:
+            if call.offer.needs_tcp:
+                relays.insist_on_tcp()
             relays.hurry()
             moved.paths.take_relays(relays)
 

@@ -156,7 +156,7 @@ class CloudCaller:
         why_relay = meeting.plan.reason if is_hopeless else attempt.why_relay
         link: PeerLink | None = None
         try:
-            if not is_hopeless:
+            if not is_hopeless and self._network.udp.is_good:
                 gevent.wait([meeting.found, attempt.hurried], attempt.head_start_s, count=1)
             relays.hurry()
             gevent.wait([meeting.found, relays.ready], count=1)
@@ -184,7 +184,7 @@ class CloudCaller:
             if link is None:
                 relays.close()
 
-    def redial(self, link: PeerLink, budget_s: float) -> None:
+    def redial(self, link: PeerLink, budget_s: float, needs_tcp: bool) -> None:
         """New paths to the peer of a link that we made; all that are found are offered to it."""
         info, timeline = link.info, Timeline()
         own = self._network.underlay().own
@@ -193,7 +193,7 @@ class CloudCaller:
             own_side = OwnSide([], own.nat)
         else:
             own_side = OwnSide(own.candidates(), own.nat, worked=info.met.plan.kind)
-        offer = own_side.restart(info.met.theirs.connection_id, info.mode)
+        offer = own_side.restart(info.met.theirs.connection_id, info.mode, needs_tcp)
         with (
             time_limit(budget_s, TimedOut("no new path was found")),
             call_peer(self._client, info.peer_id, offer, budget_s) as (carrier, call),
@@ -202,6 +202,8 @@ class CloudCaller:
             if info.mode != _codes.CONNECT_P2P:
                 access = RelayPlaces.of_caller(call, carrier)
                 relays = self._network.underlay().relays(access, link.ids, True)
+                if needs_tcp:
+                    relays.insist_on_tcp()
                 relays.hurry()
                 link.paths.take_relays(relays)
             if info.mode == _codes.CONNECT_RELAY:

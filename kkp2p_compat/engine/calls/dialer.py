@@ -41,6 +41,7 @@ class Dialer:
     ) -> None:  # fmt: skip
         self._client = client
         self._log = log
+        self._udp = network.udp
         self._lan = LanCaller(lan_port, network, log)
         self._by_lan = Remotes(
             self._lan.meet, links, _codes.CONNECT_P2P, True, settings, log, spawn
@@ -78,6 +79,8 @@ class Dialer:
         if client is None or over_lan:
             if ctx.connect_mode == _codes.CONNECT_RELAY:
                 raise KKP2PError("no relay on the LAN", _codes.KKP2P_ERROR_LANMODE_MUSTUSE_P2P)
+            if self._udp.is_off:
+                raise NotSupported("a LAN search goes by UDP, which tcp_only excludes")
             return self._by_lan.of(ctx.peer_id).open(ctx, deadline)
         if is_spliced(ctx):
             return make_call(client, ctx, deadline - time.monotonic(), "the relay was asked for")
@@ -92,12 +95,15 @@ class Dialer:
             self._log.info("%s: by the relay as it is: %s", ctx.peer_id, error)
             return make_call(client, ctx, deadline - time.monotonic(), str(error))
 
-    def redial(self, link: PeerLink, budget_s: float) -> None:
-        """Look for new paths to the peer of a link that we made, until it has one."""
+    def redial(self, link: PeerLink, budget_s: float, needs_tcp: bool) -> None:
+        """Look for new paths to the peer of a link that we made, until it has one.
+
+        ``needs_tcp``: also for one over TCP to a relay.
+        """
         if link.info.is_lan or self._cloud is None:
             self._lan.redial(link, budget_s)
         else:
-            self._cloud.redial(link, budget_s)
+            self._cloud.redial(link, budget_s, needs_tcp)
 
     def remote(
         self, peer_id: str, mode: int = _codes.CONNECT_AUTO, over_lan: bool = False

@@ -15,7 +15,7 @@ from gevent.event import AsyncResult
 
 from ... import _codes
 from ..._address import Address
-from ..._errors import EngineClosed, KKP2PError, NotAllowed, TimedOut
+from ..._errors import EngineClosed, KKP2PError, NotAllowed, NotSupported, TimedOut
 from ..._io import time_limit
 from ..._structs import connect_ctx_t
 from ...control.callers import Callers
@@ -112,6 +112,8 @@ class LanCallee:
 
     def join(self, peer_id: str) -> None:
         """Be found on the LAN under this id, instead of any other."""
+        if self._network.udp.is_off:
+            raise NotSupported("the LAN is searched by UDP, which tcp_only excludes")
         self._network.underlay()
         self.leave()
         if peer_id != self._own_id:

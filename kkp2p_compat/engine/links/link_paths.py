@@ -23,6 +23,7 @@ from ...traversal.candidates import Candidate
 from ..paths.path_finder import Path
 from ..paths.path_kind import PathKind
 from ..paths.relay_paths import RelayPaths
+from ..paths.udp_use import THROTTLED_S, UdpUse
 from .path_choice import Move, PathChoice
 
 __all__ = ["LinkPaths"]
@@ -35,8 +36,8 @@ class LinkPaths:
 
     def __init__(
         self, connection: PeerConnection, first: Path, reason: str, endpoint: Endpoint,
-        wake: Callable[[], object], name: str, log: Logger, note: Callable[[str], object], *,
-        is_caller: bool,
+        wake: Callable[[], object], name: str, log: Logger, note: Callable[[str], object],
+        udp: UdpUse, *, is_caller: bool,
     ) -> None:  # fmt: skip
         """``reason``: for the first path.  ``note`` is told of moves, as the log is."""
         self.reason = reason  # for the path in use; "" where only the peer knows
@@ -48,6 +49,7 @@ class LinkPaths:
         self._name = name
         self._log = log
         self._note = note
+        self._udp = udp
         self._relays: list[RelayPaths] = []  # the newest last
         self._sockets: set[int] = set()  # extra ones of the endpoint, for direct paths, and ours
         self._tried = first.address  # the direct one that checks have found last
@@ -72,6 +74,13 @@ class LinkPaths:
         """Whether a way over a relay is ready."""
         return any(relays.paths for relays in self._relays)
 
+    @property
+    def has_tcp(self) -> bool:
+        """Whether one over TCP is."""
+        return self.kind.is_tcp or any(
+            path.kind.is_tcp for relays in self._relays for path in relays.paths.values()
+        )
+
     # What there is.
 
     def offer(self, path: Path) -> None:
@@ -82,7 +91,8 @@ class LinkPaths:
         if self._closed:
             self._endpoint.close_sockets(self._sockets)
             return
-        self._choice.offer(path.address, path.kind, time.monotonic())
+        hold_s = THROTTLED_S if self._udp.is_throttled and not path.kind.is_tcp else 0.0
+        self._choice.offer(path.address, path.kind, time.monotonic(), hold_s=hold_s)
         self._poll()
 
     def expect(self, candidates: Iterable[Candidate]) -> None:
@@ -158,6 +168,9 @@ class LinkPaths:
             self.reason = self._told.why
             self._log.warning("%s: moved from %s", self._name, self._told)
             self._note(f"moved from {self._told}")
+        if self._choice.is_udp_throttled:
+            self._choice.is_udp_throttled = False
+            self._udp.note_throttled()
         self._wake()
         self._arm()
 

@@ -46,7 +46,8 @@ class LinkTable:
         met = info.met
         address, rtt_s, _ = met.path
         callee = met.theirs if info.is_caller else met.ours
-        endpoint = self._network.underlay().endpoint
+        underlay = self._network.underlay()
+        endpoint = underlay.endpoint
         connection = PeerConnection(
             send_secret=met.keys.send,
             receive_secret=met.keys.receive,
@@ -70,6 +71,7 @@ class LinkTable:
             _refuse if info.is_caller else self._on_offered,
             self._links.discard,
             self._roaming,
+            underlay.udp,
         )
         self._links.add(link)
         self._log.info("%s: %s, %s", info.name, link.describe(), callee.cipher)

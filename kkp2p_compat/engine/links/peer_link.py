@@ -12,13 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ..._codes import CONNECT_AUTO
+from ..._codes import CONNECT_AUTO, CONNECT_P2P
 from ..._errors import EngineClosed, KKP2PError
 from ...transport.udp import events as e
 from ...transport.udp.endpoint import Endpoint
 from ...transport.udp.liveness import Hearing
 from ...transport.udp.peer_connection import CLOSE_NORMAL, PeerConnection
 from ..paths.meeting import Met
+from ..paths.udp_use import UdpUse
 from .link_channels import LinkChannels
 from .link_paths import LinkPaths
 
@@ -28,6 +29,7 @@ __all__ = ["LinkInfo", "PeerLink"]
 IDLE_S = 60.0  # how long a link without channels is kept for the next one
 SEEK_FIRST_S = 30.0  # from one call for a better path to the next, doubling
 SEEK_MOST_S = 480.0
+SLOW_LEAST, SLOW_MOST = 30_000, 300_000  # bytes a second, in both directions together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +60,7 @@ class Roams(Protocol):
     def handle_suspected(self, link: PeerLink) -> None: ...
     def handle_recovered(self, link: PeerLink) -> None: ...
     def handle_closed(self, link: PeerLink) -> None: ...
-    def seek(self, link: PeerLink) -> None: ...
+    def seek(self, link: PeerLink, needs_tcp: bool) -> None: ...
 
 
 class PeerLink:
@@ -76,6 +78,7 @@ class PeerLink:
         on_offered: Callable[[PeerLink, e.ChannelOffered], object],
         on_closed: Callable[[PeerLink], object],
         roaming: Roams,
+        udp: UdpUse,
     ) -> None:
         self.connection = connection
         self.local_id = connection.local_id
@@ -93,9 +96,10 @@ class PeerLink:
         self._used = False
         self._seek_s = SEEK_FIRST_S
         self._seek_at = time.monotonic() + SEEK_FIRST_S
+        self._passed = time.monotonic(), 0  # bytes, at the last sweep
         self.paths = LinkPaths(
             connection, info.met.path, info.met.reason, endpoint, self.wake, info.name, log,
-            info.met.timeline.note, is_caller=info.is_caller,
+            info.met.timeline.note, udp, is_caller=info.is_caller,
         )  # fmt: skip
         endpoint.add(self)
 
@@ -177,17 +181,27 @@ class PeerLink:
         self.ask()
 
     def _seek(self) -> None:
-        """Look for a better path, or for a second one, where checks have not found it before."""
-        lacks = self.info.mode == CONNECT_AUTO and (
-            self.paths.kind.is_relay or not self.paths.has_relay
-        )
-        now = time.monotonic()
-        if not lacks or not self.info.is_caller or not self.channels.carried:
-            self._seek_at = now + SEEK_FIRST_S
-        elif now >= self._seek_at:
+        """Look for a better path, or for a second one, where checks have not found it before.
+
+        Where as little passes as a network lets through that throttles UDP, a way over TCP: whoever
+        has more to send compares the two.
+        """
+        now, paths, mode = time.monotonic(), self.paths, self.info.mode
+        is_slow = self._is_slow(now)
+        lacks = mode == CONNECT_AUTO and (paths.kind.is_relay or not paths.has_relay)
+        needs_tcp = is_slow and mode != CONNECT_P2P and not paths.has_tcp
+        if not (lacks or needs_tcp) or not self.info.is_caller or not self.channels.carried:
+            self._seek_at = min(self._seek_at, now + SEEK_FIRST_S)
+        elif now >= self._seek_at or (needs_tcp and self._seek_s == SEEK_FIRST_S):
             self._seek_at = now + self._seek_s
             self._seek_s = min(2 * self._seek_s, SEEK_MOST_S)
-            self._roaming.seek(self)
+            self._roaming.seek(self, needs_tcp)
+
+    def _is_slow(self, now: float) -> bool:
+        connection, (before, before_bytes) = self.connection, self._passed
+        passed = connection.packer.sent_bytes + connection.received_bytes
+        self._passed = now, passed
+        return SLOW_LEAST <= (passed - before_bytes) / max(now - before, 1.0) <= SLOW_MOST
 
     # From the endpoint.
 

@@ -36,14 +36,15 @@ PAUSE_MOST_S = 1.5
 
 
 class Roaming:
-    """``redial`` looks for new paths to a link's peer; ``check_cloud`` asks if the cloud is there.
+    """``redial`` looks for new paths to a link's peer, also over TCP if its last argument says so;
+    ``check_cloud`` asks if the cloud is there.
 
     The side that was called does not look: it is called again.
     """
 
     def __init__(
         self,
-        redial: Callable[[PeerLink, float], object],
+        redial: Callable[[PeerLink, float, bool], object],
         check_cloud: Callable[[], object],
         log: Logger,
         spawn: Callable[..., gevent.Greenlet[..., Any]],
@@ -74,14 +75,14 @@ class Roaming:
             if search is not None:
                 search.kill(block=False)
 
-    def seek(self, link: PeerLink) -> None:
+    def seek(self, link: PeerLink, needs_tcp: bool) -> None:
         """The peer is heard, but a better path, or a second one, is wanted: call once."""
         if link not in self._seeking and link not in self._searches:
-            self._seeking[link] = self._spawn(self._seek, link)
+            self._seeking[link] = self._spawn(self._seek, link, needs_tcp)
 
-    def _seek(self, link: PeerLink) -> None:
+    def _seek(self, link: PeerLink, needs_tcp: bool) -> None:
         try:
-            self._redial(link, CALL_S)
+            self._redial(link, CALL_S, needs_tcp)
         except KKP2PError as error:
             self._log.info("%s: no better path yet: %s", link.name, error)
         finally:
@@ -100,7 +101,7 @@ class Roaming:
         pauses = Backoff(self._random, PAUSE_FIRST_S, PAUSE_MOST_S, PAUSE_SPREAD_S)
         while link.closed is None:
             try:
-                self._redial(link, CALL_S)
+                self._redial(link, CALL_S, False)
             except KKP2PError as error:
                 self._log.info("%s: no other path yet: %s", link.name, error)
             else:

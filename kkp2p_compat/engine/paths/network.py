@@ -13,6 +13,7 @@ import gevent
 
 from ..._errors import EngineClosed, LinkLost, NotSupported
 from ...traversal.nat import UNKNOWN, NatBehaviour
+from .udp_use import UdpUse
 from .underlay import Underlay
 
 __all__ = ["Network"]
@@ -22,12 +23,13 @@ class Network:
     """``underlay`` makes it.  ``on_change``, ``on_addresses``: see Underlay."""
 
     def __init__(
-        self, stun_servers: Sequence[tuple[str, int]], map_ports: bool, log: Logger,
+        self, stun_servers: Sequence[tuple[str, int]], map_ports: bool, udp: UdpUse, log: Logger,
         spawn: Callable[..., gevent.Greenlet[..., Any]],
         on_change: Callable[[], object], on_addresses: Callable[[Underlay], object],
     ) -> None:  # fmt: skip
         self._stun_servers = stun_servers
         self._map_ports = map_ports
+        self.udp = udp
         self._log = log
         self._spawn = spawn
         self._on_change = on_change
@@ -44,6 +46,7 @@ class Network:
                 self._underlay = Underlay(
                     self._stun_servers,
                     self._map_ports,
+                    self.udp,
                     self._log,
                     self._spawn,
                     self._on_change,

@@ -81,6 +81,7 @@ class OwnAddresses:
         on_change: Callable[[], object],
         mapper: PortMapper | None = None,
         watched: bool = False,
+        udp: bool = True,
         timing: Timing = Timing(),
     ) -> None:
         """``servers``: names or numeric addresses, and ports.  ``spawn`` starts a greenlet.
@@ -88,7 +89,7 @@ class OwnAddresses:
         ``on_change`` is called in the hub when ``nat`` or ``candidates()`` say something new.
         Whoever made the ``mapper`` calls ``see_changes`` when its mapping has changed.
         ``watched``: ``refresh`` is called when this host's addresses have changed; otherwise the
-        system is asked for them each time.
+        system is asked for them each time.  Without ``udp`` nobody is asked, and there are none.
         """
         self.ready = Event()
         self.found: dict[int, Discovery] = {}  # what is known by now, by address family
@@ -101,6 +102,7 @@ class OwnAddresses:
         self._on_change = on_change
         self._mapper = mapper
         self._watched = watched
+        self._udp = udp
         self._closed = False
         self._host: list[Candidate] | None = None  # None: the system has to be asked
         self._last_host: list[Candidate] = []
@@ -115,8 +117,9 @@ class OwnAddresses:
         self._keep_s = timing.keep_s
 
     def start(self) -> None:
-        if not self._servers:
+        if not self._servers or not self._udp:
             self.ready.set()
+        if not self._servers:
             return
         self._greenlet = self._spawn(self._run)
 
@@ -152,6 +155,8 @@ class OwnAddresses:
     @property
     def nat(self) -> NatBehaviour:
         """That of IPv4, where NATs are; of IPv6 only if nothing gets through by IPv4."""
+        if not self._udp:
+            return BLOCKED
         known = [found.behaviour for _, found in sorted(self.found.items())]
         useful = [behaviour for behaviour in known if behaviour not in (BLOCKED, UNKNOWN)]
         return next(iter(useful or known), UNKNOWN)
@@ -206,6 +211,8 @@ class OwnAddresses:
 
     def host_candidates(self) -> list[Candidate]:
         """Addresses of this host; the last known ones if it lacks the descriptors to look."""
+        if not self._udp:
+            return []
         if self._host is None or not self._watched:
             ports = {int(family): port for family, port in self._endpoint.ports().items()}
             try:
@@ -227,7 +234,8 @@ class OwnAddresses:
         while True:
             self._wake.clear()
             servers = self._resolve()
-            self._discover(servers)
+            if self._udp:
+                self._discover(servers)
             self._verdict()
             self.see_changes()
             self._stay()

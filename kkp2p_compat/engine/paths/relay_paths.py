@@ -26,6 +26,7 @@ from .lanes import Lane, Lanes
 from .path_finder import Path
 from .path_kind import PathKind
 from .turn_meeting import TurnMeeting
+from .udp_use import UdpUse
 
 __all__ = ["RelayAccess", "RelayPaths"]
 
@@ -59,10 +60,12 @@ class RelayPaths:
 
     def __init__(
         self, endpoint: Endpoint, lanes: Lanes, access: RelayAccess, ids: tuple[int, int],
-        is_caller: bool, log: Logger,
+        is_caller: bool, udp: UdpUse, log: Logger,
         spawn: Callable[..., gevent.Greenlet[..., Any]],
     ) -> None:  # fmt: skip
         """``ids``: of the connection, ours and the peer's."""
+        self._udp = udp
+        self._needs_tcp = False
         self.ready: AsyncResult[Path] = AsyncResult()
         self.paths: dict[Address, Path] = {}  # that carry packets now
         self.on_path: Callable[[Path], object] = _nobody
@@ -99,6 +102,10 @@ class RelayPaths:
         """A direct path is not likely any more: go now."""
         self._wanted.set()
 
+    def insist_on_tcp(self) -> None:
+        """A lane is not enough: what TCP carries is to be compared."""
+        self._needs_tcp = True
+
     def stand_by(self) -> None:
         """There is a direct path: places on lanes are enough, which cost next to nothing."""
         self._stands_by = True
@@ -122,9 +129,10 @@ class RelayPaths:
         error: KKP2PError = EngineClosed()  # when killed
         try:
             self._wanted.wait(PREPARE_AFTER_S)
-            self._take_lanes()
-            if not self.paths and not self._stands_by:
-                if self._turn is not None:
+            if self._udp.is_good:
+                self._take_lanes()
+            if self._needs_tcp or (not self.paths and not self._stands_by):
+                if self._turn is not None and self._udp.is_good and not self.paths:
                     self._turning = self._spawn(self._meet_by_turn, self._turn)
                 self._meet_by_tcp()
         except KKP2PError as caught:

@@ -34,6 +34,7 @@ from .own_addresses import OwnAddresses
 from .path_finder import PathFinder
 from .puncher import Means
 from .relay_paths import RelayAccess, RelayPaths
+from .udp_use import UdpUse
 
 __all__ = ["Underlay"]
 
@@ -50,17 +51,19 @@ class Underlay:
     """
 
     def __init__(
-        self, stun_servers: Sequence[tuple[str, int]], map_ports: bool, log: Logger,
+        self, stun_servers: Sequence[tuple[str, int]], map_ports: bool, udp: UdpUse, log: Logger,
         spawn: Callable[..., gevent.Greenlet[..., Any]],
         on_network_change: Callable[[], object], on_addresses: Callable[[], object],
     ) -> None:  # fmt: skip
         self.endpoint = Endpoint(log, self._handle_stun)
         self.lanes = Lanes(self.endpoint)
         self.finder = PathFinder(self.endpoint)
-        self.mapper = PortMapper(log, spawn, self._handle_mapping) if map_ports else None
+        self.udp = udp
+        may_map = map_ports and not udp.is_off
+        self.mapper = PortMapper(log, spawn, self._handle_mapping) if may_map else None
         self.own = OwnAddresses(
             self.endpoint, stun_servers, log, spawn, self._handle_addresses, self.mapper,
-            watched=True,
+            watched=True, udp=not udp.is_off,
         )  # fmt: skip
         self._means = Means(self.endpoint, self.own, self.finder, Birthdays(), log, spawn)
         self._watch = AddressWatch(self._handle_network_change, log)
@@ -79,6 +82,7 @@ class Underlay:
     def _handle_network_change(self) -> None:
         self._log.info("the network has changed")
         self.own.refresh("the network has changed")
+        self.udp.forget()
         self.lanes.show_again()
         if self.mapper is not None and self._mapping:
             self.mapper.refresh()
@@ -115,8 +119,9 @@ class Underlay:
     def relays(self, access: RelayAccess, ids: tuple[int, int], is_caller: bool) -> RelayPaths:
         """The ways over relays.  ``ids``: of the connection, ours and the peer's."""
         return RelayPaths(
-            self.endpoint, self.lanes, access, ids, is_caller, self._log, self._means.spawn
-        )
+            self.endpoint, self.lanes, access, ids, is_caller, self.udp, self._log,
+            self._means.spawn,
+        )  # fmt: skip
 
     def look_again(self) -> None:
         """We were cut off for a while: the NAT or the router may have forgotten us meanwhile."""

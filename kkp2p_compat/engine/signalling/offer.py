@@ -36,6 +36,7 @@ class Offer(NamedTuple):
     key: bytes | None
     direct: DirectOffer | None = None
     restarts: int | None = None  # our id of a connection for which only a new path is wanted
+    needs_tcp: bool = False  # then: also one over TCP to a relay, to compare what they carry
 
 
 def parse_offer_untrusted(text: object) -> Offer:
@@ -63,7 +64,8 @@ def _parse_restart_untrusted(fields: dict[str, Any]) -> Offer:
     mode = _codes.CONNECT_P2P
     if "mode" in fields:
         mode = number_untrusted(fields, "mode", 0, 2)
-    return Offer(_codes.KKP2P_TCP_CHANNEL, mode, 0, 0, key, direct, connection_id)
+    needs_tcp = fields.get("tcp") is True
+    return Offer(_codes.KKP2P_TCP_CHANNEL, mode, 0, 0, key, direct, connection_id, needs_tcp)
 
 
 def parse_direct_answer_untrusted(answer: str) -> tuple[bytes, DirectOffer]:

@@ -42,10 +42,10 @@ class OwnSide:
             key=self._public, direct=self.direct.fields(),
         )  # fmt: skip
 
-    def restart(self, connection_id: int, mode: int) -> str:
+    def restart(self, connection_id: int, mode: int, needs_tcp: bool = False) -> str:
         """An offer that asks for no channel, only for new paths of a connection that both have."""
         return encode_text(
-            restart=id_text(connection_id), mode=mode, key=self._public,
+            restart=id_text(connection_id), mode=mode, tcp=needs_tcp or None, key=self._public,
             direct=self.direct.fields(),
         )  # fmt: skip
 

@@ -21,5 +21,5 @@ def test_a_link_gets_its_new_path_the_way_it_was_made(
     monkeypatch.setattr(LanCaller, "redial", lambda *_: asked.append("LAN"))
     monkeypatch.setattr(CloudCaller, "redial", lambda *_: asked.append("cloud"))
     link = cast(PeerLink, SimpleNamespace(info=SimpleNamespace(is_lan=is_lan)))
-    engine.dialer.redial(link, 1.0)
+    engine.dialer.redial(link, 1.0, needs_tcp=False)
     assert asked == [way]

@@ -188,3 +188,27 @@ def test_without_a_lane_packets_go_by_tcp(cloud: CloudProcess, make_engine: Make
     assert kkp2p.write(mine.fd, b"x" * 60000, 60000, LONG) == 60000
     assert kkp2p.read(theirs.fd, bytearray(60000), 60000, LONG) == 60000
     close(mine, theirs)
+
+
+@pytest.mark.parametrize("who", ["caller", "callee", "both"])
+def test_without_udp(make_engine: MakeEngine, who: str) -> None:
+    """By the wish of either side no datagram is sent; both use TCP, and each mode but p2p works."""
+    caller, callee = (
+        make_engine(tcp_only=int(who in (name, "both"))) for name in ("caller", "callee")
+    )
+    assert kkp2p.join_net(callee, "peer", SECRET) == 0
+    ctx = ctx_to("peer", 2)
+    ctx.encrypt_data = 1
+    mine = kkp2p.channel_t()
+    assert kkp2p.connect(caller, ctx, mine) == 0
+    check_carries(mine, accept(callee))
+    assert kind_of(caller) is kind_of(callee) is PathKind.FRAMED
+    mine, theirs = connect(caller, 0), accept(callee)
+    assert all(link.paths.kind.is_tcp for link in [*links(caller), *links(callee)])
+    check_carries(mine, theirs)
+
+
+def test_what_needs_udp(make_engine: MakeEngine) -> None:
+    engine = make_engine(tcp_only=1, lan_search_port=5)
+    assert kkp2p.join_lan(engine, "me") == -106
+    assert kkp2p.lan_search(engine, ctx_to("peer"), kkp2p.channel_t()) == -106

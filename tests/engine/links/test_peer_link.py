@@ -14,6 +14,7 @@ from kkp2p_compat.engine.links import link_paths
 from kkp2p_compat.engine.links.peer_link import LinkInfo, PeerLink
 from kkp2p_compat.engine.paths.path_finder import Path
 from kkp2p_compat.engine.paths.path_kind import PathKind
+from kkp2p_compat.engine.paths.udp_use import UdpUse
 from kkp2p_compat.transport.udp import events as e
 from kkp2p_compat.transport.udp.liveness import Hearing
 
@@ -29,9 +30,10 @@ class Stays:
 
     def __init__(self, connection: Any, kind: PathKind, **_: object) -> None:
         self.moves: list[Any] = []
+        self.is_udp_throttled = False
         self.current = SimpleNamespace(address=connection.address, kind=kind)
 
-    def offer(self, *_: object) -> None: ...
+    def offer(self, *_: object, hold_s: float) -> None: ...
     def handle_event(self, *_: object) -> None: ...
     def next_timer(self) -> float:
         return math.inf
@@ -73,6 +75,7 @@ class Case:
             lambda link, event: self.asked.append(event),
             lambda link: self.asked.append("forget"),
             roaming,
+            UdpUse(False, logging.getLogger("test")),
         )
 
 

@@ -38,7 +38,7 @@ class Case:
         log = logging.getLogger("test")
         self.roaming = Roaming(self.redial, self.check, log, self.spawn)
 
-    def redial(self, link: Any, budget_s: float) -> None:
+    def redial(self, link: Any, budget_s: float, needs_tcp: bool) -> None:
         self.redials += 1
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if isinstance(answer, Exception):

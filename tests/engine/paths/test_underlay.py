@@ -11,6 +11,7 @@ import gevent
 import pytest
 
 from kkp2p_compat.engine.paths import underlay as underlay_module
+from kkp2p_compat.engine.paths.udp_use import UdpUse
 from kkp2p_compat.engine.paths.underlay import Underlay
 from kkp2p_compat.transport.udp import doors
 from kkp2p_compat.traversal.nat import ENDPOINT_INDEPENDENT, NatBehaviour
@@ -26,7 +27,7 @@ def changes() -> list[str]:
 @pytest.fixture
 def underlay(changes: list[str]) -> Iterator[Underlay]:
     made = Underlay(
-        [], True, log, gevent.spawn, lambda: changes.append("network"),
+        [], True, UdpUse(False, log), log, gevent.spawn, lambda: changes.append("network"),
         lambda: changes.append("addresses"),
     )  # fmt: skip
     yield made
