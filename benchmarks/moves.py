@@ -34,7 +34,8 @@ BULK = 0
 STAY_S = 5.0
 CONNECT_MS = 20_000
 PATIENCE_S = 120.0  # for a path, and for what is under way
-AFTER_S = 0.5  # what still belongs to a move: a late packet, a probe of the new path
+HOLD_S = 0.3  # instead of up to a minute: 50 moves in a row are no flapping here
+AFTER_S = 0.3  # what still belongs to a move: a late packet, a probe of the new path
 PEER, SECRET = "callee", "a secret"
 CLOUD_PORT, RELAY_PORT = "3080", "3082"
 KINDS = ("stream", "messages")
@@ -151,10 +152,11 @@ class Scene:
             Agent(run, host, "benchmarks.moves_ends") for host in self.hosts
         )
 
-    def start(self) -> None:
+    def start(self, hold_s: float = 0) -> None:
+        """``hold_s``: see moves_ends.py."""
         login = self.cloud.host.address
-        self.callee.do("start", login=login, peer_id=PEER, secret=SECRET)
-        self.caller.do("start", login=login)
+        self.callee.do("start", login=login, peer_id=PEER, secret=SECRET, hold_s=hold_s)
+        self.caller.do("start", login=login, hold_s=hold_s)
 
     def wall(self, up: bool) -> float:
         """Returns when."""
@@ -169,9 +171,9 @@ class Scene:
         self.net.move(self.hosts[0], self.net.nat(f"cafe{time.monotonic_ns()}"))
 
 
-# The best first, as channel_stats names them.
+# The best first, as the log names them.
 DIRECT = ("p2p", "p2p over TCP")
-RELAYED = ("relay", "relay by TURN", "relay over TCP")
+RELAYED = ("relay", "relay by TURN", "relay over TCP", "spliced")
 
 
 @contextmanager
@@ -207,7 +209,7 @@ class Moving:
     def __init__(self, scene: Scene, kinds: tuple[str, ...] = KINDS) -> None:
         self._scene = scene
         scene.wall(up=True)
-        scene.start()
+        scene.start(HOLD_S)
         self.channels = [scene.call(kind) for kind in kinds]
         self.pauses: dict[tuple[str, str], Pauses] = {}
 
@@ -246,9 +248,10 @@ def moves(count: int) -> None:
     with scene() as made:
         moving = Moving(made)
         for _ in range(count):
-            moving.stay()
             moving.move(False, "to p2p")
             moving.move(True, "to the relay")
+        for _ in range(count // 3):
+            moving.stay()
         moving.end()
     rows = [
         [kind, where, *one.row(), str(one.lost)] for (kind, where), one in moving.pauses.items()

@@ -10,9 +10,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
+from unittest import mock
 
 import kkp2p_compat as kkp2p
+from kkp2p_compat.engine.links import link_paths
+from kkp2p_compat.engine.links.path_choice import PathChoice
+from kkp2p_compat.engine.links.path_option import ChoiceSettings
 from kkp2p_compat.testing.flow import Arrivals, records
 
 from .agents import serve
@@ -129,10 +134,14 @@ class Flow:
         self._receiver.join()
 
 
-def start(login: str, peer_id: str = "", secret: str = "", **conf: Any) -> dict[str, Any]:
-    """``peer_id``: who takes calls; ``conf``: more of engine_conf_t."""
+def start(login: str, peer_id: str = "", secret: str = "", hold_s: float = 0) -> dict[str, Any]:
+    """``peer_id``: who takes calls.  ``hold_s``: how long a path that has failed is left alone,
+    however often that has happened; 0: as always."""
     global _engine
-    made = kkp2p.engine_conf_t(login_domain=login, login_port=PORT, log_path=".", **conf)
+    if hold_s:
+        settings = ChoiceSettings(hold_first_s=hold_s, hold_most_s=hold_s)
+        mock.patch.object(link_paths, "PathChoice", partial(PathChoice, settings=settings)).start()
+    made = kkp2p.engine_conf_t(login_domain=login, login_port=PORT, log_path=".")
     _engine = kkp2p.engine_init(made, START_MS)
     if _engine is None:
         raise RuntimeError(f"no engine: {kkp2p.error_no()}")
@@ -180,8 +189,16 @@ def accepted(number: int, timeout_s: float) -> dict[str, Any]:
 
 
 def _path(flow: Flow) -> str:
+    """As the log names it; or "spliced", where a relay joins two TCP connections."""
     stats = kkp2p.channel_stats(_engine, flow.channel_id)
-    return stats.path if stats is not None else ""
+    if stats is None:
+        return ""
+    if stats.connection_bytes_sent is None:
+        return "spliced"
+    kinds: list[str] = _engine.thread.call(
+        lambda: [link.paths.kind.value for link in _engine.links]
+    )
+    return kinds[-1] if kinds else ""  # the two have one connection for all channels of a mode
 
 
 def path(number: int) -> dict[str, Any]:

@@ -18,9 +18,9 @@ def scene(lab: Lab, run: Run) -> Scene:
 
 
 def test_a_stream_and_messages_move(scene: Scene) -> None:
-    """To the direct path when the wall falls."""
+    """To the direct path when the wall falls, back to the relay when it rises, and again."""
     moving = Moving(scene)
-    for up in (False,):
+    for up in (False, True, False):
         moving.move(up, "")
         for channel in moving.channels:
             channel.hears(20)
