@@ -146,8 +146,9 @@ def _describe(engine: Any) -> dict[str, Any]:
     (link,) = engine.links
     ip, port = link.connection.address[:2]
     kinds = {(c.address, c.port): c.kind for c in link.info.met.theirs.candidates}
+    kind = "TCP" if link.paths.kind.is_tcp else kinds.get((ip, port), "prflx")
     return {
-        "path": f"p2p {'IPv6 ' if ':' in ip else ''}{kinds.get((ip, port), 'prflx')}",
+        "path": f"p2p {'IPv6 ' if ':' in ip else ''}{kind}",
         "plan": link.info.met.plan.kind,
         "rtt_s": link.connection.recovery.rtt.min_s,
     }

@@ -31,6 +31,7 @@ from .._io import time_limit
 from ..transport import tcp
 from . import stun
 from .candidates import (
+    MAX_CANDIDATES,
     Candidate,
     family_of,
     host_candidates,
@@ -70,6 +71,7 @@ class TcpPunch:
         self._listeners: dict[int, Any] = {}  # by family
         self._asking: list[Any] = []  # the connections by which servers see us: they keep the port
         self._own: list[Candidate] = []
+        self._named: list[Candidate] = []  # by the peer, before we knew our own
         self._targets: set[HostPort] = set()
         self._greenlets = Pool()
         self._strangers = Pool(MAX_STRANGERS)
@@ -104,6 +106,7 @@ class TcpPunch:
         told = [one for one in self._own if with_private or not is_private(one.address)]
         seen = [each.value for each in asking if each.successful() and each.value is not None]
         told += [outer_candidate("srflx", mapped, self._own) for mapped in seen]
+        self._aim(self._named)
         return list(dict.fromkeys(one.text for one in told))
 
     def _ports(self) -> dict[int, int]:
@@ -135,7 +138,14 @@ class TcpPunch:
 
     def handle_peer_untrusted(self, texts: object) -> None:
         """The candidates that the peer tells; BadPacket if they are malformed."""
-        for candidate in parse_untrusted(texts):
+        named = parse_untrusted(texts)
+        if self._own:
+            self._aim(named)
+        elif len(self._named) < MAX_CANDIDATES:  # what is plausible depends on our own addresses
+            self._named += named
+
+    def _aim(self, named: Sequence[Candidate]) -> None:
+        for candidate in named:
             place = candidate.address, candidate.port
             if (
                 len(self._targets) < MAX_TARGETS

@@ -22,6 +22,7 @@ DIRECT = [
     ("same NAT", "same NAT", "p2p host"),
     ("UPnP router", "symmetric random", "p2p prflx"),
     ("symmetric random", "UPnP router", "p2p mapped"),
+    ("UDP blocked", "UDP blocked", "p2p TCP"),
 ]
 LUCKY = [
     ("symmetric sequential", "port-restricted"),
@@ -29,8 +30,7 @@ LUCKY = [
     ("port-restricted", "symmetric random"),
 ]
 RELAYED = [
-    ("UDP blocked", "public"),
-    ("port-restricted", "UDP blocked"),
+    ("symmetric random", "UDP blocked"),
     ("symmetric random", "symmetric sequential"),
     ("IPv6 only", "full cone"),
 ]
@@ -64,6 +64,12 @@ def test_a_path_by_guessing(lab: Lab, run: Run, caller: str, callee: str) -> Non
     assert met["result"] == 0, met
     assert met["path"].startswith("p2p")
     assert met["packets"] < 5000
+
+
+@pytest.mark.parametrize("pair", [("UDP blocked", "public"), ("port-restricted", "UDP blocked")])
+def test_tcp_comes_before_the_relay(lab: Lab, run: Run, pair: tuple[str, str]) -> None:
+    met = Room(lab, run).pair(*pair).meet(mode=0)
+    assert (met["result"], met.get("path")) == (0, "p2p TCP"), met
 
 
 @pytest.mark.parametrize(("caller", "callee"), RELAYED)

@@ -265,3 +265,16 @@ def test_the_proof() -> None:
     third.handle_greeting_untrusted(one.greeting)
     with pytest.raises(BadPacket):
         one.check_untrusted(third.own_proof())
+
+
+def test_what_is_told_before_our_own_addresses_are_known(make: Make) -> None:
+    """Counts when they are; and it is bounded until then."""
+    caller, callee = make(True), make(False)
+    mine = caller.find([])
+    for _ in range(50):
+        callee.handle_peer_untrusted(mine)
+    assert len(callee._named) < 2 * 32
+    callee.find([])
+    runs = [gevent.spawn(end.run, PATIENCE_S) for end in (caller, callee)]
+    with runs[0].get() as one, runs[1].get() as other:
+        check_carries(one, other)

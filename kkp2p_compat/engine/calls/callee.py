@@ -230,7 +230,8 @@ class _Search:
             link.paths.take_relays(relays)
             if is_hopeless:
                 relays.finish()
-            else:
+                meeting.finish()
+            if not is_hopeless or meeting.found.ready():
                 link.paths.offer(meeting.take().path)
         except TimedOut:
             if link is None:

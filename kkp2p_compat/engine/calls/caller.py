@@ -168,7 +168,9 @@ class CloudCaller:
                 spoken.call.settle()  # the track's word must not overtake the first packet
             if is_hopeless and not meeting.found.ready():
                 relays.finish()
-                raise NoPath(meeting.plan.reason)
+                meeting.finish()
+                if not meeting.found.ready():
+                    raise NoPath(meeting.plan.reason)
             met = meeting.take()
             if link is None:
                 relays.stand_by()

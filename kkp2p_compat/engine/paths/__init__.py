@@ -14,6 +14,7 @@ relay_paths.py      the ways over relays, for one connection
 lanes.py            our places on the lanes of relays
 path_kind.py        the kinds of paths, the best first
 udp_use.py          whether UDP is used in the network that this host is in
+tcp_meeting.py      a direct path by TCP, where UDP is blocked
 turn_meeting.py     where the two sides meet through a TURN server
 turn_allocation.py  an address at a TURN server, and the socket that uses it
 driver.py           drives a sans-IO core that sends STUN messages

@@ -21,6 +21,7 @@ from ...traversal.candidates import (
     parse_untrusted,
     plausible,
 )
+from ...traversal.nat import BLOCKED
 from ...traversal.plan import Plan, Side, make_plan
 from ..runtime.timeline import Timeline
 from ..signalling.direct_offer import DirectOffer
@@ -28,12 +29,14 @@ from ..signalling.keys import CallKeys
 from ..signalling.own_side import OwnSide
 from ..signalling.trickle import Trickle
 from .path_finder import Path
+from .path_kind import PathKind
 from .puncher import Means, Puncher
+from .tcp_meeting import TcpMeeting
 from .turn_meeting import TurnMeeting
 
 __all__ = ["Meeting", "Met"]
 
-
+PUNCHED = "UDP is blocked, and TCP found a way through"
 MAX_LIKELY = 6  # our choice
 
 
@@ -79,6 +82,7 @@ class Meeting:
         self.turn = TurnMeeting(
             means, ours, theirs, keys, self._is_caller, timeline.add, self._trickle.send
         )
+        self._tcp = TcpMeeting(means, keys, self._is_caller, self.to_stranger, self._trickle.send)
         self._told = set(ours.candidates)
         timeline.plan, timeline.own_nat, timeline.peer_nat = self.plan, ours.nat, theirs.nat
         timeline.note(f"the peer's NAT: {theirs.nat.text}")
@@ -95,18 +99,26 @@ class Meeting:
                 means, self._search, self.plan, self._is_caller, self._trickle.send
             )
             punching = means.spawn(self._puncher.run)
+            if BLOCKED.mapping in (self._ours.nat.mapping, self._theirs.nat.mapping):
+                self._tcp.begin(self.found)
             try:
                 yield
             finally:
                 punching.kill(block=False)
                 self._puncher.close()
+                self._tcp.close()
+
+    def finish(self) -> None:
+        """Where the plan knows no way: wait until TCP has led to a path, or not."""
+        self._tcp.finish()
 
     def take(self) -> Met:
         """Wait for the path.  An extra socket that was opened for it is the taker's from now on."""
         path = self.found.get()
         self._puncher.keep(path.address)
+        self._tcp.keep(path.address)
         self._timeline.step("path")
-        return self.by(path, self.plan.reason)
+        return self.by(path, PUNCHED if path.kind is PathKind.TCP else self.plan.reason)
 
     def by(self, path: Path, reason: str) -> Met:
         """A result with a path that was found otherwise; ``reason``: for that one."""
@@ -151,6 +163,8 @@ class Meeting:
                 self._search.poll()
             if "relayed" in fields:
                 self.turn.hear_untrusted(fields["relayed"])
+            if "tcp" in fields:
+                self._tcp.hear_untrusted(fields["tcp"])
             self._puncher.handle_fields_untrusted(fields)
         except BadPacket as error:
             self._timeline.note(f"dropped: {error}")

@@ -171,6 +171,11 @@ class OwnAddresses:
         """No server answers by any family.  (They may be down: see if the cloud is reached.)"""
         return self.nat == BLOCKED
 
+    @property
+    def servers(self) -> list[HostPort]:
+        """Those that are asked, with their addresses as they were looked up last."""
+        return [(ip, port) for host, port in self._servers for ip in self._ips.get(host, ())]
+
     def candidates(self, to_stranger: bool = False) -> list[Candidate]:
         """Where peers may reach us, best first.
 
