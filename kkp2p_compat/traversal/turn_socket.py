@@ -34,6 +34,7 @@ class TurnSocket:
     """
 
     broken = False  # its owner closes it
+    datagram_bytes = 0
 
     def __init__(
         self, server: HostPort, client: TurnClient, number: int, log: Logger,

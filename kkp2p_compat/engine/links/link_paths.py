@@ -28,6 +28,7 @@ from .path_choice import Move, PathChoice
 
 __all__ = ["LinkPaths"]
 
+LEAVE_S = 2.0  # our choice: for what is on its way over a path that was left
 _random = SystemRandom()
 
 
@@ -55,6 +56,7 @@ class LinkPaths:
         self._tried = first.address  # the direct one that checks have found last
         self._told: Move | None = None  # the last that the log has told of
         self._timer: Any = None
+        self._leaving: Any = get_hub().loop.timer(LEAVE_S)
         self._closed = False
         self._keep_socket(first)
         self._poll()
@@ -141,8 +143,8 @@ class LinkPaths:
 
     def handle_event(self, event: e.Event) -> None:
         """One of the connection, about a path."""
-        if isinstance(event, e.PathChanged):
-            self._close_unused(event.address)
+        if isinstance(event, e.PathChanged) and self._sockets:
+            self._leaving.start(self._close_unused, update=True)
         self._choice.handle_event(event, time.monotonic())
         self._poll()
 
@@ -150,9 +152,10 @@ class LinkPaths:
         self._choice.handle_network_changed(time.monotonic())
         self._poll()
 
-    def _close_unused(self, address: Address) -> None:
-        """The connection uses this address now."""
-        in_use = {each[2] for each in (address, self._tried) if len(each) == 3}
+    def _close_unused(self) -> None:
+        """What was on its way to a path that was left has arrived."""
+        paths = self._choice.current.address, self._tried
+        in_use = {each[2] for each in paths if len(each) == 3}
         self._endpoint.close_sockets(self._sockets - in_use)
         self._sockets &= in_use
 
@@ -186,6 +189,7 @@ class LinkPaths:
     def close(self) -> None:
         """May be called again."""
         self._closed = True
+        self._leaving.close()
         self._arm()
         self._endpoint.close_sockets(self._sockets)
         for relays in self._relays:

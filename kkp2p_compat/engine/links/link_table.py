@@ -11,7 +11,6 @@ from logging import Logger
 from random import SystemRandom
 
 from ...transport.udp.events import ChannelOffered
-from ...transport.udp.first_hop import first_hop_datagram_bytes
 from ...transport.udp.peer_connection import PeerConnection
 from ...transport.udp.stream_table import REFUSED_UNSUPPORTED
 from ...transport.udp.transport_settings import TransportSettings
@@ -58,7 +57,7 @@ class LinkTable:
             address=address,
             now=time.monotonic(),
             random=_random,
-            settings=TransportSettings(max_datagram_bytes=first_hop_datagram_bytes(address)),
+            settings=TransportSettings(datagram_limit=endpoint.datagram_limit),
             rtt_s=rtt_s,
         )
         for data, segment_bytes, source in endpoint.early.take(met.ours.connection_id):

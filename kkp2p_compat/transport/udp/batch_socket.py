@@ -82,6 +82,7 @@ class BatchSocket:
     """
 
     broken = holds_more = False  # as of every DoorSocket
+    datagram_bytes = 0
     CONTROL_BYTES = socket.CMSG_SPACE(_INT.size)  # what the kernel may tell with a datagram
 
     def __init__(

@@ -19,6 +19,7 @@ from ..._address import Address
 from ..._errors import LinkLost, OutOfDescriptors, from_os_error
 from ..._io import READ, WRITE
 from .batch_socket import BatchSocket
+from .first_hop import first_hop_datagram_bytes
 
 __all__ = ["MAX_EXTRA_SOCKETS", "Door", "DoorSocket", "Doors"]
 
@@ -31,10 +32,12 @@ class DoorSocket(Protocol):
     """What a socket must have; the methods are those of BatchSocket, which says what they do.
 
     ``broken``: nothing will come any more, nor go.  ``holds_more``: ``receive`` has more to give,
-    which the watchers, as they see the descriptor only, do not know.
+    which the watchers, as they see the descriptor only, do not know.  ``datagram_bytes``: how large
+    a datagram is worth trying; 0: the first hop says.
     """
 
     number: int
+    datagram_bytes: int
     port: int
     failures: Counter[str]
     broken: bool
@@ -105,6 +108,12 @@ class Doors:
         if len(address) == 2:
             return self.main.get(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
         return self.extra.get(address[2])
+
+    def datagram_limit(self, address: Address) -> int:
+        """How large a datagram to this address is worth trying."""
+        door = self.find(address)
+        own = 0 if door is None else door.socket.datagram_bytes
+        return own or first_hop_datagram_bytes(address)
 
     def open_extra(self, family: int, count: int) -> list[Door]:
         """All of them or none.  Raises OutOfDescriptors, LinkLost."""

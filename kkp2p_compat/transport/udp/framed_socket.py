@@ -34,6 +34,7 @@ _RECEIVE_BYTES = 128 << 10  # our choice: of one system call, and about what is 
 # Our choices.  Two batches: the kernel asks for more when half of it has been sent.
 UNSENT_BYTES = 128 << 10
 STUCK_S = 0.1
+DATAGRAM_BYTES = 16_384  # no packet of the network's: a tenth of the packets for the same bytes
 
 _TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", None)  # not everywhere
 # Not gevent's: its calls would wait, and here a watcher of the endpoint does that.
@@ -46,6 +47,8 @@ class FramedSocket:
     ``broken``: the connection is over, or the other side has sent what cannot be.  ``holds_more``:
     datagrams have been received that no watcher can tell of; call ``receive``.
     """
+
+    datagram_bytes = DATAGRAM_BYTES
 
     def __init__(self, sock: Any, address: HostPort, number: int, log: Logger) -> None:
         """Takes over ``sock``, a connected TCP socket of gevent's or a plain one, which is detached

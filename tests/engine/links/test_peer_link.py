@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from helpers.line_server import wait_for
 from kkp2p_compat._errors import LinkLost
 from kkp2p_compat.engine.links import link_paths
 from kkp2p_compat.engine.links.peer_link import LinkInfo, PeerLink
@@ -121,14 +122,17 @@ def test_a_link_is_fit_while_its_peer_is_heard_and_reads() -> None:
     assert not case.link.is_fit
 
 
-def test_sockets_of_paths_that_are_left_are_closed() -> None:
+def test_sockets_of_paths_that_are_left_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_paths, "LEAVE_S", 0.01)
     case = Case(peer_id="peer", is_lan=False)
+    choice: Any = case.link.paths._choice
     for number in (1, 2):
         case.link.paths.offer(Path((*HOME, number), 0.01))
-    case.link.handle_event(e.PathChanged((*HOME, 1)))
-    assert case.asked == [[]]  # the one that was tried last may still be wanted
-    case.link.handle_event(e.PathChanged((*HOME, 2)))
-    assert case.asked[1:] == [[1]]
+    for number, closed in ((1, []), (2, [1])):  # the one that was tried last may still be wanted
+        choice.current.address = (*HOME, number)
+        case.link.handle_event(e.PathChanged((*HOME, number)))
+        wait_for(lambda: case.asked)  # until what is on its way to the old one has come
+        assert case.asked.pop() == closed
 
 
 def test_the_end_of_a_link() -> None:
