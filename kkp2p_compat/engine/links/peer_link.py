@@ -19,6 +19,7 @@ from ...transport.udp.endpoint import Endpoint
 from ...transport.udp.liveness import Hearing
 from ...transport.udp.peer_connection import CLOSE_NORMAL, PeerConnection
 from ..paths.meeting import Met
+from ..paths.path_kind import PathKind
 from ..paths.udp_use import UdpUse
 from .link_channels import LinkChannels
 from .link_paths import LinkPaths
@@ -121,7 +122,8 @@ class PeerLink:
         ip, port = self.connection.address[:2]
         rtt, info, kind = self.connection.recovery.rtt, self.info, self.paths.kind
         trip = "" if rtt.latest_s is None else f", round trip {1000 * rtt.smoothed_s:.1f} ms"
-        why = self.paths.reason if kind.is_relay else f"{info.met.plan.kind}: {self.paths.reason}"
+        plan = f"{info.met.plan.kind}: " if kind is PathKind.DIRECT else ""
+        why = f"{plan}{self.paths.reason}" if self.paths.reason else ""
         steps = info.met.timeline.summary
         where = f"{kind.value} with {ip} port {port}{trip}"
         return ", ".join(text for text in (where, why) if text) + f"; {steps}"

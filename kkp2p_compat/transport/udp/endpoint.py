@@ -42,7 +42,7 @@ from .protection import FIRST_BYTE, OVERHEAD_BYTES
 
 __all__ = ["CLOSE_INTERNAL_ERROR", "Endpoint"]
 
-STUN_FIRST_BYTES = 4  # RFC 7983 section 7: a STUN message begins with a byte of 0 to 3
+_STUN_END = b"\x04"  # RFC 7983 section 7: a STUN message begins with a byte of 0 to 3
 CLOSE_INTERNAL_ERROR = 2  # our choice, docs/protocol.rst
 
 # Our choice, as all below: a turn takes about a millisecond.
@@ -83,6 +83,7 @@ class Endpoint:
         self._closed = False
         self._doors = Doors(log, self._loop)
         self.datagram_limit = self._doors.datagram_limit
+        self.failures = self._doors.failures  # system calls that failed, by errno name
         ring = functools.partial(self._turn, self._handle_deadlines)
         self._alarm = Alarm(self._loop, next(iter(self._doors)), ring)
         for door in self._doors:
@@ -91,10 +92,6 @@ class Endpoint:
     def ports(self) -> dict[int, int]:
         """The families that there are, socket.AF_INET and AF_INET6, and where each is bound."""
         return {family: door.socket.port for family, door in self._doors.main.items()}
-
-    def failures(self) -> Counter[str]:
-        """System calls that failed, by errno name."""
-        return self._doors.failures()
 
     def open_sockets(self, family: int, count: int) -> list[int]:
         """Open ``count`` more, on free ports; returns their numbers, which are never used again.
@@ -261,17 +258,15 @@ class Endpoint:
             if member is None:
                 self.early.keep(connection_id(data), data, segment_bytes, address)
                 return False
-            has_news = False
             try:
                 has_news = member.connection.handle_datagrams(data, segment_bytes, address, _now())
             except Exception:  # noqa: BLE001 - logged; the other connections must not suffer
                 self._fail(member)
+                has_news = False
             self._make_ready(member)
             return has_news
-        if data and data[0] < STUN_FIRST_BYTES:
-            handler = self.on_stun
-        else:
-            handler = self.on_lane if data.startswith(LANE_MAGIC) else None
+        is_stun = data[:1] < _STUN_END and data
+        handler = self.on_stun if is_stun else self.on_lane if data[:4] == LANE_MAGIC else None
         if handler is None:
             self.dropped["not ours"] += 1
             return False
