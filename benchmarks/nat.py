@@ -82,8 +82,8 @@ def hopeless(one: str, other: str) -> bool:
     """Pairs that the relay is for."""
     pair = {one, other}
     symmetric = {"symmetric sequential", "symmetric random"}
-    if "UDP blocked" in pair:
-        return True
+    if "UDP blocked" in pair:  # TCP has no port prediction
+        return bool(pair & symmetric)
     if "IPv6 only" in pair:
         return not pair <= IPV6
     return pair <= symmetric and "symmetric random" in pair

@@ -188,8 +188,9 @@ class _Search:
         if not call.has_relay or call.offer.mode == _codes.CONNECT_P2P:
             return
         assert call.offer.direct is not None
-        ids = self._local_id, call.offer.direct.connection_id
-        relays = underlay.relays(call.relays, ids if moved is None else moved.ids, False)
+        theirs = call.offer.direct
+        ids = (self._local_id, theirs.connection_id) if moved is None else moved.ids
+        relays = underlay.relays(call.relays, ids, False, theirs.nat)
         self._relays = relays
         relays.on_path = lambda _: self._news.set()
         if moved is not None:

@@ -128,7 +128,7 @@ class CloudCaller:
     def _relays(self, spoken: Spoken) -> RelayPaths:
         access = RelayPlaces.of_caller(spoken.call, spoken.link)
         ids = spoken.own_side.direct.connection_id, spoken.theirs.connection_id
-        return self._network.underlay().relays(access, ids, True)
+        return self._network.underlay().relays(access, ids, True, spoken.theirs.nat)
 
     def _meet_by_relay(self, spoken: Spoken, timeline: Timeline, take: Take) -> str:
         relays = self._relays(spoken)
@@ -203,7 +203,7 @@ class CloudCaller:
             spoken = Spoken(own_side, offer, call.answer.get(), carrier, call)
             if info.mode != _codes.CONNECT_P2P:
                 access = RelayPlaces.of_caller(call, carrier)
-                relays = self._network.underlay().relays(access, link.ids, True)
+                relays = self._network.underlay().relays(access, link.ids, True, spoken.theirs.nat)
                 if needs_tcp:
                     relays.insist_on_tcp()
                 relays.hurry()

@@ -77,6 +77,12 @@ class LinkPaths:
         return any(relays.paths for relays in self._relays)
 
     @property
+    def has_second(self) -> bool:
+        """Whether a way over a relay is ready that is not the path in use."""
+        current = self._choice.current.address
+        return any(relays.paths.keys() - {current} for relays in self._relays)
+
+    @property
     def has_tcp(self) -> bool:
         """Whether one over TCP is."""
         return self.kind.is_tcp or any(

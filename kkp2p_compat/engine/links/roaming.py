@@ -96,7 +96,7 @@ class Roaming:
             self._check_cloud()
 
     def _search(self, link: PeerLink) -> None:
-        if link.paths.has_relay:
+        if link.paths.has_second:
             gevent.sleep(RELAY_S)
         pauses = Backoff(self._random, PAUSE_FIRST_S, PAUSE_MOST_S, PAUSE_SPREAD_S)
         while link.closed is None:

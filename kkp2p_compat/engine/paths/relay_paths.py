@@ -26,7 +26,6 @@ from .lanes import Lane, Lanes
 from .path_finder import Path
 from .path_kind import PathKind
 from .turn_meeting import TurnMeeting
-from .udp_use import UdpUse
 
 __all__ = ["RelayAccess", "RelayPaths"]
 
@@ -60,11 +59,11 @@ class RelayPaths:
 
     def __init__(
         self, endpoint: Endpoint, lanes: Lanes, access: RelayAccess, ids: tuple[int, int],
-        is_caller: bool, udp: UdpUse, log: Logger,
+        is_caller: bool, udp: bool, log: Logger,
         spawn: Callable[..., gevent.Greenlet[..., Any]],
     ) -> None:  # fmt: skip
-        """``ids``: of the connection, ours and the peer's."""
-        self._udp = udp
+        """``ids``: of the connection, ours and the peer's.  ``udp``: whether UDP is any use."""
+        self._uses_udp = udp
         self._needs_tcp = False
         self.ready: AsyncResult[Path] = AsyncResult()
         self.paths: dict[Address, Path] = {}  # that carry packets now
@@ -129,10 +128,10 @@ class RelayPaths:
         error: KKP2PError = EngineClosed()  # when killed
         try:
             self._wanted.wait(PREPARE_AFTER_S)
-            if self._udp.is_good:
+            if self._uses_udp:
                 self._take_lanes()
             if self._needs_tcp or (not self.paths and not self._stands_by):
-                if self._turn is not None and self._udp.is_good and not self.paths:
+                if self._turn is not None and self._uses_udp and not self.paths:
                     self._turning = self._spawn(self._meet_by_turn, self._turn)
                 self._meet_by_tcp()
         except KKP2PError as caught:

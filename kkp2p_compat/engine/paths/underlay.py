@@ -20,7 +20,9 @@ from ...traversal.address_watch import AddressWatch
 from ...traversal.nat import (
     ADDRESS_AND_PORT_DEPENDENT,
     ADDRESS_DEPENDENT,
+    BLOCKED,
     ENDPOINT_INDEPENDENT,
+    NatBehaviour,
 )
 from ...traversal.port_mapping import PortMapper
 from ..runtime.timeline import Timeline
@@ -116,10 +118,14 @@ class Underlay:
             finally:
                 self._meetings.discard(meeting)
 
-    def relays(self, access: RelayAccess, ids: tuple[int, int], is_caller: bool) -> RelayPaths:
+    def relays(
+        self, access: RelayAccess, ids: tuple[int, int], is_caller: bool, peers_nat: NatBehaviour
+    ) -> RelayPaths:
         """The ways over relays.  ``ids``: of the connection, ours and the peer's."""
+        blocked = BLOCKED.mapping in (self.own.nat.mapping, peers_nat.mapping)
         return RelayPaths(
-            self.endpoint, self.lanes, access, ids, is_caller, self.udp, self._log,
+            self.endpoint, self.lanes, access, ids, is_caller, self.udp.is_good and not blocked,
+            self._log,
             self._means.spawn,
         )  # fmt: skip
 

@@ -24,7 +24,7 @@ class FakeLink:
         self.name = "peer"
         self.info = SimpleNamespace(is_caller=is_caller)
         self.closed: KKP2PError | None = None
-        self.paths = SimpleNamespace(has_relay=True)
+        self.paths = SimpleNamespace(has_second=True)
         self.on_try = Event()
 
 
