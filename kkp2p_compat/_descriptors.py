@@ -53,18 +53,20 @@ def close(fd: int) -> None:
 
 
 @contextlib.contextmanager
-def waiting(fd: int, era: int, wake: Callable[[], object]) -> Iterator[None]:
+def waiting(fd: int, era: int, wake: Callable[[], object]) -> Iterator[bool]:
     """Have ``wake`` called, in any thread and under a lock, if ``fd`` is closed meanwhile.
 
-    ``era``: its ``closings`` when the call began.  If that has changed, ``wake`` is called at once.
+    ``era``: its ``closings`` when the call began.  If that has changed, ``wake`` is called at once,
+    and the body gets False: the number may be anybody's by now, even of what ``wake`` uses.
     """
     with _lock:
-        if closings(fd) == era:
+        is_same = closings(fd) == era
+        if is_same:
             _waiters[fd].add(wake)
         else:
             wake()
     try:
-        yield
+        yield is_same
     finally:
         with _lock:
             left = _waiters.get(fd)

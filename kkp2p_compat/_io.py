@@ -197,8 +197,8 @@ def _wait_in_thread(fd: int, events: int, timeout_s: float | None, era: int) -> 
         poll.register(fd, mask)
         return bool(poll.poll(min(milliseconds or LOOK_AGAIN_MS, LOOK_AGAIN_MS)))
     try:
-        with waiting(fd, era, waker.wake):
-            return waker.poll(fd, mask, milliseconds)
+        with waiting(fd, era, waker.wake) as is_same:
+            return not is_same or waker.poll(fd, mask, milliseconds)
     finally:
         waker.clear()
         own.idle = waker

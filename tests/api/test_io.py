@@ -298,6 +298,19 @@ def test_a_thread_that_waits_again_opens_nothing(
     assert len(pipes) == 1
 
 
+def test_a_number_that_the_wait_itself_has_taken() -> None:
+    """Closed before a thread's first wait, whose own pipe then gets the numbers."""
+    copies = [os.dup(0) for _ in range(3)]
+    eras = [_descriptors.closings(fd) for fd in copies]
+    for fd in copies:
+        _descriptors.close(fd)
+
+    def wait() -> list[bool]:
+        return [wait_fd(fd, READ, PATIENCE_S, era) for fd, era in zip(copies, eras, strict=True)]
+
+    assert in_thread(wait) == [True, True, True]
+
+
 def test_a_wait_that_a_close_has_ended_leaves_nothing_for_the_next(pair: tuple[int, int]) -> None:
     """The threads' first wait makes what the second uses again."""
     copies = [os.dup(pair[0]) for _ in range(3)]

@@ -64,9 +64,9 @@ def echo_through(port: int, size: int) -> None:
 def test_much_both_ways_at_once(
     proxied: tuple[int, list[Program]], request: pytest.FixtureRequest
 ) -> None:
-    """A GiB; a quarter of it where the congestion control is ours, too."""
+    """A GiB; a quarter of it where the transport is ours, too."""
     port, programs = proxied
-    size = GIB // 4 if "direct" in request.node.name else GIB
+    size = GIB if "plain" in request.node.name else GIB // 4
     echo_through(port, 32 << 20)  # what a first transfer allocates once
     before = [program.peak_kb() for program in programs]
     with gevent.Timeout(20 * PATIENCE_S):

@@ -17,7 +17,7 @@ import gevent
 from kkp2p_compat._errors import NoPath
 from kkp2p_compat.traversal.tcp_punch import TcpPunch
 
-LIMIT_S = 8.0
+LIMIT_S = 20.0
 
 
 def main() -> None:

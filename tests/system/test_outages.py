@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import secrets
 import signal
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import kkp2p_compat as kkp2p
 from helpers.support import PATIENCE_S, SECRET, CloudProcess, listen, read_all, write_all
 from kkp2p_compat.control import client as client_module
 from kkp2p_compat.engine.calls import incoming
+from kkp2p_compat.engine.links import link_table
 
 LONG = PATIENCE_S * 1000
 ACCOUNT = ("--account", f"peer:{SECRET}")
@@ -108,10 +110,17 @@ def test_tracks_that_die_and_come_back(
 def test_relay_killed(
     start_cloud: Callable[..., CloudProcess],
     make_engine: Callable[..., kkp2p.engine_t],
+    monkeypatch: pytest.MonkeyPatch,
     encrypt: int,
     number: int,
 ) -> None:
-    """Channels end with an error on both sides, and do not hang."""
+    """Channels end with an error on both sides, and do not hang: a sealed one, which could go on
+    over another relay, when its peer was silent for too long.
+    """
+    monkeypatch.setattr(
+        link_table, "TransportSettings",
+        functools.partial(link_table.TransportSettings, idle_timeout_s=2.0, keepalive_s=0.5),
+    )  # fmt: skip
     cloud = start_cloud(*ACCOUNT, "--drain", "0")
     callee, caller = make_engine(login_port=cloud.port), make_engine(login_port=cloud.port)
     assert kkp2p.join_net(callee, "peer", SECRET) == 0
