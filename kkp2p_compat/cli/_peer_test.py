@@ -18,7 +18,7 @@ from ..engine.channels.kinds import Channel
 from ..engine.channels.stats import channel_stats
 from ..engine.engine import Engine
 from ..engine.runtime.timeline import Timeline
-from ..traversal.nat import UNKNOWN
+from ..traversal.nat import BLOCKED, UNKNOWN
 from ..traversal.plan import Side, make_plan
 from ._engines import show_address, show_ms
 from ._show import show
@@ -26,6 +26,8 @@ from ._verdict import HOW
 from .explain import explain, timeline_fields
 
 __all__ = ["examine_peer", "show_peer"]
+
+BY_TCP = "by TCP, directly or else through the relay"
 
 
 def examine_peer(engine: Engine, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -86,7 +88,14 @@ def _verdict(engine: Engine, timeline: Timeline) -> dict[str, Any] | None:
             return None
         own = engine.network.underlay().own
         plan = make_plan(Side(own.nat, own.candidates()), Side(timeline.peer_nat, []))
-    return {"plan": plan.kind, "reason": plan.reason, "peer_nat": timeline.peer_nat.text}
+    blocked = BLOCKED.mapping in (engine.network.nat.mapping, timeline.peer_nat.mapping)
+    how = BY_TCP if blocked else HOW[plan.kind]
+    return {
+        "plan": plan.kind,
+        "reason": plan.reason,
+        "how": how,
+        "peer_nat": timeline.peer_nat.text,
+    }
 
 
 def show_peer(report: dict[str, Any], explains: bool) -> None:
@@ -96,7 +105,7 @@ def show_peer(report: dict[str, Any], explains: bool) -> None:
     else:
         lines = [
             f"its NAT: {verdict['peer_nat']}",
-            f"the two of you should connect {HOW[verdict['plan']]} ({verdict['reason']})",
+            f"the two of you should connect {verdict['how']} ({verdict['reason']})",
         ]
     show(f"The peer {report['id']}", lines)
     for attempt in report["tries"]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -91,10 +90,8 @@ def test_a_cloud_with_an_address_that_swallows_packets(
     assert report["cloud"]["tls_s"] is not None
 
 
-def test_no_cloud_there(start_tool: StartTool) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    tool = start_tool("netcheck", "--no-upnp", KKP2P_LOGIN=f"127.0.0.1:{port}")
+def test_no_cloud_there(start_tool: StartTool, held_port: int) -> None:
+    tool = start_tool("netcheck", "--no-upnp", KKP2P_LOGIN=f"127.0.0.1:{held_port}")
     status, output, errors = tool.end()
     assert (status, errors) == (1, "")
     assert "not reached: [Errno 111] Connection refused" in output

@@ -121,14 +121,15 @@ def test_netcheck_with_a_peer_that_udp_does_not_reach(net: Net, run: Run) -> Non
     assert peer["connected"] is True
     assert peer["verdict"]["plan"] == "relay"
     assert peer["verdict"]["peer_nat"] == "UDP is blocked"
-    p2p, auto = peer["tries"]
-    assert p2p["problem"]
-    assert (auto["problem"], auto["stats"]["path"]) == ("", "relay")
-    assert auto["stats"]["address"] == [net.cloud.address, int(PORT)]
+    (p2p,) = peer["tries"]
+    assert (p2p["problem"], p2p["stats"]["path"]) == ("", "p2p")
+    assert p2p["stats"]["reason"] == "UDP is blocked, and TCP found a way through"
     command = ("-m", "kkp2p_compat", "netcheck", "--login", net.login, *options)
     text = output_of(run(laptop, None, *command))
-    assert "the two of you should connect through the relay (UDP is blocked at the callee)" in text
-    assert "connected by relay after" in text
+    assert (
+        "the two of you should connect by TCP, directly or else through the relay (UDP is" in text
+    )
+    assert "connected by p2p after" in text
 
 
 def test_netcheck_where_udp_is_blocked(net: Net) -> None:
