@@ -69,14 +69,19 @@ def peer_server(port: str, peer: str, secret: str) -> None:
 
 
 def proxy(port: str, *peers: str) -> None:
-    """A proxy to each PEER/MODE/ENCRYPT."""
+    """A proxy to each PEER/MODE/ENCRYPT/TCP_ONLY; those with a 1 have an engine without UDP."""
     import kkp2p_compat as kkp2p
 
-    engine = kkp2p.engine_init(kkp2p.engine_conf_t("127.0.0.1", int(port)), 5000)
-    assert engine is not None
+    engines: dict[str, kkp2p.engine_t] = {}
     ports = []
     for peer in peers:
-        peer_id, mode, encrypt = peer.split("/")
+        peer_id, mode, encrypt, tcp_only = peer.split("/")
+        if tcp_only not in engines:
+            conf = kkp2p.engine_conf_t("127.0.0.1", int(port), tcp_only=int(tcp_only))
+            made = kkp2p.engine_init(conf, 5000)
+            assert made is not None
+            engines[tcp_only] = made
+        engine = engines[tcp_only]
         ctx = kkp2p.connect_ctx_t(peer_id, connect_mode=int(mode), timeout=20000)
         ctx.encrypt_data = int(encrypt)
         proxy_id = ctypes.c_uint32()

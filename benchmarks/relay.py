@@ -1,7 +1,8 @@
 """What the relay paths cost: proxy + relay + the server's descriptor, against direct connections.
 
 "relay" is a plain channel, which the relay splices; "lane" an encrypted one, whose packets it
-forwards by UDP; "direct p2p" has the same packets and no relay.
+forwards by UDP; "framed TCP" the same over a TCP connection that the relay splices; "direct p2p"
+has the same packets and no relay.
 
 Real processes on the loopback link; the cloud, the serving peer, the proxy and this client are one
 process each.  Every ratio compares two measurements of this run, taken in turns.
@@ -31,7 +32,8 @@ from .programs import CHUNK, REQUEST
 PEER = "bench"
 CLOUD = ("-m", "kkp2p_compat", "cloud", "--listen", "127.0.0.1:0")
 MIB = 1 << 20
-WAYS = {"1/0": "direct p2p", "2/0": "relay", "2/1": "lane"}  # mode and encryption of a channel
+# By mode and encryption of the channel, and whether its engine uses TCP only.
+WAYS = {"1/0/0": "direct p2p", "2/0/0": "relay", "2/1/0": "lane", "2/1/1": "framed TCP"}
 TRAIN_SIZES = (1472, 1200)
 ROUNDS = 11  # taken in turns, so that a busy moment of the machine hits all alike
 TREE = Path(__file__).parents[1]  # this one
