@@ -83,7 +83,7 @@ def hopeless(one: str, other: str) -> bool:
     pair = {one, other}
     symmetric = {"symmetric sequential", "symmetric random"}
     if "UDP blocked" in pair:  # TCP has no port prediction
-        return bool(pair & symmetric)
+        return bool(pair & (symmetric | {"UPnP router"}))
     if "IPv6 only" in pair:
         return not pair <= IPV6
     return pair <= symmetric and "symmetric random" in pair
