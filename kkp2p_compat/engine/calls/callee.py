@@ -133,6 +133,9 @@ class Callee:
         with search.expecting():
             if call.offer.mode == _codes.CONNECT_RELAY:
                 call.answer(answer)
+                if moved is not None:  # it has the ways over relays, and needs nothing else
+                    moved.note_call(call.call_id)
+                    return
                 search.wait_for_relay(
                     lambda path: take(
                         Met(path, "", RELAY_PLAN, keys, own_side.direct, asked, False, timeline)
@@ -185,6 +188,7 @@ class _Search:
         self._local_id = own_side.direct.connection_id
         self._news = Event()
         self._relays: RelayPaths | None = None
+        self._is_taken = False  # the relays are a link's
         if not call.has_relay or call.offer.mode == _codes.CONNECT_P2P:
             return
         assert call.offer.direct is not None
@@ -197,7 +201,12 @@ class _Search:
             if call.offer.needs_tcp:
                 relays.insist_on_tcp()
             relays.hurry()
-            moved.paths.take_relays(relays)
+            self._give_relays(moved)
+
+    def _give_relays(self, link: PeerLink) -> None:
+        if self._relays is not None:
+            self._is_taken = True
+            link.paths.take_relays(self._relays)
 
     def use_turn(self, turn: TurnMeeting) -> None:
         if self._relays is not None:
@@ -205,9 +214,15 @@ class _Search:
 
     @contextmanager
     def expecting(self) -> Iterator[None]:
-        """What comes before the link is made is kept inside the body."""
-        with self._early.expected(self._local_id, self._news.set):
-            yield
+        """What comes before the link is made is kept inside the body.  Ways over relays that no
+        link has taken by its end are closed.
+        """
+        try:
+            with self._early.expected(self._local_id, self._news.set):
+                yield
+        finally:
+            if self._relays is not None and not self._is_taken:
+                self._relays.close()
 
     def run(self, meeting: Meeting, take: Callable[[Met], PeerLink]) -> None:
         """Until there is a direct path, or none is looked for any more."""
@@ -224,11 +239,10 @@ class _Search:
             path = self._wait(relays, meeting.found.ready)
             if path is None:
                 relays.stand_by()
-                link = take(meeting.take())
-                link.paths.take_relays(relays)
+                self._give_relays(take(meeting.take()))
                 return
             link = take(meeting.by(path, ""))
-            link.paths.take_relays(relays)
+            self._give_relays(link)
             if is_hopeless:
                 relays.finish()
                 meeting.finish()
@@ -238,22 +252,15 @@ class _Search:
             if link is None:
                 raise
             link.paths.expect(meeting.likely)
-        finally:
-            if link is None:
-                relays.close()
 
     def wait_for_relay(self, take: Callable[[Path], PeerLink]) -> None:
         relays = self._relays
         if relays is None:
             raise NoPath("no relay leads here")
-        try:
-            relays.hurry()
-            path = self._wait(relays, lambda: False)
-            assert path is not None
-            take(path).paths.take_relays(relays)
-        except BaseException:
-            relays.close()
-            raise
+        relays.hurry()
+        path = self._wait(relays, lambda: False)
+        assert path is not None
+        self._give_relays(take(path))
 
     def _wait(self, relays: RelayPaths, is_found: Callable[[], bool]) -> Path | None:
         """Until the caller has taken a relay; None: ``is_found``."""

@@ -172,6 +172,23 @@ def test_mode_1_and_mode_2_stay(
     check_carries(relayed, theirs)
 
 
+def test_another_call_for_a_link_of_mode_2_leaves_it_its_relay(
+    engine: kkp2p.engine_t, peer: kkp2p.engine_t
+) -> None:
+    """Also when the time of that call is over."""
+    mine = kkp2p.channel_t()
+    assert kkp2p.connect(engine, udp_ctx(2, LONG), mine) == 0
+    theirs = accept(peer)
+    ((ours,), (other,)) = links(engine), links(peer)
+    engine.thread.call(lambda: engine.dialer.redial(ours, 1.0, needs_tcp=False))
+    until(lambda: not peer.thread.call(lambda: peer._incoming.busy))
+    assert ours.paths.has_relay
+    assert other.paths.has_relay
+    assert kkp2p.write(mine.fd, b"still there", 11, LONG) == 11
+    assert kkp2p.read(theirs.fd, bytearray(11), 11, LONG) == 11
+    close(mine, theirs)
+
+
 def test_without_a_lane_packets_go_by_tcp(cloud: CloudProcess, make_engine: MakeEngine) -> None:
     """Of a relay whose UDP port nothing reaches."""
     callee, caller = (make_engine() for _ in range(2))
