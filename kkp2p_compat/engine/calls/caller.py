@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from logging import Logger
-from typing import Any
 
 import gevent
 
@@ -62,14 +60,9 @@ class Spoken:
 class CloudCaller:
     """``meet`` reaches a peer; ``redial`` finds new paths for a link."""
 
-    def __init__(
-        self, client: CloudClient, network: Network, log: Logger,
-        spawn: Callable[..., gevent.Greenlet[..., Any]],
-    ) -> None:  # fmt: skip
+    def __init__(self, client: CloudClient, network: Network) -> None:
         self._client = client
         self._network = network
-        self._log = log
-        self._spawn = spawn
 
     def meet(
         self, ctx: connect_ctx_t, deadline: float, attempt: Attempt, worked: str, take: Take

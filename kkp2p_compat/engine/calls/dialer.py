@@ -49,7 +49,7 @@ class Dialer:
         self._cloud: CloudCaller | None = None
         self._by_mode: dict[int, Remotes] = {}
         if client is not None:
-            self._cloud = cloud = CloudCaller(client, network, log, spawn)
+            self._cloud = cloud = CloudCaller(client, network)
             for mode in (_codes.CONNECT_AUTO, _codes.CONNECT_P2P, _codes.CONNECT_RELAY):
                 self._by_mode[mode] = Remotes(cloud.meet, links, mode, False, settings, log, spawn)
 
