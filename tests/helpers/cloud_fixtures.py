@@ -71,11 +71,12 @@ def make_engine(
             conf.login_port = request.getfixturevalue("cloud").port
         engine = kkp2p.engine_init(conf, LONG)
         assert engine is not None
-        kkp2p.switch_log_level(engine, 4)
         engines.append(engine)
         return engine
 
+    kkp2p.log_switch_level(4)  # before they start: their first lines count, too
     yield make
+    kkp2p.log_switch_level(2)
     for engine in engines:
         kkp2p.engine_destroy(engine)
 

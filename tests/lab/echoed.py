@@ -67,8 +67,8 @@ if __name__ == "__main__":
         conf.lan_search_port = int(port)
     else:
         conf.login_domain, conf.login_port = host, int(port)
+    kkp2p.log_switch_level(3)
     started = kkp2p.engine_init(conf, 5000)
     assert started is not None
-    kkp2p.switch_log_level(started, 3)
     {"answer": answer, "call": call}[name](started, *arguments)
     kkp2p.engine_destroy(started)

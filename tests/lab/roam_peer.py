@@ -128,9 +128,9 @@ class Transfer:
 class Peer:
     def __init__(self, host: str, port: str) -> None:
         conf = kkp2p.engine_conf_t(host, int(port), log_path=os.environ["TMPDIR"])
+        kkp2p.log_switch_level(3)
         engine = kkp2p.engine_init(conf, 5000)
         assert engine is not None
-        kkp2p.switch_log_level(engine, 3)
         self._engine = engine
         self._transfers: list[Transfer] = []
         self._over = False
