@@ -19,8 +19,9 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
+import gevent
 from gevent import get_hub, ssl
 from gevent.pool import Group
 
@@ -35,6 +36,8 @@ from .limits import Gatekeeper
 __all__ = ["ControlConnection", "Service"]
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # Our choices.
 READ_BYTES = 16384  # the most that one TLS record holds
@@ -169,6 +172,10 @@ class ControlConnection:
         self.deadline = time.monotonic() + seconds
 
     @property
+    def is_open(self) -> bool:
+        return self._state == _OPEN
+
+    @property
     def is_new(self) -> bool:
         """It has neither called nor logged in yet."""
         return self._quiet_s == 0
@@ -265,6 +272,28 @@ class ControlConnection:
             self._readable.stop()
             self._next_turn = get_hub().loop.timer(seconds)
             self._next_turn.start(self._resume, then, update=True)  # the turn may have been long
+
+    def wait_for(self, work: Callable[[], T], then: Callable[[T], object]) -> None:
+        """Take nothing from the peer while ``work`` goes on, which may wait; then call ``then``.
+
+        ``then`` gets what work returned; it is not called if the connection ends meanwhile.
+        """
+        if self._readable is None:
+            return
+        self._readable.stop()
+        next_turn = self._next_turn = get_hub().loop.timer(0.0)
+
+        def wait() -> None:
+            try:
+                result = work()
+            except Exception:
+                log.exception("%s: a fault of ours", self)
+                self._fail("a fault of ours")
+                return
+            if self._next_turn is next_turn:  # else it was closed
+                next_turn.start(self._resume, lambda: then(result))
+
+        gevent.spawn(wait)
 
     def _resume(self, then: Callable[[], object] | None) -> None:
         self._next_turn.close()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
+import gevent
 import pytest
 from gevent import ssl
+from gevent.event import Event
 
 from kkp2p_compat.cloud import control_connection
 from kkp2p_compat.cloud.certificate import TLSIdentity
@@ -85,6 +88,65 @@ def test_a_turn_keeps_no_more_than_a_record(monkeypatch: pytest.MonkeyPatch) -> 
     assert b"".join(wire.sent) == BEAT * count
     assert len(wire.sent) <= 5
     assert max(map(len, wire.sent)) <= READ_BYTES
+
+
+class Waits(Echo):
+    """Answers "wait" when it is allowed to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = Event()
+        self.got: list[object] = []
+        self._handlers["wait"] = self._on_wait
+        self.breaks = False
+
+    def _on_wait(self, connection: ControlConnection, _: Any) -> None:
+        connection.wait_for(self._work, self.got.append)
+
+    def _work(self) -> str:
+        self.go_on.wait()
+        if self.breaks:
+            raise RuntimeError("a bug")
+        return "done"
+
+
+def waiting(*heard: bytes) -> tuple[Waits, Wire, ControlConnection]:
+    service, wire = Waits(), Wire(*heard)
+    connection = connection_at(wire, service)
+    connection._readable = Mock()
+    connection._on_readable()
+    gevent.sleep(0)
+    return service, wire, connection
+
+
+def test_what_waits_is_answered_in_its_turn() -> None:
+    service, wire, _ = waiting(encode("wait") + BEAT)
+    assert wire.sent == []
+    assert service.got == []
+    service.go_on.set()
+    gevent.sleep(0.01)
+    assert service.got == ["done"]
+    assert wire.sent == [BEAT]
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_what_waited_for_a_connection_that_has_ended(breaks: bool) -> None:
+    service, _, connection = waiting(encode("wait"))
+    service.breaks = breaks
+    connection.finish(encode("bye", reason="test"))
+    service.go_on.set()
+    gevent.sleep(0.01)
+    assert service.got == []
+    assert not connection.is_open
+
+
+def test_a_fault_while_something_waits_ends_the_connection() -> None:
+    service, _, connection = waiting(encode("wait"))
+    service.breaks = True
+    service.go_on.set()
+    gevent.sleep(0.01)
+    assert service.got == []
+    assert not connection.is_open
 
 
 @pytest.mark.parametrize("end", [b"", encode("fail")])
