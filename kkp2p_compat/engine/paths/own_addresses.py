@@ -241,7 +241,8 @@ class OwnAddresses:
             servers = self._resolve()
             if self._udp:
                 self._discover(servers)
-            self._verdict()
+            if not self._wake.is_set():  # else it was cut short, and begins anew
+                self._verdict()
             self.see_changes()
             self._stay()
 

@@ -332,6 +332,19 @@ def test_blocked_and_open_again(make: Maker, inside: None) -> None:
     assert own.candidates()[-1].kind == "srflx"
 
 
+def test_a_look_that_was_cut_short_is_no_verdict(make: Maker, inside: None) -> None:
+    """As when an interface comes or goes in the first moment."""
+    network = Network(PORT_RESTRICTED)
+    network.down = True
+    own = make(network)
+    with gevent.Timeout(PATIENCE_S):
+        while not network.sent:
+            gevent.sleep(0)
+        own.refresh("the test says so")
+        own.ready.wait()
+    assert own.nat == BLOCKED
+
+
 def test_blocked_is_looked_at_again(make: Maker, inside: None) -> None:
     network = Network(PORT_RESTRICTED)
     network.down = True
