@@ -328,9 +328,9 @@ NO_LIMITS = (
 
 
 def _make_accounts(data: Path, secret: str, peers: int) -> None:
-    from kkp2p_compat.cloud.accounts import Accounts
+    from kkp2p_compat.cloud.directory_local import LocalDirectory
 
-    accounts = Accounts(data)
+    accounts = LocalDirectory(data)
     for name in (PEER, *(f"idle{number}" for number in range(peers))):
         accounts.add(name, secret)
     accounts.close()

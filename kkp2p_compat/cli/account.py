@@ -11,7 +11,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..cloud.accounts import Accounts, UnknownAccount, default_data
+from ..cloud.accounts import default_data
+from ..cloud.directory import Directory, UnknownAccount
+from ..cloud.open_directory import open_directory
 
 __all__ = ["add_parser"]
 
@@ -62,7 +64,7 @@ def add_parser(subparsers: Any) -> None:
 
 def _guarded(options: argparse.Namespace) -> int:
     try:
-        accounts = Accounts(options.data)
+        accounts = open_directory(None, options.data)
     except (OSError, sqlite3.Error) as error:
         return _fail(f"{options.data}: {error}")
     try:
@@ -70,7 +72,7 @@ def _guarded(options: argparse.Namespace) -> int:
     except (UnknownAccount, ValueError) as error:
         return _fail(str(error))
     except sqlite3.Error as error:
-        return _fail(f"{accounts.path}: {error}")
+        return _fail(f"{accounts.where_text}: {error}")
     finally:
         accounts.close()
     return 0
@@ -81,7 +83,7 @@ def _fail(reason: str) -> int:
     return 1
 
 
-def _add(accounts: Accounts, options: argparse.Namespace) -> None:
+def _add(accounts: Directory, options: argparse.Namespace) -> None:
     accounts.check_new(options.peer)
     secret, is_new = _secret(options)
     accounts.add(options.peer, secret)
@@ -89,7 +91,7 @@ def _add(accounts: Accounts, options: argparse.Namespace) -> None:
     _show(secret, is_new)
 
 
-def _passwd(accounts: Accounts, options: argparse.Namespace) -> None:
+def _passwd(accounts: Directory, options: argparse.Namespace) -> None:
     accounts.check_known(options.peer)
     secret, is_new = _secret(options)
     accounts.change_secret(options.peer, secret)
@@ -97,14 +99,15 @@ def _passwd(accounts: Accounts, options: argparse.Namespace) -> None:
     _show(secret, is_new)
 
 
-def _remove(accounts: Accounts, options: argparse.Namespace) -> None:
+def _remove(accounts: Directory, options: argparse.Namespace) -> None:
     accounts.remove(options.peer)
     print(f"{options.peer} may not log in any more")
 
 
-def _list(accounts: Accounts, options: argparse.Namespace) -> None:
-    for peer_id, changed in accounts.list():
-        print(f"{peer_id:32}  {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(changed))}")
+def _list(accounts: Directory, options: argparse.Namespace) -> None:
+    for account in accounts.list_accounts():
+        changed = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(account.changed))
+        print(f"{account.peer_id:32}  {changed}")
 
 
 def _show(secret: str, is_new: bool) -> None:

@@ -301,11 +301,11 @@ def _say_hello(cloud: Cloud) -> None:
         lines.append("  STUN: UDP ports {} and {}".format(*cloud.stun.ports))
     if cloud.lane is not None:
         lines.append(f"  lanes: UDP port {port}")
-    if cloud.accounts is not None:
-        count = len(cloud.accounts.list()) + len(settings.accounts)
+    if cloud.directory is not None:
+        count = cloud.directory.count_accounts() + len(settings.accounts)
         data = "" if settings.data == default_data() else f" --data {settings.data}"
         lines += [
-            f"  accounts: {count} in {cloud.accounts.path}",
+            f"  accounts: {count} in {cloud.directory.where_text}",
             f"  add one: kkp2p account add PEER{data}",
         ]
     print("\n".join(lines), flush=True)

@@ -19,7 +19,10 @@ turn_credentials.py    what both sides of a call are told of a TURN server
 turns.py               whose call a callee is handed next
 correspondents.py      who is told that a peer is gone
 login.py               the server's half of a login (SCRAM)
-accounts.py            who may log in
+directory.py           what the nodes of a cloud know together: accounts, who is where
+open_directory.py      which directory a cloud has
+directory_local.py     a directory in this process, and in SQLite
+accounts.py            who may log in, in SQLite
 login_limits.py        how often secrets may be tried
 
 The relay, what is served by UDP, and STUN:

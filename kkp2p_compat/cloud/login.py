@@ -12,7 +12,7 @@ from scramp import ScramException, ScramMechanism
 
 from .._errors import BadPacket
 from ..control.binding import BINDING_NAME, MECHANISM
-from .accounts import Accounts, Verifier
+from .directory import Account, Verifier
 
 __all__ = ["Login", "LoginFailed"]
 
@@ -38,17 +38,17 @@ class LoginFailed(BadPacket):
 
 
 class Login:
-    """A login under way.  ``verifier`` is what it is checked against."""
+    """A login under way.  ``account``: of that peer id; None: there is none."""
 
     __slots__ = ("_is_unknown", "_server", "call_only", "paid", "peer_id", "verifier")
 
     def __init__(
-        self, accounts: Accounts, binding: bytes, peer_id: str, call_only: bool = False
+        self, account: Account | None, binding: bytes, peer_id: str, call_only: bool = False
     ) -> None:
         self.peer_id = peer_id
         self.call_only = call_only  # it proves who calls; nobody can call this peer here
         self.paid = False  # for a failure, in advance: see LoginLimits
-        self.verifier = accounts.get(peer_id)
+        self.verifier = None if account is None else account.verifier
         self._is_unknown = False  # the peer that the SCRAM message names
         self._server = ScramMechanism(MECHANISM).make_server(
             self._look_up, channel_binding=(BINDING_NAME, binding)

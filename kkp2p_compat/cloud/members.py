@@ -16,6 +16,7 @@ from .._bucket import Bucket
 from ..control.callers import ANYBODY
 from ..transport.relay_wire import SESSION_BYTES
 from .control_connection import ControlConnection
+from .directory import Account
 from .limits import Gatekeeper
 from .login import Login
 from .outside import plain_ip
@@ -42,6 +43,7 @@ class Member:
         "seen",
         "session",
         "stored_key",
+        "told_callers",
     )
 
     def __init__(self, connection: ControlConnection, limits: Limits) -> None:
@@ -53,7 +55,8 @@ class Member:
         self.stored_key = b""  # of its account, when it logged in
         self.session = ""  # which program's login it is
         self.comes_again = False  # it was logged in before, and lost its connection
-        self.callers = ANYBODY  # who may call it
+        self.told_callers = ANYBODY  # who may call it, as it has said
+        self.callers = ANYBODY  # who of those may do so by its account, too
         # Where it is.
         self.seen = [plain_ip(self.host)]  # where the cloud sees it
         # JSON, what it has told of its NAT: 500 characters of brackets would be fifteen times that
@@ -68,10 +71,20 @@ class Member:
     def __str__(self) -> str:
         return str(self.connection)
 
-    def prove(self, peer_id: str, stored_key: bytes) -> None:
+    def prove(self, account: Account) -> None:
         """It has logged in."""
-        self.peer_id, self.stored_key, self.login = peer_id, stored_key, None
-        self.connection.prove(peer_id)
+        self.peer_id, self.login = account.peer_id, None
+        self.stored_key = account.verifier.stored_key
+        self.obey(account)
+        self.connection.prove(account.peer_id)
+
+    def is_still(self, account: Account) -> bool:
+        """Whether its login is still good."""
+        return account.verifier.stored_key == self.stored_key and not account.disabled
+
+    def obey(self, account: Account) -> None:
+        """What its account is allowed has changed."""
+        self.callers = self.told_callers & account.callers
 
     def locate(self, nat: str, seen_by_stun: list[str]) -> None:
         self.nat = nat

@@ -25,11 +25,12 @@ from .._io import READ
 from ..transport import relay_wire, tcp
 from ..transport.splice import MOST_PIPES
 from . import stun_tcp
-from .accounts import Accounts
 from .certificate import Certificate
 from .control_connection import CLOSE_S, ControlConnection
+from .directory import Directory
 from .lane import LaneRelay
 from .limits import LOG_EVERY_S, Gatekeeper
+from .open_directory import open_directory
 from .relay import Relay
 from .route import Route
 from .settings import CloudSettings
@@ -112,7 +113,7 @@ class Cloud:
 
     def __init__(self, settings: CloudSettings) -> None:
         self.settings = settings
-        self.accounts: Accounts | None = None
+        self.directory: Directory | None = None
         self.track: Track | None = None
         self.relay: Relay | None = None
         self.route: Route | None = None
@@ -192,10 +193,10 @@ class Cloud:
         if settings.role == "route":
             self.route = Route(self.gate, settings.tracks, settings.certificates)
         elif settings.role != "relay":
-            self.accounts = Accounts(settings.data, settings.accounts)
+            self.directory = open_directory(None, settings.data, settings.accounts)
             self.track = Track(
                 self.gate,
-                self.accounts,
+                self.directory,
                 settings.relays,
                 key,
                 settings.certificates,
@@ -288,9 +289,9 @@ class Cloud:
         self._sweeping = self._resuming = self._shaking = None
         if self._control is not None:
             self._control.stop()
-        if self.accounts is not None:
-            self.accounts.close()
-            self.accounts = None
+        if self.directory is not None:
+            self.directory.close()
+            self.directory = None
 
     # Accepting.
 
@@ -401,7 +402,14 @@ class Cloud:
 
     def _on_sweep(self) -> None:
         now = time.monotonic()
-        for part in (self.gate, self.track, self.relay, self.lane, self._certificate):
+        for part in (
+            self.gate,
+            self.directory,
+            self.track,
+            self.relay,
+            self.lane,
+            self._certificate,
+        ):
             try:
                 if part is not None:
                     part.sweep(now)

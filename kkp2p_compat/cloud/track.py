@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
+from collections import defaultdict
 from typing import Any
 
 from .._address import HostPort
@@ -17,9 +18,9 @@ from .._errors import BadPacket
 from .._peer_id import is_peer_id
 from ..control.callers import MAX_TOLD_CHARS, Callers
 from ..control.wire import PROTOCOL_VERSION, Message, encode
-from .accounts import Accounts
 from .calls import Calls, peer_id_untrusted
 from .control_connection import QUIET_BEATS, ControlConnection, Service
+from .directory import Directory
 from .limits import Gatekeeper
 from .login import Login, LoginFailed
 from .login_limits import LoginLimits
@@ -34,9 +35,6 @@ log = logging.getLogger(__name__)
 # docs/protocol.rst
 MAX_SESSION_CHARS = 64
 
-# Our choice.
-ACCOUNTS_EVERY_S = 2.0  # how often the accounts are asked whether they have changed
-
 
 class Track(Service):
     """``relays``: where calls may meet; empty: right here.  From ``start`` on it looks which of
@@ -46,7 +44,7 @@ class Track(Service):
     def __init__(
         self,
         gate: Gatekeeper,
-        accounts: Accounts,
+        directory: Directory,
         relays: list[HostPort],
         relay_key: bytes,
         certificates: list[str],
@@ -69,10 +67,9 @@ class Track(Service):
         self._gate = gate
         self._limits = gate.limits
         self._logins = LoginLimits(gate.limits)
-        self._accounts = accounts
+        self._directory = directory
+        directory.on_account_changed = self._on_account_changed
         self._certificates = certificates  # SHA-256s of those of the cloud's other servers
-        self._accounts_version = accounts.version()
-        self._accounts_asked = 0.0
 
     def start(self) -> None:
         self._relays.start()
@@ -89,15 +86,9 @@ class Track(Service):
         return len(self._calls)
 
     def sweep(self, now: float) -> None:
-        """To be called about once a second: late calls, and accounts that have changed."""
+        """To be called about once a second: late calls."""
         self._calls.sweep(now)
         self._calls.correspondents.sweep(now)
-        if now - self._accounts_asked >= ACCOUNTS_EVERY_S:
-            self._accounts_asked = now
-            version = self._accounts.version()
-            if version != self._accounts_version:
-                self._accounts_version = version
-                self._end_removed()
 
     def meet(self, connection: ControlConnection) -> Member:
         return Member(connection, self._limits)
@@ -136,12 +127,13 @@ class Track(Service):
             if not isinstance(session, str) or len(session) > MAX_SESSION_CHARS:
                 raise LoginFailed("bad-message", "not a session")
             member.session = session
-            member.callers = Callers.parse_untrusted(message.get("callers"), MAX_TOLD_CHARS)
+            member.told_callers = Callers.parse_untrusted(message.get("callers"), MAX_TOLD_CHARS)
             member.comes_again = message.get("again") is True
             member.connection.must_finish(self._limits.handshake_s)
             call_only = message.get("call_only") is True
+            account = self._directory.account(str(peer_id))
             login = member.login = Login(
-                self._accounts, member.connection.binding, str(peer_id), call_only
+                account, member.connection.binding, str(peer_id), call_only
             )
             wait_s = self._hold(login, member.host)
         except LoginFailed as error:
@@ -179,14 +171,16 @@ class Track(Service):
         peer_id = login.peer_id
         try:
             answer = login.welcome_untrusted(message.get("scram"))
-            verifier = self._accounts.get(peer_id)
-            if verifier is None or verifier != login.verifier:
+            account = self._directory.account(peer_id)
+            if account is None or account.verifier != login.verifier:
                 raise LoginFailed("removed", "while it logged in")
+            if account.disabled:
+                raise LoginFailed("removed", "the account is disabled")
         except LoginFailed as error:
             self._refuse_login(member, peer_id, error)
             return
         self._logins.succeeded(peer_id, member.host, login.paid, time.monotonic())
-        member.prove(peer_id, verifier.stored_key)
+        member.prove(account)
         beat_s, certificates = self._limits.beat_s, self._certificates or None
         member.send(encode("welcome", scram=answer, beat=beat_s, certificates=certificates))
         if login.call_only:
@@ -214,9 +208,16 @@ class Track(Service):
         self._gate.refused(member.host, f"login as {str(peer_id)[:32]!r}: {error}")
         member.connection.finish(encode("refused", reason=error.reason))
 
-    def _end_removed(self) -> None:
-        for member in [*self._online.values(), *self._callers]:
-            verifier = self._accounts.get(str(member.peer_id))
-            if verifier is None or verifier.stored_key != member.stored_key:
-                log.info("%s: its account was removed or changed", member)
-                member.connection.finish(encode("bye", reason="removed"))
+    def _on_account_changed(self, peer_id: str | None) -> None:
+        """Hold the logins of an account to what it is now; None: any may have changed."""
+        members: defaultdict[str, list[Member]] = defaultdict(list)
+        for member in (*self._online.values(), *self._callers):
+            if member.peer_id is not None and peer_id in (None, member.peer_id):
+                members[member.peer_id].append(member)
+        for name, account in self._directory.accounts(members):
+            for member in members[name]:
+                if account is not None and member.is_still(account):
+                    member.obey(account)
+                else:
+                    log.info("%s: its account was removed, disabled or changed", member)
+                    member.connection.finish(encode("bye", reason="removed"))

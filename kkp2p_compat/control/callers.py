@@ -11,7 +11,7 @@ from typing import NamedTuple
 from .._errors import BadPacket
 from .._peer_id import is_peer_id
 
-__all__ = ["ANYBODY", "MAX_TOLD_CHARS", "Callers", "told"]
+__all__ = ["ANYBODY", "MAX_CHARS", "MAX_TOLD_CHARS", "NOBODY", "Callers", "told"]
 
 MAX_CHARS = 65_536  # our choice: 2,000 ids of full length
 # docs/protocol.rst: of a login, which is a stranger's line until it is proved.
@@ -44,8 +44,16 @@ class Callers(NamedTuple):
             return self.strangers
         return self.listed is None or peer_id in self.listed
 
+    def __and__(self, other: Callers) -> Callers:
+        """Those whom both allow."""
+        lists = [listed for listed in (self.listed, other.listed) if listed is not None]
+        return Callers(
+            self.strangers and other.strangers, frozenset.intersection(*lists) if lists else None
+        )
+
 
 ANYBODY = Callers(strangers=True)
+NOBODY = Callers(strangers=False, listed=frozenset())
 
 
 def told(text: str | None) -> str | None:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import io
 import re
 import sqlite3
-import stat
 import sys
 from pathlib import Path
 
 import pytest
-from scramp import ScramClient, ScramMechanism
+from scramp import ScramMechanism
 
 from kkp2p_compat.cli import main
-from kkp2p_compat.cloud.accounts import Accounts, UnknownAccount, default_data
+from kkp2p_compat.cloud.accounts import Accounts, default_data
+from kkp2p_compat.cloud.directory_local import LocalDirectory
 
 
 def _kkp2p(*arguments: str) -> int:
@@ -22,73 +22,6 @@ def _kkp2p(*arguments: str) -> int:
         return main(["account", *arguments])
     except SystemExit as error:
         return int(error.code or 0)
-
-
-def test_only_verifiers_are_kept(tmp_path: Path) -> None:
-    accounts = Accounts(tmp_path)
-    accounts.add("alice", "correct horse battery")
-    verifier = accounts.get("alice")
-    accounts.close()
-    assert verifier is not None
-    client = ScramClient(["SCRAM-SHA-256"], "alice", "correct horse battery")
-    server = ScramMechanism("SCRAM-SHA-256").make_server(lambda _: verifier)
-    server.set_client_first(client.get_client_first())
-    client.set_server_first(server.get_server_first())
-    server.set_client_final(client.get_client_final())
-    client.set_server_final(server.get_server_final())
-    for path in tmp_path.iterdir():
-        assert b"battery" not in path.read_bytes()
-        assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert verifier.iterations >= 4096
-
-
-def test_add_change_remove(tmp_path: Path) -> None:
-    accounts = Accounts(tmp_path / "new" / "folder")
-    accounts.add("bob", "1")
-    accounts.add("alice", "2")
-    assert [peer_id for peer_id, _ in accounts.list()] == ["alice", "bob"]
-    with pytest.raises(ValueError, match="already"):
-        accounts.add("bob", "3")
-    before = accounts.get("bob")
-    accounts.change_secret("bob", "1")
-    assert accounts.get("bob") != before  # another salt
-    accounts.remove("bob")
-    assert accounts.get("bob") is None
-    for action in (lambda: accounts.remove("bob"), lambda: accounts.change_secret("bob", "x")):
-        with pytest.raises(UnknownAccount, match="no account bob"):
-            action()
-    accounts.close()
-
-
-def test_another_process_notices(tmp_path: Path) -> None:
-    here, there = Accounts(tmp_path), Accounts(tmp_path)
-    version = here.version()
-    assert here.version() == version
-    there.add("alice", "x")
-    changed = here.version()
-    assert changed != version
-    assert here.get("alice") is not None
-    there.remove("alice")
-    assert here.version() != changed
-    here.close()
-    there.close()
-
-
-def test_throw_away_accounts_leave_no_trace(tmp_path: Path) -> None:
-    accounts = Accounts(tmp_path, {"alice": "x"})
-    assert accounts.get("alice") is not None
-    assert accounts.list() == []
-    accounts.close()
-    with pytest.raises(ValueError, match="peer id"):
-        Accounts(None, {"with space": "x"})
-
-
-@pytest.mark.parametrize("secret", ["", "\x00", "a\u0007b"])
-def test_secrets_that_cannot_be_used(secret: str) -> None:
-    accounts = Accounts(None)
-    with pytest.raises(ValueError, match="secret"):
-        accounts.add("alice", secret)
-    accounts.close()
 
 
 def test_the_default_folder(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,9 +80,10 @@ def test_a_secret_is_made_and_shown_once(
     assert head.startswith("alice ")
     secret = shown.rpartition(": ")[2]
     assert re.fullmatch("[0-9a-f]{32}", secret)  # 128 bits
-    accounts = Accounts(tmp_path)
-    verifier = accounts.get("alice")
-    assert verifier is not None
+    accounts = LocalDirectory(tmp_path)
+    account = accounts.account("alice")
+    assert account is not None
+    verifier = account.verifier
     mechanism = ScramMechanism("SCRAM-SHA-256-PLUS")
     assert verifier == mechanism.make_auth_info(secret, verifier.iterations, verifier.salt)
     accounts.close()

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from scramp import ScramClient
 
 from helpers.cloud_client import Client, running_cloud, until
-from kkp2p_compat.cloud import track as track_module
-from kkp2p_compat.cloud.accounts import Accounts
+from kkp2p_compat.cloud import directory_local
 from kkp2p_compat.cloud.certificate import load_identity
+from kkp2p_compat.cloud.directory_local import LocalDirectory
 from kkp2p_compat.cloud.login import Login, LoginFailed
 
 ALICE = {"alice": "s3cret"}
@@ -132,13 +132,13 @@ def test_a_newer_login_ends_the_older() -> None:
         assert cloud.track.online == 1
 
 
-@pytest.mark.parametrize("action", ["remove", "passwd"])
+@pytest.mark.parametrize("action", ["remove", "passwd", "disable"])
 def test_an_account_removed_or_changed_while_online(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str
 ) -> None:
     """Another connection to the file, as the command line in another process has one."""
-    monkeypatch.setattr(track_module, "ACCOUNTS_EVERY_S", 0.0)
-    accounts = Accounts(tmp_path)
+    monkeypatch.setattr(directory_local, "CHANGES_EVERY_S", 0.0)
+    accounts = LocalDirectory(tmp_path)
     accounts.add("alice", "s3cret")
     accounts.add("bob", "b")
     with (
@@ -150,6 +150,8 @@ def test_an_account_removed_or_changed_while_online(
         assert bob.login("bob", "b")["op"] == "welcome"
         if action == "remove":
             accounts.remove("alice")
+        elif action == "disable":
+            accounts.update("alice", disabled=True)
         else:
             accounts.change_secret("alice", "another")
         assert alice.receive() == {"op": "bye", "reason": "removed"}
@@ -158,8 +160,61 @@ def test_an_account_removed_or_changed_while_online(
     accounts.close()
 
 
+def test_only_who_has_the_secret_learns_that_an_account_is_disabled(tmp_path: Path) -> None:
+    accounts = LocalDirectory(tmp_path)
+    accounts.add("alice", "s3cret")
+    accounts.update("alice", disabled=True)
+    with running_cloud(data=tmp_path) as cloud:
+        with Client(cloud.address) as alice:
+            assert alice.login("alice", "s3cret") == {"op": "refused", "reason": "removed"}
+        with Client(cloud.address) as guess:
+            assert guess.login("alice", "guess") == {"op": "refused", "reason": "bad-secret"}
+        accounts.update("alice", disabled=False)
+        with Client(cloud.address) as alice:
+            assert alice.login("alice", "s3cret")["op"] == "welcome"
+    accounts.close()
+
+
+@pytest.mark.parametrize("told", [None, "anybody", "bob,carol"])
+def test_both_the_account_and_the_login_must_allow_a_caller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str | None
+) -> None:
+    monkeypatch.setattr(directory_local, "CHANGES_EVERY_S", 0.0)
+    accounts = LocalDirectory(tmp_path)
+    for name in ("alice", "bob", "dave"):
+        accounts.add(name, "s")
+    accounts.update("alice", allow="bob,dave")
+    with (
+        running_cloud(data=tmp_path) as cloud,
+        Client(cloud.address) as alice,
+        Client(cloud.address) as bob,
+        Client(cloud.address) as dave,
+        Client(cloud.address) as stranger,
+    ):
+        assert alice.login("alice", "s", callers=told)["op"] == "welcome"
+        assert bob.login("bob", "s")["op"] == "welcome"
+        assert dave.login("dave", "s")["op"] == "welcome"
+        allowed = {
+            name: _may_call(who) for name, who in (("bob", bob), ("dave", dave), ("", stranger))
+        }
+        assert allowed == {"bob": True, "dave": told != "bob,carol", "": False}
+        accounts.update("alice", allow="nobody")
+        until(lambda: not _may_call(bob))
+    accounts.close()
+
+
+def _may_call(caller: Client) -> bool:
+    """It cancels the call again."""
+    answer = caller.ask("call", call=1, to="alice", ms=5000, offer="o")
+    if answer["op"] == "calling":
+        caller.send("cancel", call=1)
+        return True
+    assert answer["reason"] == "not-allowed"
+    return False
+
+
 def test_an_account_removed_during_its_login(tmp_path: Path) -> None:
-    accounts = Accounts(tmp_path)
+    accounts = LocalDirectory(tmp_path)
     accounts.add("alice", "s3cret")
     with running_cloud(data=tmp_path) as cloud, Client(cloud.address) as alice:
         scram = ScramClient(
@@ -183,7 +238,7 @@ def test_the_accounts_failing_costs_one_connection(
         def fail(peer_id: str) -> None:
             raise sqlite3.OperationalError("disk I/O error")
 
-        monkeypatch.setattr(cloud.accounts, "get", fail)
+        monkeypatch.setattr(cloud.directory, "account", fail)
         with Client(cloud.address) as alice:
             alice.send("login", v=1, peer="alice", scram="p=tls-server-end-point,,n=alice,r=abc")
             assert alice.ended()
@@ -225,13 +280,13 @@ def test_stop_says_good_bye_and_leaves_nothing() -> None:
         assert cloud.track.online == 0
 
 
-ACCOUNTS = Accounts(None, ALICE)
+ACCOUNT = LocalDirectory(None, ALICE).account("alice")
 
 
 @settings(max_examples=100)
 @given(st.one_of(st.text(max_size=80), st.from_regex(r"p=tls-server-end-point,,n=[^,]*,r=.*")))
 def test_strangers_first_messages_raise_only_login_refused(text: str) -> None:
-    login = Login(ACCOUNTS, b"b" * 32, "alice")
+    login = Login(ACCOUNT, b"b" * 32, "alice")
     with contextlib.suppress(LoginFailed):  # hypothesis may hit upon a good one
         login.challenge_untrusted(text)
 
@@ -239,7 +294,7 @@ def test_strangers_first_messages_raise_only_login_refused(text: str) -> None:
 @settings(max_examples=100)
 @given(st.one_of(st.text(max_size=80), st.from_regex(r"c=[A-Za-z0-9+/=]*,r=.*,p=[A-Za-z0-9=]*")))
 def test_strangers_proofs_raise_only_login_refused(text: str) -> None:
-    login = Login(ACCOUNTS, b"b" * 32, "alice")
+    login = Login(ACCOUNT, b"b" * 32, "alice")
     login.challenge_untrusted("p=tls-server-end-point,,n=alice,r=abcdef")
     with pytest.raises(LoginFailed):
         login.welcome_untrusted(text)

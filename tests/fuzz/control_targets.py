@@ -9,11 +9,9 @@ import contextlib
 import functools
 import json
 import logging
-import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,9 +20,10 @@ from gevent import ssl
 
 from kkp2p_compat._errors import BadPacket, KKP2PError
 from kkp2p_compat.cloud import control_connection, limits, relay, track
-from kkp2p_compat.cloud.accounts import Accounts
 from kkp2p_compat.cloud.certificate import TLSIdentity
 from kkp2p_compat.cloud.control_connection import ControlConnection, Service
+from kkp2p_compat.cloud.directory import Account, Verifier
+from kkp2p_compat.cloud.directory_local import LocalDirectory
 from kkp2p_compat.cloud.limits import Gatekeeper, Limits
 from kkp2p_compat.cloud.login import Login
 from kkp2p_compat.cloud.route import Route
@@ -148,14 +147,9 @@ CALL_ID = b"@call@"  # in a line: the name of the last call that was offered to 
 
 
 @functools.cache
-def _accounts() -> Any:
+def _directory() -> LocalDirectory:
     """One account, and no file behind it."""
-    with tempfile.TemporaryDirectory() as folder:
-        accounts = Accounts(Path(folder))
-        accounts.add(ALICE, SECRET)
-        verifiers = {ALICE: accounts.get(ALICE)}
-        accounts.close()
-    return SimpleNamespace(get=verifiers.get, version=lambda: 0)
+    return LocalDirectory(None, {ALICE: SECRET})
 
 
 def fuzz_track(data: bytes) -> None:
@@ -165,10 +159,10 @@ def fuzz_track(data: bytes) -> None:
 
 def _fuzz_track(data: bytes) -> None:
     gate = Gatekeeper(Limits())
-    service = Track(gate, _accounts(), [("relay.example", 1)], KEY, [])
+    service = Track(gate, _directory(), [("relay.example", 1)], KEY, [])
     ends = [_end(gate, service, f"192.0.2.{number}") for number in range(STRANGERS + 2)]
     for name, (connection, _) in zip((ALICE, "bob"), ends, strict=False):
-        connection.known_as.prove(name, b"")
+        connection.known_as.prove(Account(name, Verifier(b"", b"", b"", 1), 0))
         connection.allow_quiet(60)
         service._online[name] = connection.known_as
     now = time.monotonic()
@@ -261,7 +255,7 @@ ROUTE_LINES = [
 
 def fuzz_login(data: bytes) -> None:
     first, _, final = data.decode("latin-1").partition("\n")
-    login = Login(_accounts(), b"binding", ALICE)
+    login = Login(_directory().account(ALICE), b"binding", ALICE)
     try:
         login.challenge_untrusted(first)
         login.welcome_untrusted(final)

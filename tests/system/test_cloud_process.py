@@ -22,7 +22,7 @@ from helpers.cloud_client import (
     until,
 )
 from helpers.support import ROOT, forked_child
-from kkp2p_compat.cloud.accounts import Accounts
+from kkp2p_compat.cloud.directory_local import LocalDirectory
 from kkp2p_compat.cloud.route import rank
 from kkp2p_compat.cloud.server import SPARE_DESCRIPTORS
 
@@ -134,7 +134,7 @@ def _answers(address: Address) -> bool:
 @pytest.fixture
 def services(tmp_path: Path) -> Iterator[dict[str, tuple[subprocess.Popen[str], Address]]]:
     """A route, two tracks that share their accounts, and a relay."""
-    accounts = Accounts(tmp_path)
+    accounts = LocalDirectory(tmp_path)
     for number in range(6):
         accounts.add(f"peer{number}", "s")
     accounts.close()

@@ -1,0 +1,196 @@
+"""The directory of a cloud that is one process: memory, and SQLite in its data folder.
+
+It never waits.  Who is online it is not told: the one track there has that in its own tables.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import sqlite3
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from .accounts import Accounts, open_private
+from .directory import (
+    Account,
+    AccountLimits,
+    Directory,
+    Node,
+    Presence,
+    Refused,
+    Verifier,
+    today,
+)
+
+__all__ = ["LocalDirectory"]
+
+log = logging.getLogger(__name__)
+
+# Our choices.
+CHANGES_EVERY_S = 2.0  # how often the accounts are asked whether they have changed
+USAGE_DAYS = 32  # how long usage is kept
+_USAGE_FILE = "usage.db"  # apart from the accounts, so that no tool that writes them holds us up
+_USAGE_SCHEMA = """
+CREATE TABLE IF NOT EXISTS usage (
+    day TEXT, peer_id TEXT, what TEXT, count INTEGER NOT NULL,
+    PRIMARY KEY (day, peer_id, what)
+) WITHOUT ROWID
+"""
+
+
+class LocalDirectory(Directory):
+    is_local = True
+
+    def __init__(self, data: Path | None, throw_away: Mapping[str, str] | None = None) -> None:
+        """Raises OSError or sqlite3.Error when a file cannot be used, ValueError for a secret."""
+        super().__init__(throw_away)
+        self._kept = Accounts(data)
+        self.where_text = str(self._kept.path)
+        self._version = self._kept.version()
+        self._asked = 0.0
+        self._nodes: dict[str, Node] = {}
+        self._key = secrets.token_bytes(32)
+        self._usage = _Usage(data)
+
+    def start(self, node_id: str | None = None) -> None:
+        pass
+
+    def close(self) -> None:
+        self._kept.close()
+        self._usage.close()
+
+    def sweep(self, now: float) -> None:
+        if now - self._asked >= CHANGES_EVERY_S:
+            self._asked = now
+            version = self._kept.version()
+            if version != self._version:
+                self._version = version
+                self.on_account_changed(None)
+
+    def secret_key(self) -> bytes:
+        return self._key
+
+    # Accounts.
+
+    def _account(self, peer_id: str) -> Account | None:
+        return self._kept.get(peer_id)
+
+    def put(self, account: Account) -> None:
+        self._kept.put(account)
+
+    def update(
+        self,
+        peer_id: str,
+        *,
+        verifier: Verifier | None = None,
+        disabled: bool | None = None,
+        allow: str | None = None,
+        limits: AccountLimits | None = None,
+    ) -> None:
+        changes: dict[str, object] = {} if verifier is None else verifier._asdict()
+        if disabled is not None:
+            changes["disabled"] = disabled
+        if allow is not None:
+            changes["allow"] = allow
+        if limits is not None:
+            changes |= asdict(limits)
+        self._kept.update(peer_id, changes)
+
+    def remove(self, peer_id: str) -> None:
+        self._kept.remove(peer_id)
+
+    def page(self, after: str, count: int) -> list[Account]:
+        return self._kept.page(after, count)
+
+    def count_accounts(self) -> int:
+        return len(self._kept)
+
+    # Who is online, and the nodes: there is one.
+
+    def came(
+        self, presence: Presence, *, again: bool = False, restored: bool = False
+    ) -> Presence | Refused | None:
+        return None
+
+    def left(self, presence: Presence) -> None:
+        pass
+
+    def where(self, peer_id: str) -> Presence | None:
+        return None
+
+    def lease(self, node: Node) -> None:
+        self._nodes[node.id] = node
+
+    def release(self, node_id: str) -> None:
+        self._nodes.pop(node_id, None)
+
+    def nodes(self) -> list[Node]:
+        return [*self._nodes.values()]
+
+    def send(self, node_id: str, line: bytes) -> None:
+        if node_id in self._nodes:
+            self.on_line(line)
+
+    def tell_failed_login(self, peer_id: str | None, host: str) -> None:
+        pass
+
+    # Counts.
+
+    def add_usage(self, counts: Mapping[tuple[str, str], int]) -> None:
+        self._usage.add(counts)
+
+    def usage(self, peer_id: str, day: str | None = None) -> dict[str, int]:
+        return self._usage.of(peer_id, day or today())
+
+
+class _Usage:
+    """DATA/usage.db.  What cannot be written now, as the disk is full, is written with the next."""
+
+    def __init__(self, data: Path | None) -> None:
+        self._db = open_private(None if data is None else data / _USAGE_FILE)
+        try:
+            self._db.execute(_USAGE_SCHEMA)
+            # A power failure may cost the last counts; no fsync may hold up the cloud.
+            self._db.execute("PRAGMA synchronous = NORMAL")
+            self._db.execute("PRAGMA busy_timeout = 0")
+        except sqlite3.Error:
+            self._db.close()
+            raise
+        self._unwritten: Counter[tuple[str, str, str]] = Counter()
+
+    def close(self) -> None:
+        self._db.close()
+
+    def add(self, counts: Mapping[tuple[str, str], int]) -> None:
+        day = today()
+        for (peer_id, what), count in counts.items():
+            self._unwritten[day, peer_id, what] += count
+        rows = [(*key, count) for key, count in self._unwritten.items()]
+        if not rows:
+            return
+        try:
+            with self._db:
+                self._db.execute("BEGIN")
+                self._db.executemany(
+                    "INSERT INTO usage VALUES (?1, ?2, ?3, ?4)"
+                    " ON CONFLICT DO UPDATE SET count = count + ?4",
+                    rows,
+                )
+                self._db.execute(
+                    "DELETE FROM usage WHERE day < date(?, ?)", (day, f"-{USAGE_DAYS} days")
+                )
+        except sqlite3.Error as error:
+            log.warning("what accounts have used cannot be written for now: %s", error)
+        else:
+            self._unwritten.clear()
+
+    def of(self, peer_id: str, day: str) -> dict[str, int]:
+        query = "SELECT what, count FROM usage WHERE day = ? AND peer_id = ?"
+        found = Counter(dict(self._db.execute(query, (day, peer_id))))
+        for (of_day, of_peer, what), count in self._unwritten.items():
+            if (of_day, of_peer) == (day, peer_id):
+                found[what] += count
+        return dict(found)
