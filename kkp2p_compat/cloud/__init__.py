@@ -18,6 +18,7 @@ calls.py               offers, answers and what follows
 turn_credentials.py    what both sides of a call are told of a TURN server
 turns.py               whose call a callee is handed next
 correspondents.py      who is told that a peer is gone
+outcomes.py            how calls come out
 login.py               the server's half of a login (SCRAM)
 directory.py           what the nodes of a cloud know together: accounts, who is where
 open_directory.py      which directory a cloud has
@@ -35,8 +36,9 @@ stun.py                tells a peer at which address it is seen
 stun_tcp.py            the same over TCP
 outside.py             what the cloud vouches for of that
 
-Limits, for all of them:
+Limits and numbers, for all of them:
 
 limits.py              who may come in, how often, for how long
 counting.py            by which addresses and networks is counted
+counts.py              what was done, for the metrics and the status page
 """

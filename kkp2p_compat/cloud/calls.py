@@ -31,6 +31,7 @@ from .correspondents import Correspondents
 from .counting import address_keys
 from .limits import Gatekeeper
 from .members import Call, CallTable, Member
+from .outcomes import Outcomes
 from .outside import same_network, seen_by_stun_untrusted
 from .prober import Prober
 from .turn_credentials import TurnCredentials
@@ -75,6 +76,7 @@ class Calls:
         }
         self.correspondents = Correspondents(online)
         self._gate = gate
+        self._outcomes = Outcomes(gate)
         self._limits = gate.limits
         self._online = online
         self._relays = relays
@@ -90,18 +92,19 @@ class Calls:
     def sweep(self, now: float) -> None:
         """To be called about once a second: calls whose time is up."""
         for call in self._calls.late(now):
-            self._end_quietly(call)
+            self._end_quietly(call, "no-answer")
         for callee in list(self._turns):  # some may have read what was in the way
             self._hand_over(callee, now)
 
     def gone(self, member: Member) -> None:
         """The connection is over, and with it all calls from and to it."""
         for call in (*member.outgoing.values(), *member.kept.values()):
-            self._end_quietly(call)
+            self._end_quietly(call, "cancelled")
         self._turns.pop(member, None)
         for call in list(member.incoming.values()):
             self._forget(call)
             if not call.answered:
+                self._outcomes.failed(call.caller, str(member.peer_id), "left")
                 call.caller.send(encode("declined", call=call.number, reason="left"))
 
     # Making a call.
@@ -119,16 +122,19 @@ class Calls:
             self._forget(before)
         refusal = self._limit_reached(caller, callee_id)
         if refusal:
-            self._gate.refused(caller.host, f"call of {caller.peer_id or 'a caller'}: {refusal}")
+            why = f"call of {caller.peer_id or 'a caller'}: {refusal}"
+            self._outcomes.refused(caller.host, "limit", why)
             caller.send(encode("declined", call=number, reason="limit"))
             return
         callee = self._online.get(callee_id)
         if callee is None:
+            self._outcomes.failed(caller, callee_id, "offline")
             caller.send(encode("declined", call=number, reason="offline"))
             return
         if not callee.callers.allow(caller.peer_id):
             who = caller.peer_id or "a stranger"
-            self._gate.refused(caller.host, f"{who} may not call {callee_id}")
+            why = f"{who} may not call {callee_id}"
+            self._outcomes.refused(caller.host, "not-allowed", why)
             caller.send(encode("declined", call=number, reason="not-allowed"))
             return
         now = time.monotonic()
@@ -173,6 +179,7 @@ class Calls:
             raise BadPacket("an offer that is too long") from error
         reason = self._make_room(call, call.offer)
         if reason:
+            self._outcomes.failed(caller, str(callee.peer_id), reason)
             caller.send(encode("declined", call=call.number, reason=reason))
             self._hand_over(callee, now)
             return
@@ -217,7 +224,8 @@ class Calls:
     def _lose(self, call: Call) -> None:
         """Its place goes to another stranger, for a moment: most calls are answered at once."""
         reason = f"over {self._limits.strangers_to_a_peer} calls of {call.callee.peer_id}"
-        self._gate.refused(call.caller.host, f"{reason} by strangers")
+        why = self._gate.over("strangers_to_a_peer", f"{reason} by strangers")
+        self._outcomes.refused(call.caller.host, "limit", why)
         call.caller.send(encode("declined", call=call.number, reason="limit", again=True))
 
     def _hand_over(self, callee: Member, now: float) -> None:
@@ -256,18 +264,21 @@ class Calls:
     def _limit_reached(self, caller: Member, callee_id: str) -> str:
         """Why this caller may not call now; empty if it may."""
         limits = self._limits
+        over = self._gate.over
         if not caller.call_tokens.take(time.monotonic()):
-            return f"over {limits.calls_per_s:g} calls a second"
+            return over("calls_per_s", f"over {limits.calls_per_s:g} calls a second")
         if caller.peer_id is None and not self._gate.stranger_may_call(caller.host):
-            return f"over {limits.stranger_calls_per_s:g} calls a second by strangers from there"
+            why = f"over {limits.stranger_calls_per_s:g} calls a second by strangers from there"
+            return over("stranger_calls_per_s", why)
         if len(caller.outgoing) >= limits.open_calls:
-            return f"over {limits.open_calls} open calls"
+            return over("open_calls", f"over {limits.open_calls} open calls")
         most = limits.open_calls_per_address
         of_it = self._gate.full(self._gate.open_calls, caller.host, most)
         if of_it:
-            return f"over {of_it}: open calls"
+            return over("open_calls_per_address", f"over {of_it}: open calls")
         if not self._gate.may_name(caller.host, caller.peer_id, callee_id):
-            return "too many different peers in a minute"
+            limit = "account_peers" if caller.peer_id else "stranger_peers"
+            return over(limit, "too many different peers in a minute")
         return ""
 
     # Answering it.
@@ -294,8 +305,10 @@ class Calls:
         if turns is not None:
             (turns.answer if kept else turns.leave)(call)
         if has_room:
+            self._outcomes.answered()
             self.correspondents.met(call.caller, callee, call.id)
         else:
+            self._outcomes.failed(call.caller, str(callee.peer_id), "limit")
             line = encode("declined", call=call.number, reason="limit")
         call.caller.send(line)
         self._hand_over(callee, time.monotonic())
@@ -320,6 +333,7 @@ class Calls:
         reason = _text_untrusted(message, "reason", MAX_REASON_CHARS)
         call = self._incoming_untrusted(callee, message)
         if call is not None and not call.answered:
+            self._outcomes.failed(call.caller, str(callee.peer_id), "declined", reason)
             self._forget(call)
             call.caller.send(encode("declined", call=call.number, reason=reason))
 
@@ -372,26 +386,31 @@ class Calls:
     def _on_over(self, caller: Member, message: Message) -> None:
         call = _made_untrusted(caller, message)
         if call is not None:
+            self._outcomes.met_untrusted(call, message)
             self._forget(call)
 
     def _on_cancel(self, caller: Member, message: Message) -> None:
         call = _made_untrusted(caller, message)
         if call is not None:
-            self._cancel(call)
+            if call.answered:
+                self._outcomes.not_met(call)
+            self._cancel(call, "cancelled")
 
     def _incoming_untrusted(self, callee: Member, message: Message) -> Call | None:
         """The call that the callee speaks of; None if it is over: the two messages crossed."""
         return callee.incoming.get(_text_untrusted(message, "call", MAX_REASON_CHARS))
 
-    def _end_quietly(self, call: Call) -> None:
+    def _end_quietly(self, call: Call, outcome: str) -> None:
         """The caller did not ask for it: what was answered goes on without us."""
         if call.answered:
             self._forget(call)
         else:
-            self._cancel(call)
+            self._cancel(call, outcome)
 
-    def _cancel(self, call: Call) -> None:
+    def _cancel(self, call: Call, outcome: str = "") -> None:
         """The caller has given up; a callee that reads too slowly to be told finds out itself."""
+        if outcome and not call.answered:
+            self._outcomes.failed(call.caller, str(call.callee.peer_id), outcome)
         line = encode("cancel", call=call.id)
         if call.offer is None and call.callee.has_room(line):  # it has been handed over
             call.callee.send(line)

@@ -196,7 +196,8 @@ class ControlConnection:
         unsent = self._service.unsent
         if self._writable is not None:
             if len(self._out) > self._gate.limits.output_bytes:
-                self._fail(f"reads too slowly: {len(self._out)} bytes are waiting")
+                why = f"reads too slowly: {len(self._out)} bytes are waiting"
+                self._fail(self._gate.over("output_bytes", why))
         elif unsent is None or len(self._out) > READ_BYTES:
             self._flush()
         else:
@@ -353,7 +354,8 @@ class ControlConnection:
         now = time.monotonic()
         if not self._messages.take(now):
             rate = self._gate.limits.messages_per_s
-            self._gate.refused(self.host, f"over {rate:g} messages a second")
+            why = self._gate.over("messages_per_s", f"over {rate:g} messages a second")
+            self._gate.refused(self.host, why)
             self.finish(encode("bye", reason="limit"))
             return
         if self._quiet_s:

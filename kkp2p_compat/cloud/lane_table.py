@@ -236,7 +236,9 @@ class LaneTable:
     ) -> str:  # fmt: skip
         limits = self._limits
         if session is None and len(self._sessions) >= limits.relay_sessions:
-            return f"over {limits.relay_sessions} sessions in all"
+            return self._gate.over(
+                "relay_sessions", f"over {limits.relay_sessions} sessions in all"
+            )
         if session is None and len(self._spent) >= MAX_SPENT:
             return f"over {MAX_SPENT} sessions in the time that tokens live"
         carried = self._carried_before(token) if session is None else session.all_bytes
@@ -246,7 +248,9 @@ class LaneTable:
             return ""
         most = limits.relay_sessions_per_address
         of_it = self._gate.full(self._tally(token.side), source[0], most)
-        return f"over {of_it}: lanes at once" if of_it else ""
+        if not of_it:
+            return ""
+        return self._gate.over("relay_sessions_per_address", f"over {of_it}: lanes at once")
 
     def _carried_before(self, token: relay_wire.Token) -> int:
         return self._spent.get(token.session, (0, 0))[0]

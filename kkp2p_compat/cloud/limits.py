@@ -17,6 +17,7 @@ from typing import Protocol
 from gevent.event import Event
 
 from .counting import TABLE_SIZE, Different, Networks, Tally, address_key, address_keys
+from .counts import Counts
 from .settings import Limits
 
 __all__ = ["Deadlines", "Gatekeeper", "Shares", "SparingLog", "Timed"]
@@ -153,6 +154,7 @@ class Gatekeeper:
         self.lane_sessions = Tally()  # the same by UDP
         self.lane_callees = Tally()
         self.connections_of = Tally()
+        self.counts = Counts()
         self._total = 0
         self.shares = Shares(limits)
         burst_s = limits.burst_s
@@ -188,16 +190,19 @@ class Gatekeeper:
         limits, keys = self.limits, address_keys(host)
         most = min(limits.connections, self.most_connections)
         if self._total >= most:
-            return f"over {most} connections in all"
+            return self.over("connections", f"over {most} connections in all")
         if not self.limits.hold_for(keys):
             return ""
         full = self.connections_of.full(host, limits.connections_per_address)
         if full:
-            return f"over {full}: connections at once (--connections-per-address)"
+            why = f"over {full}: connections at once (--connections-per-address)"
+            return self.over("connections_per_address", why)
         if self.connections_of.counts[keys[-1]] >= FEW and self._total >= most - most // KEPT_PART:
-            return f"{self._total} of {most} connections in all; the rest is for those with few"
+            why = f"{self._total} of {most} connections in all; the rest is for those with few"
+            return self.over("connections", why)
         if not self._connects.take(keys, time.monotonic()):
-            return f"over {limits.connects_per_s:g} new connections a second"
+            why = f"over {limits.connects_per_s:g} new connections a second"
+            return self.over("connects_per_s", why)
         return ""
 
     def leave_address(self, host: str) -> None:
@@ -221,7 +226,8 @@ class Gatekeeper:
         keys = address_keys(host)
         if not self.limits.hold_for(keys) or self._handshakes.take(keys, time.monotonic()):
             return True
-        self.refused(host, f"over {self.limits.handshakes_per_s:g} TLS handshakes a second")
+        why = f"over {self.limits.handshakes_per_s:g} TLS handshakes a second"
+        self.refused(host, self.over("handshakes_per_s", why))
         return False
 
     # Calls.
@@ -242,10 +248,16 @@ class Gatekeeper:
         keys = address_keys(host)
         return not self.limits.hold_for(keys) or self._named_by_strangers.take(keys, callee, now)
 
-    # The log.
+    # What happened.
+
+    def over(self, limit: str, reason: str) -> str:
+        """``reason``; it is a limit's, one of Limits, and so is counted."""
+        self.counts.limits[limit] += 1
+        return reason
 
     def refused(self, host: str, reason: str) -> None:
         """Log a refusal; those of one address that follow soon are only counted."""
+        self.counts.trouble(host, reason)
         self.refusals.tell(address_key(host), "%s refused: %s", host, reason)
 
     def sweep(self, now: float) -> None:

@@ -226,11 +226,13 @@ class Relay:
         limits = self._limits
         full = len(self._sessions) + len(self._waiting) >= limits.relay_sessions
         if full and token.session not in self._waiting:  # else its partner is counted already
-            return f"over {limits.relay_sessions} sessions in all"
+            return self._gate.over(
+                "relay_sessions", f"over {limits.relay_sessions} sessions in all"
+            )
         most = limits.relay_sessions_per_address
         of_it = self._gate.full(self._counter(token), guest.host, most)
         if of_it:
-            return f"over {of_it}: sessions at once"
+            return self._gate.over("relay_sessions_per_address", f"over {of_it}: sessions at once")
         if len(self._seen) >= MAX_SEEN:
             return f"over {MAX_SEEN} tokens in the time that they live"
         return ""

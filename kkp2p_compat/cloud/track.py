@@ -154,6 +154,7 @@ class Track(Service):
         peer_id = None if login.verifier is None else login.peer_id
         wait_s = self._logins.begin(peer_id, host, time.monotonic())
         if wait_s is None:
+            self._gate.over("login_failures", "")
             raise LoginFailed("limit", "too many failed logins from there")
         login.paid = True
         return wait_s
@@ -183,6 +184,7 @@ class Track(Service):
         member.prove(account)
         beat_s, certificates = self._limits.beat_s, self._certificates or None
         member.send(encode("welcome", scram=answer, beat=beat_s, certificates=certificates))
+        self._gate.counts.login("ok")
         if login.call_only:
             member.connection.allow_quiet(QUIET_BEATS * beat_s)
             self._callers.add(member)
@@ -202,6 +204,7 @@ class Track(Service):
 
     def _refuse_login(self, member: Member, peer_id: Any, error: LoginFailed) -> None:
         login = member.login
+        self._gate.counts.login(error.reason)
         if error.reason != "limit":
             known = login is not None and login.verifier is not None
             self._logins.failed(peer_id if known else None, member.host, time.monotonic())

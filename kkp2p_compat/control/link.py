@@ -254,8 +254,10 @@ class Link:
         if call.answer.ready() and not call.answer.successful():
             return  # it was declined: nobody else knows of it any more
         cancel = cancel and not call.is_settled
-        if cancel or call.answer.ready():
-            self.send(encode("cancel" if cancel else "over", call=call.number))
+        if cancel:
+            self.send(encode("cancel", call=call.number))
+        elif call.answer.ready():
+            self.send(encode("over", call=call.number, **call.way))
 
     def trickle(self, call: OutgoingCall, text: str) -> None:
         """Tell the callee more: at most 64 texts of 4,096 characters a call; not when closed."""

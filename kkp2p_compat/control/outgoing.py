@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -22,10 +23,12 @@ class OutgoingCall:
     its NAT, as it came (from a stranger; None if it has told nothing), and where the track has seen
     it.  ``must_show``, there with ``relay``: the track wants to hear by ``Link.show`` that we were
     at the relay.  ``at_relay``: the visit there that shows it, for whoever needs one.
+    ``way``: what the track is told of how we met.
     """
 
     __slots__ = (
         "_early",
+        "_made_at",
         "_take_trickle",
         "answer",
         "at_relay",
@@ -35,6 +38,7 @@ class OutgoingCall:
         "peer_nat",
         "peer_seen",
         "relay",
+        "way",
     )
 
     def __init__(self, number: int) -> None:
@@ -44,6 +48,8 @@ class OutgoingCall:
         self.is_settled = False
         self.must_show = False
         self.at_relay: Any = None
+        self.way: Message = {}
+        self._made_at = time.monotonic()
         self._early: list[str] = []  # what the callee trickled before anybody took it
         self._take_trickle: Callable[[str], object] = self._keep
         self.relay: AsyncResult[Message] = AsyncResult()
@@ -69,6 +75,11 @@ class OutgoingCall:
     def settle(self) -> None:
         """The callee has heard by another way that we are connected: it hears of no end."""
         self.is_settled = True
+
+    def met(self, path: str) -> None:
+        """We are connected by one of CALL_PATHS; may be told again, when there is a better one."""
+        took_ms = int(1000 * (time.monotonic() - self._made_at))
+        self.way = {"path": path, "ms": self.way.get("ms", took_ms)}
 
     # For the link.
 

@@ -17,11 +17,13 @@ from typing import Any
 from .._errors import BadPacket
 
 __all__ = [
+    "CALL_PATHS",
     "MAX_BUDGET_MS",
     "MAX_LINE_BYTES",
     "MAX_NAT_CHARS",
     "MAX_OFFER_CHARS",
     "MAX_SEEN",
+    "MAX_SET_UP_MS",
     "MAX_TICKETS",
     "MAX_TRICKLES",
     "MAX_TRICKLE_CHARS",
@@ -43,7 +45,11 @@ MAX_TRICKLE_CHARS = 4096
 MAX_TRICKLES = 64  # of a call and direction
 MAX_NAT_CHARS = 512  # of JSON
 MAX_TICKETS = 3  # that a peer hands to its track
+MAX_SET_UP_MS = 600_000  # that a call may have taken
 MAX_SEEN = 1 + MAX_TICKETS  # addresses at which a track has seen one side of a call
+
+# By which path a call has led to a connection, as its caller tells.
+CALL_PATHS = ("p2p", "p2p-tcp", "lane", "turn", "relay-tcp")
 
 Message = dict[str, Any]
 

@@ -49,6 +49,7 @@ class World:
         self.clock = clock
         self.gate = Gatekeeper(LIMITS)
         self.online: dict[str, Any] = {}
+        self.made = 0
         self.calls = Calls(self.gate, self.online, None, b"k" * 32)
 
     def step(self) -> None:
@@ -82,6 +83,8 @@ class World:
             for key, count in self.gate.kept_calls.counts.items()
         )
 
+        assert self.gate.counts.calls.total() + len(outgoing) == self.made
+
     def incoming(self) -> list[Call]:
         return [call for one in self.online.values() for call in one.incoming.values()]
 
@@ -112,6 +115,7 @@ class World:
             with pytest.raises(BadPacket, match="in use"):
                 self._handle("call", caller, call=number, offer="", **fields)
         else:
+            self.made += 1
             self._handle("call", caller, call=number, offer="", **fields)
 
     def _answer(self) -> None:

@@ -89,7 +89,9 @@ class CloudCaller:
                     return self._meet_by_relay(spoken, timeline, take)
                 with self._meeting(spoken, timeline) as meeting:
                     if ctx.connect_mode == _codes.CONNECT_P2P:
-                        take(meeting.take())
+                        met = meeting.take()
+                        call.met(met.path.kind.word)
+                        take(met)
                     else:
                         self._meet_by_any(spoken, meeting, attempt, take)
                 return meeting.plan.kind
@@ -133,6 +135,7 @@ class CloudCaller:
             raise
         timeline.step(path.kind.value)
         timeline.plan = RELAY_PLAN
+        spoken.call.met(path.kind.word)
         met = Met(
             path, RELAY_PLAN.reason, RELAY_PLAN, spoken.keys, spoken.own_side.direct,
             spoken.theirs, True, timeline,
@@ -158,6 +161,7 @@ class CloudCaller:
                 attempt.timeline.step(path.kind.value)
                 link = take(meeting.by(path, why_relay))
                 link.paths.take_relays(relays)
+                spoken.call.met(path.kind.word)
                 spoken.call.settle()  # the track's word must not overtake the first packet
             if is_hopeless and not meeting.found.ready():
                 relays.finish()
@@ -165,6 +169,7 @@ class CloudCaller:
                 if not meeting.found.ready():
                     raise NoPath(meeting.plan.reason)
             met = meeting.take()
+            spoken.call.met(met.path.kind.word)
             if link is None:
                 relays.stand_by()
                 link = take(met)

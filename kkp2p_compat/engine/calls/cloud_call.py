@@ -29,6 +29,7 @@ from ...transport.relay import MAX_SPOTS, Visit, parse_places_untrusted, sort_sp
 from ...traversal.nat import NatBehaviour
 from ...traversal.turn_server import TurnServer
 from ..links.streams import OpenStream, SplicedStream
+from ..paths.path_kind import PathKind
 from ..runtime.timeline import Timeline
 from ..signalling.offer import Offer, encode_text
 from .turn_place import turn_servers_untrusted
@@ -82,6 +83,7 @@ def make_call(
                 timeline.peer_nat = NatBehaviour.parse_untrusted(call.peer_nat)
             visit.pair()
             timeline.step("paired")
+            call.met(PathKind.FRAMED.word)
             sock = visit.take()
     return SplicedStream(sock, ctx.connect_desc, why_relay, timeline)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import enum
 
+from ...control.wire import CALL_PATHS
+
 __all__ = ["PathKind"]
 
 
@@ -16,6 +18,11 @@ class PathKind(enum.Enum):
     LANE = "relay"
     TURN = "relay by TURN"
     FRAMED = "relay over TCP"
+
+    @property
+    def word(self) -> str:
+        """For the track."""
+        return _WORDS[self]
 
     @property
     def is_relay(self) -> bool:
@@ -34,3 +41,4 @@ class PathKind(enum.Enum):
 _DIRECT = (PathKind.DIRECT, PathKind.TCP)
 _TCP = (PathKind.TCP, PathKind.FRAMED)
 _RANKS = {kind: place for place, kind in enumerate(PathKind)}
+_WORDS = dict(zip(PathKind, CALL_PATHS, strict=True))
