@@ -15,6 +15,7 @@ route.py               which track a peer belongs to
 track.py               who is online
 members.py             who is connected to a track, and the calls between them
 calls.py               offers, answers and what follows
+relays.py              which relays a call is given
 turn_credentials.py    what both sides of a call are told of a TURN server
 turns.py               whose call a callee is handed next
 correspondents.py      who is told that a peer is gone
@@ -31,6 +32,7 @@ The relay, what is served by UDP, and STUN:
 relay.py               pairs two TCP connections of a call, and splices them
 lane.py                forwards packets between the two sides of a call
 lane_table.py          which packets go where
+usage.py               how many bytes of the relays each account uses
 udp_port.py            the UDP port: tells packets, lanes and STUN apart
 stun.py                tells a peer at which address it is seen
 stun_tcp.py            the same over TCP

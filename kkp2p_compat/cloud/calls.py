@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hmac
 import json
-import math
-import secrets
 import time
 from collections.abc import Callable
 
@@ -33,34 +31,28 @@ from .limits import Gatekeeper
 from .members import Call, CallTable, Member
 from .outcomes import Outcomes
 from .outside import same_network, seen_by_stun_untrusted
-from .prober import Prober
+from .relays import Relays, round_trips_untrusted
 from .turn_credentials import TurnCredentials
 from .turns import Turns
 
 __all__ = ["Calls", "peer_id_untrusted"]
 
-RelayPlace = tuple[str | None, int | None]  # None: where the control connection goes to
-
 # Our choices.
 MAX_HELD_BYTES = 8192  # of an offer that has to wait: ours have 3,000 at most
 MAX_CALL_NUMBER = 2**53  # what every JSON library carries exactly
 MAX_REASON_CHARS = 64
-MAX_RELAYS = 3  # of a call
-TOKEN_MARGIN_S = 10  # a token outlives its call by this: the clocks of track and relay differ
-
-_random = secrets.SystemRandom()
 
 
 class Calls:
-    """``online``: the peers that can be called; ``relays``: some are drawn for each call; None: the
-    relay is where the control connection goes to.  ``turn``: of a server that both sides are told.
+    """``online``: the peers that can be called; ``relays``: of which each call is given some;
+    ``turn``: of a server that both sides are told.
     """
 
     def __init__(
         self,
         gate: Gatekeeper,
         online: dict[str, Member],
-        relays: Prober | None,
+        relays: Relays,
         relay_key: bytes,
         turn: TurnCredentials | None = None,
     ) -> None:
@@ -138,7 +130,8 @@ class Calls:
             caller.send(encode("declined", call=number, reason="not-allowed"))
             return
         now = time.monotonic()
-        call = Call(caller, number, callee, budget_ms, self._share(caller), now)
+        session = self._relays.new_session(caller, callee)
+        call = Call(session, caller, number, callee, budget_ms, self._share(caller), now)
         self._open(call, offer, message.get("shows") is True, now)
 
     def _share(self, caller: Member) -> str:
@@ -154,22 +147,16 @@ class Calls:
         if known is not None and known.loser_to(call) is call:  # before anything is spent on it
             self._lose(call)
             return
-        (host, port), *others = self._draw_relays()
-        more = others or None
-        expiry = math.ceil(time.time() + call.budget_ms / 1000) + TOKEN_MARGIN_S
-        places = []
-        for side in (relay_wire.CALLER, relay_wire.CALLEE):
-            token = relay_wire.make_token(self._relay_key, call.session, side, expiry)
-            places.append([host, port, relay_wire.token_to_text(token)])
+        places = self._relays.places(call)
         try:
             call.offer = encode(
                 "offer",
                 call=call.id,
                 ms=call.budget_ms,
                 offer=offer,
-                relay=places[1],
-                relays=more,
+                relay=places.of_callee,
                 turn=self._turn_for(f"account {callee.peer_id}"),
+                **places.fields,
                 nat_text=caller.nat,
                 seen=caller.seen,
                 same_network=same_network(caller.seen, callee.seen) or None,
@@ -188,10 +175,12 @@ class Calls:
         self._calls.enter(call)
         turns.enter(call)
         show = must_show or None
-        turn, place = self._turn_for(call.share), places[0]
+        turn, place = self._turn_for(call.share), places.of_caller
         caller.send(
-            encode("calling", call=call.number, relay=place, relays=more, turn=turn, show=show)
+            encode("calling", call=call.number, relay=place, turn=turn, show=show, **places.fields)
         )
+        if not place:
+            self._gate.refused(caller.host, f"relays of a call of {callee.peer_id}: {places.why}")
         self._hand_over(callee, now)
 
     def _turns_of(self, callee: Member) -> Turns[Call]:
@@ -202,13 +191,6 @@ class Calls:
 
     def _turn_for(self, share: str) -> list[str | int] | None:
         return None if self._turn is None else self._turn.field(share, time.time())
-
-    def _draw_relays(self) -> list[RelayPlace]:
-        """The first one, and those to go to when one of the two sides cannot reach it."""
-        if self._relays is None:
-            return [(None, None)]
-        alive = self._relays.alive
-        return [*_random.sample(alive, min(MAX_RELAYS, len(alive)))]
 
     def _make_room(self, call: Call, line: bytes) -> str:
         """Room for one call more of this callee; the reason to decline it if there is none."""
@@ -379,7 +361,7 @@ class Calls:
         if not isinstance(nat, dict) or len(text) > MAX_NAT_CHARS:
             raise BadPacket(f"nat is not an object of at most {MAX_NAT_CHARS} characters")
         by_stun = seen_by_stun_untrusted(self._relay_key, message.get("seen", []), time.time())
-        member.locate(text, by_stun)
+        member.locate(text, by_stun, round_trips_untrusted(message.get("rtt")))
 
     # The end of a call.
 

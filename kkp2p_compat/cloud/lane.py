@@ -19,6 +19,7 @@ from ..transport.udp.protection import OVERHEAD_BYTES
 from .lane_table import Answers, LaneTable
 from .limits import Gatekeeper
 from .udp_port import UdpPort
+from .usage import Usage
 
 __all__ = ["LaneRelay"]
 
@@ -31,9 +32,9 @@ class LaneRelay:
     ``bytes_forwarded`` and ``counts``: what it did, and what it did not and why.
     """
 
-    def __init__(self, gate: Gatekeeper, key: bytes, port: UdpPort) -> None:
+    def __init__(self, gate: Gatekeeper, key: bytes, usage: Usage, port: UdpPort) -> None:
         self.bytes_forwarded = 0
-        self.table = LaneTable(gate, key, time.monotonic())
+        self.table = LaneTable(gate, key, usage, time.monotonic())
         self._port = port
         self._empty = Event()
         self._empty.set()

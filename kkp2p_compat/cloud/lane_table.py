@@ -27,6 +27,7 @@ from ..transport import lane_wire, relay_wire
 from ..traversal.candidates import may_be_peer
 from .counting import Networks, Tally, address_key, address_keys
 from .limits import Gatekeeper
+from .usage import USED_UP, Payer, Usage
 
 __all__ = ["BINDING_S", "LaneTable"]
 
@@ -58,10 +59,17 @@ class _Side:
 class _Session:
     """Lives while a side is bound."""
 
-    __slots__ = ("bytes", "expiry", "hosts", "id", "paired_at", "receipt", "sides", "turn")
+    __slots__ = (
+        "bytes", "charged", "expiry", "hosts", "id", "paired_at", "payer", "receipt", "sides",
+        "turn",
+    )  # fmt: skip
 
-    def __init__(self, token: relay_wire.Token, receipt: bytes, carried: int, turn: int) -> None:
+    def __init__(
+        self, token: relay_wire.Token, payer: Payer, receipt: bytes, carried: int, turn: int
+    ) -> None:
         self.id = token.session
+        self.payer = payer
+        self.charged = carried  # bytes
         self.expiry = token.expiry
         self.receipt = receipt
         self.turn = turn  # in which sweep it is looked at
@@ -93,12 +101,13 @@ class LaneTable:
     ``counts`` tells by reason what was not answered, or not as it had hoped.
     """
 
-    def __init__(self, gate: Gatekeeper, key: bytes, now: float) -> None:
+    def __init__(self, gate: Gatekeeper, key: bytes, usage: Usage, now: float) -> None:
         self.counts: Counter[str] = Counter()
         self._closing = False
         self._gate = gate
         self._limits = limits = gate.limits
         self._key = key
+        self._usage = usage
         self._cookie_key = secrets.token_bytes(32)
         self._sessions: dict[bytes, _Session] = {}
         self._routes: dict[tuple[Address, bytes], tuple[_Side, Address]] = {}
@@ -141,12 +150,16 @@ class LaneTable:
         side.bytes += size
         most = self._limits.relay_session_bytes
         if most and side.session.all_bytes > most:
-            self._gate.refused(source[0], f"relay: a lane is over {most} bytes")
-            self._drop(side.session, relay_wire.CALLER)
-            self._drop(side.session, relay_wire.CALLEE)
-            self._forget_if_over(side.session, now, f", ended by over {most} bytes")
-            return None  # it is told why when it shows itself again
+            self._end(side.session, now, f"over {most} bytes")
+            return None
         return target
+
+    def _end(self, session: _Session, now: float, why: str) -> None:
+        """The sides are told why when they show themselves again."""
+        self._gate.refused(session.hosts[relay_wire.CALLER], f"relay: a lane is ended: {why}")
+        self._drop(session, relay_wire.CALLER)
+        self._drop(session, relay_wire.CALLEE)
+        self._forget_if_over(session, now, f", ended: {why}")
 
     def who_untrusted(self, source: Address, connection_id: bytes, now: float) -> bytes | None:
         """What to answer to a packet without a route; as a rule, nothing."""
@@ -244,6 +257,8 @@ class LaneTable:
         carried = self._carried_before(token) if session is None else session.all_bytes
         if limits.relay_session_bytes and carried > limits.relay_session_bytes:
             return f"the session is over {limits.relay_session_bytes} bytes"
+        if self._usage.is_over(self._usage.payer(token.session)):
+            return USED_UP
         if bound is not None and address_key(bound.address[0]) == address_key(source[0]):
             return ""
         most = limits.relay_sessions_per_address
@@ -264,9 +279,10 @@ class LaneTable:
     ) -> Answers:
         session = self._sessions.get(token.session)
         if session is None:
+            payer = self._usage.payer(token.session)
             receipt = relay_wire.make_receipt(self._key, token.session)
             turn = self._made = (self._made + 1) % SWEEPS
-            session = _Session(token, receipt, self._carried_before(token), turn)
+            session = _Session(token, payer, receipt, self._carried_before(token), turn)
             self._sessions[session.id] = session
         side, other = session.sides[token.side], session.sides[1 - token.side]
         is_new = side is None or (side.address, side.connection_id) != (source, connection_id)
@@ -355,6 +371,7 @@ class LaneTable:
         if session.sides != [None, None] or session.id not in self._sessions:
             return
         del self._sessions[session.id]
+        self._charge(session)
         if self._limits.relay_session_bytes:
             self._spent[session.id] = session.all_bytes, session.expiry
         if session.paired_at is not None:
@@ -363,6 +380,11 @@ class LaneTable:
                 "relay: lane of %s and %s: %d and %d bytes in %.1f s%s",
                 *session.hosts, *session.bytes, now - session.paired_at, why,
             )  # fmt: skip
+
+    def _charge(self, session: _Session) -> None:
+        carried = session.all_bytes
+        self._usage.charge(session.payer, carried - session.charged)
+        session.charged = carried
 
     def sweep(self, now: float, unix_now: float) -> Answers:
         """To be called about once a second."""
@@ -376,5 +398,8 @@ class LaneTable:
             for place, side in enumerate(session.sides):
                 if side is not None and now - side.seen > BINDING_S:
                     answers += self._unbind(session, place)
+            self._charge(session)
+            if self._usage.is_over(session.payer):
+                self._end(session, now, USED_UP)
             self._forget_if_over(session, now)
         return answers

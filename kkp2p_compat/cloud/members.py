@@ -8,15 +8,14 @@ is the only way in and ``CallTable.take_out`` the only way out.
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 
 from .._bucket import Bucket
 from ..control.callers import ANYBODY
-from ..transport.relay_wire import SESSION_BYTES
 from .control_connection import ControlConnection
-from .directory import Account
+from .directory import NO_LIMITS, Account
 from .limits import Gatekeeper
 from .login import Login
 from .outside import plain_ip
@@ -36,10 +35,12 @@ class Member:
         "host",
         "incoming",
         "kept",
+        "limits",
         "login",
         "nat",
         "outgoing",
         "peer_id",
+        "round_trips",
         "seen",
         "session",
         "stored_key",
@@ -57,11 +58,13 @@ class Member:
         self.comes_again = False  # it was logged in before, and lost its connection
         self.told_callers = ANYBODY  # who may call it, as it has said
         self.callers = ANYBODY  # who of those may do so by its account, too
+        self.limits = NO_LIMITS  # of its account
         # Where it is.
         self.seen = [plain_ip(self.host)]  # where the cloud sees it
         # JSON, what it has told of its NAT: 500 characters of brackets would be fifteen times that
         # as objects.
         self.nat: str | None = None
+        self.round_trips: Mapping[str, int] = {}  # to relays, as it has measured them
         # Its calls.
         self.outgoing: dict[int, Call] = {}  # made, and not answered yet
         self.kept: dict[int, Call] = {}  # made, and answered; the oldest first
@@ -85,9 +88,10 @@ class Member:
     def obey(self, account: Account) -> None:
         """What its account is allowed has changed."""
         self.callers = self.told_callers & account.callers
+        self.limits = account.limits
 
-    def locate(self, nat: str, seen_by_stun: list[str]) -> None:
-        self.nat = nat
+    def locate(self, nat: str, seen_by_stun: list[str], round_trips: Mapping[str, int]) -> None:
+        self.nat, self.round_trips = nat, round_trips
         self.seen = [self.seen[0], *seen_by_stun]
 
     def send(self, line: bytes) -> None:
@@ -128,10 +132,12 @@ class Call:
     )
 
     def __init__(
-        self, caller: Member, number: int, callee: Member, budget_ms: int, share: str, now: float
-    ) -> None:
-        self.session = secrets.token_bytes(SESSION_BYTES)  # on the relay
-        self.id = self.session.hex()
+        self, session: bytes, caller: Member, number: int, callee: Member, budget_ms: int,
+        share: str, now: float,
+    ) -> None:  # fmt: skip
+        """``session``: its id on the relay."""
+        self.session = session
+        self.id = session.hex()
         self.caller = caller
         self.number = number
         self.callee = callee

@@ -23,6 +23,7 @@ from ..transport import relay_wire, tcp
 from ..transport.splice import MOST_PIPES, BudgetSpent, Carriers, Outcome, Splice, close_both
 from .counting import Tally, address_key
 from .limits import Gatekeeper
+from .usage import USED_UP, Payer, Usage
 
 __all__ = ["Relay"]
 
@@ -101,11 +102,13 @@ class _Guest:
 class _Session:
     """Two guests that are joined; ``a`` is the caller."""
 
-    __slots__ = ("a", "b", "splice", "started", "turn")
+    __slots__ = ("a", "b", "charged", "payer", "splice", "started", "turn")
 
-    def __init__(self, a: _Guest, b: _Guest, turn: int) -> None:
+    def __init__(self, a: _Guest, b: _Guest, payer: Payer, turn: int) -> None:
         self.a = a
         self.b = b
+        self.payer = payer
+        self.charged = 0  # bytes
         self.started = time.monotonic()
         self.turn = turn  # in which sweep it is looked at, of CHECK_TURNS
         self.splice: Splice | None = None
@@ -115,11 +118,17 @@ class Relay:
     """``welcome`` takes a connection whose first byte looks like a relay hello."""
 
     def __init__(
-        self, gate: Gatekeeper, key: bytes, closing: Group, pipes: int = MOST_PIPES
+        self,
+        gate: Gatekeeper,
+        key: bytes,
+        usage: Usage,
+        closing: Group,
+        pipes: int = MOST_PIPES,
     ) -> None:
         self._gate = gate
         self._limits = gate.limits
         self._key = key
+        self._usage = usage
         self._closing = closing  # the greenlets that close sockets without loss
         self._carriers = Carriers(most_pipes=pipes)
         self._waiting: dict[bytes, _Guest] = {}  # by session
@@ -159,6 +168,9 @@ class Relay:
         for session in list(self._sessions):
             if session.turn == self._turn and session.splice is not None:
                 session.splice.check()
+                self._charge(session, session.splice.count)
+                if self._usage.is_over(session.payer):
+                    session.splice.stop(BudgetSpent(USED_UP))
 
     def stop(self, drain_s: float) -> None:
         """End the sessions, after they had time to end by themselves."""
@@ -235,7 +247,7 @@ class Relay:
             return self._gate.over("relay_sessions_per_address", f"over {of_it}: sessions at once")
         if len(self._seen) >= MAX_SEEN:
             return f"over {MAX_SEEN} tokens in the time that they live"
-        return ""
+        return USED_UP if self._usage.is_over(self._usage.payer(token.session)) else ""
 
     def _counter(self, token: relay_wire.Token) -> Tally:
         """A session counts for its caller's address.
@@ -260,7 +272,9 @@ class Relay:
     # Sessions.
 
     def _pair(self, a: _Guest, b: _Guest) -> None:
-        session = _Session(a, b, self._paired % CHECK_TURNS)
+        assert a.token is not None
+        payer = self._usage.payer(a.token.session)
+        session = _Session(a, b, payer, self._paired % CHECK_TURNS)
         self._paired += 1
         for guest in (a, b):
             guest.stop_reading()
@@ -284,15 +298,17 @@ class Relay:
         key = address_key(a.host)
         self._gate.paired.tell(key, "relay: %s and %s: paired", a.host, b.host)
 
+    def _charge(self, session: _Session, carried: int) -> None:
+        self._usage.charge(session.payer, carried - session.charged)
+        session.charged = carried
+
     def _ended(self, session: _Session, outcome: Outcome) -> None:
         self._closing.spawn(self._close_session, session, outcome)
+        self._charge(session, outcome.bytes_ab + outcome.bytes_ba)
         error = outcome.error_a or outcome.error_b
         if isinstance(error, BudgetSpent):
-            self._gate.refused(
-                session.a.host,
-                f"relay: a session with {session.b.host} is over "
-                f"{self._limits.relay_session_bytes} bytes",
-            )
+            who = session.a.host
+            self._gate.refused(who, f"relay: a session with {session.b.host} is ended: {error}")
         self._gate.ended.tell(
             address_key(session.a.host),
             "relay: %s and %s: %d and %d bytes in %.1f s%s",

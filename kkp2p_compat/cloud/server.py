@@ -37,6 +37,7 @@ from .settings import CloudSettings
 from .stun import StunResponder
 from .track import Track
 from .udp_port import UdpPort, homes_of
+from .usage import Usage
 
 __all__ = ["Cloud", "raise_descriptor_limit"]
 
@@ -114,6 +115,7 @@ class Cloud:
     def __init__(self, settings: CloudSettings) -> None:
         self.settings = settings
         self.directory: Directory | None = None
+        self.usage: Usage | None = None
         self.track: Track | None = None
         self.relay: Relay | None = None
         self.route: Route | None = None
@@ -181,10 +183,12 @@ class Cloud:
         settings = self.settings
         descriptors = max(raise_descriptor_limit() - SPARE_DESCRIPTORS, 16)
         key = self._key = settings.relay_key or secrets.token_bytes(32)
+        self.directory = open_directory(None, settings.data, settings.accounts)
+        usage = self.usage = Usage(key, self.directory)
         if settings.serves_relay:
             pipes = min(descriptors // PIPE_SHARE, MOST_PIPES)
             descriptors -= 2 * pipes
-            self.relay = Relay(self.gate, key, self._closing, pipes)
+            self.relay = Relay(self.gate, key, usage, self._closing, pipes)
         self.gate.most_connections = descriptors
         if settings.role != "relay":
             self._certificate = Certificate(
@@ -193,12 +197,12 @@ class Cloud:
         if settings.role == "route":
             self.route = Route(self.gate, settings.tracks, settings.certificates)
         elif settings.role != "relay":
-            self.directory = open_directory(None, settings.data, settings.accounts)
             self.track = Track(
                 self.gate,
                 self.directory,
                 settings.relays,
                 key,
+                usage,
                 settings.certificates,
                 settings.turn_credentials,
             )
@@ -232,12 +236,12 @@ class Cloud:
 
     def _start_udp(self) -> None:
         settings = self.settings
-        if not (settings.serves_stun or settings.serves_lane):
+        if not (settings.stun or settings.serves_lane):
             return
         host, port = self.address
         try:
             self._udp = udp = UdpPort(homes_of(host, settings.stun_address), port)
-            if settings.serves_stun:
+            if settings.stun:
                 self.stun = StunResponder(self.gate, settings.stun_address, self._key)
                 self.stun.start(udp, host)
         except OSError as error:
@@ -245,7 +249,8 @@ class Cloud:
             where = f"{host}:{port}"
             raise OSError(error.errno, f"no UDP at {where}: {error.strerror}") from error
         if settings.serves_lane:
-            self.lane = LaneRelay(self.gate, self._key, udp)
+            assert self.usage is not None
+            self.lane = LaneRelay(self.gate, self._key, self.usage, udp)
         udp.start()
 
     def _stop_udp(self) -> None:
@@ -289,6 +294,9 @@ class Cloud:
         self._sweeping = self._resuming = self._shaking = None
         if self._control is not None:
             self._control.stop()
+        if self.usage is not None:
+            self.usage.close()
+            self.usage = None
         if self.directory is not None:
             self.directory.close()
             self.directory = None
@@ -408,6 +416,7 @@ class Cloud:
             self.track,
             self.relay,
             self.lane,
+            self.usage,
             self._certificate,
         ):
             try:

@@ -114,7 +114,7 @@ class CloudSettings:
     certificates: list[str] = field(default_factory=list)  # SHA-256s of the other servers' ones
     turn: tuple[str, int] | None = None  # a TURN server, as peers reach it
     turn_secret: bytes | None = None  # shared with it
-    stun: bool = True  # answer STUN requests by UDP; not in the role relay
+    stun: bool = True  # answer STUN requests
     lane: bool = True  # the roles all and relay also forward UDP, on the same port number
     stun_address: str | None = None  # a second address of this host, for STUN
     drain_s: float = 5.0  # how long ``stop`` waits for relay sessions to end by themselves
@@ -143,7 +143,7 @@ class CloudSettings:
             raise ValueError("a TURN server is for the roles track and all")
         if self.turn_secret is not None and len(self.turn_secret) < 16:
             raise ValueError("a TURN secret has at least 16 bytes")
-        if self.stun_address is not None and not self.serves_stun:
+        if self.stun_address is not None and not self.stun:
             raise ValueError("a STUN address is for a cloud that answers STUN requests")
         if self.stun_address is not None:
             self.stun_address = _numeric(self.stun_address)
@@ -155,10 +155,6 @@ class CloudSettings:
         if self.turn is None or self.turn_secret is None:
             return None
         return TurnCredentials(self.turn, self.turn_secret, self.limits.turn_s)
-
-    @property
-    def serves_stun(self) -> bool:
-        return self.stun and self.role != "relay"
 
     @property
     def serves_relay(self) -> bool:

@@ -20,13 +20,15 @@ from ..control.callers import MAX_TOLD_CHARS, Callers
 from ..control.wire import PROTOCOL_VERSION, Message, encode
 from .calls import Calls, peer_id_untrusted
 from .control_connection import QUIET_BEATS, ControlConnection, Service
-from .directory import Directory
+from .directory import Directory, Node
 from .limits import Gatekeeper
 from .login import Login, LoginFailed
 from .login_limits import LoginLimits
 from .members import Member
 from .prober import Prober
+from .relays import Relays
 from .turn_credentials import TurnCredentials
+from .usage import Usage
 
 __all__ = ["Track"]
 
@@ -47,14 +49,15 @@ class Track(Service):
         directory: Directory,
         relays: list[HostPort],
         relay_key: bytes,
+        usage: Usage,
         certificates: list[str],
         turn: TurnCredentials | None = None,
     ) -> None:
         self._callers: set[Member] = set()  # logged in to call only
         self._online: dict[str, Member] = {}
-        self._relays = Prober("relay", relays)
-        places = self._relays if relays else None
-        self._calls = Calls(gate, self._online, places, relay_key, turn)
+        self._prober = Prober("relay", relays)
+        self._relays = Relays(relay_key, usage, self._living if relays else None)
+        self._calls = Calls(gate, self._online, self._relays, relay_key, turn)
         super().__init__(
             {
                 "beat": self._on_beat,
@@ -72,10 +75,14 @@ class Track(Service):
         self._certificates = certificates  # SHA-256s of those of the cloud's other servers
 
     def start(self) -> None:
-        self._relays.start()
+        self._prober.start()
 
     def stop(self) -> None:
-        self._relays.stop()
+        self._prober.stop()
+
+    def _living(self) -> list[Node]:
+        places = enumerate(self._prober.alive)
+        return [Node(f"{n:016x}", relay_host=place[0], relay_port=place[1]) for n, place in places]
 
     @property
     def online(self) -> int:
@@ -107,7 +114,7 @@ class Track(Service):
 
     def _on_route(self, member: Member, message: Message) -> None:
         peer_id_untrusted(message, "peer")
-        member.send(encode("track", tracks=[]))  # right here
+        member.send(encode("track", tracks=[], relays=self._relays.told()))  # right here
         member.welcome(self._limits.idle_s)
 
     def _on_beat(self, member: Member, message: Message) -> None:
@@ -183,7 +190,10 @@ class Track(Service):
         self._logins.succeeded(peer_id, member.host, login.paid, time.monotonic())
         member.prove(account)
         beat_s, certificates = self._limits.beat_s, self._certificates or None
-        member.send(encode("welcome", scram=answer, beat=beat_s, certificates=certificates))
+        relays = self._relays.told()
+        member.send(
+            encode("welcome", scram=answer, beat=beat_s, certificates=certificates, relays=relays)
+        )
         self._gate.counts.login("ok")
         if login.call_only:
             member.connection.allow_quiet(QUIET_BEATS * beat_s)

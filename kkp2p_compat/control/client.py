@@ -17,7 +17,7 @@ import random
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from logging import Logger
 from typing import NoReturn
 
@@ -73,13 +73,15 @@ class CloudClient:
         on_offer: OfferHandler,
         on_login_lost: Callable[[KKP2PError], object],
         on_login: Callable[[], object] | None = None,
+        on_relays: Callable[[object, str], object] = lambda relays, by: None,
         callers: str | None = None,
         fingerprints: frozenset[bytes] = frozenset(),
         way_out: WayOut = DIRECT,
     ) -> None:
         """``addresses``: of ``login_domain``, to begin with.  ``fingerprints``: SHA-256s of the
         certificates that the user trusts.  ``callers``: who may call us (engine_conf_t); the tracks
-        are told.
+        are told.  ``on_relays``: a server, with that IP address, wants these relays measured
+        (as it told, not parsed yet); see ``set_round_trips``.
         """
         self.log = log
         self._links = Links(
@@ -89,6 +91,7 @@ class CloudClient:
         self._rng = random.Random()
         self._on_login_lost = on_login_lost
         self._on_login = on_login
+        self._on_relays = on_relays
         self._callers = callers
         self._tracks: OrderedDict[str, tuple[float, str, list[HostPort]]] = OrderedDict()
         self._home: gevent.Greenlet[..., None] | None = None
@@ -102,6 +105,7 @@ class CloudClient:
         self._kept_at = time.monotonic()
         self._nat: Message | None = None
         self._tickets: Callable[[], dict[str, bytes]] = dict
+        self._round_trips: Mapping[str, int] = {}
         self._changed_at = -HURRY_S  # the network, as far as we were told
         self._changed = Event()  # ends a pause
 
@@ -152,11 +156,19 @@ class CloudClient:
         ``tickets``: what STUN servers have given us by then, by ip.
         """
         self._nat, self._tickets = fields, tickets
+        self._tell_tracks()
+
+    def set_round_trips(self, round_trips: Mapping[str, int]) -> None:
+        """Tell the tracks how far relays are from us: "host:port" to milliseconds, up to eight."""
+        self._round_trips = round_trips
+        self._tell_tracks()
+
+    def _tell_tracks(self) -> None:
         for link in self._links.all():
-            if link.is_track:
+            if link.is_track and self._nat is not None:
                 # A link that breaks here is closed, and has told those who use it.
                 with contextlib.suppress(LinkLost):
-                    link.tell_nat(fields, tickets())
+                    link.tell_nat(self._nat, self._tickets(), self._round_trips)
 
     def keep_links(self) -> None:
         """Keep the links to tracks, which tell when a peer is gone that we have a channel with.
@@ -233,6 +245,7 @@ class CloudClient:
             )
         self._handle_proved(link)
         self._tell_nat(link)
+        self._on_relays(link.relays, link.reached[0])
         self._settled.set()
         self.log.warning("%s: logged in at %s:%d", peer_id, *link.address)
         if not verdict.ready():
@@ -330,6 +343,7 @@ class CloudClient:
 
     def _route(self, link: Link, peer_id: str) -> list[HostPort]:
         tracks = link.route(peer_id)
+        self._on_relays(link.relays, link.reached[0])
         if self._links.is_vouched(link):
             self._trust.add_named_untrusted(link.named)
         return tracks
@@ -376,4 +390,4 @@ class CloudClient:
 
     def _tell_nat(self, link: Link) -> None:
         if self._nat is not None and link.told_nat is None:  # of changes set_nat tells
-            link.tell_nat(self._nat, self._tickets())
+            link.tell_nat(self._nat, self._tickets(), self._round_trips)

@@ -67,7 +67,8 @@ class Link:
         self.is_verified = False  # a CA vouches for the certificate
         self.named: object = None  # SHA-256s of other servers' certificates, as this one told
         self.serves_all = False  # the route said: every peer is on this very connection
-        self.told_nat: tuple[Message, set[str]] | None = None
+        self.relays: object = None  # those that this server wants to be measured, as it told
+        self.told_nat: tuple[Message, set[str], Mapping[str, int]] | None = None
         self._log = log
         self._on_offer = on_offer
         self._context = context
@@ -180,6 +181,7 @@ class Link:
                 return []
             message = self._ask(encode("route", v=PROTOCOL_VERSION, peer=peer_id), "track")
         tracks, self.named = message.get("tracks"), message.get("certificates")
+        self.relays = message.get("relays")
         if not isinstance(tracks, list) or not all(
             isinstance(track, list) and len(track) == 2 for track in tracks
         ):
@@ -214,7 +216,7 @@ class Link:
                 self.close()
             self.takes_offers = logged_in and not call_only
             self._judged.set()
-        self.named = welcome.get("certificates")
+        self.named, self.relays = welcome.get("certificates"), welcome.get("relays")
         beat = welcome.get("beat")
         beat_s = beat if isinstance(beat, int | float) and 0.1 <= beat <= 600 else 25
         if self.peer_id is None:
@@ -273,15 +275,19 @@ class Link:
             with contextlib.suppress(LinkLost):
                 self.send(encode("trickle", call=call, text=text))
 
-    def tell_nat(self, fields: Message, tickets: Mapping[str, bytes]) -> None:
+    def tell_nat(
+        self, fields: Message, tickets: Mapping[str, bytes], round_trips: Mapping[str, int] = {}
+    ) -> None:
         """What the other sides of our calls hear of our NAT; at most 512 characters of JSON.
 
-        ``tickets``: by ip, the cloud's word that it saw us there.
+        ``tickets``: by ip, the cloud's word that it saw us there.  ``round_trips``: to relays, in
+        milliseconds, for the cloud alone.
         """
-        if (fields, {*tickets}) != self.told_nat:
-            self.told_nat = fields, {*tickets}
+        if (fields, {*tickets}, round_trips) != self.told_nat:
+            self.told_nat = fields, {*tickets}, round_trips
             pairs = [[ip, _base64url.encode(tickets[ip])] for ip in tickets]
-            self.send(encode("nat", nat=fields, seen=pairs[:MAX_TICKETS] or None))
+            seen, rtt = pairs[:MAX_TICKETS] or None, round_trips or None
+            self.send(encode("nat", nat=fields, seen=seen, rtt=rtt))
 
     def check_alive(self, timeout_s: float = ANSWER_TIMEOUT_S) -> None:
         """Something that should have come did not: close the link if it is dead.

@@ -22,9 +22,11 @@ __all__ = [
     "MAX_LINE_BYTES",
     "MAX_NAT_CHARS",
     "MAX_OFFER_CHARS",
+    "MAX_ROUND_TRIP_MS",
     "MAX_SEEN",
     "MAX_SET_UP_MS",
     "MAX_TICKETS",
+    "MAX_TOLD_RELAYS",
     "MAX_TRICKLES",
     "MAX_TRICKLE_CHARS",
     "PROTOCOL_VERSION",
@@ -47,6 +49,8 @@ MAX_NAT_CHARS = 512  # of JSON
 MAX_TICKETS = 3  # that a peer hands to its track
 MAX_SET_UP_MS = 600_000  # that a call may have taken
 MAX_SEEN = 1 + MAX_TICKETS  # addresses at which a track has seen one side of a call
+MAX_TOLD_RELAYS = 8  # that a peer is to measure
+MAX_ROUND_TRIP_MS = 10_000  # to one of them
 
 # By which path a call has led to a connection, as its caller tells.
 CALL_PATHS = ("p2p", "p2p-tcp", "lane", "turn", "relay-tcp")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import atexit
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import gevent
@@ -41,6 +41,7 @@ from .links.link_table import LinkTable
 from .links.peer_link import PeerLink
 from .links.roaming import Roaming
 from .paths.network import Network
+from .paths.relay_meter import RelayMeter
 from .paths.stun_servers import stun_servers_of
 from .paths.udp_use import UdpUse
 from .paths.underlay import Underlay
@@ -99,6 +100,7 @@ class Engine:
             self._handle_network_change,
             self._handle_addresses,
         )
+        self._meter = RelayMeter(self.network, self.way_out, self._handle_round_trips, log, spawn)
         roaming = Roaming(self._redial, self._check_cloud, log, spawn)
         self.links = LinkTable(self.network, roaming, self.acceptor.handle_offered, log)
         callee = Callee(self.network, self.links, log)
@@ -220,6 +222,7 @@ class Engine:
             on_offer=self._incoming.handle_message,
             on_login_lost=self._incoming.handle_login_lost,
             on_login=self.network.look_again,
+            on_relays=self._meter.handle_relays_untrusted,
             callers=conf.callers,
             fingerprints=fingerprints,
             way_out=self.way_out,
@@ -251,6 +254,7 @@ class Engine:
         self.thread.end_calls()
         if self.client is not None:
             self.client.close()
+        self._meter.close()
         self._lan.close()
         self._incoming.close()
         self._proxies.stop_all()
@@ -300,6 +304,7 @@ class Engine:
 
     def _handle_network_change(self) -> None:
         self.dialer.handle_network_change()
+        self._meter.forget()
         self._check_cloud()
         self.links.ask()
 
@@ -312,6 +317,10 @@ class Engine:
     def _handle_addresses(self, underlay: Underlay) -> None:
         if self.client is not None:
             self.client.set_nat(underlay.own.nat.fields(), lambda: underlay.own.tickets)
+
+    def _handle_round_trips(self, round_trips: Mapping[str, int]) -> None:
+        if self.client is not None:
+            self.client.set_round_trips(round_trips)
 
 
 def _open_log(conf: engine_conf_t) -> EngineLog:

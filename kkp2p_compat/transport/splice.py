@@ -239,6 +239,11 @@ class Splice:
         self._on_done: Callable[[Outcome], object] | None = on_done
         self._spent: BudgetSpent | None = None
 
+    @property
+    def count(self) -> int:
+        """Bytes delivered by now, of both directions."""
+        return self._ab.count + self._ba.count
+
     def start(self) -> None:
         loop = get_hub().loop
         for direction in (self._ab, self._ba):
@@ -396,7 +401,7 @@ class Splice:
                 raise
 
     def _spend(self) -> None:
-        self._spent = BudgetSpent("the session has carried all the bytes it may")
+        self._spent = BudgetSpent(f"over {self._budget} bytes")
         for direction in (self._ab, self._ba):
             if direction.carrier is None:
                 self._finish(direction)

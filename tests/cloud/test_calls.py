@@ -11,18 +11,21 @@ from typing import Any
 
 import pytest
 
+from helpers.usage_support import make_usage
 from kkp2p_compat._errors import BadPacket
 from kkp2p_compat.cloud import calls as calls_module
 from kkp2p_compat.cloud.calls import Calls
 from kkp2p_compat.cloud.counting import address_keys
 from kkp2p_compat.cloud.limits import Gatekeeper
 from kkp2p_compat.cloud.members import Call, Member
+from kkp2p_compat.cloud.relays import Relays
 from kkp2p_compat.cloud.settings import Limits
 
 LIMITS = Limits(
     calls_per_s=1e9, open_calls=6, open_calls_per_address=8, kept_calls=4, kept_calls_per_address=5,
     limit_loopback=True,
 )  # fmt: skip
+KEY = b"k" * 32
 PEERS = ("a", "b", "c", "d")
 
 
@@ -50,7 +53,8 @@ class World:
         self.gate = Gatekeeper(LIMITS)
         self.online: dict[str, Any] = {}
         self.made = 0
-        self.calls = Calls(self.gate, self.online, None, b"k" * 32)
+        relays = Relays(KEY, make_usage(KEY))
+        self.calls = Calls(self.gate, self.online, relays, KEY)
 
     def step(self) -> None:
         dice = self.random

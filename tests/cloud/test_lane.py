@@ -313,7 +313,7 @@ def test_without_lanes() -> None:
     with running_cloud(role="all", lane=False) as cloud:
         assert cloud.lane is None
         assert cloud.stun is not None
-    with running_cloud(role="relay", relay_key=KEY, lane=False) as cloud:
+    with running_cloud(role="relay", relay_key=KEY, stun=False, lane=False) as cloud:
         port = cloud.address[1]
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
             free.bind((HERE, port))

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.usage_support import CountingDirectory, make_usage
 from kkp2p_compat._address import Address
 from kkp2p_compat.cloud.lane_table import (
     BINDING_S,
@@ -39,7 +40,9 @@ class World:
     def __init__(self, **limits: object) -> None:
         self.now = 1000.0
         self.gate = Gatekeeper(Limits(**limits))  # type: ignore[arg-type]
-        self.table = LaneTable(self.gate, KEY, self.now)
+        self.directory = CountingDirectory()
+        self.usage = make_usage(KEY, self.directory)
+        self.table = LaneTable(self.gate, KEY, self.usage, self.now)
 
     @property
     def unix_now(self) -> float:
@@ -432,7 +435,7 @@ def test_a_session_has_so_many_bytes(caplog: pytest.LogCaptureFixture) -> None:
     assert world.table.sessions == 0
     assert world.statuses(CALLER, A) == [(relay_wire.LIMIT, A)]
     assert f"lane of {A[0]} and {B2[0]}: 601 and 400 bytes" in caplog.text
-    assert "ended by over 1000 bytes" in caplog.text
+    assert "ended: over 1000 bytes" in caplog.text
     world.now += EXPIRY - UNIX + 1
     world.sweep()
     assert world.statuses(CALLER, A) == [(relay_wire.EXPIRED, A)]

@@ -93,13 +93,16 @@ def test_who_says_little_goes(cloud: Cloud) -> None:
     until(lambda: gone(cloud))
 
 
-def test_a_relay_alone_answers_none() -> None:
+def test_a_relay_alone_answers_too_if_it_is_to() -> None:
+    """Peers measure how far it is."""
     with running_cloud(role="relay", relay_key=b"k" * 32) as cloud, visit(cloud) as sock:
         sock.sendall(REQUEST)
-        try:
-            assert (sock.recv(1000) == b"") == (cloud.stun is None)
-        except ConnectionResetError:
-            assert cloud.stun is None
+        assert sock.recv(1000)[:2] == b"\x01\x01"
+    settings = {"role": "relay", "relay_key": b"k" * 32, "stun": False}
+    with running_cloud(**settings) as cloud, visit(cloud) as sock:
+        sock.sendall(REQUEST)
+        with contextlib.suppress(ConnectionResetError):
+            assert sock.recv(1000) == b""
 
 
 def test_how_long_a_message_is() -> None:

@@ -225,16 +225,19 @@ def test_the_nat_is_told_when_it_has_changed(open_link: OpenLink) -> None:
     heard: list[object] = []
 
     def script(visitor: Visitor) -> None:
-        for _ in "abc":
+        for _ in "abcd":
             message = visitor.receive("nat")
-            heard.append((message["nat"], message.get("seen")))
+            heard.append((message["nat"], message.get("seen"), message.get("rtt")))
 
     link = open_link(script)
     for fields in ({"a": 1}, {"a": 1}, {"a": 2}):
         link.tell_nat(fields, {})
     link.tell_nat({"a": 2}, {"192.0.2.1": bytes(16)})
     link.tell_nat({"a": 2}, {"192.0.2.1": b"a newer one, but"})  # the same address
+    for _ in range(2):
+        link.tell_nat({"a": 2}, {}, {"192.0.2.9:3080": 12})
     link.closed.wait()
     assert heard == [
-        ({"a": 1}, None), ({"a": 2}, None), ({"a": 2}, [["192.0.2.1", "A" * 22]]),
+        ({"a": 1}, None, None), ({"a": 2}, None, None),
+        ({"a": 2}, [["192.0.2.1", "A" * 22]], None), ({"a": 2}, None, {"192.0.2.9:3080": 12}),
     ]  # fmt: skip

@@ -28,6 +28,7 @@ from kkp2p_compat.cloud.limits import Gatekeeper, Limits
 from kkp2p_compat.cloud.login import Login
 from kkp2p_compat.cloud.route import Route
 from kkp2p_compat.cloud.track import Track
+from kkp2p_compat.cloud.usage import Usage
 from kkp2p_compat.control import link as link_module
 from kkp2p_compat.control.wire import MAX_LINE_BYTES, LineReader, encode
 from kkp2p_compat.engine.signalling import offer
@@ -159,7 +160,9 @@ def fuzz_track(data: bytes) -> None:
 
 def _fuzz_track(data: bytes) -> None:
     gate = Gatekeeper(Limits())
-    service = Track(gate, _directory(), [("relay.example", 1)], KEY, [])
+    service = Track(
+        gate, _directory(), [("relay.example", 1)], KEY, Usage(KEY, LocalDirectory(None)), []
+    )
     ends = [_end(gate, service, f"192.0.2.{number}") for number in range(STRANGERS + 2)]
     for name, (connection, _) in zip((ALICE, "bob"), ends, strict=False):
         connection.known_as.prove(Account(name, Verifier(b"", b"", b"", 1), 0))

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 
 from kkp2p_compat._address import Address
 from kkp2p_compat._errors import BadPacket
+from kkp2p_compat.cloud.directory_local import LocalDirectory
 from kkp2p_compat.cloud.lane_table import LaneTable
 from kkp2p_compat.cloud.limits import Gatekeeper
 from kkp2p_compat.cloud.settings import Limits
+from kkp2p_compat.cloud.usage import Usage
 from kkp2p_compat.transport import lane_wire, relay_wire
 from kkp2p_compat.transport.udp.lane import MAX_COOKIES, LaneClient
 
@@ -41,7 +43,7 @@ class Strangers:
         )  # fmt: skip
         self.now = 1000.0
         self.gate = Gatekeeper(limits)
-        self.table = LaneTable(self.gate, KEY, self.now)
+        self.table = LaneTable(self.gate, KEY, Usage(KEY, LocalDirectory(None)), self.now)
         self.cookies: dict[Address, bytes] = {}  # that were sent to it
         self.carried = 0
 

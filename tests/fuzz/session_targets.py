@@ -20,8 +20,10 @@ from gevent.pool import Group
 from control_targets import Wire, no_faults_of_ours
 from kkp2p_compat._errors import BadPacket, KKP2PError
 from kkp2p_compat.cloud.certificate import load_identity
+from kkp2p_compat.cloud.directory_local import LocalDirectory
 from kkp2p_compat.cloud.limits import Gatekeeper, Limits
 from kkp2p_compat.cloud.relay import Relay
+from kkp2p_compat.cloud.usage import Usage
 from kkp2p_compat.control import link as link_module
 from kkp2p_compat.transport import relay_wire
 from kkp2p_compat.transport.relay import MAX_SPOTS, parse_places_untrusted
@@ -60,7 +62,7 @@ def fuzz_relay(data: bytes) -> None:
 def _fuzz_relay(data: bytes) -> None:
     limits = Limits(relay_sessions_per_address=2)
     gate, closing = Gatekeeper(limits), Group()
-    relay = Relay(gate, KEY, closing)
+    relay = Relay(gate, KEY, Usage(KEY, LocalDirectory(None)), closing)
     ends: list[Any] = [None] * HOSTS
     for how, said in _pieces(data):
         who, what = how & 3, how >> 2 & 3

@@ -16,12 +16,16 @@ import pytest
 import kkp2p_compat as kkp2p
 from helpers.cloud_client import Client, running_cloud, until
 from helpers.cloud_fixtures import BlackHole
-from helpers.direct_support import accept, check_carries, connect
+from helpers.direct_support import accept, check_carries, close, connect, log_of
 from helpers.line_server import RawServer
-from helpers.support import PATIENCE_S, SECRET
+from helpers.support import PATIENCE_S, SECRET, write_all
 from kkp2p_compat._errors import BadPacket, KKP2PError, LinkLost
 from kkp2p_compat.cloud import prober
+from kkp2p_compat.cloud import usage as usage_module
+from kkp2p_compat.cloud.directory import AccountLimits
 from kkp2p_compat.cloud.server import Cloud
+from kkp2p_compat.cloud.usage import USED_UP, tag_of
+from kkp2p_compat.control.wire import MAX_ROUND_TRIP_MS
 from kkp2p_compat.engine.calls import cloud_call as calls
 from kkp2p_compat.transport import relay as relay_module
 from kkp2p_compat.transport import relay_wire
@@ -247,6 +251,26 @@ def test_a_track_names_relays_that_live(
     assert len([text for text in told if f"{dead[1]} is alive again" in text]) == 1
 
 
+def test_the_relay_that_is_near_to_both_is_named_first(relays: list[Cloud]) -> None:
+    first, second = map(at, relays)
+    settings = {"role": "track", "relay_key": KEY, "relays": [first, second]}
+    with (
+        running_cloud({"callee": "c"}, **settings) as track,
+        Client(track.address) as callee,
+        Client(track.address) as caller,
+    ):
+        callee.login("callee", "c")
+        for near, far in ((first, second), (second, first)):
+            for side in (caller, callee):
+                rtt = {f"{near[0]}:{near[1]}": 10, f"{far[0]}:{far[1]}": 80}
+                side.send("nat", nat={}, rtt=rtt)
+            callee.send("beat")
+            assert callee.receive()["op"] == "beat"
+            assert all(relays_of(caller, callee) == [near, far] for _ in range(20))
+        caller.send("nat", nat={}, rtt={"x": 1})
+        assert caller.receive()["op"] == "error"
+
+
 # Whole calls.
 
 
@@ -321,3 +345,75 @@ def test_two_relays_behind_one_name(
             used.add(kkp2p.channel_stats(engine, mine.channel_id).address)
             check_carries(mine, accept(peer))
         assert len(used) == len((first, second))
+
+
+def test_engines_measure_the_relays_that_they_are_told_of(
+    relays: list[Cloud], make_engine: Callable[..., kkp2p.engine_t],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(prober.Prober, "start", lambda self: None)
+    with running_cloud(role="relay", relay_key=KEY, host="127.0.0.2") as another:
+        places, dead = [at(relays[0]), at(another, "127.0.0.2")], ("127.0.0.3", 1)
+        settings = {"role": "track", "relay_key": KEY, "relays": [*places, dead]}
+        with running_cloud({"peer": SECRET}, **settings) as track:
+            peer = make_engine(login_port=track.address[1])
+            assert kkp2p.join_net(peer, "peer", SECRET) == 0
+            assert track.track is not None
+            member = track.track._online["peer"]
+            until(lambda: member.round_trips)
+            told = dict(member.round_trips)
+            assert told.pop("127.0.0.3:1") == MAX_ROUND_TRIP_MS
+            assert sorted(told) == sorted(f"{host}:{port}" for host, port in places)
+            assert max(told.values()) < MAX_ROUND_TRIP_MS
+
+
+# Who has used up the relay bytes of the day.
+
+
+@pytest.fixture
+def limited() -> Iterator[Cloud]:
+    """A cloud with the accounts "peer" and "payer", which may relay 10,000 bytes a day."""
+    with running_cloud({"peer": SECRET}) as cloud:
+        assert cloud.directory is not None
+        cloud.directory.add("payer", SECRET)
+        cloud.directory.update("payer", limits=AccountLimits(relay_bytes_per_day=10_000))
+        yield cloud
+
+
+@pytest.mark.parametrize("encrypt", [0, 1])
+def test_an_account_has_its_relay_bytes_a_day(
+    limited: Cloud, on_loopback: None, make_engine: Callable[..., kkp2p.engine_t],
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path, encrypt: int,
+) -> None:  # fmt: skip
+    """By TCP and by the lane; a direct path is no matter of the relay's."""
+    monkeypatch.setattr(usage_module, "TELL_EVERY_S", 0.0)
+    engine, peer = (make_engine(login_port=limited.address[1]) for _ in range(2))
+    for each, name in ((engine, "payer"), (peer, "peer")):
+        assert kkp2p.join_net(each, name, SECRET) == 0
+    ctx = kkp2p.connect_ctx_t("peer", 0, 2, encrypt, PATIENCE_S * 1000)
+    mine = kkp2p.channel_t()
+    assert kkp2p.connect(engine, ctx, mine) == 0
+    theirs, buff, got = accept(peer), bytearray(20_000), 0
+    write_all(mine.fd, bytes(buff))
+    while got < len(buff):
+        count = kkp2p.read(theirs.fd, buff, len(buff) - got, PATIENCE_S * 1000)
+        assert count > 0
+        got += count
+    assert limited.relay is not None
+    assert limited.lane is not None
+    for _ in range(10):  # each looks at some sessions
+        limited._on_sweep()
+    until(lambda: not limited.relay.sessions and not limited.lane.table.paired)
+    assert f"is ended: {USED_UP}" in caplog.text or f"a lane is ended: {USED_UP}" in caplog.text
+    assert limited.directory is not None
+    assert limited.directory.usage(tag_of("payer"))["relay_bytes"] >= 10_000
+    assert "relay_bytes" not in limited.directory.usage(tag_of("peer"))
+    close(mine, theirs)
+    assert kkp2p.connect(engine, ctx, kkp2p.channel_t()) < 0
+    assert USED_UP in log_of(tmp_path, 0)
+    direct = connect(engine, mode=1)
+    check_carries(direct, accept(peer))
+    stranger = make_engine(login_port=limited.address[1])
+    paid_by_the_callee = kkp2p.channel_t()
+    assert kkp2p.connect(stranger, ctx, paid_by_the_callee) == 0
+    check_carries(paid_by_the_callee, accept(peer))

@@ -22,6 +22,7 @@ from ...control.client import CloudClient
 from ...control.link import Link
 from ...control.nearness import permitted
 from ...control.outgoing import OutgoingCall
+from ...control.refusals import show
 from ...control.resolver import addresses_of
 from ...control.way_out import DIRECT
 from ...control.wire import MAX_BUDGET_MS, Message, encode
@@ -48,6 +49,12 @@ RESOLVE_TIMEOUT_S = 5  # for a relay that has a name
 AGAIN_FIRST_S = 0.25
 AGAIN_SPREAD_S = 1.0
 AGAIN_MOST_S = 2.0
+
+# Why a call gets no relay.
+_NO_RELAY = {
+    "limit": "the account that pays has used up its relay bytes of the day",
+    "none": "no relay lives",
+}
 
 _random = random.Random()
 
@@ -191,6 +198,10 @@ class RelayPlaces:
     def _look_up(self) -> tuple[list[HostPort], bytes]:
         message, reached = self._message, self._link.reached
         way_out = self._link.way_out
+        reason = message.get("no_relay")
+        if reason is not None:
+            text = _NO_RELAY.get(reason) if isinstance(reason, str) else None
+            raise LinkLost(f"relay: the cloud gives none for this call: {text or show(reason)}")
         places, token = parse_places_untrusted(message.get("relay"), message.get("relays"), reached)
         spots: list[HostPort] = []
         problem = LinkLost("relay: no address")

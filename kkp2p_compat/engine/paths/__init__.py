@@ -11,6 +11,7 @@ path_finder.py      runs the connectivity checks
 puncher.py          does what a plan wants beyond checks
 birthdays.py        which birthday punches an engine may make
 relay_paths.py      the ways over relays, for one connection
+relay_meter.py      how far relays are
 lanes.py            our places on the lanes of relays
 path_kind.py        the kinds of paths, the best first
 udp_use.py          whether UDP is used in the network that this host is in
