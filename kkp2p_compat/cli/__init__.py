@@ -8,15 +8,19 @@ cloud.py       ``kkp2p cloud``
 demo.py        ``kkp2p demo``
 netcheck.py    ``kkp2p netcheck``
 proxy.py       ``kkp2p proxy``
+publish.py     ``kkp2p publish``
 explain.py     ``--explain``: what was done to reach a peer
 _arguments.py  parsers of arguments
 _engines.py    the options of the commands that make an engine
+_forward.py    what ``proxy`` and ``publish`` share: what they tell, and until when
 _output.py     output that neither blocks nor ends a program
 _peer_test.py  ``netcheck --peer``
 _probes.py     how far away a server is
 _programs.py   runs other programs
 _show.py       the sections of ``netcheck`` as text
 _signals.py    signals for programs of greenlets
+_stdio.py      standard input and output as one connection
+_toml.py       TOML files
 _verdict.py    what a NAT means for its owner
 """
 
@@ -31,7 +35,7 @@ from .._version import __version__
 
 __all__ = ["main"]
 
-COMMANDS = ("cloud", "account", "demo", "netcheck", "proxy")
+COMMANDS = ("cloud", "account", "demo", "netcheck", "proxy", "publish")
 
 
 def _make_parser(commands: Sequence[str]) -> argparse.ArgumentParser:

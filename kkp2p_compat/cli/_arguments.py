@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from argparse import ArgumentTypeError
 
 from .._address import HostPort, parse_host_port
 from .._codes import MAX_PEER_ID
 from .._peer_id import is_peer_id
 
-__all__ = ["parse_address", "parse_desc", "parse_peer", "parse_port", "parse_seconds"]
+__all__ = [
+    "LOOPBACKS",
+    "parse_address",
+    "parse_desc",
+    "parse_path",
+    "parse_peer",
+    "parse_port",
+    "parse_seconds",
+]
 
 MAX_S = 3600  # our choice: of any time that is given
+MAX_PATH_BYTES = 107  # unix(7): sun_path
+LOOPBACKS = "127.0.0.1", "::1"  # what a bare port means
+UNIX = "unix:"
 
 
 def parse_address(text: str, *, default: int | None = None, lowest: int = 1) -> HostPort:
@@ -33,6 +45,17 @@ def parse_peer(text: str) -> str:
             f"{text!r} is not a peer id: 1 to {MAX_PEER_ID} printable ASCII characters"
         )
     return text
+
+
+def parse_path(text: str) -> str | None:
+    """The absolute path of ``unix:PATH``; None: it is something else."""
+    if not text.startswith(UNIX):
+        return None
+    path = text[len(UNIX) :]
+    whole = os.path.abspath(path)
+    if not path or "\0" in path or len(os.fsencode(whole)) > MAX_PATH_BYTES:
+        raise ArgumentTypeError(f"{text!r} is not unix:PATH, of at most {MAX_PATH_BYTES} bytes")
+    return whole
 
 
 def parse_desc(text: str) -> int:

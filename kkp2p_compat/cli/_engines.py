@@ -1,4 +1,5 @@
-"""What the commands that make an engine share: its options, its log, and the words for its facts.
+"""What the commands that make an engine share: its options, its account, its log, and the words
+for its facts.
 
 Such an engine writes no log file: with --verbose its log goes to standard error, else nowhere.
 """
@@ -7,13 +8,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import getpass
 import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from .. import log_destroy, log_init
-from .._address import text_of
 from .._codes import (
     CONNECT_AUTO,
     CONNECT_P2P,
@@ -26,9 +27,20 @@ from .._errors import KKP2PError, ParameterError
 from .._structs import engine_conf_t
 from ..control.trust import parse_fingerprints
 from ..engine.engine import Engine
-from ._arguments import parse_address, parse_port
+from ..engine.proxy.listening import show_place
+from ._arguments import parse_address, parse_peer, parse_port
 
-__all__ = ["MODES", "add_options", "open_engine", "show_address", "show_ms"]
+__all__ = [
+    "MODES",
+    "NoSecret",
+    "add_account_options",
+    "add_options",
+    "join",
+    "open_engine",
+    "read_secret",
+    "show_address",
+    "show_ms",
+]
 
 MODES = {"auto": CONNECT_AUTO, "p2p": CONNECT_P2P, "relay": CONNECT_RELAY}
 DEFAULT_PORT = 3080
@@ -76,17 +88,74 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_account_options(parser: argparse.ArgumentParser, *, required: bool, text: str) -> None:
+    """Who we are.  The secret is no argument, which other users of the host could see."""
+    account = parser.add_argument_group("who we are")
+    account.add_argument(
+        "--as", metavar="PEER", type=parse_peer, required=required, dest="own_id", help=text
+    )
+    account.add_argument(
+        "--secret-file", metavar="FILE",
+        help="its secret is the first line of FILE (default: $KKP2P_SECRET, else it is asked for)",
+    )  # fmt: skip
+
+
+class NoSecret(Exception):
+    """The text is for the user."""
+
+
+def read_secret(options: argparse.Namespace) -> str:
+    """Of the account that is to log in; "" where none is needed.  Raises NoSecret."""
+    if options.own_id is None or options.lan:
+        return ""
+    if options.secret_file is not None:
+        try:
+            with open(options.secret_file, encoding="utf-8") as file:
+                secret = file.readline().rstrip("\r\n")
+        except (OSError, UnicodeError) as error:
+            raise NoSecret(f"{options.secret_file}: {error}") from error
+    else:
+        secret = os.environ.get("KKP2P_SECRET", "") or _ask(options.own_id)
+    if not secret:
+        raise NoSecret(f"the secret of {options.own_id} is empty")
+    return secret
+
+
+def _ask(own_id: str) -> str:
+    """At the terminal itself: standard input may be what is forwarded."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+        return getpass.getpass(f"Secret of {own_id}: ")
+    except (OSError, EOFError) as error:
+        text = "give --secret-file or $KKP2P_SECRET: there is no terminal to ask for it"
+        raise NoSecret(text) from error
+
+
+def join(engine: Engine, options: argparse.Namespace, secret: str) -> None:
+    """As the peer of the options, if there is one; raises KKP2PError if the cloud refuses it."""
+    if options.own_id is None:
+        return
+    if options.lan:
+        engine.join_lan(options.own_id)
+    else:
+        engine.join_net(options.own_id, secret)
+
+
 @contextlib.contextmanager
 def open_engine(
-    options: argparse.Namespace, waits: Callable[[KKP2PError], bool] = lambda error: False
+    options: argparse.Namespace,
+    waits: Callable[[KKP2PError], bool] = lambda error: False,
+    callers: str | None = None,
 ) -> Iterator[Engine]:
     """Raises KKP2PError, for example when the cloud's name does not resolve.
 
     In that case ``waits`` is asked; if it returns true, the name is looked up again.
+    ``callers``: who may call, as engine_conf_t has it.
     """
     conf = engine_conf_t(
-        disable_upnp=int(options.no_upnp), stun_servers=options.stun, tcp_only=int(options.tcp_only)
-    )
+        disable_upnp=int(options.no_upnp), stun_servers=options.stun,
+        tcp_only=int(options.tcp_only), callers=callers,
+    )  # fmt: skip
     if options.lan:
         conf.lan_search_port = options.lan
     else:
@@ -133,4 +202,4 @@ def show_ms(seconds: float | None) -> str:
 
 
 def show_address(address: tuple[str, int] | list[Any] | None) -> str:
-    return "nowhere" if address is None else text_of((address[0], address[1]))
+    return "nowhere" if address is None else show_place((address[0], address[1]))

@@ -149,8 +149,11 @@ def _open_again(fd: int) -> int:
 
 
 @contextlib.contextmanager
-def never_waiting(notice: Notice = lost_in_words) -> Iterator[None]:
-    """sys.stdout and sys.stderr, as far as they are descriptors; ``notice``: for stdout."""
+def never_waiting(notice: Notice = lost_in_words, has_stdout: bool = True) -> Iterator[None]:
+    """sys.stdout and sys.stderr, as far as they are descriptors; ``notice``: for stdout.
+
+    Without ``has_stdout`` that is left alone, and ``notice`` is for stderr.
+    """
     before, ours = (sys.stdout, sys.stderr), []
 
     def replace(stream: Any, notice: Notice) -> Any:
@@ -160,7 +163,9 @@ def never_waiting(notice: Notice = lost_in_words) -> Iterator[None]:
             return stream
         return ours[-1]
 
-    sys.stdout, sys.stderr = replace(before[0], notice), replace(before[1], lost_in_words)
+    if has_stdout:
+        sys.stdout = replace(before[0], notice)
+    sys.stderr = replace(before[1], lost_in_words if has_stdout else notice)
     try:
         yield
     finally:

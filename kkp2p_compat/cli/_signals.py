@@ -31,8 +31,11 @@ def throwing(*numbers: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def setting(event: Event) -> Iterator[None]:
-    """Let SIGINT and SIGTERM set ``event``; a second one ends the program at once."""
+def setting(event: Event, survives: bool = False) -> Iterator[None]:
+    """Let SIGINT and SIGTERM set ``event``; a second one ends the program at once.
+
+    ``survives``: SIGHUP, by which a terminal that goes away would end it, is ignored.
+    """
 
     def end() -> None:
         event.set()
@@ -40,8 +43,11 @@ def setting(event: Event) -> Iterator[None]:
             handler.cancel()
 
     handlers = [gevent.signal_handler(number, end) for number in ENDS]
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN) if survives else None
     try:
         yield
     finally:
+        if survives:
+            signal.signal(signal.SIGHUP, before)
         for handler in handlers:
             handler.cancel()

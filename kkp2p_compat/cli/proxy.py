@@ -1,45 +1,48 @@
-"""``kkp2p proxy``: a local port, TCP or UDP, that forwards to a peer.
+"""``kkp2p proxy``: a local port, TCP or UDP, that forwards to a peer; or several.
 
 Each connection to the port, or each client address, is one channel to the peer; a line says when it
-is made, and one when it is over.  The engine's thread puts its events into a queue, so neither a
-long explanation nor output that nobody reads or that cannot be written stops anything.
+is made, and one when it is over.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import socket as _socket
 import sys
-import time
-from collections import deque
-from typing import Any
-
-import gevent
-from gevent.event import Event
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 from .._address import is_ip
 from .._errors import KKP2PError
 from .._structs import connect_ctx_t
 from ..engine.engine import Engine
 from ..engine.proxy.base import Proxy
-from ..engine.proxy.proxied import Proxied
-from ..engine.runtime.timeline import Timeline
-from ._arguments import parse_address, parse_desc, parse_peer, parse_port, parse_seconds
-from ._engines import MODES, add_options, open_engine, show_address, show_ms
-from ._output import lost_as_json, lost_in_words, never_waiting
-from ._signals import setting
-from .explain import explain, timeline_fields
+from ._arguments import (
+    LOOPBACKS,
+    parse_address,
+    parse_desc,
+    parse_path,
+    parse_peer,
+    parse_port,
+    parse_seconds,
+)
+from ._engines import (
+    MODES,
+    NoSecret,
+    add_account_options,
+    add_options,
+    join,
+    read_secret,
+)
+from ._forward import Report, Watch, forward
+from ._toml import read_toml
 
 __all__ = ["add_parser"]
 
-# Our choices, in seconds: between two look-ups of a name that does not resolve.
-RETRY_FIRST_S = 0.5
-RETRY_MOST_S = 5.0
-
-LOOPBACKS = ["127.0.0.1", "::1"]
 FREE_PORT_ATTEMPTS = 10  # our choice: of port 0, for one that is free on both
-MAX_WAITING = 10_000  # our choice: events that are not printed yet; then the oldest are lost
+STDIO = "-"
+
+Place = tuple[tuple[str, ...], int]  # addresses, or the path of a Unix socket; and a port
 
 
 def add_parser(subparsers: Any) -> None:
@@ -49,11 +52,33 @@ def add_parser(subparsers: Any) -> None:
         description="Listens on a local TCP port; each connection to it becomes a connection to "
         "the peer.  Or on a UDP port, where each client gets one.  Ends on Ctrl-C or SIGTERM.",
     )
+    _add_one(parser, optional="?")
     parser.add_argument(
-        "listen", metavar="LISTEN", type=_parse_listen,
-        help="PORT on 127.0.0.1 and ::1, or ADDRESS:PORT; port 0: any free one",
+        "--config", metavar="FILE",
+        help="a TOML file with a table [[proxy]] for each of several proxies, whose keys are "
+        "listen, peer, udp, desc, mode, encrypt and timeout",
     )  # fmt: skip
-    parser.add_argument("peer", metavar="PEER", type=parse_peer, help="peer id")
+    parser.add_argument(
+        "--no-retry", action="store_true",
+        help="end when the cloud's name does not resolve; by default look it up until it does",
+    )  # fmt: skip
+    add_account_options(
+        parser, required=False,
+        text="log in as PEER, which must have an account of its own: for peers that choose who "
+        "may call them; by default the caller is nobody in particular",
+    )  # fmt: skip
+    add_options(parser)
+    parser.set_defaults(run=_run)
+
+
+def _add_one(parser: argparse.ArgumentParser, optional: str | None = None) -> None:
+    """The options of one proxy."""
+    parser.add_argument(
+        "listen", metavar="LISTEN", type=_parse_listen, nargs=optional,
+        help="PORT on 127.0.0.1 and ::1, or ADDRESS:PORT; port 0: any free one; or unix:PATH; or "
+        "-: forward standard input and output, and end with them, as ssh's ProxyCommand wants it",
+    )  # fmt: skip
+    parser.add_argument("peer", metavar="PEER", type=parse_peer, nargs=optional, help="peer id")
     parser.add_argument(
         "--udp", action="store_true",
         help="a UDP port: whole datagrams; a client that is idle for two minutes ends",
@@ -73,163 +98,133 @@ def add_parser(subparsers: Any) -> None:
         "--timeout", metavar="SECONDS", type=parse_seconds, default=10.0,
         help="time for the connect to the peer (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument(
-        "--no-retry", action="store_true",
-        help="end when the cloud's name does not resolve; by default look it up until it does",
-    )  # fmt: skip
-    add_options(parser)
-    parser.set_defaults(run=_run)
 
 
-def _parse_listen(text: str) -> tuple[list[str], int]:
-    """PORT, on both loopback addresses, or ADDRESS:PORT; port 0 is a free one."""
+def _parse_listen(text: str) -> Place | str:
+    """PORT, on both loopback addresses, or ADDRESS:PORT; port 0 is a free one.  Or as it says."""
+    if text == STDIO:
+        return STDIO
+    if path := parse_path(text):
+        return (path,), 0
     if ":" not in text:
         return LOOPBACKS, parse_port(text, lowest=0)
     host, port = parse_address(text, lowest=0)
     if not is_ip(host):
-        raise argparse.ArgumentTypeError(f"{text!r} is not PORT or ADDRESS:PORT")
-    return [host], port
+        raise argparse.ArgumentTypeError(f"{text!r} is not PORT, ADDRESS:PORT or unix:PATH")
+    return (host,), port
 
 
-class _Events:
-    """From the engine's thread to ours."""
-
-    def __init__(self) -> None:
-        self.something = Event()
-        self._waiting: deque[dict[str, Any]] = deque(maxlen=MAX_WAITING)
-        self._async = gevent.get_hub().loop.async_()
-        self._async.start(self.something.set)
-
-    def put(self, event: dict[str, Any]) -> None:
-        self._waiting.append(event)
-        self._async.send()
-
-    def take(self) -> list[dict[str, Any]]:
-        """All there are by now, in order."""
-        self.something.clear()
-        return [self._waiting.popleft() for _ in range(len(self._waiting))]
-
-    def close(self) -> None:
-        self._async.close()
+class _UsedWrongly(Exception):
+    """The text is for the user."""
 
 
-class _Watch:
-    """Makes the events, in the engine's hub."""
+class _TableParser(argparse.ArgumentParser):
+    """Of a table of a file: it does not end the program."""
 
-    def __init__(self, events: _Events, explains: bool, is_udp: bool) -> None:
-        self._is_udp = is_udp
-        self.connections = 0
-        self.failures = 0
-        self._events = events
-        self._explains = explains
-        self._explained: Timeline | None = None
+    def error(self, message: str) -> NoReturn:
+        raise _UsedWrongly(message)
 
-    def __call__(self, proxied: Proxied) -> None:
-        event: dict[str, Any] = {"port": proxied.port, "at": time.time()}
-        if not proxied.over:
-            self.connections += 1
-            event |= {
-                "event": "connected", "path": proxied.path, "address": proxied.address,
-                "reason": proxied.reason, "set_up_s": proxied.set_up_s,
-            }  # fmt: skip
-        elif not proxied.path:
-            self.failures += 1
-            event |= {"event": "failed", "problems": proxied.problems}
-        else:
-            event |= {
-                "event": "ended", "problems": proxied.problems,
-                "bytes_sent": proxied.bytes_sent, "bytes_received": proxied.bytes_received,
-                "moves": proxied.moves,
-            }  # fmt: skip
-            if self._is_udp:
-                event["datagrams_sent"] = proxied.datagrams_sent
-                event["datagrams_received"] = proxied.datagrams_received
-        event["age_s"] = time.monotonic() - proxied.began_at
-        timeline = proxied.timeline
-        if self._explains and timeline is not None and timeline is not self._explained:
-            self._explained = timeline  # once: connections that share one came of one attempt
-            event["timeline"] = timeline_fields(timeline)
-        self._events.put(event)
+
+def _proxies(options: argparse.Namespace) -> list[argparse.Namespace]:
+    """Each with the options of its own; raises _UsedWrongly."""
+    if options.config is None:
+        if options.peer is None:
+            raise _UsedWrongly("LISTEN and PEER are needed, or --config")
+        proxies = [options]
+    elif options.listen is not None:
+        raise _UsedWrongly("--config stands in place of LISTEN and PEER")
+    else:
+        proxies = _read_config(options.config)
+    for one in proxies:
+        if options.lan and one.mode == "relay":
+            raise _UsedWrongly("there is no relay on the LAN")
+        if one.udp and not _takes_udp(one.listen):
+            raise _UsedWrongly("--udp needs a port")
+    return proxies
+
+
+def _takes_udp(listen: Place | str) -> bool:
+    return listen != STDIO and is_ip(listen[0][0])
+
+
+def _read_config(path: str) -> list[argparse.Namespace]:
+    try:
+        tables = read_toml(path).get("proxy")
+    except (OSError, ValueError) as error:
+        raise _UsedWrongly(f"{path}: {error}") from error
+    if not isinstance(tables, list) or not tables:
+        raise _UsedWrongly(f"{path}: there is no table [[proxy]]")
+    return [_read_table(f"{path}, proxy {number}", table) for number, table in enumerate(tables, 1)]
+
+
+def _read_table(where: str, table: Any) -> argparse.Namespace:
+    parser = _TableParser(add_help=False, allow_abbrev=False)
+    _add_one(parser)
+    arguments: list[str] = []
+    try:
+        fields = dict(table)
+        places = [str(fields.pop("listen")), str(fields.pop("peer"))]
+        if STDIO in places:
+            raise _UsedWrongly("- is for one proxy alone, and not for a file")
+        for key, value in fields.items():
+            if isinstance(value, bool):
+                arguments += [f"--{key}"] * value
+            else:
+                arguments.append(f"--{key}={value}")
+        return parser.parse_args([*arguments, "--", *places])
+    except KeyError as error:
+        raise _UsedWrongly(f"{where}: {error.args[0]} is missing") from error
+    except (TypeError, ValueError, _UsedWrongly) as error:
+        raise _UsedWrongly(f"{where}: {error}") from error
 
 
 def _run(options: argparse.Namespace) -> int:
-    if options.lan and options.mode == "relay":
-        print("kkp2p proxy: there is no relay on the LAN", file=sys.stderr)
+    try:
+        proxies = _proxies(options)
+        secret = read_secret(options)
+    except (_UsedWrongly, NoSecret) as error:
+        print(f"kkp2p proxy: {error}", file=sys.stderr)
         return 2
-    stopping = Event()
-    events = _Events()
-    notice = lost_as_json if options.json else lost_in_words
-    with never_waiting(notice), setting(stopping):
-        try:
-            with open_engine(options, _Patience(options, stopping)) as engine:
-                return _serve(engine, options, events, stopping)
-        except KKP2PError as error:
-            if stopping.is_set():
-                return 0
-            print(f"kkp2p proxy: {error}", file=sys.stderr)
-            return 1
-        finally:
-            events.close()
+
+    def begin(engine: Engine, report: Report) -> Callable[[], None]:
+        join(engine, options, secret)
+        report.tells_peer = len(proxies) > 1
+        started: list[Proxy] = []
+        for one in proxies:
+            started += _start(engine, one, options, report)
+
+        def stop() -> None:
+            for proxy in started:
+                engine.stop_proxy(proxy.proxy_id)
+
+        return stop
+
+    return forward("proxy", options, begin, by_stdio=options.listen == STDIO)
 
 
-class _Patience:
-    """Whether to look the cloud's name up again: says so once, and waits before each time."""
-
-    def __init__(self, options: argparse.Namespace, stopping: Event) -> None:
-        self._options = options
-        self._stopping = stopping
-        self._pause_s = RETRY_FIRST_S
-        self._told = ""
-
-    def __call__(self, error: KKP2PError) -> bool:
-        if self._options.no_retry:
-            return False
-        if str(error) != self._told:
-            self._told = str(error)
-            if self._options.json:
-                _show({"event": "waiting", "problem": self._told}, as_json=True)
-            else:
-                print(f"kkp2p proxy: {error}; trying again", file=sys.stderr, flush=True)
-        stopped = self._stopping.wait(self._pause_s)
-        self._pause_s = min(2 * self._pause_s, RETRY_MOST_S)
-        return not stopped
-
-
-def _serve(engine: Engine, options: argparse.Namespace, events: _Events, stopping: Event) -> int:
-    mode = "p2p" if options.lan else options.mode
+def _start(
+    engine: Engine, one: argparse.Namespace, options: argparse.Namespace, report: Report
+) -> list[Proxy]:
+    mode = "p2p" if options.lan else one.mode
     ctx = connect_ctx_t(
-        options.peer, int(options.udp), connect_mode=MODES[mode], encrypt_data=int(options.encrypt),
-        timeout=int(1000 * options.timeout), connect_desc=options.desc,
+        one.peer, int(one.udp), connect_mode=MODES[mode], encrypt_data=int(one.encrypt),
+        timeout=int(1000 * one.timeout), connect_desc=one.desc,
     )  # fmt: skip
-    watch = _Watch(events, options.explain, options.udp)
-    proxies = _listen(engine, options.listen, ctx, watch)
+    watch = Watch(report, options.explain, one.udp)
+    if report.stdio is not None:
+        return [engine.proxy_socket(report.stdio.socket, "standard input", ctx, watch)]
+    proxies = _listen(engine, one.listen, ctx, watch)
     addresses = [proxy.address for proxy in proxies]
-    _show(
+    report.show(
         {
             "event": "listening", "address": addresses[0], "addresses": addresses,
-            "peer": options.peer, "mode": mode, "protocol": "udp" if options.udp else "tcp",
-        },
-        options.json,
+            "peer": one.peer, "mode": mode, "protocol": "udp" if one.udp else "tcp",
+        }
     )  # fmt: skip
-    stopping.rawlink(lambda _: events.something.set())
-    while not stopping.is_set():
-        events.something.wait()
-        for event in events.take():
-            _show(event, options.json)
-    for proxy in proxies:
-        engine.stop_proxy(proxy.proxy_id)
-    for event in events.take():
-        _show(event, options.json)
-    _show(
-        {"event": "stopped", "connections": watch.connections, "failures": watch.failures},
-        options.json,
-    )
-    return 0
+    return proxies
 
 
-def _listen(
-    engine: Engine, where: tuple[list[str], int], ctx: connect_ctx_t, watch: _Watch
-) -> list[Proxy]:
+def _listen(engine: Engine, where: Place, ctx: connect_ctx_t, watch: Watch) -> list[Proxy]:
     """On both loopbacks by the same port: "localhost" means either."""
     hosts, port = where
     if hosts is LOOPBACKS and not _has_ipv6():
@@ -253,43 +248,3 @@ def _has_ipv6() -> bool:
     except OSError:
         return False
     return True
-
-
-def _show(event: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(event), flush=True)
-        return
-    print("\n".join(_lines(event)), flush=True)
-
-
-def _lines(event: dict[str, Any]) -> list[str]:
-    kind = event["event"]
-    if kind == "listening":
-        places = " and ".join(map(show_address, event["addresses"]))
-        udp = "UDP " * (event["protocol"] == "udp")
-        return [f"listening on {udp}{places} for {event['peer']}, mode {event['mode']}"]
-    if kind == "stopped":
-        count, failures = event["connections"], event["failures"]
-        failed = f", {failures} failed" if failures else ""
-        return [f"stopped: {count} connection{'s' * (count != 1)}{failed}"]
-    clock = time.strftime("%H:%M:%S", time.localtime(event["at"]))
-    problems = "; ".join(event.get("problems", []))
-    if kind == "connected":
-        text = f"connected in {show_ms(event['set_up_s'])}: {event['path']}"
-        text += f", {show_address(event['address'])}: {event['reason']}"
-    elif kind == "failed":
-        text = f"failed after {show_ms(event['age_s'])}: {problems}"
-    else:
-        word = f"broken: {problems}" if problems else "ended"
-        text = f"{word}, {event['bytes_sent']:,} bytes to the peer, "
-        text += f"{event['bytes_received']:,} from it, "
-        if "datagrams_sent" in event:
-            text += (
-                f"in {event['datagrams_sent']:,} and {event['datagrams_received']:,} datagrams, "
-            )
-        text += f"{event['age_s']:.1f} s"
-    lines = [f"{clock} port {event['port']}: {text}"]
-    lines += [f"    moved from {move}" for move in event.get("moves", ())]
-    if "timeline" in event:
-        lines += ["    " + line for line in explain(event["timeline"])]
-    return lines

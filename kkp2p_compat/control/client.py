@@ -40,7 +40,7 @@ from .trust import fingerprint
 from .way_out import DIRECT, WayOut
 from .wire import Message
 
-__all__ = ["CloudClient"]
+__all__ = ["CloudClient", "OnOnline"]
 
 # Our choices, in seconds.
 BACKOFF_FIRST_S = 0.5
@@ -55,6 +55,8 @@ SESSION_BYTES = 12  # random; names a login over all its connections
 TRACK_CACHE_S = 30  # how long a route's answer is believed
 TRACK_CACHE_SIZE = 1024
 TRACKS_TO_TRY = 2
+
+OnOnline = Callable[[KKP2PError | None], object]
 
 ANYBODY = "anybody"  # whose track is asked for when only the way there matters
 
@@ -92,6 +94,7 @@ class CloudClient:
         self._on_login_lost = on_login_lost
         self._on_login = on_login
         self._on_relays = on_relays
+        self.on_online: OnOnline = lambda error: None  # None: logged in; else why we are offline
         self._callers = callers
         self._tracks: OrderedDict[str, tuple[float, str, list[HostPort]]] = OrderedDict()
         self._home: gevent.Greenlet[..., None] | None = None
@@ -224,6 +227,7 @@ class CloudClient:
                 self._tracks.pop(peer_id, None)
                 if was_online and time.monotonic() - since > BACKOFF_MOST_S:
                     backoff.reset()  # a cloud that drops us at once is not asked every second
+                self.on_online(error)
                 pause_s = self._pause_s(since, backoff)
                 self.log.error("%s: offline: %s; next try in %.1f s", peer_id, error, pause_s)
             self._changed.clear()
@@ -252,6 +256,7 @@ class CloudClient:
             verdict.set(None)
         if self._on_login is not None:
             self._on_login()
+        self.on_online(None)
         link.closed.wait()
         raise link.close_reason or LinkLost()
 

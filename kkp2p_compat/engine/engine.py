@@ -11,6 +11,7 @@ import os
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import gevent
 from gevent.event import Event
@@ -26,7 +27,7 @@ from .._errors import (
 )
 from .._structs import connect_ctx_t, engine_conf_t
 from ..control.callers import Callers
-from ..control.client import CloudClient
+from ..control.client import CloudClient, OnOnline
 from ..control.trust import parse_fingerprints
 from ..control.way_out import way_out
 from .calls.callee import Callee
@@ -47,6 +48,7 @@ from .paths.udp_use import UdpUse
 from .paths.underlay import Underlay
 from .proxy.base import Proxy
 from .proxy.proxied import Watch
+from .proxy.published import Published, Targets
 from .proxy.table import Proxies
 from .runtime.callbacks import Callbacks
 from .runtime.engine_settings import EngineSettings
@@ -90,6 +92,7 @@ class Engine:
             log.close()
             raise
         self._callbacks = Callbacks(CALLBACK_THREADS if conf.enable_engine_thread_pool else 1)
+        self._published: Published | None = None
         self._torn_down: Event | None = None  # set at the end; None: not yet being destroyed
         self.network = Network(
             self.stun_servers,
@@ -195,10 +198,16 @@ class Engine:
             channel.close(and_fd=False)
 
     def start_proxy(
-        self, ip: str, port: int, ctx: connect_ctx_t, watch: Watch | None = None
+        self, place: str, port: int, ctx: connect_ctx_t, watch: Watch | None = None
     ) -> Proxy:
+        """``place``: an IP address, or the absolute path of a Unix socket."""
         start, discard = self._proxies.start, self._proxies.stop_soon
-        return self.thread.call(start, ip, port, ctx, watch, discard=discard)
+        return self.thread.call(start, place, port, ctx, watch, discard=discard)
+
+    def proxy_socket(self, local: Any, name: str, ctx: connect_ctx_t, watch: Watch) -> Proxy:
+        """Forward one socket, which the engine closes in the end."""
+        carry, discard = self._proxies.carry, self._proxies.stop_soon
+        return self.thread.call(carry, local, name, ctx, watch, discard=discard)
 
     def proxy_address(self, proxy_id: int) -> tuple[str, int] | None:
         proxy = self._proxies.find(proxy_id)
@@ -206,6 +215,24 @@ class Engine:
 
     def stop_proxy(self, proxy_id: int) -> bool:
         return self.thread.call(self._proxies.stop, proxy_id)
+
+    def publish(self, targets: Targets, is_udp: bool, watch: Watch) -> None:
+        """Forward what peers open, in place of ``accept``.  Once, before joining."""
+
+        def publish() -> None:
+            self._published = Published(self._background, targets, is_udp, watch)
+            self.acceptor.taker = self._published.take
+
+        self.thread.call(publish)
+
+    def unpublish(self) -> None:
+        """End what is forwarded; the engine is then to be destroyed."""
+        self.thread.call(self._unpublish)
+
+    def watch_login(self, watch: OnOnline) -> None:
+        """``watch(None)`` in the engine's hub at each login, ``watch(error)`` when it is lost."""
+        if self.client is not None:
+            self.client.on_online = watch
 
     # Set-up and end.
 
@@ -246,6 +273,11 @@ class Engine:
             "engine started: cloud %s, port %d", conf.login_domain or "none", conf.login_port
         )
 
+    def _unpublish(self) -> None:
+        published, self._published = self._published, None
+        if published is not None:
+            published.close()
+
     def _tear_down(self) -> None:
         if self._torn_down is not None:
             self._torn_down.wait()
@@ -258,6 +290,7 @@ class Engine:
         self._lan.close()
         self._incoming.close()
         self._proxies.stop_all()
+        self._unpublish()
         self.acceptor.close()
         self.channels.close()
         with gevent.Timeout(DESTROY_S, False):

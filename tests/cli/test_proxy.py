@@ -154,7 +154,7 @@ def test_a_port_that_is_free_on_one_loopback_only(
     with _socket.create_server(("::1", held_port), family=_socket.AF_INET6):
         status, output, errors = start_tool("proxy", port, "peer", "--login", login(cloud)).end()
     assert (status, output) == (1, "")
-    assert errors.startswith(f"kkp2p proxy: proxy ::1:{port}: [Errno 98]")
+    assert errors.startswith(f"kkp2p proxy: proxy [::1]:{port}: [Errno 98]")
 
 
 def test_a_peer_that_is_away(cloud: CloudProcess, start_tool: StartTool) -> None:
@@ -217,6 +217,11 @@ def _shrink(tool: Tool) -> None:
         ["0", "peer", "--login", "host:3080#sha256:00"],
         ["0", "peer", "--lan", "0"],
         ["0", "peer", "--lan", "3549", "--mode", "relay"],
+        [],
+        ["0", "peer", "--config", "x"],
+        ["--config", "/nowhere"],
+        ["-", "peer", "--udp"],
+        ["unix:" + "x" * 200, "peer"],
     ],
 )
 def test_used_wrongly(start_tool: StartTool, arguments: list[str]) -> None:
@@ -288,3 +293,63 @@ def test_it_ends_at_once_when_told_so_and_for_a_name_that_is_none(
     assert (status, output) == (1, "")
     assert "trying again" not in errors
     assert len(errors.splitlines()) == 1
+
+
+SEVERAL = """
+[[proxy]]
+listen = "127.0.0.1:0"
+peer = "peer"
+mode = "relay"
+encrypt = true
+
+[[proxy]]
+listen = "unix:DOOR"
+peer = "other"
+desc = -3
+timeout = 2.5
+encrypt = false
+"""
+
+
+def test_several_out_of_a_file(
+    cloud: CloudProcess, server: Program, start_tool: StartTool, tmp_path: Path
+) -> None:
+    file, door = tmp_path / "proxies.toml", tmp_path / "door"
+    file.write_text(SEVERAL.replace("DOOR", str(door)))
+    tool = start_tool("proxy", "--config", str(file), "--login", login(cloud))
+    port = port_in(tool.line())
+    assert tool.line() == f"listening on unix:{door} for other, mode auto"
+    own = exchange(port, SIZE)
+    assert f" port {own} to peer: connected in " in tool.line()
+    assert f" port {own} to peer: ended, {SIZE:,} bytes to the peer" in tool.line()
+    with socket.socket(_socket.AF_UNIX) as sock:
+        sock.connect(str(door))
+        assert sock.recv(1) == b""
+    assert re.search(r"connection 1 to other: failed after .* the peer is not online", tool.line())
+    assert tool.end(signal.SIGTERM)[0] == 0
+    assert not door.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "there is no table [[proxy]]"),
+        ("proxy = 5", "there is no table [[proxy]]"),
+        ("[[proxy]", "proxies.toml: "),
+        ('[[proxy]]\nlisten = "80"', "proxies.toml, proxy 1: peer is missing"),
+        ('[[proxy]]\nlisten = "x"\npeer = "a"', "'x' is not a port"),
+        ('[[proxy]]\nlisten = "80"\npeer = "a"\nmod = "p2p"', "unrecognized arguments: --mod=p2p"),
+        ('[[proxy]]\nlisten = "80"\npeer = "a"\ndesc = "x"', "'x' is not a number of 32 bits"),
+        ('[[proxy]]\nlisten = "-"\npeer = "a"', "- is for one proxy alone"),
+        ('[[proxy]]\nlisten = "unix:x"\npeer = "a"\nudp = true', "--udp needs a port"),
+    ],
+)
+def test_a_file_that_is_wrong(
+    start_tool: StartTool, tmp_path: Path, text: str, problem: str
+) -> None:
+    file = tmp_path / "proxies.toml"
+    file.write_text(text)
+    status, output, errors = start_tool("proxy", "--config", str(file)).end()
+    assert (status, output) == (2, "")
+    assert problem in errors
+    assert "Traceback" not in errors

@@ -313,15 +313,14 @@ def test_the_engine_has_no_descriptor_left(
     dial()
     left = [OSError(24, "Too many open files"), OSError(103, "Software caused connection abort")]
     (one,) = engine._proxies._by_id.values()
-    listener = one._listener
-    accepted = _socket.socket.accept
+    accept_one = one._listener.accept
 
-    def failing(sock: _socket.socket) -> object:
-        if sock is listener and left:
+    def failing() -> object:
+        if left:
             raise left.pop(0)
-        return accepted(sock)
+        return accept_one()
 
-    monkeypatch.setattr(_socket.socket, "accept", failing)
+    monkeypatch.setattr(one._listener, "accept", failing)
     with gevent.Timeout(PATIENCE_S), socket.create_connection(address) as program:
         fd = accept(peer).fd
         assert answers(program, fd)

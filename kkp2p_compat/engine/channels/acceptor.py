@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from ..._codes import KKP2P_TCP_CHANNEL, KKP2P_UDP_CHANNEL
 from ..._errors import CallRefused, KKP2PError, from_os_error
@@ -24,8 +24,11 @@ class Acceptor:
     """``take`` is the one way into the queue, ``place`` and ``check`` are for calls under way.
 
     ``own_id``: the peer id that was called.  ``caller_id``: the caller's, if the cloud vouches for
-    it; else "".
+    it; else "".  ``taker``: gets what would go into the queue, with the caller's id; it accepts or
+    refuses, and then gives back the place, by calling what it gets last.
     """
+
+    taker: Callable[[OpenStream, str, Callable[[], object]], object] | None = None
 
     def __init__(self, channels: ChannelTable, most: int, log: logging.Logger) -> None:
         """``most``: places of the queue."""
@@ -41,6 +44,9 @@ class Acceptor:
         """Accept a stream that a peer has opened, or refuse it.  ``caller``: who, for the log."""
         try:
             self._reserve(own_id, caller_id)
+            if self.taker is not None:
+                self.taker(stream, caller_id, self.queue.release)
+                return
             channel = self._open(stream, own_id, caller_id, caller)
         except KKP2PError:
             stream.refuse()

@@ -19,7 +19,12 @@ from ..._errors import CallRefused, KKP2PError, LinkLost
 from ...transport.pair import Mark
 from ...transport.udp import events as e
 from ...transport.udp.pipe import Carrier, MessagePipe, MessagePort, OnEnd, Pipe, StreamPipe
-from ...transport.udp.stream_table import REFUSED_BUSY, REFUSED_MOVED, REFUSED_UNSUPPORTED
+from ...transport.udp.stream_table import (
+    REFUSED_BUSY,
+    REFUSED_MOVED,
+    REFUSED_SILENT,
+    REFUSED_UNSUPPORTED,
+)
 
 __all__ = ["LinkChannels", "State"]
 
@@ -32,6 +37,7 @@ _REFUSALS = {
     REFUSED_BUSY: "the peer's accept queue is full",
     REFUSED_UNSUPPORTED: "the peer takes no such channel here",
     REFUSED_MOVED: "the peer is elsewhere now",
+    REFUSED_SILENT: "nothing answers where the peer would forward it to",
 }
 
 
@@ -90,7 +96,7 @@ class LinkChannel:
         """Remember what a pipe must be told; data are not: a pipe looks for them by itself."""
         is_end = isinstance(event, e.Stopped | e.ResetReceived)
         is_message = isinstance(event, e.MessageReceived) and len(self.early) < MAX_EARLY_MESSAGES
-        if self.state in (State.ASKED, State.OPEN) and (is_end or is_message):
+        if self.state in (State.ASKED, State.OFFERED, State.OPEN) and (is_end or is_message):
             self.early += (event,)
 
 
@@ -161,12 +167,19 @@ class LinkChannels:
         return stream_id
 
     def accept(self, stream_id: int) -> None:
-        """Take what the peer offers; ``pipe`` may come before this, as it is what can fail."""
-        self._streams.accept(stream_id)
-        self.drained.clear()
+        """Take what the peer offers; ``pipe`` may come before this, as it is what can fail.
+
+        The peer may have given it up, or be lost: then a pipe is told, as it is of an open one.
+        """
+        if stream_id in self._streams.by_id and self._broken is None:
+            self._streams.accept(stream_id)
+            self.drained.clear()
+            self._link.wake()
 
     def refuse(self, stream_id: int, reason: int) -> None:
-        self._streams.refuse(stream_id, reason)
+        if stream_id in self._streams.by_id and self._broken is None:
+            self._streams.refuse(stream_id, reason)
+            self._link.wake()
         self._forget(self._channels[stream_id])
 
     def give_up(self, stream_id: int) -> None:
@@ -258,7 +271,7 @@ class LinkChannels:
         self._forget(channel)
 
     def _handle_ended(self, channel: LinkChannel, event: e.Ended) -> None:
-        if channel.state in (State.OPEN, State.CARRIED):
+        if channel.state in (State.OFFERED, State.OPEN, State.CARRIED):
             self._note_use()  # there still is a pipe to be told, or to come
             return
         channel.tell(CallRefused(GIVEN_UP))  # this overtook its OPENED

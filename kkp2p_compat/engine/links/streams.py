@@ -107,7 +107,7 @@ class OpenStream:
     def accept(self) -> None:
         """Tell the peer, which has opened it, that it is taken."""
 
-    def refuse(self) -> None:
+    def refuse(self, reason: int = REFUSED_BUSY) -> None:
         """Tell the peer, which has opened it, that it is not."""
         self.give_up()
 
@@ -212,8 +212,8 @@ class LinkStream(OpenStream):
     def accept(self) -> None:
         self._link.channels.accept(self._stream_id)
 
-    def refuse(self) -> None:
-        self._link.channels.refuse(self._stream_id, REFUSED_BUSY)
+    def refuse(self, reason: int = REFUSED_BUSY) -> None:
+        self._link.channels.refuse(self._stream_id, reason)
 
     def pipe(
         self, sock: Any, on_end: OnEnd, mark: pair.Mark | None, background: Background

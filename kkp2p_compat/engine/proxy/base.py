@@ -14,6 +14,7 @@ from ..._structs import connect_ctx_t
 from ..calls.dialer import Dialer
 from ..links.background import Background
 from .dialing import Dialing, OnDialed
+from .listening import show_place
 from .proxied import Watch
 
 __all__ = ["Proxy", "binding"]
@@ -38,7 +39,7 @@ class Proxy:
         self._none_left = Event()
         self._none_left.set()
 
-    def start(self, ip: str, port: int) -> None:
+    def start(self, place: str, port: int) -> None:
         """Listen; raises with -113 when that address and port cannot be had."""
         raise NotImplementedError
 
@@ -66,8 +67,9 @@ class Proxy:
 
 
 @contextlib.contextmanager
-def binding(ip: str, port: int) -> Iterator[None]:
+def binding(place: str, port: int) -> Iterator[None]:
     try:
         yield
     except (OSError, UnicodeError) as error:
-        raise KKP2PError(f"proxy {ip}:{port}: {error}", KKP2P_ERROR_BIND_IP) from error
+        where = show_place((place, port))
+        raise KKP2PError(f"proxy {where}: {error}", KKP2P_ERROR_BIND_IP) from error

@@ -1,4 +1,7 @@
-"""What whoever watches a proxy is told: of each connection of a TCP port, of each client of UDP."""
+"""What whoever watches a proxy is told: of each connection of a TCP port, of each client of UDP.
+
+Or of each channel that a peer opens, where they are published.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,13 @@ STOPPED = "the proxy is stopped"
 
 
 class Proxied:
-    """One channel of a proxy.  Bytes and datagrams are the local program's."""
+    """One channel.  Bytes and datagrams are the local program's."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, peer_id: str, name: str, port: int) -> None:
+        self.peer_id = peer_id  # of the other side; "": a caller whom nobody vouches for
+        self.name = name  # of this one, for people
         self.port = port  # the local program's
+        self.target: str | None = None  # where it is published: which one
         self.began_at = time.monotonic()
         self.path = ""  # "p2p" or "relay", once it is connected
         self.address: tuple[str, int] | None = None  # the peer's, or the relay's

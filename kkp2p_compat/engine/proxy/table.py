@@ -12,6 +12,7 @@ from ..._structs import connect_ctx_t
 from ..calls.dialer import Dialer
 from ..links.background import Background
 from .base import Proxy
+from .listening import show_place
 from .proxied import Watch, ignore
 from .tcp_proxy import TcpProxy
 from .udp_proxy import UdpProxy
@@ -26,19 +27,26 @@ class Proxies:
         self._by_id: dict[int, Proxy] = {}
         self._ids = itertools.count(1)  # never used twice: a late stop hits nobody
 
-    def start(self, ip: str, port: int, ctx: connect_ctx_t, watch: Watch | None) -> Proxy:
-        """A UDP port if ``ctx`` asks for UDP channels, else a TCP port."""
+    def start(self, place: str, port: int, ctx: connect_ctx_t, watch: Watch | None) -> Proxy:
+        """A UDP port if ``ctx`` asks for UDP channels, else a TCP port, or a Unix socket."""
         kind = UdpProxy if ctx.channel_type == KKP2P_UDP_CHANNEL else TcpProxy
         proxy = kind(self._dialer, self._background, next(self._ids), ctx, watch or ignore)
-        proxy.start(ip, port)
+        proxy.start(place, port)
         self._by_id[proxy.proxy_id] = proxy
         self._background.log.warning(
-            "%s: proxy %d listens on %s:%d (%s)",
+            "%s: proxy %d listens on %s (%s)",
             ctx.peer_id,
             proxy.proxy_id,
-            *proxy.address,
+            show_place(proxy.address),
             proxy.kind,
         )
+        return proxy
+
+    def carry(self, local: Any, name: str, ctx: connect_ctx_t, watch: Watch) -> Proxy:
+        """A proxy of one connection, which exists already, and nothing else."""
+        proxy = TcpProxy(self._dialer, self._background, next(self._ids), ctx, watch)
+        self._by_id[proxy.proxy_id] = proxy
+        proxy.carry(local, name=name)
         return proxy
 
     def find(self, proxy_id: int) -> Proxy | None:

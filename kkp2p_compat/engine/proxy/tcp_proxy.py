@@ -1,4 +1,4 @@
-"""Local TCP ports that forward to peers: one channel for each connection.
+"""Local TCP ports, or Unix sockets, that forward to peers: one channel for each connection.
 
 Connections are independent of each other: a peer that is away, a refusal or a broken stream ends
 the one connection (with a reset, so that no program takes it for the end of its data), and the
@@ -9,6 +9,7 @@ when a connection is made, and when it is over.
 from __future__ import annotations
 
 import errno
+import itertools
 import socket as _socket
 from collections.abc import Callable
 from typing import Any
@@ -22,11 +23,11 @@ from ...transport import tcp
 from ...transport.udp.stream_table import EARLY_BYTES
 from ..links.streams import OpenStream
 from .base import Proxy, binding
+from .listening import Listener
 from .proxied import STOPPED, Proxied
 
 __all__ = ["TcpProxy"]
 
-BACKLOG = 1024  # our choice: a burst of browsers; the kernel bounds it by net.core.somaxconn
 MAX_CONNECTIONS = 10_000  # our choice: per proxy; one more is reset
 ACCEPTS_PER_TURN = 64  # our choice: about 5 ms
 OUT_OF_DESCRIPTORS_PAUSE_S = 0.2
@@ -36,28 +37,20 @@ class TcpProxy(Proxy):
     """A channel for each connection."""
 
     kind = "TCP"
-    _listener: Any = None
+    _listener: Listener | None = None
     _acceptable: Any = None  # its watcher
     _pause: Any = None  # a timer, since descriptors ran out
 
-    def start(self, ip: str, port: int) -> None:
-        with binding(ip, port):
-            family = _socket.AF_INET6 if ":" in ip else _socket.AF_INET
-            listener = keep_private(_socket.socket(family, _socket.SOCK_STREAM))
-            try:
-                listener.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
-                tcp.tune(listener)  # what is accepted inherits this, and the next
-                tcp.reset_if_killed(listener)
-                listener.setblocking(False)
-                listener.bind((ip, port))
-                listener.listen(BACKLOG)
-            except BaseException:
-                listener.close()
-                raise
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         self._connections: set[_Connection] = set()
-        self.address = listener.getsockname()[:2]
-        self._listener = listener
-        self._acceptable = gevent.get_hub().loop.io(listener.fileno(), READ)
+        self._numbers = itertools.count(1)  # of connections to a Unix socket, which have no port
+
+    def start(self, place: str, port: int) -> None:
+        with binding(place, port):
+            self._listener = Listener(place, port)
+        self.address = self._listener.address
+        self._acceptable = gevent.get_hub().loop.io(self._listener.fileno(), READ)
         self._acceptable.start(self._accept)
 
     def stop(self) -> None:
@@ -65,13 +58,14 @@ class TcpProxy(Proxy):
             if watcher is not None:
                 watcher.close()
         if self._listener is not None:
-            tcp.close_listener(self._listener)
+            self._listener.close()
         for connection in list(self._connections):
             connection.stop()
         self._none_left.wait()
 
     def _accept(self) -> None:
         """All that wait, within limits: they come in bursts."""
+        assert self._listener is not None
         for _ in range(ACCEPTS_PER_TURN):
             try:
                 local, address = self._listener.accept()
@@ -88,10 +82,16 @@ class TcpProxy(Proxy):
                 self.log_error(f"over {MAX_CONNECTIONS} connections: one more is reset")
                 _reset(local)
                 continue
-            connection = _Connection(self, keep_private(local), address[1])
-            self._connections.add(connection)
-            self.note_begun()
-            connection.begin()
+            self.carry(local, address[1] if address else 0)
+
+    def carry(self, local: _socket.socket, port: int = 0, name: str = "") -> None:
+        """Forward a connection, which need not be one to the listener; it is ours from now on."""
+        name = name or (f"port {port}" if port else f"connection {next(self._numbers)}")
+        proxied = Proxied(self.peer_id, name, port)
+        connection = _Connection(self, keep_private(local), proxied)
+        self._connections.add(connection)
+        self.note_begun()
+        connection.begin()
 
     def _rest(self) -> None:
         """No event tells of a free descriptor."""
@@ -110,15 +110,15 @@ class _Connection:
     """One connection of a proxy, from ``begin`` until it is forgotten.
 
     On a live link it is all callbacks: a greenlet would cost as much as all the rest of a short
-    connection.  ``port`` is the local program's: the log names the connection by it.
+    connection.
     """
 
     __slots__ = ("_local", "_proxied", "_proxy", "_stop", "_stopped", "_stream")
 
-    def __init__(self, proxy: TcpProxy, local: _socket.socket, port: int) -> None:
+    def __init__(self, proxy: TcpProxy, local: _socket.socket, proxied: Proxied) -> None:
         self._proxy = proxy
         self._local = local
-        self._proxied = Proxied(port)
+        self._proxied = proxied
         self._stop: Callable[[], object] | None = None  # ends what it does at the moment
         self._stopped = False
 
@@ -146,7 +146,7 @@ class _Connection:
         proxied.over, proxied.problems = True, [str(error)]
         proxied.timeline = proxy.dialer.last_attempt(proxy.peer_id, proxy.ctx.connect_mode)
         if not self._stopped:
-            proxy.log_error(f"port {proxied.port}: {error}")
+            proxy.log_error(f"{proxied.name}: {error}")
         self._end()
 
     def _carry(self, stream: OpenStream) -> None:
@@ -157,7 +157,7 @@ class _Connection:
         proxy, proxied = self._proxy, self._proxied
         self._stream = stream
         proxied.take(stream)
-        proxy.log_info(f"port {proxied.port}: connected by {proxied.path}")
+        proxy.log_info(f"{proxied.name}: connected by {proxied.path}")
         proxy.watch(proxied)
         carried = stream.carry(self._local, proxy.background, self._handle_over)
         if not proxied.over:
@@ -171,9 +171,9 @@ class _Connection:
         proxied.take_end(self._stream)
         if not self._stopped:
             for broken in errors:
-                proxy.log_error(f"port {proxied.port}: broken: {broken}")
+                proxy.log_error(f"{proxied.name}: broken: {broken}")
             if not errors:
-                proxy.log_info(f"port {proxied.port}: ended")
+                proxy.log_info(f"{proxied.name}: ended")
         self._end()
 
     def _end(self) -> None:

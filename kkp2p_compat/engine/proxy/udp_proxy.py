@@ -58,9 +58,9 @@ class UdpProxy(Proxy):
     _readable: Any = None  # its watcher
     _sweeping: Any = None  # a timer
 
-    def start(self, ip: str, port: int) -> None:
-        with binding(ip, port):
-            self._socket = UdpSocket(ip, port)
+    def start(self, place: str, port: int) -> None:
+        with binding(place, port):
+            self._socket = UdpSocket(place, port)
         self.address = self._socket.address
         now = time.monotonic()
         self.dropped: Counter[str] = Counter()  # datagrams, by reason
@@ -223,7 +223,7 @@ class _Channel:
     def __init__(self, proxy: UdpProxy, client: _Client) -> None:
         self._proxy = proxy
         self._client = client
-        self._proxied = Proxied(client.address[1])
+        self._proxied = Proxied(proxy.peer_id, f"port {client.address[1]}", client.address[1])
         self._kept: list[bytes] = []  # until it is open
         self._dialing: Dialing | None = None
         self._stream: OpenStream | None = None
@@ -266,7 +266,7 @@ class _Channel:
         elif isinstance(result, OpenStream):
             self._carry(result)
         else:
-            self._proxy.log_error(f"port {self._proxied.port}: {result}")
+            self._proxy.log_error(f"{self._proxied.name}: {result}")
             self.fail(result)
         self._proxy.note_dialed(None if self._stopped else result)
 
@@ -275,7 +275,7 @@ class _Channel:
         has_first = self._dialing is not None and self._dialing.gave_early
         self._dialing, self._stream = None, stream
         proxied.take(stream)
-        proxy.log_info(f"port {proxied.port}: connected by {proxied.path}")
+        proxy.log_info(f"{proxied.name}: connected by {proxied.path}")
         proxy.watch(proxied)
         port = stream.exchange(self._handle_message, self._handle_end)
         kept = self._take_kept()
@@ -296,9 +296,9 @@ class _Channel:
         if self._stream is not None:
             proxied.take_end(self._stream)
         if error is None:
-            self._proxy.log_info(f"port {proxied.port}: ended")
+            self._proxy.log_info(f"{proxied.name}: ended")
         else:
-            self._proxy.log_error(f"port {proxied.port}: broken: {error}")
+            self._proxy.log_error(f"{proxied.name}: broken: {error}")
         self._end([] if error is None else [error])
 
     def stop(self) -> None:

@@ -54,8 +54,10 @@ class DuplexStream:
 
     @property
     def bytes_sent(self) -> int:
-        """Payload that was sent at least once."""
-        return self.send.next_offset + self.message_bytes_sent
+        """Payload that was sent at least once, or, once its end is set, that surely will be."""
+        send = self.send
+        is_whole = send.finished and not send.reset
+        return (send.end if is_whole else send.next_offset) + self.message_bytes_sent
 
     @property
     def bytes_received(self) -> int:

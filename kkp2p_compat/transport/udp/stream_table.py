@@ -33,12 +33,20 @@ from .ranges import RangeSet
 from .recovery import Recovery
 from .transport_settings import TransportSettings
 
-__all__ = ["EARLY_BYTES", "REFUSED_BUSY", "REFUSED_MOVED", "REFUSED_UNSUPPORTED", "StreamTable"]
+__all__ = [
+    "EARLY_BYTES",
+    "REFUSED_BUSY",
+    "REFUSED_MOVED",
+    "REFUSED_SILENT",
+    "REFUSED_UNSUPPORTED",
+    "StreamTable",
+]
 
 # REFUSED reasons: our choice, docs/protocol.rst.
 REFUSED_BUSY = 1
 REFUSED_UNSUPPORTED = 2
 REFUSED_MOVED = 3
+REFUSED_SILENT = 4
 
 # Our choices.
 EARLY_BYTES = 400  # with OPEN; it must fit into a packet of the narrowest path

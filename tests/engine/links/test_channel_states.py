@@ -265,3 +265,40 @@ def test_a_socket_is_not_looked_at_while_there_is_no_room(case: Case) -> None:
         while not case.streams.written.endswith(b"x"):
             gevent.sleep(0.001)
         case.channels.handle_closed(LinkLost("over"))
+
+
+def offer_given_up(case: Case) -> None:
+    """By the peer, both ways, before we have answered."""
+    case.streams.by_id[1] = object()
+    case.channels.offer(1)
+    case.channels.handle_event(e.Stopped(1))
+    case.channels.handle_event(e.ResetReceived(1, 0))
+    case.forget(1)
+
+
+def test_an_offer_that_is_given_up_before_it_is_taken(case: Case, sock: socket.socket) -> None:
+    offer_given_up(case)
+    case.channels.accept(1)
+    assert case.streams.asked == []
+    case.pipe(1, sock)
+    ((error, is_cut),) = case.ends
+    assert (type(error), is_cut) == (LinkLost, True)
+    assert len(case.channels) == 0
+
+
+def test_an_offer_that_is_given_up_before_it_is_refused(case: Case) -> None:
+    offer_given_up(case)
+    case.channels.refuse(1, REFUSED_BUSY)
+    assert case.streams.asked == []
+    assert len(case.channels) == 0
+
+
+def test_an_offer_whose_link_breaks_before_it_is_taken(case: Case, sock: socket.socket) -> None:
+    case.streams.by_id[1] = object()
+    case.channels.offer(1)
+    error = LinkLost("gone")
+    case.channels.handle_closed(error)
+    case.channels.accept(1)
+    assert case.streams.asked == []
+    case.pipe(1, sock)
+    assert case.ends == [(error, True)]

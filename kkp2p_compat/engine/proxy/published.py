@@ -1,0 +1,262 @@
+"""What peers open, forwarded to local targets: the other half of a proxy.
+
+Which target a channel is for its connect_desc says.  The peer is answered once the target has been
+reached, or has not, so that its caller sees a refusal and no channel that breaks at once.  Channels
+are independent of each other, and whoever watches is told of each, as of those of a proxy.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gevent
+from gevent.event import Event
+
+from ..._codes import KKP2P_TCP_CHANNEL, KKP2P_UDP_CHANNEL
+from ..._errors import CallRefused, EngineClosed, KKP2PError, TimedOut
+from ..._io import READ, time_limit
+from ...transport.udp.pipe import MessagePort
+from ...transport.udp.stream_table import REFUSED_BUSY, REFUSED_SILENT, REFUSED_UNSUPPORTED
+from ..calls.callee import share_of
+from ..links.background import Background
+from ..links.streams import OpenStream
+from .proxied import Proxied, Watch
+from .targets import Target
+from .udp_socket import MAX_BYTES
+
+__all__ = ["Published", "Targets"]
+
+# Our choices.
+CONNECT_S = 5.0  # for a target to answer: its caller waits for twice as long by default
+MAX_CONNECTIONS = 10_000  # callers without an account may have three quarters of them
+IDLE_S = 180.0  # a UDP channel without datagrams; a proxy ends its own after 120 s
+SWEEP_S = 15.0  # how often idle ones are looked for
+READS_PER_TURN = 64  # datagrams; about a millisecond
+
+STOPPED = "it is not published any more"
+
+Targets = Mapping[int | None, Target]  # by connect_desc; None: for all others
+
+
+class Published:
+    """``take`` is for the acceptor.  Runs in the engine's hub."""
+
+    def __init__(
+        self, background: Background, targets: Targets, is_udp: bool, watch: Watch
+    ) -> None:
+        self.background = background
+        self.watch = watch
+        self._targets = dict(targets)
+        self._kind = _UdpConnection if is_udp else _TcpConnection
+        self._connections: set[_Connection] = set()
+        self._none_left = Event()
+        self._numbers = itertools.count(1)
+        self._sweeping = gevent.get_hub().loop.timer(SWEEP_S, SWEEP_S)
+        self._sweeping.start(self._sweep)
+
+    def take(self, stream: OpenStream, caller_id: str, release: Callable[[], object]) -> None:
+        """Accept or refuse; ``release`` is called when that is decided."""
+        name = f"connection {next(self._numbers)}"
+        proxied = Proxied(caller_id, name, 0)
+        proxied.target = ""
+        connection = self._kind(self, stream, proxied)
+        target = self._targets.get(stream.desc, self._targets.get(None))
+        if stream.channel_type != self._kind.channel_type:
+            connection.refuse("a channel of the other kind, TCP or UDP", REFUSED_UNSUPPORTED)
+        elif target is None:
+            connection.refuse(f"no target for connect_desc {stream.desc}", REFUSED_UNSUPPORTED)
+        elif len(self._connections) >= share_of(MAX_CONNECTIONS, bool(caller_id)):
+            connection.refuse("too many connections", REFUSED_BUSY)
+        else:
+            proxied.target = str(target)
+            self._connections.add(connection)
+            self._none_left.clear()
+            connection.dial(target, release)
+            return
+        release()
+
+    def close(self) -> None:
+        """End all; waits."""
+        self._sweeping.close()
+        for connection in list(self._connections):
+            connection.stop()
+        if self._connections:
+            self._none_left.wait()
+
+    def forget(self, connection: _Connection) -> None:
+        self._connections.discard(connection)
+        if not self._connections:
+            self._none_left.set()
+
+    def _sweep(self) -> None:
+        idle_since = time.monotonic() - IDLE_S
+        for connection in list(self._connections):
+            connection.end_if_idle(idle_since)
+
+
+class _Connection:
+    """One channel, from the peer's wish until it is over."""
+
+    channel_type: int
+
+    def __init__(self, published: Published, stream: OpenStream, proxied: Proxied) -> None:
+        self._published = published
+        self._stream = stream
+        self._proxied = proxied
+        self._dialing: gevent.Greenlet[..., Any] | None = None
+
+    def dial(self, target: Target, release: Callable[[], object]) -> None:
+        def connect() -> Any:
+            try:
+                with time_limit(CONNECT_S, TimedOut(f"no answer in {CONNECT_S:.0f} s")):
+                    return self._connect(target)
+            except (OSError, KKP2PError) as error:
+                return error
+
+        def connected(dialing: gevent.Greenlet[..., Any]) -> None:
+            self._dialing = None
+            release()
+            local = dialing.value
+            if isinstance(local, OSError | KKP2PError):
+                self.refuse(f"{target}: {local}", REFUSED_SILENT)
+            elif not dialing.successful() or isinstance(local, gevent.GreenletExit):
+                self.refuse(str(dialing.exception or STOPPED), REFUSED_SILENT)
+            else:
+                self._carry(local)
+
+        self._dialing = self._published.background.thread.spawn(connect)
+        self._dialing.rawlink(connected)
+
+    def refuse(self, why: str, reason: int) -> None:
+        """Before it was accepted."""
+        self._stream.refuse(reason)
+        self._end([CallRefused(why)])
+
+    def stop(self) -> None:
+        """The peer sees a cut, or a refusal."""
+        if self._dialing is not None:
+            self._dialing.kill(block=False)
+        else:
+            self._give_up()
+
+    def end_if_idle(self, idle_since: float) -> None:
+        """Nothing has passed since then."""
+
+    def _connect(self, target: Target) -> Any:
+        """A socket to the target."""
+        raise NotImplementedError
+
+    def _carry(self, local: Any) -> None:
+        """Accept the channel, and begin."""
+        raise NotImplementedError
+
+    def _give_up(self) -> None:
+        """It is being carried: end it."""
+        raise NotImplementedError
+
+    def _begin(self, local: Any) -> None:
+        proxied, stream = self._proxied, self._stream
+        if isinstance(local.getsockname(), tuple):
+            proxied.port = local.getsockname()[1]
+        stream.accept()
+        proxied.take(stream)
+        self._log(logging.INFO, f"{proxied.target}, by {proxied.path}")
+        self._published.watch(proxied)
+
+    def _end(self, errors: list[Exception]) -> None:
+        proxied = self._proxied
+        if proxied.path:
+            proxied.take_end(self._stream)
+        proxied.over, proxied.problems = True, [str(error) for error in errors]
+        # No errors of ours: strangers can make as many as they like.
+        self._log(logging.INFO, "; ".join(proxied.problems) or "ended")
+        self._published.watch(proxied)
+        self._published.forget(self)
+
+    def _log(self, level: int, text: str) -> None:
+        proxied = self._proxied
+        caller = repr(proxied.peer_id) if proxied.peer_id else "a stranger"
+        self._published.background.log.log(level, "%s from %s: %s", proxied.name, caller, text)
+
+
+class _TcpConnection(_Connection):
+    channel_type = KKP2P_TCP_CHANNEL
+    _carried: Any = None
+
+    def _connect(self, target: Target) -> Any:
+        return target.connect()
+
+    def _carry(self, local: Any) -> None:
+        self._begin(local)
+        carried = self._stream.carry(local, self._published.background, self._handle_over)
+        if not self._proxied.over:
+            self._carried = carried
+
+    def _handle_over(self, errors: list[Exception]) -> None:
+        self._carried = None
+        self._end(errors)
+
+    def _give_up(self) -> None:
+        if self._carried is not None:
+            self._carried.abort(EngineClosed(STOPPED))
+
+
+class _UdpConnection(_Connection):
+    """A socket of its own for each channel, so that the target tells its clients apart."""
+
+    channel_type = KKP2P_UDP_CHANNEL
+    _port: MessagePort | None = None
+    _used_at = 0.0
+
+    def _connect(self, target: Target) -> Any:
+        return target.connect_udp()
+
+    def _carry(self, local: Any) -> None:
+        self._begin(local)
+        self._local = local
+        self._used_at = time.monotonic()
+        self._readable = gevent.get_hub().loop.io(local.fileno(), READ)
+        self._readable.start(self._handle_readable)
+        port = self._stream.exchange(self._handle_message, self._handle_end)
+        if not self._proxied.over:
+            self._port = port
+
+    def _handle_readable(self) -> None:
+        for _ in range(READS_PER_TURN):
+            if self._port is None:
+                return
+            try:
+                data = self._local.recv(MAX_BYTES)
+            except BlockingIOError:
+                return
+            except OSError:  # of an earlier datagram: the target does not listen (yet)
+                continue
+            self._used_at = time.monotonic()
+            self._proxied.datagrams_sent += 1
+            self._port.send(data)
+
+    def _handle_message(self, data: bytes) -> None:
+        self._used_at = time.monotonic()
+        try:
+            self._local.send(data)
+        except OSError:
+            return  # lost, as datagrams are: nobody listens, its socket is full, it is too long
+        self._proxied.datagrams_received += 1
+
+    def _handle_end(self, error: KKP2PError | None) -> None:
+        self._port = None
+        self._readable.close()
+        self._local.close()
+        self._end([] if error is None else [error])
+
+    def _give_up(self) -> None:
+        if self._port is not None:
+            self._port.finish()
+
+    def end_if_idle(self, idle_since: float) -> None:
+        if self._port is not None and self._used_at < idle_since:
+            self._port.finish()

@@ -1,0 +1,183 @@
+"""What peers open is forwarded to targets: refusals, and what ends while a target is dialed."""
+
+from __future__ import annotations
+
+import socket as _socket
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+import pytest
+from gevent.event import Event
+
+import kkp2p_compat as kkp2p
+from helpers.support import PATIENCE_S, SECRET, read_all, write_all
+from kkp2p_compat.engine.proxy import published
+from kkp2p_compat.engine.proxy.proxied import Proxied
+from kkp2p_compat.engine.proxy.targets import GivenTarget, PathTarget, PortTarget
+
+pytestmark = pytest.mark.usefixtures("on_loopback")
+
+LONG = PATIENCE_S * 1000
+MakeEngine = Callable[..., kkp2p.engine_t]
+
+
+class SlowTarget:
+    """It answers when it is let."""
+
+    def __init__(self) -> None:
+        self.asked, self.let = Event(), Event()  # of the engine's hub
+        self.theirs, self._ours = _socket.socketpair()
+        self._ours.setblocking(False)
+        self.closed = False
+
+    def __str__(self) -> str:
+        return "slow"
+
+    def connect(self) -> Any:
+        self.asked.set()
+        self.let.wait()
+        return self._ours
+
+    connect_udp = connect
+
+
+class Publisher:
+    """An engine that publishes targets as "peer", and what its watch was told."""
+
+    def __init__(self, engine: kkp2p.engine_t, target: Any) -> None:
+        self.engine = engine
+        self.told: list[tuple[bool, tuple[str, ...]]] = []  # over, problems
+        engine.publish({None: target}, False, self._watch)
+        assert kkp2p.join_net(engine, "peer", SECRET) == 0
+
+    def _watch(self, proxied: Proxied) -> None:
+        self.told.append((proxied.over, tuple(proxied.problems)))
+
+    def until(self, count: int) -> None:
+        until(lambda: len(self.told) >= count)
+
+
+def until(condition: Callable[[], object]) -> None:
+    with gevent.Timeout(PATIENCE_S):
+        while not condition():
+            gevent.sleep(0.005)
+
+
+def call(engine: kkp2p.engine_t, mode: int, timeout: int = LONG) -> tuple[int, kkp2p.channel_t]:
+    channel = kkp2p.channel_t()
+    ctx = kkp2p.connect_ctx_t("peer", 0, mode, timeout=timeout)
+    return kkp2p.connect(engine, ctx, channel), channel
+
+
+def test_a_caller_waits_until_the_target_answers(make_engine: MakeEngine) -> None:
+    slow = SlowTarget()
+    publisher = Publisher(make_engine(), slow)
+    calling = gevent.spawn(call, make_engine(), 1)
+    until(slow.asked.is_set)
+    assert not calling.ready()
+    assert publisher.told == []
+    publisher.engine.thread.post(slow.let.set)
+    ret, channel = calling.get()
+    assert ret == 0
+    write_all(channel.fd, b"hello")
+    slow.theirs.settimeout(PATIENCE_S)
+    assert gevent.get_hub().threadpool.apply(slow.theirs.recv, (5,)) == b"hello"
+    slow.theirs.sendall(b"goodbye")
+    slow.theirs.close()
+    assert read_all(channel.fd) == b"goodbye"
+    kkp2p.close_fd(channel.fd)
+    publisher.until(2)
+    assert publisher.told == [(False, ()), (True, ())]
+
+
+def test_a_caller_that_gives_up_before_the_target_answers(make_engine: MakeEngine) -> None:
+    slow = SlowTarget()
+    publisher, caller = Publisher(make_engine(), slow), make_engine()
+    calling = gevent.spawn(call, caller, 1)
+    until(slow.asked.is_set)
+    calling.kill()
+    kkp2p.engine_destroy(caller)
+    until(lambda: not list(publisher.engine.links))
+    publisher.engine.thread.post(slow.let.set)
+    publisher.until(2)
+    (over, problems) = publisher.told[1]
+    assert over
+    assert problems != ()
+    slow.theirs.close()
+
+
+@pytest.mark.parametrize("mode", [1, 2])
+def test_a_target_that_does_not_answer(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, mode: int
+) -> None:
+    monkeypatch.setattr(published, "CONNECT_S", 0.05)
+    slow = SlowTarget()
+    publisher = Publisher(make_engine(), slow)
+    ret, channel = call(make_engine(), mode)
+    if mode == 1:
+        assert ret < 0  # refused; a relayed one is there already, and breaks
+    else:
+        assert kkp2p.read(channel.fd, bytearray(1), 1, LONG) == -1
+        assert kkp2p.error_no() == kkp2p.KKP2P_ERROR_CONN_DISCONNECT
+        kkp2p.close_fd(channel.fd)
+    publisher.until(1)
+    assert publisher.told == [(True, ("slow: no answer in 0 s",))]
+    slow._ours.close()
+    slow.theirs.close()
+
+
+def test_the_end_while_a_target_is_dialed(make_engine: MakeEngine) -> None:
+    slow = SlowTarget()
+    publisher = Publisher(make_engine(), slow)
+    calling = gevent.spawn(call, make_engine(), 1)
+    until(slow.asked.is_set)
+    publisher.engine.unpublish()
+    assert publisher.told == [(True, ("it is not published any more",))]
+    assert calling.get()[0] < 0
+    slow._ours.close()
+    slow.theirs.close()
+
+
+def test_a_given_socket_is_for_one_caller(make_engine: MakeEngine) -> None:
+    ours, theirs = _socket.socketpair()
+    ours.setblocking(False)
+    publisher, caller = Publisher(make_engine(), GivenTarget(ours, "given")), make_engine()
+    ret, channel = call(caller, 1)
+    assert ret == 0
+    assert call(caller, 1)[0] < 0
+    assert publisher.told == [(False, ()), (True, ("given: given is another caller's",))]
+    theirs.close()
+    assert read_all(channel.fd) == b""
+    kkp2p.close_fd(channel.fd)
+
+
+def test_the_places_of_callers_are_given_back(make_engine: MakeEngine, held_port: int) -> None:
+    publisher = Publisher(make_engine(), PortTarget(("127.0.0.1",), held_port))
+    queue = publisher.engine.acceptor.queue
+    places, caller = queue._places, make_engine()
+    for count in (1, 2):
+        assert call(caller, 1)[0] < 0
+        publisher.until(count)
+    assert queue._places == places
+
+
+def test_targets_by_name() -> None:
+    assert str(PortTarget(("::1", "127.0.0.1"), 80)) == "[::1]:80"
+    assert str(PathTarget("/run/x")) == "unix:/run/x"
+    with pytest.raises(FileNotFoundError):
+        PathTarget("/nowhere/x").connect()
+
+
+def test_a_unix_socket_whose_backlog_is_full(tmp_path: Any) -> None:
+    path = str(tmp_path / "service")
+    with _socket.socket(_socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(0)
+        first = PathTarget(path).connect()
+        second = gevent.spawn(PathTarget(path).connect)
+        gevent.sleep(0.05)
+        assert not second.ready()
+        listener.accept()[0].close()
+        second.get(timeout=PATIENCE_S).close()
+        first.close()
