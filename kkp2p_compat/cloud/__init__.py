@@ -12,8 +12,10 @@ The control plane:
 
 control_connection.py  one TLS connection
 route.py               which track a peer belongs to
-track.py               who is online
+track.py               lets peers log in
+presences.py           who is online, and that the directory knows it
 members.py             who is connected to a track, and the calls between them
+messages.py            what the messages of peers must hold
 calls.py               offers, answers and what follows
 relays.py              which relays a call is given
 turn_credentials.py    what both sides of a call are told of a TURN server
@@ -26,6 +28,12 @@ open_directory.py      which directory a cloud has
 directory_local.py     a directory in this process, and in SQLite
 accounts.py            who may log in, in SQLite
 login_limits.py        how often secrets may be tried
+
+Several processes that are one cloud:
+
+nodes.py               this node among the others: its lease, and their messages
+abroad.py              calls between peers of two nodes
+remote_member.py       who is at another node, for these calls
 
 The relay, what is served by UDP, and STUN:
 

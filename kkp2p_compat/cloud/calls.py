@@ -9,37 +9,37 @@ from __future__ import annotations
 
 import hmac
 import json
+import secrets
 import time
 from collections.abc import Callable
 
 from .._errors import BadPacket
-from .._peer_id import is_peer_id
 from ..control.wire import (
-    MAX_BUDGET_MS,
-    MAX_NAT_CHARS,
     MAX_OFFER_CHARS,
     MAX_TRICKLE_CHARS,
     MAX_TRICKLES,
     Message,
     encode,
+    encode_message,
     number_untrusted,
 )
 from ..transport import relay_wire
+from ..transport.relay_wire import SESSION_BYTES
 from .correspondents import Correspondents
 from .counting import address_keys
 from .limits import Gatekeeper
 from .members import Call, CallTable, Member
+from .messages import MAX_CALL_NUMBER, Asked, nat_text_untrusted, text_untrusted
 from .outcomes import Outcomes
 from .outside import same_network, seen_by_stun_untrusted
 from .relays import Relays, round_trips_untrusted
 from .turn_credentials import TurnCredentials
 from .turns import Turns
 
-__all__ = ["Calls", "peer_id_untrusted"]
+__all__ = ["Calls"]
 
 # Our choices.
 MAX_HELD_BYTES = 8192  # of an offer that has to wait: ours have 3,000 at most
-MAX_CALL_NUMBER = 2**53  # what every JSON library carries exactly
 MAX_REASON_CHARS = 64
 
 
@@ -75,6 +75,9 @@ class Calls:
         self._relay_key = relay_key
         self._turn = turn
         self._calls = CallTable(gate, time.monotonic())
+        # The callee is not here; and what the caller says of a call that another node carries.
+        self.elsewhere: Callable[[Member, Asked], None] = self.is_away
+        self.pass_on: Callable[[Call, Message], None] = lambda call, message: None
         # By callee; of those only that are being called.
         self._turns: dict[Member, Turns[Call]] = {}
 
@@ -94,7 +97,7 @@ class Calls:
             self._end_quietly(call, "cancelled")
         self._turns.pop(member, None)
         for call in list(member.incoming.values()):
-            self._forget(call)
+            self.forget(call)
             if not call.answered:
                 self._outcomes.failed(call.caller, str(member.peer_id), "left")
                 call.caller.send(encode("declined", call=call.number, reason="left"))
@@ -102,37 +105,53 @@ class Calls:
     # Making a call.
 
     def _on_call(self, caller: Member, message: Message) -> None:
-        number = number_untrusted(message, "call", 0, MAX_CALL_NUMBER)
-        callee_id = peer_id_untrusted(message, "to")
-        budget_ms = number_untrusted(message, "ms", 1, MAX_BUDGET_MS)
-        offer = _text_untrusted(message, "offer", MAX_OFFER_CHARS)
+        asked = Asked.parse_untrusted(message)
         caller.welcome(self._limits.idle_s)
-        before = caller.made(number)
+        before = caller.made(asked.number)
         if before is not None and not before.answered:
             raise BadPacket("a call number that is in use")
         if before is not None:
-            self._forget(before)
-        refusal = self._limit_reached(caller, callee_id)
+            self.forget(before)
+        refusal = self._limit_reached(caller, asked.to)
         if refusal:
             why = f"call of {caller.peer_id or 'a caller'}: {refusal}"
             self._outcomes.refused(caller.host, "limit", why)
-            caller.send(encode("declined", call=number, reason="limit"))
+            self.decline(caller, asked, "limit")
             return
-        callee = self._online.get(callee_id)
+        callee = self._online.get(asked.to)
         if callee is None:
-            self._outcomes.failed(caller, callee_id, "offline")
-            caller.send(encode("declined", call=number, reason="offline"))
-            return
+            self.elsewhere(caller, asked)
+        else:
+            self.bring(caller, callee, asked)
+
+    def is_away(self, caller: Member, asked: Asked, reason: str = "offline") -> None:
+        """The callee is not to be had."""
+        self._outcomes.failed(caller, asked.to, reason)
+        self.decline(caller, asked, reason)
+
+    def decline(self, caller: Member, asked: Asked, reason: str) -> None:
+        caller.send(encode("declined", call=asked.number, reason=reason))
+
+    def bring(self, caller: Member, callee: Member, asked: Asked) -> None:
+        """Begin a call of a caller that is within its limits."""
         if not callee.callers.allow(caller.peer_id):
             who = caller.peer_id or "a stranger"
-            why = f"{who} may not call {callee_id}"
-            self._outcomes.refused(caller.host, "not-allowed", why)
-            caller.send(encode("declined", call=number, reason="not-allowed"))
+            self._outcomes.refused(caller.host, "not-allowed", f"{who} may not call {asked.to}")
+            self.decline(caller, asked, "not-allowed")
             return
-        now = time.monotonic()
-        session = self._relays.new_session(caller, callee)
-        call = Call(session, caller, number, callee, budget_ms, self._share(caller), now)
-        self._open(call, offer, message.get("shows") is True, now)
+        call = self._new_call(self._relays.new_session(caller, callee), caller, callee, asked)
+        self._open(call, asked.offer, asked.may_show, call.made_at)
+
+    def carry(self, caller: Member, carrier: Member, asked: Asked) -> Call:
+        """A call that another node carries: it is known here, too, with its time and limits."""
+        call = self._new_call(secrets.token_bytes(SESSION_BYTES), caller, carrier, asked)
+        call.to, call.is_carried = asked.to, True
+        self._calls.enter(call)
+        return call
+
+    def _new_call(self, session: bytes, caller: Member, callee: Member, asked: Asked) -> Call:
+        now, share = time.monotonic(), self._share(caller)
+        return Call(session, caller, asked.number, callee, asked.budget_ms, share, now)
 
     def _share(self, caller: Member) -> str:
         """What has a share of a callee of its own: an account, or an address of strangers."""
@@ -220,7 +239,7 @@ class Calls:
             if waited_ms or call.shown:
                 left_ms = max(1, call.budget_ms - waited_ms)
                 message = {**json.loads(line), "ms": left_ms, "shown": call.shown or None}
-                line = encode(**message)
+                line = encode_message(message)
             if not callee.has_room(line):
                 break
             turns.hand(call)
@@ -234,6 +253,9 @@ class Calls:
         call = _made_untrusted(caller, message)
         receipt = relay_wire.receipt_from_text_untrusted(message.get("receipt"))
         if call is None:
+            return
+        if call.is_carried:
+            self.pass_on(call, message)
             return
         genuine = relay_wire.make_receipt(self._relay_key, call.session)
         if not hmac.compare_digest(receipt, genuine):
@@ -266,7 +288,7 @@ class Calls:
     # Answering it.
 
     def _on_answer(self, callee: Member, message: Message) -> None:
-        answer = _text_untrusted(message, "answer", MAX_OFFER_CHARS)
+        answer = text_untrusted(message, "answer", MAX_OFFER_CHARS)
         call = self._incoming_untrusted(callee, message)
         if call is None or call.answered:
             return
@@ -280,6 +302,14 @@ class Calls:
             )
         except ValueError as error:
             raise BadPacket("an answer that is too long") from error
+        if self.settle(call, line):
+            self._outcomes.answered()
+        else:
+            self._outcomes.failed(call.caller, call.to, "limit")
+
+    def settle(self, call: Call, line: bytes) -> bool:
+        """It is answered; whether the caller has room for that."""
+        callee = call.callee
         self._calls.take_out(call)
         has_room = call.caller.has_room(line)
         kept = has_room and self._keep(call)
@@ -287,13 +317,12 @@ class Calls:
         if turns is not None:
             (turns.answer if kept else turns.leave)(call)
         if has_room:
-            self._outcomes.answered()
-            self.correspondents.met(call.caller, callee, call.id)
+            self.correspondents.met(call.caller, call.to, call.id)
         else:
-            self._outcomes.failed(call.caller, str(callee.peer_id), "limit")
             line = encode("declined", call=call.number, reason="limit")
         call.caller.send(line)
         self._hand_over(callee, time.monotonic())
+        return has_room
 
     def _keep(self, call: Call) -> bool:
         """Whether it is kept, for what the two still have to tell each other.
@@ -304,7 +333,7 @@ class Calls:
         limits, caller = self._limits, call.caller
         full = self._gate.full(self._gate.kept_calls, caller.host, limits.kept_calls_per_address)
         if caller.kept and (full or len(caller.kept) >= limits.kept_calls):
-            self._forget(next(iter(caller.kept.values())))
+            self.forget(next(iter(caller.kept.values())))
         elif full:
             return False
         call.answered = True
@@ -312,23 +341,23 @@ class Calls:
         return True
 
     def _on_decline(self, callee: Member, message: Message) -> None:
-        reason = _text_untrusted(message, "reason", MAX_REASON_CHARS)
+        reason = text_untrusted(message, "reason", MAX_REASON_CHARS)
         call = self._incoming_untrusted(callee, message)
         if call is not None and not call.answered:
             self._outcomes.failed(call.caller, str(callee.peer_id), "declined", reason)
-            self._forget(call)
+            self.forget(call)
             call.caller.send(encode("declined", call=call.number, reason=reason))
 
     # Telling more.
 
     def _on_trickle(self, sender: Member, message: Message) -> None:
-        text = _text_untrusted(message, "text", MAX_TRICKLE_CHARS)
+        text = text_untrusted(message, "text", MAX_TRICKLE_CHARS)
         if isinstance(message.get("call"), str):
             call = self._incoming_untrusted(sender, message)
             if call is not None and self._may_trickle(sender, call.to_caller):
                 call.to_caller += 1
                 line = encode("trickle", call=call.number, text=text)
-                self._send_if_room(sender, call.caller, line)
+                self.send_if_room(sender, call.caller, line)
         else:
             call = _made_untrusted(sender, message)
             if (
@@ -338,7 +367,7 @@ class Calls:
             ):
                 call.to_callee += 1
                 line = encode("trickle", call=call.id, text=text)
-                self._send_if_room(sender, call.callee, line)
+                self.send_if_room(sender, call.callee, line)
 
     def _may_trickle(self, sender: Member, count: int) -> bool:
         if count < MAX_TRICKLES:
@@ -346,20 +375,14 @@ class Calls:
         self._gate.refused(sender.host, f"over {MAX_TRICKLES} trickles in a call")
         return False
 
-    def _send_if_room(self, sender: Member, receiver: Member, line: bytes) -> None:
+    def send_if_room(self, sender: Member, receiver: Member, line: bytes) -> None:
         if receiver.has_room(line):
             receiver.send(line)
         else:
             self._gate.refused(sender.host, "a trickle to somebody who reads too slowly")
 
     def _on_nat(self, member: Member, message: Message) -> None:
-        nat = message.get("nat")
-        try:
-            text = json.dumps(nat, separators=(",", ":"), allow_nan=False)
-        except (ValueError, RecursionError) as error:
-            raise BadPacket("nat is too deep, or has an infinite number") from error
-        if not isinstance(nat, dict) or len(text) > MAX_NAT_CHARS:
-            raise BadPacket(f"nat is not an object of at most {MAX_NAT_CHARS} characters")
+        text = nat_text_untrusted(message.get("nat"))
         by_stun = seen_by_stun_untrusted(self._relay_key, message.get("seen", []), time.time())
         member.locate(text, by_stun, round_trips_untrusted(message.get("rtt")))
 
@@ -368,37 +391,40 @@ class Calls:
     def _on_over(self, caller: Member, message: Message) -> None:
         call = _made_untrusted(caller, message)
         if call is not None:
-            self._outcomes.met_untrusted(call, message)
-            self._forget(call)
+            if call.is_carried:
+                self.pass_on(call, message)
+            else:
+                self._outcomes.met_untrusted(call, message)
+            self.forget(call)
 
     def _on_cancel(self, caller: Member, message: Message) -> None:
         call = _made_untrusted(caller, message)
         if call is not None:
-            if call.answered:
+            if call.answered and not call.is_carried:
                 self._outcomes.not_met(call)
             self._cancel(call, "cancelled")
 
     def _incoming_untrusted(self, callee: Member, message: Message) -> Call | None:
         """The call that the callee speaks of; None if it is over: the two messages crossed."""
-        return callee.incoming.get(_text_untrusted(message, "call", MAX_REASON_CHARS))
+        return callee.incoming.get(text_untrusted(message, "call", MAX_REASON_CHARS))
 
     def _end_quietly(self, call: Call, outcome: str) -> None:
         """The caller did not ask for it: what was answered goes on without us."""
         if call.answered:
-            self._forget(call)
+            self.forget(call)
         else:
             self._cancel(call, outcome)
 
     def _cancel(self, call: Call, outcome: str = "") -> None:
         """The caller has given up; a callee that reads too slowly to be told finds out itself."""
-        if outcome and not call.answered:
+        if outcome and not (call.answered or call.is_carried):
             self._outcomes.failed(call.caller, str(call.callee.peer_id), outcome)
         line = encode("cancel", call=call.id)
         if call.offer is None and call.callee.has_room(line):  # it has been handed over
             call.callee.send(line)
-        self._forget(call)
+        self.forget(call)
 
-    def _forget(self, call: Call) -> None:
+    def forget(self, call: Call) -> None:
         self._calls.take_out(call)
         turns = self._turns.get(call.callee)
         if turns is not None:
@@ -409,17 +435,3 @@ class Calls:
 def _made_untrusted(caller: Member, message: Message) -> Call | None:
     """The call that the caller speaks of; None if it is over."""
     return caller.made(number_untrusted(message, "call", 0, MAX_CALL_NUMBER))
-
-
-def _text_untrusted(message: Message, name: str, most: int) -> str:
-    value = message.get(name)
-    if not isinstance(value, str) or len(value) > most:
-        raise BadPacket(f"{name} is not a text of at most {most} characters")
-    return value
-
-
-def peer_id_untrusted(message: Message, name: str) -> str:
-    value = message.get(name)
-    if not is_peer_id(value):
-        raise BadPacket(f"{name} is not a peer id")
-    return str(value)

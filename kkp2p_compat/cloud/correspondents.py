@@ -6,13 +6,15 @@ connections are closed by its kernel.  So the other side is told, and asks for i
 (docs/protocol.rst, "Gone").
 
 A peer is known by its id, over all its connections; a caller that has not logged in, by the one
-connection that it has.
+connection that it has.  Of two peers at different nodes both nodes know, and each tells the other
+of the peer that it has; a peer that moves to another node takes what is known of it along.
 """
 
 from __future__ import annotations
 
 import time
 from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable
 from typing import Any
 
 from ..control.wire import encode
@@ -33,10 +35,13 @@ _Pair = tuple[_Party, _Party]  # caller, callee
 
 
 class Correspondents:
-    """``online``: the peers that can be called, by id."""
+    """``online``: the peers that can be called, by id.  ``elsewhere``: is told of a peer that is
+    gone or back, and of those that are to hear it and are not online here.
+    """
 
     def __init__(self, online: dict[str, Member]) -> None:
         self._online = online
+        self.elsewhere: Callable[[str, list[str], bool], None] = lambda peer_id, others, back: None
         # The time of the last call, and the names of the last ones; the oldest pair first.
         self._calls: OrderedDict[_Pair, tuple[float, deque[str]]] = OrderedDict()
         self._pairs_of: defaultdict[_Party, dict[_Pair, None]] = defaultdict(dict)
@@ -45,14 +50,15 @@ class Correspondents:
     def __len__(self) -> int:
         return len(self._calls)
 
-    def met(self, caller: Member, callee: Member, call_id: str) -> None:
+    def met(self, caller: Member, callee_id: str, call_id: str) -> None:
         """A call was answered."""
-        if callee.peer_id is None:
-            return
-        known = caller.peer_id is not None and self._online.get(caller.peer_id) is caller
-        pair: _Pair = (caller.peer_id if caller.peer_id and known else caller, callee.peer_id)
+        peer_id = caller.peer_id
+        known = peer_id and (caller.is_online_elsewhere or self._online.get(peer_id) is caller)
+        self._enter((peer_id if peer_id and known else caller, callee_id), [call_id])
+
+    def _enter(self, pair: _Pair, new_calls: list[str]) -> None:
         _, calls = self._calls.pop(pair, (0.0, deque(maxlen=MAX_CALLS)))
-        calls.append(call_id)
+        calls.extend(new_calls)
         self._calls[pair] = time.monotonic(), calls
         for party in pair:
             pairs = self._pairs_of[party]
@@ -93,18 +99,51 @@ class Correspondents:
         elif session and session == left:
             self._tell(peer_id, back=True)
 
-    def _tell(self, party: _Party, **fields: Any) -> None:
-        for pair in list(self._pairs_of.get(party, ())):
-            caller, callee = pair
-            if party == callee:
-                self._send(caller, encode("gone", peer=callee, **fields))
-            else:
-                self._send(callee, encode("gone", calls=list(self._calls[pair][1]), **fields))
+    def replaced(self, peer_id: str) -> None:
+        """Another program has logged in under this id, at another node."""
+        self._tell(peer_id)
 
-    def _send(self, party: _Party, line: bytes) -> None:
-        member = self._online.get(party) if isinstance(party, str) else party
-        if member is not None and member.has_room(line):
+    def tell_one(self, peer_id: str, other: str, back: bool) -> None:
+        """As another node says: ``peer_id`` is gone, or back, and ``other`` is to hear it."""
+        for pair in ((other, peer_id), (peer_id, other)):
+            if pair in self._calls:
+                self._tell_other(pair, peer_id, back)
+
+    def hand_over(self, peer_id: str) -> list[list[Any]]:
+        """What is known of a peer that is at another node now: caller, callee and calls of each."""
+        pairs = [pair for pair in self._pairs_of.get(peer_id, ()) if isinstance(pair[0], str)]
+        return [[*pair, [*self._calls[pair][1]]] for pair in pairs]
+
+    def take_over(self, caller: str, callee: str, calls: list[str]) -> None:
+        """What another node has handed over."""
+        self._enter((caller, callee), calls)
+
+    def has(self, member: Member) -> bool:
+        return member in self._pairs_of
+
+    def _tell(self, party: _Party, back: bool = False) -> None:
+        others = [
+            other
+            for pair in list(self._pairs_of.get(party, ()))
+            if not self._tell_other(pair, party, back)
+            and isinstance(other := _other(pair, party), str)
+        ]
+        if others and isinstance(party, str):
+            self.elsewhere(party, others, back)
+
+    def _tell_other(self, pair: _Pair, party: _Party, back: bool) -> bool:
+        """Whether the other one of a pair is here."""
+        other = _other(pair, party)
+        member = self._online.get(other) if isinstance(other, str) else other
+        if member is None:
+            return False
+        name: dict[str, Any] = {"calls": [*self._calls[pair][1]]}
+        if party == pair[1]:
+            name = {"peer": party}
+        line = encode("gone", **name, back=back or None)
+        if member.has_room(line):
             member.send(line)
+        return True
 
     def _forget(self, pair: _Pair) -> None:
         del self._calls[pair]
@@ -113,3 +152,7 @@ class Correspondents:
             pairs.pop(pair, None)
             if not pairs:
                 del self._pairs_of[party]
+
+
+def _other(pair: _Pair, party: _Party) -> _Party:
+    return pair[0] if party == pair[1] else pair[1]

@@ -54,6 +54,10 @@ class Login:
             self._look_up, channel_binding=(BINDING_NAME, binding)
         )
 
+    def is_still_of(self, account: Account | None) -> bool:
+        """Whether it is good for this account, as that is now."""
+        return account is not None and account.verifier == self.verifier and not account.disabled
+
     def challenge_untrusted(self, client_first: object) -> str:
         try:
             self._server.set_client_first(_check_untrusted(client_first))

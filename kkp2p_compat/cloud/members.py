@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from .._bucket import Bucket
 from ..control.callers import ANYBODY
 from .control_connection import ControlConnection
-from .directory import NO_LIMITS, Account
+from .directory import NO_LIMITS, Account, Presence
 from .limits import Gatekeeper
 from .login import Login
 from .outside import plain_ip
@@ -34,12 +34,17 @@ class Member:
         "connection",
         "host",
         "incoming",
+        "is_online_elsewhere",
         "kept",
         "limits",
         "login",
+        "login_id",
+        "moves",
         "nat",
+        "number",
         "outgoing",
         "peer_id",
+        "presence",
         "round_trips",
         "seen",
         "session",
@@ -50,15 +55,20 @@ class Member:
     def __init__(self, connection: ControlConnection, limits: Limits) -> None:
         self.connection = connection
         self.host = connection.host
+        self.number = 0  # of its connection, at this node
         # Its login.
         self.peer_id: str | None = None  # once it has logged in
+        self.login_id: str | None = None  # as whom it logs in
         self.login: Login | None = None  # under way
         self.stored_key = b""  # of its account, when it logged in
         self.session = ""  # which program's login it is
         self.comes_again = False  # it was logged in before, and lost its connection
+        self.moves = False  # it knows ``move``
+        self.presence: Presence | None = None  # as the directory knows it, if it can be called
         self.told_callers = ANYBODY  # who may call it, as it has said
         self.callers = ANYBODY  # who of those may do so by its account, too
         self.limits = NO_LIMITS  # of its account
+        self.is_online_elsewhere = False  # a caller of another node, where it can be called, too
         # Where it is.
         self.seen = [plain_ip(self.host)]  # where the cloud sees it
         # JSON, what it has told of its NAT: 500 characters of brackets would be fifteen times that
@@ -76,7 +86,7 @@ class Member:
 
     def prove(self, account: Account) -> None:
         """It has logged in."""
-        self.peer_id, self.login = account.peer_id, None
+        self.peer_id, self.login, self.login_id = account.peer_id, None, None
         self.stored_key = account.verifier.stored_key
         self.obey(account)
         self.connection.prove(account.peer_id)
@@ -104,9 +114,14 @@ class Member:
         """The call that it made under this number."""
         return self.outgoing.get(number) or self.kept.get(number)
 
+    @property
+    def is_calling(self) -> bool:
+        """Whether it has calls that are not over."""
+        return bool(self.outgoing or self.incoming or self.kept)
+
     def welcome(self, idle_s: float) -> None:
         """It has said what it wants, without a login: it may be quiet for so long."""
-        if self.connection.is_new and self.login is None:
+        if self.connection.is_new and self.login_id is None:
             self.connection.allow_quiet(idle_s)
 
 
@@ -120,6 +135,7 @@ class Call:
         "caller",
         "due",
         "id",
+        "is_carried",
         "is_stranger",
         "made_at",
         "number",
@@ -127,6 +143,7 @@ class Call:
         "session",
         "share",
         "shown",
+        "to",
         "to_callee",
         "to_caller",
     )
@@ -141,9 +158,11 @@ class Call:
         self.caller = caller
         self.number = number
         self.callee = callee
+        self.to = str(callee.peer_id)
         self.made_at = now
         self.budget_ms = budget_ms
         self.due = int(now + budget_ms / 1000) + 1  # the second of the clock after which it is late
+        self.is_carried = False  # by another node, where the callee is
         self.is_stranger = caller.peer_id is None
         self.share = share  # whose call it is, see Turns
         self.shown = False  # the caller was at the relay

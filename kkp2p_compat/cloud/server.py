@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import secrets
 import socket
 import time
 from collections import deque
@@ -22,14 +21,16 @@ from gevent import socket as gsocket
 from gevent.pool import Group
 
 from .._io import READ
+from .._version import __version__
 from ..transport import relay_wire, tcp
 from ..transport.splice import MOST_PIPES
 from . import stun_tcp
 from .certificate import Certificate
 from .control_connection import CLOSE_S, ControlConnection
-from .directory import Directory
+from .directory import Directory, Node
 from .lane import LaneRelay
 from .limits import LOG_EVERY_S, Gatekeeper
+from .nodes import PROTOCOL, Load, Nodes
 from .open_directory import open_directory
 from .relay import Relay
 from .route import Route
@@ -112,9 +113,11 @@ class _Stranger:
 class Cloud:
     """Call order: ``start``, then ``address`` and the rest, ``stop`` (in a greenlet) at the end."""
 
-    def __init__(self, settings: CloudSettings) -> None:
+    def __init__(self, settings: CloudSettings, directory: Directory | None = None) -> None:
+        """``directory``: instead of the one that the settings name."""
         self.settings = settings
-        self.directory: Directory | None = None
+        self.directory = directory
+        self.nodes: Nodes | None = None
         self.usage: Usage | None = None
         self.track: Track | None = None
         self.relay: Relay | None = None
@@ -133,6 +136,9 @@ class Cloud:
         self._waiting: deque[_Stranger] = deque()  # for a TLS handshake
         self._pause_logged = -LOG_EVERY_S
         self._closing = Group()  # the greenlets that close sockets without loss
+        self._load = Load()
+        self._advertised = ("", 0)
+        self._is_draining = False
 
     @property
     def address(self) -> tuple[str, int]:
@@ -159,31 +165,57 @@ class Cloud:
             raise
 
     def stop(self, drain_s: float | None = None) -> None:
-        """Stop accepting, say good-bye to the peers, let relay sessions end, close everything.
+        """Stop accepting, send the peers away, let relay sessions end, close everything.
 
-        ``drain_s``: how long relay sessions have; None: as set.  With 0 nobody is waited for long.
+        ``drain_s``: how long that may take; None: as set.  With 0 nobody is waited for long.  Where
+        there are other nodes the peers move there one after the other, before they are left.
         """
         if self._listener is None:
             return
         drain_s = self.settings.drain_s if drain_s is None else drain_s
-        self._stop_accepting()
-        for item in self.gate.deadlines.items():
-            item.shut_down()
         until = time.monotonic() + drain_s
+        moving = self._begin_to_drain(drain_s)
+        self._stop_accepting()
         if self.lane is not None:
             self.lane.close()
+        if moving is None:
+            self._send_away()
         if self.relay is not None:
             self.relay.stop(drain_s)
         if self.lane is not None:
             self.lane.wait(until - time.monotonic())
+        if moving is not None:
+            moving.join(max(until - time.monotonic(), 0))
+            self._send_away()
         self.gate.empty.wait(min(CLOSE_S, drain_s) or AT_ONCE_S)
         self._close()
+
+    def _begin_to_drain(self, drain_s: float) -> gevent.Greenlet[..., None] | None:
+        """Tell the other nodes, and the peers to go there; None: there is no other."""
+        self._is_draining = True
+        if self.nodes is None or self.track is None or drain_s <= 0:
+            return None
+        if not any(node.port and not node.draining for node in self.nodes.others):
+            return None
+        self.track.is_draining = True
+        while self._on_accept():  # those that wait would be reset
+            pass
+        self.nodes.take_turn()
+        return gevent.spawn(self.track.move_all, drain_s)
+
+    def _send_away(self) -> None:
+        for item in self.gate.deadlines.items():
+            item.shut_down()
 
     def _start(self) -> None:
         settings = self.settings
         descriptors = max(raise_descriptor_limit() - SPARE_DESCRIPTORS, 16)
-        key = self._key = settings.relay_key or secrets.token_bytes(32)
-        self.directory = open_directory(None, settings.data, settings.accounts)
+        if self.directory is None:
+            data = None if settings.role == "relay" else settings.data
+            self.directory = open_directory(settings.directory, data, settings.accounts)
+        nodes = self.nodes = Nodes(self.directory, self._describe)
+        self.directory.start(nodes.id)
+        key = self._key = settings.relay_key or self.directory.secret_key()
         usage = self.usage = Usage(key, self.directory)
         if settings.serves_relay:
             pipes = min(descriptors // PIPE_SHARE, MOST_PIPES)
@@ -200,6 +232,7 @@ class Cloud:
             self.track = Track(
                 self.gate,
                 self.directory,
+                nodes,
                 settings.relays,
                 key,
                 usage,
@@ -207,8 +240,45 @@ class Cloud:
                 settings.turn_credentials,
             )
         self._listen()
+        self._advertised = self.address
         if self._control is not None:
             self._control.start()
+        nodes.start()
+
+    def _describe(self, node_id: str) -> Node:
+        """What the other nodes are to know of this one."""
+        settings = self.settings
+        host, port = self.advertised
+        track, relay, lane = self.track, self.relay, self.lane
+        relay_port = port if relay is not None else 0
+        sessions = (0 if relay is None else relay.sessions) + (
+            0 if lane is None else lane.table.sessions
+        )
+        return Node(
+            id=node_id,
+            role=settings.role,
+            host="" if self._control is None else host,
+            port=0 if self._control is None else port,
+            relay_host=host if relay_port else "",
+            relay_port=relay_port,
+            region=settings.region,
+            version=__version__,
+            protocol=PROTOCOL,
+            fingerprint=self.fingerprint.removeprefix("sha256:"),
+            draining=self._is_draining,
+            load=self._load.share,
+            stats={
+                "connections": self.gate.connections,
+                "peers": 0 if track is None else track.online,
+                "calls": 0 if track is None else track.calls,
+                "relay_sessions": sessions,
+            },
+        )
+
+    @property
+    def advertised(self) -> tuple[str, int]:
+        """Where peers reach this node."""
+        return self._advertised
 
     def _listen(self) -> None:
         for tries_left in reversed(range(1 if self.settings.port else PORT_TRIES)):
@@ -288,6 +358,8 @@ class Cloud:
                 item.expire()  # it did not go when it was told to
             gevent.sleep(0)
         self._closing.kill()
+        if self.nodes is not None:
+            self.nodes.stop()
         for timer in (self._sweeping, self._resuming, self._shaking):
             if timer is not None:
                 timer.close()
@@ -303,20 +375,22 @@ class Cloud:
 
     # Accepting.
 
-    def _on_accept(self) -> None:
+    def _on_accept(self) -> bool:
+        """Whether there may be more."""
         for _ in range(ACCEPTS_PER_TURN):
             if self._listener is None:
-                return
+                return False
             try:
                 sock, peer = self._listener.accept()
             except BlockingIOError:
-                return
+                return False
             except OSError as error:
                 if error.errno in _OUT_OF:
                     self._pause(error)
-                    return
+                    return False
                 continue  # that connection is gone already
             self._admit(sock, peer[0])
+        return True
 
     def _pause(self, error: OSError) -> None:
         """Waiting connections stay in the kernel's queue until a descriptor is free again."""
@@ -413,6 +487,8 @@ class Cloud:
         for part in (
             self.gate,
             self.directory,
+            self.nodes,
+            self._load,
             self.track,
             self.relay,
             self.lane,

@@ -107,6 +107,8 @@ class CloudSettings:
     tls_cert: Path | None = None  # PEM; with tls_key, instead of the certificate in ``data``
     tls_key: Path | None = None
     names: list[str] = field(default_factory=list)  # further ones, in the certificate in ``data``
+    directory: str | None = None  # URL of the one that the nodes of this cloud share
+    region: str = ""  # a name that means something to the operator
     accounts: dict[str, str] = field(default_factory=dict)  # throw-away ones: peer id to secret
     tracks: list[tuple[str, int]] = field(default_factory=list)  # of a route
     relays: list[tuple[str, int]] = field(default_factory=list)  # of a track; none: in this process

@@ -1,30 +1,37 @@
-"""The track: knows which peers are online; calls.py carries the calls between them.
+"""The track: lets peers log in; presences.py knows who is online, calls.py carries the calls.
 
-State lives in memory: ``_online``, by peer id.  A newer login under an id ends the older one,
-unless it only comes *again*: a program that was cut off and replaced meanwhile must not throw out
-the one that replaced it.  The ``session`` of a login tells the two apart.
+What the directory is asked for may take a while: then the connection waits, and nobody else does.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
+import random
 import time
 from collections import defaultdict
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import gevent
 
 from .._address import HostPort
 from .._errors import BadPacket
 from .._peer_id import is_peer_id
 from ..control.callers import MAX_TOLD_CHARS, Callers
 from ..control.wire import PROTOCOL_VERSION, Message, encode
-from .calls import Calls, peer_id_untrusted
+from .abroad import Abroad
+from .calls import Calls
 from .control_connection import QUIET_BEATS, ControlConnection, Service
-from .directory import Directory, Node
+from .directory import Account, Directory, DirectoryAway, Node
 from .limits import Gatekeeper
 from .login import Login, LoginFailed
 from .login_limits import LoginLimits
 from .members import Member
+from .messages import peer_id_untrusted
+from .nodes import Nodes
+from .presences import MAX_SESSION_CHARS, Found, Presences
 from .prober import Prober
 from .relays import Relays
 from .turn_credentials import TurnCredentials
@@ -34,8 +41,14 @@ __all__ = ["Track"]
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 # docs/protocol.rst
-MAX_SESSION_CHARS = 64
+MAX_CERTIFICATES = 256  # of other servers, that a client is told
+
+# Our choices.
+MOVING_SHARE = 0.5  # of the time to drain; the rest is for those that need longer, and for calls
+MOVE_TURN_S = 0.02
 
 
 class Track(Service):
@@ -47,6 +60,7 @@ class Track(Service):
         self,
         gate: Gatekeeper,
         directory: Directory,
+        nodes: Nodes,
         relays: list[HostPort],
         relay_key: bytes,
         usage: Usage,
@@ -56,7 +70,8 @@ class Track(Service):
         self._callers: set[Member] = set()  # logged in to call only
         self._online: dict[str, Member] = {}
         self._prober = Prober("relay", relays)
-        self._relays = Relays(relay_key, usage, self._living if relays else None)
+        living = self._living if relays or not directory.is_local else None
+        self._relays = Relays(relay_key, usage, living)
         self._calls = Calls(gate, self._online, self._relays, relay_key, turn)
         super().__init__(
             {
@@ -72,7 +87,15 @@ class Track(Service):
         self._logins = LoginLimits(gate.limits)
         self._directory = directory
         directory.on_account_changed = self._on_account_changed
-        self._certificates = certificates  # SHA-256s of those of the cloud's other servers
+        self._nodes = nodes
+        self._certificates = certificates  # SHA-256s of those of servers that have no directory
+        correspondents = self._calls.correspondents
+        self._presences = Presences(directory, nodes, self._online, correspondents)
+        self._abroad: Abroad | None = None
+        if not directory.is_local:
+            self._abroad = Abroad(nodes, directory, self._calls, self._presences, gate.limits)
+        self._numbers = itertools.count(1)
+        self.is_draining = False
 
     def start(self) -> None:
         self._prober.start()
@@ -80,7 +103,9 @@ class Track(Service):
     def stop(self) -> None:
         self._prober.stop()
 
-    def _living(self) -> list[Node]:
+    def _living(self) -> Iterable[Node]:
+        if not self._directory.is_local:
+            return self._nodes.living.values()
         places = enumerate(self._prober.alive)
         return [Node(f"{n:016x}", relay_host=place[0], relay_port=place[1]) for n, place in places]
 
@@ -93,22 +118,36 @@ class Track(Service):
         return len(self._calls)
 
     def sweep(self, now: float) -> None:
-        """To be called about once a second: late calls."""
-        self._calls.sweep(now)
-        self._calls.correspondents.sweep(now)
+        """To be called about once a second."""
+        for part in (self._calls, self._calls.correspondents, self._presences, self._abroad):
+            if part is not None:
+                part.sweep(now)
 
     def meet(self, connection: ControlConnection) -> Member:
-        return Member(connection, self._limits)
+        member = Member(connection, self._limits)
+        member.number = next(self._numbers)
+        return member
 
     def gone(self, member: Member) -> None:
         self._callers.discard(member)
-        peer_id = member.peer_id
-        was_online = peer_id is not None and self._online.get(peer_id) is member
-        if peer_id is not None and was_online:
-            del self._online[peer_id]
-            log.info("%s: offline", member)
+        was_online = self._presences.gone(member)
         self._calls.correspondents.gone(member, was_online)
         self._calls.gone(member)
+        if self._abroad is not None:
+            self._abroad.gone(member)
+
+    def move_all(self, drain_s: float) -> None:
+        """Send the peers to other nodes, one after the other; until they are there.  Waits."""
+        members = list(self._online.values())
+        random.shuffle(members)
+        began = time.monotonic()
+        for index, member in enumerate(members):
+            due = began + MOVING_SHARE * drain_s * index / len(members)
+            if (wait_s := due - time.monotonic()) >= MOVE_TURN_S:
+                gevent.sleep(wait_s)
+            self._presences.tell_to_move(member)
+        while self._online or self._presences.lingering:
+            gevent.sleep(MOVE_TURN_S)
 
     # Where a peer is, and whether it lives.
 
@@ -126,7 +165,7 @@ class Track(Service):
         peer_id = message.get("peer")
         try:
             logged_in = member.peer_id is not None and member not in self._callers
-            if member.login is not None or logged_in:
+            if member.login_id is not None or logged_in:
                 raise LoginFailed("bad-message", "a second login on one connection")
             if message.get("v") != PROTOCOL_VERSION or not is_peer_id(peer_id):
                 raise LoginFailed("bad-message", "not a login")
@@ -136,23 +175,36 @@ class Track(Service):
             member.session = session
             member.told_callers = Callers.parse_untrusted(message.get("callers"), MAX_TOLD_CHARS)
             member.comes_again = message.get("again") is True
-            member.connection.must_finish(self._limits.handshake_s)
-            call_only = message.get("call_only") is True
-            account = self._directory.account(str(peer_id))
-            login = member.login = Login(
-                account, member.connection.binding, str(peer_id), call_only
-            )
-            wait_s = self._hold(login, member.host)
+            member.moves = message.get("moves") is True
         except LoginFailed as error:
             self._refuse_login(member, peer_id, error)
         except BadPacket as error:
             self._refuse_login(member, peer_id, LoginFailed("bad-message", str(error)))
         else:
-            go_on = functools.partial(self._challenge, member, login, message.get("scram"))
-            if wait_s > 0:
-                member.connection.pause(wait_s, go_on)
-            else:
-                go_on()
+            if self.is_draining:
+                self._turn_away(member, "shutdown")
+                return
+            member.connection.must_finish(self._limits.handshake_s)
+            member.login_id = peer_id = str(peer_id)
+            self._ask(
+                member,
+                functools.partial(self._directory.account, peer_id),
+                functools.partial(self._begin_login, member, message),
+            )
+
+    def _begin_login(self, member: Member, message: Message, account: Account | None) -> None:
+        peer_id, call_only = str(member.login_id), message.get("call_only") is True
+        login = member.login = Login(account, member.connection.binding, peer_id, call_only)
+        try:
+            wait_s = self._hold(login, member.host)
+        except LoginFailed as error:
+            self._refuse_login(member, peer_id, error)
+            return
+        go_on = functools.partial(self._challenge, member, login, message.get("scram"))
+        if wait_s > 0:
+            member.connection.pause(wait_s, go_on)
+        else:
+            go_on()
 
     def _hold(self, login: Login, host: str) -> float:
         """How long it has to wait because others have failed before it."""
@@ -179,17 +231,36 @@ class Track(Service):
         peer_id = login.peer_id
         try:
             answer = login.welcome_untrusted(message.get("scram"))
-            account = self._directory.account(peer_id)
-            if account is None or account.verifier != login.verifier:
-                raise LoginFailed("removed", "while it logged in")
-            if account.disabled:
-                raise LoginFailed("removed", "the account is disabled")
         except LoginFailed as error:
             self._refuse_login(member, peer_id, error)
             return
+        self._ask(
+            member,
+            functools.partial(self._claim, member, login),
+            functools.partial(self._welcome, member, login, answer),
+        )
+
+    def _claim(self, member: Member, login: Login) -> tuple[Account | None, Found]:
+        """The account as it is now, and who had its place.  May wait."""
+        account = self._directory.account(login.peer_id)
+        if login.call_only or self._directory.is_local or not login.is_still_of(account):
+            return account, None
+        return account, self._presences.claim(member, login.peer_id)
+
+    def _welcome(
+        self, member: Member, login: Login, answer: str, claimed: tuple[Account | None, Found]
+    ) -> None:
+        account, found = claimed
+        peer_id = login.peer_id
+        if account is None or not login.is_still_of(account):
+            why = (
+                "the account is disabled" if account and account.disabled else "while it logged in"
+            )
+            self._refuse_login(member, peer_id, LoginFailed("removed", why))
+            return
         self._logins.succeeded(peer_id, member.host, login.paid, time.monotonic())
         member.prove(account)
-        beat_s, certificates = self._limits.beat_s, self._certificates or None
+        beat_s, certificates = self._limits.beat_s, self._vouched_for() or None
         relays = self._relays.told()
         member.send(
             encode("welcome", scram=answer, beat=beat_s, certificates=certificates, relays=relays)
@@ -200,17 +271,36 @@ class Track(Service):
             self._callers.add(member)
             return
         self._callers.discard(member)
-        old = self._online.get(peer_id)
-        if old is not None and member.comes_again and member.session != old.session:
-            log.info("%s: was replaced by %s meanwhile", member, old.host)
-            member.connection.finish(encode("bye", reason="duplicate"))
-            return
-        member.connection.allow_quiet(QUIET_BEATS * beat_s)
-        self._online[peer_id] = member
-        self._calls.correspondents.came(member, old)
-        log.info("%s: online%s", member, ", in place of " + old.host if old else "")
-        if old is not None:
-            old.connection.finish(encode("bye", reason="duplicate"))
+        if self._presences.settle(member, found):
+            member.connection.allow_quiet(QUIET_BEATS * beat_s)
+
+    def _vouched_for(self) -> list[str]:
+        """SHA-256s of the certificates of the cloud's other servers."""
+        others = (node.fingerprint for node in self._nodes.others if node.fingerprint)
+        return [*dict.fromkeys([*self._certificates, *others])][:MAX_CERTIFICATES]
+
+    def _ask(self, member: Member, question: Callable[[], T], then: Callable[[T], object]) -> None:
+        """Call ``then`` with the answer of the directory, which may take a while."""
+        if self._directory.is_local:
+            then(question())
+        else:
+            member.connection.wait_for(
+                functools.partial(_answer_or_away, question),
+                functools.partial(self._go_on, member, then),
+            )
+
+    def _go_on(
+        self, member: Member, then: Callable[[T], object], answer: T | DirectoryAway
+    ) -> None:
+        if isinstance(answer, DirectoryAway):
+            self._turn_away(member, "unavailable")
+        else:
+            then(answer)
+
+    def _turn_away(self, member: Member, reason: str) -> None:
+        """It may try again, best elsewhere: that is no verdict on who it is."""
+        self._gate.refused(member.host, f"no login for now: {reason}")
+        member.connection.finish(encode("bye", reason=reason))
 
     def _refuse_login(self, member: Member, peer_id: Any, error: LoginFailed) -> None:
         login = member.login
@@ -222,15 +312,34 @@ class Track(Service):
         member.connection.finish(encode("refused", reason=error.reason))
 
     def _on_account_changed(self, peer_id: str | None) -> None:
+        if self._directory.is_local:
+            self._hold_to_accounts(peer_id)
+        else:
+            gevent.spawn(self._hold_to_accounts, peer_id)
+
+    def _hold_to_accounts(self, peer_id: str | None) -> None:
         """Hold the logins of an account to what it is now; None: any may have changed."""
         members: defaultdict[str, list[Member]] = defaultdict(list)
         for member in (*self._online.values(), *self._callers):
             if member.peer_id is not None and peer_id in (None, member.peer_id):
                 members[member.peer_id].append(member)
-        for name, account in self._directory.accounts(members):
-            for member in members[name]:
-                if account is not None and member.is_still(account):
-                    member.obey(account)
-                else:
-                    log.info("%s: its account was removed, disabled or changed", member)
-                    member.connection.finish(encode("bye", reason="removed"))
+        try:
+            for name, account in self._directory.accounts(members):
+                for member in members[name]:
+                    self._hold_to_account(member, account)
+        except DirectoryAway as error:
+            log.warning("accounts have changed, and cannot be read: %s", error)
+
+    def _hold_to_account(self, member: Member, account: Account | None) -> None:
+        if account is not None and member.is_still(account):
+            member.obey(account)
+        else:
+            log.info("%s: its account was removed, disabled or changed", member)
+            member.connection.finish(encode("bye", reason="removed"))
+
+
+def _answer_or_away(question: Callable[[], T]) -> T | DirectoryAway:
+    try:
+        return question()
+    except DirectoryAway as error:
+        return error

@@ -33,7 +33,9 @@ __all__ = [
     "LineReader",
     "Message",
     "encode",
+    "encode_message",
     "number_untrusted",
+    "parse_untrusted",
 ]
 
 PROTOCOL_VERSION = 1
@@ -66,13 +68,17 @@ _encoder = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
 def encode(op: str, *, nat_text: str | None = None, **fields: Any) -> bytes:
     """One message as a line.  Fields that are None are left out.  ``nat_text``: ``nat`` as JSON."""
-    message = {"op": op, **{name: value for name, value in fields.items() if value is not None}}
-    text = _encoder.encode(message)
+    return encode_message({"op": op, **fields}, nat_text)
+
+
+def encode_message(message: Message, nat_text: str | None = None) -> bytes:
+    """As ``encode``; raises ValueError for one that is too long."""
+    text = _encoder.encode({name: value for name, value in message.items() if value is not None})
     if nat_text is not None:
         text = f'{text[:-1]},"nat":{nat_text}}}'
     line = text.encode() + b"\n"
     if len(line) > MAX_LINE_BYTES:
-        raise ValueError(f"a message {op} of {len(line)} bytes is over {MAX_LINE_BYTES}")
+        raise ValueError(f"a message {message['op']} of {len(line)} bytes is over {MAX_LINE_BYTES}")
     return line
 
 
@@ -118,7 +124,7 @@ class LineReader:
             self._at = end + 1
             if self._at == len(self._buffer):
                 self._buffer, self._at = b"", 0
-            yield _parse_untrusted(line)
+            yield parse_untrusted(line)
 
     def _check_length(self, size: int) -> None:
         if size < self._short_line:
@@ -155,7 +161,8 @@ def _has_half_pair(line: bytes) -> bool:
     return _HALF_PAIR.search(line.replace(b"\\\\", b"__")) is not None
 
 
-def _parse_untrusted(line: bytes) -> Message:
+def parse_untrusted(line: bytes) -> Message:
+    """One line, without its end; raises BadPacket."""
     try:
         text = line.decode().strip(_WHITE_SPACE)
         message, end = _decoder.raw_decode(text)

@@ -394,7 +394,7 @@ def test_a_bug_in_a_handler_costs_one_connection(
     with Client(cloud.address) as client:
         assert client.ask("beat")["op"] == "beat"
         with monkeypatch.context() as patch:
-            patch.setattr("kkp2p_compat.cloud.calls.number_untrusted", fail)
+            patch.setattr("kkp2p_compat.cloud.messages.number_untrusted", fail)
             client.send("call")
             assert client.ended()
     assert "a fault of ours" in caplog.text

@@ -22,10 +22,11 @@ from kkp2p_compat._errors import BadPacket, KKP2PError
 from kkp2p_compat.cloud import control_connection, limits, relay, track
 from kkp2p_compat.cloud.certificate import TLSIdentity
 from kkp2p_compat.cloud.control_connection import ControlConnection, Service
-from kkp2p_compat.cloud.directory import Account, Verifier
+from kkp2p_compat.cloud.directory import Account, Node, Verifier
 from kkp2p_compat.cloud.directory_local import LocalDirectory
 from kkp2p_compat.cloud.limits import Gatekeeper, Limits
 from kkp2p_compat.cloud.login import Login
+from kkp2p_compat.cloud.nodes import Nodes
 from kkp2p_compat.cloud.route import Route
 from kkp2p_compat.cloud.track import Track
 from kkp2p_compat.cloud.usage import Usage
@@ -160,9 +161,9 @@ def fuzz_track(data: bytes) -> None:
 
 def _fuzz_track(data: bytes) -> None:
     gate = Gatekeeper(Limits())
-    service = Track(
-        gate, _directory(), [("relay.example", 1)], KEY, Usage(KEY, LocalDirectory(None)), []
-    )
+    directory = _directory()
+    nodes, usage = Nodes(directory, Node), Usage(KEY, directory)
+    service = Track(gate, directory, nodes, [("relay.example", 1)], KEY, usage, [])
     ends = [_end(gate, service, f"192.0.2.{number}") for number in range(STRANGERS + 2)]
     for name, (connection, _) in zip((ALICE, "bob"), ends, strict=False):
         connection.known_as.prove(Account(name, Verifier(b"", b"", b"", 1), 0))

@@ -18,6 +18,7 @@ from gevent import ssl as gssl
 from scramp import ScramClient
 
 from helpers.support import ENVIRONMENT
+from kkp2p_compat.cloud.directory import Directory
 from kkp2p_compat.cloud.server import Cloud
 from kkp2p_compat.cloud.settings import CloudSettings, Limits
 from kkp2p_compat.control.binding import end_point_binding
@@ -72,12 +73,14 @@ def time_passes(cloud: Cloud, seconds: float) -> None:
 
 @contextmanager
 def running_cloud(
-    accounts: dict[str, str] | None = None, limits: dict[str, Any] | None = None, **settings: Any
-) -> Iterator[Cloud]:
+    accounts: dict[str, str] | None = None, limits: dict[str, Any] | None = None,
+    directory: Directory | None = None, **settings: Any,
+) -> Iterator[Cloud]:  # fmt: skip
     """A cloud on a free port of loopback that holds its limits against loopback, too."""
     limits = {"limit_loopback": True, **(limits or {})}
     settings = {"host": "127.0.0.1", "port": 0, "drain_s": 0.0, **settings}
-    cloud = Cloud(CloudSettings(accounts=accounts or {}, limits=Limits(**limits), **settings))
+    made = CloudSettings(accounts=accounts or {}, limits=Limits(**limits), **settings)
+    cloud = Cloud(made, directory)
     cloud.start()
     try:
         with gevent.Timeout(LIMIT_S, AssertionError("the test takes too long")):

@@ -1,0 +1,180 @@
+"""Calls between peers of two nodes: as if they were at one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from helpers.cloud_client import SEEN, time_passes, until
+from helpers.shared_directory import ACCOUNTS, Fleet, running_nodes
+from kkp2p_compat.cloud.abroad import UNHEARD_S
+
+
+@pytest.fixture
+def fleet() -> Iterator[Fleet]:
+    with running_nodes(2, ACCOUNTS) as (shared, clouds):
+        made = Fleet(shared, clouds)
+        yield made
+        for client in made.clients:
+            client.close()
+        until(made.is_clean)
+
+
+def test_a_call_from_offer_to_over(fleet: Fleet) -> None:
+    calling = fleet.caller.call("callee", 7, '{"text": "\\u4f60"}', 5000)
+    offer = fleet.callee.receive()
+    assert (calling["op"], calling["call"]) == ("calling", 7)
+    assert (offer["op"], offer["offer"]) == ("offer", '{"text": "\\u4f60"}')
+    assert 4000 < offer["ms"] <= 5000
+    assert offer["seen"] == SEEN
+    assert "from" not in offer
+    fleet.callee.send("answer", call=offer["call"], answer="yes")
+    assert fleet.caller.receive() == {"op": "answer", "call": 7, "answer": "yes", "seen": SEEN}
+    fleet.caller.send("trickle", call=7, text="more")
+    assert fleet.callee.receive() == {"op": "trickle", "call": offer["call"], "text": "more"}
+    fleet.callee.send("trickle", call=offer["call"], text="even more")
+    assert fleet.caller.receive() == {"op": "trickle", "call": 7, "text": "even more"}
+    assert fleet.calls == [1, 1]
+    fleet.caller.send("over", call=7)
+    until(fleet.is_clean)
+    assert fleet.callee.ask("beat") == {"op": "beat"}
+
+
+def test_a_caller_that_has_logged_in_is_named(fleet: Fleet) -> None:
+    caller = fleet.client(0, "caller")
+    caller.send("nat", nat={"mapping": "none"})
+    caller.call("callee")
+    offer = fleet.callee.receive()
+    assert (offer["from"], offer["nat"]) == ("caller", {"mapping": "none"})
+
+
+def test_declined_cancelled_and_gone(fleet: Fleet) -> None:
+    fleet.caller.call("callee", 1)
+    fleet.callee.send("decline", call=fleet.callee.receive()["call"], reason="busy")
+    assert fleet.caller.receive() == {"op": "declined", "call": 1, "reason": "busy"}
+    fleet.caller.call("callee", 2)
+    name = fleet.callee.receive()["call"]
+    fleet.caller.send("cancel", call=2)
+    assert fleet.callee.receive() == {"op": "cancel", "call": name}
+    fleet.caller.call("callee", 3)
+    name = fleet.callee.receive()["call"]
+    fleet.caller.close()
+    assert fleet.callee.receive() == {"op": "cancel", "call": name}
+    until(fleet.is_clean)
+
+
+def test_a_callee_that_leaves(fleet: Fleet) -> None:
+    fleet.caller.call("callee", 1)
+    fleet.callee.close()
+    assert fleet.caller.receive() == {"op": "declined", "call": 1, "reason": "left"}
+    assert fleet.caller.call("callee", 2) == {"op": "declined", "call": 2, "reason": "offline"}
+
+
+def test_nobody_there(fleet: Fleet) -> None:
+    assert fleet.caller.call("nobody", 1) == {"op": "declined", "call": 1, "reason": "offline"}
+    assert fleet.sent("call") == []
+
+
+def test_who_may_not_call_is_declined_by_the_callee_s_node(fleet: Fleet) -> None:
+    fleet.client(1, "other", callers="caller")
+    declined = {"op": "declined", "call": 1, "reason": "not-allowed"}
+    assert fleet.caller.call("other", 1) == declined
+    caller = fleet.client(0, "caller")
+    assert caller.call("other", 1)["op"] == "calling"
+
+
+def test_a_call_whose_time_is_over(fleet: Fleet) -> None:
+    fleet.caller.call("callee", 1, ms=2000)
+    name = fleet.callee.receive()["call"]
+    for cloud in fleet.clouds:
+        time_passes(cloud, 4)
+    assert fleet.callee.receive() == {"op": "cancel", "call": name}
+    until(fleet.is_clean)
+
+
+def test_a_number_may_be_used_again_when_its_call_was_answered(fleet: Fleet) -> None:
+    for _ in range(2):
+        fleet.caller.call("callee", 1)
+        fleet.callee.send("answer", call=fleet.callee.receive()["call"], answer="yes")
+        assert fleet.caller.receive()["op"] == "answer"
+    assert fleet.calls == [1, 1]
+
+
+def test_a_node_that_says_nothing(fleet: Fleet) -> None:
+    fleet.shared.lose = 1
+    fleet.caller.send("call", call=1, to="callee", ms=20_000, offer="{}")
+    until(lambda: fleet.calls == [1, 0])
+    time_passes(fleet.clouds[0], UNHEARD_S + 1)
+    assert fleet.caller.receive() == {"op": "declined", "call": 1, "reason": "unavailable"}
+
+
+def test_the_directory_is_away(fleet: Fleet) -> None:
+    """Who is at this node can still be called."""
+    here = fleet.client(0, "other")
+    fleet.shared.away = True
+    declined = {"op": "declined", "call": 1, "reason": "unavailable"}
+    assert fleet.caller.call("callee", 1) == declined
+    assert fleet.caller.call("other", 2)["op"] == "calling"
+    assert here.receive()["op"] == "offer"
+    fleet.shared.come_back()
+    assert fleet.caller.call("callee", 3)["op"] == "calling"
+
+
+def test_a_call_that_meets_a_login_which_is_not_complete(fleet: Fleet) -> None:
+    track = fleet.clouds[1].track
+    assert track is not None
+    track._presences._arriving["other"] = []
+    fleet.caller.send("call", call=1, to="callee", ms=20_000, offer="{}")
+    until(lambda: fleet.sent("call"))
+    line = {**fleet.sent("call")[0], "connection": 77}
+    line["message"] = {**line["message"], "to": "other", "call": 5}
+    nodes = fleet.clouds[1].nodes
+    assert nodes is not None
+    nodes.handlers["call"](fleet.id(0), line)
+    client = fleet.client(1, "other")
+    assert client.receive()["op"] == "offer"
+    nodes.handlers["left"](fleet.id(0), line)
+    assert client.receive()["op"] == "cancel"
+
+
+def test_a_node_that_is_gone(fleet: Fleet) -> None:
+    """Its callers' calls end, and those that it carried."""
+    fleet.caller.call("callee", 1)
+    fleet.callee.receive()
+    there = fleet.client(1)
+    here = fleet.client(0, "other")
+    there.call("other", 4)
+    offer = here.receive()
+    first = fleet.clouds[0].nodes
+    assert first is not None
+    del fleet.shared.leases[fleet.id(1)]
+    first.take_turn()
+    assert fleet.calls == [2, 2]  # it may only have been missed
+    first.take_turn()
+    assert fleet.caller.receive() == {"op": "declined", "call": 1, "reason": "left"}
+    assert here.receive() == {"op": "cancel", "call": offer["call"]}
+    assert fleet.calls[0] == 0
+
+
+def test_gone_is_told_over_the_border(fleet: Fleet) -> None:
+    caller = fleet.client(0, "caller")
+    caller.call("callee", 1)
+    name = fleet.callee.receive()["call"]
+    fleet.callee.send("answer", call=name, answer="yes")
+    assert caller.receive()["op"] == "answer"
+    stranger = fleet.client(0)
+    stranger.call("callee", 1)
+    strangers_call = fleet.callee.receive()["call"]
+    fleet.callee.send("answer", call=strangers_call, answer="yes")
+    assert stranger.receive()["op"] == "answer"
+    caller.close()
+    assert fleet.callee.receive() == {"op": "gone", "calls": [name]}
+    stranger.close()
+    assert fleet.callee.receive() == {"op": "gone", "calls": [strangers_call]}
+    again = fleet.client(0, "caller")
+    again.call("callee", 1)
+    fleet.callee.send("answer", call=fleet.callee.receive()["call"], answer="yes")
+    assert again.receive()["op"] == "answer"
+    fleet.callee.close()
+    assert again.receive() == {"op": "gone", "peer": "callee"}

@@ -1,0 +1,177 @@
+"""A directory that several clouds of one process share: as Redis is, with a switch for faults."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import gevent
+
+from helpers.cloud_client import Client, running_cloud
+from kkp2p_compat.cloud.directory import LEASE_S, DirectoryAway, Node, Presence, Refused
+from kkp2p_compat.cloud.directory_local import LocalDirectory
+from kkp2p_compat.cloud.server import Cloud
+
+__all__ = ["ACCOUNTS", "Fleet", "Shared", "SharedDirectory", "running_nodes"]
+
+
+class Shared:
+    """What all of them see.  ``away``: nobody is answered; ``lose``: how many lines get lost."""
+
+    def __init__(self) -> None:
+        self.leases: dict[str, tuple[Node, float]] = {}
+        self.presences: dict[str, Presence] = {}
+        self.listeners: dict[str, SharedDirectory] = {}
+        self.away = False
+        self.lose = 0
+        self.lines: list[tuple[str, dict[str, Any]]] = []  # to whom, and what
+
+    def alive(self) -> dict[str, Node]:
+        now = time.monotonic()
+        return {name: node for name, (node, until) in self.leases.items() if until > now}
+
+    def flush(self) -> None:
+        self.leases.clear()
+        self.presences.clear()
+
+    def come_back(self) -> None:
+        self.away = False
+        for directory in list(self.listeners.values()):
+            directory.away_since = None
+            directory.on_back()
+
+
+class SharedDirectory(LocalDirectory):
+    is_local = False
+
+    def __init__(self, shared: Shared, accounts: Mapping[str, str]) -> None:
+        super().__init__(None, accounts)
+        self._shared = shared
+        self._id = ""
+
+    def _wait(self) -> Shared:
+        gevent.sleep(0)
+        if self._shared.away:
+            self.away_since = self.away_since or time.monotonic()
+            raise DirectoryAway("the test has switched it off")
+        return self._shared
+
+    def start(self, node_id: str | None = None) -> None:
+        self._id = str(node_id)
+        self._shared.listeners[self._id] = self
+
+    def secret_key(self) -> bytes:
+        return b"k" * 32
+
+    def came(
+        self, presence: Presence, *, again: bool = False, restored: bool = False
+    ) -> Presence | Refused | None:
+        shared = self._wait()
+        old = shared.presences.get(presence.peer_id)
+        if old is not None and old.node not in shared.alive():
+            old = None
+        is_same = old is not None and _place(old) == _place(presence)
+        if old is not None and not is_same:
+            if again and old.session != presence.session:
+                return Refused(old)
+            if restored and old.since_us > presence.since_us:
+                return Refused(old)
+        shared.presences[presence.peer_id] = presence
+        return None if is_same else old
+
+    def left(self, presence: Presence) -> None:
+        if not self._shared.away and self._shared.presences.get(presence.peer_id) == presence:
+            del self._shared.presences[presence.peer_id]
+
+    def where(self, peer_id: str) -> Presence | None:
+        shared = self._wait()
+        found = shared.presences.get(peer_id)
+        return found if found is not None and found.node in shared.alive() else None
+
+    def lease(self, node: Node) -> None:
+        self._wait().leases[node.id] = node, time.monotonic() + LEASE_S
+
+    def release(self, node_id: str) -> None:
+        shared = self._wait()
+        shared.leases.pop(node_id, None)
+        for presence in list(shared.presences.values()):
+            if presence.node == node_id:
+                del shared.presences[presence.peer_id]
+
+    def nodes(self) -> list[Node]:
+        return list(self._wait().alive().values())
+
+    def send(self, node_id: str, line: bytes) -> None:
+        shared = self._shared
+        shared.lines.append((node_id, json.loads(line)))
+        if shared.lose:
+            shared.lose -= 1
+        elif not shared.away and node_id in shared.listeners:
+            gevent.spawn(shared.listeners[node_id].on_line, line)
+
+
+def _place(presence: Presence) -> tuple[str, int]:
+    return presence.node, presence.connection
+
+
+@contextmanager
+def running_nodes(
+    count: int, accounts: Mapping[str, str], **settings: Any
+) -> Iterator[tuple[Shared, list[Cloud]]]:
+    """Clouds that are one, and know each other."""
+    shared = Shared()
+    with ExitStack() as stack:
+        clouds = [
+            stack.enter_context(
+                running_cloud(directory=SharedDirectory(shared, accounts), **settings)
+            )
+            for _ in range(count)
+        ]
+        for cloud in clouds:
+            assert cloud.nodes is not None
+            cloud.nodes.take_turn()
+        yield shared, clouds
+
+
+ACCOUNTS = {"callee": "c", "caller": "d", "other": "o"}
+
+
+class Fleet:
+    """Two nodes, a callee at the second one and a caller without login at the first."""
+
+    def __init__(self, shared: Shared, clouds: list[Cloud]) -> None:
+        self.shared = shared
+        self.clouds = clouds
+        self.clients: list[Client] = []
+        self.caller = self.client(0)
+        self.callee = self.client(1, "callee")
+
+    def client(self, node: int, peer_id: str = "", **more: Any) -> Client:
+        client = Client(self.clouds[node].address)
+        self.clients.append(client)
+        if peer_id:
+            answer = client.login(peer_id, ACCOUNTS[peer_id], **more)
+            assert answer["op"] == "welcome", answer
+        return client
+
+    def id(self, node: int) -> str:
+        nodes = self.clouds[node].nodes
+        assert nodes is not None
+        return nodes.id
+
+    def sent(self, op: str) -> list[dict[str, Any]]:
+        return [line for _, line in self.shared.lines if line["op"] == op]
+
+    @property
+    def calls(self) -> list[int]:
+        return [0 if cloud.track is None else cloud.track.calls for cloud in self.clouds]
+
+    def is_clean(self) -> bool:
+        """Nothing is left of any call."""
+        gates = [cloud.gate for cloud in self.clouds]
+        return self.calls == [0] * len(self.clouds) and not any(
+            gate.open_calls or gate.kept_calls for gate in gates
+        )
