@@ -104,7 +104,7 @@ def engine_init(conf: engine_conf_t, timeout: int) -> engine_t | None:
         check_value(conf.login_port, 1, 65535, "login_port")
     check_value(conf.lan_search_port, 0, 65535, "lan_search_port")
     check_value(conf.max_log_size, 0, 2**63 - 1, "max_log_size")
-    for name in ("log_path", "login_ca"):
+    for name in ("log_path", "login_ca", "identity", "known_peers", "pin"):
         if getattr(conf, name) is not None:
             setattr(conf, name, check_text(getattr(conf, name), name))
     check_value(conf.tcp_only, 0, 1, "tcp_only")
@@ -250,8 +250,8 @@ def connect(engine: engine_t, ctx: connect_ctx_t, channel: channel_t | None) -> 
     called when the connect is over: in a new greenlet of the calling thread if that has a gevent
     hub, else on a thread of the SDK.  ``channel`` may then be None.
     Returns 0, -109 (not within ctx.timeout ms, or not online), -108 (the peer refuses), -107 (a
-    limit of the cloud, or the connection broke), -110, -117 (another login under our peer id ended
-    ours meanwhile), -119 (out of descriptors), -106, -1.  C: ``kkp2p_connect``.
+    limit of the cloud, or the connection broke), -110, -111 (not the known key of the peer), -117
+    (another login under our id ended ours), -119 (no descriptors), -106, -1.  C: ``kkp2p_connect``.
     """
     check_engine(engine)
     ctx = check_context(ctx)

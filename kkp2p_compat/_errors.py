@@ -28,6 +28,7 @@ __all__ = [
     "ParameterError",
     "PeerOffline",
     "TimedOut",
+    "UnprovenPeer",
     "from_os_error",
 ]
 
@@ -104,6 +105,12 @@ class CallRefused(KKP2PError):
 
 class NotAllowed(CallRefused):
     """this caller may not call us"""
+
+
+class UnprovenPeer(KKP2PError):
+    """the peer does not prove that it has the key that we know"""
+
+    code = _codes.KKP2P_ERROR_INVALID_PEER_KEY
 
 
 # The network's fault.

@@ -59,6 +59,17 @@ class engine_conf_t:
     and no_proxy say; "": none."""
     tcp_only: int = 0
     """Extension: 1: use no UDP, as in a network that blocks or strangles it."""
+    identity: str | None = None
+    """Extension: a file with the key by which peers may know this engine; it is made if it is
+    missing.  None: there is no key, or if known_peers or pin is set: that of the user,
+    ``$XDG_DATA_HOME/kkp2p/identity``."""
+    known_peers: str | None = None
+    """Extension: a file with a line ``PEER_ID sha256:HEX`` for each peer that is known by its key;
+    None: ``$XDG_DATA_HOME/kkp2p/known_peers``, if pin wants one."""
+    pin: str | None = None
+    """Extension: "off": no peer has to prove its key.  "first-use": one that is in known_peers has
+    to; others are put there when they first do.  "strict": all have to, and others than those in
+    known_peers are refused.  None: "first-use" if known_peers is set, else "off"."""
 
 
 @dataclass
@@ -165,3 +176,8 @@ class channel_stats_t:
     moves: tuple[tuple[float, str], ...]
     """From one path to another while the channel lived: how long after it was made, and from where
     to where and why, in words; the last 100.  ``path``, ``reason`` and ``address`` are of now."""
+    peer_fingerprint: str
+    """``sha256:HEX`` of the key that the peer has proved to have; "": it has proved none, and only
+    the cloud (or on the LAN nobody) says who it is."""
+    peer_pinned: bool
+    """That key is in our known_peers for this peer."""

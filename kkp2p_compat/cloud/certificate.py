@@ -12,7 +12,6 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import logging
-import os
 import socket
 import ssl as stdlib_ssl
 import tempfile
@@ -26,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from gevent import ssl
 
+from .._kept_files import write_whole
 from ..control.binding import end_point_binding
 from ..control.trust import fingerprint
 from ..traversal.interfaces import interfaces, source_addresses
@@ -132,11 +132,11 @@ def _kept_identity(data: Path, names: list[str]) -> TLSIdentity:
     if not (certificate.exists() and key_file.exists()):
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
         key = ec.generate_private_key(ec.SECP256R1())
-        _write(key_file, _key_pem(key), 0o600)
-        _write(certificate, _self_signed_pem(key, names), 0o644)
+        write_whole(str(key_file), _key_pem(key), 0o600)
+        write_whole(str(certificate), _self_signed_pem(key, names), 0o644)
     elif missing := set(names) - _names_in(certificate):
         pem = _self_signed_pem(_kept_key(key_file), names)
-        _write(certificate, pem, 0o644)
+        write_whole(str(certificate), pem, 0o644)
         log.warning(
             "%s was made anew, with %s: whoever has it as login_ca, or has its SHA-256, needs the"
             " new one; its key is the same",
@@ -217,16 +217,3 @@ def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-
-
-def _write(path: Path, content: bytes, mode: int) -> None:
-    """Put a file in place whole, and with its mode from the first byte on."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)  # mode 0600
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            os.fchmod(file.fileno(), mode)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise

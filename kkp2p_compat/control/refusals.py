@@ -20,6 +20,7 @@ from .._errors import (
     OutOfDescriptors,
     PeerOffline,
     TimedOut,
+    UnprovenPeer,
 )
 
 __all__ = ["FAULT", "login_refusal", "reason_for", "refusal", "show"]
@@ -28,7 +29,7 @@ FAULT = "fault"  # the callee's program failed by an exception that nobody expec
 _ANY_OTHER = "relay"  # what else goes wrong for a callee, it does on the way to the relay
 
 _BUSY = "the peer is busy: its accept queue is full, or it is out of descriptors"
-_NOT_ALLOWED = "the peer does not take calls from us: only certain callers may"
+_NOT_ALLOWED = "the peer does not take calls from us: only certain callers, or certain keys, may"
 
 # The reason; the error that the caller gets, and its text; the callee's errors that it stands for.
 _TABLE: tuple[tuple[str, type[KKP2PError], str, tuple[type[KKP2PError], ...]], ...] = (
@@ -36,7 +37,7 @@ _TABLE: tuple[tuple[str, type[KKP2PError], str, tuple[type[KKP2PError], ...]], .
     ("left", CallRefused, "the peer went offline during the call", ()),
     ("limit", LinkLost, "a limit of the cloud was met", ()),
     ("busy", CallRefused, _BUSY, (CallRefused, OutOfDescriptors)),
-    ("not-allowed", CallRefused, _NOT_ALLOWED, (NotAllowed,)),
+    ("not-allowed", CallRefused, _NOT_ALLOWED, (NotAllowed, UnprovenPeer)),
     ("timeout", TimedOut, "the peer did not answer in time", (TimedOut,)),
     (
         "unsupported",

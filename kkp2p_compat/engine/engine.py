@@ -40,6 +40,7 @@ from .channels.table import ChannelTable
 from .links.background import Background
 from .links.link_table import LinkTable
 from .links.peer_link import PeerLink
+from .links.pins import Pins
 from .links.roaming import Roaming
 from .paths.network import Network
 from .paths.relay_meter import RelayMeter
@@ -87,6 +88,7 @@ class Engine:
         self._background = Background(self.thread, log)
         self.channels = ChannelTable(self._background)
         try:
+            self.pins = pins = Pins.of(conf, log, spawn)
             self.acceptor = Acceptor(self.channels, self.settings.accept_queue_places, log)
         except KKP2PError:
             log.close()
@@ -105,14 +107,14 @@ class Engine:
         )
         self._meter = RelayMeter(self.network, self.way_out, self._handle_round_trips, log, spawn)
         roaming = Roaming(self._redial, self._check_cloud, log, spawn)
-        self.links = LinkTable(self.network, roaming, self.acceptor.handle_offered, log)
-        callee = Callee(self.network, self.links, log)
+        self.links = LinkTable(self.network, roaming, pins, self.acceptor.handle_offered, log)
+        callee = Callee(self.network, self.links, pins, log)
         self._lan = LanCallee(port, callers, callee, self.links, self.network, log, spawn)
-        self._incoming = IncomingCalls(callers, callee, self.acceptor, self.links, log, spawn)
+        self._incoming = IncomingCalls(callers, callee, self.acceptor, self.links, pins, log, spawn)
         try:
             self.client = self._make_client(fingerprints)
             self.dialer = Dialer(
-                self.client, port, self.network, self.links, self.settings, log, spawn
+                self.client, port, self.network, self.links, pins, self.settings, log, spawn
             )
             self._proxies = Proxies(self.dialer, self._background)
             self.thread.start()
@@ -156,9 +158,11 @@ class Engine:
         # by their own thread, so that the engine goes on meanwhile.
         from ..control import scram  # noqa: F401
 
+        self.pins.net_id = peer_id
         self.thread.call(self._incoming.join, self.client, peer_id, secret)
 
     def join_lan(self, peer_id: str) -> None:
+        self.pins.lan_id = peer_id
         self.thread.call(self._lan.join, peer_id)
 
     def accept(self, timeout_s: float) -> Channel | None:

@@ -207,6 +207,9 @@ TEXT_FIELDS = {
     "callers": "alice,bob",
     "login_fingerprint": "ab" * 32,
     "https_proxy": "http://proxy.example:3128",
+    "identity": "our key",
+    "known_peers": "peers that we know",
+    "pin": "first-use",
 }
 
 
@@ -218,6 +221,7 @@ def test_bytes_will_do_for_every_text_of_the_configuration(
     engine_conf: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     load_identity(tmp_path)  # makes cloud.crt
     conf = engine_conf(login_domain="127.0.0.1", login_port=9)
     setattr(conf, name, TEXT_FIELDS[name].encode())

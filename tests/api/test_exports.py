@@ -92,6 +92,9 @@ EXTENSIONS = {
         "login_fingerprint",
         "https_proxy",
         "tcp_only",
+        "identity",
+        "known_peers",
+        "pin",
     ],
     "channel_t": ["caller_id"],
 }

@@ -18,6 +18,7 @@ from ..._io import time_limit
 from ..channels.accept_queue import KEPT_PART
 from ..links.link_table import LinkTable
 from ..links.peer_link import LinkInfo, PeerLink
+from ..links.pins import UNPROVEN, Pins
 from ..paths.meeting import Meeting, Met
 from ..paths.network import Network
 from ..paths.path_finder import Path
@@ -91,9 +92,10 @@ class IncomingCall:
 class Callee:
     """``answer`` takes a call."""
 
-    def __init__(self, network: Network, links: LinkTable, log: Logger) -> None:
+    def __init__(self, network: Network, links: LinkTable, pins: Pins, log: Logger) -> None:
         self._network = network
         self._links = links
+        self._pins = pins
         self._log = log
         # Callers with an account have a pace of their own, whatever strangers do.
         self._paces = {has_account: Pace() for has_account in (False, True)}
@@ -103,6 +105,8 @@ class Callee:
         offer, asked = call.offer, call.offer.direct
         if asked is None or offer.key is None:
             raise BadPacket("a direct offer without a key")
+        if offer.restarts is None and not asked.proves:
+            self._pins.check_unproven(call.caller_id, UNPROVEN)
         underlay = self._network.underlay()
         moved = self._find_link(offer.restarts)
         self._see_if_there_is_room(underlay, moved, bool(call.caller_id))
@@ -117,7 +121,7 @@ class Callee:
     ) -> None:  # fmt: skip
         if moved is not None:
             underlay.own.make_sure(LOOK_S)
-        own_side = _own_side(underlay, call, asked)
+        own_side = _own_side(underlay, call, asked, self._pins.proves)
         answer = own_side.answer() if call.can_trickle else own_side.fit(own_side.answer)
         if not call.can_decline:
             call.answer(answer)
@@ -273,15 +277,16 @@ class _Search:
         return None
 
 
-def _own_side(underlay: Underlay, call: IncomingCall, asked: DirectOffer) -> OwnSide:
+def _own_side(underlay: Underlay, call: IncomingCall, asked: DirectOffer, proves: bool) -> OwnSide:
     own = underlay.own
-    if call.offer.mode == _codes.CONNECT_RELAY:
-        return OwnSide([], own.nat, asked=asked)  # nobody needs to know our addresses
+    if call.offer.mode == _codes.CONNECT_RELAY:  # nobody needs to know our addresses
+        return OwnSide([], own.nat, asked=asked, proves=proves)
     if not call.can_trickle:
-        return OwnSide(own.host_candidates(), asked=asked)
+        return OwnSide(own.host_candidates(), asked=asked, proves=proves)
     return OwnSide(
-        own.candidates(call.to_stranger), own.nat, asked=asked, to_stranger=call.to_stranger
-    )
+        own.candidates(call.to_stranger), own.nat, asked=asked, to_stranger=call.to_stranger,
+        proves=proves,
+    )  # fmt: skip
 
 
 def _link_info(call: IncomingCall, met: Met) -> LinkInfo:

@@ -25,6 +25,7 @@ from ...control.link import Link
 from ...control.outgoing import OutgoingCall
 from ...traversal.plan import Plan
 from ..links.peer_link import PeerLink
+from ..links.pins import UNPROVEN, Pins
 from ..paths.meeting import Meeting, Met
 from ..paths.network import Network
 from ..paths.relay_paths import RelayPaths
@@ -60,9 +61,10 @@ class Spoken:
 class CloudCaller:
     """``meet`` reaches a peer; ``redial`` finds new paths for a link."""
 
-    def __init__(self, client: CloudClient, network: Network) -> None:
+    def __init__(self, client: CloudClient, network: Network, pins: Pins) -> None:
         self._client = client
         self._network = network
+        self._pins = pins
 
     def meet(
         self, ctx: connect_ctx_t, deadline: float, attempt: Attempt, worked: str, take: Take
@@ -85,6 +87,8 @@ class CloudCaller:
                 timeline.step("answer")
                 attempt.search()
                 spoken = Spoken(own_side, offer, answer, link, call)
+                if not spoken.theirs.proves:
+                    self._pins.check_unproven(ctx.peer_id, UNPROVEN)
                 if ctx.connect_mode == _codes.CONNECT_RELAY:
                     return self._meet_by_relay(spoken, timeline, take)
                 with self._meeting(spoken, timeline) as meeting:
@@ -101,13 +105,13 @@ class CloudCaller:
             raise NoPath(str(error)) from error
 
     def _own_side(self, mode: int, deadline: float, worked: str, timeline: Timeline) -> OwnSide:
-        own = self._network.underlay().own
+        own, proves = self._network.underlay().own, self._pins.proves
         if mode == _codes.CONNECT_RELAY:
-            return OwnSide([], own.nat)  # nobody needs to know our addresses
+            return OwnSide([], own.nat, proves=proves)  # nobody needs to know our addresses
         own.ready.wait(max(0.0, min(FIRST_LOOK_S, (deadline - time.monotonic()) / 4)))
         timeline.step("own addresses")
         timeline.note(f"our NAT: {own.nat.text}")
-        return OwnSide(own.candidates(), own.nat, worked=worked)
+        return OwnSide(own.candidates(), own.nat, worked=worked, proves=proves)
 
     @contextmanager
     def _meeting(self, spoken: Spoken, timeline: Timeline) -> Iterator[Meeting]:

@@ -20,6 +20,7 @@ from ..._structs import connect_ctx_t
 from ...control.client import CloudClient
 from ..links.link_table import LinkTable
 from ..links.peer_link import PeerLink
+from ..links.pins import PLAIN, Pins
 from ..links.streams import OpenStream
 from ..paths.network import Network
 from ..runtime.engine_settings import EngineSettings
@@ -37,19 +38,21 @@ class Dialer:
 
     def __init__(
         self, client: CloudClient | None, lan_port: int, network: Network, links: LinkTable,
-        settings: EngineSettings, log: Logger, spawn: Callable[..., gevent.Greenlet[..., Any]],
+        pins: Pins, settings: EngineSettings, log: Logger,
+        spawn: Callable[..., gevent.Greenlet[..., Any]],
     ) -> None:  # fmt: skip
         self._client = client
         self._log = log
         self._udp = network.udp
-        self._lan = LanCaller(lan_port, network, log)
+        self._pins = pins
+        self._lan = LanCaller(lan_port, network, pins, log)
         self._by_lan = Remotes(
             self._lan.meet, links, _codes.CONNECT_P2P, True, settings, log, spawn
         )
         self._cloud: CloudCaller | None = None
         self._by_mode: dict[int, Remotes] = {}
         if client is not None:
-            self._cloud = cloud = CloudCaller(client, network)
+            self._cloud = cloud = CloudCaller(client, network, pins)
             for mode in (_codes.CONNECT_AUTO, _codes.CONNECT_P2P, _codes.CONNECT_RELAY):
                 self._by_mode[mode] = Remotes(cloud.meet, links, mode, False, settings, log, spawn)
 
@@ -83,7 +86,7 @@ class Dialer:
                 raise NotSupported("a LAN search goes by UDP, which tcp_only excludes")
             return self._by_lan.of(ctx.peer_id).open(ctx, deadline)
         if is_spliced(ctx):
-            return make_call(client, ctx, deadline - time.monotonic(), "the relay was asked for")
+            return self._make_call(client, ctx, deadline, "the relay was asked for")
         try:
             return self.remote(ctx.peer_id, ctx.connect_mode).open(ctx, deadline)
         except (NoPath, NotSupported, TimedOut, LinkLost, OurFault) as error:
@@ -93,7 +96,13 @@ class Dialer:
             if not is_auto or ctx.encrypt_data or ctx.channel_type != _codes.KKP2P_TCP_CHANNEL:
                 raise
             self._log.info("%s: by the relay as it is: %s", ctx.peer_id, error)
-            return make_call(client, ctx, deadline - time.monotonic(), str(error))
+            return self._make_call(client, ctx, deadline, str(error))
+
+    def _make_call(
+        self, client: CloudClient, ctx: connect_ctx_t, deadline: float, why_relay: str
+    ) -> OpenStream:
+        self._pins.check_unproven(ctx.peer_id, PLAIN)
+        return make_call(client, ctx, deadline - time.monotonic(), why_relay)
 
     def redial(self, link: PeerLink, budget_s: float, needs_tcp: bool) -> None:
         """Look for new paths to the peer of a link that we made, until it has one.

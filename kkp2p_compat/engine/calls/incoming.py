@@ -24,6 +24,7 @@ from ...control.refusals import FAULT, reason_for
 from ...control.wire import MAX_BUDGET_MS, Message, encode, number_untrusted
 from ..channels.acceptor import Acceptor
 from ..links.link_table import LinkTable
+from ..links.pins import PLAIN, Pins
 from ..paths.relay_paths import RelayAccess
 from ..signalling.offer import Offer, parse_offer_untrusted, vouched_untrusted
 from .callee import Callee, IncomingCall, share_of
@@ -74,13 +75,14 @@ class IncomingCalls:
     """``join`` logs in; ``handle_message`` takes what the cloud says of calls."""
 
     def __init__(
-        self, callers: Callers, callee: Callee, acceptor: Acceptor, links: LinkTable, log: Logger,
-        spawn: Callable[..., gevent.Greenlet[..., Any]],
+        self, callers: Callers, callee: Callee, acceptor: Acceptor, links: LinkTable, pins: Pins,
+        log: Logger, spawn: Callable[..., gevent.Greenlet[..., Any]],
     ) -> None:  # fmt: skip
         self._callers = callers
         self._callee = callee
         self._acceptor = acceptor
         self._links = links
+        self._pins = pins
         self._log = log
         self._spawn = spawn
         self._peer_id = ""
@@ -181,6 +183,7 @@ class IncomingCalls:
             self._decline(link, message, FAULT)
 
     def _accept_relayed(self, link: Link, message: Message, offer: Offer, budget_s: float) -> None:
+        self._pins.check_unproven(_caller_id(message), PLAIN)
         # Who has not been at the relay may never come there: his place is taken when he has.
         is_there = bool(_caller_id(message)) or message.get("shown") is True
         with (

@@ -22,6 +22,7 @@ from ...control.callers import Callers
 from ...traversal import lan
 from ..links.link_table import LinkTable
 from ..links.peer_link import PeerLink
+from ..links.pins import UNPROVEN, Pins
 from ..paths.meeting import Met
 from ..paths.network import Network
 from ..runtime.timeline import Timeline
@@ -40,10 +41,11 @@ MEETING_S = 10.0  # our choice: the callee does not know the caller's budget
 class LanCaller:
     """``meet`` reaches a peer that answers a search; ``redial`` finds a new path for a link."""
 
-    def __init__(self, port: int, network: Network, log: Logger) -> None:
+    def __init__(self, port: int, network: Network, pins: Pins, log: Logger) -> None:
         """``port``: lan_search_port."""
         self._port = port
         self._network = network
+        self._pins = pins
         self._log = log
 
     def meet(
@@ -51,9 +53,12 @@ class LanCaller:
     ) -> str:
         """See Meet.  ``worked`` does not matter: on the LAN there is one plan."""
         budget_s = attempt.deadline(deadline) - time.monotonic()
-        own_side = OwnSide(self._network.underlay().own.host_candidates())
+        own = self._network.underlay().own
+        own_side = OwnSide(own.host_candidates(), proves=self._pins.proves)
         offer = own_side.fit(lambda: own_side.offer(ctx, _codes.CONNECT_P2P))
         met = self._meet(ctx.peer_id, own_side, offer, budget_s, attempt.timeline)
+        if not met.theirs.proves:
+            self._pins.check_unproven(ctx.peer_id, UNPROVEN)
         take(met)
         return met.plan.kind
 

@@ -160,7 +160,7 @@ class Remote:
     ) -> Callable[[], object] | None:
         """See Dialer.ask."""
         link = self._usable_link()
-        if link is None:
+        if link is None or link.is_proving:  # nothing of a channel goes to who is not known yet
             return None
         began = time.monotonic()
         stream_id = -1

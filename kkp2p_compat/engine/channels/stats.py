@@ -22,6 +22,7 @@ def channel_stats(channel: Channel, own_nat: NatBehaviour) -> channel_stats_t:
     timeline = stream.timeline or Timeline()
     if timeline.own_nat != UNKNOWN:
         own_nat = timeline.own_nat
+    key = stream.peer_key
     return channel_stats_t(
         channel_id=channel.channel_id,
         reason=stream.reason,
@@ -37,5 +38,7 @@ def channel_stats(channel: Channel, own_nat: NatBehaviour) -> channel_stats_t:
             for move in stream.moves
             if move.at >= channel.made_at
         ),
+        peer_fingerprint="" if key is None else key.fingerprint,
+        peer_pinned=key is not None and key.is_pinned,
         **channel.stats(),
     )

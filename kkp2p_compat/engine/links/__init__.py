@@ -1,6 +1,8 @@
 """What carries bytes to a peer.  Knows no application.
 
 peer_link.py       a live connection with a peer: its life and its path
+pins.py            who we are for our peers, and whom we know by their keys
+proving.py         who is at the other end of a link
 link_channels.py   the channels on it
 link_table.py      all links of an engine
 path_choice.py     which of its paths a connection takes

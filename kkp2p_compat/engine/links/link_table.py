@@ -16,6 +16,7 @@ from ...transport.udp.stream_table import REFUSED_UNSUPPORTED
 from ...transport.udp.transport_settings import TransportSettings
 from ..paths.network import Network
 from .peer_link import LinkInfo, PeerLink, Roams
+from .pins import Pins
 
 __all__ = ["LinkTable"]
 
@@ -26,11 +27,12 @@ class LinkTable:
     """``on_offered`` takes a channel that a peer opens which has called us, or refuses it."""
 
     def __init__(
-        self, network: Network, roaming: Roams,
+        self, network: Network, roaming: Roams, pins: Pins,
         on_offered: Callable[[PeerLink, ChannelOffered], object], log: Logger,
     ) -> None:  # fmt: skip
         self._network = network
         self._roaming = roaming
+        self._pins = pins
         self._on_offered = on_offered
         self._log = log
         self._links: set[PeerLink] = set()
@@ -71,9 +73,12 @@ class LinkTable:
             self._links.discard,
             self._roaming,
             underlay.udp,
+            self._pins,
         )
         self._links.add(link)
         self._log.info("%s: %s, %s", info.name, link.describe(), callee.cipher)
+        if self._pins.proves and not link.is_proving:
+            self._log.warning("%s: proves no key: only what carried the call vouches", info.name)
         return link
 
     def find(self, connection_id: int) -> PeerLink | None:

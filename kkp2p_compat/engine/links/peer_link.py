@@ -13,16 +13,18 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..._codes import CONNECT_AUTO, CONNECT_P2P
-from ..._errors import EngineClosed, KKP2PError
+from ..._errors import BadPacket, EngineClosed, KKP2PError, UnprovenPeer
 from ...transport.udp import events as e
 from ...transport.udp.endpoint import Endpoint
 from ...transport.udp.liveness import Hearing
-from ...transport.udp.peer_connection import CLOSE_NORMAL, PeerConnection
+from ...transport.udp.peer_connection import CLOSE_NORMAL, CLOSE_UNPROVEN, PeerConnection
 from ..paths.meeting import Met
 from ..paths.path_kind import PathKind
 from ..paths.udp_use import UdpUse
 from .link_channels import LinkChannels
 from .link_paths import LinkPaths
+from .pins import Pins
+from .proving import PeerKey, Proving
 
 __all__ = ["LinkInfo", "PeerLink"]
 
@@ -80,6 +82,7 @@ class PeerLink:
         on_closed: Callable[[PeerLink], object],
         roaming: Roams,
         udp: UdpUse,
+        pins: Pins,
     ) -> None:
         self.connection = connection
         self.local_id = connection.local_id
@@ -88,6 +91,9 @@ class PeerLink:
         self.channels = LinkChannels(self)
         self.retired = False  # we are not the peer any more that was called
         self.closed: KKP2PError | None = None
+        self.peer_key: PeerKey | None = None  # once the peer has proved it
+        self._pins = pins
+        self._proving = _proving(pins, info)
         self._call_id = ""
         self._endpoint = endpoint
         self._log = log
@@ -102,6 +108,8 @@ class PeerLink:
             connection, info.met.path, info.met.reason, endpoint, self.wake, info.name, log,
             info.met.timeline.note, udp, is_caller=info.is_caller,
         )  # fmt: skip
+        if self._proving is not None:
+            connection.packer.queue_control(self._proving.proof)
         endpoint.add(self)
 
     @property
@@ -209,12 +217,17 @@ class PeerLink:
 
     def handle_event(self, event: e.Event) -> None:
         handler = self._handlers.get(type(event))
-        if handler is None:
+        if handler is not None:
+            handler(self, event)
+        elif self._proving is None:
             self.channels.handle_event(event)
         else:
-            handler(self, event)
+            self._hold(self._proving, event)
 
     def _handle_offered(self, event: e.ChannelOffered) -> None:
+        if self._proving is not None:
+            self._hold(self._proving, event)
+            return
         self.channels.offer(event.stream_id)
         self._on_offered(self, event)
 
@@ -228,14 +241,71 @@ class PeerLink:
         self._roaming.handle_recovered(self)
 
     def _handle_closed(self, event: e.Closed) -> None:
-        self.closed = event.error
+        self.closed = error = self.closed or event.error
         level = logging.WARNING if self.channels.carried else logging.INFO
-        self._log.log(level, "%s: connection ended: %s", self.name, event.error)
+        self._log.log(level, "%s: connection ended: %s", self.name, error)
         self._roaming.handle_closed(self)
         self._endpoint.remove(self)
         self.paths.close()
-        self.channels.handle_closed(event.error)
+        self.channels.handle_closed(error)
         self._on_closed(self)
+
+    # Who the peer is.
+
+    @property
+    def is_proving(self) -> bool:
+        """Whether the peer's proof has not come yet."""
+        return self._proving is not None
+
+    def _hold(self, proving: Proving, event: e.Event) -> None:
+        try:
+            proving.hold(event)
+        except BadPacket as error:
+            self._refuse(error)
+
+    def _handle_proof(self, event: e.ProofReceived) -> None:
+        proving = self._proving
+        if proving is None or self.peer_key is not None or self.closed is not None:
+            return  # it came before, or nobody asked for it
+        try:
+            self.peer_key, new_id = proving.check_untrusted(event.proof)
+        except UnprovenPeer as error:
+            self._refuse(error)
+            return
+        if new_id:
+            fingerprint = self.peer_key.fingerprint
+            self._pins.remember(new_id, fingerprint, self._handle_remembered)
+        else:
+            self._go_on(proving)
+
+    def _handle_remembered(self, problem: KKP2PError | None) -> None:
+        if self._proving is None or self.peer_key is None or self.closed is not None:
+            return
+        if problem is not None:
+            self._refuse(problem)
+            return
+        self.peer_key = self.peer_key._replace(is_pinned=True)
+        self._go_on(self._proving)
+
+    def _go_on(self, proving: Proving) -> None:
+        """The peer is who it says: what has waited for that happens now."""
+        self._proving = None
+        if self.peer_key is not None:
+            pinned = "known" if self.peer_key.is_pinned else "not kept"
+            self._log.info("%s: its key: %s, %s", self.name, self.peer_key.fingerprint, pinned)
+        for event in proving.take():
+            self.handle_event(event)
+        self.wake()
+
+    def _refuse(self, error: KKP2PError) -> None:
+        """Nothing that has come is taken, nor anything that still comes."""
+        if self.closed is not None:
+            return
+        self.closed = error
+        self._log.error("%s: refused: %s", self.name, error)
+        self.connection.close(CLOSE_UNPROVEN, "the proof is not accepted", time.monotonic())
+        self.channels.handle_closed(error)
+        self.wake()
 
     # All that are not about one channel.
     _handlers: dict[type, Callable[[Any, Any], None]] = {  # noqa: RUF012
@@ -246,6 +316,7 @@ class PeerLink:
         e.PathSilent: _handle_of_a_path,
         e.PathSuspected: _handle_path_suspected,
         e.PathRecovered: _handle_path_recovered,
+        e.ProofReceived: _handle_proof,
         e.Closed: _handle_closed,
     }
 
@@ -253,6 +324,8 @@ class PeerLink:
 
     def sweep(self) -> None:
         """Every few seconds: end what nobody uses."""
+        if self._proving is not None and self._proving.is_late:
+            self._refuse(UnprovenPeer("no proof of who the peer is has come"))
         self.channels.sweep()
         if self.channels.unused_for(IDLE_S):
             self.close("not in use")
@@ -269,3 +342,17 @@ class PeerLink:
         self.close("the engine is destroyed")
         self._endpoint.remove(self)
         self._handle_closed(e.Closed(EngineClosed()))
+
+
+def _proving(pins: Pins, info: LinkInfo) -> Proving | None:
+    """None: one of the two sides proves nothing."""
+    met = info.met
+    if not (met.ours.proves and met.theirs.proves):
+        return None
+    return Proving(
+        pins,
+        met,
+        own_id=info.own_id or (pins.lan_id if info.is_lan else pins.net_id),
+        called_id=info.peer_id or info.own_id,
+        claimed_id=info.peer_id or info.caller_id,
+    )

@@ -25,6 +25,7 @@ from ..runtime.timeline import Timeline
 from .background import Background
 from .path_choice import Move
 from .peer_link import PeerLink
+from .proving import PeerKey
 
 __all__ = [
     "Carried",
@@ -86,6 +87,11 @@ class OpenStream:
     def moves(self) -> Sequence[Move]:
         """From one path to another."""
         return ()
+
+    @property
+    def peer_key(self) -> PeerKey | None:
+        """That the peer has proved to have."""
+        return None
 
     @property
     def address(self) -> tuple[str, int] | None:
@@ -174,6 +180,10 @@ class LinkStream(OpenStream):
     @property
     def moves(self) -> Sequence[Move]:
         return self._link.paths.moves
+
+    @property
+    def peer_key(self) -> PeerKey | None:
+        return self._link.peer_key
 
     @property
     def address(self) -> tuple[str, int]:

@@ -21,6 +21,7 @@ from ...traversal.plan import KINDS as PLANS
 
 __all__ = ["DirectOffer", "id_text", "parse_id_untrusted"]
 
+PROOF_VERSION = 1  # that we know; who knows later ones, knows it, too
 _ID_DIGITS = 16
 _ID = re.compile(rf"[0-9a-f]{{{_ID_DIGITS}}}")
 _random = SystemRandom()
@@ -31,7 +32,8 @@ class DirectOffer:
     """One side's part.
 
     ``cipher``: the one that the caller prefers, or that the callee has chosen.  ``worked``: the
-    kind of plan by which this caller last met this callee; "" if none is known.
+    kind of plan by which this caller last met this callee; "" if none is known.  ``proves``: this
+    side shows who it is on the connection, if the other side does, too.
 
     Two fields are not sent.  ``vouched``: the IP addresses at which the cloud has seen the other
     side (None: it cannot tell).  ``to_stranger``: ours names only addresses that everybody can see
@@ -46,19 +48,22 @@ class DirectOffer:
     worked: str
     vouched: frozenset[str] | None = None
     to_stranger: bool = False
+    proves: bool = False
 
     @classmethod
     def make(
         cls, candidates: list[Candidate], nat: NatBehaviour, worked: str,
-        asked: DirectOffer | None = None, to_stranger: bool = False,
+        asked: DirectOffer | None = None, to_stranger: bool = False, proves: bool = False,
     ) -> DirectOffer:  # fmt: skip
         """Ours; ``asked``: the caller's, when we answer."""
         cipher = preferred_cipher()
-        if asked is not None and cipher == AES:
-            cipher = asked.cipher  # a side without AES instructions decides for both
+        if asked is not None:
+            if cipher == AES:
+                cipher = asked.cipher  # a side without AES instructions decides for both
+            proves = proves and asked.proves
         credentials = Credentials.make(_random)
         number = secrets.randbits(64)
-        return cls(number, credentials, candidates, cipher, nat, worked, None, to_stranger)
+        return cls(number, credentials, candidates, cipher, nat, worked, None, to_stranger, proves)
 
     def fields(self) -> dict[str, Any]:
         return {
@@ -69,6 +74,7 @@ class DirectOffer:
             "candidates": [candidate.text for candidate in self.candidates],
             **({"nat": self.nat.fields()} if self.nat != UNKNOWN else {}),
             **({"worked": self.worked} if self.worked else {}),
+            **({"proof": PROOF_VERSION} if self.proves else {}),
         }
 
     @classmethod
@@ -78,7 +84,7 @@ class DirectOffer:
         cipher = fields.get("cipher")
         if not isinstance(cipher, str) or cipher not in CIPHERS:
             raise BadPacket("a direct part with an unknown cipher")
-        worked = fields.get("worked")
+        worked, proof = fields.get("worked"), fields.get("proof")
         return cls(
             parse_id_untrusted(fields.get("id")),
             Credentials.parse_untrusted(fields.get("ufrag"), fields.get("pwd")),
@@ -86,6 +92,7 @@ class DirectOffer:
             cipher,
             NatBehaviour.parse_untrusted(fields.get("nat")),
             worked if isinstance(worked, str) and worked in PLANS else "",
+            proves=type(proof) is int and proof >= PROOF_VERSION,
         )
 
 

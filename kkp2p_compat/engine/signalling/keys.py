@@ -18,7 +18,9 @@ from ..._errors import BadPacket, NotSupported
 
 __all__ = ["CallKeys", "make_private_key"]
 
-SECRET_BYTES = 32  # docs/protocol.rst: each of the two directions' and the trickled texts'
+SECRET_BYTES = (
+    32  # docs/protocol.rst: each of the two directions', the trickled texts' and the proofs'
+)
 
 
 class CallKeys(NamedTuple):
@@ -27,18 +29,19 @@ class CallKeys(NamedTuple):
     send: bytes
     receive: bytes
     trickle: bytes
+    proof: bytes  # both sides sign it: see identity.py
 
     @classmethod
     def derive(
         cls, private: X25519PrivateKey, public: bytes, offer: str, answer: str, is_caller: bool
     ) -> CallKeys:
         """BadPacket if the peer's key is not usable."""
-        block = _agree(private, public, offer, answer, b"kkp2p udp 1", 3 * SECRET_BYTES)
-        callers, callees, trickle = (
+        block = _agree(private, public, offer, answer, b"kkp2p udp 1", 4 * SECRET_BYTES)
+        callers, callees, trickle, proof = (
             block[start : start + SECRET_BYTES] for start in range(0, len(block), SECRET_BYTES)
         )
         send, receive = (callers, callees) if is_caller else (callees, callers)
-        return cls(send, receive, trickle)
+        return cls(send, receive, trickle, proof)
 
 
 def make_private_key() -> X25519PrivateKey:

@@ -22,15 +22,17 @@ class OwnSide:
     def __init__(
         self, candidates: Sequence[Candidate], nat: NatBehaviour = UNKNOWN, *,
         asked: DirectOffer | None = None, worked: str = "", to_stranger: bool = False,
+        proves: bool = False,
     ) -> None:  # fmt: skip
         """``asked``: the caller's direct part, when we answer.  ``worked``: the kind of plan that
         last led to this peer.  ``to_stranger``: only what everybody may know, also later.
+        ``proves``: we show who we are, if the peer does.
 
         Raises NotSupported as ``make_private_key``.
         """
         self._private = make_private_key()
         self.is_caller = asked is None
-        self.direct = DirectOffer.make(list(candidates), nat, worked, asked, to_stranger)
+        self.direct = DirectOffer.make(list(candidates), nat, worked, asked, to_stranger, proves)
 
     @property
     def _public(self) -> bytes:

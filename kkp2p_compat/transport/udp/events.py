@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from ..._address import Address
 from ..._errors import KKP2PError
+from .frames import Proof
 
 __all__ = [
     "ChannelOffered",
@@ -29,6 +30,7 @@ __all__ = [
     "PathSilent",
     "PathSuspected",
     "PathUnproved",
+    "ProofReceived",
     "Readable",
     "ResetReceived",
     "Stopped",
@@ -145,6 +147,13 @@ class PathRecovered:
 
 
 @dataclass(slots=True)
+class ProofReceived:
+    """The peer shows who it is."""
+
+    proof: Proof
+
+
+@dataclass(slots=True)
 class Closed:
     """The end: nothing more will be sent.  What has come can still be read."""
 
@@ -167,6 +176,7 @@ Event = (
     | PathSilent
     | PathSuspected
     | PathRecovered
+    | ProofReceived
     | Closed
 )
 

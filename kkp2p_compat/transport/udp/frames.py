@@ -17,6 +17,7 @@ from functools import lru_cache
 from itertools import repeat
 from typing import Any, NamedTuple
 
+from ..._codes import MAX_PEER_ID
 from ..._errors import BadPacket
 from .ranges import RangeSet
 
@@ -39,6 +40,7 @@ MAX_STREAM_DATA = 0x11
 PATH_CHALLENGE = 0x12
 PATH_RESPONSE = 0x13
 CLOSE = 0x14
+PROOF = 0x15
 
 STREAM_HEADER = struct.Struct(">BIQ")  # type, stream, offset
 STREAM_SIZED_HEADER = struct.Struct(">BIQH")  # and the bytes of data
@@ -155,9 +157,17 @@ class Close(NamedTuple):
     reason: str  # the peer's words: quote them before they go to a log
 
 
+class Proof(NamedTuple):
+    """Shows who the sender is; what it is made of is for others to know."""
+
+    key: bytes
+    signature: bytes
+    peer_id: bytes  # ended by zeros
+
+
 Frame = (
     Ping | Ack | Open | Opened | Refused | Reset | Stop | Stream | Datagram | MaxData
-    | MaxStreamData | PathChallenge | PathResponse | Close
+    | MaxStreamData | PathChallenge | PathResponse | Close | Proof
 )  # fmt: skip
 
 
@@ -182,6 +192,7 @@ _FIXED: dict[int, tuple[struct.Struct, Callable[..., Frame]]] = {
 }
 
 MAX_CONTROL_BYTES = 1 + max(layout.size for layout, _ in _FIXED.values())
+_FIXED[PROOF] = struct.Struct(f">32s64s{MAX_PEER_ID}s"), Proof  # longer, and sent once
 
 _new = tuple.__new__  # the constructor of a NamedTuple is a Python function, and four times slower
 

@@ -24,11 +24,11 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..._address import Address
-from ..._errors import BadPacket, KKP2PError, LinkLost
+from ..._errors import BadPacket, CallRefused, KKP2PError, LinkLost
 from . import frames as f
 from .acks import Received
 from .clock import Clock, Timer
-from .events import Closed, EventQueue, PathRecovered, PathSuspected, Transmit
+from .events import Closed, EventQueue, PathRecovered, PathSuspected, ProofReceived, Transmit
 from .gathering import Gathering
 from .lifecycle import Cue, Lifecycle, Phase
 from .liveness import SILENCE_S, Liveness
@@ -44,11 +44,12 @@ from .transport_settings import TransportSettings
 if TYPE_CHECKING:
     from random import Random
 
-__all__ = ["CLOSE_NORMAL", "CLOSE_PROTOCOL_ERROR", "Load", "PeerConnection"]
+__all__ = ["CLOSE_NORMAL", "CLOSE_PROTOCOL_ERROR", "CLOSE_UNPROVEN", "Load", "PeerConnection"]
 
 # CLOSE codes: our choice, docs/protocol.rst.
 CLOSE_NORMAL = 0
 CLOSE_PROTOCOL_ERROR = 1
+CLOSE_UNPROVEN = 3
 
 # Our choices.
 STALL_S = 1.0  # a timer that is so late tells that this host was asleep, or has far too much to do
@@ -243,13 +244,14 @@ class PeerConnection:
 
     def _handle_close(self, frame: f.Close, address: Address) -> None:
         reason = f"the peer closed the connection: code {frame.code}, {frame.reason!r}"
-        self._end(Cue.LOST, LinkLost(reason))
+        self._end(Cue.LOST, (CallRefused if frame.code == CLOSE_UNPROVEN else LinkLost)(reason))
 
     _handlers: dict[type, Callable[[Any, Any, Address], None]] = {  # noqa: RUF012
         f.Ping: _handle_ping,
         f.PathChallenge: _handle_path_challenge,
         f.PathResponse: _handle_path_response,
         f.Close: _handle_close,
+        f.Proof: lambda self, frame, address: self._events.put(ProofReceived(frame)),
     }
 
     # Time.

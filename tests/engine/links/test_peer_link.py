@@ -7,12 +7,14 @@ import math
 from types import SimpleNamespace
 from typing import Any
 
+import gevent
 import pytest
 
 from helpers.line_server import wait_for
 from kkp2p_compat._errors import LinkLost
 from kkp2p_compat.engine.links import link_paths
 from kkp2p_compat.engine.links.peer_link import LinkInfo, PeerLink
+from kkp2p_compat.engine.links.pins import Pins
 from kkp2p_compat.engine.paths.path_finder import Path
 from kkp2p_compat.engine.paths.path_kind import PathKind
 from kkp2p_compat.engine.paths.udp_use import UdpUse
@@ -22,7 +24,10 @@ from kkp2p_compat.transport.udp.liveness import Hearing
 HOME = ("192.0.2.1", 5)
 # What the link asks for here.
 MET: Any = SimpleNamespace(
-    path=Path(HOME, 0.01), reason="", timeline=SimpleNamespace(note=lambda text: None)
+    path=Path(HOME, 0.01),
+    reason="",
+    timeline=SimpleNamespace(note=lambda text: None),
+    ours=SimpleNamespace(proves=False),
 )
 
 
@@ -77,6 +82,7 @@ class Case:
             lambda link: self.asked.append("forget"),
             roaming,
             UdpUse(False, logging.getLogger("test")),
+            Pins(None, None, False, logging.getLogger("test"), gevent.spawn),
         )
 
 

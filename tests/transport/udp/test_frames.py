@@ -44,6 +44,10 @@ VECTORS: list[tuple[frames.Frame, str]] = [
     (frames.PathResponse(b"\0" * 8), "13 0000000000000000"),
     (frames.Close(4, "vé"), "14 04 03 76c3a9"),
     (frames.Close(0, ""), "14 00 00"),
+    (
+        frames.Proof(bytes(range(32)), b"\1" * 64, b"bob".ljust(32, b"\0")),
+        "15" + bytes(range(32)).hex() + "01" * 64 + "626f62" + "00" * 29,
+    ),
 ]
 TO_THE_END: list[tuple[frames.Frame, str]] = [
     (frames.Stream(6, 1, memoryview(b"ab"), False), "08 00000006 0000000000000001 6162"),
@@ -93,6 +97,7 @@ ANY_FRAME: st.SearchStrategy[frames.Frame] = st.one_of(
     st.builds(frames.PathChallenge, TOKEN),
     st.builds(frames.PathResponse, TOKEN),
     st.builds(frames.Close, U8, st.text(max_size=60)),
+    st.builds(frames.Proof, *(st.binary(min_size=size, max_size=size) for size in (32, 64, 32))),
 )
 
 
@@ -115,7 +120,7 @@ def test_stream_data_to_the_end_of_the_packet(frame: frames.Stream, text: str) -
 
 def test_every_frame_type_has_a_vector() -> None:
     types = {bytes.fromhex(text)[0] for _, text in VECTORS + TO_THE_END}
-    assert types | {frames.PADDING} == {*range(0x0D), *range(0x10, 0x15)}
+    assert types | {frames.PADDING} == {*range(0x0D), *range(0x10, 0x16)}
 
 
 @repeatable
@@ -160,7 +165,7 @@ def test_the_header_of_stream_data_to_the_end_cut_short(text: str) -> None:
     [
         ("", "without a frame"),
         ("0d", "unknown type 0x0d"),
-        ("01 15", "unknown type 0x15"),
+        ("01 16", "unknown type 0x16"),
         ("ff", "unknown type 0xff"),
         ("03 00000002 00 02 00000000", "encrypt_data"),
         ("02 0000000000000001 00000000 00000002 00", "below zero"),
@@ -175,6 +180,7 @@ def test_the_header_of_stream_data_to_the_end_cut_short(text: str) -> None:
         ("14 04 02 c328", "not UTF-8"),
         ("14 04 01 c3", "not UTF-8"),
         ("12 31323334353637", "cut short"),
+        ("15" + "00" * 127, "cut short"),
     ],
 )
 def test_refused(text: str, reason: str) -> None:

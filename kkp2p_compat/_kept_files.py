@@ -1,0 +1,81 @@
+"""Small files that programs keep: read with a bound, replaced whole, changed by one at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import stat
+import time
+from collections.abc import Iterator
+
+__all__ = ["data_folder", "locked", "read_small", "write_whole"]
+
+# Our choices.
+LOCK_S = 5.0  # whoever changes a file has it for milliseconds
+LOOK_S = 0.01  # between two tries to get the lock, as there is no wait for it that ends
+
+
+def data_folder() -> str:
+    """The user's (XDG base directories)."""
+    base = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
+    return os.path.join(base, "kkp2p")
+
+
+def _open(path: str, flags: int) -> int:
+    return os.open(
+        path, flags | os.O_NONBLOCK | os.O_NOCTTY
+    )  # or we might wait for a FIFO's writer
+
+
+def read_small(path: str, most: int) -> tuple[bytes, os.stat_result]:
+    """What is in a regular file of at most so many bytes; raises OSError for anything else."""
+    with open(path, "rb", opener=_open) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", path)
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"more than {most} bytes", path)
+    return content, status
+
+
+def write_whole(path: str, content: bytes, mode: int = 0o600) -> None:
+    """Put a file in place whole, and with its mode from the first byte on; raises OSError.
+
+    Where ``path`` is a link, what it leads to is replaced.
+    """
+    path = os.path.realpath(path)
+    name = f"{path}.{secrets.token_hex(8)}"
+    number = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with open(number, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fchmod(number, mode)
+            os.fsync(number)  # or a power failure could leave an empty file under the name
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+@contextlib.contextmanager
+def locked(path: str) -> Iterator[None]:
+    """Keep others, who lock it too, from changing a file inside the body; raises OSError."""
+    number = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        deadline = time.monotonic() + LOCK_S
+        while True:
+            try:
+                fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise OSError(errno.EAGAIN, "another program keeps it locked", path) from None
+            time.sleep(LOOK_S)
+        yield
+    finally:
+        os.close(number)
