@@ -27,6 +27,11 @@ directory.py           what the nodes of a cloud know together: accounts, who is
 open_directory.py      which directory a cloud has
 directory_local.py     a directory in this process, and in SQLite
 accounts.py            who may log in, in SQLite
+directory_redis.py     a directory in Redis
+redis_scripts.py       what Redis does in one step
+redis_records.py       what stands in Redis, and what it is read as
+redis_link.py          what is said to Redis and heard of it
+redis_place.py         where Redis is, and connections to it
 login_limits.py        how often secrets may be tried
 
 Several processes that are one cloud:

@@ -170,7 +170,7 @@ class Node:
             and all(type(port) is int and 0 <= port < 65536 for port in ports)
             and _is_host(self.host, self.port)
             and _is_host(self.relay_host, self.relay_port)
-            and _NODE_ID.fullmatch(self.id) is not None
+            and is_node_id(self.id)
             and _SHA256.fullmatch(self.fingerprint) is not None
             and type(self.protocol) is int
             and isinstance(self.draining, bool)
@@ -178,6 +178,10 @@ class Node:
             and math.isfinite(self.load)
             and isinstance(self.stats, dict)
         )
+
+
+def is_node_id(text: str) -> bool:
+    return _NODE_ID.fullmatch(text) is not None
 
 
 _HOST = re.compile(r"[0-9A-Za-z_.-]{1,253}")
@@ -217,9 +221,6 @@ class Directory(ABC):
     """
 
     is_local: bool
-    where_text: str  # where it is, for people
-    away_since: float | None = None  # time.monotonic(); None: it answers
-    away_reason = ""
 
     def __init__(self, throw_away: Mapping[str, str] | None = None) -> None:
         """``throw_away``: accounts of this object alone, peer id to secret; they come first."""
@@ -240,6 +241,20 @@ class Directory(ABC):
 
     @abstractmethod
     def close(self) -> None: ...
+
+    @property
+    @abstractmethod
+    def where_text(self) -> str:
+        """Where it is, for people."""
+
+    @property
+    def away_since(self) -> float | None:
+        """time.monotonic(); None: it does all that it is asked."""
+        return None
+
+    @property
+    def away_reason(self) -> str:
+        return ""
 
     @abstractmethod
     def sweep(self, now: float) -> None:

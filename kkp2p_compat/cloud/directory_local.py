@@ -48,7 +48,6 @@ class LocalDirectory(Directory):
         """Raises OSError or sqlite3.Error when a file cannot be used, ValueError for a secret."""
         super().__init__(throw_away)
         self._kept = Accounts(data)
-        self.where_text = str(self._kept.path)
         self._version = self._kept.version()
         self._asked = 0.0
         self._nodes: dict[str, Node] = {}
@@ -61,6 +60,10 @@ class LocalDirectory(Directory):
     def close(self) -> None:
         self._kept.close()
         self._usage.close()
+
+    @property
+    def where_text(self) -> str:
+        return str(self._kept.path)
 
     def sweep(self, now: float) -> None:
         if now - self._asked >= CHANGES_EVERY_S:

@@ -18,4 +18,12 @@ def open_directory(
 
     Raises OSError, sqlite3.Error or ValueError, with a sentence for the user.
     """
-    return LocalDirectory(data, throw_away)
+    if url is None:
+        return LocalDirectory(data, throw_away)
+    try:
+        from .directory_redis import RedisDirectory
+    except ModuleNotFoundError as error:
+        if error.name != "redis":
+            raise
+        raise ValueError("--directory needs redis-py: pip install 'kkp2p_compat[fleet]'") from error
+    return RedisDirectory(url, throw_away)

@@ -26,15 +26,19 @@ NODE = Node(
 )
 
 
-@pytest.fixture
-def directory(tmp_path: Path) -> Iterator[Directory]:
-    directory = open_directory(None, tmp_path)
+@pytest.fixture(params=["local", "redis"])
+def directory(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Directory]:
+    url = None
+    if request.param == "redis":
+        url = request.getfixturevalue("redis_server").url
+    directory = open_directory(url, tmp_path)
     directory.start(NODE.id)
     yield directory
     directory.close()
 
 
-def test_only_verifiers_are_kept(directory: Directory, tmp_path: Path) -> None:
+def test_only_verifiers_are_kept(tmp_path: Path) -> None:
+    directory = LocalDirectory(tmp_path)
     directory.add("alice", "correct horse battery")
     account = directory.account("alice")
     assert account is not None
@@ -44,6 +48,7 @@ def test_only_verifiers_are_kept(directory: Directory, tmp_path: Path) -> None:
     client.set_server_first(server.get_server_first())
     server.set_client_final(client.get_client_final())
     client.set_server_final(server.get_server_final())
+    directory.close()
     for path in tmp_path.iterdir():
         assert b"battery" not in path.read_bytes()
         assert stat.S_IMODE(path.stat().st_mode) == 0o600

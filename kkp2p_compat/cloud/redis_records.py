@@ -1,0 +1,160 @@
+"""What stands in Redis, and what it is read as.
+
+Whoever shares the Redis can write to it: what cannot be right is as good as not there.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from typing import Any
+
+from .._address import is_ip
+from .._errors import BadPacket
+from .._peer_id import is_peer_id
+from .directory import Account, AccountLimits, Node, Presence, Verifier, callers_of
+
+__all__ = [
+    "FIELDS",
+    "account_untrusted",
+    "failure_untrusted",
+    "fields_of",
+    "limit_fields",
+    "nodes_untrusted",
+    "presence_text",
+    "presence_untrusted",
+    "secret_key_untrusted",
+    "usage_untrusted",
+]
+
+log = logging.getLogger(__name__)
+
+LIMITS = tuple(entry.name for entry in fields(AccountLimits))
+FIELDS = (*Verifier._fields, "changed", "disabled", "allow", *LIMITS)  # of an account
+
+# Our choices.
+MAX_KEY_BYTES = 64  # of a verifier: salt and keys have 32 at most
+MAX_ITERATIONS = 100_000  # docs/protocol.rst: clients refuse more
+MAX_FAILURE_BYTES = 128
+
+_NUMBER = re.compile(rb"-?[0-9]{1,19}")
+_PRESENCE = re.compile(r"([0-9a-f]{16}) ([0-9]{1,19}) ([0-9]{1,19}) (.{0,256})", re.DOTALL)
+
+
+def limit_fields(limits: AccountLimits) -> dict[str, Any]:
+    """An empty text: none."""
+    return {name: "" if value is None else value for name, value in asdict(limits).items()}
+
+
+def fields_of(account: Account) -> dict[str, Any]:
+    return {
+        **account.verifier._asdict(),
+        "changed": account.changed,
+        "disabled": int(account.disabled),
+        "allow": account.allow,
+        **limit_fields(account.limits),
+    }
+
+
+def account_untrusted(peer_id: str, values: object) -> Account | None:
+    """``values``: those of FIELDS, or None where one is missing."""
+    if isinstance(values, list) and values[0] is None:
+        return None
+    try:
+        return _account(peer_id, values)
+    except (BadPacket, ValueError) as error:
+        log.warning("the account %s cannot be read, and counts as missing: %s", peer_id, error)
+        return None
+
+
+def _account(peer_id: str, values: Any) -> Account:
+    if not isinstance(values, list):  # an error: the key is of another type
+        raise BadPacket(str(values))
+    found = dict(zip(FIELDS, values, strict=True))
+    keys = [found[name] for name in ("salt", "stored_key", "server_key")]
+    if not all(isinstance(key, bytes) and 0 < len(key) <= MAX_KEY_BYTES for key in keys):
+        raise BadPacket("no verifier")
+    iterations = _number(found["iterations"])
+    if not 0 < iterations <= MAX_ITERATIONS:
+        raise BadPacket("an iteration count that no client takes")
+    allow = (found["allow"] or b"anybody").decode()
+    callers_of(allow)  # that it can be read
+    rate, *counts = (found[name] or None for name in LIMITS)
+    limits = AccountLimits(
+        None if rate is None else _rate(rate),
+        *(None if count is None else _number(count) for count in counts),
+    )
+    return Account(
+        peer_id,
+        Verifier(keys[0], keys[1], keys[2], iterations),
+        _number(found["changed"] or b"0"),
+        found["disabled"] not in (None, b"0"),
+        allow,
+        limits,
+    )
+
+
+def _number(value: object) -> int:
+    if not isinstance(value, bytes) or _NUMBER.fullmatch(value) is None:
+        raise BadPacket("no number")
+    return int(value)
+
+
+def _rate(value: bytes) -> float:
+    rate = float(value)
+    if not math.isfinite(rate) or rate < 0:
+        raise BadPacket("no rate")
+    return rate
+
+
+def presence_text(presence: Presence) -> str:
+    return f"{presence.node} {presence.connection} {presence.since_us} {presence.session}"
+
+
+def presence_untrusted(peer_id: str, text: object) -> Presence | None:
+    if not isinstance(text, bytes):
+        return None
+    found = _PRESENCE.fullmatch(text.decode(errors="replace"))
+    if found is None:
+        return None
+    return Presence(peer_id, found[1], int(found[2]), found[4], int(found[3]))
+
+
+def nodes_untrusted(texts: Sequence[bytes]) -> list[Node]:
+    nodes = []
+    for text in texts:
+        try:
+            nodes.append(Node.parse_untrusted(text))
+        except BadPacket as error:
+            log.warning("a node is left out: %s", error)
+    return nodes
+
+
+def usage_untrusted(pairs: Sequence[bytes]) -> dict[str, int]:
+    """Names and counts in turns."""
+    return {
+        name.decode(errors="replace"): int(count)
+        for name, count in zip(pairs[::2], pairs[1::2], strict=True)
+        if _NUMBER.fullmatch(count)
+    }
+
+
+def failure_untrusted(payload: bytes) -> tuple[str, str, str | None] | None:
+    """The node that has seen a failed login, the address, and the peer id if there is one."""
+    node, *rest = payload[:MAX_FAILURE_BYTES].decode("latin-1").split(" ")
+    if not rest or not is_ip(rest[0]) or not all(map(is_peer_id, rest[1:])) or len(rest) > 2:
+        return None
+    return node, rest[0], rest[1] if len(rest) == 2 else None
+
+
+def secret_key_untrusted(text: object) -> bytes:
+    """Raises OSError: no cloud can do without."""
+    try:
+        if isinstance(text, bytes) and len(text) == 64:
+            return bytes.fromhex(text.decode())
+    except ValueError:
+        pass
+    raise OSError("the key in the directory is not one of ours")
