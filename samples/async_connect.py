@@ -5,16 +5,15 @@ Run it (the peers: samples/chat.py, each with --id):
     python samples/async_connect.py PEER_ID [PEER_ID ...] [--line TEXT] [--mode auto|p2p|relay]
 
 --encrypt: encrypt on the relay, too.  --timeout MS: for each connect.  --login HOST[:PORT]: the
-cloud (default: $KKP2P_LOGIN, else 127.0.0.1:3080).  --ca FILE: its certificate must verify with
-this one.  --lan PORT: no cloud, search the LAN on that UDP port (the document has 3549).  --desc N:
-the protocol that the peers shall expect.  Exit status 0: every peer got its line; 1: not every one.
+cloud (default: $KKP2P_LOGIN, else that of ``kkp2p join``, else 127.0.0.1:3080).  --ca FILE: its
+certificate must verify with this one.  --lan PORT: no cloud, search the LAN on that UDP port
+(the document has 3549).  --desc N: the protocol that the peers shall expect.  Exit status 0:
+every peer got its line; 1: not every one.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import re
 import signal
 import sys
 from dataclasses import dataclass, field
@@ -91,15 +90,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--desc", type=int, default=CHAT_DESC)
     parser.add_argument("--mode", choices=MODES, default="auto")
     parser.add_argument("--encrypt", action="store_true")
-    parser.add_argument("--login", default=os.environ.get("KKP2P_LOGIN", "127.0.0.1"))
+    parser.add_argument("--login")
     parser.add_argument("--ca")
     parser.add_argument("--lan", type=int, default=0, metavar="PORT")
     parser.add_argument("--timeout", type=int, default=5000, metavar="MS")
     options = parser.parse_args(argv[1:])
-    host, port, pin = re.findall(r"(.*?)(?::(\d+))?(?:#(.+))?\Z", options.login)[0]
-    domain = None if options.lan else host.strip("[]")
-    conf = kkp2p.engine_conf_t(domain, int(port or 3080), options.lan, login_ca=options.ca)
-    conf.login_fingerprint = pin or None
+    conf = kkp2p.engine_conf_t(lan_search_port=options.lan, login_ca=options.ca)
+    if not options.lan and kkp2p.set_login(conf, options.login) < 0:
+        parser.error("--login is neither HOST[:PORT][#sha256:HEX] nor an invitation")
     # Python's own handler may raise in any greenlet.  (This call also gives the thread a hub:
     # without one the callbacks would run on a thread of the SDK.)
     gevent.signal_handler(signal.SIGINT, gevent.kill, gevent.getcurrent(), KeyboardInterrupt)

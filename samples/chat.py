@@ -122,15 +122,15 @@ def main(argv: list[str]) -> None:
         parser.add_argument(name)
     parser.add_argument("--mode", choices=MODES, default="auto")
     parser.add_argument("--encrypt", action="store_true")
-    parser.add_argument("--login", default=os.environ.get("KKP2P_LOGIN", "127.0.0.1"))
+    parser.add_argument("--login")
     for name, default in (("--timeout", 5000), ("--lan", 0)):
         parser.add_argument(name, type=int, default=default)
     options = parser.parse_args(argv[1:])
     if (options.peer_id is None) == (options.id is None):
         parser.error("either PEER_ID or --id")
-    host, port, pin = re.findall(r"(.*?)(?::(\d+))?(?:#(.+))?\Z", options.login)[0]
-    conf = kkp2p.engine_conf_t(None, int(port or 3080), lan := options.lan, login_ca=options.ca)
-    conf.login_domain, conf.login_fingerprint = None if lan else host.strip("[]"), pin or None
+    conf = kkp2p.engine_conf_t(lan_search_port=(lan := options.lan), login_ca=options.ca)
+    if not lan and kkp2p.set_login(conf, options.login) < 0:
+        parser.error("--login is neither HOST[:PORT][#sha256:HEX] nor an invitation")
     if options.id and not (options.secret or lan):
         options.secret = os.environ.get("KKP2P_SECRET") or getpass.getpass("Secret: ")
     gevent.signal_handler(signal.SIGINT, gevent.kill, gevent.getcurrent(), KeyboardInterrupt)

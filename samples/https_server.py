@@ -4,8 +4,8 @@ Run it (a cloud first: `kkp2p account add PEER_ID`, `kkp2p cloud`):
 
     openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=localhost -keyout key.pem -out cert.pem
     python samples/https_server.py PEER_ID PEER_KEY key.pem cert.pem [--login HOST[:PORT]]
---login: the cloud (default: $KKP2P_LOGIN, else 127.0.0.1:3080).  --ca FILE: its certificate must
-verify with this one.  End it with `kill -USR1`.  The comments with semicolons are the C lines.
+--login: the cloud (default: $KKP2P_LOGIN, that of kkp2p join, 127.0.0.1).  --ca FILE: must
+vouch for it.  End it with `kill -USR1`.  The comments with semicolons are the C lines.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import argparse
 import errno
 import fcntl
 import os
-import re
 import signal
 import sys
 import time
@@ -85,13 +84,14 @@ def process_https(channel: kkp2p.channel_t) -> None:
 
 def make_conf(arguments: list[str]) -> kkp2p.engine_conf_t:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--login", default=os.environ.get("KKP2P_LOGIN", "127.0.0.1"))
+    parser.add_argument("--login")
     parser.add_argument("--ca")
     options = parser.parse_args(arguments)
-    host, port, pin = re.findall(r"(.*?)(?::(\d+))?(?:#(.+))?\Z", options.login)[0]
     # kkp2p_conf.login_domain = "124.71.217.198"; ...; kkp2p_conf.lan_search_port = 3549; ...
-    return kkp2p.engine_conf_t(host.strip("[]"), int(port or 3080), 3549, max_log_size=10 << 20,
-                               login_ca=options.ca, login_fingerprint=pin or None)  # fmt: skip
+    conf = kkp2p.engine_conf_t(lan_search_port=3549, max_log_size=10 << 20, login_ca=options.ca)
+    if kkp2p.set_login(conf, options.login) < 0:
+        parser.error("--login is neither HOST[:PORT][#sha256:HEX] nor an invitation")
+    return conf
 
 
 def main(argv: list[str]) -> int:

@@ -5,17 +5,16 @@ Run it beside samples/https_server.py, then point curl at it:
     python samples/proxy_client.py 127.0.0.1 4433 PEER_ID 0 2 [--login HOST[:PORT]] [--ca FILE]
     curl --insecure -i https://127.0.0.1:4433
 
-connect_mode: 0 p2p, or else relay; 1 p2p only; 2 relay only.  connect_desc: 1 http, 2 https, as the
-two programs have agreed.  --login: the cloud (default: $KKP2P_LOGIN, else 127.0.0.1:3080).
---ca: its certificate must verify with this one.  A caller needs no account.  End it with
-`kill -USR1`.  The comments with semicolons are the C lines.
+connect_mode: 0 p2p, or else relay; 1 p2p only; 2 relay only.  connect_desc: 1 http, 2 https, as
+the two programs have agreed.  --login: the cloud (default: $KKP2P_LOGIN, else that of ``kkp2p
+join``, else 127.0.0.1:3080).  --ca: its certificate must verify with this one.  A caller needs no
+account.  End it with `kill -USR1`.  The comments with semicolons are the C lines.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
-import os
 import re
 import signal
 import sys
@@ -34,18 +33,17 @@ def atoi(text: str) -> int:
 
 def make_conf(arguments: list[str]) -> kkp2p.engine_conf_t:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--login", default=os.environ.get("KKP2P_LOGIN", "127.0.0.1"))
+    parser.add_argument("--login")
     parser.add_argument("--ca")
     options = parser.parse_args(arguments)
-    host, port, pin = re.findall(r"(.*?)(?::(\d+))?(?:#(.+))?\Z", options.login)[0]
     kkp2p_conf = kkp2p.engine_conf_t()  # memset(&kkp2p_conf, 0, sizeof(kkp2p_engine_conf_t));
-    kkp2p_conf.login_domain = host.strip("[]")  # kkp2p_conf.login_domain = "124.71.217.198";
-    kkp2p_conf.login_port = int(port or 3080)
+    # kkp2p_conf.login_domain = "124.71.217.198"; kkp2p_conf.login_port = 3080;
+    if kkp2p.set_login(kkp2p_conf, options.login) < 0:
+        parser.error("--login is neither HOST[:PORT][#sha256:HEX] nor an invitation")
     kkp2p_conf.lan_search_port = 3549
     kkp2p_conf.max_log_size = 1024 * 1024 * 10
     kkp2p_conf.log_path = None
     kkp2p_conf.login_ca = options.ca
-    kkp2p_conf.login_fingerprint = pin or None
     return kkp2p_conf
 
 

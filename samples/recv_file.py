@@ -111,14 +111,14 @@ def main(argv: list[str]) -> int:
         parser.add_argument(name)
     for name, default in (("--limit", 1 << 30), ("--timeout", 10000), ("--lan", 0)):
         parser.add_argument(name, type=int, default=default)
-    parser.add_argument("--login", default=os.environ.get("KKP2P_LOGIN", "127.0.0.1"))
+    parser.add_argument("--login")
     parser.add_argument("--once", action="store_true")
     options = parser.parse_args(argv[1:])
-    host, port, pin = re.findall(r"(.*?)(?::(\d+))?(?:#(.+))?\Z", options.login)[0]
     folder = os.open(options.folder, os.O_RDONLY | os.O_DIRECTORY)
     me, secret, lan = options.peer_id, options.secret, options.lan
-    conf = kkp2p.engine_conf_t(None, int(port or 3080), lan, login_ca=options.ca)
-    conf.login_domain, conf.login_fingerprint = None if lan else host.strip("[]"), pin or None
+    conf = kkp2p.engine_conf_t(lan_search_port=lan, login_ca=options.ca)
+    if not lan and kkp2p.set_login(conf, options.login) < 0:
+        parser.error("--login is neither HOST[:PORT][#sha256:HEX] nor an invitation")
     if secret == "-" and not lan:
         secret = os.environ.get("KKP2P_SECRET") or getpass.getpass("Secret: ")
     engine = kkp2p.engine_init(conf, 5000) or sys.exit(f"engine_init error,ret:{kkp2p.error_no()}.")

@@ -4,17 +4,17 @@ Run it (samples/recv_file.py says how to start the other side first):
 
     python samples/send_file.py PEER_ID FILE [--mode auto|p2p|relay] [--encrypt]
 
---login HOST[:PORT][#sha256:HEX]: the cloud (default: $KKP2P_LOGIN, else 127.0.0.1:3080) and its
-certificate.  --ca FILE: must vouch for it.  --lan PORT: no cloud, search the LAN there.  --timeout
-MS: for each wait.  Exit status 0: the file is on the peer's disk.  Protocol: size (8 bytes,
-big-endian), length of the name (2), name in UTF-8, file; the answer is ACK (it is on disk) or NAK.
+--login HOST[:PORT][#sha256:HEX]: the cloud (default: $KKP2P_LOGIN, else that of ``kkp2p join``,
+else 127.0.0.1:3080) and its certificate.  --ca FILE: must vouch for it.  --lan PORT: no cloud,
+search the LAN there.  --timeout MS: for each wait.  Exit status 0: the file is on the peer's
+disk.  Protocol: size (8 bytes, big-endian), length of the name (2), name in UTF-8, file; the
+answer is ACK (it is on disk) or NAK.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import re
 import stat
 import struct
 import sys
@@ -123,14 +123,13 @@ def main(argv: list[str]) -> int:
         parser.add_argument(name)
     parser.add_argument("--mode", choices=MODES, default="auto")
     parser.add_argument("--encrypt", action="store_true")
-    parser.add_argument("--login", default=os.environ.get("KKP2P_LOGIN", "127.0.0.1"))
+    parser.add_argument("--login")
     parser.add_argument("--lan", type=int, metavar="PORT")
     parser.add_argument("--timeout", type=int, default=10000, metavar="MS")
     options = parser.parse_args(argv[1:])
-    host, port, pin = re.findall(r"(.*?)(?::(\d+))?(?:#(.+))?\Z", options.login)[0]
-    domain = None if options.lan else host.strip("[]")
-    conf = kkp2p.engine_conf_t(domain, int(port or 3080), options.lan or 0, login_ca=options.ca)
-    conf.login_fingerprint = pin or None
+    conf = kkp2p.engine_conf_t(lan_search_port=options.lan or 0, login_ca=options.ca)
+    if not options.lan and kkp2p.set_login(conf, options.login) < 0:
+        parser.error("--login is neither HOST[:PORT][#sha256:HEX] nor an invitation")
     engine = kkp2p.engine_init(conf, options.timeout)
     try:
         if engine is None:

@@ -5,11 +5,12 @@ Run it (a cloud first: `kkp2p account add PEER_ID`, `kkp2p cloud`):
     openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=localhost -keyout key.pem -out cert.pem
     python samples/single_process.py PEER_ID PEER_KEY key.pem cert.pem [--login HOST[:PORT]]
 
-PEER_KEY: the secret; - takes it from $KKP2P_SECRET, or asks, because other users of this host can
-see a command line.  --login: the cloud (default: $KKP2P_LOGIN, else 127.0.0.1:3080), also as
-HOST:PORT#sha256:HEX, which `kkp2p cloud` prints: then its certificate must be that one.  --ca FILE:
-it must verify with this one.  One engine logs in as PEER_ID, and its own proxy calls PEER_ID.  The
-page comes through the proxy and is printed, and the exit status is 0.
+PEER_KEY: the secret; - takes it from $KKP2P_SECRET, or asks, because other users of this host
+can see a command line.  --login: the cloud (default: $KKP2P_LOGIN, else that of ``kkp2p join``,
+else 127.0.0.1:3080), also as HOST:PORT#sha256:HEX, which `kkp2p cloud` prints: then its
+certificate must be that one.  --ca FILE: it must verify with this one.  One engine logs in as
+PEER_ID, and its own proxy calls PEER_ID.  The page comes through the proxy and is printed, and
+the exit status is 0.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import argparse
 import ctypes
 import getpass
 import os
-import re
 import sys
 import time
 
@@ -75,10 +75,9 @@ def main(argv: list[str]) -> int:
         print(f"usage:{argv[0]} peer_id peer_key private_key_file cert_file")
         return -1
     parser = argparse.ArgumentParser()
-    parser.add_argument("--login", default=os.environ.get("KKP2P_LOGIN", "127.0.0.1"))
+    parser.add_argument("--login")
     parser.add_argument("--ca")
     options = parser.parse_args(argv[5:])
-    host, port, pin = re.findall(r"(.*?)(?::(\d+))?(?:#(.+))?\Z", options.login)[0]
     ssl_ctx = SSL.Context(SSL.TLS_METHOD)
     try:
         ssl_ctx.use_privatekey_file(argv[3])
@@ -87,8 +86,9 @@ def main(argv: list[str]) -> int:
     except SSL.Error as error:
         print(f"{argv[3]}, {argv[4]}: {error}")
         return -1
-    conf = kkp2p.engine_conf_t(host.strip("[]"), int(port or 3080), login_ca=options.ca)
-    conf.login_fingerprint = pin or None
+    conf = kkp2p.engine_conf_t(login_ca=options.ca)
+    if kkp2p.set_login(conf, options.login) < 0:
+        parser.error("--login is neither HOST[:PORT][#sha256:HEX] nor an invitation")
     peer_key = argv[2]
     if peer_key == "-":
         peer_key = os.environ.get("KKP2P_SECRET") or getpass.getpass("Secret: ")

@@ -6,9 +6,9 @@ Run it (a cloud first: `kkp2p account add PEER_ID`, `kkp2p cloud`), for a DNS se
     kkp2p proxy --udp 5353 PEER_ID --login HOST[:PORT]    # elsewhere; then dig @127.0.0.1 -p 5353
 
 SECRET: - takes it from $KKP2P_SECRET, or asks.  --login: the cloud (default: $KKP2P_LOGIN, else
-127.0.0.1:3080), also as HOST:PORT#sha256:HEX, which `kkp2p cloud` prints.  --ca FILE: its
-certificate must verify with this one.  --lan PORT: on the local network, without a cloud.
---desc N: only channels with this connect_desc.  End it with Ctrl-C.
+that of ``kkp2p join``, else 127.0.0.1:3080), also as HOST:PORT#sha256:HEX, which `kkp2p cloud`
+prints.  --ca FILE: its certificate must verify with this one.  --lan PORT: on the local network,
+without a cloud.  --desc N: only channels with this connect_desc.  End it with Ctrl-C.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import getpass
 import os
-import re
 import select
 import signal
 import socket as plain
@@ -94,10 +93,9 @@ def forward(accepted: kkp2p.channel_t, target: tuple[str, int]) -> None:
 
 
 def make_conf(options: argparse.Namespace) -> kkp2p.engine_conf_t:
-    host, port, pin = re.findall(r"(.*?)(?::(\d+))?(?:#(.+))?\Z", options.login)[0]
-    conf = kkp2p.engine_conf_t(None, int(port or 3080), options.lan, login_ca=options.ca)
-    conf.login_domain = None if options.lan else host.strip("[]")
-    conf.login_fingerprint = pin or None
+    conf = kkp2p.engine_conf_t(lan_search_port=options.lan, login_ca=options.ca)
+    if not options.lan and kkp2p.set_login(conf, options.login) < 0:
+        sys.exit("--login is neither HOST[:PORT][#sha256:HEX] nor an invitation")
     return conf
 
 
@@ -107,7 +105,7 @@ def main(argv: list[str]) -> int:
         parser.add_argument(name)
     for name in ("--lan", "--desc"):
         parser.add_argument(name, type=int, default=0)
-    parser.add_argument("--login", default=os.environ.get("KKP2P_LOGIN", "127.0.0.1"))
+    parser.add_argument("--login")
     options = parser.parse_args(argv[1:])
     host, _, service = options.target.rpartition(":")
     target = host.strip("[]"), int(service)

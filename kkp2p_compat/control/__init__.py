@@ -13,6 +13,7 @@ nearness.py  where a server may send us
 resolver.py  names to addresses
 nat64.py     IPv4 addresses where there is IPv6 only
 backoff.py   how long to wait before the next try
+invitation.py  where a cloud is, in one line
 
 Shared with the cloud:
 

@@ -138,7 +138,7 @@ ENGINE_CALLS = [
     name for name in SAFE
     if name not in {
         "engine_init", "sdk_version", "hmac_sha1", "read", "write", "close_fd", "abort_fd",
-        "log_init",
+        "log_init", "set_login",
         "log_destroy", "log_switch_level",
     }
 ]  # fmt: skip
