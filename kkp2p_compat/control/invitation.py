@@ -16,6 +16,7 @@ from urllib.parse import quote, unquote
 
 from .._address import parse_host_port, text_of
 from .._errors import KKP2PError
+from .._kept_files import read_small, write_whole
 from .._peer_id import is_peer_id
 from .trust import parse_fingerprints
 
@@ -97,16 +98,13 @@ def login_of_this_user() -> Invitation:
 
 def _kept() -> str:
     try:
-        with kept_at().open(encoding="ascii") as file:
-            return file.read(MAX_CHARS + 1).strip()
+        return read_small(str(kept_at()), MAX_CHARS)[0].decode("ascii").strip()
     except FileNotFoundError:
         return ""
 
 
 def keep(invitation: Invitation) -> None:
     """For this user only.  Raises OSError."""
-    from .._kept_files import write_whole  # an engine has no use for it
-
     path = kept_at()
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_whole(str(path), f"{invitation}\n".encode("ascii"), 0o600)
