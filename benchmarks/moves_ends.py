@@ -10,13 +10,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
-from unittest import mock
 
 import kkp2p_compat as kkp2p
-from kkp2p_compat.engine.links import link_paths
-from kkp2p_compat.engine.links.path_choice import PathChoice
+from kkp2p_compat.engine.links.link_paths import LinkPaths
 from kkp2p_compat.engine.links.path_option import ChoiceSettings
 from kkp2p_compat.testing.flow import Arrivals, records
 
@@ -139,8 +136,7 @@ def start(login: str, peer_id: str = "", secret: str = "", hold_s: float = 0) ->
     however often that has happened; 0: as always."""
     global _engine
     if hold_s:
-        settings = ChoiceSettings(hold_first_s=hold_s, hold_most_s=hold_s)
-        mock.patch.object(link_paths, "PathChoice", partial(PathChoice, settings=settings)).start()
+        LinkPaths.settings = ChoiceSettings(hold_first_s=hold_s, hold_most_s=hold_s)
     made = kkp2p.engine_conf_t(login_domain=login, login_port=PORT, log_path=".")
     _engine = kkp2p.engine_init(made, START_MS)
     if _engine is None:

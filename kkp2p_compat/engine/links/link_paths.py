@@ -25,6 +25,7 @@ from ..paths.path_kind import PathKind
 from ..paths.relay_paths import RelayPaths
 from ..paths.udp_use import THROTTLED_S, UdpUse
 from .path_choice import Move, PathChoice
+from .path_option import ChoiceSettings
 
 __all__ = ["LinkPaths"]
 
@@ -35,6 +36,8 @@ _random = SystemRandom()
 class LinkPaths:
     """``offer`` what was found, ``take_relays`` what leads over relays; ``close`` at the end."""
 
+    settings = ChoiceSettings()  # of all links; tests replace it
+
     def __init__(
         self, connection: PeerConnection, first: Path, reason: str, endpoint: Endpoint,
         wake: Callable[[], object], name: str, log: Logger, note: Callable[[str], object],
@@ -43,7 +46,12 @@ class LinkPaths:
         """``reason``: for the first path.  ``note`` is told of moves, as the log is."""
         self.reason = reason  # for the path in use; "" where only the peer knows
         self._choice = PathChoice(
-            connection, first.kind, is_caller=is_caller, now=time.monotonic(), random=_random
+            connection,
+            first.kind,
+            is_caller=is_caller,
+            now=time.monotonic(),
+            random=_random,
+            settings=self.settings,
         )
         self._endpoint = endpoint
         self._wake = wake
@@ -142,8 +150,13 @@ class LinkPaths:
             self._poll()
 
     def _keep_socket(self, path: Path) -> None:
-        if not path.kind.is_relay and len(path.address) == 3:
-            self._sockets.add(path.address[2])
+        """Close it when it is not used any more, and notice if it breaks."""
+        address = path.address
+        if path.kind.is_relay or len(address) == 2:
+            return
+        self._sockets.add(address[2])
+        if not self._endpoint.watch(address[2], lambda _: self._withdraw(address)):
+            self._withdraw(address)
 
     # What happens.
 

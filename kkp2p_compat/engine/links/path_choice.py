@@ -178,6 +178,7 @@ class PathChoice:
             return
         if option is self.current:
             option.is_gone = True
+            self._connection.ping()  # so that the lack of any path is noticed, too
             self._handle_silence(now)
             return
         del self._options[address]
@@ -323,6 +324,8 @@ class PathChoice:
         best = min(answered, key=lambda option: (now < option.free_at, option.kind.rank))
         hold_s = before.handle_failed(now)
         why = f"no answer on the path before, which is left alone for {hold_s:.0f} s"
+        if before.is_gone:
+            why = "the path before has ended"
         self._move(best, why, now, lossless=False)
 
     # Trials.

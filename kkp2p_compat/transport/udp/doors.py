@@ -149,6 +149,13 @@ class Doors:
         if len(self.extra) + count > MAX_EXTRA_SOCKETS:
             raise OutOfDescriptors(f"no more than {MAX_EXTRA_SOCKETS} extra sockets at once")
 
+    def watch(self, number: int, on_broken: Callable[[int], object]) -> bool:
+        """Tell this one, and nobody else, when that extra socket breaks; False: it is not open."""
+        door = self.extra.get(number)
+        if door is not None:
+            door.on_broken = on_broken
+        return door is not None
+
     def close_extra(self, number: int) -> Door | None:
         door = self.extra.pop(number, None)
         if door is not None:

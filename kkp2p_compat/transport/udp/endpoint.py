@@ -82,7 +82,7 @@ class Endpoint:
         self._deadlines: DeadlineQueue[Member | Door] = DeadlineQueue()  # of a Door: read it
         self._closed = False
         self._doors = Doors(log, self._loop)
-        self.datagram_limit = self._doors.datagram_limit
+        self.datagram_limit, self.watch = self._doors.datagram_limit, self._doors.watch
         self.failures = self._doors.failures  # system calls that failed, by errno name
         ring = functools.partial(self._turn, self._handle_deadlines)
         self._alarm = Alarm(self._loop, next(iter(self._doors)), ring)

@@ -229,7 +229,7 @@ class Packer:
                 break
         if not batch.payloads:
             return None
-        self._ran_dry = send_data and not (self._sending or messages or self._blocked)
+        self._ran_dry = not (self._sending or messages or self._blocked)
         data = b"".join(self._sealer.seal(self.next_number, self._remote_id, batch.payloads))
         self.next_number += len(batch.payloads)
         self.sent_bytes += len(data)
@@ -276,8 +276,8 @@ class Packer:
             payload += stream.view(start, stop) if stop > start else b""
             flight.pieces = ((stream, start, stop, fin),)
             del self._sending[stream]
-            self._ran_dry = not self._blocked
             self.paced_until = math.inf
+        self._ran_dry = not (self._sending or self._blocked)
         flight.packet_bytes = flight.size = len(payload) + OVERHEAD_BYTES
         self.unsettled.append(flight)
         return payload

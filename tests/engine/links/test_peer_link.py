@@ -67,6 +67,7 @@ class Case:
             wake=lambda link: None,
             remove=lambda link: self.asked.append("remove"),
             close_sockets=lambda numbers: self.asked.append(sorted(numbers)),
+            watch=lambda number, on_broken: True,
         )
         roaming = SimpleNamespace(
             handle_suspected=lambda link: self.asked.append("suspected"),

@@ -6,10 +6,14 @@ shows the same in fewer packets.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from helpers.sim.choosing import Choosing
 from helpers.sim.pair import Pair, Transfer, mbit_per_s
 from helpers.sim.simnet import Conditions
+from kkp2p_compat.engine.paths.path_kind import PathKind
 
 ENDLESS = 3_000_000_000
 DELAY_S = 0.025
@@ -127,3 +131,21 @@ def test_a_one_way_delay_that_grows_is_believed() -> None:
     transfer = pair.start(ENDLESS)
     pair.run(None, 16.0)
     assert _share(pair, transfer, 13, 16) >= 0.8
+
+
+def test_who_has_only_received_may_send_at_once() -> None:
+    """Acknowledgements and limits are few bytes: they say nothing of what the path carries."""
+    choosing = Choosing("after bulk", PathKind.LANE, replace(_link(mbit_per_s(100)), delay_s=0.04))
+    pair = choosing.pair
+    pair.transfer(6_000_000)
+    stream_id, callee = choosing.open_messages(), pair.callee
+
+    def send(left: int) -> None:
+        callee.connection.streams.send_message(stream_id, bytes(1000))
+        callee.drive()
+        if left > 1:
+            pair.network.after(0.0025, lambda: send(left - 1))
+
+    send(500)
+    pair.run(lambda: len(pair.caller.messages) == 500, 5.0)
+    assert callee.connection.packer.messages.dropped == 0
