@@ -12,8 +12,9 @@ import pytest
 import kkp2p_compat as kkp2p
 from helpers import coturn
 from helpers.cloud_client import running_cloud
-from helpers.direct_support import accept, check_carries, connect, ctx_to, log_of, until
+from helpers.direct_support import accept, check_carries, connect, ctx_to, links, log_of, until
 from helpers.support import PATIENCE_S, SECRET, write_all
+from kkp2p_compat.engine.paths.path_kind import PathKind
 from kkp2p_compat.transport.udp import lane
 
 KEY = b"k" * 32
@@ -21,6 +22,11 @@ KEY = b"k" * 32
 MakeEngine = Callable[..., kkp2p.engine_t]
 Start = Callable[..., tuple[Any, Any]]
 pytestmark = [pytest.mark.usefixtures("out_of_reach"), pytest.mark.tuned(head_start_s=0.1)]
+
+
+def kind_of(engine: kkp2p.engine_t) -> PathKind:
+    (link,) = links(engine)
+    return link.paths.kind
 
 
 def exchange(mine: kkp2p.channel_t, theirs: kkp2p.channel_t) -> None:
@@ -93,8 +99,24 @@ def test_a_channel_moves_from_tcp_to_turn(
     engine, peer = start(turn_port, coturn.SECRET, relayed=True)
     mine, theirs = connect(engine, 0), accept(peer)
     exchange(mine, theirs)
-    for number in (0, 1):
-        until(lambda number=number: "relay by TURN" in log_of(tmp_path, number))
+    for which in (engine, peer):
+        until(lambda which=which: kind_of(which) is PathKind.TURN)
+    check_carries(mine, theirs)
+
+
+def test_mode_2_by_turn_only(turn_port: int, start: Start, tmp_path: Path) -> None:
+    """Both sides allocate, and neither tells the other an address of its own."""
+    engine, peer = start(turn_port, coturn.SECRET)
+    ctx, mine = ctx_to("peer", mode=2), kkp2p.channel_t()
+    ctx.encrypt_data = 1
+    assert kkp2p.connect(engine, ctx, mine) == 0
+    theirs = accept(peer)
+    exchange(mine, theirs)
+    assert kind_of(engine) is kind_of(peer) is PathKind.TURN
+    for number, side in enumerate((engine, peer)):
+        assert "our address is 127.0.0.1:" in log_of(tmp_path, number)
+        (link,) = links(side)
+        assert link.info.met.theirs.candidates == []
     check_carries(mine, theirs)
 
 

@@ -7,7 +7,7 @@ which path, a direct one or one over a relay, is the caller's choice: it shows b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from logging import Logger
 
 from gevent.event import Event
@@ -23,7 +23,7 @@ from ..paths.meeting import Meeting, Met
 from ..paths.network import Network
 from ..paths.path_finder import Path
 from ..paths.relay_paths import RelayAccess, RelayPaths
-from ..paths.turn_meeting import TurnMeeting
+from ..paths.turn_meeting import HiddenMeeting, TurnMeeting
 from ..paths.underlay import Underlay
 from ..runtime.timeline import Timeline
 from ..signalling.direct_offer import DirectOffer
@@ -74,7 +74,7 @@ class IncomingCall:
         self.caller_id = caller_id
         self.call_id = call_id
         self.to_stranger = to_stranger
-        self.meeting: Meeting | None = None
+        self.meeting: Meeting | HiddenMeeting | None = None
 
     def answer(self, text: str) -> None:
         """Take our answer to the caller."""
@@ -140,6 +140,10 @@ class Callee:
                 if moved is not None:  # it has the ways over relays, and needs nothing else
                     moved.note_call(call.call_id)
                     return
+                call.meeting = underlay.hidden_meeting(
+                    own_side, asked, keys, timeline, call.trickle
+                )
+                search.use_turn(call.meeting.turn)
                 search.wait_for_relay(
                     lambda path: take(
                         Met(path, "", RELAY_PLAN, keys, own_side.direct, asked, False, timeline)
@@ -265,6 +269,8 @@ class _Search:
         path = self._wait(relays, lambda: False)
         assert path is not None
         self._give_relays(take(path))
+        with suppress(TimedOut):  # a better one may be on its way
+            relays.finish()
 
     def _wait(self, relays: RelayPaths, is_found: Callable[[], bool]) -> Path | None:
         """Until the caller has taken a relay; None: ``is_found``."""

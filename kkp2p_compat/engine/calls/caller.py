@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import gevent
@@ -56,6 +56,7 @@ class Spoken:
         self.own_side = own_side
         self.link = link
         self.call = call
+        self.trickle = functools.partial(link.trickle, call)
 
 
 class CloudCaller:
@@ -116,9 +117,8 @@ class CloudCaller:
     @contextmanager
     def _meeting(self, spoken: Spoken, timeline: Timeline) -> Iterator[Meeting]:
         """The search for a direct path to the peer that has answered."""
-        trickle = functools.partial(spoken.link.trickle, spoken.call)
         meeting = self._network.underlay().meeting(
-            spoken.own_side, spoken.theirs, spoken.keys, timeline, trickle
+            spoken.own_side, spoken.theirs, spoken.keys, timeline, spoken.trickle
         )
         with meeting as begun:
             spoken.call.hear(begun.handle_text_untrusted)
@@ -131,6 +131,11 @@ class CloudCaller:
 
     def _meet_by_relay(self, spoken: Spoken, timeline: Timeline, take: Take) -> str:
         relays = self._relays(spoken)
+        meeting = self._network.underlay().hidden_meeting(
+            spoken.own_side, spoken.theirs, spoken.keys, timeline, spoken.trickle
+        )
+        spoken.call.hear(meeting.handle_text_untrusted)
+        relays.use_turn(meeting.turn)
         try:
             relays.hurry()
             path = relays.ready.get()
@@ -146,6 +151,8 @@ class CloudCaller:
         )  # fmt: skip
         take(met).paths.take_relays(relays)
         spoken.call.settle()
+        with suppress(TimedOut):  # a better one may be on its way
+            relays.finish()
         return ""
 
     def _meet_by_any(self, spoken: Spoken, meeting: Meeting, attempt: Attempt, take: Take) -> None:

@@ -5,6 +5,9 @@ direct path, but with credentials of their own, so that neither search takes the
 caller from its relayed address to the callee's, the callee to the relayed one.  The checks open the
 NATs and make the server's permissions, and show that packets pass both ways.
 
+In mode 2 neither side shows the other an address of its own: both allocate, and the path leads from
+one relayed address to the other.
+
 Runs in the engine's hub.
 """
 
@@ -25,12 +28,14 @@ from ...traversal.notes import Note
 from ...traversal.turn_server import TurnServer
 from ..signalling.direct_offer import DirectOffer
 from ..signalling.keys import CallKeys
+from ..signalling.own_side import OwnSide
+from ..signalling.trickle import Trickle
 from .path_finder import Path
 from .path_kind import PathKind
 from .puncher import Means
 from .turn_allocation import TurnAllocation, allocate
 
-__all__ = ["TurnMeeting"]
+__all__ = ["HiddenMeeting", "TurnMeeting"]
 
 MEET_S = 5.0  # our choice: to allocate, to tell, and for the checks
 PRIORITY = 1  # of the one candidate, which nothing is compared with
@@ -42,8 +47,9 @@ class TurnMeeting:
     def __init__(
         self, means: Means, ours: DirectOffer, theirs: DirectOffer, keys: CallKeys, is_caller: bool,
         note: Callable[[Note], object], tell: Callable[[dict[str, Any]], object],
+        hides: bool = False,
     ) -> None:  # fmt: skip
-        """``tell`` takes fields to the peer."""
+        """``tell`` takes fields to the peer.  ``hides``: both sides their addresses."""
         self._means = means
         self._ours = ours
         self._theirs = theirs
@@ -51,13 +57,15 @@ class TurnMeeting:
         self._is_caller = is_caller
         self._note = note
         self._tell = tell
+        self._hides = hides
         self._told: AsyncResult[HostPort] = AsyncResult()
         self._allocation: TurnAllocation | None = None
         self._closed = False
 
     def hear_untrusted(self, place: object) -> None:
-        """Where the caller says that it is reached; raises BadPacket."""
-        if not isinstance(place, list) or len(place) != 2 or self._is_caller:
+        """Where the peer says that it is reached; raises BadPacket."""
+        is_wanted = self._hides or not self._is_caller
+        if not isinstance(place, list) or len(place) != 2 or not is_wanted:
             raise BadPacket("a relayed address that is none")
         if not self._told.ready():
             self._told.set(host_port_untrusted(*place))
@@ -67,11 +75,11 @@ class TurnMeeting:
     ) -> Path:
         """The path; raises KKP2PError.  ``servers`` may wait; ``on_over``: as of TurnAllocation."""
         with time_limit(MEET_S, NoPath("TURN: no path in time")):
-            if self._is_caller:
-                return self._call(servers(), on_over)
+            if self._is_caller or self._hides:
+                return self._allocate(servers(), on_over)
             return self._search(self._means.own.candidates(), [_candidate(self._told.get())])
 
-    def _call(self, servers: Sequence[TurnServer], on_over: Callable[[int], object]) -> Path:
+    def _allocate(self, servers: Sequence[TurnServer], on_over: Callable[[int], object]) -> Path:
         made = allocate(self._means.endpoint, servers, self._means.log, on_over)
         self._allocation = made
         relayed = made.relayed
@@ -79,7 +87,8 @@ class TurnMeeting:
             made.close()
             raise NoPath("TURN: the allocation has ended")
         self._tell({"relayed": [*relayed]})
-        return self._search([_candidate(relayed)], self._theirs.candidates, made.number)
+        theirs = [_candidate(self._told.get())] if self._hides else self._theirs.candidates
+        return self._search([_candidate(relayed)], theirs, made.number)
 
     def _search(
         self, own: Sequence[Candidate], candidates: list[Candidate], number: int = 0
@@ -97,6 +106,29 @@ class TurnMeeting:
         self._closed = True
         if self._allocation is not None:
             self._allocation.close()
+
+
+class HiddenMeeting:
+    """Of the two sides of a call in mode 2: all that they tell each other is relayed addresses."""
+
+    def __init__(
+        self, means: Means, own_side: OwnSide, theirs: DirectOffer, keys: CallKeys,
+        note: Callable[[Note], object], send: Callable[[str], object],
+    ) -> None:  # fmt: skip
+        """``send`` takes a trickled text to the peer."""
+        self._log = means.log
+        self._trickle = Trickle(keys.trickle, own_side.is_caller, send)
+        self.turn = TurnMeeting(
+            means, own_side.direct, theirs, keys, own_side.is_caller, note, self._trickle.send,
+            hides=True,
+        )  # fmt: skip
+
+    def handle_text_untrusted(self, text: object) -> None:
+        """What the peer trickled."""
+        try:
+            self.turn.hear_untrusted(self._trickle.open_untrusted(text).get("relayed"))
+        except BadPacket as error:
+            self._log.info("trickle: dropped: %s", error)
 
 
 def _candidate(address: HostPort) -> Candidate:

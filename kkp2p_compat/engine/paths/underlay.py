@@ -36,6 +36,7 @@ from .own_addresses import OwnAddresses
 from .path_finder import PathFinder
 from .puncher import Means
 from .relay_paths import RelayAccess, RelayPaths
+from .turn_meeting import HiddenMeeting
 from .udp_use import UdpUse
 
 __all__ = ["Underlay"]
@@ -117,6 +118,13 @@ class Underlay:
                 yield meeting
             finally:
                 self._meetings.discard(meeting)
+
+    def hidden_meeting(
+        self, own_side: OwnSide, theirs: DirectOffer, keys: CallKeys, timeline: Timeline,
+        trickle: Callable[[str], object],
+    ) -> HiddenMeeting:  # fmt: skip
+        """For a call in mode 2."""
+        return HiddenMeeting(self._means, own_side, theirs, keys, timeline.add, trickle)
 
     def relays(
         self, access: RelayAccess, ids: tuple[int, int], is_caller: bool, peers_nat: NatBehaviour
