@@ -12,7 +12,7 @@ import signal
 import sqlite3
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gevent
 from gevent.event import Event
@@ -28,6 +28,9 @@ from ..control.trust import parse_fingerprints
 from ..traversal.turn_server import parse_turn_uri
 from ._arguments import parse_address
 from ._output import never_waiting
+
+if TYPE_CHECKING:
+    from ..cloud.admin import Admin
 
 __all__ = ["add_parser"]
 
@@ -147,6 +150,13 @@ def add_parser(subparsers: Any) -> None:
         help="how long relay sessions may go on after SIGTERM (default: 5)",
     )
     parser.add_argument(
+        "--admin",
+        metavar="[ADDR:]PORT",
+        type=_parse_admin,
+        help="serve /metrics for Prometheus, /healthz, /readyz and a status page by HTTP there; it "
+        "shows and changes nothing, but has no login (default ADDR: 127.0.0.1)",
+    )
+    parser.add_argument(
         "--log-level",
         choices=("debug", "info", "warning", "error"),
         default="info",
@@ -184,6 +194,10 @@ def _parse_sha256(text: str) -> str:
             f"{text!r} is not the SHA-256 of a certificate in hex"
         ) from None
     return digest.hex()
+
+
+def _parse_admin(text: str) -> tuple[str, int]:
+    return parse_address(text if ":" in text else f"127.0.0.1:{text}", lowest=0)
 
 
 def _parse_turn(text: str) -> tuple[str, int]:
@@ -268,20 +282,38 @@ def _serve(options: argparse.Namespace) -> int:
     gevent.signal_handler(signal.SIGHUP, cloud.reload)  # for as long as the process lives
     try:
         cloud.start()
-    except (OSError, ValueError, sqlite3.Error) as error:
+        admin = None if options.admin is None else _start_admin(cloud, options.admin)
+    except (ImportError, OSError, ValueError, sqlite3.Error) as error:
+        cloud.stop(0)
         print(f"kkp2p cloud: {error}", file=sys.stderr)
         return 1
     stopping = Event()
     numbers = (signal.SIGTERM, signal.SIGINT)
     handlers = [gevent.signal_handler(number, stopping.set) for number in numbers]
     _say_hello(cloud)
+    if admin is not None:
+        print(f"  status: http://{text_of(admin.address)}/", flush=True)
     stopping.wait()
     for handler in handlers:
         handler.cancel()  # a second signal ends us at once
     logging.info("stopping")
     cloud.stop()
+    if admin is not None:
+        admin.stop()
     logging.info("stopped")
     return 0
+
+
+def _start_admin(cloud: Cloud, where: tuple[str, int]) -> Admin:
+    """Raises OSError; ImportError where prometheus-client is missing, which nobody else needs."""
+    try:
+        from ..cloud.admin import Admin
+    except ImportError as error:
+        text = "an admin port needs more packages: pip install 'kkp2p_compat[fleet]'"
+        raise ImportError(f"{text} ({error})") from error
+    admin = Admin(cloud, where)
+    admin.start()
+    return admin
 
 
 def _say_hello(cloud: Cloud) -> None:

@@ -51,6 +51,13 @@ stun.py                tells a peer at which address it is seen
 stun_tcp.py            the same over TCP
 outside.py             what the cloud vouches for of that
 
+For those who run it:
+
+admin.py               the HTTP port: health, metrics, and the status page, which is in page/
+metrics.py             what Prometheus is told
+status.py              what the page is told
+stats.py               the numbers of a node that the others get
+
 Limits and numbers, for all of them:
 
 limits.py              who may come in, how often, for how long

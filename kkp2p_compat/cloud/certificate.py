@@ -44,6 +44,7 @@ class TLSIdentity(NamedTuple):
     context: Any  # gevent.ssl.SSLContext
     binding: bytes  # tls-server-end-point data
     fingerprint: str  # "sha256:" and that of the certificate in hex
+    ends: float  # Unix time
 
 
 def host_addresses() -> list[str]:
@@ -178,7 +179,8 @@ def _identity(certificate: Path, key: Path) -> TLSIdentity:
         context.load_cert_chain(certificate, key)
     except stdlib_ssl.SSLError as error:
         raise ValueError(f"{certificate} and {key} are not a pair: {error}") from error
-    return TLSIdentity(context, end_point_binding(der), f"sha256:{fingerprint(der).hex()}")
+    ends = x509.load_der_x509_certificate(der).not_valid_after_utc.timestamp()
+    return TLSIdentity(context, end_point_binding(der), f"sha256:{fingerprint(der).hex()}", ends)
 
 
 def _self_signed_pem(key: ec.EllipticCurvePrivateKey, given: list[str]) -> bytes:

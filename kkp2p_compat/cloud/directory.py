@@ -28,6 +28,7 @@ from .._errors import BadPacket
 from .._peer_id import is_peer_id
 from ..control.binding import MECHANISM
 from ..control.callers import ANYBODY, MAX_CHARS, NOBODY, Callers
+from .counts import Spread
 
 __all__ = [
     "LEASE_EVERY_S",
@@ -246,6 +247,11 @@ class Directory(ABC):
     @abstractmethod
     def where_text(self) -> str:
         """Where it is, for people."""
+
+    @property
+    def latency(self) -> Spread | None:
+        """How long its answers took, in seconds; None: it is here."""
+        return None
 
     @property
     def away_since(self) -> float | None:

@@ -19,6 +19,7 @@ from redis import exceptions
 
 from .._peer_id import is_peer_id
 from . import redis_records, redis_scripts
+from .counts import Spread
 from .directory import (
     LEASE_S,
     Account,
@@ -71,6 +72,10 @@ class RedisDirectory(Directory):
     @property
     def where_text(self) -> str:
         return str(self._place)
+
+    @property
+    def latency(self) -> Spread:
+        return self._link.latency
 
     @property
     def away_since(self) -> float | None:

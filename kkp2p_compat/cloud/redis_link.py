@@ -14,7 +14,6 @@ import hashlib
 import logging
 import random
 import time
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -25,10 +24,11 @@ from redis import exceptions
 from redis.connection import Connection
 
 from ..control.backoff import Backoff
+from .counts import Spread
 from .directory import DirectoryAway
 from .redis_place import FAULTS, REDIS_TIMEOUT_S, RedisPlace
 
-__all__ = ["LATENCY_BOUNDS_S", "Command", "RedisLink", "Reply", "Script"]
+__all__ = ["Command", "RedisLink", "Reply", "Script"]
 
 log = logging.getLogger(__name__)
 
@@ -89,9 +89,7 @@ class RedisLink:
         self.place = place
         self.away_since: float | None = time.monotonic()
         self.away_reason = "not connected yet"
-        # How long answers took: a count for each bound, and one for what took longer.
-        self.latencies = [0] * (len(LATENCY_BOUNDS_S) + 1)
-        self.latency_sum_s = 0.0
+        self.latency = Spread(LATENCY_BOUNDS_S)  # of answers
         self._channels = channels
         self._on_message = on_message
         self._on_back = on_back
@@ -248,7 +246,7 @@ class RedisLink:
         for request in batch:
             answers = [next(replies) for _ in request.commands]
             deposed = next((a for a in answers if isinstance(a, _DEPOSED)), deposed)
-            self._note_latency(now - request.asked_at)
+            self.latency.add(now - request.asked_at)
             if request.result is not None:
                 request.result.set(answers)
         return deposed
@@ -262,10 +260,6 @@ class RedisLink:
                 connection.send_command("EVAL", Script.known[sha], *rest)
                 replies[number] = _read(connection)
         return replies
-
-    def _note_latency(self, seconds: float) -> None:
-        self.latencies[bisect_left(LATENCY_BOUNDS_S, seconds)] += 1
-        self.latency_sum_s += seconds
 
     def _flush(self) -> None:
         """Let what is told be sent, as far as Redis takes it now."""

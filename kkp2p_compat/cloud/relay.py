@@ -137,12 +137,19 @@ class Relay:
         self._sessions: set[_Session] = set()
         self._turn = 0
         self._paired = 0
+        self._bytes_ended = 0  # of sessions that are over
         self._empty = Event()
         self._empty.set()
 
     @property
     def sessions(self) -> int:
         return len(self._sessions)
+
+    @property
+    def bytes_forwarded(self) -> int:
+        """In all, of both directions."""
+        live = (session.splice for session in self._sessions)
+        return self._bytes_ended + sum(splice.count for splice in live if splice is not None)
 
     @property
     def waiting(self) -> int:
@@ -325,6 +332,7 @@ class Relay:
             close_both(session.a.sock, session.b.sock, outcome)
         finally:
             self._sessions.discard(session)
+            self._bytes_ended += outcome.bytes_ab + outcome.bytes_ba
             for guest in (session.a, session.b):
                 self._leave(guest)
             if not self._sessions:

@@ -35,6 +35,7 @@ from .open_directory import open_directory
 from .relay import Relay
 from .route import Route
 from .settings import CloudSettings
+from .stats import NodeStats
 from .stun import StunResponder
 from .track import Track
 from .udp_port import UdpPort, homes_of
@@ -125,6 +126,8 @@ class Cloud:
         self.stun: StunResponder | None = None
         self.lane: LaneRelay | None = None
         self.gate = Gatekeeper(settings.limits)
+        self._stats = NodeStats(self.gate)
+        self.is_draining = False
         self._certificate: Certificate | None = None  # a relay has none
         self._key = b""
         self._listener: Any = None
@@ -151,6 +154,15 @@ class Cloud:
         """Of the certificate: "sha256:" and hex; empty for a relay."""
         return "" if self._certificate is None else self._certificate.shown.fingerprint
 
+    @property
+    def certificate_ends(self) -> float | None:
+        """Unix time."""
+        return None if self._certificate is None else self._certificate.shown.ends
+
+    def stats(self) -> dict[str, Any]:
+        """What other nodes and the status page are told: see NodeStats."""
+        return self._stats.take(self.track, self.relay, self.lane)
+
     def reload(self) -> None:
         """Load the certificate's files again; new connections are shown what is there now."""
         if self._certificate is not None:
@@ -172,6 +184,7 @@ class Cloud:
         """
         if self._listener is None:
             return
+        self.is_draining = True
         drain_s = self.settings.drain_s if drain_s is None else drain_s
         until = time.monotonic() + drain_s
         moving = self._begin_to_drain(drain_s)

@@ -113,6 +113,13 @@ class Track(Service):
     def online(self) -> int:
         return len(self._online)
 
+    def member(self, peer_id: str) -> Member | None:
+        return self._online.get(peer_id)
+
+    def newest(self, count: int) -> list[Member]:
+        """Who has come last, the newest first."""
+        return [*itertools.islice(reversed(self._online.values()), count)]
+
     @property
     def calls(self) -> int:
         return len(self._calls)

@@ -32,6 +32,7 @@ __all__ = [
     "cloud_process",
     "end_process",
     "open_relay",
+    "running_admin",
     "running_cloud",
     "running_scene",
     "tcp_pair",
@@ -87,6 +88,19 @@ def running_cloud(
             yield cloud
     finally:
         cloud.stop()
+
+
+@contextmanager
+def running_admin(cloud: Cloud) -> Iterator[Any]:
+    """Its Admin, on a free port of loopback."""
+    from kkp2p_compat.cloud.admin import Admin  # what it needs, other tests do not
+
+    admin = Admin(cloud, ("127.0.0.1", 0))
+    admin.start()
+    try:
+        yield admin
+    finally:
+        admin.stop()
 
 
 def cloud_process(
