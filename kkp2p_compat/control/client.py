@@ -19,7 +19,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from logging import Logger
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import gevent
 from gevent.event import AsyncResult, Event
@@ -58,7 +58,18 @@ TRACKS_TO_TRY = 2
 
 OnOnline = Callable[[KKP2PError | None], object]
 
+MOVE_FIRST_S = 0.25  # between two tries to log in elsewhere, at first
+
 ANYBODY = "anybody"  # whose track is asked for when only the way there matters
+
+
+class _Login(NamedTuple):
+    """``session`` names it over all its connections; ``verdict``: the first one of the cloud."""
+
+    peer_id: str
+    secret: str
+    session: str
+    verdict: AsyncResult[None]
 
 
 class CloudClient:
@@ -206,13 +217,14 @@ class CloudClient:
 
     def _stay_online(self, peer_id: str, secret: str, verdict: AsyncResult[None]) -> None:
         backoff = Backoff(self._rng, BACKOFF_FIRST_S, BACKOFF_MOST_S, BACKOFF_SPREAD_S)
-        session = secrets.token_hex(SESSION_BYTES)
+        login = _Login(peer_id, secret, secrets.token_hex(SESSION_BYTES), verdict)
         while True:
-            link, since = None, time.monotonic()
+            self._home_link, since = None, time.monotonic()
             try:
-                link = self._home_link = next(self._find(peer_id, for_calls=False))
-                self._be_online(link, peer_id, secret, session, verdict)
+                self._home_link = next(self._find(peer_id, for_calls=False))
+                self._be_online(self._home_link, login)
             except KKP2PError as error:
+                link = self._home_link
                 was_online = link is not None and link.takes_offers
                 self._settled.clear()
                 # A refusal is final, but not on a connection that has proved nothing when we were
@@ -224,6 +236,7 @@ class CloudClient:
                 # A half-made login cannot be continued on the same connection.
                 if link is not None:
                     link.close(error)
+                    self._links.rate(link, is_good=False)
                 self._tracks.pop(peer_id, None)
                 if was_online and time.monotonic() - since > BACKOFF_MOST_S:
                     backoff.reset()  # a cloud that drops us at once is not asked every second
@@ -234,19 +247,27 @@ class CloudClient:
             if self._changed.wait(pause_s):
                 gevent.sleep(self._rng.uniform(0, HURRY_PAUSE_S))
 
-    def _be_online(
-        self, link: Link, peer_id: str, secret: str, session: str, verdict: AsyncResult[None]
-    ) -> NoReturn:
+    def _be_online(self, link: Link, login: _Login) -> NoReturn:
         """Log in, and raise why that failed or has ended."""
+        self._log_in(link, login)
+        while not link.closed.is_set():
+            gevent.wait([link.closed, link.moving], count=1)
+            if not link.closed.is_set():
+                link = self._home_link = self._move(link, login)
+        raise link.close_reason or LinkLost()
+
+    def _log_in(self, link: Link, login: _Login) -> None:
+        peer_id, verdict = login.peer_id, login.verdict
         with self._links.lock(link.address):
             link.login(
                 peer_id,
-                secret,
-                session,
+                login.secret,
+                login.session,
                 again=verdict.ready(),
                 callers=self._callers,
                 least_iterations=self._iterations.get(peer_id, 0),
             )
+        self._links.rate(link, is_good=True)
         self._handle_proved(link)
         self._tell_nat(link)
         self._on_relays(link.relays, link.reached[0])
@@ -257,8 +278,28 @@ class CloudClient:
         if self._on_login is not None:
             self._on_login()
         self.on_online(None)
-        link.closed.wait()
-        raise link.close_reason or LinkLost()
+
+    def _move(self, old: Link, login: _Login) -> Link:
+        """Log in where else the cloud lets us, while the old link goes on; which one is home then.
+
+        What goes wrong is no verdict on us as long as the old link is there.
+        """
+        self._links.leave(old)
+        backoff = Backoff(self._rng, MOVE_FIRST_S, BACKOFF_MOST_S, MOVE_FIRST_S)
+        while not old.closed.is_set():
+            self._tracks.pop(login.peer_id, None)
+            link = None
+            try:
+                link = next(self._find(login.peer_id, for_calls=False))
+                self._log_in(link, login)
+                return link
+            except KKP2PError as error:
+                self.log.info("%s: cannot move yet: %s", login.peer_id, error)
+                if link is not None:
+                    link.close(error)
+                    self._links.rate(link, is_good=False)
+            old.closed.wait(backoff.next())
+        return old
 
     def _give_up(self, peer_id: str, error: KKP2PError, verdict: AsyncResult[None]) -> None:
         self.log.error("%s: offline: %s", peer_id, error)

@@ -59,6 +59,7 @@ class Link:
         self.address = address
         self.reached = address  # the same with a numeric host, once open
         self.closed = Event()
+        self.moving = Event()  # the cloud wants us to log in elsewhere
         self.close_reason: KKP2PError | None = None
         self.peer_id: str | None = None  # once logged in
         self.takes_offers = False  # logged in to be called, too
@@ -205,7 +206,7 @@ class Link:
         self._judged = Event()
         fields: Message = {
             "session": session, "again": again or None, "callers": told(callers),
-            "call_only": call_only or None,
+            "call_only": call_only or None, "moves": not call_only or None,
         }  # fmt: skip
         logged_in = False
         try:
@@ -417,6 +418,8 @@ class Link:
             self._on_offer(self, message)
         elif op in ("calling", "answer", "declined"):
             self._handle_call_untrusted(message)
+        elif op == "move":
+            self.moving.set()
         elif op == "error":
             self._log.error("%s: error %s", self._name, show(message.get("reason")))
             if message.get("re") in ("route", "login", "proof", "beat"):

@@ -61,6 +61,7 @@ class Links:
         self.trust = Trust(ca_file, fingerprints, has_name=bool(self._names))
         self._rng = random.Random()
         self._links: dict[HostPort, Link] = {}
+        self._left: set[Link] = set()  # open, but not for new uses
         self._locks: WeakValueDictionary[HostPort, RLock] = WeakValueDictionary()
         self._being_opened: set[Link] = set()
         self._entering: AsyncResult[Link] | None = None  # an entry that is being opened
@@ -73,12 +74,20 @@ class Links:
         self.closed = True
         if self._entry_greenlet is not None:
             self._entry_greenlet.kill(block=False)
-        for link in list(self._links.values()):
+        for link in self.all():
             link.close(EngineClosed())
 
     def all(self) -> list[Link]:
         """Those that are open."""
-        return [link for link in self._links.values() if not link.closed.is_set()]
+        links = [*self._links.values(), *self._left]
+        return [link for link in links if not link.closed.is_set()]
+
+    def leave(self, link: Link) -> None:
+        """It stays as long as the cloud lets it, but whoever needs one there gets another one."""
+        self.rate(link, is_good=False)
+        self._forget(link.address, link)
+        self._left.add(link)
+        link.closed.rawlink(lambda _: self._left.discard(link))
 
     def lock(self, address: HostPort) -> RLock:
         """Held while a link there is opened; to be held for a login on it."""

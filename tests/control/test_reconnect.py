@@ -350,3 +350,63 @@ def test_a_hundred_peers_come_back_after_a_restart(
         until(lambda: cloud.gate.connections == 0)
         until(lambda: descriptors() <= before - 200)  # closed in callbacks
         until(lambda: not connections())
+
+
+# The cloud sends its peers elsewhere.
+
+
+def test_a_peer_that_is_to_move_logs_in_before_it_leaves(make: Make, serve: Serve) -> None:
+    cloud, visitors = Moody(), []
+
+    def script(visitor: Visitor) -> None:
+        visitors.append(visitor)
+        cloud(visitor)
+
+    server = serve(script)
+    client = make(server.address[1])
+    client.login("me", SECRET).get()
+    first = client._home_link
+    assert first is not None
+    assert cloud.logins[0]["moves"] is True
+    visitors[0].send("move")
+    wait_for(lambda: client._home_link is not first)
+    assert len(cloud.logins) == 2
+    assert cloud.logins[1]["again"] is True
+    assert cloud.logins[0]["session"] == cloud.logins[1]["session"]
+    assert first.takes_offers
+    assert not first.closed.is_set()
+    visitors[0].send("bye", reason="moved")
+    wait_for(first.closed.is_set)
+    assert client.online
+    client.check_links()
+    wait_for(lambda: cloud.beats == 1)
+
+
+def test_a_peer_that_cannot_move_stays(
+    make: Make, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "MOVE_FIRST_S", 0.01)
+    cloud, visitors = Moody(), []
+
+    def script(visitor: Visitor) -> None:
+        visitors.append(visitor)
+        if len(visitors) in (2, 3):
+            visitor.receive("route")
+            visitor.send("track", tracks=[])
+            visitor.receive("login")
+            visitor.send("bye", reason="shutdown")
+        elif len(visitors) == 4:
+            visitor.receive("route")
+            visitor.send("track", tracks=[])
+            visitor.receive("login")
+            visitor.send("refused", reason="bad-secret")  # nothing has proved who says so
+        else:
+            cloud(visitor)
+
+    client = make(serve(script).address[1])
+    client.login("me", SECRET).get()
+    first = client._home_link
+    visitors[0].send("move")
+    wait_for(lambda: len(visitors) == 5 and len(cloud.logins) == 2)
+    wait_for(lambda: client._home_link is not first)
+    assert client.online
