@@ -111,14 +111,15 @@ class Abroad:
             presence = self._directory.where(peer_id)
         except DirectoryAway:
             return "", "unavailable"
-        if presence is None or presence.node == self._nodes.id:  # it has just left us
-            return "", "offline"
-        return presence.node, ""
+        return (presence.node, "") if presence is not None else ("", "offline")
 
     def _carry(self, caller: Member, asked: Asked, found: tuple[str, str]) -> None:
         node_id, reason = found
         if reason:
             self._calls.is_away(caller, asked, reason)
+            return
+        if node_id == self._nodes.id:  # it has just come, or left
+            self._presences.find(asked.to, functools.partial(self._bring, caller, asked))
             return
         carrier = self._carriers.get(node_id)
         if carrier is None:

@@ -144,8 +144,15 @@ class Track(Service):
             self._abroad.gone(member)
 
     def move_all(self, drain_s: float) -> None:
-        """Send the peers to other nodes, one after the other; until they are there.  Waits."""
+        """Send the peers to other nodes, one after the other; until they are there.  Waits.
+
+        Callers, which have nothing there, are told at once.
+        """
         members = list(self._online.values())
+        known = set(members)
+        for item in self._gate.deadlines.items():
+            if isinstance(item, ControlConnection) and item.known_as not in known:
+                item.send(encode("move"))
         random.shuffle(members)
         began = time.monotonic()
         for index, member in enumerate(members):

@@ -284,7 +284,6 @@ class CloudClient:
 
         What goes wrong is no verdict on us as long as the old link is there.
         """
-        self._links.leave(old)
         backoff = Backoff(self._rng, MOVE_FIRST_S, BACKOFF_MOST_S, MOVE_FIRST_S)
         while not old.closed.is_set():
             self._tracks.pop(login.peer_id, None)
