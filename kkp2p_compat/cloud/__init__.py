@@ -32,6 +32,7 @@ redis_scripts.py       what Redis does in one step
 redis_records.py       what stands in Redis, and what it is read as
 redis_link.py          what is said to Redis and heard of it
 redis_place.py         where Redis is, and connections to it
+account_limits.py      what accounts with limits of their own may use
 login_limits.py        how often secrets may be tried
 
 Several processes that are one cloud:

@@ -147,4 +147,4 @@ class Accounts:
 def _account_of(row: Any) -> Account:
     peer_id, salt, stored_key, server_key, iterations, changed, disabled, allow, *limits = row
     verifier = Verifier(salt, stored_key, server_key, iterations)
-    return Account(peer_id, verifier, changed, bool(disabled), allow, AccountLimits(*limits))
+    return Account(peer_id, verifier, changed, bool(disabled), allow, AccountLimits.of(*limits))

@@ -27,6 +27,7 @@ from ..transport import relay_wire
 from ..transport.relay_wire import SESSION_BYTES
 from .correspondents import Correspondents
 from .counting import address_keys
+from .directory import NO_LIMITS
 from .limits import Gatekeeper
 from .members import Call, CallTable, Member
 from .messages import MAX_CALL_NUMBER, Asked, nat_text_untrusted, text_untrusted
@@ -274,6 +275,11 @@ class Calls:
         if caller.peer_id is None and not self._gate.stranger_may_call(caller.host):
             why = f"over {limits.stranger_calls_per_s:g} calls a second by strangers from there"
             return over("stranger_calls_per_s", why)
+        if caller.limits is not NO_LIMITS:
+            now, share = time.monotonic(), self._share(caller)
+            why = self._calls.use.refusal(share, caller.limits, now)
+            if why:
+                return over("account_limits", why)
         if len(caller.outgoing) >= limits.open_calls:
             return over("open_calls", f"over {limits.open_calls} open calls")
         most = limits.open_calls_per_address

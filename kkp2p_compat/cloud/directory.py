@@ -89,7 +89,15 @@ class AccountLimits:
 
     calls_per_s: float | None = None
     relay_bytes_per_day: int | None = None
-    channels: int | None = None  # calls that are open, or going over a relay, at once
+    channels: int | None = None  # calls at once that it has made, and that need the cloud yet
+
+    @classmethod
+    def of(
+        cls, calls_per_s: float | None, relay_bytes_per_day: int | None, channels: int | None
+    ) -> AccountLimits:
+        """One object for all accounts that have none."""
+        limits = cls(calls_per_s, relay_bytes_per_day, channels)
+        return NO_LIMITS if limits == NO_LIMITS else limits
 
 
 NO_LIMITS = AccountLimits()
@@ -377,7 +385,7 @@ class Directory(ABC):
 
     @abstractmethod
     def add_usage(self, counts: Mapping[tuple[str, str], int]) -> None:
-        """``counts``, by account and what was used: of today."""
+        """``counts``, by account (or another short text) and what was used: of today."""
 
     @abstractmethod
     def usage(self, peer_id: str, day: str | None = None) -> dict[str, int]:
@@ -385,7 +393,7 @@ class Directory(ABC):
 
     @abstractmethod
     def tell_failed_login(self, peer_id: str | None, host: str) -> None:
-        """Let the other nodes count it, too; never waits."""
+        """Let the other nodes count it, too, against this account there; never waits."""
 
 
 def new_account(peer_id: str, secret: str) -> Account:

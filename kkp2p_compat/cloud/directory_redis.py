@@ -10,7 +10,7 @@ import logging
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -236,36 +236,6 @@ class RedisDirectory(Directory):
             peer_id, self._link.one(redis_scripts.WHERE(keys, self._place.prefix))
         )
 
-    def restore(
-        self, node_id: str, peer_ids: Iterable[str], presence_of: Callable[[str], Presence | None]
-    ) -> list[Refused]:
-        """All presences of this node, again; those that have to go, as newer logins are elsewhere.
-
-        ``presence_of``: the login that a peer has here at that moment, if any.
-        """
-        refused: list[Refused] = []
-        for ids in _portions(peer_ids):
-            there = [found for peer_id in ids if (found := presence_of(peer_id)) is not None]
-            replies = self._link.ask(*(self._came(found, restored=True) for found in there))
-            for presence, reply in zip(there, replies, strict=True):
-                outcome = _outcome(presence.peer_id, _good(reply))
-                if isinstance(outcome, Refused):
-                    refused.append(outcome)
-        for peer_id in self._entered(node_id):
-            if presence_of(peer_id) is None:
-                self._link.tell(self._left(peer_id, node_id))
-        return refused
-
-    def _entered(self, node_id: str) -> Iterator[str]:
-        """Whom the directory has at that node."""
-        cursor = b"0"
-        while True:
-            command = ("SSCAN", self._key("peers", node_id), cursor, "COUNT", str(AT_ONCE))
-            cursor, ids = self._link.one(command)
-            yield from _peer_ids_untrusted(ids)
-            if cursor == b"0":
-                return
-
     # The nodes.
 
     def lease(self, node: Node) -> None:
@@ -291,7 +261,8 @@ class RedisDirectory(Directory):
             self._on_link_back()
 
     def release(self, node_id: str) -> None:
-        self._was_leased = False
+        if node_id == self._node_id:
+            self._was_leased = False
         self._link.one(("DEL", self._key("node", node_id)))
         self._clear(node_id)
 
@@ -325,12 +296,12 @@ class RedisDirectory(Directory):
 
     def add_usage(self, counts: Mapping[tuple[str, str], int]) -> None:
         day = today()
-        for items in _portions(counts.items()):
-            commands: list[tuple[Any, ...]] = []
-            for (peer_id, what), count in items:
-                key = self._key("usage", day, peer_id)
-                commands += [("HINCRBY", key, what, count), ("EXPIRE", key, USAGE_S)]
-            self._link.tell(*commands)
+        commands: list[tuple[Any, ...]] = []
+        for (who, what), count in counts.items():
+            key = self._key("usage", day, who)
+            commands += [("HINCRBY", key, what, count), ("EXPIRE", key, USAGE_S)]
+        if commands:  # one request: it is told, or it is not
+            self._link.ask(*commands)
 
     def usage(self, peer_id: str, day: str | None = None) -> dict[str, int]:
         key = self._key("usage", day or today(), peer_id)

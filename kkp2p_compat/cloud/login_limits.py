@@ -4,7 +4,8 @@ A right proof is taken whatever was tried elsewhere, and the client can tell a w
 limit.  What many failures cost is time.  They count by account *and* address, so guesses at one
 account, or one device with an old secret, delay nobody else behind that address; and they count by
 address, with a far larger bound, for all accounts together.  The networks around the address count,
-too.
+too.  The nodes of a fleet tell each other of failures, and each counts all of them: so who guesses
+at many nodes has no more guesses than at one, but for the moment that telling takes.
 
 Over a bound a login is held until there is a token for it.  An address from which the account has
 logged in before is exempt until FORGIVEN failures came from there without a right proof: so the
@@ -16,6 +17,7 @@ proof, and to look at each proof at once would let guesses be made as fast as th
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import OrderedDict
 from typing import TypeVar
@@ -26,6 +28,7 @@ from .settings import Limits
 __all__ = ["LoginLimits"]
 
 K = TypeVar("K")
+N = TypeVar("N", int, float)
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +50,8 @@ class LoginLimits:
         self._of_all = Networks(of_all / 60, of_all, WIDER)
         # By account and address: how many more failures are forgiven.
         self._familiar: OrderedDict[tuple[str, str], int] = OrderedDict()
-        self._today: OrderedDict[str, int] = OrderedDict()  # failures of each account
+        # Failures of each account, of which the operator has not been told.
+        self._today: OrderedDict[str, float] = OrderedDict()
         self._day = 0
 
     def exempt(self, peer_id: str, host: str) -> bool:
@@ -85,20 +89,38 @@ class LoginLimits:
             self._of_all.spend(keys, now, 1)
         if peer_id is None:
             return
+        self._forgive(peer_id, keys)
+        self._tell_operator(peer_id, host)
+
+    def failed_elsewhere(self, peer_id: str | None, host: str, now: float) -> None:
+        """At another node, where it was not exempt; ``peer_id``: as for ``failed``."""
+        keys = address_keys(host)
+        if not self._limits.hold_for(keys):
+            return
+        self._of_all.spend(keys, now, 1)
+        if peer_id is not None:
+            self._of_account.spend(_with(peer_id, keys), now, 1)
+            self._forgive(peer_id, keys)
+            self._count_today(peer_id)
+
+    def _forgive(self, peer_id: str, keys: tuple[str, ...]) -> None:
         forgiven = self._familiar.get((peer_id, keys[0]))
         if forgiven is not None:
             self._familiar[peer_id, keys[0]] = forgiven - 1
-        self._tell_operator(peer_id, host)
 
-    def _tell_operator(self, peer_id: str, host: str) -> None:
-        """Once a day for each account at which many guess."""
+    def _count_today(self, peer_id: str) -> float:
         day = int(time.time() // DAY_S)
         if day != self._day:
             self._day = day
             self._today.clear()
         failures = self._today.get(peer_id, 0) + 1
         _count(self._today, peer_id, failures)
-        if failures == self._limits.login_alarm + 1:
+        return failures
+
+    def _tell_operator(self, peer_id: str, host: str) -> None:
+        """Once a day for each account at which many guess; each node that is tried does so."""
+        if self._count_today(peer_id) > self._limits.login_alarm:
+            self._today[peer_id] = -math.inf
             log.warning(
                 "account %s: over %d failed logins today, the last from %s",
                 peer_id, self._limits.login_alarm, host,
@@ -109,7 +131,7 @@ def _with(peer_id: str, keys: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(f"{peer_id} {key}" for key in keys)  # a peer id has no space
 
 
-def _count(table: OrderedDict[K, int], key: K, count: int) -> None:
+def _count(table: OrderedDict[K, N], key: K, count: N) -> None:
     table[key] = count
     table.move_to_end(key)
     if len(table) > TABLE_SIZE:

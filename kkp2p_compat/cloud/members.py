@@ -14,6 +14,7 @@ from collections.abc import Mapping
 
 from .._bucket import Bucket
 from ..control.callers import ANYBODY
+from .account_limits import AccountUse
 from .control_connection import ControlConnection
 from .directory import NO_LIMITS, Account, Presence
 from .limits import Gatekeeper
@@ -176,6 +177,7 @@ class CallTable:
 
     def __init__(self, gate: Gatekeeper, now: float) -> None:
         self._gate = gate
+        self.use = AccountUse()
         self._due: defaultdict[int, set[Call]] = defaultdict(set)  # by second
         self._swept_s = int(now)
 
@@ -194,6 +196,7 @@ class CallTable:
         caller = call.caller
         (caller.kept if call.answered else caller.outgoing)[call.number] = call
         (self._gate.kept_calls if call.answered else self._gate.open_calls).add(caller.host)
+        self.use.enter(call.share)
 
     def take_out(self, call: Call) -> None:
         """May be called again."""
@@ -206,3 +209,4 @@ class CallTable:
         caller = call.caller
         del (caller.kept if call.answered else caller.outgoing)[call.number]
         (self._gate.kept_calls if call.answered else self._gate.open_calls).remove(caller.host)
+        self.use.leave(call.share)

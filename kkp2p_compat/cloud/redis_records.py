@@ -83,7 +83,7 @@ def _account(peer_id: str, values: Any) -> Account:
     allow = (found["allow"] or b"anybody").decode()
     callers_of(allow)  # that it can be read
     rate, *counts = (found[name] or None for name in LIMITS)
-    limits = AccountLimits(
+    limits = AccountLimits.of(
         None if rate is None else _rate(rate),
         *(None if count is None else _number(count) for count in counts),
     )

@@ -87,6 +87,7 @@ class Track(Service):
         self._logins = LoginLimits(gate.limits)
         self._directory = directory
         directory.on_account_changed = self._on_account_changed
+        directory.on_failed_login = self._on_failed_login_elsewhere
         self._nodes = nodes
         self._certificates = certificates  # SHA-256s of those of servers that have no directory
         correspondents = self._calls.correspondents
@@ -322,8 +323,13 @@ class Track(Service):
         if error.reason != "limit":
             known = login is not None and login.verifier is not None
             self._logins.failed(peer_id if known else None, member.host, time.monotonic())
+            if login is not None and login.paid:
+                self._directory.tell_failed_login(peer_id if known else None, member.host)
         self._gate.refused(member.host, f"login as {str(peer_id)[:32]!r}: {error}")
         member.connection.finish(encode("refused", reason=error.reason))
+
+    def _on_failed_login_elsewhere(self, peer_id: str | None, host: str) -> None:
+        self._logins.failed_elsewhere(peer_id, host, time.monotonic())
 
     def _on_account_changed(self, peer_id: str | None) -> None:
         if self._directory.is_local:

@@ -9,10 +9,12 @@ import pytest
 from scramp import ScramClient
 
 import kkp2p_compat as kkp2p
-from helpers.cloud_client import Client, running_cloud
+from helpers.cloud_client import Client, running_cloud, until
+from helpers.redis_server import RedisServer
 from helpers.support import SECRET, CloudProcess
 from kkp2p_compat.cloud import login_limits
 from kkp2p_compat.cloud.control_connection import ControlConnection
+from kkp2p_compat.cloud.directory_redis import RedisDirectory
 from kkp2p_compat.cloud.limits import Gatekeeper
 from kkp2p_compat.cloud.login_limits import FORGIVEN, RETRY_S, LoginLimits
 from kkp2p_compat.cloud.settings import Limits
@@ -192,3 +194,79 @@ def test_join_net_tells_a_wrong_secret_each_time(tmp_path: Path) -> None:
         assert codes == [-111] * 4
     finally:
         cloud.end()
+
+
+def test_failures_at_other_nodes_count() -> None:
+    here, now = LoginLimits(Limits(login_failures=3, limit_loopback=True)), 1000.0
+    host = "192.0.2.1"
+    for _ in range(3):
+        assert here.begin("alice", host, now) == 0
+        here.failed("alice", host, now)
+    elsewhere = LoginLimits(Limits(login_failures=3, limit_loopback=True))
+    for _ in range(3):
+        elsewhere.failed_elsewhere("alice", host, now)
+    for limits in (here, elsewhere):
+        assert limits.begin("alice", host, now) == pytest.approx(RETRY_S)
+        assert limits.begin("alice", "198.51.100.1", now) == 0
+        assert limits.begin("bob", host, now) == 0
+
+
+def test_failures_without_an_account_at_other_nodes_count_for_the_address() -> None:
+    limits, now = LoginLimits(Limits(login_failures_per_address=10)), 1000.0
+    for _ in range(10):
+        limits.failed_elsewhere(None, "192.0.2.1", now)
+    assert limits.begin("alice", "192.0.2.1", now) != 0
+    assert limits.begin("alice", "198.51.100.1", now) == 0
+    for _ in range(100):
+        limits.failed_elsewhere(None, "127.0.0.1", now)  # exempt here, as everywhere
+    assert limits.begin("alice", "127.0.0.1", now) == 0
+
+
+def test_what_is_forgiven_runs_out_at_other_nodes_too() -> None:
+    limits, host = LoginLimits(Limits()), "192.0.2.1"
+    limits.succeeded("alice", host, False, 0.0)
+    for _ in range(FORGIVEN - 1):
+        limits.failed_elsewhere("alice", host, 0.0)
+    assert limits.exempt("alice", host)
+    limits.failed_elsewhere("alice", host, 0.0)
+    assert not limits.exempt("alice", host)
+
+
+def test_the_operator_is_told_once_by_a_node_that_is_tried(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    limits = LoginLimits(Limits(login_alarm=5))
+    for number in range(20):
+        limits.failed_elsewhere("alice", f"192.0.{number}.1", 0.0)
+    assert "alice" not in caplog.text
+    for number in range(20):
+        limits.failed("alice", f"192.0.{number}.1", 0.0)
+    assert caplog.text.count("account alice: over 5 failed logins today") == 1
+
+
+def test_guesses_at_one_node_of_a_fleet_count_at_the_other(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(login_limits, "RETRY_S", 1000.0)
+    ours, theirs = RedisDirectory(redis_server.url), RedisDirectory(redis_server.url)
+    limits = {"work": 10.0, "work_per_address": 10.0, "login_failures": 2}
+    with (
+        running_cloud(None, limits, directory=ours) as one,
+        running_cloud(None, limits, directory=theirs) as two,
+    ):
+        heard: list[str | None] = []
+        take = theirs.on_failed_login
+
+        def hear(peer_id: str | None, host: str) -> None:
+            heard.append(peer_id)
+            take(peer_id, host)
+
+        theirs.on_failed_login = hear
+        ours.add("alice", "s3cret")
+        ours.add("bob", "b")
+        guesses = [log_in(one, "alice", "guess") for _ in range(3)]
+        assert guesses == ["bad-secret", "bad-secret", "limit"]
+        until(lambda: heard == ["alice", "alice"])
+        assert log_in(two, "alice", "guess") == "limit"
+        assert log_in(two, "alice", "s3cret", source="127.0.0.2") == "welcome"
+        assert log_in(two, "bob", "b") == "welcome"

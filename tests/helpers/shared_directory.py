@@ -46,6 +46,7 @@ class Shared:
 
 class SharedDirectory(LocalDirectory):
     is_local = False
+    away_since: float | None = None
 
     def __init__(self, shared: Shared, accounts: Mapping[str, str]) -> None:
         super().__init__(None, accounts)
