@@ -34,6 +34,7 @@ __all__ = ["Report", "Watch", "forward"]
 RETRY_FIRST_S = 0.5
 RETRY_MOST_S = 5.0
 
+ENDING_S = 1.0  # our choice: for the peer to end what we have ended
 MAX_WAITING = 10_000  # our choice: events that are not printed yet; then the oldest are lost
 
 
@@ -56,7 +57,9 @@ class Report:
         self._waiting: deque[dict[str, Any]] = deque(maxlen=MAX_WAITING)
         self._async = gevent.get_hub().loop.async_()
         self._async.start(self._something.set)
-        self.stopping.rawlink(lambda _: self._something.set())
+        self._over = Event()  # with stdio: its connection
+        for event in (self.stopping, self._over):
+            event.rawlink(lambda _: self._something.set())
 
     def put(self, event: dict[str, Any]) -> None:
         self._waiting.append(event)
@@ -64,7 +67,14 @@ class Report:
 
     def follow(self) -> None:
         """Show all, until it is time to stop."""
-        while not self.stopping.is_set():
+        self._follow(self.stopping)
+        if self.stdio is not None and not self.status:
+            self.stdio.finish()
+            with gevent.Timeout(ENDING_S, False):
+                self._follow(self._over)
+
+    def _follow(self, until: Event) -> None:
+        while not until.is_set():
             self._something.wait()
             self._something.clear()
             self.show_all()
@@ -80,7 +90,8 @@ class Report:
             self.counts[kind] += 1
         self._print(json.dumps(event) if self.as_json else "\n".join(self._lines(event)))
         if self.stdio is not None and self._is_the_end(event):
-            self.status = int(bool(event["problems"]))
+            self.status = self.status or int(bool(event["problems"]))
+            self._over.set()
             self.stopping.set()
 
     def complain(self, problem: str) -> None:

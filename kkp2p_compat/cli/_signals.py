@@ -34,7 +34,7 @@ def throwing(*numbers: int) -> Iterator[None]:
 def setting(event: Event, survives: bool = False) -> Iterator[None]:
     """Let SIGINT and SIGTERM set ``event``; a second one ends the program at once.
 
-    ``survives``: SIGHUP, by which a terminal that goes away would end it, is ignored.
+    So does SIGHUP, by which a terminal that goes away ends its programs; ``survives``: it does not.
     """
 
     def end() -> None:
@@ -42,12 +42,12 @@ def setting(event: Event, survives: bool = False) -> Iterator[None]:
         for handler in handlers:
             handler.cancel()
 
-    handlers = [gevent.signal_handler(number, end) for number in ENDS]
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN) if survives else None
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    numbers = ENDS if survives else (*ENDS, signal.SIGHUP)
+    handlers = [gevent.signal_handler(number, end) for number in numbers]
     try:
         yield
     finally:
-        if survives:
-            signal.signal(signal.SIGHUP, before)
+        signal.signal(signal.SIGHUP, before)
         for handler in handlers:
             handler.cancel()

@@ -39,6 +39,7 @@ class Stdio:
             end.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, BUFFER_BYTES)
         self.written = Event()
         self._on_problem = on_problem
+        self._is_ending = False
         self._loop = gevent.get_hub().loop
         self._is_open = self._loop.async_()  # or a hub with nothing else to do would give up
         self._is_open.start(lambda: None)
@@ -88,7 +89,14 @@ class Stdio:
             return b""  # broken, which the connection's own end tells
 
     def _tell(self, problem: str) -> None:
-        self._loop.run_callback_threadsafe(self._on_problem, problem)
+        if not self._is_ending:
+            self._loop.run_callback_threadsafe(self._on_problem, problem)
+
+    def finish(self) -> None:
+        """Whoever started us wants no more: what was read is sent, what comes need not be taken."""
+        self._is_ending = True
+        with contextlib.suppress(OSError):  # the connection is over
+            self._ours.shutdown(_socket.SHUT_WR)
 
     def close(self) -> None:
         """Its threads end with the program, if not before: nothing interrupts a read."""

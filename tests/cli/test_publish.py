@@ -24,6 +24,7 @@ from helpers.tool_process import StartTool, Tool, start_tool
 __all__ = ["start_tool"]
 
 SIZE = 300_000
+GIVEN_UP = "the peer gave the channel up"
 SILENT = "nothing answers where the peer would forward it to"
 
 
@@ -276,16 +277,16 @@ def test_a_forwarder_of_standard_output_does_not_outlive_its_reader(
     assert caller.process.stdout is not None
     if ends_by == "hangup":  # as ssh ends its ProxyCommand
         caller.process.send_signal(signal.SIGHUP)
-        wanted = -signal.SIGHUP
+        wanted, problems = 0, []
     else:
         caller.process.stdout.close()
         caller.process.stdin.write(b"hello")
         caller.process.stdin.flush()
         assert caller.error_line() == "kkp2p proxy: standard output: Broken pipe\n"
-        wanted = 1
+        wanted, problems = 1, [GIVEN_UP]
     assert _in_thread(caller.process.wait) == wanted
     assert publisher.event()["event"] == "connected"
-    assert publisher.event()["problems"] != []
+    assert publisher.event()["problems"] == problems
 
 
 # Targets.
