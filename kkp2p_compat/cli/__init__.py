@@ -13,10 +13,13 @@ explain.py     ``--explain``: what was done to reach a peer
 _arguments.py  parsers of arguments
 _engines.py    the options of the commands that make an engine
 _forward.py    what ``proxy`` and ``publish`` share: what they tell, and until when
+_json_log.py   a log for programs
+_layers.py     options from files and the environment
 _output.py     output that neither blocks nor ends a program
 _peer_test.py  ``netcheck --peer``
 _probes.py     how far away a server is
 _programs.py   runs other programs
+_reload.py     what a running cloud takes over from its files
 _show.py       the sections of ``netcheck`` as text
 _signals.py    signals for programs of greenlets
 _stdio.py      standard input and output as one connection
@@ -54,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Only the named command is imported: a cloud needs nothing of the demonstration.
     known = [name for name in COMMANDS if arguments[:1] == [name]]
     options = _make_parser(known or COMMANDS).parse_args(arguments)
+    options.arguments = arguments[1:]
     try:
         return int(options.run(options))
     except KeyboardInterrupt:

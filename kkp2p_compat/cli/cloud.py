@@ -8,6 +8,7 @@ import functools
 import ipaddress
 import itertools
 import logging
+import os
 import signal
 import sqlite3
 import sys
@@ -27,7 +28,10 @@ from ..cloud.settings import DEFAULT_PORT, ROLES, CloudSettings, Limits
 from ..control.trust import parse_fingerprints
 from ..traversal.turn_server import parse_turn_uri
 from ._arguments import parse_address
+from ._json_log import JsonFormatter
+from ._layers import Layers, WrongOption
 from ._output import never_waiting
+from ._reload import Reloader, limits_of
 
 if TYPE_CHECKING:
     from ..cloud.admin import Admin
@@ -44,6 +48,12 @@ def add_parser(subparsers: Any) -> None:
         description="Runs a cloud until SIGTERM or SIGINT.  With no arguments it is one process "
         "that serves everything on one port.  When the files of its certificate are replaced, new "
         "connections are shown the new one within seconds, and on SIGHUP at once.",
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="a TOML file with any of these options, under the same names; read again when it "
+        "changes, and on SIGHUP: limits and log level take effect at once",
     )
     parser.add_argument(
         "--listen",
@@ -162,6 +172,12 @@ def add_parser(subparsers: Any) -> None:
         default="info",
         help="what goes to standard error (default: info)",
     )
+    parser.add_argument(
+        "--log-format",
+        choices=("text", "json"),
+        default="text",
+        help="lines for people, or one JSON object a line (default: text)",
+    )
     limits = parser.add_argument_group("limits")
     for entry in dataclasses.fields(Limits):
         flag, help_text = f"--{entry.name.replace('_', '-')}", entry.metadata["help"]
@@ -176,7 +192,7 @@ def add_parser(subparsers: Any) -> None:
                 default=entry.default,
                 help=f"{help_text} (default: {entry.default:g})",
             )
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=functools.partial(_run, parser))
 
 
 def _parse_track(text: str) -> tuple[tuple[str, int], list[str]]:
@@ -238,7 +254,6 @@ def _parse_seconds(text: str) -> float:
 
 
 def _settings(options: argparse.Namespace) -> CloudSettings:
-    limits = Limits(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Limits)})
     host, port = options.listen
     return CloudSettings(
         host=host,
@@ -259,27 +274,40 @@ def _settings(options: argparse.Namespace) -> CloudSettings:
         lane=not options.no_lane,
         stun_address=options.stun_address,
         drain_s=options.drain,
-        limits=limits,
+        limits=limits_of(options),
     )
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    layers = Layers(parser, options.arguments, os.environ, "KKP2P_CLOUD_")
+    try:
+        options = layers.read()
+    except WrongOption as error:
+        print(f"kkp2p cloud: {error}", file=sys.stderr)
+        return 2
     with never_waiting():  # there is one thread for everybody: it waits for no reader of its log
-        return _serve(options)
+        return _serve(layers, options)
 
 
-def _serve(options: argparse.Namespace) -> int:
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=options.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(message)s",
-    )
+def _start_log(options: argparse.Namespace) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    is_json = options.log_format == "json"
+    text = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    handler.setFormatter(JsonFormatter() if is_json else text)
+    logging.basicConfig(handlers=[handler], level=options.log_level.upper())
+
+
+def _serve(layers: Layers, options: argparse.Namespace) -> int:
+    _start_log(options)
+    for name in layers.unknown:
+        logging.warning("the variable %s is not an option's", name)
     try:
         cloud = Cloud(_settings(options))
     except (OSError, ValueError) as error:
         print(f"kkp2p cloud: {error}", file=sys.stderr)
         return 2
-    gevent.signal_handler(signal.SIGHUP, cloud.reload)  # for as long as the process lives
+    reloader = Reloader(cloud, layers, options)
+    gevent.signal_handler(signal.SIGHUP, reloader.reload)  # for as long as the process lives
     try:
         cloud.start()
         admin = None if options.admin is None else _start_admin(cloud, options.admin)
@@ -297,6 +325,7 @@ def _serve(options: argparse.Namespace) -> int:
     for handler in handlers:
         handler.cancel()  # a second signal ends us at once
     logging.info("stopping")
+    reloader.stop()
     cloud.stop()
     if admin is not None:
         admin.stop()

@@ -6,6 +6,7 @@ this host's addresses); nothing imports it but the command line.  One process, o
 server.py              the listening port, and which service a connection gets
 settings.py            everything that can be set
 certificate.py         what TLS shows
+changed_files.py       notices that files were replaced
 prober.py              which other servers of the cloud are alive
 
 The control plane:

@@ -29,6 +29,7 @@ from .._kept_files import write_whole
 from ..control.binding import end_point_binding
 from ..control.trust import fingerprint
 from ..traversal.interfaces import interfaces, source_addresses
+from .changed_files import ChangedFiles
 
 __all__ = ["Certificate", "TLSIdentity", "host_addresses", "load_identity"]
 
@@ -86,23 +87,18 @@ class Certificate:
             self._files = certificate, key
         elif data is not None:
             self._files = data / _CERTIFICATE, data / _KEY
-        self._loaded = self._seen = self._stamps()
+        self._changed = ChangedFiles(self._files)
 
     def sweep(self, now: float) -> None:
-        """To be called about once a second: load files that have changed.
-
-        Not before two looks in a row found them the same: they are replaced one after the other.
-        """
-        stamps = self._stamps()
-        if stamps == self._seen != self._loaded:
+        """To be called about once a second: load files that have changed."""
+        if self._changed.look():
             self.load()
-        self._seen = stamps
 
     def load(self) -> None:
         """Load the files now.  Where they do not fit together the old certificate stays."""
         if not self._files:
             return
-        self._loaded = self._stamps()
+        self._changed.forget()
         try:
             identity = _identity(*self._files)
         except (OSError, ValueError, UnsupportedAlgorithm) as error:
@@ -111,18 +107,6 @@ class Certificate:
         if identity.fingerprint != self.shown.fingerprint:
             log.warning("new connections are shown another certificate: %s", identity.fingerprint)
         self.shown = identity
-
-    def _stamps(self) -> list[tuple[int, int, int] | None]:
-        return [_stamp(file) for file in self._files]
-
-
-def _stamp(file: Path) -> tuple[int, int, int] | None:
-    """Differs when the file was replaced or written to."""
-    try:
-        status = file.stat()
-    except OSError:  # it is being replaced
-        return None
-    return status.st_mtime_ns, status.st_ino, status.st_size
 
 
 _CERTIFICATE, _KEY = "cloud.crt", "cloud.key"

@@ -105,7 +105,7 @@ class LaneTable:
         self.counts: Counter[str] = Counter()
         self._closing = False
         self._gate = gate
-        self._limits = limits = gate.limits
+        self._limits = gate.limits
         self._key = key
         self._usage = usage
         self._cookie_key = secrets.token_bytes(32)
@@ -114,10 +114,14 @@ class LaneTable:
         self._spent: dict[bytes, tuple[int, int]] = {}  # of sessions that are over: bytes, expiry
         self._made = 0
         self._turn = 0
-        self._of_address = Networks(limits.lane_per_s, limits.lane_per_s * limits.burst_s)
-        self._in_all = Bucket(limits.lane_total_per_s, limits.lane_total_per_s, now)
+        gate.when_limits_change(lambda: self._set_rates(now))
         self._who_of_address = Networks(WHO_PER_S, WHO_BURST)
         self._who_in_all = Bucket(WHO_TOTAL_PER_S, WHO_TOTAL_PER_S, now)
+
+    def _set_rates(self, now: float) -> None:
+        limits = self._limits
+        self._of_address = Networks(limits.lane_per_s, limits.lane_per_s * limits.burst_s)
+        self._in_all = Bucket(limits.lane_total_per_s, limits.lane_total_per_s, now)
 
     @property
     def sessions(self) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Protocol
 
 from gevent.event import Event
@@ -156,6 +157,28 @@ class Gatekeeper:
         self.connections_of = Tally()
         self.counts = Counts()
         self._total = 0
+        self._on_change: list[Callable[[], None]] = []
+        self.when_limits_change(self._set_rates)
+        self.refusals = SparingLog(logging.WARNING, "refusals")
+        self.paired = SparingLog(logging.INFO, "relay sessions that began")
+        self.ended = SparingLog(logging.INFO, "relay sessions that ended")
+
+    # The limits.
+
+    def when_limits_change(self, set_up: Callable[[], None]) -> None:
+        """Call it now, and again whenever the limits have changed."""
+        self._on_change.append(set_up)
+        set_up()
+
+    def change_limits(self, limits: Limits) -> None:
+        """For all that comes from now on; connections that are open keep their own rates."""
+        if limits != self.limits:
+            self.limits.become(limits)
+            for set_up in self._on_change:
+                set_up()
+
+    def _set_rates(self) -> None:
+        limits = self.limits
         self.shares = Shares(limits)
         burst_s = limits.burst_s
         self._connects = Networks(limits.connects_per_s, limits.connects_per_s * burst_s)
@@ -165,9 +188,6 @@ class Gatekeeper:
         )
         self._named_by_strangers = Different(limits.stranger_peers)
         self._named_by_accounts = Different(limits.account_peers, (1,))
-        self.refusals = SparingLog(logging.WARNING, "refusals")
-        self.paired = SparingLog(logging.INFO, "relay sessions that began")
-        self.ended = SparingLog(logging.INFO, "relay sessions that ended")
 
     def full(self, tally: Tally, host: str, most: int) -> str:
         """As Tally's, where the limits hold."""

@@ -44,15 +44,19 @@ class LoginLimits:
     """Call order for a login: ``begin``, then ``succeeded`` or ``failed``."""
 
     def __init__(self, limits: Limits) -> None:
-        of_all = limits.login_failures_per_address
         self._limits = limits
-        self._of_account = Networks(1 / RETRY_S, limits.login_failures, WIDER)
-        self._of_all = Networks(of_all / 60, of_all, WIDER)
+        self.set_rates()
         # By account and address: how many more failures are forgiven.
         self._familiar: OrderedDict[tuple[str, str], int] = OrderedDict()
         # Failures of each account, of which the operator has not been told.
         self._today: OrderedDict[str, float] = OrderedDict()
         self._day = 0
+
+    def set_rates(self) -> None:
+        """To be called when the limits have changed."""
+        of_all = self._limits.login_failures_per_address
+        self._of_account = Networks(1 / RETRY_S, self._limits.login_failures, WIDER)
+        self._of_all = Networks(of_all / 60, of_all, WIDER)
 
     def exempt(self, peer_id: str, host: str) -> bool:
         """Whether a login from there is not limited."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,12 @@ def _limit(default: Any, help_text: str) -> Any:
     return field(default=default, metadata={"help": help_text})
 
 
-@dataclass(frozen=True)
+@dataclass
 class Limits:
     """What nobody may exceed.  ``_s`` is seconds; "an address" is an IPv4 address or an IPv6 /64.
 
     The networks around an address have four (IPv4 /24, IPv6 /56) and sixteen times as much (/48).
+    They change only by ``Gatekeeper.change_limits``.
     """
 
     line_bytes: int = _limit(65536, "longest line of the control plane")
@@ -90,6 +91,10 @@ class Limits:
         5000.0, "the same in all, from addresses that have not proved to be theirs"
     )
     limit_loopback: bool = _limit(False, "hold the limits per address against loopback, too")
+
+    def become(self, other: Limits) -> None:
+        for entry in fields(self):
+            setattr(self, entry.name, getattr(other, entry.name))
 
     def hold_for(self, keys: tuple[str, ...]) -> bool:
         """Whether the limits per address hold for this one; ``keys``: see counting.py."""

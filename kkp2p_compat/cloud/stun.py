@@ -118,7 +118,10 @@ class StunResponder:
         self._host = ""
         self._second_ip = second_ip
         self._places: list[UdpPort] = []
-        limits = gate.limits
+        gate.when_limits_change(self._set_rates)
+
+    def _set_rates(self) -> None:
+        limits = self._gate.limits
         self._by_address = Networks(limits.stun_per_s, limits.stun_per_s * limits.burst_s)
         self._in_all = Bucket(limits.stun_total_per_s, limits.stun_total_per_s, time.monotonic())
 

@@ -85,6 +85,7 @@ class Track(Service):
         self._gate = gate
         self._limits = gate.limits
         self._logins = LoginLimits(gate.limits)
+        gate.when_limits_change(self._logins.set_rates)
         self._directory = directory
         directory.on_account_changed = self._on_account_changed
         directory.on_failed_login = self._on_failed_login_elsewhere
