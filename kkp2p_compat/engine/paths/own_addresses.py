@@ -4,7 +4,7 @@ Runs in the engine's hub.  It asks STUN servers from the endpoint's main sockets
 for each address family: at the start, every ten minutes, when it is told that the network has
 changed, and every half a minute while nothing gets through.  Behind a NAT it asks every 25 s, which
 keeps the binding of the main socket, so that the address that peers are told stays true; when the
-answer is another address, or none comes, everything is found out anew.
+answer is another address, or none comes three times, everything is found out anew.
 
 What is known stays until something better is: a new Discovery replaces an old one when it is done,
 or when its verdict is another.
@@ -49,7 +49,11 @@ from .questions import Questions
 
 __all__ = ["LOOPBACK", "OwnAddresses", "Timing"]
 
-RESOLVE_S = 5.0  # our choice: for all names of servers
+# Our choices.
+RESOLVE_S = 5.0  # for all names of servers
+# Questions in a row without an answer after which everything is found out anew.  One is a server or
+# a host that is too busy more often than another NAT, and to ask it much more makes that worse.
+SILENT_QUESTIONS = 3
 LOOPBACK = ("127.0.0.1", "::1")
 
 _random = SystemRandom()
@@ -63,7 +67,7 @@ class Timing:
     recheck_s: float = 600.0  # the NAT rarely becomes another one while our addresses stay
     blocked_recheck_s: float = 30.0
     keep_s: float = 25.0  # RFC 4787 section 4.3: NATs whose bindings end after 30 s are common
-    min_keep_s: float = 10.0  # where bindings end earlier
+    min_keep_s: float = 10.0  # where bindings end earlier, and after a question without an answer
 
 
 class OwnAddresses:
@@ -115,6 +119,7 @@ class OwnAddresses:
         self._logged = ""
         self._timing = timing
         self._keep_s = timing.keep_s
+        self._unanswered = 0  # questions in a row that should have kept the bindings
 
     def start(self) -> None:
         if not self._servers or not self._udp:
@@ -338,8 +343,10 @@ class OwnAddresses:
         """Keep the bindings until it is time to find everything out again."""
         lost = self.udp_blocked or not self.found
         until = _now() + (self._timing.blocked_recheck_s if lost else self._timing.recheck_s)
+        self._unanswered = 0
         while (left_s := until - _now()) > 0:
-            gevent.wait([self._wake, self._doubt], min(left_s, self._keep_s), count=1)
+            keep_s = self._timing.min_keep_s if self._unanswered else self._keep_s
+            gevent.wait([self._wake, self._doubt], min(left_s, keep_s), count=1)
             doubted = self._doubt.is_set()
             self._doubt.clear()
             if self._wake.is_set() or (doubted and lost) or not self._is_as_it_was(doubted):
@@ -358,10 +365,14 @@ class OwnAddresses:
         ]
         servers = [found.server for found in behind_nat if found.server is not None]
         answers = self.questions.ask_all(servers)
+        is_answered = all(ask.mapped is not None for ask in answers)
+        self._unanswered = 0 if is_answered else self._unanswered + 1
         for found, ask in zip(behind_nat, answers, strict=True):
             seen_at = ask.mapped
             before = found.seen_from(ask.to)
             if seen_at == before:
+                continue
+            if seen_at is None and not doubted and self._unanswered < SILENT_QUESTIONS:
                 continue
             same_ip = seen_at is not None and before is not None and seen_at[0] == before[0]
             if same_ip and found.behaviour.symmetric:

@@ -425,10 +425,26 @@ def test_another_port_of_a_symmetric_nat_is_no_change(
 
 def test_the_network_goes_away(make: Maker, inside: None) -> None:
     network = Network(PORT_RESTRICTED)
-    own = make(network, timing=Timing(keep_s=0.01))
+    own = make(network, timing=Timing(keep_s=0.01, min_keep_s=0.01))
     settled(own, lambda: own.nat.hairpin is not None)
     network.down = True
     settled(own, lambda: own.udp_blocked)
+
+
+def test_a_question_without_an_answer_is_asked_again_before_all_is_found_out_anew(
+    make: Maker, inside: None, waits: list[float]
+) -> None:
+    """The server, or this host, may be busy; a NAT that starts anew answers, if otherwise."""
+    network = Network(PORT_RESTRICTED)
+    own = make(network, timing=Timing(keep_s=0.04, min_keep_s=0.01))
+    settled(own, lambda: own.nat.hairpin is not None)
+    known, sockets = own.found[socket.AF_INET], next(network.numbers)
+    network.lose = lambda number: 0.01 not in waits  # it has noticed
+    with gevent.Timeout(PATIENCE_S):
+        while 0.01 not in waits or waits[-1] != 0.04:
+            gevent.sleep(0.001)
+    assert own.found[socket.AF_INET] is known
+    assert next(network.numbers) == sockets + 1  # nothing else was asked
 
 
 def test_what_is_known_stays_while_it_is_looked_at_again(make: Maker, inside: None) -> None:
