@@ -5,7 +5,9 @@ Three questions, each with a deadline of its own:
 - *Silence*: when a peer that was sending stops, one PING soon finds out whether it is there.
 - *Suspicion*: probe time-outs in a row, and nothing acknowledged, mean that another path should be
   looked for.  One genuine packet ends a suspicion, but not the wait for an acknowledgement: the
-  path may carry nothing in our direction.
+  path may carry nothing in our direction.  If it comes by the suspected path, that was only slow:
+  for a minute the next suspicion takes twice as long, and so on.  A peer that is too busy would
+  else be called again and again by all who wait for it, and never get out of that.
 - *Doubt*: the cloud says that the peer is gone, and only the peer itself can answer.  A peer whose
   program was killed says nothing, and silence alone ends a connection only after a long time,
   because a path may be cut for a while.  Here a second and a half of PINGs without an answer is
@@ -27,6 +29,8 @@ __all__ = ["FOLLOWERS", "Doubt", "Hearing", "Liveness", "Sign"]
 # Our choices.
 SUSPECT_PTOS = 3  # probe time-outs in a row after which the path is suspected
 SUSPECT_S = 1.0  # or this long after the first: where the estimate is large, the third is far away
+MOST_PATIENCE = 8  # times that, after three false alarms
+PATIENT_S = 60.0  # after one
 SILENCE_S = 2.0  # after something from the peer
 QUESTIONS = 15  # of a doubt; where half of all packets are lost, 1 in 100 gets no answer
 QUESTIONS_S = 1.5  # for all of them; or more, where the way there and back is long
@@ -111,6 +115,8 @@ class Liveness:
         self.suspect_at = math.inf  # suspicion, while WAITING
         self.doubt: Doubt | None = None
         self._doubt_from = -math.inf  # the next doubt may begin
+        self._patience = 1
+        self._patient_until = -math.inf
 
     def _move(self, sign: Sign) -> None:
         """KeyError for a sign that cannot come now."""
@@ -118,12 +124,15 @@ class Liveness:
 
     # Suspicion.
 
-    def handle_packet(self, now: float, rtt: RoundTrip) -> bool:
-        """A genuine packet came; True: it ends a suspicion."""
+    def handle_packet(self, now: float, rtt: RoundTrip, *, by_path: bool) -> bool:
+        """A genuine packet came, perhaps by the path in use; True: it ends a suspicion."""
         self.heard_at = now
         if self.hearing is not _SUSPECTED:
             return False
         self._move(Sign.PACKET)
+        if by_path:
+            self._patience = min(2 * self._patience_at(now), MOST_PATIENCE)
+            self._patient_until = now + PATIENT_S
         self._wait(now, rtt)
         return True
 
@@ -132,11 +141,18 @@ class Liveness:
             self._move(Sign.TIMEOUT)
             if self.hearing is Hearing.WAITING:
                 self._wait(now, rtt)
-        elif in_a_row == SUSPECT_PTOS and self.hearing is Hearing.WAITING:
+        elif (
+            in_a_row == SUSPECT_PTOS
+            and self.hearing is Hearing.WAITING
+            and self._patience_at(now) == 1
+        ):
             self.suspect_at = now
 
+    def _patience_at(self, now: float) -> int:
+        return self._patience if now < self._patient_until else 1
+
     def _wait(self, now: float, rtt: RoundTrip) -> None:
-        self.suspect_at = now + max(SUSPECT_S, rtt.pto_s)
+        self.suspect_at = now + self._patience_at(now) * max(SUSPECT_S, rtt.pto_s)
 
     def handle_wait_over(self, answered: bool) -> bool:
         """``suspect_at`` has come; True: the path is suspected from now on."""

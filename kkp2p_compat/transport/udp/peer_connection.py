@@ -170,7 +170,9 @@ class PeerConnection:
             self._fail(error)
         if eliciting:
             received.want_ack(eliciting, now, self.recovery.rtt.smoothed_s)
-        if received.heard_at == now and self.liveness.handle_packet(now, self.recovery.rtt):
+        if received.heard_at == now and self.liveness.handle_packet(
+            now, self.recovery.rtt, by_path=not is_elsewhere
+        ):
             self.recovery.pto_count = 0  # what backed off in the dark asks at once
             self._events.put(PathRecovered())
         if lifecycle.phase is not _OPEN:

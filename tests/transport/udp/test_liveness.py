@@ -10,6 +10,8 @@ import pytest
 from kkp2p_compat.transport.udp.liveness import (
     DOUBT_AGAIN_S,
     FOLLOWERS,
+    MOST_PATIENCE,
+    PATIENT_S,
     QUESTIONS,
     SUSPECT_PTOS,
     SUSPECT_S,
@@ -62,15 +64,31 @@ def test_what_was_acknowledged_meanwhile_is_not_suspected(rtt: RoundTrip) -> Non
 
 def test_one_packet_ends_a_suspicion_but_not_the_wait(rtt: RoundTrip) -> None:
     liveness = Liveness(NOW)
-    assert not liveness.handle_packet(NOW, rtt)
+    assert not liveness.handle_packet(NOW, rtt, by_path=True)
     liveness.handle_probe_timeout(1, NOW, rtt)
-    assert not liveness.handle_packet(NOW, rtt)
+    assert not liveness.handle_packet(NOW, rtt, by_path=True)
     liveness.handle_wait_over(answered=False)
     liveness.handle_probe_timeout(1, NOW + 5, rtt)  # nothing new: it is suspected already
     assert liveness.suspect_at == math.inf
-    assert liveness.handle_packet(NOW + 6, rtt)
+    assert liveness.handle_packet(NOW + 6, rtt, by_path=False)
     assert liveness.hearing is Hearing.WAITING
     assert liveness.suspect_at == NOW + 6 + SUSPECT_S
+
+
+def test_a_path_that_was_only_slow_is_suspected_later_for_a_while(rtt: RoundTrip) -> None:
+    liveness, now, waited = Liveness(NOW), NOW, []
+    for _ in range(5):
+        liveness.handle_probe_timeout(1, now, rtt)
+        liveness.handle_probe_timeout(SUSPECT_PTOS, now + 0.5, rtt)
+        waited.append(liveness.suspect_at - now)
+        now = liveness.suspect_at
+        assert liveness.handle_wait_over(answered=False)
+        assert liveness.handle_packet(now, rtt, by_path=True)
+        assert not liveness.handle_wait_over(answered=True)
+    assert waited == [0.5, 2, 4, MOST_PATIENCE, MOST_PATIENCE]
+    now += PATIENT_S
+    liveness.handle_probe_timeout(1, now, rtt)
+    assert liveness.suspect_at == now + SUSPECT_S
 
 
 def test_a_doubt_that_nobody_answers_finds_the_peer_gone(rtt: RoundTrip) -> None:
