@@ -141,7 +141,7 @@ class LinkLost(KKP2PError):
 
 
 class NoRoomYet(LinkLost):
-    """a limit of the cloud was met, by others, for a moment"""
+    """the cloud cannot carry the call at this moment"""
 
 
 class BadPacket(KKP2PError):

@@ -95,7 +95,8 @@ class Abroad:
     def _fail(self, call: Call, reason: str) -> None:
         if call.caller.made(call.number) is call:
             self._calls.forget(call)
-            call.caller.send(encode("declined", call=call.number, reason=reason))
+            again = reason == "unavailable" or None
+            call.caller.send(encode("declined", call=call.number, reason=reason, again=again))
 
     # Our callers.
 

@@ -128,10 +128,10 @@ class Calls:
     def is_away(self, caller: Member, asked: Asked, reason: str = "offline") -> None:
         """The callee is not to be had."""
         self._outcomes.failed(caller, asked.to, reason)
-        self.decline(caller, asked, reason)
+        self.decline(caller, asked, reason, again=reason == "unavailable")
 
-    def decline(self, caller: Member, asked: Asked, reason: str) -> None:
-        caller.send(encode("declined", call=asked.number, reason=reason))
+    def decline(self, caller: Member, asked: Asked, reason: str, again: bool = False) -> None:
+        caller.send(encode("declined", call=asked.number, reason=reason, again=again or None))
 
     def bring(self, caller: Member, callee: Member, asked: Asked) -> None:
         """Begin a call of a caller that is within its limits."""

@@ -66,7 +66,7 @@ class OutgoingCall:
 
     @property
     def is_put_off(self) -> bool:
-        """Whether the track has no room for it at this moment, and wants it called again.
+        """Whether the track cannot carry it at this moment, and wants it called again.
 
         It may say so after it has named the relay, too, when others need the room.
         """
@@ -103,7 +103,8 @@ class OutgoingCall:
                 self.relay.set_exception(LinkLost("the track has named no relay for the call"))
         elif op == "declined":
             again = message.get("again") is True
-            self.fail(NoRoomYet() if again else refusal(message.get("reason")))
+            error = refusal(message.get("reason"))
+            self.fail(NoRoomYet(f"{error}, for a moment") if again else error)
 
     def fail(self, error: KKP2PError) -> None:
         for result in (self.relay, self.answer):

@@ -36,6 +36,7 @@ _TABLE: tuple[tuple[str, type[KKP2PError], str, tuple[type[KKP2PError], ...]], .
     ("offline", PeerOffline, "the peer is not online", ()),
     ("left", CallRefused, "the peer went offline during the call", ()),
     ("limit", LinkLost, "a limit of the cloud was met", ()),
+    ("unavailable", LinkLost, "the cloud cannot reach the peer", ()),
     ("busy", CallRefused, _BUSY, (CallRefused, OutOfDescriptors)),
     ("not-allowed", CallRefused, _NOT_ALLOWED, (NotAllowed, UnprovenPeer)),
     ("timeout", TimedOut, "the peer did not answer in time", (TimedOut,)),

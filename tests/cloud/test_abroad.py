@@ -106,14 +106,16 @@ def test_a_node_that_says_nothing(fleet: Fleet) -> None:
     fleet.caller.send("call", call=1, to="callee", ms=20_000, offer="{}")
     until(lambda: fleet.calls == [1, 0])
     time_passes(fleet.clouds[0], UNHEARD_S + 1)
-    assert fleet.caller.receive() == {"op": "declined", "call": 1, "reason": "unavailable"}
+    assert fleet.caller.receive() == {
+        "op": "declined", "call": 1, "reason": "unavailable", "again": True,
+    }  # fmt: skip
 
 
 def test_the_directory_is_away(fleet: Fleet) -> None:
     """Who is at this node can still be called."""
     here = fleet.client(0, "other")
     fleet.shared.away = True
-    declined = {"op": "declined", "call": 1, "reason": "unavailable"}
+    declined = {"op": "declined", "call": 1, "reason": "unavailable", "again": True}
     assert fleet.caller.call("callee", 1) == declined
     assert fleet.caller.call("other", 2)["op"] == "calling"
     assert here.receive()["op"] == "offer"

@@ -106,8 +106,8 @@ def call_peer(
     """A call on the first of the tracks where the peer may be that knows the peer.
 
     The body runs when the call is answered or has failed: until then a track may want it made
-    again, to make room for others.  ``meanwhile`` is called once the track has named the relay.
-    When the body fails, the callee is told that the call is cancelled.
+    again, or is lost, and it is made by another.  ``meanwhile`` is called once the track has named
+    the relay.  When the body fails, the callee is told that the call is cancelled.
     """
     offline = PeerOffline("no track of the peer lives")
     deadline = time.monotonic() + budget_s
@@ -123,7 +123,7 @@ def call_peer(
                     _show(client, link, call)
                 meanwhile(link, call)
                 call.answer.wait()
-            if call.is_put_off and time.monotonic() + AGAIN_MOST_S < deadline:
+            if _may_be_made_again(link, call) and time.monotonic() + AGAIN_MOST_S < deadline:
                 continue
             yield link, call
             has_failed = False
@@ -140,17 +140,26 @@ def call_peer(
 def _tries(
     client: CloudClient, peer_id: str, offer: str, deadline: float
 ) -> Iterator[tuple[Link, OutgoingCall]]:
-    """One on each track; where it is put off, another after a pause."""
-    for link in client.links_to(peer_id):
-        pauses = Backoff(_random, AGAIN_FIRST_S, AGAIN_MOST_S, AGAIN_SPREAD_S)
-        while True:
+    """One on each track; where it is put off, or its link breaks, another after a pause."""
+    pauses = Backoff(_random, AGAIN_FIRST_S, AGAIN_MOST_S, AGAIN_SPREAD_S)
+    links = iter(client.links_to(peer_id))
+    while (link := next(links, None)) is not None:
+        again = True
+        while again:
             left_ms = int(1000 * (deadline - time.monotonic()))
             call = link.call(peer_id, offer, min(max(left_ms, 1), MAX_BUDGET_MS))
             yield link, call
-            if not call.is_put_off:
-                break
-            client.log.info("%s: called again soon: %s", peer_id, call.answer.exception)
-            gevent.sleep(pauses.next())
+            again = _may_be_made_again(link, call)
+            if again:
+                client.log.info("%s: called again soon: %s", peer_id, call.answer.exception)
+                gevent.sleep(pauses.next())
+            if again and link.closed.is_set():
+                links, again = iter(client.links_to(peer_id)), False
+
+
+def _may_be_made_again(link: Link, call: OutgoingCall) -> bool:
+    """The cloud could not carry it: who the callee is, and what it says, is not known yet."""
+    return call.is_put_off or (link.closed.is_set() and call.answer.exception is not None)
 
 
 def _show(client: CloudClient, link: Link, call: OutgoingCall) -> None:

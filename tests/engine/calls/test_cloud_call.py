@@ -12,7 +12,7 @@ from gevent.event import Event
 
 import kkp2p_compat as kkp2p
 from helpers.cloud_client import running_scene, tcp_pair, until
-from helpers.line_server import MakeLink, OpenLink, Visitor
+from helpers.line_server import MakeLink, OpenLink, Serve, Visitor
 from kkp2p_compat._errors import (
     LinkLost,
     TimedOut,
@@ -153,6 +153,34 @@ def test_a_call_that_meets_a_limit_fails_when_time_is_short_or_the_limit_is_its_
         call_peer(client, "bob", "{}", budget_s) as (_, call),
     ):
         call.relay.get()
+
+
+def test_a_call_whose_track_is_lost_before_the_answer_is_made_by_another(
+    short_pauses: None, make_link: MakeLink, serve: Serve
+) -> None:
+    made: list[Message] = []
+
+    def script(visitor: Visitor) -> None:
+        made.append(visitor.receive("call"))
+        if len(made) == 1:
+            visitor.send("calling", call=made[0]["call"], relay=[])
+            return  # it is lost
+        visitor.send("calling", call=made[1]["call"], relay=[])
+        visitor.send("answer", call=made[1]["call"], answer="{}")
+        visitor.wait_until_gone()
+
+    server = serve(script)
+
+    class Anew(OneTrack):
+        def links_to(self, _: str) -> list[Link]:
+            link = make_link(server.address)
+            link.open()
+            return [link]
+
+    client = cast(CloudClient, Anew(make_link(server.address)))
+    with call_peer(client, "bob", "{}", 60.0) as (_, call):
+        assert call.answer.get() == "{}"
+    assert [message["to"] for message in made] == ["bob", "bob"]
 
 
 def test_of_500_calls_at_once_by_strangers_none_fails(
