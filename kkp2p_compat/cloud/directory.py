@@ -356,6 +356,15 @@ class Directory(ABC):
         """
 
     @abstractmethod
+    def restore(
+        self, node_id: str, peer_ids: Iterable[str], presence_of: Callable[[str], Presence | None]
+    ) -> list[tuple[Presence, Presence | Refused]]:
+        """All logins at this node, again; of each, whose place it took, or whose that stays.
+
+        ``presence_of``: the login that a peer has here at that moment, if any.
+        """
+
+    @abstractmethod
     def left(self, presence: Presence) -> None:
         """Give the place up, if it is still this login's; never waits."""
 

@@ -9,7 +9,7 @@ import logging
 import secrets
 import sqlite3
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -117,6 +117,11 @@ class LocalDirectory(Directory):
         self, presence: Presence, *, again: bool = False, restored: bool = False
     ) -> Presence | Refused | None:
         return None
+
+    def restore(
+        self, node_id: str, peer_ids: Iterable[str], presence_of: Callable[[str], Presence | None]
+    ) -> list[tuple[Presence, Presence | Refused]]:
+        return []
 
     def left(self, presence: Presence) -> None:
         pass

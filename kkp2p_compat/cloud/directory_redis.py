@@ -10,7 +10,7 @@ import logging
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -235,6 +235,32 @@ class RedisDirectory(Directory):
         return redis_records.presence_untrusted(
             peer_id, self._link.one(redis_scripts.WHERE(keys, self._place.prefix))
         )
+
+    def restore(
+        self, node_id: str, peer_ids: Iterable[str], presence_of: Callable[[str], Presence | None]
+    ) -> list[tuple[Presence, Presence | Refused]]:
+        outcomes: list[tuple[Presence, Presence | Refused]] = []
+        for ids in _portions(peer_ids):
+            there = [found for peer_id in ids if (found := presence_of(peer_id)) is not None]
+            replies = self._link.ask(*(self._came(found, restored=True) for found in there))
+            for presence, reply in zip(there, replies, strict=True):
+                outcome = _outcome(presence.peer_id, _good(reply))
+                if outcome is not None and outcome != presence:
+                    outcomes.append((presence, outcome))
+        for peer_id in self._entered(node_id):
+            if presence_of(peer_id) is None:
+                self._link.tell(self._left(peer_id, node_id))
+        return outcomes
+
+    def _entered(self, node_id: str) -> Iterator[str]:
+        """Whom the directory has at that node."""
+        cursor = b"0"
+        while True:
+            command = ("SSCAN", self._key("peers", node_id), cursor, "COUNT", str(AT_ONCE))
+            cursor, ids = self._link.one(command)
+            yield from _peer_ids_untrusted(ids)
+            if cursor == b"0":
+                return
 
     # The nodes.
 

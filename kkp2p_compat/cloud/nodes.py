@@ -42,8 +42,8 @@ Handler = Callable[[str, Message], None]  # from which node, and what
 class Nodes:
     """Set ``handlers``, by op, and the callbacks; then ``start``, and ``stop`` at the end.
 
-    ``on_gone``: a node, by its id, lives no more.  ``on_lapsed``: our own lease had run out, so
-    the others took us for gone.  A handler must not wait, and raises BadPacket for what is wrong.
+    ``on_gone``: a node, by its id, lives no more.  A handler must not wait, and raises BadPacket
+    for what is wrong.
     """
 
     def __init__(self, directory: Directory, describe: Callable[[str], Node]) -> None:
@@ -52,7 +52,6 @@ class Nodes:
         self.living: dict[str, Node] = {}  # with this one, once it has a lease
         self.handlers: dict[str, Handler] = {}
         self.on_gone: Callable[[str], None] = lambda node_id: None
-        self.on_lapsed: Callable[[], None] = lambda: None
         self._directory = directory
         self._describe = describe
         self._missed: set[str] = set()
@@ -105,9 +104,7 @@ class Nodes:
             return
         self._leased_at = now
         if before and now - before > LEASE_S:
-            log.warning("the lease of this node had run out, %.0f s ago", now - before - LEASE_S)
             self._missed.clear()  # the others may have missed theirs, too
-            self.on_lapsed()
         self._update(found)
 
     def _update(self, found: dict[str, Node]) -> None:
@@ -118,14 +115,6 @@ class Nodes:
         for name in gone - {self.id}:
             log.warning("node %s is gone", name)
             self.on_gone(name)
-            gevent.spawn(self._clean_up, name)
-
-    def _clean_up(self, node_id: str) -> None:
-        """Each of those that are left does so: it may be done more than once."""
-        try:
-            self._directory.release(node_id)
-        except DirectoryAway as error:
-            log.warning("what node %s has left behind stays for now: %s", node_id, error)
 
     # Messages.
 

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import gevent
-from gevent.pool import Pool
 
 from ..control.wire import Message, encode, number_untrusted
 from .correspondents import Correspondents
@@ -36,8 +35,6 @@ MAX_SESSION_CHARS = 64
 LINGER_LEAST_S = 3.0  # for calls that were on their way when the peer moved
 LINGER_MOST_S = 70.0  # no call takes longer to be answered
 MAX_WAITING = 64  # calls to a peer whose login is not complete yet
-RESTORES_AT_ONCE = 256
-MAX_UNHEARD = 100_000
 
 Found = Presence | Refused | None  # the login that had the place of one that has come
 
@@ -67,9 +64,7 @@ class Presences:
         self._arriving: dict[str, list[Callable[[Member | None], None]]] = {}
         self._leaving: dict[str, _Leaving] = {}
         self._to_move: set[Member] = set()  # those that were told to
-        self._unheard: list[Presence] = []  # that ended while the directory was away
         nodes.handlers["replaced"] = self._on_replaced
-        nodes.on_lapsed = self.restore
         directory.on_back = self.restore
 
     # A login.
@@ -122,8 +117,6 @@ class Presences:
         peer_id, presence = member.peer_id, member.presence
         if presence is not None:
             self._directory.left(presence)
-            if self._directory.away_since is not None and len(self._unheard) < MAX_UNHEARD:
-                self._unheard.append(presence)
             self._tell_waiting(presence.peer_id, self._online.get(presence.peer_id))
         if peer_id is None:
             return False
@@ -216,34 +209,29 @@ class Presences:
 
     def restore(self) -> None:
         """Tell it again who is online here, and learn who is elsewhere by now.  Does not wait."""
-        if not self._directory.is_local:
-            gevent.spawn(self._restore)
+        gevent.spawn(self._restore)
 
     def _restore(self) -> None:
         log.info("the directory is told again of %d peers", len(self._online))
-        unheard, self._unheard = self._unheard, []
-        for presence in unheard:
-            self._directory.left(presence)
-        pool = Pool(RESTORES_AT_ONCE)
-        for member in list(self._online.values()):
-            pool.spawn(self._restore_one, member)
-        pool.join()
-
-    def _restore_one(self, member: Member) -> None:
-        presence = member.presence
-        if presence is None or self._online.get(presence.peer_id) is not member:
-            return
         try:
-            found = self._directory.came(presence, restored=True)
+            outcomes = self._directory.restore(
+                self._nodes.id, list(self._online), self._presence_of
+            )
         except DirectoryAway:
             return  # it says when it is back
-        if self._online.get(presence.peer_id) is not member:
-            self._directory.left(presence)  # it has gone meanwhile
-        elif isinstance(found, Presence):
-            self._tell_replaced(member, found)
-        elif isinstance(found, Refused):
-            log.info("%s: is at node %s by now", member, found.by.node)
-            self._lose(member, found.by.session, found.by.node)
+        for presence, found in outcomes:
+            member = self._online.get(presence.peer_id)
+            if member is None or member.presence is not presence:
+                continue  # it has gone meanwhile, and has said so
+            if isinstance(found, Presence):
+                self._tell_replaced(member, found)
+            else:
+                log.info("%s: is at node %s by now", member, found.by.node)
+                self._lose(member, found.by.session, found.by.node)
+
+    def _presence_of(self, peer_id: str) -> Presence | None:
+        member = self._online.get(peer_id)
+        return None if member is None else member.presence
 
 
 def _is_outdated(member: Member, old: Member) -> bool:

@@ -134,6 +134,32 @@ def test_strange_sessions(one: RedisDirectory) -> None:
         assert one.where("alice") == _at(ONE, session=session)
 
 
+def test_a_node_restores_what_it_has(
+    redis_server: RedisServer, one: RedisDirectory, two: RedisDirectory
+) -> None:
+    names = [f"peer{number}" for number in range(directory_redis.AT_ONCE + 7)]
+    here = {name: _at(ONE, name, number) for number, name in enumerate(names)}
+    for presence in here.values():
+        one.came(presence)
+    redis_server.ask("FLUSHALL")
+    one.lease(ONE)
+    two.lease(TWO)
+    two.came(_at(TWO, "peer3", since_us=2_000_000))
+    one.came(_at(ONE, "gone long ago"[:4]))  # what left while nobody could be told
+    del here["peer5"]  # one that leaves while this goes on
+    outcomes = one.restore(ONE.id, names, here.get)
+    assert outcomes == [(here["peer3"], Refused(_at(TWO, "peer3", since_us=2_000_000)))]
+    for name in names:
+        where = two.where(name)
+        if name == "peer3":
+            assert where is not None
+            assert where.node == TWO.id
+        else:
+            assert where == here.get(name)
+    assert two.where("gone") is None
+    assert redis_server.ask("SCARD", f"kkp2p:peers:{ONE.id}") == len(names) - 2
+
+
 # Nodes.
 
 

@@ -75,11 +75,12 @@ def time_passes(cloud: Cloud, seconds: float) -> None:
 @contextmanager
 def running_cloud(
     accounts: dict[str, str] | None = None, limits: dict[str, Any] | None = None,
-    directory: Directory | None = None, **settings: Any,
+    directory: Directory | None = None, directory_url: str | None = None, **settings: Any,
 ) -> Iterator[Cloud]:  # fmt: skip
     """A cloud on a free port of loopback that holds its limits against loopback, too."""
     limits = {"limit_loopback": True, **(limits or {})}
     settings = {"host": "127.0.0.1", "port": 0, "drain_s": 0.0, **settings}
+    settings |= {"directory": directory_url}
     made = CloudSettings(accounts=accounts or {}, limits=Limits(**limits), **settings)
     cloud = Cloud(made, directory)
     cloud.start()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -40,25 +40,27 @@ class Shared:
     def come_back(self) -> None:
         self.away = False
         for directory in list(self.listeners.values()):
-            directory.away_since = None
             directory.on_back()
 
 
 class SharedDirectory(LocalDirectory):
     is_local = False
-    away_since: float | None = None
 
     def __init__(self, shared: Shared, accounts: Mapping[str, str]) -> None:
         super().__init__(None, accounts)
         self._shared = shared
         self._id = ""
+        self._was_leased = False
 
     def _wait(self) -> Shared:
         gevent.sleep(0)
         if self._shared.away:
-            self.away_since = self.away_since or time.monotonic()
             raise DirectoryAway("the test has switched it off")
         return self._shared
+
+    @property
+    def away_since(self) -> float | None:
+        return 0.0 if self._shared.away else None
 
     def start(self, node_id: str | None = None) -> None:
         self._id = str(node_id)
@@ -83,6 +85,16 @@ class SharedDirectory(LocalDirectory):
         shared.presences[presence.peer_id] = presence
         return None if is_same else old
 
+    def restore(
+        self, node_id: str, peer_ids: Iterable[str], presence_of: Callable[[str], Presence | None]
+    ) -> list[tuple[Presence, Presence | Refused]]:
+        there = [found for peer_id in peer_ids if (found := presence_of(peer_id)) is not None]
+        outcomes = [(each, self.came(each, restored=True)) for each in there]
+        for presence in list(self._shared.presences.values()):
+            if presence.node == node_id and presence_of(presence.peer_id) is None:
+                self.left(presence)
+        return [(each, found) for each, found in outcomes if found is not None]
+
     def left(self, presence: Presence) -> None:
         if not self._shared.away and self._shared.presences.get(presence.peer_id) == presence:
             del self._shared.presences[presence.peer_id]
@@ -93,7 +105,12 @@ class SharedDirectory(LocalDirectory):
         return found if found is not None and found.node in shared.alive() else None
 
     def lease(self, node: Node) -> None:
-        self._wait().leases[node.id] = node, time.monotonic() + LEASE_S
+        shared = self._wait()
+        was_lost = self._was_leased and node.id not in shared.alive()
+        self._was_leased = True
+        shared.leases[node.id] = node, time.monotonic() + LEASE_S
+        if was_lost:
+            self.on_back()
 
     def release(self, node_id: str) -> None:
         shared = self._wait()
