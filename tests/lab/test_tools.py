@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,6 +44,18 @@ while kkp2p.accept(engine, 600_000, channel) > 0:
     while (size := kkp2p.read(channel.fd, buff, len(buff), 60_000)) > 0:
         kkp2p.write(channel.fd, memoryview(buff)[:size], size, 60_000)
     kkp2p.close_fd(channel.fd)
+"""
+
+
+# Echoes on a port of its own host, a connection at a time.
+SERVICE = """
+import socket
+with socket.create_server(("127.0.0.1", 8080)) as listener:
+    print("listening", flush=True)
+    while True:
+        with listener.accept()[0] as sock:
+            while data := sock.recv(65536):
+                sock.sendall(data)
 """
 
 
@@ -173,6 +186,24 @@ def test_proxy(net: Net, run: Run, ours: NatType, theirs: NatType, path: str) ->
     wait_for(proxy, "ended, 100,000 bytes to the peer, 100,000 from it")
     proxy.send_signal(signal.SIGINT)
     assert output_of(proxy) == "stopped: 1 connection\n"
+
+
+def test_what_is_published_behind_a_nat(net: Net, run: Run, tmp_path: Path) -> None:
+    server = net.behind("server", nat.PORT_RESTRICTED)
+    laptop = net.behind("laptop", nat.PORT_RESTRICTED)
+    secret = tmp_path / "secret"
+    secret.write_text(SECRET)
+    run(server, "listening", "-c", SERVICE)
+    options = ("--as", "peer", "--secret-file", str(secret), "--login", net.login, "--no-upnp")
+    publisher = run(server, None, "-m", "kkp2p_compat", "publish", "8080", *options)
+    wait_for(publisher, " online")
+    command = ("-m", "kkp2p_compat", "proxy", "0", "peer", "--login", net.login, "--no-upnp")
+    proxy = run(laptop, None, *command)
+    found = re.search(r":(\d+) ", wait_for(proxy, " for peer, mode auto"))
+    assert found is not None
+    assert laptop.run(sys.executable, "-c", EXCHANGE, found[1]) == "100000\n"
+    assert ": p2p, " in wait_for(publisher, "connected to 127.0.0.1:8080")
+    wait_for(publisher, "ended, 100,000 bytes to the peer, 100,000 from it")
 
 
 def test_both_on_the_lan(lab: Lab, run: Run) -> None:
