@@ -67,14 +67,14 @@ class Report:
 
     def follow(self) -> None:
         """Show all, until it is time to stop."""
-        self._follow(self.stopping)
+        self._follow(self.stopping, self._over)
         if self.stdio is not None and not self.status:
             self.stdio.finish()
             with gevent.Timeout(ENDING_S, False):
                 self._follow(self._over)
 
-    def _follow(self, until: Event) -> None:
-        while not until.is_set():
+    def _follow(self, *ends: Event) -> None:
+        while not any(end.is_set() for end in ends):
             self._something.wait()
             self._something.clear()
             self.show_all()
@@ -92,7 +92,6 @@ class Report:
         if self.stdio is not None and self._is_the_end(event):
             self.status = self.status or int(bool(event["problems"]))
             self._over.set()
-            self.stopping.set()
 
     def complain(self, problem: str) -> None:
         """In one line, which is no event."""
@@ -280,7 +279,7 @@ def _run(engine: Engine, report: Report, begin: Begin) -> None:
     report.show_all()
     if report.stdio is not None:
         if not report.status:
-            report.stdio.written.wait()
+            gevent.wait([report.stdio.written, report.stopping], count=1)
         return
     counts = report.counts
     report.show(

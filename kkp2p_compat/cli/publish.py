@@ -32,7 +32,7 @@ __all__ = ["add_parser"]
 
 STDIO = "-"
 ACCEPT_S = 3600.0  # nothing comes but the end of the login: how often that is looked at
-ACCOUNTS = "accounts"
+ACCOUNTS = "accounts"  # engine_conf_t.callers: all that have one
 
 
 def add_parser(subparsers: Any) -> None:
@@ -100,6 +100,8 @@ def _targets(options: argparse.Namespace) -> dict[int | None, Any]:
         raise ValueError("standard input and output can be one target only")
     if options.udp and not all(isinstance(target, PortTarget) for target in targets.values()):
         raise ValueError("--udp needs ports")
+    if len(options.callers or ()) > 1 and ACCOUNTS in options.callers:
+        raise ValueError("accounts are all that have one: it stands alone")
     if options.lan and options.callers:
         # The engine would refuse every call.
         raise ValueError("on the LAN nobody vouches for callers: --from cannot be kept")

@@ -481,6 +481,7 @@ def test_a_secret_in_a_file(
         (["-", "--target", "1=-", "--as", "peer"], "can be one target only"),
         (["unix:x", "--udp", "--as", "peer"], "--udp needs ports"),
         (["80", "--as", "peer", "--lan", "3549", "--from", "a"], "nobody vouches for callers"),
+        (["80", "--as", "peer", "--from", "a", "accounts"], "it stands alone"),
         (["80", "--as", "peer", "--secret-file", "/nowhere"], "/nowhere: "),
         (["80", "--as", "peer"], "there is no terminal to ask for it"),
     ],

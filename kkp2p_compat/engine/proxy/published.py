@@ -50,7 +50,7 @@ class Published:
     ) -> None:
         self.background = background
         self.watch = watch
-        self._targets = dict(targets)
+        self._targets: Targets = dict(targets)
         self._kind = _UdpConnection if is_udp else _TcpConnection
         self._connections: set[_Connection] = set()
         self._none_left = Event()
@@ -80,7 +80,8 @@ class Published:
         release()
 
     def close(self) -> None:
-        """End all; waits."""
+        """End all, and refuse what comes; waits."""
+        self._targets = {}
         self._sweeping.close()
         for connection in list(self._connections):
             connection.stop()
