@@ -4,6 +4,8 @@ A command module has ``add_parser(subparsers)``, which adds its parser and sets 
 that takes the parsed arguments and returns the exit status: 0 done, 1 failed, 2 used wrongly.
 
 account.py     ``kkp2p account``
+invite.py      ``kkp2p invite``
+join.py        ``kkp2p join``
 cloud.py       ``kkp2p cloud``
 demo.py        ``kkp2p demo``
 netcheck.py    ``kkp2p netcheck``
@@ -38,7 +40,7 @@ from .._version import __version__
 
 __all__ = ["main"]
 
-COMMANDS = ("cloud", "account", "demo", "netcheck", "proxy", "publish")
+COMMANDS = ("cloud", "account", "invite", "join", "demo", "netcheck", "proxy", "publish")
 
 
 def _make_parser(commands: Sequence[str]) -> argparse.ArgumentParser:

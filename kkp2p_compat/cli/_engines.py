@@ -23,18 +23,19 @@ from .._codes import (
     KKP2P_ERROR_ANALYSIS_DOMAIN_TIMEOUT,
     KKP2P_ERROR_DOMAIN_NO_IP,
 )
-from .._errors import KKP2PError, ParameterError
+from .._errors import KKP2PError
 from .._structs import engine_conf_t
-from ..control.trust import parse_fingerprints
+from ..control.invitation import Invitation, kept, kept_at, line_of_this_user
 from ..engine.engine import Engine
 from ..engine.proxy.listening import show_place
-from ._arguments import parse_address, parse_peer, parse_port
+from ._arguments import parse_peer, parse_port
 
 __all__ = [
     "MODES",
     "NoSecret",
     "add_account_options",
     "add_options",
+    "ask_for_secret",
     "join",
     "open_engine",
     "read_secret",
@@ -43,8 +44,7 @@ __all__ = [
 ]
 
 MODES = {"auto": CONNECT_AUTO, "p2p": CONNECT_P2P, "relay": CONNECT_RELAY}
-DEFAULT_PORT = 3080
-DEFAULT_LOGIN = f"127.0.0.1:{DEFAULT_PORT}"  # where ``kkp2p cloud`` listens by default
+DEFAULT_LOGIN = "127.0.0.1:3080"  # where ``kkp2p cloud`` listens by default
 RESOLVE_S = 5.0  # our choice: for the cloud's name
 QUIET, DEBUG = 0, 4  # levels of the engine's log
 # A name that does not resolve may do so later: at boot the network is not up yet.
@@ -58,9 +58,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     where = parser.add_argument_group("where peers meet")
     where.add_argument(
         "--login", metavar="HOST:PORT[#sha256:HEX]", type=_parse_login,
-        default=os.environ.get("KKP2P_LOGIN", DEFAULT_LOGIN),  # parsed as if it were given
-        help="the cloud, and the hash of its certificate, which it prints when it starts (default: "
-        f"$KKP2P_LOGIN, else {DEFAULT_LOGIN})",
+        default=_default_login(),  # parsed as if it were given
+        help="the cloud, and the hash of its certificate, which it prints when it starts; or an "
+        "invitation (default: $KKP2P_LOGIN, else what kkp2p join has kept, else "
+        f"{DEFAULT_LOGIN})",
     )  # fmt: skip
     where.add_argument(
         "--ca", metavar="FILE", help="the cloud's certificate must verify with this one"
@@ -91,13 +92,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def add_account_options(parser: argparse.ArgumentParser, *, required: bool, text: str) -> None:
     """Who we are.  The secret is no argument, which other users of the host could see."""
     account = parser.add_argument_group("who we are")
+    joined = _joined() if required else None
     account.add_argument(
-        "--as", metavar="PEER", type=parse_peer, required=required, dest="own_id", help=text
-    )
+        "--as", metavar="PEER", type=parse_peer, required=required and not joined, default=joined,
+        dest="own_id", help=text,
+    )  # fmt: skip
     account.add_argument(
         "--secret-file", metavar="FILE",
         help="its secret is the first line of FILE (default: $KKP2P_SECRET, else it is asked for)",
     )  # fmt: skip
+
+
+def _joined() -> str | None:
+    """The peer id of the invitation that was joined; None: none, or none that can be read."""
+    try:
+        joined = kept()
+    except (OSError, ValueError):
+        return None  # --login says why
+    return joined.peer_id if joined else None
 
 
 class NoSecret(Exception):
@@ -115,14 +127,26 @@ def read_secret(options: argparse.Namespace) -> str:
         except (OSError, UnicodeError) as error:
             raise NoSecret(f"{options.secret_file}: {error}") from error
     else:
-        secret = os.environ.get("KKP2P_SECRET", "") or _ask(options.own_id)
+        secret = _kept_secret(options.own_id) or ask_for_secret(options.own_id)
     if not secret:
         raise NoSecret(f"the secret of {options.own_id} is empty")
     return secret
 
 
-def _ask(own_id: str) -> str:
-    """At the terminal itself: standard input may be what is forwarded."""
+def _kept_secret(own_id: str) -> str:
+    """What ``kkp2p join`` has kept, unless the environment has another."""
+    try:
+        joined = kept()
+    except (OSError, ValueError) as error:
+        raise NoSecret(f"{kept_at()}: {error}") from error
+    known = joined is not None and joined.peer_id == own_id
+    return os.environ.get("KKP2P_SECRET") or (joined.secret or "" if joined and known else "")
+
+
+def ask_for_secret(own_id: str) -> str:
+    """The environment's, or at the terminal itself: standard input may be what is forwarded."""
+    if secret := os.environ.get("KKP2P_SECRET"):
+        return secret
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
         return getpass.getpass(f"Secret of {own_id}: ")
@@ -185,16 +209,19 @@ def _log(text: str, length: int, param: Any) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def _default_login() -> str:
+    try:
+        return line_of_this_user()
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"kkp2p: {kept_at()}: {error}") from error
+
+
 def _parse_login(text: str) -> tuple[str, int, str | None]:
-    """HOST[:PORT] or [IPV6][:PORT], without a port the default one; after a # a fingerprint."""
-    place, hash_sign, pin = text.partition("#")
-    host, port = parse_address(place, default=DEFAULT_PORT)
-    if hash_sign:
-        try:
-            parse_fingerprints(pin)
-        except ParameterError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
-    return host, port, pin if hash_sign else None
+    try:
+        cloud = Invitation.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return cloud.host, cloud.port, cloud.fingerprint
 
 
 def show_ms(seconds: float | None) -> str:

@@ -32,6 +32,7 @@ from ._json_log import JsonFormatter
 from ._layers import Layers, WrongOption
 from ._output import never_waiting
 from ._reload import Reloader, limits_of
+from .invite import keep_login
 
 if TYPE_CHECKING:
     from ..cloud.admin import Admin
@@ -369,4 +370,16 @@ def _say_hello(cloud: Cloud) -> None:
             f"  accounts: {count} in {cloud.directory.where_text}",
             f"  add one: kkp2p account add PEER{data}",
         ]
+        lines.append(f"  invite one: kkp2p invite PEER{data}")
+        _keep_place(
+            settings, f"{text_of(((settings.names or hosts)[0], port))}#{cloud.fingerprint}"
+        )
     print("\n".join(lines), flush=True)
+
+
+def _keep_place(settings: CloudSettings, line: str) -> None:
+    if settings.data is not None:
+        try:
+            keep_login(settings.data, line)
+        except OSError as error:
+            logging.warning("invitations will need --at: %s", error)

@@ -36,6 +36,7 @@ _LATER = {
     "calls_per_s": "REAL",
     "relay_bytes_per_day": "INTEGER",
     "channels": "INTEGER",
+    "once_until": "INTEGER NOT NULL DEFAULT 0",
 }
 _COLUMNS = ("peer_id", "salt", "stored_key", "server_key", "iterations", "changed", *_LATER)
 _SELECT = f"SELECT {', '.join(_COLUMNS)} FROM accounts"
@@ -108,6 +109,7 @@ class Accounts:
             limits.calls_per_s,
             limits.relay_bytes_per_day,
             limits.channels,
+            account.once_until,
         )
         try:
             self._db.execute(_INSERT, row)
@@ -145,6 +147,9 @@ class Accounts:
 
 
 def _account_of(row: Any) -> Account:
-    peer_id, salt, stored_key, server_key, iterations, changed, disabled, allow, *limits = row
+    peer_id, salt, stored_key, server_key, iterations, changed, disabled, allow, *rest = row
+    *limits, once_until = rest
     verifier = Verifier(salt, stored_key, server_key, iterations)
-    return Account(peer_id, verifier, changed, bool(disabled), allow, AccountLimits.of(*limits))
+    return Account(
+        peer_id, verifier, changed, bool(disabled), allow, AccountLimits.of(*limits), once_until
+    )

@@ -20,14 +20,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, NamedTuple
 
-from scramp import ScramException, ScramMechanism
-
+from .. import _base64url
 from .._address import is_ip
 from .._codes import MAX_PEER_ID
 from .._errors import BadPacket
 from .._peer_id import is_peer_id
-from ..control.binding import MECHANISM
 from ..control.callers import ANYBODY, MAX_CHARS, NOBODY, Callers
+from ..control.scram import ITERATIONS, MAX_ITERATIONS, SALT_BYTES, verifier_of
 from .counts import Spread
 
 __all__ = [
@@ -44,8 +43,9 @@ __all__ = [
     "Verifier",
 ]
 
+KEY_BYTES = 32  # of SHA-256
+
 # Our choices.
-ITERATIONS = 16_384  # four times what RFC 7677 asks for, and some 5 ms of the client's time
 LEASE_EVERY_S = 2.0  # how often a node says that it lives
 LEASE_S = 10.0  # how long that holds
 PAGE = 500  # accounts read at once
@@ -75,12 +75,20 @@ class Verifier(NamedTuple):
     @classmethod
     def of(cls, secret: str) -> Verifier:
         """With a new salt; raises ValueError for a secret that cannot be used."""
-        if not secret:
-            raise ValueError("the secret is empty")
-        try:
-            return cls(*ScramMechanism(MECHANISM).make_auth_info(secret, ITERATIONS))
-        except ScramException as error:  # characters that SASLprep (RFC 4013) forbids
-            raise ValueError(f"the secret cannot be used: {error}") from error
+        return cls(*verifier_of(secret))
+
+    @classmethod
+    def parse_untrusted(cls, told: object) -> Verifier:
+        """As a client tells it: three texts in base64url, and a number; raises BadPacket."""
+        if not isinstance(told, list) or len(told) != 4:
+            raise BadPacket("not a verifier")
+        salt, stored_key, server_key = (
+            _base64url.decode_untrusted(text, size, "part of a verifier")
+            for text, size in zip(told, (SALT_BYTES, KEY_BYTES, KEY_BYTES), strict=False)
+        )
+        if type(told[3]) is not int or not ITERATIONS <= told[3] <= MAX_ITERATIONS:
+            raise BadPacket("not an iteration count for a new secret")
+        return cls(salt, stored_key, server_key, told[3])
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +121,7 @@ class Account:
     disabled: bool = False
     allow: str = "anybody"
     limits: AccountLimits = NO_LIMITS
+    once_until: int = 0  # its secret is only there to be replaced, until then (Unix s); 0: for good
 
     @property
     def callers(self) -> Callers:
@@ -319,8 +328,12 @@ class Directory(ABC):
         disabled: bool | None = None,
         allow: str | None = None,
         limits: AccountLimits | None = None,
+        once_until: int = 0,
     ) -> None:
-        """Change what is not None; raises UnknownAccount."""
+        """Change what is not None; raises UnknownAccount.
+
+        ``once_until``: of the secret, and so only with ``verifier``.
+        """
 
     @abstractmethod
     def remove(self, peer_id: str) -> None:

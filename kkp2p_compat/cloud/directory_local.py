@@ -92,8 +92,11 @@ class LocalDirectory(Directory):
         disabled: bool | None = None,
         allow: str | None = None,
         limits: AccountLimits | None = None,
+        once_until: int = 0,
     ) -> None:
-        changes: dict[str, object] = {} if verifier is None else verifier._asdict()
+        changes: dict[str, object] = {}
+        if verifier is not None:
+            changes = verifier._asdict() | {"once_until": once_until}
         if disabled is not None:
             changes["disabled"] = disabled
         if allow is not None:

@@ -161,8 +161,11 @@ class RedisDirectory(Directory):
         disabled: bool | None = None,
         allow: str | None = None,
         limits: AccountLimits | None = None,
+        once_until: int = 0,
     ) -> None:
-        fields: dict[str, Any] = {} if verifier is None else verifier._asdict()
+        fields: dict[str, Any] = {}
+        if verifier is not None:
+            fields = verifier._asdict() | {"once_until": once_until}
         if disabled is not None:
             fields["disabled"] = int(disabled)
         if allow is not None:

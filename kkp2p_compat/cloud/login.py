@@ -6,6 +6,7 @@ LoginFailed, whose ``reason`` is one of docs/protocol.rst.
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from scramp import ScramException, ScramMechanism
@@ -54,9 +55,17 @@ class Login:
             self._look_up, channel_binding=(BINDING_NAME, binding)
         )
 
-    def is_still_of(self, account: Account | None) -> bool:
-        """Whether it is good for this account, as that is now."""
-        return account is not None and account.verifier == self.verifier and not account.disabled
+    def problem_with(self, account: Account | None) -> LoginFailed | None:
+        """Why it is not good for this account, as that is now."""
+        if account is None or account.verifier != self.verifier:
+            return LoginFailed("removed", "while it logged in")
+        if account.disabled:
+            return LoginFailed("removed", "the account is disabled")
+        if account.once_until and not self.call_only:
+            return LoginFailed("one-time", "the secret of an invitation, which is to be joined")
+        if account.once_until and account.once_until < time.time():
+            return LoginFailed("one-time", "the invitation is over")
+        return None
 
     def challenge_untrusted(self, client_first: object) -> str:
         try:

@@ -35,6 +35,7 @@ class Member:
         "connection",
         "host",
         "incoming",
+        "is_invited",
         "is_online_elsewhere",
         "kept",
         "limits",
@@ -62,6 +63,7 @@ class Member:
         self.login_id: str | None = None  # as whom it logs in
         self.login: Login | None = None  # under way
         self.stored_key = b""  # of its account, when it logged in
+        self.is_invited = False  # it has yet to give the account a secret for good
         self.session = ""  # which program's login it is
         self.comes_again = False  # it was logged in before, and lost its connection
         self.moves = False  # it knows ``move``
@@ -89,6 +91,7 @@ class Member:
         """It has logged in."""
         self.peer_id, self.login, self.login_id = account.peer_id, None, None
         self.stored_key = account.verifier.stored_key
+        self.is_invited = account.once_until > 0
         self.obey(account)
         self.connection.prove(account.peer_id)
 

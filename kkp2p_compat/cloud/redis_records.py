@@ -15,6 +15,7 @@ from typing import Any
 from .._address import is_ip
 from .._errors import BadPacket
 from .._peer_id import is_peer_id
+from ..control.scram import MAX_ITERATIONS
 from .directory import Account, AccountLimits, Node, Presence, Verifier, callers_of
 
 __all__ = [
@@ -33,11 +34,10 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 LIMITS = tuple(entry.name for entry in fields(AccountLimits))
-FIELDS = (*Verifier._fields, "changed", "disabled", "allow", *LIMITS)  # of an account
+FIELDS = (*Verifier._fields, "changed", "disabled", "allow", *LIMITS, "once_until")  # of an account
 
 # Our choices.
 MAX_KEY_BYTES = 64  # of a verifier: salt and keys have 32 at most
-MAX_ITERATIONS = 100_000  # docs/protocol.rst: clients refuse more
 MAX_FAILURE_BYTES = 128
 
 _NUMBER = re.compile(rb"-?[0-9]{1,19}")
@@ -56,6 +56,7 @@ def fields_of(account: Account) -> dict[str, Any]:
         "disabled": int(account.disabled),
         "allow": account.allow,
         **limit_fields(account.limits),
+        "once_until": account.once_until,
     }
 
 
@@ -94,6 +95,7 @@ def _account(peer_id: str, values: Any) -> Account:
         found["disabled"] not in (None, b"0"),
         allow,
         limits,
+        _number(found["once_until"] or b"0"),
     )
 
 

@@ -5,6 +5,7 @@ What the directory is asked for may take a while: then the connection waits, and
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import logging
@@ -24,7 +25,7 @@ from ..control.wire import PROTOCOL_VERSION, Message, encode
 from .abroad import Abroad
 from .calls import Calls
 from .control_connection import QUIET_BEATS, ControlConnection, Service
-from .directory import Account, Directory, DirectoryAway, Node
+from .directory import Account, Directory, DirectoryAway, Node, UnknownAccount, Verifier
 from .limits import Gatekeeper
 from .login import Login, LoginFailed
 from .login_limits import LoginLimits
@@ -79,6 +80,7 @@ class Track(Service):
                 "login": self._on_login,
                 "proof": self._on_proof,
                 "route": self._on_route,
+                "secret": self._on_secret,
                 **self._calls.handlers,
             }
         )
@@ -259,7 +261,7 @@ class Track(Service):
     def _claim(self, member: Member, login: Login) -> tuple[Account | None, Found]:
         """The account as it is now, and who had its place.  May wait."""
         account = self._directory.account(login.peer_id)
-        if login.call_only or self._directory.is_local or not login.is_still_of(account):
+        if login.call_only or self._directory.is_local or login.problem_with(account):
             return account, None
         return account, self._presences.claim(member, login.peer_id)
 
@@ -268,18 +270,24 @@ class Track(Service):
     ) -> None:
         account, found = claimed
         peer_id = login.peer_id
-        if account is None or not login.is_still_of(account):
-            why = (
-                "the account is disabled" if account and account.disabled else "while it logged in"
-            )
-            self._refuse_login(member, peer_id, LoginFailed("removed", why))
+        problem = login.problem_with(account)
+        if account is None or problem is not None:
+            self._refuse_login(member, peer_id, problem or LoginFailed("removed"))
             return
         self._logins.succeeded(peer_id, member.host, login.paid, time.monotonic())
         member.prove(account)
         beat_s, certificates = self._limits.beat_s, self._vouched_for() or None
         relays = self._relays.told()
+        once = account.once_until > 0 or None
         member.send(
-            encode("welcome", scram=answer, beat=beat_s, certificates=certificates, relays=relays)
+            encode(
+                "welcome",
+                scram=answer,
+                beat=beat_s,
+                certificates=certificates,
+                relays=relays,
+                once=once,
+            )
         )
         self._gate.counts.login("ok")
         if login.call_only:
@@ -289,6 +297,24 @@ class Track(Service):
         self._callers.discard(member)
         if self._presences.settle(member, found):
             member.connection.allow_quiet(QUIET_BEATS * beat_s)
+
+    def _on_secret(self, member: Member, message: Message) -> None:
+        """Another secret, in place of one that is there to be replaced."""
+        if not member.is_invited:
+            raise BadPacket("no such op here")
+        verifier = Verifier.parse_untrusted(message.get("verifier"))
+        member.is_invited = False
+        self._ask(
+            member,
+            functools.partial(self._replace_secret, member, verifier),
+            lambda _: member.send(encode("secret")),
+        )
+
+    def _replace_secret(self, member: Member, verifier: Verifier) -> None:
+        """May wait.  Where the account is gone meanwhile, so is the login."""
+        member.stored_key = verifier.stored_key
+        with contextlib.suppress(UnknownAccount):
+            self._directory.update(str(member.peer_id), verifier=verifier)
 
     def _vouched_for(self) -> list[str]:
         """SHA-256s of the certificates of the cloud's other servers."""

@@ -146,6 +146,16 @@ class CloudClient:
         self._home = gevent.spawn(self._stay_online, peer_id, secret, verdict)
         return verdict
 
+    def take_up(self, peer_id: str, secret: str, new_secret: str) -> bool:
+        """Log in once; nobody can call us by it.  ``secret``: if it is an invitation's, the account
+        gets the new one in its place.  Whether it was.  Waits.
+        """
+        link = next(self._find(peer_id, for_calls=False))
+        self._log_in_to_call(link, peer_id, secret)
+        if link.is_invited:
+            link.replace_secret(new_secret)
+        return link.is_invited
+
     def prepare(self) -> None:
         """Connect, and ask where peers are, before the first call: that saves it three round trips.
 

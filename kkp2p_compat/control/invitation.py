@@ -20,7 +20,18 @@ from .._kept_files import read_small, write_whole
 from .._peer_id import is_peer_id
 from .trust import parse_fingerprints
 
-__all__ = ["DEFAULT_PORT", "Invitation", "keep", "kept_at", "login_of_this_user"]
+__all__ = [
+    "DEFAULT_PORT",
+    "MAX_CHARS",
+    "Invitation",
+    "begin",
+    "begun",
+    "keep",
+    "kept",
+    "kept_at",
+    "line_of_this_user",
+    "login_of_this_user",
+]
 
 DEFAULT_PORT = 3080  # what the document's programs use
 DEFAULT_HOST = "127.0.0.1"
@@ -88,23 +99,52 @@ def kept_at() -> Path:
 
 
 def login_of_this_user() -> Invitation:
-    """Of the environment's KKP2P_LOGIN, else what was kept, else a cloud on this host.
+    """As ``line_of_this_user``; raises OSError or ValueError."""
+    return Invitation.parse(line_of_this_user())
+
+
+def line_of_this_user() -> str:
+    """The environment's KKP2P_LOGIN, else what was kept, else a cloud on this host.
 
     Raises OSError or ValueError.
     """
-    line = os.environ.get("KKP2P_LOGIN") or _kept()
-    return Invitation.parse(line) if line else Invitation(DEFAULT_HOST, DEFAULT_PORT)
+    return os.environ.get("KKP2P_LOGIN") or _read(kept_at()) or f"{DEFAULT_HOST}:{DEFAULT_PORT}"
 
 
-def _kept() -> str:
+def kept() -> Invitation | None:
+    """What ``keep`` was given last; raises OSError or ValueError."""
+    line = _read(kept_at())
+    return Invitation.parse(line) if line else None
+
+
+def begun() -> Invitation | None:
+    """What ``begin`` was given last, and ``keep`` not since; raises OSError or ValueError."""
+    line = _read(_begun_at())
+    return Invitation.parse(line) if line else None
+
+
+def _begun_at() -> Path:
+    return kept_at().with_suffix(".begun")
+
+
+def _read(path: Path) -> str:
     try:
-        return read_small(str(kept_at()), MAX_CHARS)[0].decode("ascii").strip()
-    except FileNotFoundError:
+        return read_small(str(path), MAX_CHARS)[0].decode("ascii").strip()
+    except (FileNotFoundError, NotADirectoryError):
         return ""
+
+
+def begin(invitation: Invitation) -> None:
+    """What is going to be kept if all goes well.  Raises OSError."""
+    _write(_begun_at(), invitation)
 
 
 def keep(invitation: Invitation) -> None:
     """For this user only.  Raises OSError."""
-    path = kept_at()
+    _write(kept_at(), invitation)
+    _begun_at().unlink(missing_ok=True)
+
+
+def _write(path: Path, invitation: Invitation) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_whole(str(path), f"{invitation}\n".encode("ascii"), 0o600)

@@ -67,6 +67,7 @@ class Link:
         self.certificate = b""  # DER, once open
         self.is_verified = False  # a CA vouches for the certificate
         self.named: object = None  # SHA-256s of other servers' certificates, as this one told
+        self.is_invited = False  # our secret is there to be replaced
         self.serves_all = False  # the route said: every peer is on this very connection
         self.relays: object = None  # those that this server wants to be measured, as it told
         self.told_nat: tuple[Message, set[str], Mapping[str, int]] | None = None
@@ -218,6 +219,7 @@ class Link:
             self.takes_offers = logged_in and not call_only
             self._judged.set()
         self.named, self.relays = welcome.get("certificates"), welcome.get("relays")
+        self.is_invited = welcome.get("once") is True
         beat = welcome.get("beat")
         beat_s = beat if isinstance(beat, int | float) and 0.1 <= beat <= 600 else 25
         if self.peer_id is None:
@@ -235,6 +237,14 @@ class Link:
         login.verify_untrusted(welcome.get("scram"))
         self.iterations = login.iterations
         return welcome
+
+    def replace_secret(self, secret: str) -> None:
+        """Give the account that ``is_invited`` another secret, for good."""
+        from .scram import verifier_of
+
+        *keys, iterations = verifier_of(secret)
+        told = [*map(_base64url.encode, keys), iterations]
+        self._ask(encode("secret", verifier=told), "secret")
 
     # Calls.
 
@@ -393,7 +403,7 @@ class Link:
 
     def _handle_untrusted(self, message: Message) -> None:
         op = message["op"]
-        if op in ("track", "challenge", "welcome", "beat"):
+        if op in ("track", "challenge", "welcome", "beat", "secret"):
             self._take_reply(message)
             if op == "welcome" and self._judged is not None:
                 self._judged.wait()  # what comes behind it counts only when it has verified
@@ -422,7 +432,7 @@ class Link:
             self.moving.set()
         elif op == "error":
             self._log.error("%s: error %s", self._name, show(message.get("reason")))
-            if message.get("re") in ("route", "login", "proof", "beat"):
+            if message.get("re") in ("route", "login", "proof", "beat", "secret"):
                 self._take_reply(message)
 
     def _take_reply(self, message: Message) -> None:

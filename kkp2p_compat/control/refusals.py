@@ -82,6 +82,8 @@ def login_refusal(reason: object) -> KKP2PError:
         return LoginRefused("the account was removed or changed", KKP2P_ERROR_INVALID_PEER_ID)
     if reason in ("bad-secret", "bad-binding"):
         return LoginRefused(f"the cloud refuses the login: {reason}")
+    if reason == "one-time":
+        return LoginRefused("the secret is that of an invitation: kkp2p join takes it up, in time")
     if reason == "limit":
         return LinkLost("the cloud limits logins from here for now: too many have failed")
     return LinkLost(f"the cloud refuses the login for now: {show(reason)}")

@@ -7,21 +7,41 @@ The cloud's half is in cloud/login.py.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator
 
-from scramp import ScramClient, ScramException
+from scramp import ScramClient, ScramException, ScramMechanism
 
 from .._errors import BadPacket, LoginRefused
 from .binding import BINDING_NAME, MECHANISM, end_point_binding
 
-__all__ = ["ScramLogin"]
+__all__ = ["ITERATIONS", "MAX_ITERATIONS", "SALT_BYTES", "ScramLogin", "verifier_of"]
 
 # scramp takes up to 10 million; a hostile server could keep the engine busy for seconds with that.
 MAX_ITERATIONS = 100_000
+# Of new secrets.  Our choices: four times what RFC 7677 asks for, and some 5 ms of a login's time.
+ITERATIONS = 16_384
+SALT_BYTES = 16
 MIN_ITERATIONS = 4096  # RFC 7677 section 4
 # RFC 5802 section 7, server-first-message, without extensions; its third field.
 _CHALLENGE = re.compile(r"r=[!-+\--~]+,s=[A-Za-z0-9+/]+={0,2},i=([1-9][0-9]{0,8})")
+
+
+def verifier_of(secret: str) -> tuple[bytes, bytes, bytes, int]:
+    """Salt, StoredKey, ServerKey and iterations, with a new salt.
+
+    Raises ValueError for a secret that cannot be used.
+    """
+    if not secret:
+        raise ValueError("the secret is empty")
+    try:
+        salt, stored_key, server_key, count = ScramMechanism(MECHANISM).make_auth_info(
+            secret, ITERATIONS, os.urandom(SALT_BYTES)
+        )
+    except ScramException as error:  # characters that SASLprep (RFC 4013) forbids
+        raise ValueError(f"the secret cannot be used: {error}") from error
+    return salt, stored_key, server_key, count
 
 
 class ScramLogin:

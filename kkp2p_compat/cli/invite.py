@@ -1,0 +1,126 @@
+"""``kkp2p invite``: one line with all that a peer needs to know of a cloud."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import secrets
+import sqlite3
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from .._address import HostPort
+from .._kept_files import read_small, write_whole
+from ..cloud.accounts import default_data
+from ..cloud.directory import Directory, UnknownAccount, Verifier, new_account
+from ..cloud.open_directory import open_directory
+from ..control.invitation import MAX_CHARS, Invitation
+from ._arguments import parse_address, parse_peer
+
+__all__ = ["add_parser", "keep_login"]
+
+SECRET_BYTES = 16  # our choice, as for ``kkp2p account add``
+HOURS = 24.0  # our choice
+MAX_HOURS = 24.0 * 366
+PLACE_FILE = "login"  # in the data folder of a cloud that runs, or ran
+
+
+def keep_login(data: Path, line: str) -> None:
+    """Remember where a cloud is, for invitations; raises OSError."""
+    write_whole(str(data / PLACE_FILE), f"{line}\n".encode(), 0o644)
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "invite",
+        help="print a line with which somebody can join this cloud",
+        description="Prints one line that names this cloud, the SHA-256 of its certificate, and "
+        "the peer.  If the peer is new it gets an account, and the line has a secret in it, which "
+        "is good once: kkp2p join takes it up, and gives the account another.",
+    )
+    parser.add_argument("peer", metavar="PEER", type=parse_peer, help="peer id, 1 to 32 characters")
+    parser.add_argument(
+        "--at", metavar="HOST[:PORT]", type=_parse_place,
+        help="where peers reach this cloud (default: as it said when it was started last)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--hours", metavar="N", type=_parse_hours, default=HOURS,
+        help="how long a secret that is good once can be taken up (default: %(default)g)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--again", action="store_true",
+        help="a peer that has an account already gets a new secret, too, which ends its login",
+    )  # fmt: skip
+    parser.add_argument(
+        "--no-fingerprint", action="store_true",
+        help="leave the SHA-256 out, where a CA that peers trust vouches for the certificate",
+    )  # fmt: skip
+    parser.add_argument(
+        "--data", metavar="DIR", type=Path, default=default_data(),
+        help="the cloud's data folder (default: %(default)s)",
+    )  # fmt: skip
+    parser.set_defaults(run=_run)
+
+
+def _parse_place(text: str) -> HostPort:
+    return parse_address(text, default=0, lowest=0)
+
+
+def _parse_hours(text: str) -> float:
+    try:
+        hours = float(text)
+    except ValueError:
+        hours = 0.0
+    if not 0 < hours <= MAX_HOURS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of hours, up to a year")
+    return hours
+
+
+def _run(options: argparse.Namespace) -> int:
+    try:
+        cloud = _cloud(options)
+        directory = open_directory(None, options.data)
+    except (OSError, ValueError, sqlite3.Error) as error:
+        return _fail(f"{options.data}: {error}")
+    try:
+        secret = _new_secret(directory, options)
+    except (OSError, ValueError, UnknownAccount, sqlite3.Error) as error:
+        return _fail(str(error))
+    finally:
+        directory.close()
+    print(dataclasses.replace(cloud, peer_id=options.peer, secret=secret))
+    return 0
+
+
+def _fail(reason: str) -> int:
+    print(f"kkp2p invite: {reason}", file=sys.stderr)
+    return 1
+
+
+def _cloud(options: argparse.Namespace) -> Invitation:
+    """Raises OSError or ValueError."""
+    try:
+        line = read_small(str(options.data / PLACE_FILE), MAX_CHARS)[0].decode()
+        cloud = Invitation.parse(line)
+    except FileNotFoundError:
+        raise ValueError("no cloud was started with this data folder: start it first") from None
+    if options.at is not None:
+        host, port = options.at
+        cloud = dataclasses.replace(cloud, host=host, port=port or cloud.port)
+    return dataclasses.replace(cloud, fingerprint=None) if options.no_fingerprint else cloud
+
+
+def _new_secret(directory: Directory, options: argparse.Namespace) -> str | None:
+    """Of a new account, or of one that gets another; None: the peer knows its secret."""
+    known = directory.account(options.peer) is not None
+    if known and not options.again:
+        return None
+    secret, until = secrets.token_hex(SECRET_BYTES), int(time.time() + 3600 * options.hours)
+    if known:
+        directory.update(options.peer, verifier=Verifier.of(secret), once_until=until)
+    else:
+        account = new_account(options.peer, secret)
+        directory.put(dataclasses.replace(account, once_until=until))
+    return secret
