@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from . import calls, chaos, compare, hostile, moves, nat, reconnect, relay, rows
+from . import calls, chaos, compare, fleet, hostile, moves, nat, reconnect, relay, rows
 from .p2p import FULL, QUICK, Load
 
 
@@ -45,6 +45,12 @@ def main() -> None:
     attacks.add_argument("--only", action="append", choices=hostile.ATTACKS, help="one of them")
     moving = what.add_parser("moves", parents=[quick], help="between paths; needs root")
     moving.add_argument("--only", action="append", choices=moves.PARTS, help="one of its parts")
+    nodes = what.add_parser("fleet", parents=[quick], help="one process, and four with Redis")
+    nodes.add_argument("--only", action="append", choices=fleet.PARTS, help="one of its parts")
+    nodes.add_argument("--minutes", type=float, default=10.0, help="of chaos (default: 10)")
+    nodes.add_argument("--seed", type=int, default=1, help="of its schedule (default: 1)")
+    nodes.add_argument("--peers", type=int, help="in each part")
+    nodes.add_argument("--verbose", action="store_true", help="show each fault, and failure")
     options = parser.parse_args()
     if options.what == "relay":
         relay.run(quick=options.quick)
@@ -59,6 +65,11 @@ def main() -> None:
         load = _sized(compare.LOAD, options)
         words = _words(options, options.revision)
         compare.run(words, load, options.revision, options.only or [], options.json)
+    elif options.what == "fleet":
+        fleet.run(
+            options.quick, options.only or [], options.peers,
+            minutes=options.minutes, seed=options.seed, verbose=options.verbose,
+        )  # fmt: skip
     elif options.what == "hostile":
         hostile.run(options.quick, options.only or [])
     elif options.what == "moves":

@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from kkp2p_compat.testing import nat
 from kkp2p_compat.testing.internet import Internet, InternetHost
@@ -105,7 +105,9 @@ def schedule(seed: int, seconds: float, counts: dict[str, int]) -> list[Fault]:
 class Service:
     """A program on a host that can be killed and started again."""
 
-    def __init__(self, run: Run, host: InternetHost, *command: str) -> None:
+    program = sys.executable
+
+    def __init__(self, run: Run, host: Any, *command: str) -> None:
         self.host = host
         self.lives = 0
         self.dead = False
@@ -122,9 +124,12 @@ class Service:
     def start(self) -> None:
         self.lives += 1
         self.dead = False
-        self._process = self._run(self.host, None, *self._command)
+        self._process = self._run(self.host, None, *self._command, program=self.program)
         assert self._process.stdout is not None
-        threading.Thread(target=self._process.stdout.read, daemon=True).start()
+        threading.Thread(target=self.listen, args=(self._process.stdout,), daemon=True).start()
+
+    def listen(self, output: IO[str]) -> None:
+        output.read()  # or the program gets stuck
 
     def signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):

@@ -71,6 +71,16 @@ def add_parser(subparsers: Any) -> None:
         default=default_data(),
         help="folder of the certificate and the accounts (default: %(default)s)",
     )
+    parser.add_argument(
+        "--directory",
+        metavar="URL",
+        help="Redis, for a cloud of several nodes: redis://HOST[:PORT][/DB], rediss://... or "
+        "redis+sentinel://HOST:PORT,.../NAME; each node is given the same, and an address of its "
+        "own to listen at",
+    )
+    parser.add_argument(
+        "--region", metavar="NAME", default="", help="where this node is, for the choice of relays"
+    )
     parser.add_argument("--role", choices=ROLES, default="all", help="serve only this role")
     parser.add_argument(
         "--name",
@@ -268,6 +278,8 @@ def _settings(options: argparse.Namespace) -> CloudSettings:
         tracks=[address for address, _ in options.track],
         certificates=[*itertools.chain(options.vouch, *(named for _, named in options.track))],
         relays=options.relay,
+        directory=options.directory,
+        region=options.region,
         relay_key=options.relay_key and options.relay_key.read_bytes().strip(),
         turn=options.turn,
         turn_secret=options.turn_secret and options.turn_secret.read_bytes().strip(),

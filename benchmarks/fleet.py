@@ -1,0 +1,310 @@
+"""A cloud of four nodes with Redis, beside one process: what they hold, how peers come back.
+
+``one``: one process, with accounts in SQLite.  ``nodes``: four, with accounts and who is online
+where in Redis.  Peers stay online by CloudClient, as those of engines do, in a few processes, and
+answer each call at once.  Printed: logins in a second, memory of a peer (in the cloud, and in
+Redis), processor time with heartbeats alone, calls in a second (offer and answer, nothing more)
+with many at once and one at a time, between peers of one node and of two; when all are back after
+one node, and after all of them, were killed.  ``chaos`` is in fleet_chaos.py, and needs root.
+
+All on one machine: the peers' half of each TLS handshake, login and call costs more than the
+cloud's, and takes its processor time.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from kkp2p_compat.cloud.directory import Account, Directory, Verifier
+from kkp2p_compat.cloud.open_directory import open_directory
+
+from . import fleet_chaos
+from .relay import NO_LIMITS, Program, started
+from .rows import machine, show
+
+PARTS = ("one", "nodes", "chaos")
+# One process has 20,000 descriptors here, and needs some for other things.
+PEERS = {"one": 19_000, "nodes": 20_000, "chaos": 300}
+QUICK_PEERS = {"one": 200, "nodes": 200, "chaos": 12}
+NODES = 4
+PROGRAMS = 4  # of peers
+REST_S = 30.0  # with heartbeats alone
+AT_ONCE = 16  # calls of each program
+CALLS_S = 8.0
+PAIRS = 300
+PATIENCE_S = 240.0
+
+
+class Group:
+    """Processes: what all of them use."""
+
+    def __init__(self, pids: Sequence[int]) -> None:
+        self._pids = pids
+
+    def mb(self) -> float:
+        """Each page once, however many share it."""
+        total_kb = 0
+        for pid in self._pids:
+            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Pss:"):
+                    total_kb += int(line.split()[1])
+        return total_kb / 1024
+
+    def cpu_s(self) -> float:
+        ticks = 0
+        for pid in self._pids:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+
+class Redis:
+    """A redis-server of the benchmark's own, which keeps nothing."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self.port = _free_port()
+        command = ("redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", "")
+        self.process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
+        stack.callback(self.process.wait)
+        stack.callback(self.process.terminate)
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        _wait_for_port(self.port)
+
+    def ask(self, *words: str) -> str:
+        with socket.create_connection(("127.0.0.1", self.port)) as sock:
+            sock.sendall((" ".join(words) + "\r\n").encode())
+            return sock.recv(1 << 20).decode()
+
+    def used_kb(self) -> float:
+        for line in self.ask("INFO", "memory").splitlines():
+            if line.startswith("used_memory:"):
+                return int(line.partition(":")[2]) / 1024
+        raise RuntimeError("redis-server tells no memory")
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def _wait_for_port(port: int) -> None:
+    until = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+            return
+        except OSError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.02)
+
+
+class Fleet:
+    """The cloud under test, with peers."""
+
+    def __init__(self, part: str, peers: int, folder: Path, stack: ExitStack) -> None:
+        self.peers = peers
+        self.port = _free_port()
+        self.secret = secrets.token_hex(5)
+        self.redis = Redis(folder, stack) if part == "nodes" else None
+        self._hosts = [f"127.0.0.{number + 1}" for number in range(NODES if self.redis else 1)]
+        self._folder = folder
+        self._stack = stack
+        self._make_accounts(None if self.redis else folder / self._hosts[0])
+        self.nodes: list[Program] = []
+        self.start_cloud()
+        self.crowds = [
+            stack.enter_context(started("-m", "benchmarks.fleet_ends", folder=folder))
+            for _ in range(PROGRAMS)
+        ]
+
+    @contextmanager
+    def directory(self, data: Path | None = None) -> Iterator[Directory]:
+        directory = open_directory(None if self.redis is None else self.redis.url, data)
+        directory.start()
+        yield directory
+        directory.close()
+
+    def _make_accounts(self, data: Path | None) -> None:
+        verifier = Verifier.of(self.secret)
+        with self.directory(data) as directory:
+            for number in range(self.peers):
+                directory.put(Account(f"{self.secret}{number}", verifier, int(time.time())))
+
+    def start_cloud(self) -> None:
+        directory = ("--directory", self.redis.url) if self.redis is not None else ()
+        self.nodes = [
+            self._stack.enter_context(
+                started(
+                    "-m", "kkp2p_compat", "cloud", *NO_LIMITS, *directory, "--data", host,
+                    "--listen", f"{host if self.redis else '0.0.0.0'}:{self.port}",
+                    folder=self._folder,
+                )
+            )
+            for host in self._hosts
+        ]  # fmt: skip
+        for node in self.nodes:
+            while f":{self.port}" not in node.line():
+                pass
+        self.group = Group([node.process.pid for node in self.nodes])
+
+    def kill_cloud(self) -> None:
+        for node in self.nodes:
+            node.process.kill()
+            node.process.wait()
+
+    def all(self, what: str, **fields: Any) -> list[dict[str, Any]]:
+        return self._ask([{"do": what, **fields} for _ in self.crowds])
+
+    def _ask(self, questions: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        for crowd, question in zip(self.crowds, questions, strict=True):
+            crowd.ask(question.pop("do"), **question)
+        answers = [crowd.answer() for crowd in self.crowds]
+        for answer in answers:
+            if "error" in answer:
+                raise RuntimeError(answer["error"])
+        return answers
+
+    def log_in(self) -> float:
+        """All peers; logins in a second."""
+        share = self.peers // PROGRAMS
+        began = time.monotonic()
+        self._ask(
+            [
+                {"do": "log_in", "port": self.port, "hosts": self._hosts_of(number),
+                 "secret": self.secret, "first": number * share, "count": share}
+                for number in range(PROGRAMS)
+            ]
+        )  # fmt: skip
+        self.peers = share * PROGRAMS
+        return self.peers / (time.monotonic() - began)
+
+    def _hosts_of(self, program: int) -> list[str]:
+        """All nodes; of one, an address for each program: a pair of them has 28,000 ports."""
+        return self._hosts if self.redis is not None else [f"127.0.0.{program + 1}"]
+
+    def node_of(self, numbers: Sequence[int]) -> dict[int, str]:
+        with self.directory() as directory:
+            found = {number: directory.where(f"{self.secret}{number}") for number in numbers}
+        return {number: there.node for number, there in found.items() if there is not None}
+
+    def calls(
+        self, pairs: list[tuple[int, int]], at_once: int, crowds: int = PROGRAMS
+    ) -> tuple[list[float], int, float]:
+        """How long they took, how many failed, and how many there were in a second."""
+        share = self.peers // PROGRAMS
+        of_program: list[list[list[str]]] = [[] for _ in self.crowds]
+        for caller, callee in pairs:
+            names = [f"{self.secret}{number}" for number in (caller, callee)]
+            of_program[caller // share].append(names)
+        began = time.monotonic()
+        answers = self._ask(
+            [
+                {"do": "calls", "pairs": those, "at_once": at_once if number < crowds else 0,
+                 "seconds": CALLS_S}
+                for number, those in enumerate(of_program)
+            ]
+        )  # fmt: skip
+        took_s = time.monotonic() - began
+        times = sorted(one for answer in answers for one in answer["took_s"])
+        return times, sum(answer["failed"] for answer in answers), len(times) / took_s
+
+    def back(self, what: Callable[[], object]) -> list[float]:
+        """Do it, and wait until all are online again; when each that was lost came, in seconds."""
+        self.all("mark")
+        began = time.monotonic()
+        what()
+        self._wait_for(lambda online: online < self.peers)
+        self._wait_for(lambda online: online == self.peers)
+        return sorted(at - began for answer in self.all("came") for at in answer["at"])
+
+    def _wait_for(self, enough: Callable[[int], bool]) -> None:
+        until = time.monotonic() + PATIENCE_S
+        while not enough(online := sum(answer["online"] for answer in self.all("online"))):
+            if time.monotonic() > until:
+                raise RuntimeError(f"{online} of {self.peers} are online")
+            time.sleep(0.1)  # nothing tells of it
+
+
+def _show_calls(name: str, calls: tuple[list[float], int, float]) -> None:
+    times, failed, per_s = calls
+    if not times:
+        raise RuntimeError(f"{failed} calls failed, and none came through")
+    p50, p99 = (1000 * times[int(part * (len(times) - 1))] for part in (0.5, 0.99))
+    show(
+        f"  calls {name}: {per_s:.0f} a second, p50 {p50:.1f} ms, p99 {p99:.1f} ms; {failed} failed"
+    )
+
+
+def _show_back(name: str, came: list[float]) -> None:
+    p50, p95 = (came[int(part * (len(came) - 1))] for part in (0.5, 0.95))
+    times_text = f"half after {p50:.1f} s, 95 % after {p95:.1f} s, all after {came[-1]:.1f} s"
+    show(f"  {name}: {len(came)} peers came back, {times_text}")
+
+
+def _pairs(fleet: Fleet, count: int) -> dict[str, list[tuple[int, int]]]:
+    """Of peers of one node, and of two; of one process, all."""
+    chosen = random.Random(1).sample(range(fleet.peers), min(fleet.peers, 8 * count) // 2 * 2)
+    pairs = list(zip(chosen[::2], chosen[1::2], strict=True))
+    if fleet.redis is None:
+        return {"in one process": pairs[:count]}
+    node_of = fleet.node_of(chosen)
+    within = [pair for pair in pairs if node_of[pair[0]] == node_of[pair[1]]]
+    across = [pair for pair in pairs if node_of[pair[0]] != node_of[pair[1]]]
+    return {"within a node": within[:count], "between two nodes": across[:count]}
+
+
+def measure(part: str, peers: int) -> None:
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        fleet = Fleet(part, peers, Path(name), stack)
+        before, redis_kb = fleet.group.mb(), fleet.redis.used_kb() if fleet.redis else 0.0
+        cpu_s = fleet.group.cpu_s()
+        per_s = fleet.log_in()
+        cpu_s = fleet.group.cpu_s() - cpu_s
+        show(
+            f"  {fleet.peers} peers online: {per_s:.0f} logins a second; the cloud took"
+            f" {1000 * cpu_s / fleet.peers:.2f} ms of processor time for each"
+        )
+        began, cpu_s = time.monotonic(), fleet.group.cpu_s()
+        time.sleep(REST_S)  # what is measured is nothing but heartbeats
+        cpu_s = (fleet.group.cpu_s() - cpu_s) / (time.monotonic() - began)
+        kb = 1024 * (fleet.group.mb() - before) / fleet.peers
+        show(f"  with heartbeats alone: {100 * cpu_s:.0f} % of a core; {kb:.1f} KB a peer")
+        if fleet.redis is not None:
+            kb = (fleet.redis.used_kb() - redis_kb) / fleet.peers
+            show(f"  Redis: {kb:.2f} KB more for each peer that is online")
+        for way, pairs in _pairs(fleet, PAIRS).items():
+            _show_calls(f"{way}, {PROGRAMS * AT_ONCE} at once", fleet.calls(pairs, AT_ONCE))
+            _show_calls(f"{way}, one at a time", fleet.calls(pairs, 1, crowds=1))
+        if fleet.redis is not None:
+            _show_back("one node killed", fleet.back(fleet.nodes[0].process.kill))
+
+        def again() -> None:
+            fleet.kill_cloud()
+            fleet.start_cloud()
+
+        _show_back("all killed, and started again", fleet.back(again))
+
+
+def run(
+    quick: bool, only: Sequence[str], peers: int | None, *, minutes: float, seed: int, verbose: bool
+) -> None:
+    show(machine())
+    for part in only or PARTS:
+        show(f"{part}:")
+        count = peers or (QUICK_PEERS if quick else PEERS)[part]
+        if part == "chaos":
+            fleet_chaos.run(minutes, seed, count, verbose)
+        else:
+            measure(part, count)

@@ -1,0 +1,59 @@
+"""A cloud of three nodes, with Redis and sentinels, of which one after the other is hit."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import gevent
+import pytest
+
+from benchmarks import fleet, fleet_chaos
+from helpers.support import ENVIRONMENT, PATIENCE_S
+
+LIMIT_S = 15 * PATIENCE_S
+
+
+def test_the_seed_alone_makes_the_schedule() -> None:
+    one = fleet_chaos.schedule(7, 3600)
+    assert one == fleet_chaos.schedule(7, 3600)
+    assert one != fleet_chaos.schedule(8, 3600)
+    assert {fault.kind for fault in one} == set(fleet_chaos.FAULTS)
+
+
+@pytest.mark.parametrize("sort", ["node", "redis"])
+def test_one_of_a_sort_is_hit_at_a_time(sort: str) -> None:
+    faults = fleet_chaos.schedule(3, 3600)
+    hit = [fault for fault in faults if fleet_chaos.FAULTS[fault.kind][0] == sort]
+    assert len(hit) > 60
+    for before, after in pairwise(hit):
+        assert after.at_s >= before.at_s + before.lasts_s + fleet_chaos.WELL_S
+
+
+@pytest.mark.skipif(not shutil.which("redis-server"), reason="there is no redis-server")
+@pytest.mark.usefixtures("lab")  # which says whether there can be one
+def test_a_short_run(tmp_path: Path) -> None:
+    """No call fails that is made once more, no peer is lost, no byte is wrong."""
+    folder = tmp_path / "chaos"
+    folder.mkdir()
+    command = [sys.executable, "-m", "benchmarks", "fleet", "--only", "chaos"]
+    process = subprocess.Popen(
+        [*command, "--minutes", "0.4", "--peers", "8", "--seed", "4", "--verbose"],
+        env={**ENVIRONMENT, "TMPDIR": str(folder)}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        cwd=Path(fleet.__file__).parents[1],
+    )  # fmt: skip
+    try:
+        output, _ = gevent.get_hub().threadpool.apply(process.communicate)
+    finally:
+        if process.poll() is None:  # it has some to end itself
+            process.terminate()
+            process.communicate()
+    assert process.returncode == 0, output
+    assert re.search(r"^calls: [1-9]\d*; .*; after one retry: 0$", output, re.M), output
+    assert re.search(r"^faults: \{'", output, re.M), output
+    assert list(folder.iterdir()) == []
