@@ -44,7 +44,8 @@ EXHAUSTED_S = 3.0
 
 # Kinds of transfers: connect_mode, encrypt_data, channel_type.
 CHANNELS = {
-    "auto": (0, 0, 0), "p2p": (1, 0, 0), "relay": (2, 0, 0), "sealed": (2, 1, 0), "udp": (1, 0, 1),
+    "auto": (0, 0, 0), "p2p": (1, 0, 0), "relay": (2, 0, 0), "sealed": (2, 1, 0),
+    "udp": (1, 0, 1), "udp auto": (0, 0, 1), "udp relay": (2, 0, 1),
 }  # fmt: skip
 PROXIES = {"proxy": (0, 0), "proxy sealed": (2, 1)}
 KINDS = (*CHANNELS, *PROXIES)
@@ -283,7 +284,7 @@ class Peer:
         wire = self._open(record)
         good = False
         try:
-            if record["kind"] == "udp":
+            if record["kind"].startswith("udp"):
                 self._talk(wire, record)
             else:
                 number, size = record["number"], record["size"]
@@ -312,7 +313,7 @@ class Peer:
         result, _ = self.watch.call("connect", CONNECT_MS / 1000, self.engine, ctx, channel)
         if result != 0:
             raise Over(f"connect: {result}")
-        record["plain"] = channel.transmit_mode == 2 and not encrypt
+        record["plain"] = channel.transmit_mode == 2 and not encrypt and not channel_type
         return Wire(self.watch, channel.fd)
 
     def _talk(self, wire: Wire, record: dict[str, Any]) -> None:
@@ -359,7 +360,9 @@ class Peer:
         record: dict[str, Any] = {
             "what": "transfer", "side": "callee", "by": self.name, "right": 0, "wrong": 0,
             "kind": "", "number": 0, "size": 0, "began": time.monotonic(),
-            "plain": channel.transmit_mode == 2 and not channel.encrypt_data,
+            "plain": channel.transmit_mode == 2 and not (
+                channel.encrypt_data or channel.channel_type
+            ),
         }  # fmt: skip
         wire = Wire(self.watch, channel.fd, UNTOLD_S)
         serve_it = self._echo if channel.channel_type else self._serve

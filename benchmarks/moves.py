@@ -114,13 +114,14 @@ class Cloud:
             self.start_relay(relay)
         self.start_track()
 
-    def start_track(self) -> None:
+    def start_track(self, *options: str) -> None:
         places = [
             word for one in self.relays for word in ("--relay", f"{one.address}:{RELAY_PORT}")
         ]
         account = ("--account", f"{PEER}:{SECRET}")
         stun = ("--stun-address", self.host.addresses[1])
-        self._start(self.host, "track", CLOUD_PORT, "--data", "data", *account, *places, *stun)
+        fixed = "--data", "data", *account, *places, *stun
+        self._start(self.host, "track", CLOUD_PORT, *fixed, *options)
 
     def start_relay(self, host: InternetHost) -> None:
         self._start(host, "relay", RELAY_PORT)

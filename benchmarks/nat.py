@@ -82,10 +82,10 @@ def hopeless(one: str, other: str) -> bool:
     """Pairs that the relay is for."""
     pair = {one, other}
     symmetric = {"symmetric sequential", "symmetric random"}
-    if "UDP blocked" in pair:  # TCP has no port prediction
-        return bool(pair & (symmetric | {"UPnP router"}))
     if "IPv6 only" in pair:
         return not pair <= IPV6
+    if "UDP blocked" in pair:  # TCP has no port prediction
+        return bool(pair & (symmetric | {"UPnP router"}))
     return pair <= symmetric and "symmetric random" in pair
 
 

@@ -171,6 +171,12 @@ class channel_stats_t:
     """On the connection that carries the channel and others, with packet headers and
     retransmissions; None for the relay."""
     connection_bytes_received: int | None
+    messages_dropped: int | None
+    """Of a UDP channel: the application's messages that were not sent, as newer ones waited for the
+    path, too, or it had become too narrow; None: not a UDP channel."""
+    messages_missing: int | None
+    """Of a UDP channel: the peer's messages that have not come, though a newer one has; None: not a
+    UDP channel."""
     caller_id: str
     """As in channel_t."""
     moves: tuple[tuple[float, str], ...]

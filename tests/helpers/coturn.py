@@ -18,10 +18,15 @@ from kkp2p_compat.traversal.stun import Kind, Message
 
 HOME = "127.0.0.1"
 SECRET = b"a secret of coturn and cloud"
-TURN = (
-    "--use-auth-secret", f"--static-auth-secret={SECRET.decode()}", "--realm=example.org",
-    "-E", HOME, "--allow-loopback-peers", "--relay-threads=1",
+ONLY_UDP = (
+    "-n", "--no-cli", "--no-tls", "--no-dtls", "--no-tcp", "--log-file", "stdout",
+    "--pidfile", "pid", "--db", "db",
 )  # fmt: skip
+BY_SECRET = (
+    "--use-auth-secret", f"--static-auth-secret={SECRET.decode()}", "--realm=example.org",
+    "--relay-threads=1",
+)  # fmt: skip
+TURN = (*BY_SECRET, "-E", HOME, "--allow-loopback-peers")
 
 
 def need(tool: str) -> None:
@@ -43,11 +48,7 @@ def two_free_ports() -> tuple[int, int]:
 def running(folder: Path, port: int, *options: str) -> Iterator[subprocess.Popen[bytes]]:
     """One that listens on HOME; skips the test where there is none."""
     need("turnserver")
-    command = [
-        "turnserver", "-n", "-L", HOME, "-p", str(port), "--no-cli", "--no-tls", "--no-dtls",
-        "--no-tcp", "--log-file", "stdout", "--pidfile", str(folder / "pid"), "--db",
-        str(folder / "db"), *options,
-    ]  # fmt: skip
+    command = ["turnserver", *ONLY_UDP, "-L", HOME, "-p", str(port), *options]
     process = subprocess.Popen(
         command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )

@@ -37,6 +37,7 @@ __all__ = [
 
 STOP_TIMEOUT_S = 1  # our choice: for the rest, when the stream is broken or its proxy stopped
 NOTHING = Passed()
+_MESSAGE_COUNTS = ("messages_dropped", "messages_missing")  # fields of channel_stats_t
 
 
 OnOver = Callable[[list[Exception]], object]  # what broke it; nothing: it ended in order
@@ -214,7 +215,15 @@ class LinkStream(OpenStream):
             "bytes_received": passed.received,
             "connection_bytes_sent": packer.sent_bytes,
             "connection_bytes_received": connection.received_bytes,
+            **self._message_counts(),
         }
+
+    def _message_counts(self) -> dict[str, int | None]:
+        stream, dropped = self._stream, self._link.connection.packer.messages.dropped_of
+        if stream is None or stream.assembler is None:
+            return dict.fromkeys(_MESSAGE_COUNTS)
+        counts = dropped[self._stream_id], stream.assembler.missing
+        return dict(zip(_MESSAGE_COUNTS, counts, strict=True))
 
     def give_up(self) -> None:
         self._link.channels.give_up(self._stream_id)
@@ -283,6 +292,7 @@ class SplicedStream(OpenStream):
             "bytes_received": passed and passed.received,
             "connection_bytes_sent": None,
             "connection_bytes_received": None,
+            **dict.fromkeys(_MESSAGE_COUNTS),
             **known,
         }
 

@@ -10,7 +10,7 @@ one channel holds of it is bounded.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from ..._errors import BadPacket
@@ -78,12 +78,13 @@ class MessageQueue:
     they are worth least.
     """
 
-    __slots__ = ("_bytes", "_largest", "dropped", "waiting", "waiting_bytes")
+    __slots__ = ("_bytes", "_largest", "dropped", "dropped_of", "waiting", "waiting_bytes")
 
     def __init__(self) -> None:
         self.waiting: dict[int, deque[list[bytes]]] = {}  # by stream id: the frames left of each
         self.waiting_bytes = 0  # with what they cost besides
         self.dropped = 0  # messages
+        self.dropped_of: Counter[int] = Counter()  # the same, by stream id
         self._bytes: dict[int, int] = {}
         self._largest = 0  # the channel that had most when it was last looked for
 
@@ -95,8 +96,7 @@ class MessageQueue:
         queue.append(frames)
         self._count(stream_id, _cost(frames))
         while self.waiting_bytes > most_bytes and (len(self.waiting) > 1 or len(queue) > 1):
-            self._drop_first(self._choose(stream_id))
-            self.dropped += 1
+            self._give_up_first(self._choose(stream_id))
 
     def take(self, room: int, most: int) -> list[bytes]:
         """Frames that fit into ``room``; a message is dropped if one of its exceeds ``most``."""
@@ -106,8 +106,7 @@ class MessageQueue:
             stream_id, queue = next(iter(self.waiting.items()))
             frames = queue[0]
             if len(frames[0]) > most:  # the path has become too narrow for it
-                self._drop_first(stream_id)
-                self.dropped += 1
+                self._give_up_first(stream_id)
                 continue
             if len(frames[0]) > room:
                 if stream_id == served:
@@ -134,6 +133,11 @@ class MessageQueue:
                 return candidate
         self._largest = max(self._bytes, key=self._bytes.__getitem__)
         return self._largest
+
+    def _give_up_first(self, stream_id: int) -> None:
+        self._drop_first(stream_id)
+        self.dropped += 1
+        self.dropped_of[stream_id] += 1
 
     def _drop_first(self, stream_id: int) -> None:
         """It has been sent, or is given up."""
@@ -163,7 +167,7 @@ class _Unfinished:
 class Assembler:
     """Puts the messages that one channel receives together."""
 
-    __slots__ = ("_done", "_held", "_unfinished", "dropped")
+    __slots__ = ("_delivered", "_done", "_held", "_unfinished", "dropped")
 
     def __init__(self) -> None:
         # Numbers of messages that were delivered or dropped, counted on beyond 2^32.  A set of few
@@ -172,6 +176,12 @@ class Assembler:
         self._unfinished: dict[int, _Unfinished] = {}  # the oldest first
         self._held = 0  # the cost of all of them, in bytes
         self.dropped = 0  # messages of which only some parts have come
+        self._delivered = 0  # messages
+
+    @property
+    def missing(self) -> int:
+        """Messages that have not come, though a newer one has."""
+        return self._done.largest + 1 - self._delivered
 
     def add_untrusted(
         self, message: int, part: int, parts: int, data: bytes, now: float
@@ -192,6 +202,7 @@ class Assembler:
             raise BadPacket(f"a message of over {MAX_MESSAGE_BYTES} bytes")
         if parts == 1:
             self._finish(number)
+            self._delivered += 1
             return data
         self._unfinished[number] = entry
         entry.data[part] = data
@@ -200,6 +211,7 @@ class Assembler:
         self._held += len(data) + COST_BYTES
         if len(entry.data) == parts:
             self._forget(number)
+            self._delivered += 1
             return b"".join(entry.data[index] for index in range(parts))
         while len(self._unfinished) > MAX_UNFINISHED or self._held > MAX_HELD_BYTES:
             self._drop_oldest()

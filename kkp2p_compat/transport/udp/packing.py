@@ -122,6 +122,7 @@ class Packer:
     def forget(self, stream: DuplexStream) -> None:
         self.drop(stream.send)
         self._stream_windows.pop(stream.stream_id, None)
+        self.messages.dropped_of.pop(stream.stream_id, None)
 
     def clear(self) -> None:
         self._sending.clear()

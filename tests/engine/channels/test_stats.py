@@ -107,7 +107,37 @@ def test_messages_count_too(
     assert kkp2p.read(theirs.fd, bytearray(5000), 5000, LONG) == 5000
     assert stats_of(engine, ours).bytes_sent == 5000
     assert stats_of(peer, theirs).bytes_received == 5000
+    for engine_of, channel in ((engine, ours), (peer, theirs)):
+        stats = stats_of(engine_of, channel)
+        assert (stats.messages_dropped, stats.messages_missing) == (0, 0)
+    stream = ours, *make_pair(mode=1)
+    assert stats_of(engine, stream[1]).messages_dropped is None
+    assert stats_of(engine, stream[1]).messages_missing is None
+    close(*stream, theirs)
+
+
+def test_messages_that_are_lost(
+    make_pair: MakePair, engine: kkp2p.engine_t, peer: kkp2p.engine_t
+) -> None:
+    """Those that were given up here, and those that the other side misses for that."""
+    ours, theirs = make_pair(mode=1, kind=kkp2p.KKP2P_UDP_CHANNEL)
+    engine.thread.call(lambda: give_up_some(engine))
+    assert kkp2p.read(theirs.fd, bytearray(5000), 5000, LONG) == 5000
+    dropped = stats_of(engine, ours).messages_dropped
+    assert dropped is not None
+    assert dropped > 0
+    until(lambda: (stats_of(peer, theirs).messages_missing or 0) >= dropped)
     close(ours, theirs)
+
+
+def give_up_some(engine: kkp2p.engine_t) -> None:
+    """More at once than may wait."""
+    (link,) = engine.links
+    connection = link.connection
+    ((stream_id, _),) = connection.streams.by_id.items()
+    for _ in range(300):
+        connection.streams.send_message(stream_id, bytes(5000))
+    link.wake()
 
 
 def test_why_it_is_relayed(

@@ -350,3 +350,31 @@ def test_a_message_that_no_packet_can_carry_any_more_is_dropped() -> None:
     assert queue.take(50, 500) == []
     assert (queue.waiting_bytes, counts(queue)) == (cost(100), {STREAM: 1})
     assert data_of(queue.take(500, 500)) == [b"b" * 100]
+
+
+def test_messages_that_are_missing() -> None:
+    """Those that have not come, though a newer one has; not what is still on its way."""
+    splitter, assembler = Splitter(STREAM), Assembler()
+    first, second, third, fourth = (frames_of(splitter, bytes(50), 40) for _ in range(4))
+    assert assembler.missing == 0
+    for frame in (*third, fourth[0]):
+        put(assembler, frame)
+    assert assembler.missing == 2
+    for frame in (*first, *third):
+        put(assembler, frame)
+    assert assembler.missing == 1
+    for frame in (*second, *fourth):
+        put(assembler, frame)
+    assert assembler.missing == 0
+
+
+def test_what_is_given_up_is_counted_for_its_channel() -> None:
+    queue = MessageQueue()
+    for stream_id in (1, 2):
+        for _ in range(2):
+            queue.put(stream_id, [bytes(100)], 3 * (100 + COST_BYTES))
+    assert queue.dropped == 1
+    assert sum(queue.dropped_of.values()) == 1
+    queue.take(50, 50)
+    assert queue.dropped == sum(queue.dropped_of.values()) == 4
+    assert set(queue.dropped_of) == {1, 2}
