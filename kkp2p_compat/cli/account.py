@@ -3,73 +3,74 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import getpass
+import os
 import secrets
+import socket
 import sqlite3
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from ..cloud.account_file import line_of, parse_line
 from ..cloud.accounts import default_data
-from ..cloud.directory import Directory, UnknownAccount
+from ..cloud.directory import Account, AccountLimits, Directory, UnknownAccount, callers_of
 from ..cloud.open_directory import open_directory
+from ..cloud.usage import tag_of
 
 __all__ = ["add_parser"]
 
 # Our choice: somebody who sees a login or the verifier can guess offline, in vain among 2^128.
 SECRET_BYTES = 16
 
+# Of the cloud, by its own names: where both run in one environment the tool finds it.
+_DIRECTORY_VARIABLE, _DATA_VARIABLE = "KKP2P_CLOUD_DIRECTORY", "KKP2P_CLOUD_DATA"
+
 
 def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "account",
-        help="add, list and remove the peers that may log in",
-        description="The accounts of a cloud: its data folder holds them in accounts.db, as SCRAM "
-        "verifiers, from which nobody can get the secrets back.  Unless a secret is given, a "
-        "random one is generated and shown once.",
+        help="add, limit and remove the peers that may log in",
+        description="The accounts of a cloud: its data folder holds them in accounts.db, or the "
+        "directory that its nodes share, as SCRAM verifiers, from which nobody can get the "
+        "secrets back.  Unless a secret is given, a random one is generated and shown once.",
     )
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
-    for name, help_text, run in (
-        ("add", "let a peer log in", _add),
-        ("passwd", "give a peer another secret, which ends its present login", _passwd),
-        ("remove", "remove a peer, which ends its present login", _remove),
-        ("list", "show the peers that may log in", _list),
-    ):
+    for name, help_text, run, add_arguments in _ACTIONS:
         action = actions.add_parser(name, help=help_text, description=help_text)
-        if name != "list":
-            action.add_argument("peer", metavar="PEER", help="peer id, 1 to 32 characters")
-        if name in ("add", "passwd"):
-            secret = action.add_mutually_exclusive_group()
-            secret.add_argument(
-                "--secret",
-                metavar="S",
-                help="the secret; other users of this host can see it while the command runs",
-            )
-            secret.add_argument(
-                "--secret-stdin", action="store_true", help="read the secret from standard input"
-            )
-            secret.add_argument(
-                "--ask", action="store_true", help="ask for the secret at the terminal"
-            )
-        action.add_argument(
+        add_arguments(action)
+        place = action.add_mutually_exclusive_group()
+        place.add_argument(
             "--data",
             metavar="DIR",
             type=Path,
-            default=default_data(),
-            help="the cloud's data folder (default: %(default)s)",
+            help=f"the cloud's data folder (default: ${_DATA_VARIABLE}, or {default_data()})",
+        )
+        place.add_argument(
+            "--directory",
+            metavar="URL",
+            help="where the nodes of a cloud have their accounts, as redis://HOST (default: "
+            f"${_DIRECTORY_VARIABLE}); of a URL with a password, better by the variable: other "
+            "users of this host can see arguments",
         )
         action.set_defaults(run=_guarded, act=run)
 
 
 def _guarded(options: argparse.Namespace) -> int:
+    url, data = _place(options)
     try:
-        accounts = open_directory(None, options.data)
-    except (OSError, sqlite3.Error) as error:
-        return _fail(f"{options.data}: {error}")
+        accounts = open_directory(url, data)
+    except (OSError, sqlite3.Error, ValueError) as error:
+        return _fail(f"{data}: {error}" if url is None else str(error))
+    accounts.by = f"{_user()}@{socket.gethostname()}"
     try:
+        accounts.start()
         options.act(accounts, options)
-    except (UnknownAccount, ValueError) as error:
+    except (UnknownAccount, ValueError, OSError) as error:
         return _fail(str(error))
     except sqlite3.Error as error:
         return _fail(f"{accounts.where_text}: {error}")
@@ -78,9 +79,115 @@ def _guarded(options: argparse.Namespace) -> int:
     return 0
 
 
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # in a container the user may have no name
+        return f"uid{os.getuid()}"
+
+
+def _place(options: argparse.Namespace) -> tuple[str | None, Path | None]:
+    """The directory's URL, or a data folder."""
+    url: str | None = options.directory
+    if url is None and options.data is None:
+        url = os.environ.get(_DIRECTORY_VARIABLE) or None
+    data = options.data or Path(os.environ.get(_DATA_VARIABLE) or default_data())
+    return url, data if url is None else None
+
+
 def _fail(reason: str) -> int:
     print(f"kkp2p account: {reason}", file=sys.stderr)
     return 1
+
+
+# Arguments.
+
+
+def _no_arguments(action: argparse.ArgumentParser) -> None:
+    pass
+
+
+def _peer_argument(action: argparse.ArgumentParser) -> None:
+    action.add_argument("peer", metavar="PEER", help="peer id, 1 to 32 characters")
+
+
+def _secret_arguments(action: argparse.ArgumentParser) -> None:
+    _peer_argument(action)
+    secret = action.add_mutually_exclusive_group()
+    secret.add_argument(
+        "--secret",
+        metavar="S",
+        help="the secret; other users of this host can see it while the command runs",
+    )
+    secret.add_argument(
+        "--secret-stdin", action="store_true", help="read the secret from standard input"
+    )
+    secret.add_argument("--ask", action="store_true", help="ask for the secret at the terminal")
+
+
+def _allow_arguments(action: argparse.ArgumentParser) -> None:
+    _peer_argument(action)
+    action.add_argument(
+        "--from",
+        dest="callers",
+        metavar="WHO",
+        nargs="+",
+        required=True,
+        help="peer ids, or one of the words anybody, accounts (whoever has logged in), nobody.  "
+        "What the peer itself says when it logs in (callers) holds besides",
+    )
+
+
+def _limit_arguments(action: argparse.ArgumentParser) -> None:
+    _peer_argument(action)
+    for flag, kind, help_text in (
+        ("--calls-per-s", float, "calls a second that it may make, at each node"),
+        ("--relay-bytes-per-day", int, "bytes that relays carry for it in a day (UTC)"),
+        ("--channels", int, "calls that it may have at once, at each node: those that are not "
+         "answered, or whose two sides need the cloud yet"),
+    ):  # fmt: skip
+        action.add_argument(
+            flag,
+            metavar="N",
+            type=_number_or_none(kind),
+            default=argparse.SUPPRESS,
+            help=f"{help_text}; none: no limit",
+        )
+
+
+def _number_or_none(kind: type) -> Callable[[str], object]:
+    def parse(text: str) -> object:
+        return None if text == "none" else kind(text)
+
+    parse.__name__ = "number, or the word none"  # for argparse's error
+    return parse
+
+
+def _export_arguments(action: argparse.ArgumentParser) -> None:
+    action.add_argument(
+        "file", metavar="FILE", nargs="?", default="-", help="a new file (-: standard output)"
+    )
+
+
+def _import_arguments(action: argparse.ArgumentParser) -> None:
+    action.add_argument(
+        "file", metavar="FILE", nargs="?", default="-", help="what export wrote (-: standard input)"
+    )
+    action.add_argument(
+        "--replace",
+        action="store_true",
+        help="accounts that are there already become what they are in the file, instead of "
+        "staying as they are",
+    )
+
+
+def _log_arguments(action: argparse.ArgumentParser) -> None:
+    action.add_argument(
+        "--count", metavar="N", type=int, default=100, help="how many (default: %(default)s)"
+    )
+
+
+# Actions.
 
 
 def _add(accounts: Directory, options: argparse.Namespace) -> None:
@@ -88,7 +195,7 @@ def _add(accounts: Directory, options: argparse.Namespace) -> None:
     secret, is_new = _secret(options)
     accounts.add(options.peer, secret)
     print(f"{options.peer} may log in")
-    _show(secret, is_new)
+    _show_secret(secret, is_new)
 
 
 def _passwd(accounts: Directory, options: argparse.Namespace) -> None:
@@ -96,7 +203,7 @@ def _passwd(accounts: Directory, options: argparse.Namespace) -> None:
     secret, is_new = _secret(options)
     accounts.change_secret(options.peer, secret)
     print(f"{options.peer} has another secret")
-    _show(secret, is_new)
+    _show_secret(secret, is_new)
 
 
 def _remove(accounts: Directory, options: argparse.Namespace) -> None:
@@ -104,13 +211,141 @@ def _remove(accounts: Directory, options: argparse.Namespace) -> None:
     print(f"{options.peer} may not log in any more")
 
 
+def _disable(accounts: Directory, options: argparse.Namespace) -> None:
+    accounts.update(options.peer, disabled=True)
+    print(f"{options.peer} may not log in until it is enabled")
+
+
+def _enable(accounts: Directory, options: argparse.Namespace) -> None:
+    accounts.update(options.peer, disabled=False)
+    print(f"{options.peer} may log in")
+
+
+def _allow(accounts: Directory, options: argparse.Namespace) -> None:
+    allow = ",".join(options.callers)
+    words = {"anybody", "accounts", "nobody"} & set(options.callers)
+    if words and len(options.callers) > 1:
+        raise ValueError(f"{sorted(words)[0]} stands alone, and not with others")
+    callers_of(allow)
+    accounts.update(options.peer, allow=allow)
+    print(f"{options.peer} may be called by {_callers(allow)}")
+
+
+def _limit(accounts: Directory, options: argparse.Namespace) -> None:
+    account = _account(accounts, options.peer)
+    given = {name: getattr(options, name) for name in asdict(account.limits) if name in options}
+    if not given:
+        raise ValueError("no limit given: --calls-per-s, --relay-bytes-per-day, --channels")
+    limits = replace(account.limits, **given)
+    limits.check()
+    accounts.update(options.peer, limits=limits)
+    print(f"{options.peer}: {_limits(limits)}")
+
+
 def _list(accounts: Directory, options: argparse.Namespace) -> None:
     for account in accounts.list_accounts():
-        changed = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(account.changed))
-        print(f"{account.peer_id:32}  {changed}")
+        notes = ["disabled"] if account.disabled else []
+        if account.allow != "anybody":
+            notes.append(f"from {_callers(account.allow)}")
+        if account.limits != AccountLimits():
+            notes.append(_limits(account.limits))
+        print(f"{account.peer_id:32}  {_time(account.changed)}  {'; '.join(notes)}".rstrip())
 
 
-def _show(secret: str, is_new: bool) -> None:
+def _show(accounts: Directory, options: argparse.Namespace) -> None:
+    account = _account(accounts, options.peer)
+    print(f"{account.peer_id}: {'disabled' if account.disabled else 'may log in'}")
+    print(f"  changed: {_time(account.changed)}")
+    print(f"  may be called by: {_callers(account.allow)}")
+    print(f"  limits: {_limits(account.limits)}")
+    used = {**accounts.usage(account.peer_id), **accounts.usage(tag_of(account.peer_id))}
+    for what, count in sorted(used.items()):
+        print(f"  today (UTC), {what.replace('_', ' ')}: {count}")
+    if not accounts.is_local:
+        where = accounts.where(account.peer_id)
+        print(f"  online: {'no' if where is None else 'at node ' + where.node}")
+
+
+def _export(accounts: Directory, options: argparse.Namespace) -> None:
+    count = 0
+    with contextlib.ExitStack() as stack:
+        file: TextIO = sys.stdout
+        if options.file != "-":  # they are for nobody else to read
+            new = os.open(options.file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            file = stack.enter_context(open(new, "w", encoding="ascii"))
+        for account in accounts.list_accounts():
+            print(line_of(account), file=file)
+            count += 1
+    print(f"{count} accounts exported", file=sys.stderr)
+
+
+def _import(accounts: Directory, options: argparse.Namespace) -> None:
+    """All of them, or none if a line is bad."""
+    found = []
+    with contextlib.ExitStack() as stack:
+        file: TextIO = sys.stdin
+        if options.file != "-":
+            file = stack.enter_context(open(options.file, encoding="utf-8"))
+        for number, line in enumerate(file, 1):
+            try:
+                found.append(parse_line(line))
+            except ValueError as error:
+                raise ValueError(f"line {number}, so nothing was imported: {error}") from error
+    imported = accounts.put_all(found, options.replace)
+    print(
+        f"{imported.added} accounts added, {imported.replaced} replaced, {imported.kept} were "
+        "there and stay as they were"
+    )
+
+
+def _log(accounts: Directory, options: argparse.Namespace) -> None:
+    for record in accounts.changes(options.count):
+        print(record)
+
+
+_ACTIONS = (
+    ("add", "let a peer log in", _add, _secret_arguments),
+    ("passwd", "give a peer another secret, which ends its login", _passwd, _secret_arguments),
+    ("remove", "remove a peer, which ends its login", _remove, _peer_argument),
+    ("disable", "end a peer's login, and let it log in no more", _disable, _peer_argument),
+    ("enable", "let it log in again", _enable, _peer_argument),
+    ("allow", "say who may call a peer", _allow, _allow_arguments),
+    ("limit", "say what a peer may use", _limit, _limit_arguments),
+    ("list", "show the peers that may log in", _list, _no_arguments),
+    ("show", "show one account, and what it has used today", _show, _peer_argument),
+    ("export", "write all accounts to a file, with what proves secrets", _export,
+     _export_arguments),
+    ("import", "add the accounts of such a file", _import, _import_arguments),
+    ("log", "show what was done to accounts last, as lines of JSON", _log, _log_arguments),
+)  # fmt: skip
+
+
+def _account(accounts: Directory, peer_id: str) -> Account:
+    account = accounts.account(peer_id)
+    if account is None:
+        raise UnknownAccount(f"there is no account {peer_id}")
+    return account
+
+
+def _time(unix_s: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix_s))
+
+
+def _callers(allow: str) -> str:
+    words = {"accounts": "whoever has logged in"}
+    return words.get(allow, allow.replace(",", ", "))
+
+
+def _limits(limits: AccountLimits) -> str:
+    texts = (
+        (limits.calls_per_s, "{:g} calls a second"),
+        (limits.relay_bytes_per_day, "{} bytes a day over relays"),
+        (limits.channels, "{} calls at once"),
+    )
+    return ", ".join(text.format(value) for value, text in texts if value is not None) or "none"
+
+
+def _show_secret(secret: str, is_new: bool) -> None:
     if is_new:
         print(f"The secret, which is shown only now: {secret}")
 

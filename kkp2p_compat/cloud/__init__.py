@@ -25,8 +25,10 @@ correspondents.py      who is told that a peer is gone
 outcomes.py            how calls come out
 login.py               the server's half of a login (SCRAM)
 directory.py           what the nodes of a cloud know together: accounts, who is where
+records.py             what it keeps
 open_directory.py      which directory a cloud has
 directory_local.py     a directory in this process, and in SQLite
+account_file.py        accounts as lines of text, to move them
 accounts.py            who may log in, in SQLite
 directory_redis.py     a directory in Redis
 redis_scripts.py       what Redis does in one step

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .directory import Account, AccountLimits, UnknownAccount, Verifier
+from .directory import MAX_CHANGES, Account, AccountLimits, Verifier, changes_to
 
 __all__ = ["Accounts", "default_data", "open_private"]
 
@@ -29,6 +30,7 @@ CREATE TABLE IF NOT EXISTS accounts (
     changed INTEGER NOT NULL
 ) WITHOUT ROWID
 """
+_CHANGES = "CREATE TABLE IF NOT EXISTS changes (number INTEGER PRIMARY KEY, record TEXT NOT NULL)"
 # Those of later releases, in the order in which they came: files of earlier ones get them.
 _LATER = {
     "disabled": "INTEGER NOT NULL DEFAULT 0",
@@ -74,6 +76,7 @@ class Accounts:
         self._db = open_private(self.path)
         try:
             self._db.execute(_SCHEMA)
+            self._db.execute(_CHANGES)
             self._add_columns()
         except sqlite3.Error:
             self._db.close()
@@ -97,39 +100,51 @@ class Accounts:
         row = self._db.execute(f"{_SELECT} WHERE peer_id = ?", (peer_id,)).fetchone()
         return None if row is None else _account_of(row)
 
-    def put(self, account: Account) -> None:
-        """Raises ValueError if there is one already."""
-        limits = account.limits
-        row = (
-            account.peer_id,
-            *account.verifier,
-            account.changed,
-            account.disabled,
-            account.allow,
-            limits.calls_per_s,
-            limits.relay_bytes_per_day,
-            limits.channels,
-            account.once_until,
-        )
+    def put(self, account: Account, record: str) -> bool:
+        """False: there is one already.  ``record``: for ``changes``; empty: nothing."""
+        row = {"peer_id": account.peer_id, **changes_to(account)}
         try:
-            self._db.execute(_INSERT, row)
-        except sqlite3.IntegrityError as error:
-            raise ValueError(f"there is an account {account.peer_id} already") from error
+            self._db.execute(_INSERT, [row[name] for name in _COLUMNS])
+        except sqlite3.IntegrityError:
+            return False
+        self.note(record)
+        return True
 
-    def update(self, peer_id: str, changes: dict[str, object]) -> None:
-        """``changes``: by column; raises UnknownAccount."""
-        changes = {**changes, "changed": int(time.time())}
+    def change(self, peer_id: str, changes: Mapping[str, Any], record: str) -> bool:
+        """False: there is none."""
         columns = ", ".join(f"{name} = ?" for name in changes)
-        self._change(f"UPDATE accounts SET {columns} WHERE peer_id = ?", *changes.values(), peer_id)
+        update = f"UPDATE accounts SET {columns} WHERE peer_id = ?"
+        return self._do(update, (*changes.values(), peer_id), record)
 
-    def remove(self, peer_id: str) -> None:
-        """Raises UnknownAccount."""
-        self._change("DELETE FROM accounts WHERE peer_id = ?", peer_id)
+    def remove(self, peer_id: str, record: str) -> bool:
+        return self._do("DELETE FROM accounts WHERE peer_id = ?", (peer_id,), record)
 
-    def _change(self, statement: str, *arguments: Any) -> None:
-        """The last of the arguments is the peer id."""
+    def _do(self, statement: str, arguments: tuple[Any, ...], record: str) -> bool:
         if self._db.execute(statement, arguments).rowcount == 0:
-            raise UnknownAccount(f"there is no account {arguments[-1]}")
+            return False
+        self.note(record)
+        return True
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """What is done meanwhile is done as a whole, or not at all."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    def note(self, record: str) -> None:
+        if record:
+            insert = "INSERT INTO changes (record) VALUES (?)"
+            number = self._db.execute(insert, (record,)).lastrowid or 0
+            self._db.execute("DELETE FROM changes WHERE number <= ?", (number - MAX_CHANGES,))
+
+    def changes(self, count: int) -> list[str]:
+        query = "SELECT record FROM changes ORDER BY number DESC LIMIT ?"
+        return [record for (record,) in self._db.execute(query, (count,))][::-1]
 
     def page(self, after: str, count: int) -> list[Account]:
         """Up to ``count`` of those behind this id, sorted."""

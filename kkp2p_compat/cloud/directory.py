@@ -12,48 +12,57 @@ be right counts as not there.
 from __future__ import annotations
 
 import json
-import math
-import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from .. import _base64url
-from .._address import is_ip
-from .._codes import MAX_PEER_ID
-from .._errors import BadPacket
-from .._peer_id import is_peer_id
-from ..control.callers import ANYBODY, MAX_CHARS, NOBODY, Callers
-from ..control.scram import ITERATIONS, MAX_ITERATIONS, SALT_BYTES, verifier_of
+from ..control.callers import MAX_TOLD_CHARS
 from .counts import Spread
+from .records import (
+    NO_LIMITS,
+    Account,
+    AccountLimits,
+    Node,
+    Presence,
+    Refused,
+    Verifier,
+    callers_of,
+    changes_to,
+    check_peer_id,
+    is_node_id,
+    new_account,
+)
 
 __all__ = [
     "LEASE_EVERY_S",
     "LEASE_S",
+    "MAX_CHANGES",
+    "NO_LIMITS",
     "Account",
     "AccountLimits",
     "Directory",
     "DirectoryAway",
+    "Imported",
     "Node",
     "Presence",
     "Refused",
     "UnknownAccount",
     "Verifier",
+    "audit_time",
+    "callers_of",
+    "changes_to",
+    "is_node_id",
+    "new_account",
+    "today",
 ]
-
-KEY_BYTES = 32  # of SHA-256
 
 # Our choices.
 LEASE_EVERY_S = 2.0  # how often a node says that it lives
 LEASE_S = 10.0  # how long that holds
 PAGE = 500  # accounts read at once
-MAX_NODE_CHARS = 8192  # of a node's JSON
-MAX_REGION_CHARS = 32
-_NODE_ID = re.compile(r"[0-9a-f]{16}")
-_SHA256 = re.compile(r"([0-9a-f]{64})?")
-_WORD = re.compile(r"[!-~]{0,32}")
+MAX_CHANGES = 10_000  # of accounts, that are remembered
 
 
 class UnknownAccount(LookupError):
@@ -64,169 +73,13 @@ class DirectoryAway(OSError):
     """the directory does not answer"""
 
 
-class Verifier(NamedTuple):
-    """What is kept of a secret (RFC 5802 section 3), in the order that scramp wants."""
+@dataclass
+class Imported:
+    """What has become of the accounts of a file."""
 
-    salt: bytes
-    stored_key: bytes
-    server_key: bytes
-    iterations: int
-
-    @classmethod
-    def of(cls, secret: str) -> Verifier:
-        """With a new salt; raises ValueError for a secret that cannot be used."""
-        return cls(*verifier_of(secret))
-
-    @classmethod
-    def parse_untrusted(cls, told: object) -> Verifier:
-        """As a client tells it: three texts in base64url, and a number; raises BadPacket."""
-        if not isinstance(told, list) or len(told) != 4:
-            raise BadPacket("not a verifier")
-        salt, stored_key, server_key = (
-            _base64url.decode_untrusted(text, size, "part of a verifier")
-            for text, size in zip(told, (SALT_BYTES, KEY_BYTES, KEY_BYTES), strict=False)
-        )
-        if type(told[3]) is not int or not ITERATIONS <= told[3] <= MAX_ITERATIONS:
-            raise BadPacket("not an iteration count for a new secret")
-        return cls(salt, stored_key, server_key, told[3])
-
-
-@dataclass(frozen=True, slots=True)
-class AccountLimits:
-    """What an account may use; None: what everybody may."""
-
-    calls_per_s: float | None = None
-    relay_bytes_per_day: int | None = None
-    channels: int | None = None  # calls at once that it has made, and that need the cloud yet
-
-    @classmethod
-    def of(
-        cls, calls_per_s: float | None, relay_bytes_per_day: int | None, channels: int | None
-    ) -> AccountLimits:
-        """One object for all accounts that have none."""
-        limits = cls(calls_per_s, relay_bytes_per_day, channels)
-        return NO_LIMITS if limits == NO_LIMITS else limits
-
-
-NO_LIMITS = AccountLimits()
-
-
-@dataclass(frozen=True, slots=True)
-class Account:
-    """A peer that may log in.  ``allow``: who may call it, see ``callers_of``."""
-
-    peer_id: str
-    verifier: Verifier
-    changed: int  # Unix seconds
-    disabled: bool = False
-    allow: str = "anybody"
-    limits: AccountLimits = NO_LIMITS
-    once_until: int = 0  # its secret is only there to be replaced, until then (Unix s); 0: for good
-
-    @property
-    def callers(self) -> Callers:
-        return callers_of(self.allow)
-
-
-def callers_of(allow: str) -> Callers:
-    """ "anybody", "accounts", "nobody", or ids joined with commas; raises ValueError."""
-    if allow == "anybody":
-        return ANYBODY
-    if allow == "nobody":
-        return NOBODY
-    try:
-        return Callers.parse_untrusted(allow, MAX_CHARS)
-    except BadPacket as error:
-        raise ValueError(f"who may call: {error}") from error
-
-
-@dataclass(frozen=True)
-class Node:
-    """A process of the cloud; ``load`` is the busy share of its event loop, 0 to 1."""
-
-    id: str  # 16 digits in hex, others at every start
-    role: str = "all"
-    host: str = ""  # where peers reach its control plane
-    port: int = 0  # 0: they do not
-    relay_host: str = ""
-    relay_port: int = 0  # 0: it is no relay
-    region: str = ""
-    version: str = ""
-    protocol: int = 1  # of the messages between nodes
-    fingerprint: str = ""  # SHA-256 of its certificate, in hex
-    draining: bool = False
-    load: float = 0.0
-    stats: Mapping[str, Any] = field(default_factory=dict)  # for people: the status page
-
-    def to_json(self) -> bytes:
-        return json.dumps(asdict(self), separators=(",", ":")).encode()
-
-    @classmethod
-    def parse_untrusted(cls, text: bytes | str) -> Node:
-        """Fields that it does not know are another version's, and left out."""
-        try:
-            found = json.loads(text) if len(text) <= MAX_NODE_CHARS else None
-        except (ValueError, RecursionError) as error:
-            raise BadPacket("a node that is not JSON") from error
-        if not isinstance(found, dict):
-            raise BadPacket("not a node")
-        known = {entry.name: found[entry.name] for entry in fields(cls) if entry.name in found}
-        try:
-            node = cls(**known)
-            plausible = node._is_plausible()
-        except (TypeError, ValueError) as error:
-            raise BadPacket("a node that lacks something") from error
-        if not plausible:
-            raise BadPacket("a node with fields that cannot be right")
-        return node
-
-    def _is_plausible(self) -> bool:
-        texts = (self.role, self.region, self.version)
-        ports = (self.port, self.relay_port)
-        return (
-            all(isinstance(text, str) and _WORD.fullmatch(text) for text in texts)
-            and all(type(port) is int and 0 <= port < 65536 for port in ports)
-            and _is_host(self.host, self.port)
-            and _is_host(self.relay_host, self.relay_port)
-            and is_node_id(self.id)
-            and _SHA256.fullmatch(self.fingerprint) is not None
-            and type(self.protocol) is int
-            and isinstance(self.draining, bool)
-            and isinstance(self.load, (int, float))
-            and math.isfinite(self.load)
-            and isinstance(self.stats, dict)
-        )
-
-
-def is_node_id(text: str) -> bool:
-    return _NODE_ID.fullmatch(text) is not None
-
-
-_HOST = re.compile(r"[0-9A-Za-z_.-]{1,253}")
-
-
-def _is_host(host: object, port: int) -> bool:
-    if not isinstance(host, str):
-        return False
-    return (not host and not port) or _HOST.fullmatch(host) is not None or is_ip(host)
-
-
-@dataclass(frozen=True, slots=True)
-class Presence:
-    """A login: at which node, and which of its connections it is there."""
-
-    peer_id: str
-    node: str
-    connection: int
-    session: str  # which program's login it is
-    since_us: int  # Unix microseconds: which of two logins is the newer one
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """The place is another's, and stays so."""
-
-    by: Presence
+    added: int = 0
+    replaced: int = 0
+    kept: int = 0  # as they were
 
 
 class Directory(ABC):
@@ -239,6 +92,7 @@ class Directory(ABC):
     """
 
     is_local: bool
+    by = "the cloud"  # who changes accounts here
 
     def __init__(self, throw_away: Mapping[str, str] | None = None) -> None:
         """``throw_away``: accounts of this object alone, peer id to secret; they come first."""
@@ -315,11 +169,31 @@ class Directory(ABC):
         """Raises UnknownAccount, or ValueError for a bad secret."""
         self.update(peer_id, verifier=Verifier.of(secret))
 
-    @abstractmethod
     def put(self, account: Account) -> None:
         """A new one; raises ValueError if the id is taken."""
+        if not self._put(account, self._record("account-added", account.peer_id)):
+            raise ValueError(f"there is an account {account.peer_id} already")
 
-    @abstractmethod
+    def put_all(self, accounts: Iterable[Account], replace: bool = False) -> Imported:
+        """Those of a file.  ``replace``: what they are in the file, where there is one already."""
+        imported = Imported()
+        self._put_each(accounts, replace, imported)
+        if imported.added or imported.replaced:
+            self._note(self._record("accounts-imported", None, **asdict(imported)))
+        return imported
+
+    def _put_each(self, accounts: Iterable[Account], replace: bool, imported: Imported) -> None:
+        for account in accounts:
+            self._put_one(account, replace, imported)
+
+    def _put_one(self, account: Account, replace: bool, imported: Imported) -> None:
+        if self._put(account, ""):
+            imported.added += 1
+        elif replace and self._change(account.peer_id, changes_to(account), ""):
+            imported.replaced += 1
+        else:
+            imported.kept += 1
+
     def update(
         self,
         peer_id: str,
@@ -334,10 +208,50 @@ class Directory(ABC):
 
         ``once_until``: of the secret, and so only with ``verifier``.
         """
+        changes: dict[str, Any] = {}
+        if verifier is not None:
+            changes = verifier._asdict() | {"once_until": once_until}
+        told: dict[str, Any] = {"secret": "another"} if verifier is not None else {}
+        if disabled is not None:
+            told["disabled"] = changes["disabled"] = disabled
+        if allow is not None:
+            changes["allow"] = allow
+            told["allow"] = allow[:MAX_TOLD_CHARS]
+        if limits is not None:
+            changes |= asdict(limits)
+            told["limits"] = asdict(limits)
+        changes["changed"] = int(time.time())
+        if not self._change(peer_id, changes, self._record("account-changed", peer_id, **told)):
+            raise UnknownAccount(f"there is no account {peer_id}")
 
-    @abstractmethod
     def remove(self, peer_id: str) -> None:
         """Raises UnknownAccount."""
+        if not self._remove(peer_id, self._record("account-removed", peer_id)):
+            raise UnknownAccount(f"there is no account {peer_id}")
+
+    def _record(self, what: str, peer_id: str | None, **details: object) -> str:
+        """What ``changes`` will tell of it."""
+        fields = {"time": audit_time(), "what": what, "account": peer_id, "by": self.by, **details}
+        return json.dumps({name: value for name, value in fields.items() if value is not None})
+
+    @abstractmethod
+    def _put(self, account: Account, record: str) -> bool:
+        """False: there is one of this id.  ``record``: as of ``_note``, if there is any."""
+
+    @abstractmethod
+    def _change(self, peer_id: str, changes: Mapping[str, Any], record: str) -> bool:
+        """``changes``: by names as those of ``changes_to``; False: there is no such account."""
+
+    @abstractmethod
+    def _remove(self, peer_id: str, record: str) -> bool: ...
+
+    @abstractmethod
+    def _note(self, record: str) -> None:
+        """Let ``changes`` tell it; the oldest of MAX_CHANGES goes."""
+
+    @abstractmethod
+    def changes(self, count: int) -> list[str]:
+        """What was done to accounts last, JSON, the newest at the end."""
 
     @abstractmethod
     def page(self, after: str, count: int) -> list[Account]:
@@ -418,17 +332,11 @@ class Directory(ABC):
         """Let the other nodes count it, too, against this account there; never waits."""
 
 
-def new_account(peer_id: str, secret: str) -> Account:
-    """Raises ValueError for a bad peer id or secret."""
-    check_peer_id(peer_id)
-    return Account(peer_id, Verifier.of(secret), int(time.time()))
-
-
-def check_peer_id(peer_id: str) -> None:
-    if not is_peer_id(peer_id):
-        raise ValueError(
-            f"a peer id is 1 to {MAX_PEER_ID} printable ASCII characters without spaces"
-        )
+def audit_time(unix_s: float | None = None) -> str:
+    """RFC 3339, in UTC, to the millisecond; None: now."""
+    when = time.time() if unix_s is None else unix_s
+    text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(when))
+    return f"{text}.{int(when % 1 * 1000):03}Z"
 
 
 def today() -> str:

@@ -10,18 +10,17 @@ import secrets
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from .accounts import Accounts, open_private
 from .directory import (
     Account,
-    AccountLimits,
     Directory,
+    Imported,
     Node,
     Presence,
     Refused,
-    Verifier,
     today,
 )
 
@@ -81,32 +80,24 @@ class LocalDirectory(Directory):
     def _account(self, peer_id: str) -> Account | None:
         return self._kept.get(peer_id)
 
-    def put(self, account: Account) -> None:
-        self._kept.put(account)
+    def _put(self, account: Account, record: str) -> bool:
+        return self._kept.put(account, record)
 
-    def update(
-        self,
-        peer_id: str,
-        *,
-        verifier: Verifier | None = None,
-        disabled: bool | None = None,
-        allow: str | None = None,
-        limits: AccountLimits | None = None,
-        once_until: int = 0,
-    ) -> None:
-        changes: dict[str, object] = {}
-        if verifier is not None:
-            changes = verifier._asdict() | {"once_until": once_until}
-        if disabled is not None:
-            changes["disabled"] = disabled
-        if allow is not None:
-            changes["allow"] = allow
-        if limits is not None:
-            changes |= asdict(limits)
-        self._kept.update(peer_id, changes)
+    def _put_each(self, accounts: Iterable[Account], replace: bool, imported: Imported) -> None:
+        with self._kept.at_once():
+            super()._put_each(accounts, replace, imported)
 
-    def remove(self, peer_id: str) -> None:
-        self._kept.remove(peer_id)
+    def _change(self, peer_id: str, changes: Mapping[str, Any], record: str) -> bool:
+        return self._kept.change(peer_id, changes, record)
+
+    def _remove(self, peer_id: str, record: str) -> bool:
+        return self._kept.remove(peer_id, record)
+
+    def _note(self, record: str) -> None:
+        self._kept.note(record)
+
+    def changes(self, count: int) -> list[str]:
+        return self._kept.changes(count)
 
     def page(self, after: str, count: int) -> list[Account]:
         return self._kept.page(after, count)

@@ -22,19 +22,19 @@ from . import redis_records, redis_scripts
 from .counts import Spread
 from .directory import (
     LEASE_S,
+    MAX_CHANGES,
     Account,
-    AccountLimits,
     Directory,
     DirectoryAway,
+    Imported,
     Node,
     Presence,
     Refused,
-    UnknownAccount,
-    Verifier,
+    changes_to,
     is_node_id,
     today,
 )
-from .redis_link import RedisLink, Reply
+from .redis_link import Command, RedisLink, Reply, Script
 from .redis_place import RedisPlace
 
 __all__ = ["RedisDirectory"]
@@ -46,7 +46,6 @@ FRESH_S = 5.0  # an account is not read again so soon; that it was changed is an
 KEPT_ACCOUNTS = 100_000  # of logins, for the time when Redis is away; some 700 bytes each
 AT_ONCE = 200  # of many that are read or written in a row, so that others come in between
 USAGE_S = 32 * 86_400  # how long usage is kept
-MAX_FAILURE_BYTES = 256
 
 
 class RedisDirectory(Directory):
@@ -148,45 +147,47 @@ class RedisDirectory(Directory):
                 account = redis_records.account_untrusted(peer_id, next(replies))
                 yield peer_id, self._throw_away.get(peer_id) or account
 
-    def put(self, account: Account) -> None:
-        fields = {**redis_records.fields_of(account), "changed": account.changed}
-        if not self._write(redis_scripts.ADD_ACCOUNT, account.peer_id, fields):
-            raise ValueError(f"there is an account {account.peer_id} already")
+    def _put(self, account: Account, record: str) -> bool:
+        command = self._writing(
+            redis_scripts.ADD_ACCOUNT, account.peer_id, record, changes_to(account)
+        )
+        return self._write(command, account.peer_id)
 
-    def update(
-        self,
-        peer_id: str,
-        *,
-        verifier: Verifier | None = None,
-        disabled: bool | None = None,
-        allow: str | None = None,
-        limits: AccountLimits | None = None,
-        once_until: int = 0,
-    ) -> None:
-        fields: dict[str, Any] = {}
-        if verifier is not None:
-            fields = verifier._asdict() | {"once_until": once_until}
-        if disabled is not None:
-            fields["disabled"] = int(disabled)
-        if allow is not None:
-            fields["allow"] = allow
-        if limits is not None:
-            fields |= redis_records.limit_fields(limits)
-        fields["changed"] = int(time.time())
-        if not self._write(redis_scripts.CHANGE_ACCOUNT, peer_id, fields):
-            raise UnknownAccount(f"there is no account {peer_id}")
+    def _put_each(self, accounts: Iterable[Account], replace: bool, imported: Imported) -> None:
+        """Many at once, as each answer takes its time."""
+        for portion in _portions(accounts):
+            jobs = [gevent.spawn(self._put_one, one, replace, imported) for one in portion]
+            gevent.joinall(jobs, raise_error=True)
 
-    def remove(self, peer_id: str) -> None:
-        if not self._write(redis_scripts.REMOVE_ACCOUNT, peer_id, {}):
-            raise UnknownAccount(f"there is no account {peer_id}")
+    def _change(self, peer_id: str, changes: Mapping[str, Any], record: str) -> bool:
+        script = redis_scripts.CHANGE_ACCOUNT
+        return self._write(self._writing(script, peer_id, record, changes), peer_id)
 
-    def _write(self, script: Any, peer_id: str, fields: Mapping[str, Any]) -> bool:
-        keys = [self._key("account", peer_id), self._key("accounts"), self._key("changed")]
-        pairs = [part for pair in fields.items() for part in pair]
+    def _remove(self, peer_id: str, record: str) -> bool:
+        script = redis_scripts.REMOVE_ACCOUNT
+        return self._write(self._writing(script, peer_id, record, {}), peer_id)
+
+    def _writing(
+        self, script: Script, peer_id: str, record: str, changes: Mapping[str, Any]
+    ) -> Command:
+        names = ("accounts", "changed", "changes")
+        keys = [self._key("account", peer_id), *map(self._key, names)]
+        pairs = [part for pair in redis_records.fields_of(changes).items() for part in pair]
+        return script(keys, peer_id, record, MAX_CHANGES, *pairs)
+
+    def _write(self, command: Command, peer_id: str) -> bool:
         try:
-            return bool(self._link.one(script(keys, peer_id, *pairs)))
+            return bool(self._link.one(command))
         finally:
             self._forget_read(peer_id)
+
+    def _note(self, record: str) -> None:
+        key = self._key("changes")
+        self._link.one(("XADD", key, "MAXLEN", "~", MAX_CHANGES, "*", "record", record))
+
+    def changes(self, count: int) -> list[str]:
+        found = self._link.one(("XREVRANGE", self._key("changes"), "+", "-", "COUNT", count))
+        return redis_records.changes_untrusted(found)[::-1]
 
     def page(self, after: str, count: int) -> list[Account]:
         found: list[Account] = []

@@ -5,25 +5,24 @@ Whoever shares the Redis can write to it: what cannot be right is as good as not
 
 from __future__ import annotations
 
+import json
 import logging
-import math
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from .._address import is_ip
 from .._errors import BadPacket
 from .._peer_id import is_peer_id
-from ..control.scram import MAX_ITERATIONS
-from .directory import Account, AccountLimits, Node, Presence, Verifier, callers_of
+from .directory import Account, AccountLimits, Node, Presence, Verifier
 
 __all__ = [
     "FIELDS",
     "account_untrusted",
+    "changes_untrusted",
     "failure_untrusted",
     "fields_of",
-    "limit_fields",
     "nodes_untrusted",
     "presence_text",
     "presence_untrusted",
@@ -36,27 +35,17 @@ log = logging.getLogger(__name__)
 LIMITS = tuple(entry.name for entry in fields(AccountLimits))
 FIELDS = (*Verifier._fields, "changed", "disabled", "allow", *LIMITS, "once_until")  # of an account
 
-# Our choices.
-MAX_KEY_BYTES = 64  # of a verifier: salt and keys have 32 at most
-MAX_FAILURE_BYTES = 128
+MAX_FAILURE_BYTES = 128  # our choice
 
 _NUMBER = re.compile(rb"-?[0-9]{1,19}")
 _PRESENCE = re.compile(r"([0-9a-f]{16}) ([0-9]{1,19}) ([0-9]{1,19}) (.{0,256})", re.DOTALL)
 
 
-def limit_fields(limits: AccountLimits) -> dict[str, Any]:
-    """An empty text: none."""
-    return {name: "" if value is None else value for name, value in asdict(limits).items()}
-
-
-def fields_of(account: Account) -> dict[str, Any]:
+def fields_of(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``changes``: as of ``changes_to``; an empty text: none."""
     return {
-        **account.verifier._asdict(),
-        "changed": account.changed,
-        "disabled": int(account.disabled),
-        "allow": account.allow,
-        **limit_fields(account.limits),
-        "once_until": account.once_until,
+        name: "" if value is None else int(value) if isinstance(value, bool) else value
+        for name, value in changes.items()
     }
 
 
@@ -75,41 +64,25 @@ def _account(peer_id: str, values: Any) -> Account:
     if not isinstance(values, list):  # an error: the key is of another type
         raise BadPacket(str(values))
     found = dict(zip(FIELDS, values, strict=True))
-    keys = [found[name] for name in ("salt", "stored_key", "server_key")]
-    if not all(isinstance(key, bytes) and 0 < len(key) <= MAX_KEY_BYTES for key in keys):
-        raise BadPacket("no verifier")
-    iterations = _number(found["iterations"])
-    if not 0 < iterations <= MAX_ITERATIONS:
-        raise BadPacket("an iteration count that no client takes")
-    allow = (found["allow"] or b"anybody").decode()
-    callers_of(allow)  # that it can be read
     rate, *counts = (found[name] or None for name in LIMITS)
-    limits = AccountLimits.of(
-        None if rate is None else _rate(rate),
-        *(None if count is None else _number(count) for count in counts),
-    )
     return Account(
         peer_id,
-        Verifier(keys[0], keys[1], keys[2], iterations),
+        Verifier(values[0], values[1], values[2], _number(found["iterations"])),
         _number(found["changed"] or b"0"),
         found["disabled"] not in (None, b"0"),
-        allow,
-        limits,
+        (found["allow"] or b"anybody").decode(),
+        AccountLimits.of(
+            None if rate is None else float(rate),
+            *(None if count is None else _number(count) for count in counts),
+        ),
         _number(found["once_until"] or b"0"),
-    )
+    ).check()
 
 
 def _number(value: object) -> int:
     if not isinstance(value, bytes) or _NUMBER.fullmatch(value) is None:
         raise BadPacket("no number")
     return int(value)
-
-
-def _rate(value: bytes) -> float:
-    rate = float(value)
-    if not math.isfinite(rate) or rate < 0:
-        raise BadPacket("no rate")
-    return rate
 
 
 def presence_text(presence: Presence) -> str:
@@ -142,6 +115,19 @@ def usage_untrusted(pairs: Sequence[bytes]) -> dict[str, int]:
         for name, count in zip(pairs[::2], pairs[1::2], strict=True)
         if _NUMBER.fullmatch(count)
     }
+
+
+def changes_untrusted(entries: Sequence[Any]) -> list[str]:
+    """JSON, as it may be shown: of entries of a stream."""
+    found = []
+    for _, parts in entries:
+        try:
+            record = json.loads(dict(zip(parts[::2], parts[1::2], strict=True))[b"record"])
+        except (ValueError, KeyError, RecursionError) as error:
+            log.warning("a change that was not written by us is left out: %s", error)
+        else:
+            found.append(json.dumps(record))
+    return found
 
 
 def failure_untrusted(payload: bytes) -> tuple[str, str, str | None] | None:

@@ -119,31 +119,37 @@ return 0
 """
 )
 
-# KEYS of these: account:ID, accounts, the channel that tells.  ARGV: the id, fields and values.
+# KEYS of these: account:ID, accounts, the channel that tells, changes.  ARGV: the id, what is to be
+# remembered of the change (if anything), of how many changes, and fields and values.
+_TELL = """
+redis.call('PUBLISH', KEYS[3], ARGV[1])
+if ARGV[2] ~= '' then
+    redis.call('XADD', KEYS[4], 'MAXLEN', '~', ARGV[3], '*', 'record', ARGV[2])
+end
+return 1
+"""
+
 ADD_ACCOUNT = Script(
     """
 if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
-redis.call('HSET', KEYS[1], unpack(ARGV, 2))
+redis.call('HSET', KEYS[1], unpack(ARGV, 4))
 redis.call('ZADD', KEYS[2], 0, ARGV[1])
-redis.call('PUBLISH', KEYS[3], ARGV[1])
-return 1
 """
+    + _TELL
 )
 
 CHANGE_ACCOUNT = Script(
     """
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-redis.call('HSET', KEYS[1], unpack(ARGV, 2))
-redis.call('PUBLISH', KEYS[3], ARGV[1])
-return 1
+redis.call('HSET', KEYS[1], unpack(ARGV, 4))
 """
+    + _TELL
 )
 
 REMOVE_ACCOUNT = Script(
     """
 redis.call('ZREM', KEYS[2], ARGV[1])
 if redis.call('DEL', KEYS[1]) == 0 then return 0 end
-redis.call('PUBLISH', KEYS[3], ARGV[1])
-return 1
 """
+    + _TELL
 )

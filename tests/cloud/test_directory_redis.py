@@ -393,7 +393,7 @@ def test_a_failover(
     assert one.came(_at(ONE)) is None
     assert fleet.replica.ask("ROLE")[0] == b"master"
     fleet.master.start()  # it comes back as a master that knows nothing, until the sentinel sees it
-    until(lambda: fleet.master.ask("ROLE")[0] == b"slave")
+    until(lambda: fleet.is_replica(fleet.master))
     one.lease(ONE)
     assert one.where("alice") == _at(ONE)
 

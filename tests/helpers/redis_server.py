@@ -113,6 +113,12 @@ class SentinelFleet:
             while not self._knows_replica():
                 gevent.sleep(0.02)
 
+    def is_replica(self, server: RedisServer) -> bool:
+        try:
+            return bool(server.ask("ROLE")[0] == b"slave")
+        except OSError:  # whose connections end when it becomes one
+            return False
+
     def _knows_replica(self) -> bool:
         """Else it would have nobody to make the master."""
         for replica in self.sentinel.ask("SENTINEL", "REPLICAS", MASTER):
