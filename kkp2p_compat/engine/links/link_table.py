@@ -77,8 +77,6 @@ class LinkTable:
         )
         self._links.add(link)
         self._log.info("%s: %s, %s", info.name, link.describe(), callee.cipher)
-        if self._pins.proves and not link.is_proving:
-            self._log.warning("%s: proves no key: only what carried the call vouches", info.name)
         return link
 
     def find(self, connection_id: int) -> PeerLink | None:

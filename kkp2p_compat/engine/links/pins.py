@@ -86,12 +86,14 @@ class Pins:
 
         ``peer_id``: "" for a caller that the cloud does not know.
         """
-        if self._known is None:
-            return
-        if self._known.keys().get(peer_id):
-            raise UnprovenPeer(f"{peer_id} is known by its key, and {why}")
-        if self._is_strict:
-            raise UnprovenPeer(f"{peer_id or 'the caller'} is not known by a key, and {why}")
+        name = peer_id or "the caller"
+        if self._known is not None:
+            if self._known.keys().get(peer_id):
+                raise UnprovenPeer(f"{name} is known by its key, and {why}")
+            if self._is_strict:
+                raise UnprovenPeer(f"{name} is not known by a key, and {why}")
+        if self.proves:
+            self._log.info("%s: taken at its word: %s", name, why)
 
     def check(self, peer_id: str, fingerprint: str) -> bool:
         """Whether the key of a peer is a known one; raises UnprovenPeer if it must not be another.
