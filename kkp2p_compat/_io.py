@@ -26,6 +26,7 @@ from ._descriptors import closings, is_private, waiting
 
 __all__ = [
     "Buffer",
+    "OneShot",
     "Signal",
     "at_end",
     "failed",
@@ -66,6 +67,39 @@ def in_greenlet_world() -> bool:
     """Whether the caller may wait on a gevent hub of its thread."""
     hub = get_hub_if_exists()
     return hub is not None and getcurrent() is not hub
+
+
+class OneShot:
+    """A timer of this hub's loop that calls back once after each ``start``.
+
+    One of gevent's without a repeat time does not: once it has fired it has no time left, so that
+    a second start fires at once, and one in its callback makes a loop that never rests.
+    """
+
+    __slots__ = ("_timer",)
+
+    def __init__(self, seconds: float) -> None:
+        self._timer = gevent.get_hub().loop.timer(seconds, seconds)
+
+    @property
+    def active(self) -> bool:
+        return bool(self._timer.active)
+
+    def start(self, callback: Callable[[], object]) -> None:
+        """Also while it runs: then its time begins anew."""
+        self._timer.again(self._fire, callback, update=True)
+
+    def _fire(self, callback: Callable[[], object]) -> None:
+        self._timer.stop()
+        callback()
+
+    def stop(self) -> None:
+        self._timer.stop()
+
+    def close(self) -> None:
+        """May be called again."""
+        self._timer.stop()
+        self._timer.close()
 
 
 class Signal:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gevent import get_hub
 from prometheus_client import CollectorRegistry, Metric, ProcessCollector, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -20,6 +19,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from .._io import OneShot
 from .._version import __version__
 from .counts import Spread
 from .server import Cloud
@@ -45,7 +45,7 @@ class LoopLag:
     def __init__(self) -> None:
         self.spread = Spread(LAG_S)
         self._due = 0.0
-        self._timer = get_hub().loop.timer(LAG_EVERY_S)
+        self._timer = OneShot(LAG_EVERY_S)
         self._start()
 
     def stop(self) -> None:
@@ -53,7 +53,7 @@ class LoopLag:
 
     def _start(self) -> None:
         self._due = time.monotonic() + LAG_EVERY_S
-        self._timer.start(self._on_timer, update=True)
+        self._timer.start(self._on_timer)
 
     def _on_timer(self) -> None:
         self.spread.add(max(0.0, time.monotonic() - self._due))

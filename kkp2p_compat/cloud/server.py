@@ -20,7 +20,7 @@ from gevent import get_hub
 from gevent import socket as gsocket
 from gevent.pool import Group
 
-from .._io import READ
+from .._io import READ, OneShot
 from .._version import __version__
 from ..transport import relay_wire, tcp
 from ..transport.splice import MOST_PIPES
@@ -314,7 +314,7 @@ class Cloud:
         self._accepting.start(self._on_accept)
         self._sweeping = loop.timer(SWEEP_S, SWEEP_S)
         self._sweeping.start(self._on_sweep)
-        self._resuming = loop.timer(ACCEPT_PAUSE_S)  # to accept, after a pause
+        self._resuming = OneShot(ACCEPT_PAUSE_S)  # to accept, after a pause
         self._shaking = loop.timer(0.0, TURN_S)  # TLS handshakes, while some wait for theirs
 
     def _start_udp(self) -> None:

@@ -20,7 +20,7 @@ import gevent
 from gevent.pool import Group
 
 from .._descriptors import keep_private
-from .._io import READ
+from .._io import READ, OneShot
 from .candidates import host_candidates
 from .routes import default_routes
 
@@ -84,7 +84,7 @@ class AddressWatch:
             self._timer.start(self._check)
             self._seen = self._try_to_look()
         else:
-            self._timer = loop.timer(DEBOUNCE_S)
+            self._timer = OneShot(DEBOUNCE_S)
             self._watcher = loop.io(self._sock.fileno(), READ)
             # Not at once: whoever starts us wants to reach a peer, and soon waits for its answer.
             loop.run_callback(self._look_first)
@@ -130,8 +130,6 @@ class AddressWatch:
         return True
 
     def _check(self) -> None:
-        if self._watcher is not None:
-            self._timer.stop()
         seen = self._try_to_look()
         if seen is not None and seen != self._seen:
             self._seen = seen

@@ -18,11 +18,12 @@ from typing import Any
 import gevent
 import pytest
 from gevent import monkey
+from gevent.event import Event
 
 import kkp2p_compat as kkp2p
 from helpers.support import ENVIRONMENT, PATIENCE_S, in_thread
 from kkp2p_compat import _descriptors, _io
-from kkp2p_compat._io import READ, WRITE, Signal, receive, send, wait_fd
+from kkp2p_compat._io import READ, WRITE, OneShot, Signal, receive, send, wait_fd
 
 start_thread = monkey.get_original("_thread", "start_new_thread")
 LONGEST_MS = 2**31 - 1
@@ -365,3 +366,19 @@ assert os.waitpid(child, 0)[1] == 0
 
 def test_a_forked_child_wakes_its_own_waits_only() -> None:
     subprocess.run([sys.executable, "-c", WAITS_BESIDE_ITS_CHILD], check=True, env=ENVIRONMENT)
+
+
+def test_a_timer_that_is_started_again_takes_its_time_again() -> None:
+    timer, fired, gaps = OneShot(0.02), Event(), []
+    with gevent.Timeout(PATIENCE_S):
+        for _ in range(3):
+            fired.clear()
+            began = time.monotonic()
+            timer.start(fired.set)
+            timer.start(fired.set)
+            assert timer.active
+            fired.wait()
+            assert not timer.active
+            gaps.append(time.monotonic() - began)
+    timer.close()
+    assert min(gaps) > 0.015

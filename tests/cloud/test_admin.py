@@ -14,7 +14,7 @@ from gevent import socket as gsocket
 
 from helpers.cloud_client import Client, running_admin, running_cloud, until
 from kkp2p_compat._address import HostPort
-from kkp2p_compat.cloud import admin
+from kkp2p_compat.cloud import admin, metrics
 from kkp2p_compat.cloud.counts import LAST_MINUTES
 from kkp2p_compat.cloud.directory import DirectoryAway
 from kkp2p_compat.cloud.directory_local import LocalDirectory
@@ -187,3 +187,14 @@ def test_good_numbers_of_another_node_are_taken(cloud: Cloud, port: HostPort) ->
     told = json.loads(json.dumps(cloud.stats()))
     assert stats_untrusted(told) == told
     assert told["nats"] == {"none + none": [1, 0, 0]}
+
+
+def test_the_event_loop_rests_while_its_lag_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "LAG_EVERY_S", 0.02)
+    began = time.monotonic()
+    lag = metrics.LoopLag()
+    with gevent.Timeout(20):
+        while sum(lag.spread.counts) < 5:
+            gevent.sleep(0.005)
+    lag.stop()
+    assert time.monotonic() - began > 5 * 0.015

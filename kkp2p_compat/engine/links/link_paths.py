@@ -16,6 +16,7 @@ from typing import Any
 from gevent import get_hub
 
 from ..._address import Address
+from ..._io import OneShot
 from ...transport.udp import events as e
 from ...transport.udp.endpoint import Endpoint
 from ...transport.udp.peer_connection import PeerConnection
@@ -64,7 +65,7 @@ class LinkPaths:
         self._tried = first.address  # the direct one that checks have found last
         self._told: Move | None = None  # the last that the log has told of
         self._timer: Any = None
-        self._leaving: Any = get_hub().loop.timer(LEAVE_S)
+        self._leaving = OneShot(LEAVE_S)
         self._closed = False
         self._keep_socket(first)
         self._poll()
@@ -163,7 +164,7 @@ class LinkPaths:
     def handle_event(self, event: e.Event) -> None:
         """One of the connection, about a path."""
         if isinstance(event, e.PathChanged) and self._sockets:
-            self._leaving.start(self._close_unused, update=True)
+            self._leaving.start(self._close_unused)
         self._choice.handle_event(event, time.monotonic())
         self._poll()
 
