@@ -27,6 +27,7 @@ from .._errors import KKP2PError
 from .._structs import engine_conf_t
 from ..control.invitation import Invitation, kept, kept_at, line_of_this_user
 from ..engine.engine import Engine
+from ..engine.links.pins import POLICIES
 from ..engine.proxy.listening import show_place
 from ._arguments import parse_peer, parse_port
 
@@ -79,6 +80,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--tcp-only", action="store_true",
         help="use no UDP, as in a network that blocks or strangles it",
+    )  # fmt: skip
+    keys = parser.add_argument_group("who the peer is")
+    keys.add_argument("--identity", metavar="FILE", help="our key; made if it is missing")
+    keys.add_argument(
+        "--known-peers", metavar="FILE", help="the keys by which we know peers, one a line"
+    )
+    keys.add_argument(
+        "--pin", choices=POLICIES,
+        help="who has to prove a key: no peer, those that are known (others are learned), "
+        "or all (default: off; with --known-peers: first-use)",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="output for programs instead of people")
     parser.add_argument(
@@ -178,7 +189,8 @@ def open_engine(
     """
     conf = engine_conf_t(
         disable_upnp=int(options.no_upnp), stun_servers=options.stun,
-        tcp_only=int(options.tcp_only), callers=callers,
+        tcp_only=int(options.tcp_only), callers=callers, identity=options.identity,
+        known_peers=options.known_peers, pin=options.pin,
     )  # fmt: skip
     if options.lan:
         conf.lan_search_port = options.lan

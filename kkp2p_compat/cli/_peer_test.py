@@ -121,6 +121,8 @@ def _lines(attempt: dict[str, Any], explains: bool) -> list[str]:
         where = "with the peer" if stats["path"] == "p2p" else "with the relay"
         lines += [
             f"connected by {stats['path']} after {show_ms(stats['set_up_s'])}: {stats['reason']}",
+            f"its key: {stats['peer_fingerprint'] or 'it has proved none'}"
+            + (", the known one" if stats["peer_pinned"] else ""),
             f"{where} at {show_address(stats['address'])}, round trip {show_ms(stats['rtt_s'])}",
         ]
     timeline = attempt["timeline"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -179,6 +180,20 @@ def test_a_peer_that_is_away(check: Callable[..., Tool]) -> None:
     assert (status, errors) == (1, "")
     assert "nothing is known about its network: it has not answered" in output
     assert output.count("failed: other: the peer is not online") == 1  # auto could do no more
+
+
+def test_a_peer_that_is_known_by_a_key(
+    check: Callable[..., Tool], server: Program, tmp_path: Path
+) -> None:
+    """It has none any more; whoever does not know it takes it at its word."""
+    keys = ("--identity", str(tmp_path / "key"), "--known-peers", str(tmp_path / "known"))
+    status, output, errors = check("--peer", "peer", *keys).end()
+    assert (status, errors) == (0, "")
+    assert "its key: it has proved none" in output
+    (tmp_path / "known").write_text(f"peer sha256:{'0' * 64}\n")
+    status, output, errors = check("--peer", "peer", *keys).end()
+    assert (status, errors) == (1, "")
+    assert "peer is known by its key, and whoever takes part in this call" in output
 
 
 def test_no_stun_server(check: Callable[..., Tool], server: Program) -> None:
