@@ -171,6 +171,12 @@ def add_parser(subparsers: Any) -> None:
         help="how long relay sessions may go on after SIGTERM (default: 5)",
     )
     parser.add_argument(
+        "--audit",
+        metavar="FILE",
+        help="write logins and refusals to this file, as lines of JSON (-: to standard output); "
+        "it is opened anew on SIGHUP",
+    )
+    parser.add_argument(
         "--admin",
         metavar="[ADDR:]PORT",
         type=_parse_admin,
@@ -287,6 +293,7 @@ def _settings(options: argparse.Namespace) -> CloudSettings:
         lane=not options.no_lane,
         stun_address=options.stun_address,
         drain_s=options.drain,
+        audit=options.audit,
         limits=limits_of(options),
     )
 

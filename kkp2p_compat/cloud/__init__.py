@@ -66,5 +66,6 @@ Limits and numbers, for all of them:
 
 limits.py              who may come in, how often, for how long
 counting.py            by which addresses and networks is counted
+audit.py               who has logged in, and who was refused what
 counts.py              what was done, for the metrics and the status page
 """

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from gevent.event import Event
 
+from .audit import Audit
 from .counting import TABLE_SIZE, Different, Networks, Tally, address_key, address_keys
 from .counts import Counts
 from .settings import Limits
@@ -143,6 +144,7 @@ class Gatekeeper:
     """The limits in force, and what they are counted in."""
 
     def __init__(self, limits: Limits) -> None:
+        self.audit: Audit | None = None
         self.limits = limits
         self.most_connections = limits.connections  # may be lowered to what the system grants
         self.empty = Event()  # no connection is left

@@ -25,6 +25,8 @@ class Outcomes:
 
     def refused(self, host: str, outcome: str, reason: str) -> None:
         """A caller hears that it may not call."""
+        if self._gate.audit is not None:
+            self._gate.audit.refuse("call-refused", address=host, outcome=outcome, reason=reason)
         self._counts.call(outcome)
         self._gate.refused(host, reason)
 

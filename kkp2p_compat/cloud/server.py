@@ -25,6 +25,7 @@ from .._version import __version__
 from ..transport import relay_wire, tcp
 from ..transport.splice import MOST_PIPES
 from . import stun_tcp
+from .audit import Audit
 from .certificate import Certificate
 from .control_connection import CLOSE_S, ControlConnection
 from .directory import Directory, Node
@@ -167,6 +168,8 @@ class Cloud:
         """Load the certificate's files again; new connections are shown what is there now."""
         if self._certificate is not None:
             self._certificate.load()
+        if self.gate.audit is not None:
+            self.gate.audit.reopen()
 
     def start(self) -> None:
         """Raises OSError, ValueError or sqlite3.Error, with a sentence for the user."""
@@ -228,6 +231,9 @@ class Cloud:
             self.directory = open_directory(settings.directory, data, settings.accounts)
         nodes = self.nodes = Nodes(self.directory, self._describe)
         self.directory.start(nodes.id)
+        if settings.audit is not None:
+            self.gate.audit = Audit(settings.audit)
+            self.gate.audit.name_node(nodes.id)
         key = self._key = settings.relay_key or self.directory.secret_key()
         usage = self.usage = Usage(key, self.directory)
         if settings.serves_relay:
@@ -385,6 +391,9 @@ class Cloud:
         if self.directory is not None:
             self.directory.close()
             self.directory = None
+        if self.gate.audit is not None:
+            self.gate.audit.close()
+            self.gate.audit = None
 
     # Accepting.
 
@@ -499,6 +508,7 @@ class Cloud:
         now = time.monotonic()
         for part in (
             self.gate,
+            self.gate.audit,
             self.directory,
             self.nodes,
             self._load,

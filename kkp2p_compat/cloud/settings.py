@@ -125,6 +125,7 @@ class CloudSettings:
     lane: bool = True  # the roles all and relay also forward UDP, on the same port number
     stun_address: str | None = None  # a second address of this host, for STUN
     drain_s: float = 5.0  # how long ``stop`` waits for relay sessions to end by themselves
+    audit: str | None = None  # a file for the audit log; "-": standard output
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:

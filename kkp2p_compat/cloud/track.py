@@ -290,6 +290,8 @@ class Track(Service):
             )
         )
         self._gate.counts.login("ok")
+        if self._gate.audit is not None:
+            self._gate.audit.write("login", account=peer_id, address=member.host)
         if login.call_only:
             member.connection.allow_quiet(QUIET_BEATS * beat_s)
             self._callers.add(member)
@@ -347,6 +349,13 @@ class Track(Service):
     def _refuse_login(self, member: Member, peer_id: Any, error: LoginFailed) -> None:
         login = member.login
         self._gate.counts.login(error.reason)
+        if self._gate.audit is not None:
+            self._gate.audit.refuse(
+                "login-refused",
+                account=str(peer_id)[:32],
+                address=member.host,
+                reason=error.reason,
+            )
         if error.reason != "limit":
             known = login is not None and login.verifier is not None
             self._logins.failed(peer_id if known else None, member.host, time.monotonic())
@@ -382,6 +391,10 @@ class Track(Service):
             member.obey(account)
         else:
             log.info("%s: its account was removed, disabled or changed", member)
+            if self._gate.audit is not None:
+                self._gate.audit.write(
+                    "login-ended", account=member.peer_id, address=member.host, reason="removed"
+                )
             member.connection.finish(encode("bye", reason="removed"))
 
 
