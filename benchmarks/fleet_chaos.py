@@ -161,10 +161,11 @@ class Fleet:
 
     def begin(self, seed: int) -> None:
         login = "|".join(host.address for host in self._node_hosts)
-        pause_s = len(self._everybody) / CALLS_PER_S
-        fields = {"login": login, "secret": SECRET, "seed": seed, "pause_s": pause_s}
         for end, names in zip(self._ends, self._names, strict=True):
-            end.do("begin", names=names, everybody=self._everybody, **fields)
+            end.do("begin", login=login, secret=SECRET, names=names)
+        pause_s = len(self._everybody) / CALLS_PER_S
+        for end in self._ends:
+            end.do("work", everybody=self._everybody, seed=seed, pause_s=pause_s)
 
     def go(self, faults: Sequence[Fault], seconds: float, verbose: bool) -> Counter[str]:
         struck: Counter[str] = Counter()

@@ -50,15 +50,16 @@ class Crowd:
         self.peers: list[Peer] = []
         self.resting = False
 
-    def begin(
-        self, login: str, secret: str, names: list[str], everybody: list[str], seed: int,
-        pause_s: float,
-    ) -> dict[str, Any]:  # fmt: skip
-        for name in names:
-            self.peers.append(Peer(self, name, login, secret))
+    def begin(self, login: str, secret: str, names: list[str]) -> dict[str, Any]:
+        """Peers that are online, and answer."""
+        self.peers = [Peer(self, name, login, secret) for name in names]
+        for peer in self.peers:
+            gevent.spawn(peer.answer_all)
+        return {}
+
+    def work(self, everybody: list[str], seed: int, pause_s: float) -> dict[str, Any]:
         for peer in self.peers:
             others = [name for name in everybody if name != peer.name]
-            gevent.spawn(peer.answer_all)
             gevent.spawn(peer.call_on, others, random.Random(f"{seed} {peer.name}"), pause_s)
         return {}
 
