@@ -8,6 +8,7 @@ invite.py      ``kkp2p invite``
 join.py        ``kkp2p join``
 cloud.py       ``kkp2p cloud``
 demo.py        ``kkp2p demo``
+identity.py    ``kkp2p identity``
 netcheck.py    ``kkp2p netcheck``
 proxy.py       ``kkp2p proxy``
 publish.py     ``kkp2p publish``
@@ -40,7 +41,17 @@ from .._version import __version__
 
 __all__ = ["main"]
 
-COMMANDS = ("cloud", "account", "invite", "join", "demo", "netcheck", "proxy", "publish")
+COMMANDS = (
+    "cloud",
+    "account",
+    "invite",
+    "join",
+    "demo",
+    "identity",
+    "netcheck",
+    "proxy",
+    "publish",
+)
 
 
 def _make_parser(commands: Sequence[str]) -> argparse.ArgumentParser:
