@@ -9,11 +9,13 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent import socket
 from gevent.event import Event
 
 from helpers.cloud_client import until
 from helpers.redis_server import RedisServer, SentinelFleet
 from kkp2p_compat.cloud import directory_redis, redis_link
+from kkp2p_compat.cloud.certificate import load_identity
 from kkp2p_compat.cloud.directory import (
     DirectoryAway,
     Node,
@@ -517,3 +519,24 @@ def test_urls(url: str, shown: str) -> None:
 def test_urls_that_are_none(url: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - the sentences are several modules' own
         open_directory(url or "x", tmp_path)
+
+
+def test_redis_by_tls(
+    tmp_path: Path, start_redis: Callable[..., RedisServer], open_node: Open
+) -> None:
+    load_identity(tmp_path)  # makes a certificate, for this host's addresses
+    crt, key = tmp_path / "cloud.crt", tmp_path / "cloud.key"
+    server = start_redis()
+    tls = start_redis(
+        "tls-port 0", f"tls-cert-file {crt}", f"tls-key-file {key}", "tls-auth-clients no"
+    )
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    tls.ask("CONFIG", "SET", "tls-port", port)
+    one = open_node(f"rediss://localhost:{port}?ssl_ca_certs={crt}")
+    one.came(_at(ONE))
+    assert one.where("alice") == _at(ONE)
+    for url in (f"rediss://localhost:{port}", f"rediss://127.0.0.1:{server.port}"):
+        with pytest.raises(DirectoryAway):
+            open_node(url)
