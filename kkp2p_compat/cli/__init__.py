@@ -13,6 +13,7 @@ netcheck.py    ``kkp2p netcheck``
 proxy.py       ``kkp2p proxy``
 publish.py     ``kkp2p publish``
 explain.py     ``--explain``: what was done to reach a peer
+_accounts.py   where a cloud keeps its accounts
 _arguments.py  parsers of arguments
 _engines.py    the options of the commands that make an engine
 _forward.py    what ``proxy`` and ``publish`` share: what they tell, and until when

@@ -7,28 +7,21 @@ import contextlib
 import getpass
 import os
 import secrets
-import socket
-import sqlite3
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any, TextIO
 
 from ..cloud.account_file import line_of, parse_line
-from ..cloud.accounts import default_data
 from ..cloud.directory import Account, AccountLimits, Directory, UnknownAccount, callers_of
-from ..cloud.open_directory import open_directory
 from ..cloud.usage import tag_of
+from ._accounts import Failed, accounts_of, add_place_options
 
 __all__ = ["add_parser"]
 
 # Our choice: somebody who sees a login or the verifier can guess offline, in vain among 2^128.
 SECRET_BYTES = 16
-
-# Of the cloud, by its own names: where both run in one environment the tool finds it.
-_DIRECTORY_VARIABLE, _DATA_VARIABLE = "KKP2P_CLOUD_DIRECTORY", "KKP2P_CLOUD_DATA"
 
 
 def add_parser(subparsers: Any) -> None:
@@ -43,56 +36,17 @@ def add_parser(subparsers: Any) -> None:
     for name, help_text, run, add_arguments in _ACTIONS:
         action = actions.add_parser(name, help=help_text, description=help_text)
         add_arguments(action)
-        place = action.add_mutually_exclusive_group()
-        place.add_argument(
-            "--data",
-            metavar="DIR",
-            type=Path,
-            help=f"the cloud's data folder (default: ${_DATA_VARIABLE}, or {default_data()})",
-        )
-        place.add_argument(
-            "--directory",
-            metavar="URL",
-            help="where the nodes of a cloud have their accounts, as redis://HOST (default: "
-            f"${_DIRECTORY_VARIABLE}); of a URL with a password, better by the variable: other "
-            "users of this host can see arguments",
-        )
+        add_place_options(action)
         action.set_defaults(run=_guarded, act=run)
 
 
 def _guarded(options: argparse.Namespace) -> int:
-    url, data = _place(options)
     try:
-        accounts = open_directory(url, data)
-    except (OSError, sqlite3.Error, ValueError) as error:
-        return _fail(f"{data}: {error}" if url is None else str(error))
-    accounts.by = f"{_user()}@{socket.gethostname()}"
-    try:
-        accounts.start()
-        options.act(accounts, options)
-    except (UnknownAccount, ValueError, OSError) as error:
+        with accounts_of(options) as accounts:
+            options.act(accounts, options)
+    except Failed as error:
         return _fail(str(error))
-    except sqlite3.Error as error:
-        return _fail(f"{accounts.where_text}: {error}")
-    finally:
-        accounts.close()
     return 0
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # in a container the user may have no name
-        return f"uid{os.getuid()}"
-
-
-def _place(options: argparse.Namespace) -> tuple[str | None, Path | None]:
-    """The directory's URL, or a data folder."""
-    url: str | None = options.directory
-    if url is None and options.data is None:
-        url = os.environ.get(_DIRECTORY_VARIABLE) or None
-    data = options.data or Path(os.environ.get(_DATA_VARIABLE) or default_data())
-    return url, data if url is None else None
 
 
 def _fail(reason: str) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import secrets
-import sqlite3
 import sys
 import time
 from pathlib import Path
@@ -13,10 +12,9 @@ from typing import Any
 
 from .._address import HostPort
 from .._kept_files import read_small, write_whole
-from ..cloud.accounts import default_data
-from ..cloud.directory import Directory, UnknownAccount, Verifier, new_account
-from ..cloud.open_directory import open_directory
+from ..cloud.directory import Directory, Verifier, new_account
 from ..control.invitation import MAX_CHARS, Invitation
+from ._accounts import Failed, accounts_of, add_place_options, place_of
 from ._arguments import parse_address, parse_peer
 
 __all__ = ["add_parser", "keep_login"]
@@ -24,6 +22,7 @@ __all__ = ["add_parser", "keep_login"]
 SECRET_BYTES = 16  # our choice, as for ``kkp2p account add``
 HOURS = 24.0  # our choice
 MAX_HOURS = 24.0 * 366
+MAX_FINGERPRINTS = 8  # our choice: a node that is known vouches for the others
 PLACE_FILE = "login"  # in the data folder of a cloud that runs, or ran
 
 
@@ -57,10 +56,7 @@ def add_parser(subparsers: Any) -> None:
         "--no-fingerprint", action="store_true",
         help="leave the SHA-256 out, where a CA that peers trust vouches for the certificate",
     )  # fmt: skip
-    parser.add_argument(
-        "--data", metavar="DIR", type=Path, default=default_data(),
-        help="the cloud's data folder (default: %(default)s)",
-    )  # fmt: skip
+    add_place_options(parser)
     parser.set_defaults(run=_run)
 
 
@@ -80,36 +76,40 @@ def _parse_hours(text: str) -> float:
 
 def _run(options: argparse.Namespace) -> int:
     try:
-        cloud = _cloud(options)
-        directory = open_directory(None, options.data)
-    except (OSError, ValueError, sqlite3.Error) as error:
-        return _fail(f"{options.data}: {error}")
-    try:
-        secret = _new_secret(directory, options)
-    except (OSError, ValueError, UnknownAccount, sqlite3.Error) as error:
-        return _fail(str(error))
-    finally:
-        directory.close()
+        with accounts_of(options) as accounts:
+            cloud = _cloud(accounts, options)
+            secret = _new_secret(accounts, options)
+    except Failed as error:
+        print(f"kkp2p invite: {error}", file=sys.stderr)
+        return 1
     print(dataclasses.replace(cloud, peer_id=options.peer, secret=secret))
     return 0
 
 
-def _fail(reason: str) -> int:
-    print(f"kkp2p invite: {reason}", file=sys.stderr)
-    return 1
-
-
-def _cloud(options: argparse.Namespace) -> Invitation:
+def _cloud(accounts: Directory, options: argparse.Namespace) -> Invitation:
     """Raises OSError or ValueError."""
-    try:
-        line = read_small(str(options.data / PLACE_FILE), MAX_CHARS)[0].decode()
-        cloud = Invitation.parse(line)
-    except FileNotFoundError:
-        raise ValueError("no cloud was started with this data folder: start it first") from None
+    data = place_of(options)[1]
+    cloud = _fleet(accounts) if data is None else _single(data)
     if options.at is not None:
         host, port = options.at
         cloud = dataclasses.replace(cloud, host=host, port=port or cloud.port)
     return dataclasses.replace(cloud, fingerprint=None) if options.no_fingerprint else cloud
+
+
+def _single(data: Path) -> Invitation:
+    try:
+        return Invitation.parse(read_small(str(data / PLACE_FILE), MAX_CHARS)[0].decode())
+    except FileNotFoundError:
+        raise ValueError(f"{data}: no cloud was started with this folder: start it first") from None
+
+
+def _fleet(accounts: Directory) -> Invitation:
+    """By one of its nodes; each of them may answer in its place, as behind a balancer."""
+    nodes = [node for node in accounts.nodes() if node.port and node.fingerprint]
+    if not nodes:
+        raise ValueError("no node of this cloud is running: start one first")
+    shown = sorted({f"sha256:{node.fingerprint}" for node in nodes})
+    return Invitation(nodes[0].host, nodes[0].port, ",".join(shown[:MAX_FINGERPRINTS]))
 
 
 def _new_secret(directory: Directory, options: argparse.Namespace) -> str | None:

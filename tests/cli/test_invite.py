@@ -10,6 +10,7 @@ import pytest
 
 import kkp2p_compat as kkp2p
 from helpers.cloud_client import Client
+from helpers.redis_server import RedisServer
 from helpers.support import SECRET, CloudProcess
 from helpers.tool_process import StartTool, start_tool
 from kkp2p_compat import _base64url
@@ -149,6 +150,28 @@ def test_no_invitation(
     assert errors.startswith("kkp2p join: ")
     assert "hidden" not in errors
     assert not (tmp_path / "user" / "kkp2p" / "login").exists()
+
+
+def test_into_a_cloud_of_nodes(
+    redis_server: RedisServer,
+    start_tool: StartTool,
+    join: Callable[..., tuple[int, str, str]],
+    tmp_path: Path,
+) -> None:
+    invite = ("invite", "alice", "--directory", redis_server.url)
+    status, output, errors = start_tool(*invite).end()
+    assert (status, output) == (1, "")
+    assert "no node of this cloud is running" in errors
+    node = CloudProcess(tmp_path / "data", "--directory", redis_server.url)
+    try:
+        status, line, errors = start_tool(*invite).end()
+        assert (status, errors) == (0, "")
+        assert Invitation.parse(line).cloud == node.pinned()
+        status, _, errors = join(line)
+        assert (status, errors) == (0, "")
+        assert join(line, "another")[0] == 1
+    finally:
+        assert node.end() == 0, "".join(node.output)
 
 
 def test_a_cloud_that_was_never_started(tmp_path: Path, start_tool: StartTool) -> None:
