@@ -28,6 +28,7 @@ _show.py       the sections of ``netcheck`` as text
 _signals.py    signals for programs of greenlets
 _stdio.py      standard input and output as one connection
 _toml.py       TOML files
+_workers.py    several processes of a cloud, and their parent
 _verdict.py    what a NAT means for its owner
 """
 

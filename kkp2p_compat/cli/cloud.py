@@ -22,7 +22,7 @@ from .._address import text_of
 from .._errors import ParameterError
 from .._version import __version__
 from ..cloud.accounts import default_data
-from ..cloud.certificate import host_addresses
+from ..cloud.certificate import Certificate, host_addresses
 from ..cloud.server import Cloud
 from ..cloud.settings import DEFAULT_PORT, ROLES, CloudSettings, Limits
 from ..control.trust import parse_fingerprints
@@ -32,6 +32,7 @@ from ._json_log import JsonFormatter
 from ._layers import Layers, WrongOption
 from ._output import never_waiting
 from ._reload import Reloader, limits_of
+from ._workers import Workers, tell_alive
 from .invite import keep_login
 
 if TYPE_CHECKING:
@@ -71,16 +72,7 @@ def add_parser(subparsers: Any) -> None:
         default=default_data(),
         help="folder of the certificate and the accounts (default: %(default)s)",
     )
-    parser.add_argument(
-        "--directory",
-        metavar="URL",
-        help="Redis, for a cloud of several nodes: redis://HOST[:PORT][/DB], rediss://... or "
-        "redis+sentinel://HOST:PORT,.../NAME; each node is given the same, and an address of its "
-        "own to listen at",
-    )
-    parser.add_argument(
-        "--region", metavar="NAME", default="", help="where this node is, for the choice of relays"
-    )
+    _add_fleet_options(parser.add_argument_group("several processes or machines"))
     parser.add_argument("--role", choices=ROLES, default="all", help="serve only this role")
     parser.add_argument(
         "--name",
@@ -212,6 +204,40 @@ def add_parser(subparsers: Any) -> None:
     parser.set_defaults(run=functools.partial(_run, parser))
 
 
+def _add_fleet_options(group: Any) -> None:
+    group.add_argument(
+        "--directory",
+        metavar="URL",
+        help="redis://, rediss:// or redis+sentinel://HOST:PORT,.../NAME: where the nodes of a "
+        "cloud find accounts, peers and each other; all that they need to have in common",
+    )
+    group.add_argument(
+        "--workers",
+        metavar="N",
+        type=_parse_count,
+        default=1,
+        help="processes that share the port, each a node of its own (needs --directory)",
+    )
+    group.add_argument(
+        "--relay-port",
+        metavar="PORT",
+        type=_parse_count,
+        help="with --workers: the port of the first one's relay; the others have the next ones "
+        "(default: two after that of --listen)",
+    )
+    group.add_argument(
+        "--advertise",
+        metavar="HOST[:PORT]",
+        type=functools.partial(parse_address, default=0),
+        help="where peers reach this node, and at which port its relay, if that is another one "
+        "(default: where it listens, or the host's own address)",
+    )
+    group.add_argument(
+        "--region", metavar="NAME", default="", help="where this node is, for people"
+    )
+    group.add_argument("--worker", type=_parse_count, help=argparse.SUPPRESS)
+
+
 def _parse_track(text: str) -> tuple[tuple[str, int], list[str]]:
     """A track, and the certificates that are named behind it."""
     address, hash_sign, sha256 = text.partition("#")
@@ -272,7 +298,17 @@ def _parse_seconds(text: str) -> float:
 
 def _settings(options: argparse.Namespace) -> CloudSettings:
     host, port = options.listen
+    advertise, relay_port, index = options.advertise, None, options.worker
+    if index is not None:
+        relay_port = (options.relay_port or port + 2) + index
+        if advertise is not None and advertise[1]:
+            advertise = advertise[0], advertise[1] + index
     return CloudSettings(
+        directory=options.directory,
+        region=options.region,
+        advertise=advertise,
+        shares_port=index is not None,
+        relay_port=relay_port,
         host=host,
         port=port,
         role=options.role,
@@ -284,8 +320,6 @@ def _settings(options: argparse.Namespace) -> CloudSettings:
         tracks=[address for address, _ in options.track],
         certificates=[*itertools.chain(options.vouch, *(named for _, named in options.track))],
         relays=options.relay,
-        directory=options.directory,
-        region=options.region,
         relay_key=options.relay_key and options.relay_key.read_bytes().strip(),
         turn=options.turn,
         turn_secret=options.turn_secret and options.turn_secret.read_bytes().strip(),
@@ -300,13 +334,32 @@ def _settings(options: argparse.Namespace) -> CloudSettings:
 
 def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     layers = Layers(parser, options.arguments, os.environ, "KKP2P_CLOUD_")
+    arguments = options.arguments
     try:
         options = layers.read()
+        options.arguments = arguments
     except WrongOption as error:
         print(f"kkp2p cloud: {error}", file=sys.stderr)
         return 2
+    if options.workers > 1 and options.worker is None:
+        return _run_workers(options)
     with never_waiting():  # there is one thread for everybody: it waits for no reader of its log
         return _serve(layers, options)
+
+
+def _run_workers(options: argparse.Namespace) -> int:
+    _start_log(options)
+    if options.directory is None:
+        print("kkp2p cloud: --workers needs --directory", file=sys.stderr)
+        return 2
+    try:
+        if options.role != "relay":  # once, before several processes want to make it
+            Certificate(options.data, options.tls_cert, options.tls_key, options.name)
+        workers = Workers(options.arguments, options.workers, options.listen)
+    except (OSError, ValueError) as error:
+        print(f"kkp2p cloud: {error}", file=sys.stderr)
+        return 1
+    return workers.run()
 
 
 def _start_log(options: argparse.Namespace) -> None:
@@ -330,7 +383,7 @@ def _serve(layers: Layers, options: argparse.Namespace) -> int:
     gevent.signal_handler(signal.SIGHUP, reloader.reload)  # for as long as the process lives
     try:
         cloud.start()
-        admin = None if options.admin is None else _start_admin(cloud, options.admin)
+        admin = None if options.admin is None else _start_admin(cloud, _admin_address(options))
     except (ImportError, OSError, ValueError, sqlite3.Error) as error:
         cloud.stop(0)
         print(f"kkp2p cloud: {error}", file=sys.stderr)
@@ -341,6 +394,8 @@ def _serve(layers: Layers, options: argparse.Namespace) -> int:
     _say_hello(cloud)
     if admin is not None:
         print(f"  status: http://{text_of(admin.address)}/", flush=True)
+    if options.worker is not None:
+        gevent.spawn(tell_alive, stopping.set)
     stopping.wait()
     for handler in handlers:
         handler.cancel()  # a second signal ends us at once
@@ -351,6 +406,12 @@ def _serve(layers: Layers, options: argparse.Namespace) -> int:
         admin.stop()
     logging.info("stopped")
     return 0
+
+
+def _admin_address(options: argparse.Namespace) -> tuple[str, int]:
+    """Each worker has its own, one after the other."""
+    host, port = options.admin
+    return host, port and port + (options.worker or 0)
 
 
 def _start_admin(cloud: Cloud, where: tuple[str, int]) -> Admin:
@@ -381,7 +442,7 @@ def _say_hello(cloud: Cloud) -> None:
     if cloud.stun is not None:
         lines.append("  STUN: UDP ports {} and {}".format(*cloud.stun.ports))
     if cloud.lane is not None:
-        lines.append(f"  lanes: UDP port {port}")
+        lines.append(f"  lanes: UDP port {cloud.advertised[1]}")
     if cloud.directory is not None:
         count = cloud.directory.count_accounts() + len(settings.accounts)
         data = "" if settings.data == default_data() else f" --data {settings.data}"

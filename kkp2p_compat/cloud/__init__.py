@@ -4,6 +4,7 @@ It stands on control (the messages), transport (TCP and the splice) and traversa
 this host's addresses); nothing imports it but the command line.  One process, one thread:
 
 server.py              the listening port, and which service a connection gets
+door.py                a listening port
 settings.py            everything that can be set
 certificate.py         what TLS shows
 changed_files.py       notices that files were replaced

@@ -54,6 +54,18 @@ def host_addresses() -> list[str]:
     return list(dict.fromkeys([*listed, *source_addresses()]))
 
 
+def reachable_host(host: str) -> str:
+    """Where others reach what listens at ``host``: of all addresses, one that is seen from outside
+    if there is one.
+    """
+    if host not in ("0.0.0.0", "::"):
+        return host
+    found = [each for each in host_addresses() if host == "::" or ":" not in each]
+    parsed = {each: ipaddress.ip_address(each) for each in found}
+    found.sort(key=lambda each: (parsed[each].is_loopback, not parsed[each].is_global))
+    return found[0] if found else "127.0.0.1"
+
+
 def load_identity(
     data: Path | None,
     certificate: Path | None = None,

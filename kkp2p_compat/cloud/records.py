@@ -190,6 +190,10 @@ class Node:
     load: float = 0.0
     stats: Mapping[str, Any] = field(default_factory=dict)  # for people: the status page
 
+    @property
+    def serves_peers(self) -> bool:
+        return bool(self.port) and self.role in ("all", "track")
+
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), separators=(",", ":")).encode()
 

@@ -17,20 +17,21 @@ from typing import Any
 
 import gevent
 from gevent import get_hub
-from gevent import socket as gsocket
 from gevent.pool import Group
 
-from .._io import READ, OneShot
+from .._address import HostPort
+from .._io import READ
 from .._version import __version__
 from ..transport import relay_wire, tcp
 from ..transport.splice import MOST_PIPES
 from . import stun_tcp
 from .audit import Audit
-from .certificate import Certificate
+from .certificate import Certificate, reachable_host
 from .control_connection import CLOSE_S, ControlConnection
 from .directory import Directory, Node
+from .door import Door
 from .lane import LaneRelay
-from .limits import LOG_EVERY_S, Gatekeeper
+from .limits import Gatekeeper
 from .nodes import PROTOCOL, Load, Nodes
 from .open_directory import open_directory
 from .relay import Relay
@@ -50,17 +51,13 @@ _TLS_HANDSHAKE = b"\x16"  # RFC 8446 section 5.1, ContentType
 _RELAY_HELLO = relay_wire.MAGIC[:1]
 
 # Our choices.
-BACKLOG = 1024
-ACCEPTS_PER_TURN = 64  # then those that are connected have their turn
 HANDSHAKES_PER_TURN = 8  # about 8 ms; then those that are under way have their turn
 TURN_S = 0.001  # between two turns of handshakes, at least
-ACCEPT_PAUSE_S = 0.5  # when there is no free descriptor
 SPARE_DESCRIPTORS = 64  # for files and accounts
 PIPE_SHARE = 16  # one in so many descriptors may be a pipe of the relay's; it has two ends
 SWEEP_S = 1.0
 PORT_TRIES = 16  # to find a number that is free for TCP and UDP, when any will do
 AT_ONCE_S = 0.5  # for good-byes to arrive when nobody is waited for
-_OUT_OF = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 def raise_descriptor_limit() -> int:
@@ -131,24 +128,21 @@ class Cloud:
         self.is_draining = False
         self._certificate: Certificate | None = None  # a relay has none
         self._key = b""
-        self._listener: Any = None
+        self._doors: list[Door] = []  # that of the control plane, and the relay's if it has its own
         self._udp: UdpPort | None = None
-        self._accepting: Any = None
-        self._sweeping: Any = None  # a timer, as are the next two
-        self._resuming: Any = None
+        self._relay_udp: UdpPort | None = None  # if the relay has a port of its own
+        self._sweeping: Any = None  # a timer, as is the next one
         self._shaking: Any = None
         self._waiting: deque[_Stranger] = deque()  # for a TLS handshake
-        self._pause_logged = -LOG_EVERY_S
         self._closing = Group()  # the greenlets that close sockets without loss
         self._load = Load()
-        self._advertised = ("", 0)
-        self._is_draining = False
+        self._address: HostPort = ("", 0)
+        self._relay_port = 0
 
     @property
     def address(self) -> tuple[str, int]:
         """Where it listens; the port is the real one."""
-        host, port = self._listener.getsockname()[:2]
-        return host, port
+        return self._address
 
     @property
     def fingerprint(self) -> str:
@@ -185,7 +179,7 @@ class Cloud:
         ``drain_s``: how long that may take; None: as set.  With 0 nobody is waited for long.  Where
         there are other nodes the peers move there one after the other, before they are left.
         """
-        if self._listener is None:
+        if not self._doors:
             return
         self.is_draining = True
         drain_s = self.settings.drain_s if drain_s is None else drain_s
@@ -208,14 +202,13 @@ class Cloud:
 
     def _begin_to_drain(self, drain_s: float) -> gevent.Greenlet[..., None] | None:
         """Tell the other nodes, and the peers to go there; None: there is no other."""
-        self._is_draining = True
         if self.nodes is None or self.track is None or drain_s <= 0:
             return None
-        if not any(node.port and not node.draining for node in self.nodes.others):
+        if not any(node.serves_peers and not node.draining for node in self.nodes.others):
             return None
         self.track.is_draining = True
-        while self._on_accept():  # those that wait would be reset
-            pass
+        for door in self._doors:
+            door.take_waiting()
         self.nodes.take_turn()
         return gevent.spawn(self.track.move_all, drain_s)
 
@@ -246,7 +239,8 @@ class Cloud:
                 settings.data, settings.tls_cert, settings.tls_key, settings.names
             )
         if settings.role == "route":
-            self.route = Route(self.gate, settings.tracks, settings.certificates)
+            known = None if self.directory.is_local else nodes
+            self.route = Route(self.gate, settings.tracks, settings.certificates, known)
         elif settings.role != "relay":
             self.track = Track(
                 self.gate,
@@ -259,7 +253,6 @@ class Cloud:
                 settings.turn_credentials,
             )
         self._listen()
-        self._advertised = self.address
         if self._control is not None:
             self._control.start()
         nodes.start()
@@ -268,59 +261,55 @@ class Cloud:
         """What the other nodes are to know of this one."""
         settings = self.settings
         host, port = self.advertised
-        track, relay, lane = self.track, self.relay, self.lane
-        relay_port = port if relay is not None else 0
-        sessions = (0 if relay is None else relay.sessions) + (
-            0 if lane is None else lane.table.sessions
-        )
+        has_control, has_relay = self._control is not None, self.relay is not None
         return Node(
             id=node_id,
             role=settings.role,
-            host="" if self._control is None else host,
-            port=0 if self._control is None else port,
-            relay_host=host if relay_port else "",
-            relay_port=relay_port,
+            host=host if has_control else "",
+            port=self._address[1] if has_control else 0,
+            relay_host=host if has_relay else "",
+            relay_port=port if has_relay else 0,
             region=settings.region,
             version=__version__,
             protocol=PROTOCOL,
             fingerprint=self.fingerprint.removeprefix("sha256:"),
-            draining=self._is_draining,
+            draining=self.is_draining,
             load=self._load.share,
-            stats={
-                "connections": self.gate.connections,
-                "peers": 0 if track is None else track.online,
-                "calls": 0 if track is None else track.calls,
-                "relay_sessions": sessions,
-            },
+            stats=self.stats(),
         )
 
     @property
-    def advertised(self) -> tuple[str, int]:
-        """Where peers reach this node."""
-        return self._advertised
+    def advertised(self) -> HostPort:
+        """Where peers reach this node's relay."""
+        settings = self.settings
+        host, port = settings.advertise or ("", 0)
+        return host or reachable_host(self._address[0]), port or self._relay_port
 
     def _listen(self) -> None:
-        for tries_left in reversed(range(1 if self.settings.port else PORT_TRIES)):
-            self._open_listener()
+        settings = self.settings
+        for tries_left in reversed(range(1 if settings.port else PORT_TRIES)):
+            door = Door(settings.host, settings.port, self._admit, settings.shares_port)
+            self._address = door.address
             try:
                 self._start_udp()
                 break
             except OSError as error:
-                if error.errno != errno.EADDRINUSE:
+                if error.errno != errno.EADDRINUSE or settings.shares_port:
+                    door.close()
                     raise
                 if not tries_left:  # it may be the second port of another cloud on this host
                     log.error("%s; going on without STUN and lanes", error)
                     break
-                self._listener.close()
-        listener = self._listener
-        listener.listen(BACKLOG)
-        listener.settimeout(0)
+                door.close()
+        self._doors = [door]
+        if settings.relay_port is not None and self.relay is not None:
+            self._doors.append(Door(settings.host, settings.relay_port, self._admit))
+        self._relay_port = self._doors[-1].address[1]
+        for door in self._doors:
+            door.open()
         loop = get_hub().loop
-        self._accepting = loop.io(listener.fileno(), READ)
-        self._accepting.start(self._on_accept)
         self._sweeping = loop.timer(SWEEP_S, SWEEP_S)
         self._sweeping.start(self._on_sweep)
-        self._resuming = OneShot(ACCEPT_PAUSE_S)  # to accept, after a pause
         self._shaking = loop.timer(0.0, TURN_S)  # TLS handshakes, while some wait for theirs
 
     def _start_udp(self) -> None:
@@ -328,46 +317,38 @@ class Cloud:
         if not (settings.stun or settings.serves_lane):
             return
         host, port = self.address
+        homes = homes_of(host, settings.stun_address)
         try:
-            self._udp = udp = UdpPort(homes_of(host, settings.stun_address), port)
+            relay_udp = self._udp = UdpPort(homes, port, settings.shares_port)
             if settings.stun:
                 self.stun = StunResponder(self.gate, settings.stun_address, self._key)
-                self.stun.start(udp, host)
+                self.stun.start(self._udp, host)
+            if settings.relay_port is not None and settings.serves_lane:
+                port = settings.relay_port
+                relay_udp = self._relay_udp = UdpPort(homes, port)
+                if self.stun is not None:
+                    self.stun.answer_at(relay_udp)
         except OSError as error:
             self._stop_udp()
             where = f"{host}:{port}"
             raise OSError(error.errno, f"no UDP at {where}: {error.strerror}") from error
         if settings.serves_lane:
             assert self.usage is not None
-            self.lane = LaneRelay(self.gate, self._key, self.usage, udp)
-        udp.start()
+            self.lane = LaneRelay(self.gate, self._key, self.usage, relay_udp)
+        self._udp.start()
+        if self._relay_udp is not None:
+            self._relay_udp.start()
 
     def _stop_udp(self) -> None:
-        for part in (self.stun, self._udp):
+        for part in (self.stun, self._udp, self._relay_udp):
             if part is not None:
                 part.stop()
-        self.stun = self.lane = self._udp = None
-
-    def _open_listener(self) -> None:
-        settings = self.settings
-        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-        listener = self._listener = gsocket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if settings.host == "::":
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)  # IPv4, too
-        try:
-            listener.bind((settings.host, settings.port))
-        except OSError as error:
-            where = f"{settings.host}:{settings.port}"
-            raise OSError(error.errno, f"cannot listen on {where}: {error.strerror}") from error
+        self.stun = self.lane = self._udp = self._relay_udp = None
 
     def _stop_accepting(self) -> None:
-        if self._accepting is not None:
-            self._accepting.close()
-            self._accepting = None
-        if self._listener is not None:
-            tcp.close_listener(self._listener)
-            self._listener = None
+        for door in self._doors:
+            door.close()
+        self._doors = []
 
     def _close(self) -> None:
         self._stop_accepting()
@@ -379,10 +360,10 @@ class Cloud:
         self._closing.kill()
         if self.nodes is not None:
             self.nodes.stop()
-        for timer in (self._sweeping, self._resuming, self._shaking):
+        for timer in (self._sweeping, self._shaking):
             if timer is not None:
                 timer.close()
-        self._sweeping = self._resuming = self._shaking = None
+        self._sweeping = self._shaking = None
         if self._control is not None:
             self._control.stop()
         if self.usage is not None:
@@ -396,36 +377,6 @@ class Cloud:
             self.gate.audit = None
 
     # Accepting.
-
-    def _on_accept(self) -> bool:
-        """Whether there may be more."""
-        for _ in range(ACCEPTS_PER_TURN):
-            if self._listener is None:
-                return False
-            try:
-                sock, peer = self._listener.accept()
-            except BlockingIOError:
-                return False
-            except OSError as error:
-                if error.errno in _OUT_OF:
-                    self._pause(error)
-                    return False
-                continue  # that connection is gone already
-            self._admit(sock, peer[0])
-        return True
-
-    def _pause(self, error: OSError) -> None:
-        """Waiting connections stay in the kernel's queue until a descriptor is free again."""
-        now = time.monotonic()
-        if now - self._pause_logged >= LOG_EVERY_S:
-            self._pause_logged = now
-            log.error("no new connections for now: %s", error)
-        self._accepting.stop()
-        self._resuming.start(self._resume)
-
-    def _resume(self) -> None:
-        if self._accepting is not None:
-            self._accepting.start(self._on_accept)
 
     def _admit(self, sock: Any, host: str) -> None:
         if not self.gate.enter(host):

@@ -114,6 +114,9 @@ class CloudSettings:
     names: list[str] = field(default_factory=list)  # further ones, in the certificate in ``data``
     directory: str | None = None  # URL of the one that the nodes of this cloud share
     region: str = ""  # a name that means something to the operator
+    advertise: tuple[str, int] | None = None  # as peers reach the relay; port 0: its own
+    shares_port: bool = False  # with other processes; the relay then has a port of its own
+    relay_port: int | None = None
     accounts: dict[str, str] = field(default_factory=dict)  # throw-away ones: peer id to secret
     tracks: list[tuple[str, int]] = field(default_factory=list)  # of a route
     relays: list[tuple[str, int]] = field(default_factory=list)  # of a track; none: in this process
@@ -137,13 +140,18 @@ class CloudSettings:
         if self.names and (self.tls_cert is not None or self.role == "relay"):
             raise ValueError("names are for the certificate that the cloud makes itself")
         self.names = [_checked_name(name) for name in self.names]
-        if (self.role == "route") != bool(self.tracks):
-            raise ValueError("tracks are for the role route, which needs at least one")
+        alone = self.directory is None
+        if (self.role == "route" and alone) != bool(self.tracks):
+            raise ValueError(
+                "tracks are for the role route, which needs at least one or a directory"
+            )
         if self.relays and self.role not in ("all", "track"):
             raise ValueError("relays are for the roles track and all")
-        if self.role == "track" and not self.relays:
-            raise ValueError("the role track needs at least one relay")
-        if self.relay_key is None and (self.role in ("track", "relay") or self.relays):
+        if self.relays and not alone:
+            raise ValueError("the directory names the relays: no others can be given")
+        if self.role == "track" and alone and not self.relays:
+            raise ValueError("the role track needs at least one relay, or a directory")
+        if self.relay_key is None and alone and (self.role in ("track", "relay") or self.relays):
             raise ValueError("a track and a relay of their own need the same relay key")
         if (self.turn is None) != (self.turn_secret is None):
             raise ValueError("a TURN server and its secret go together")

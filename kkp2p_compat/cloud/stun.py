@@ -17,6 +17,7 @@ Anybody can write a victim's address into a request, so:
 from __future__ import annotations
 
 import errno
+import functools
 import time
 from collections import Counter
 from dataclasses import replace
@@ -134,28 +135,33 @@ class StunResponder:
         homes = first.homes
         if self._second_ip is not None and host in WILD:  # it must be an address of this host
             UdpPort([(family_of(self._second_ip), self._second_ip)], 0).stop()
-        second = self._open_second(homes, first.port + 1)
+        second = self._open_second(homes, first.port + 1, first.shared)
         self._places = [first, second]
         self.ports = first.port, second.port
         first.on_stun = self._on_first
         second.on_stun = self._on_second
         second.start()
 
-    def _open_second(self, homes: list[Home], port: int) -> UdpPort:
+    def answer_at(self, port: UdpPort) -> None:
+        """At a further port, too, which is its owner's; for those that measure how far it is."""
+        self._places.append(port)
+        port.on_stun = functools.partial(self._on_further, len(self._places) - 1)
+
+    def _open_second(self, homes: list[Home], port: int, shared: bool) -> UdpPort:
         """At all homes by the same number; the one that is asked for, or any."""
         wanted = port if port <= 65535 else 0
         for _ in range(PORT_TRIES):
             try:
-                return UdpPort(homes, wanted)
+                return UdpPort(homes, wanted, shared)
             except OSError as error:
-                if error.errno != errno.EADDRINUSE:
+                if error.errno != errno.EADDRINUSE or shared:
                     raise
                 wanted = 0
         raise OSError(errno.EADDRINUSE, "no second port for STUN is free")
 
     def stop(self) -> None:
-        """The first port is its owner's to close.  May be called again."""
-        for place in self._places[1:]:
+        """The other ports are their owners' to close.  May be called again."""
+        for place in self._places[1:2]:
             place.stop()
         self._places = []
 
@@ -165,13 +171,16 @@ class StunResponder:
     def _on_second(self, data: bytes, segment_bytes: int, source: Address) -> None:
         self._answer_untrusted(1, data, source)
 
+    def _on_further(self, index: int, data: bytes, segment_bytes: int, source: Address) -> None:
+        self._answer_untrusted(index, data, source)
+
     def _answer_untrusted(self, index: int, data: bytes, source: Address) -> None:
         keys, now = address_keys(source[0]), time.monotonic()
         if self._gate.limits.hold_for(keys) and not self._by_address.take(keys, now):
             self.counts["over the limit of an address"] += 1
             return
         ip, asker = ip_of(source), (source[0], source[1])
-        asked = ip, self.ports[index]
+        asked = ip, self._places[index].port
         try:
             request = parse_request_untrusted(data, asker)
             if not self._in_all.take(now):  # after parsing: garbage takes nothing from others
@@ -182,7 +191,8 @@ class StunResponder:
             self.counts[str(error)] += 1
             return
         to: Address = reply.to if not ip else (*reply.to, number_of(reply.sender[0]))
-        if self._places[self.ports.index(reply.sender[1])].send(reply.data, len(reply.data), to):
+        by = next(place for place in self._places if place.port == reply.sender[1])
+        if by.send(reply.data, len(reply.data), to):
             self.counts["answered"] += 1
         else:
             self.counts["socket full"] += 1  # the client asks on
@@ -199,4 +209,4 @@ class StunResponder:
                 other = self._second_ip
             elif family_of(self._host) == family_of(ip) and self._host not in WILD:
                 other = self._host
-        return other, self.ports[1 - index]
+        return other, self.ports[index == 0]

@@ -78,14 +78,17 @@ class HomedSocket(BatchSocket):
 
     CONTROL_BYTES = BatchSocket.CONTROL_BYTES + socket.CMSG_SPACE(_PKTINFO_6.size)
 
-    def __init__(self, home: Home, port: int) -> None:
+    def __init__(self, home: Home, port: int, shared: bool = False) -> None:
         family, self.ip = home
+        self._shared = shared
         number = number_of(self.ip) if self.ip else 0
         super().__init__(socket.AddressFamily(family), log, port, number, self.ip)
         self.grow()
 
     def _configure(self) -> None:
         super()._configure()
+        if self._shared:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if self.ip:
             return
         if self.family == socket.AF_INET6:
@@ -116,9 +119,13 @@ class UdpPort:
     one sender and for one connection.  ``counts``: what could not be sent, by reason.
     """
 
-    def __init__(self, homes: list[Home], port: int) -> None:
-        """Raises OSError, with EADDRINUSE if the port is not free; 0: any."""
+    def __init__(self, homes: list[Home], port: int, shared: bool = False) -> None:
+        """Raises OSError, with EADDRINUSE if the port is not free; 0: any.
+
+        ``shared``: with other processes, among which the kernel divides what comes.
+        """
         self.homes = homes
+        self.shared = shared
         self.port = port
         self.on_stun: Handler | None = None
         self.on_lane: Handler | None = None
@@ -128,7 +135,7 @@ class UdpPort:
         self._sockets: list[HomedSocket] = []
         try:
             for home in homes:
-                self._sockets.append(HomedSocket(home, self.port))
+                self._sockets.append(HomedSocket(home, self.port, shared))
                 self.port = self._sockets[0].port
         except BaseException:
             self.stop()

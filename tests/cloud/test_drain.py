@@ -12,7 +12,7 @@ from typing import Any
 import gevent
 import pytest
 
-from helpers.cloud_client import running_cloud, until
+from helpers.cloud_client import Client, running_cloud, until
 from helpers.shared_directory import ACCOUNTS, Shared, SharedDirectory
 from kkp2p_compat._errors import KKP2PError
 from kkp2p_compat.cloud.server import Cloud
@@ -146,6 +146,22 @@ def test_no_call_fails_that_is_retried_once(restarts: Restarts) -> None:
     assert not restarts.lost
     assert not [why for why in outcomes if why.startswith("failed twice")], outcomes
     log.info("%s", outcomes)
+
+
+def test_a_node_that_drains_keeps_its_lease_and_takes_no_logins(restarts: Restarts) -> None:
+    restarts.take_turns()
+    cloud, _ = restarts.running[HOSTS[0]]
+    address = cloud.address
+    with Client(address) as busy, Client(address) as late:
+        assert busy.login("peer0", "s", moves=True)["op"] == "welcome"
+        stopping = gevent.spawn(cloud.stop, DRAIN_S)
+        assert late.receive() == busy.receive() == {"op": "move"}
+        assert late.login("peer1", "s") == {"op": "bye", "reason": "shutdown"}
+        assert cloud.nodes is not None
+        restarts.shared.leases.clear()
+        cloud.nodes.take_turn()
+        assert restarts.shared.alive()[cloud.nodes.id].draining
+    stopping.join()
 
 
 def test_the_last_node_sends_its_peers_away(restarts: Restarts) -> None:

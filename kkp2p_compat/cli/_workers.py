@@ -1,0 +1,135 @@
+"""``kkp2p cloud --workers N``: several processes at one port, and the parent that keeps them.
+
+A worker writes its hello to the pipe that is its standard output, and then a line every second,
+which is its sign of life: one that stands still is killed, for its peers cannot tell it from a slow
+one.  A worker whose parent is gone ends, as nobody reads its lines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gevent
+from gevent import subprocess
+from gevent.event import Event
+
+from .._address import text_of
+from ..cloud.door import Door
+
+__all__ = ["ALIVE", "Workers", "tell_alive"]
+
+log = logging.getLogger(__name__)
+
+# Our choices.
+ALIVE = b".\n"
+ALIVE_EVERY_S = 1.0
+STUCK_S = 10.0  # without a sign of life
+START_S = 60.0  # until the first one
+PAUSE_S = 1.0  # before a worker that has ended is started again; twice as long each time
+PAUSE_MOST_S = 30.0
+STAYED_S = 30.0  # then its next end is the first one again
+
+
+def tell_alive(on_orphaned: Callable[[], object]) -> None:
+    """In a worker: say that it lives, until its parent is gone."""
+    while True:
+        try:
+            os.write(sys.stdout.fileno(), ALIVE)
+        except OSError:
+            on_orphaned()
+            return
+        gevent.sleep(ALIVE_EVERY_S)
+
+
+class Workers:
+    """``run`` until SIGTERM or SIGINT; both, and SIGHUP, are passed on."""
+
+    def __init__(self, arguments: Sequence[str], count: int, address: tuple[str, int]) -> None:
+        """``arguments``: those of the command; ``address``: where all of them listen."""
+        # The port is ours as long as we live, and free for the workers: this one does not listen.
+        self._door = Door(*address, lambda sock, host: None, shared=True)
+        self._arguments = [*arguments, "--listen", text_of(self._door.address)]
+        self._count = count
+        self._stopping = Event()
+        self._running: dict[int, Any] = {}
+        self._has_said_hello = False
+        self._status = 0
+
+    def run(self) -> int:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            gevent.signal_handler(number, self._stop, number)
+        gevent.signal_handler(signal.SIGHUP, self._pass_on, signal.SIGHUP)
+        gevent.joinall([gevent.spawn(self._keep, index) for index in range(self._count)])
+        self._door.close()
+        return self._status
+
+    def _stop(self, number: int) -> None:
+        self._stopping.set()
+        self._pass_on(number)
+
+    def _pass_on(self, number: int) -> None:
+        for process in self._running.values():
+            if process.poll() is None:
+                process.send_signal(number)
+
+    def _keep(self, index: int) -> None:
+        """Start one worker, and again whenever it has ended."""
+        pause_s = PAUSE_S
+        while not self._stopping.is_set():
+            began = time.monotonic()
+            status, was_up = self._run_one(index)
+            if self._stopping.is_set():
+                if status not in (0, -signal.SIGTERM, -signal.SIGINT):  # that was our own signal
+                    self._status = 1
+            elif not was_up and not self._has_said_hello:
+                self._status = max(status, 1)  # it has said why it cannot start
+                self._stop(signal.SIGTERM)
+            else:
+                if time.monotonic() - began > STAYED_S:
+                    pause_s = PAUSE_S
+                log.error("worker %d has ended (%d), again in %g s", index, status, pause_s)
+                self._stopping.wait(pause_s)
+                pause_s = min(2 * pause_s, PAUSE_MOST_S)
+
+    def _run_one(self, index: int) -> tuple[int, bool]:
+        """Its exit status, and whether it was up."""
+        command = [sys.executable, "-m", "kkp2p_compat", "cloud", *self._arguments]
+        process = subprocess.Popen([*command, "--worker", str(index)], stdout=subprocess.PIPE)
+        self._running[index] = process
+        if self._stopping.is_set():  # meanwhile: nobody has told this one
+            process.terminate()
+        hello: list[bytes] = []
+        was_up = False
+        while True:
+            line = b""
+            with gevent.Timeout(STUCK_S if was_up else START_S, False):
+                line = process.stdout.readline()
+                if not line:
+                    break
+            if not line:
+                log.error("worker %d stands still: it is killed", index)
+                process.kill()
+                break
+            if line != ALIVE:
+                hello.append(line)
+            elif not was_up:
+                was_up = True
+                self._say_hello(hello)
+        status = process.wait()
+        process.stdout.close()
+        return int(status), was_up
+
+    def _say_hello(self, hello: list[bytes]) -> None:
+        """Once: all of them say the same."""
+        if not self._has_said_hello:
+            self._has_said_hello = True
+            text = b"".join(hello).decode(errors="replace")
+            with contextlib.suppress(OSError):
+                print(f"{text}  workers: {self._count}", flush=True)
