@@ -15,6 +15,7 @@ relay_meter.py      how far relays are
 lanes.py            our places on the lanes of relays
 path_kind.py        the kinds of paths, the best first
 udp_use.py          whether UDP is used in the network that this host is in
+framed.py           a TCP connection as one more address of the endpoint
 tcp_meeting.py      a direct path by TCP, where UDP is blocked
 turn_meeting.py     where the two sides meet through a TURN server
 turn_allocation.py  an address at a TURN server, and the socket that uses it

@@ -20,8 +20,8 @@ from ..._address import Address, HostPort
 from ..._errors import EngineClosed, KKP2PError
 from ...transport.relay import Visit
 from ...transport.udp.endpoint import Endpoint
-from ...transport.udp.framed_socket import FramedSocket
 from ...traversal.turn_server import TurnServer
+from .framed import adopt_connection
 from .lanes import Lane, Lanes
 from .path_finder import Path
 from .path_kind import PathKind
@@ -180,17 +180,12 @@ class RelayPaths:
     def _meet_by_tcp(self) -> None:
         visit = self._visit = self._access.visit()
         visit.pair()
-        sock = visit.take()
-        address = sock.getpeername()[:2]
 
-        def make(number: int) -> FramedSocket:
-            return FramedSocket(sock, address, number, self._log)
+        def broken(address: Address) -> None:
+            self._lose(address, "the connection to the relay is broken")
 
-        def broken(number: int) -> None:
-            self._lose((*address, number), "the connection to the relay is broken")
-
-        number = self._endpoint.adopt(make, broken)
-        self._add(Path((*address, number), None, PathKind.FRAMED))
+        address = adopt_connection(self._endpoint, visit.take(), self._log, broken)
+        self._add(Path(address, None, PathKind.FRAMED))
 
     # TURN.
 

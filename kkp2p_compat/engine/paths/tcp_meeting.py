@@ -14,9 +14,9 @@ from gevent.event import AsyncResult
 
 from ..._address import Address
 from ..._errors import KKP2PError
-from ...transport.udp.framed_socket import FramedSocket
 from ...traversal.tcp_punch import TcpPunch
 from ..signalling.keys import CallKeys
+from .framed import adopt_connection
 from .path_finder import Path
 from .path_kind import PathKind
 from .puncher import Means
@@ -75,12 +75,9 @@ class TcpMeeting:
             if found.ready():
                 sock.close()
                 return
-            place = sock.getpeername()[:2]
-
-            def make(number: int) -> FramedSocket:
-                return FramedSocket(sock, place, number, self._means.log)
-
-            number = self._number = self._means.endpoint.adopt(make, lambda _: None)
-            found.set(Path((*place, number), None, PathKind.TCP))
+            means = self._means
+            address = adopt_connection(means.endpoint, sock, means.log, lambda _: None)
+            self._number = address[2]
+            found.set(Path(address, None, PathKind.TCP))
         except (OSError, KKP2PError) as error:
             self._means.log.info("no path by TCP: %s", error)
