@@ -24,7 +24,7 @@ from .._version import __version__
 from .counts import Spread
 from .server import Cloud
 from .stats import relay_sessions, relayed_bytes
-from .status import living, own_node, why_not_ready
+from .status import living, why_not_ready
 
 __all__ = ["CONTENT_TYPE", "Metrics"]
 
@@ -87,7 +87,7 @@ class Metrics:
 
     def _state(self) -> Iterator[Metric]:
         cloud = self._cloud
-        about = {"version": __version__, "role": cloud.settings.role, "node": own_node(cloud).id}
+        about = {"version": __version__, "role": cloud.settings.role, "node": cloud.own_node().id}
         yield InfoMetricFamily("kkp2p_node", "This process.", about)
         yield _gauge("kkp2p_ready", "1: it takes new peers.", not why_not_ready(cloud))
         yield _gauge("kkp2p_nodes", "Nodes of the cloud that live.", len(living(cloud)))

@@ -257,6 +257,10 @@ class Cloud:
             self._control.start()
         nodes.start()
 
+    def own_node(self) -> Node:
+        """As the others are told of it, with the numbers of now."""
+        return self._describe("" if self.nodes is None else self.nodes.id)
+
     def _describe(self, node_id: str) -> Node:
         """What the other nodes are to know of this one."""
         settings = self.settings

@@ -17,7 +17,7 @@ from .track import Track
 __all__ = ["NodeStats", "relay_sessions", "relayed_bytes", "stats_untrusted"]
 
 # Our choices.
-FRESH_S = 1.0  # numbers of this node that are not older need not be taken anew
+RATE_S = 1.0  # over which a rate is taken, at least
 MAX_NATS = 36  # pairs of NATs that a node may tell of
 MAX_NUMBER = 1e15
 _NUMBERS = ("peers", "calls", "connections", "relay_sessions", "relay_bytes_per_s", "up_s")
@@ -31,7 +31,7 @@ class NodeStats:
         self._gate = gate
         self._started = self._taken_at = time.monotonic()
         self._relayed = 0
-        self._last: dict[str, Any] = {}
+        self._rate = 0.0
 
     def take(
         self, track: Track | None, relay: Relay | None, lane: LaneRelay | None
@@ -39,24 +39,22 @@ class NodeStats:
         """As a small JSON object."""
         now = time.monotonic()
         passed_s = now - self._taken_at
-        if self._last and passed_s < FRESH_S:
-            return self._last
-        relayed = sum(relayed_bytes(relay, lane).values())
-        rate = (relayed - self._relayed) / passed_s if passed_s > 0 else 0.0
-        self._relayed, self._taken_at = relayed, now
+        if passed_s >= RATE_S:
+            relayed = sum(relayed_bytes(relay, lane).values())
+            self._rate = (relayed - self._relayed) / passed_s
+            self._relayed, self._taken_at = relayed, now
         minute, calls = self._gate.counts.minutes()
-        self._last = {
+        return {
             "peers": 0 if track is None else track.online,
             "calls": 0 if track is None else track.calls,
             "connections": self._gate.connections,
             "relay_sessions": sum(relay_sessions(relay, lane).values()),
-            "relay_bytes_per_s": round(rate),
+            "relay_bytes_per_s": round(self._rate),
             "up_s": round(now - self._started),
             "minute": minute,
             "minutes": calls,
             "nats": _by_nats(self._gate.counts),
         }
-        return self._last
 
 
 def relayed_bytes(relay: Relay | None, lane: LaneRelay | None) -> dict[str, int]:

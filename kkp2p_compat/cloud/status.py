@@ -16,12 +16,10 @@ from .members import Member
 from .server import Cloud
 from .stats import stats_untrusted
 
-__all__ = ["living", "own_node", "peer", "status", "why_not_ready"]
+__all__ = ["living", "peer", "status", "why_not_ready"]
 
 # Our choice: logins that the page shows.
 NEWEST = 30
-
-OWN_ID = "0" * 16
 
 
 def why_not_ready(cloud: Cloud) -> str:
@@ -36,31 +34,23 @@ def why_not_ready(cloud: Cloud) -> str:
 
 
 def status(cloud: Cloud) -> dict[str, Any]:
-    """All that the page shows.  May wait for the directory, and raises DirectoryAway."""
-    own = own_node(cloud)
-    others = [node for node in living(cloud) if node.id != own.id]
+    """All that the page shows."""
+    nodes = living(cloud)
     return {
         "version": __version__,
-        "node": own.id,
+        "node": nodes[0].id,
         "time": time.time(),
         "not_ready": why_not_ready(cloud),
-        "nodes": [_node(node) for node in (own, *others)],
+        "nodes": [_node(node) for node in nodes],
         "troubles": [trouble._asdict() for trouble in reversed(cloud.gate.counts.troubles)],
         "newest": [] if cloud.track is None else _newest(cloud.track.newest(NEWEST)),
     }
 
 
-def own_node(cloud: Cloud) -> Node:
-    """This one, with the numbers of now."""
-    host, port = cloud.address
-    role = cloud.settings.role
-    return Node(OWN_ID, role, host, port, version=__version__, stats=cloud.stats())
-
-
 def living(cloud: Cloud) -> list[Node]:
-    """All nodes, with this one."""
-    others = [] if cloud.directory is None else cloud.directory.nodes()
-    return [own_node(cloud), *others]
+    """This node, with the numbers of now, and the others as they were lately."""
+    others = [] if cloud.nodes is None else cloud.nodes.others
+    return [cloud.own_node(), *others]
 
 
 def _node(node: Node) -> dict[str, Any]:

@@ -79,7 +79,9 @@ def test_the_page_is_live_and_shows_strangers_words_as_text(
     page.asked.clear()
     scene = Scene(cloud)
     assert cloud.directory is not None
+    assert cloud.nodes is not None
     cloud.directory.lease(EVIL_NODE)
+    cloud.nodes.take_turn()
     make_calls(scene)
     page.resize(1280, 800, False)
     page.open(url_of(admin))
