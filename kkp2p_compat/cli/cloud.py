@@ -446,6 +446,8 @@ def _say_hello(cloud: Cloud) -> None:
     if cloud.directory is not None:
         count = cloud.directory.count_accounts() + len(settings.accounts)
         data = "" if settings.data == default_data() else f" --data {settings.data}"
+        if settings.directory is not None:
+            data = f" --directory {cloud.directory.where_text}"
         lines += [
             f"  accounts: {count} in {cloud.directory.where_text}",
             f"  add one: kkp2p account add PEER{data}",
