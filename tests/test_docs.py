@@ -21,7 +21,9 @@ import pictures  # noqa: E402
 
 PACKAGE = ROOT / "kkp2p_compat"
 PAGES = {
-    path.name: path.read_text() for path in [*ROOT.glob("*.rst"), *(ROOT / "docs").glob("*.rst")]
+    path.relative_to(folder).as_posix(): path.read_text()
+    for folder in (ROOT, ROOT / "docs")
+    for path in [*folder.glob("*.rst"), *folder.glob("zh/*.rst")]
 }
 EXAMPLES = {"echo.py", "test_echo.py"}  # which docs/testing.rst contains
 
