@@ -62,7 +62,7 @@ class Echo(Service):
 
 def connection_at(wire: Wire, service: Service) -> ControlConnection:
     closing: Any = SimpleNamespace(spawn=lambda _: None)
-    identity = TLSIdentity(None, b"", "")
+    identity = TLSIdentity(None, b"", "", 0.0)
     made = ControlConnection(
         wire, "192.0.2.1", Gatekeeper(Limits(messages_per_s=1e6)), service, identity, closing
     )

@@ -194,7 +194,7 @@ def _fuzz_track(data: bytes) -> None:
 def _end(gate: Gatekeeper, service: Service, host: str) -> tuple[ControlConnection, Wire]:
     wire = Wire()
     closing: Any = SimpleNamespace(spawn=lambda _: None)
-    identity = TLSIdentity(None, b"binding", "")
+    identity = TLSIdentity(None, b"binding", "", 0.0)
     connection = ControlConnection(wire, host, gate, service, identity, closing)
     connection._open()
     gate.deadlines.add(connection)

@@ -7,13 +7,13 @@ import fcntl
 import json
 import os
 import shutil
+import subprocess  # gevent's would take over the children of other tests
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import gevent
-from gevent import subprocess
 from gevent.event import AsyncResult
 from gevent.fileobject import FileObject
 
@@ -153,7 +153,7 @@ def chromium(folder: Path) -> Iterator[Page]:
             page.close()
         writer.close()  # which ends it, and all its processes
         with gevent.Timeout(5, False):
-            process.wait()
+            gevent.get_hub().threadpool.apply(process.wait)
         process.kill()
-        process.wait()
+        gevent.get_hub().threadpool.apply(process.wait)
         reader.close()
