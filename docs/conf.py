@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import posixpath
 import re
 import sys
 from pathlib import Path
@@ -45,7 +46,7 @@ linkcheck_ignore = [r"https?://"]  # only our own links: a build needs no intern
 
 
 PAGE = re.compile(r"(?:docs/([\w/-]+)|(README|SECURITY|CONTRIBUTING|CHANGELOG))\.rst")
-PAGES_OF = {"README": "index"}
+PAGES_OF = {"README": "index", "README.zh": "zh/index"}
 
 
 def link_pages(app: Any, doctree: nodes.document) -> None:
@@ -62,6 +63,22 @@ def link_pages(app: Any, doctree: nodes.document) -> None:
         literal.replace_self(reference)
 
 
+def link_languages(app: Any, doctree: nodes.document) -> None:
+    """A link to the file of a page, as at the top of those in two languages, leads to the page."""
+    for link in list(doctree.findall(nodes.reference)):
+        file, suffix = posixpath.splitext(link.get("refuri", ""))
+        if suffix != ".rst":
+            continue
+        beside = posixpath.join(posixpath.dirname(app.env.docname), file)
+        target = PAGES_OF.get(file, posixpath.normpath(beside))
+        link.replace_self(
+            addnodes.pending_xref(
+                "", nodes.inline("", link.astext()), refdomain="std", reftype="doc",
+                reftarget=f"/{target}", refdoc=app.env.docname, refexplicit=True, refwarn=True,
+            )
+        )  # fmt: skip
+
+
 def drop_contents(app: Any, doctree: nodes.document) -> None:
     """A page's own table of contents, for who reads it unbuilt: the theme has one beside it."""
     for topic in list(doctree.findall(nodes.topic)):
@@ -75,3 +92,4 @@ def setup(app: Any) -> None:
     toctree = logging.getLogger("sphinx.sphinx.directives.other")
     toctree.addFilter(lambda record: getattr(record, "subtype", "") != "empty_glob")
     app.connect("doctree-read", link_pages)
+    app.connect("doctree-read", link_languages)

@@ -13,7 +13,7 @@ PAIRS = {
     path: ROOT / path.replace("/zh/", "/").replace(".zh.", ".")
     for path in [
         "README.zh.rst",
-        *(f"docs/zh/{page.name}" for page in sorted((ROOT / "docs" / "zh").glob("*.rst"))),
+        *(f"docs/zh/{page.name}" for page in sorted((ROOT / "docs" / "zh").glob("[!i]*.rst"))),
     ]
 }
 HEADING = re.compile(r"^(?=\S)(.+)\n([=~-])\2{2,}$", re.MULTILINE)

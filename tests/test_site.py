@@ -47,6 +47,13 @@ def test_a_page_that_is_named_is_a_link(built: Path) -> None:
     assert 'href="tools.html"><span class="doc">Tools</span></a> has the rest' in page
 
 
+def test_a_page_leads_to_the_one_in_the_other_language(built: Path) -> None:
+    for page, other in (("tools", "zh/tools"), ("zh/tools", "../tools"), ("zh/index", "../index")):
+        assert (
+            f'href="{other}.html"><span class="doc">' in (built / f"html/{page}.html").read_text()
+        )
+
+
 @pytest.mark.parametrize("builder", ["doctest", "linkcheck"])
 def test_it_holds(built: Path, builder: str) -> None:
     _build(builder, built)
