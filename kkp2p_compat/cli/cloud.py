@@ -453,9 +453,8 @@ def _say_hello(cloud: Cloud) -> None:
             f"  add one: kkp2p account add PEER{data}",
         ]
         lines.append(f"  invite one: kkp2p invite PEER{data}")
-        _keep_place(
-            settings, f"{text_of(((settings.names or hosts)[0], port))}#{cloud.fingerprint}"
-        )
+        name = (settings.names or [cloud.advertised[0]])[0]  # not loopback, if there is another
+        _keep_place(settings, f"{text_of((name, port))}#{cloud.fingerprint}")
     print("\n".join(lines), flush=True)
 
 

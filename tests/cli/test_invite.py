@@ -208,3 +208,12 @@ def test_only_an_invited_peer_may_replace_its_secret_and_once(
         assert client.ask("secret", verifier=told)["op"] == "error"
     with Client(("127.0.0.1", own_cloud.port)) as client:
         assert client.login("alice", "another")["op"] == "welcome"
+
+
+def test_where_the_cloud_is_reached(start_tool: StartTool, tmp_path: Path) -> None:
+    """An address that is given to others, and not the first one of the host, which is loopback."""
+    options = ("--listen", "0.0.0.0:0", "--data", str(tmp_path / "data"))
+    cloud = start_tool("cloud", *options, "--advertise", "192.0.2.1")
+    assert any("invite one" in line for line in iter(cloud.line, ""))
+    line = start_tool("invite", "alice", *options[2:]).line()
+    assert Invitation.parse(line).host == "192.0.2.1"

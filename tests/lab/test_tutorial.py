@@ -1,0 +1,100 @@
+"""The commands of docs/tutorial.rst, in their order, on machines with the addresses it names."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from helpers.support import ENVIRONMENT, ROOT
+from kkp2p_compat.testing.hosts import DEVICE, Host
+from kkp2p_compat.testing.lab import Lab
+from kkp2p_compat.testing.plugin import need
+from kkp2p_compat.testing.programs import Run, output_of, wait_for
+
+PAGE = (ROOT / "docs" / "tutorial.rst").read_text()
+BLOCK = re.compile(r"^\.\. code-block:: console\n   :caption: ([\d.]+), .*\n\n((?:   .*\n)+)", re.M)
+VALUE = re.compile(r"\b([0-9a-f]{4})\.\.\.")  # one that is different each time
+SHIM = '#!/bin/sh\nexec {} "$@"\n'
+
+
+class Command(NamedTuple):
+    address: str
+    line: str
+    shown: list[str]
+    is_last: bool  # of its block: it may go on
+
+
+def commands() -> Iterator[Command]:
+    for address, text in BLOCK.findall(PAGE):
+        first, *parts = re.split(r"^   \$ ", text, flags=re.MULTILINE)
+        assert first == ""
+        for number, part in enumerate(parts, 1):
+            line, *shown = [row.removeprefix("   ").rstrip() for row in part.splitlines()]
+            yield Command(address, line.removeprefix("   "), shown, number == len(parts))
+
+
+def pattern(shown: str) -> str:
+    """``...`` stands for anything, ``41d0...`` for a word, and a time of day for any."""
+    text = re.escape(VALUE.sub(r"<\1>", shown)).replace(r"\.\.\.", ".*")
+    text = re.sub(r"<([0-9a-f]{4})>", r"(?P<v\1>\\w+)", text)
+    return r"^\s*" + re.sub(r"^\d\d:\d\d:\d\d", r"\\d\\d:\\d\\d:\\d\\d", text)
+
+
+@pytest.fixture
+def lab_environment(tmp_path: Path) -> Mapping[str, str]:
+    """As after the installation: ``kkp2p`` and ``python`` are those of this tree."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    python = shlex.quote(sys.executable)
+    for name, command in {"python": python, "kkp2p": f"{python} -m kkp2p_compat"}.items():
+        (programs / name).write_text(SHIM.format(command))
+        (programs / name).chmod(0o755)
+    kept = {name: value for name, value in ENVIRONMENT.items() if not name.startswith("XDG_")}
+    path = f"{programs}{os.pathsep}{kept['PATH']}"
+    return {**kept, "PATH": path, "PYTHONUNBUFFERED": "1"}
+
+
+def machine(lab: Lab, address: str) -> Host:
+    """On the one switch, without the others' networks."""
+    host = lab.host(address)
+    host.run("ip", "address", "flush", "dev", DEVICE)
+    host.run("ip", "address", "add", f"{address}/32", "dev", DEVICE)
+    host.run("ip", "route", "add", "default", "dev", DEVICE)
+    (host.folder / "samples").symlink_to(ROOT / "samples")
+    return host
+
+
+def test_every_shell_line_of_the_page_is_run() -> None:
+    assert len(BLOCK.findall(PAGE)) == PAGE.count("code-block::") > 15
+    assert PAGE.count("\n   $ ") == len(list(commands()))
+
+
+def test_the_page_holds(lab: Lab, run: Run) -> None:
+    need("curl", "openssl")
+    hosts: dict[str, Host] = {}
+    values: dict[str, str] = {}
+    going_on: list[subprocess.Popen[str]] = []
+    for command in commands():
+        if command.address not in hosts:
+            hosts[command.address] = machine(lab, command.address)
+        host = hosts[command.address]
+        line = VALUE.sub(lambda found: values[found[1]], command.line)
+        process = run(host, None, f"HOME={host.folder}", "bash", "-c", line, program="env")
+        for shown in filter("...".__ne__, map(str.strip, command.shown)):
+            found = re.search(pattern(shown), wait_for(process, pattern(shown)))
+            assert found is not None
+            for name, value in found.groupdict().items():
+                assert values.setdefault(name[1:], value) == value
+        if command.is_last:
+            going_on.append(process)
+        else:
+            output_of(process)
+    assert all(process.poll() in (None, 0) for process in going_on)
