@@ -1,4 +1,5 @@
 """The document's client: a local port that forwards its connections to a peer.
+文档里的客户端:一个本地侦听端口,把连接转发到指定的 peer。中文注释出自文档。
 
 Run it beside samples/https_server.py, then point curl at it:
 
@@ -31,7 +32,7 @@ def atoi(text: str) -> int:
     return int(match[0]) if match else 0
 
 
-def make_conf(arguments: list[str]) -> kkp2p.engine_conf_t:
+def make_conf(arguments: list[str]) -> kkp2p.engine_conf_t:  # 初始化p2p服务器的登录ip和端口号信息等
     parser = argparse.ArgumentParser()
     parser.add_argument("--login")
     parser.add_argument("--ca")
@@ -53,7 +54,7 @@ def main(argv: list[str]) -> int:
         return -1
     exit_flag = Event()
     on_usr1 = gevent.get_hub().loop.signal(signal.SIGUSR1)  # sigaction(SIGUSR1,&actions,NULL);
-    on_usr1.start(exit_flag.set)
+    on_usr1.start(exit_flag.set)  # 程序利用USR1信号
     g_engine = kkp2p.engine_init(make_conf(argv[6:]), 5000)
     if g_engine is None:  # the document does not check this
         print(f"kkp2p_engine_init error,ret:{kkp2p.error_no()}.")
@@ -62,11 +63,12 @@ def main(argv: list[str]) -> int:
     ctx = kkp2p.connect_ctx_t()
     ctx.peer_id = argv[3][:32]  # strncpy(ctx.peer_id, argv[3], 32);
     ctx.timeout = 5000
-    ctx.channel_type = kkp2p.KKP2P_TCP_CHANNEL
-    ctx.connect_mode = atoi(argv[4])
-    ctx.connect_desc = atoi(argv[5])
+    ctx.channel_type = kkp2p.KKP2P_TCP_CHANNEL  # 创建tcp类型传输通道
+    ctx.connect_mode = atoi(argv[4])  # 0 为自动模式,1为仅p2p模式,2为仅relay模式
+    ctx.connect_desc = atoi(argv[5])  # 连接描述,会透传到服务端
     proxy_id = ctypes.c_uint32(0)  # uint32_t proxyId = 0;
     ip, port = argv[1], atoi(argv[2])
+    # 启动和peer id进行通信的本地代理服务
     ret = kkp2p.start_proxy(g_engine, ip, port, ctx, proxy_id)  # ..., &ctx, &proxyId);
     if ret < 0:
         print(f"create proxy({ip}:{port}) to peer {argv[3]} error.")
