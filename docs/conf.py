@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import posixpath
 import re
 import sys
@@ -88,8 +87,5 @@ def drop_contents(app: Any, doctree: nodes.document) -> None:
 
 def setup(app: Any) -> None:
     app.connect("doctree-read", drop_contents)
-    # Sphinx gives this warning no type by which ``suppress_warnings`` could name it.
-    toctree = logging.getLogger("sphinx.sphinx.directives.other")
-    toctree.addFilter(lambda record: getattr(record, "subtype", "") != "empty_glob")
     app.connect("doctree-read", link_pages)
     app.connect("doctree-read", link_languages)
