@@ -11,9 +11,10 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import gevent
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 ALIVE = b".\n"
 ALIVE_EVERY_S = 1.0
 STUCK_S = 10.0  # without a sign of life
+PORT_TRIES = 16  # to find a number whose neighbours are free, too, when any will do
 START_S = 60.0  # until the first one
 PAUSE_S = 1.0  # before a worker that has ended is started again; twice as long each time
 PAUSE_MOST_S = 30.0
@@ -48,13 +50,39 @@ def tell_alive(on_orphaned: Callable[[], object]) -> None:
         gevent.sleep(ALIVE_EVERY_S)
 
 
+def _door(host: str, port: int, count: int) -> Door:
+    """Where any port will do: one that is free for all that the workers serve by default."""
+    for tries_left in reversed(range(1 if port else PORT_TRIES)):
+        door = Door(host, port, lambda sock, host: None, shared=True)
+        number = door.address[1]
+        relays = range(number + 2, number + 2 + count)
+        if not tries_left or _are_free(
+            host, {socket.SOCK_DGRAM: [number, *relays], socket.SOCK_STREAM: relays}
+        ):
+            break
+        door.close()
+    return door
+
+
+def _are_free(host: str, ports: dict[socket.SocketKind, Iterable[int]]) -> bool:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for kind, numbers in ports.items():
+        for number in numbers:
+            with socket.socket(family, kind) as sock:
+                try:
+                    sock.bind((host, number))
+                except (OSError, OverflowError):  # OverflowError: there is no such port
+                    return False
+    return True
+
+
 class Workers:
     """``run`` until SIGTERM or SIGINT; both, and SIGHUP, are passed on."""
 
     def __init__(self, arguments: Sequence[str], count: int, address: tuple[str, int]) -> None:
         """``arguments``: those of the command; ``address``: where all of them listen."""
         # The port is ours as long as we live, and free for the workers: this one does not listen.
-        self._door = Door(*address, lambda sock, host: None, shared=True)
+        self._door = _door(*address, count)
         self._arguments = [*arguments, "--listen", text_of(self._door.address)]
         self._count = count
         self._stopping = Event()

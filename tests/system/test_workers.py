@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import pytest
 from helpers.cloud_client import Address, Client, cloud_process, end_process, until
 from helpers.redis_server import RedisServer
 from helpers.support import ENVIRONMENT
+from kkp2p_compat.cli._workers import _are_free
 
 PEERS = [f"peer{number}" for number in range(8)]
 OPTIONS = [word for peer in PEERS for word in ("--account", f"{peer}:s")]
@@ -105,3 +107,12 @@ def test_workers_that_cannot_start(
     )
     assert ended.returncode == status, ended.stderr
     assert why in ended.stderr
+
+
+def test_a_port_counts_as_free_if_all_that_is_served_there_is() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        number = taken.getsockname()[1]
+        assert not _are_free("127.0.0.1", {socket.SOCK_DGRAM: [number]})
+    assert _are_free("127.0.0.1", {socket.SOCK_DGRAM: [number]})
+    assert not _are_free("127.0.0.1", {socket.SOCK_STREAM: [65536]})
