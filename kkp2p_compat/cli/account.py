@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import getpass
 import os
-import secrets
 import sys
 import time
 from collections.abc import Callable
@@ -16,12 +15,10 @@ from typing import Any, TextIO
 from ..cloud.account_file import line_of, parse_line
 from ..cloud.directory import Account, AccountLimits, Directory, UnknownAccount, callers_of
 from ..cloud.usage import tag_of
+from ..control.scram import new_secret
 from ._accounts import Failed, accounts_of, add_place_options
 
 __all__ = ["add_parser"]
-
-# Our choice: somebody who sees a login or the verifier can guess offline, in vain among 2^128.
-SECRET_BYTES = 16
 
 
 def add_parser(subparsers: Any) -> None:
@@ -312,7 +309,7 @@ def _secret(options: argparse.Namespace) -> tuple[str, bool]:
         return sys.stdin.readline().rstrip("\r\n"), False
     if options.ask:
         return _ask(options.peer), False
-    return secrets.token_hex(SECRET_BYTES), True
+    return new_secret(), True
 
 
 def _ask(peer_id: str) -> str:

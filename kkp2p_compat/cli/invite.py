@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import secrets
 import sys
 import time
 from pathlib import Path
@@ -14,12 +13,12 @@ from .._address import HostPort
 from .._kept_files import read_small, write_whole
 from ..cloud.directory import Directory, Verifier, new_account
 from ..control.invitation import MAX_CHARS, Invitation
+from ..control.scram import new_secret
 from ._accounts import Failed, accounts_of, add_place_options, place_of
 from ._arguments import parse_address, parse_peer
 
 __all__ = ["add_parser", "keep_login"]
 
-SECRET_BYTES = 16  # our choice, as for ``kkp2p account add``
 HOURS = 24.0  # our choice
 MAX_HOURS = 24.0 * 366
 MAX_FINGERPRINTS = 8  # our choice: a node that is known vouches for the others
@@ -117,7 +116,7 @@ def _new_secret(directory: Directory, options: argparse.Namespace) -> str | None
     known = directory.account(options.peer) is not None
     if known and not options.again:
         return None
-    secret, until = secrets.token_hex(SECRET_BYTES), int(time.time() + 3600 * options.hours)
+    secret, until = new_secret(), int(time.time() + 3600 * options.hours)
     if known:
         directory.update(options.peer, verifier=Verifier.of(secret), once_until=until)
     else:

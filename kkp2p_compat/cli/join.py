@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-import secrets
 import sys
 from typing import Any
 
@@ -17,13 +16,13 @@ from ..control import invitation
 from ..control.client import CloudClient
 from ..control.invitation import Invitation, kept_at
 from ..control.resolver import resolve
+from ..control.scram import new_secret
 from ..control.trust import parse_fingerprints
 from ..control.way_out import way_out
 from ._engines import RESOLVE_S, NoSecret, ask_for_secret
 
 __all__ = ["add_parser"]
 
-SECRET_BYTES = 16  # our choice: nobody can guess one of 2^128
 PATIENCE_S = 20.0  # our choice: for all that the cloud has to answer
 
 
@@ -65,18 +64,20 @@ def _join(given: Invitation, ca_file: str | None) -> Invitation:
     if given.peer_id is None:
         return given
     secret = given.secret or ask_for_secret(given.peer_id)
-    joined = dataclasses.replace(given, secret=secrets.token_hex(SECRET_BYTES))
-    # The answer to a new secret may be lost on its way: then the next try has to know it.
-    before = invitation.begun()
-    invitation.begin(joined)
+    # The answer to a new secret may be lost on its way: so each try offers the same one, and the
+    # next may find that the account has it.
+    joined = invitation.begun()
+    is_begun = joined is not None and dataclasses.replace(joined, secret=given.secret) == given
+    if joined is None or not is_begun:
+        joined = dataclasses.replace(given, secret=new_secret())
+        invitation.begin(joined)
     try:
         if not _take_up(given, secret, str(joined.secret), ca_file):
             return dataclasses.replace(given, secret=secret)
     except LoginRefused:
-        if before is None or dataclasses.replace(before, secret=given.secret) != given:
+        if not is_begun:
             raise
-        _take_up(before, str(before.secret), "", ca_file)
-        return before
+        _take_up(joined, str(joined.secret), "", ca_file)
     return joined
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import secrets
 from collections.abc import Iterator
 
 from scramp import ScramClient, ScramException, ScramMechanism
@@ -16,16 +17,23 @@ from scramp import ScramClient, ScramException, ScramMechanism
 from .._errors import BadPacket, LoginRefused
 from .binding import BINDING_NAME, MECHANISM, end_point_binding
 
-__all__ = ["ITERATIONS", "MAX_ITERATIONS", "SALT_BYTES", "ScramLogin", "verifier_of"]
+__all__ = ["ITERATIONS", "MAX_ITERATIONS", "SALT_BYTES", "ScramLogin", "new_secret", "verifier_of"]
 
 # scramp takes up to 10 million; a hostile server could keep the engine busy for seconds with that.
 MAX_ITERATIONS = 100_000
 # Of new secrets.  Our choices: four times what RFC 7677 asks for, and some 5 ms of a login's time.
 ITERATIONS = 16_384
 SALT_BYTES = 16
+# Our choice: somebody who sees a login or the verifier can guess offline, in vain among 2^128.
+SECRET_BYTES = 16
 MIN_ITERATIONS = 4096  # RFC 7677 section 4
 # RFC 5802 section 7, server-first-message, without extensions; its third field.
 _CHALLENGE = re.compile(r"r=[!-+\--~]+,s=[A-Za-z0-9+/]+={0,2},i=([1-9][0-9]{0,8})")
+
+
+def new_secret() -> str:
+    """One that nobody can guess."""
+    return secrets.token_hex(SECRET_BYTES)
 
 
 def verifier_of(secret: str) -> tuple[bytes, bytes, bytes, int]:

@@ -80,7 +80,10 @@ def test_a_new_peer(
 
 
 def test_an_answer_that_was_lost(
-    invite: Callable[..., str], join: Callable[..., tuple[int, str, str]], tmp_path: Path
+    invite: Callable[..., str],
+    join: Callable[..., tuple[int, str, str]],
+    start_tool: StartTool,
+    tmp_path: Path,
 ) -> None:
     """The cloud has the new secret, and the first try ended before that was kept."""
     line = invite("alice")
@@ -88,6 +91,13 @@ def test_an_answer_that_was_lost(
     mine = kept(tmp_path)
     folder = tmp_path / "user" / "kkp2p"
     (folder / "login").rename(folder / "login.begun")
+    # A try that does not reach the cloud forgets nothing.
+    assert (
+        start_tool("join", line, "--ca", "/nowhere", XDG_CONFIG_HOME=str(tmp_path / "user")).end()[
+            0
+        ]
+        == 1
+    )
     status, _, errors = join(line)
     assert (status, errors) == (0, "")
     assert kept(tmp_path) == mine
