@@ -78,23 +78,27 @@ def prometheus(tmp_path: Path) -> Iterator[Any]:
         process.wait()
 
 
+def answer_to(port: int, query: str) -> Any:
+    """The series that it gives for a query."""
+    answer = fetch(port, f"/api/v1/query?query={quote(query)}")
+    return answer["result"] if answer else []
+
+
 def scraped(port: int) -> set[str]:
     """The names that it has, and all it complains of is nothing."""
-    names: set[str] = set()
 
-    def is_there() -> bool:
+    def is_whole() -> bool:
+        """``up`` is written last: names can be read while a scrape is half written."""
         try:
-            found = fetch(port, "/api/v1/label/__name__/values")
+            return bool(answer_to(port, "up"))
         except OSError:
             return False  # it has not begun to listen
-        names.update(found or [])
-        return "kkp2p_peers" in names
 
     with gevent.Timeout(PATIENCE_S, AssertionError("it has scraped nothing")):
-        until(is_there)
+        until(is_whole)
     (target,) = fetch(port, "/api/v1/targets")["activeTargets"]
     assert (target["health"], target["lastError"]) == ("up", "")
-    return names
+    return set(fetch(port, "/api/v1/label/__name__/values"))
 
 
 @needs_prometheus
@@ -124,8 +128,7 @@ def test_prometheus_finds_every_documented_name(
             name for name in DOCUMENTED if name.startswith("kkp2p_")
         }
         assert named_in(MANUAL) <= plain
-        query = quote('kkp2p_call_setup_seconds_sum{path="p2p"}')
-        (series,) = fetch(port, f"/api/v1/query?query={query}")["result"]
+        (series,) = answer_to(port, 'kkp2p_call_setup_seconds_sum{path="p2p"}')
         assert series["value"][1] == "0.25"
 
 
