@@ -105,11 +105,19 @@ class Transfer:
     """Both sides send to each other, on one channel."""
 
     def __init__(
-        self, caller: Peer, callee: Peer, peer_id: str, mode: int = 1, encrypt: int = 0
+        self,
+        caller: Peer,
+        callee: Peer,
+        peer_id: str,
+        mode: int = 1,
+        encrypt: int = 0,
+        *,
+        is_called: bool = False,
     ) -> None:
         self.sides = caller, callee
         self.peer_id = peer_id
-        caller.call_until(peer_id, mode, encrypt)
+        if not is_called:
+            caller.call_until(peer_id, mode, encrypt)
         callee.wait(f"accepted {mode}")
         self.moves()
 

@@ -149,8 +149,10 @@ def test_the_cloud_starts_anew_during_calls(
         cloud.start()
         said = caller.wait("call ")
         print("during the restart:", said)
-        assert said.startswith(("call -109", "call -107"))
-        transfer = Transfer(caller, callee, "peer0", mode)
+        # It is called again where the dead cloud had not yet said that the callee is there.
+        has_channel = said.startswith("call 0")
+        assert has_channel or said.startswith(("call -109", "call -107"))
+        transfer = Transfer(caller, callee, "peer0", mode, is_called=has_channel)
         transfer.end()
 
 
