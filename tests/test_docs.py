@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
 
 import figures  # noqa: E402 - docs/ is no package
+import meeting  # noqa: E402
 import pictures  # noqa: E402
 
 PACKAGE = ROOT / "kkp2p_compat"
@@ -66,13 +67,30 @@ def test_there_is_such_a_test(file: str, name: str) -> None:
     assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
-PICTURES = {**pictures.PICTURES, **figures.PICTURES}
+PICTURES = {**pictures.PICTURES, **figures.PICTURES, **meeting.PICTURES}
 
 
 @pytest.mark.parametrize("name", PICTURES)
 def test_a_picture_is_up_to_date(name: str) -> None:
-    """Else run ``python docs/pictures.py`` or ``python docs/figures.py``."""
+    """Else run ``python docs/pictures.py``, ``docs/figures.py`` or ``docs/meeting.py``."""
     assert (ROOT / "docs" / name).read_text() == PICTURES[name]()
+
+
+def test_every_picture_is_made_and_shown() -> None:
+    there = {path.relative_to(ROOT / "docs").as_posix() for path in ROOT.glob("docs/**/*.svg")}
+    shown = {
+        Path(page).parent.joinpath(name).as_posix()
+        for page, name in matches(r"\n\.\. image:: (\S+\.svg)\n")
+    }
+    assert there == shown == PICTURES.keys()
+
+
+def test_the_matrix_that_is_drawn_has_every_row_of_the_tables() -> None:
+    found = meeting.pairs()
+    assert len(found) == len({frozenset(pair[:2]) for pair in found}) == 10 * 11 // 2 + 2
+    public = meeting.Pair("public", "symmetric random", 244, "prflx")
+    assert public in found
+    assert meeting.Pair("UDP blocked", "UPnP router", None, "") in found
 
 
 def test_the_tables_show_what_was_measured() -> None:

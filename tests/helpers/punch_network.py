@@ -11,6 +11,8 @@ import heapq
 import itertools
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from kkp2p_compat.testing.nat import UDP, Nat, NatType
@@ -105,6 +107,17 @@ class Peer:
         return opened
 
 
+@dataclass
+class Flight:
+    """A datagram, and how it ended; it is recorded for docs/meeting.py, which draws it."""
+
+    at: float
+    by: Peer
+    data: bytes
+    target: Any
+    end: str = "sent"  # then "passed" its sender's NATs, and "arrived"
+
+
 class World:
     """``busy``: bindings a second that other hosts make at each NAT.  ``loss``: of packets."""
 
@@ -119,6 +132,7 @@ class World:
         self.arrivals: list[tuple[float, int, Callable[[], object]]] = []
         self.count = itertools.count()
         self.foreign = itertools.count(10000)
+        self.flights: list[Flight] = []
         for peer in (caller, callee):
             peer.credentials = Credentials.make(self.dice)
             kind = "host"
@@ -127,9 +141,9 @@ class World:
             if outside is not None and outside[0] != peer.ip:
                 peer.listed.append(Candidate("srflx", SRFLX_PRIORITY, *outside))
             if busy and peer.nats:
-                self.later(self.dice.expovariate(busy), lambda peer=peer: self.others(peer))
-        sides = (Side(each.behaviour, each.listed) for each in (caller, callee))
-        self.plan = make_plan(*sides)
+                self.later(self.dice.expovariate(busy), partial(self.others, peer))
+        sides = [Side(each.behaviour, each.listed) for each in (caller, callee)]
+        self.plan = make_plan(sides[0], sides[1])
         signal_s = self.signal_s()
         self.later(signal_s, lambda: self.start(callee))
         self.later(2 * signal_s, lambda: self.start(caller))
@@ -204,6 +218,8 @@ class World:
 
     def send(self, peer: Peer, data: bytes, target: Any, ttl: int | None) -> None:
         peer.sent += 1
+        flight = Flight(self.now, peer, data, target)
+        self.flights.append(flight)
         number = target[2] if len(target) == 3 else 0
         if number not in peer.ports or target[0].startswith("10."):
             return  # a private network of somebody else's
@@ -211,12 +227,14 @@ class World:
         lost = self.dice.random() < self.loss or (ttl or 64) <= NEAR_HOPS
         if source is None or lost:
             return
+        flight.end = "passed"
         other = self.other(peer)
 
         def arrive() -> None:
             got_by = other.inbound(target[:2], source, self.now)
             if got_by is None or other.checks is None:
                 return
+            flight.end = "arrived"
             origin = (*source, got_by) if got_by else source
             if other.table.handle_datagram_untrusted(data, origin, self.now) is not None:
                 self.flush(other)
