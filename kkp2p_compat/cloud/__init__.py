@@ -43,6 +43,7 @@ Several processes that are one cloud:
 
 nodes.py               this node among the others: its lease, and their messages
 abroad.py              calls between peers of two nodes
+guests.py              the callers of other nodes, and how many there may be
 remote_member.py       who is at another node, for these calls
 
 The relay, what is served by UDP, and STUN:

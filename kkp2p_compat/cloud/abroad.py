@@ -22,13 +22,14 @@ from ..control.wire import MAX_SEEN, MAX_TRICKLES, Message, encode, encode_messa
 from .calls import Calls
 from .correspondents import MAX_CALLS
 from .directory import AccountLimits, Directory, DirectoryAway
+from .guests import Guests, Key
+from .limits import Gatekeeper
 from .members import Call, Member
 from .messages import MAX_CALL_NUMBER, Asked, nat_text_untrusted, peer_id_untrusted, text_untrusted
 from .nodes import Nodes
 from .presences import Presences
 from .relays import round_trips_untrusted
-from .remote_member import Carrier, RemoteConnection, remote_caller
-from .settings import Limits
+from .remote_member import Carrier
 
 __all__ = ["Abroad"]
 
@@ -38,7 +39,6 @@ log = logging.getLogger(__name__)
 UNHEARD_S = 3.0  # for the first word of a node about a call that it is to carry
 MAX_CALL_ID_CHARS = 64
 MAX_QUOTA = 2**62
-SWEEP_EVERY_S = 30.0  # for callers of other nodes that nothing is left of
 
 _TO_A_CALLER = ("answer", "calling", "declined", "trickle")
 _OF_A_CALLER = ("cancel", "here", "over", "trickle")
@@ -51,18 +51,17 @@ class Abroad:
         directory: Directory,
         calls: Calls,
         presences: Presences,
-        limits: Limits,
+        gate: Gatekeeper,
     ) -> None:
         self._nodes = nodes
         self._directory = directory
         self._calls = calls
-        self._limits = limits
+        self._limits = gate.limits
         self._presences = presences
         self._carriers: dict[str, Carrier] = {}
         self._callers: dict[int, Member] = {}  # of ours, whom other nodes know, by number
-        self._guests: dict[tuple[str, int], Member] = {}  # callers of other nodes
+        self._guests = Guests(nodes, gate)
         self._unheard: dict[Call, float] = {}  # calls that no node has said a word of: since when
-        self._swept_at = 0.0
         calls.elsewhere = self._call
         calls.pass_on = _pass_on
         calls.correspondents.elsewhere = self._tell_correspondents
@@ -86,11 +85,8 @@ class Abroad:
             del self._unheard[call]
             log.warning("%s: no word of a call to %s from its node", call.caller, call.to)
             self._fail(call, "unavailable")
-        if now - self._swept_at >= SWEEP_EVERY_S:
-            self._swept_at = now
-            for key, guest in list(self._guests.items()):
-                if not (guest.outgoing or guest.kept or self._calls.correspondents.has(guest)):
-                    del self._guests[key]
+        for key in self._guests.sweep(now, self._calls.correspondents.has):
+            self._forget_guest(key)
 
     def _fail(self, call: Call, reason: str) -> None:
         if call.caller.made(call.number) is call:
@@ -178,7 +174,15 @@ class Abroad:
 
     def _on_call(self, node_id: str, message: Message) -> None:
         asked = Asked.parse_untrusted(_inner_untrusted(message))
-        caller = self._guest_untrusted(node_id, message)
+        key, host = (node_id, _connection_untrusted(message)), str(message.get("host"))
+        if not is_ip(host):
+            raise BadPacket("a caller without an address")
+        if not self._guests.find_room(key):
+            declined = encode("declined", call=asked.number, reason="limit", again=True)
+            self._nodes.send(node_id, "tell", inner=declined, connection=key[1])
+            return
+        caller = self._guests.get_or_make(key, host)
+        _describe_untrusted(caller, message)
         before = caller.made(asked.number)
         if before is not None:
             self._calls.forget(before)
@@ -189,17 +193,6 @@ class Abroad:
             self._calls.is_away(caller, asked)
         else:
             self._calls.bring(caller, callee, asked)
-
-    def _guest_untrusted(self, node_id: str, message: Message) -> Member:
-        key = node_id, _connection_untrusted(message)
-        guest = self._guests.get(key)
-        host = str(message.get("host"))
-        if not is_ip(host):
-            raise BadPacket("a caller without an address")
-        made = guest or remote_caller(RemoteConnection(self._nodes, *key, host), self._limits)
-        _describe_untrusted(made, message)
-        self._guests[key] = made
-        return made
 
     def _on_pass(self, node_id: str, message: Message) -> None:
         inner = _inner_untrusted(message)
@@ -212,8 +205,8 @@ class Abroad:
     def _on_left(self, node_id: str, message: Message) -> None:
         self._forget_guest((node_id, _connection_untrusted(message)))
 
-    def _forget_guest(self, key: tuple[str, int]) -> None:
-        guest = self._guests.pop(key, None)
+    def _forget_guest(self, key: Key) -> None:
+        guest = self._guests.pop(key)
         if guest is not None:
             self._calls.correspondents.gone(guest, was_online=False)
             self._calls.gone(guest)
@@ -221,7 +214,7 @@ class Abroad:
     # Nodes and peers that are gone.
 
     def node_gone(self, node_id: str) -> None:
-        for key in [key for key in self._guests if key[0] == node_id]:
+        for key in self._guests.of(node_id):
             self._forget_guest(key)
         carrier = self._carriers.pop(node_id, None)
         for call in [*carrier.incoming.values()] if carrier is not None else ():

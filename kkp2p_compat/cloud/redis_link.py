@@ -38,6 +38,7 @@ Reply = Any  # what Redis has answered, an exception of redis-py's if it refuses
 # Our choices.
 BATCH = 512  # commands that are sent together; a request of more is not divided
 MAX_WAITING = 20_000  # requests; what comes when there are so many fails
+HEAR_S = 0.005  # what is heard without a pause: others may notice that much
 PING_EVERY_S = 5.0  # where nothing is heard
 RETRY_S, RETRY_MOST_S = 0.05, 1.0  # pauses before a connection is tried again
 LATENCY_BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
@@ -272,11 +273,15 @@ class RedisLink:
     # The greenlet of the connection that hears.
 
     def _hear(self, connection: Connection) -> None:
+        since = time.monotonic()
         try:
             while True:
                 message = self._next_message(connection)
                 if isinstance(message, list) and len(message) == 3 and message[0] == b"message":
                     self._take(message[1].decode(errors="replace"), message[2])
+                if time.monotonic() - since > HEAR_S:  # where there is always more, nothing waits
+                    gevent.sleep(0)
+                    since = time.monotonic()
         except FAULTS as error:
             self._broken = error
             self._wake.set()

@@ -97,7 +97,7 @@ class Track(Service):
         self._presences = Presences(directory, nodes, self._online, correspondents)
         self._abroad: Abroad | None = None
         if not directory.is_local:
-            self._abroad = Abroad(nodes, directory, self._calls, self._presences, gate.limits)
+            self._abroad = Abroad(nodes, directory, self._calls, self._presences, gate)
         self._numbers = itertools.count(1)
         self.is_draining = False
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gevent
 import pytest
 from gevent import socket
 from gevent.event import Event
+from redis import exceptions
 
 from helpers.cloud_client import until
 from helpers.redis_server import RedisServer, SentinelFleet
@@ -24,6 +26,7 @@ from kkp2p_compat.cloud.directory import (
 )
 from kkp2p_compat.cloud.directory_redis import RedisDirectory
 from kkp2p_compat.cloud.open_directory import open_directory
+from kkp2p_compat.cloud.redis_link import RedisLink
 from kkp2p_compat.cloud.redis_place import RedisPlace
 
 ONE, TWO = Node("1" * 16, port=1, host="one.example"), Node("2" * 16, port=2, host="two.example")
@@ -226,6 +229,32 @@ def test_a_line_that_cannot_be_taken_costs_only_that_line(
     one.send(TWO.id, b"good")
     until(lambda: heard == [b"good"])
     assert "a fault of ours" in caplog.text
+
+
+def test_a_redis_that_always_has_more_for_us_holds_nobody_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What has arrived is read without waiting: who publishes enough could have all our time."""
+    monkeypatch.setattr(redis_link, "HEAR_S", 0.0)  # so that a slow machine makes no difference
+    left, turns = iter(range(1000)), 0
+    link = RedisLink(RedisPlace.parse("redis://nowhere.example"))
+
+    def read(**_: object) -> list[bytes]:
+        if next(left, None) is None:
+            raise exceptions.ConnectionError("the end")
+        return [b"message", b"to", b"junk"]
+
+    def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            gevent.sleep(0)
+
+    other = gevent.spawn(others)
+    connection: Any = SimpleNamespace(read_response=read)
+    link._hear(connection)
+    other.kill()
+    assert turns > 100
 
 
 def test_failed_logins_are_told_to_the_others(one: RedisDirectory, two: RedisDirectory) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from helpers.cloud_client import SEEN, until
+from helpers.cloud_client import SEEN, time_passes, until
 from helpers.shared_directory import ACCOUNTS, Fleet, running_nodes
+from kkp2p_compat.cloud import guests
 from kkp2p_compat.cloud.directory import Presence
 from kkp2p_compat.cloud.nodes import MAX_NODE_LINE_BYTES
 
@@ -65,6 +66,67 @@ def test_a_node_cannot_answer_a_call_that_another_carries(fleet: Fleet) -> None:
     _hear(fleet, {**BASE, "op": "tell", "connection": connection, "message": forged}, 0)
     fleet.callee.send("answer", call=offer["call"], answer="yes")
     assert fleet.caller.receive()["answer"] == "yes"
+
+
+def test_a_node_that_makes_up_callers_is_bounded_and_others_are_not(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(guests, "MAX_OF_A_NODE", 3)
+    heard: list[dict[str, Any]] = []
+    _join(fleet, heard)
+    for number in range(5):
+        _hear(fleet, {**CALL, "connection": number})
+    until(lambda: len(heard) == 5)
+    refused = {"op": "declined", "call": 3, "reason": "limit", "again": True}
+    assert [line["message"] for line in heard if line["connection"] > 2] == [refused] * 2
+    assert [message["op"] for message in fleet.received(3)] == ["offer"] * 3
+    assert f"over 3 callers of node {OTHER}" in caplog.text
+    assert "1 more" not in caplog.text  # it is counted, and told later
+    assert fleet.clouds[1].gate.counts.limits["other_nodes"] == 2
+    assert fleet.caller.call("callee", 1)["op"] == "calling"  # of the first node
+    assert fleet.callee.receive()["op"] == "offer"
+    _hear(fleet, {**BASE, "op": "left", "connection": 0})
+    assert fleet.callee.receive()["op"] == "cancel"
+    time_passes(fleet.clouds[1], 1)
+    _hear(fleet, {**CALL, "connection": 5})
+    assert fleet.callee.receive()["op"] == "offer"
+
+
+def test_a_caller_of_another_node_cannot_have_calls_without_end(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(guests, "MAX_OF_A_NODE", 3)
+    for number in range(5):
+        _hear(fleet, {**CALL, "message": {**CALL["message"], "call": number}})
+    offers = fleet.received(3)
+    assert f"over 3 unanswered calls of node {OTHER}" in caplog.text
+    assert fleet.calls == [0, 3]
+    for offer in offers:
+        fleet.callee.send("answer", call=offer["call"], answer="yes")
+        fleet.received(0)
+    time_passes(fleet.clouds[1], 1)
+    _hear(fleet, {**CALL, "message": {**CALL["message"], "call": 9}})
+    assert fleet.callee.receive()["op"] == "offer"
+
+
+def test_nodes_that_are_made_up_are_bounded_together(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each has one caller; as they do not live, nothing of them stays."""
+    monkeypatch.setattr(guests, "MAX_IN_ALL", 3)
+    track = fleet.clouds[1].track
+    assert track is not None
+    assert track._abroad is not None
+    for number in range(5):
+        _hear(fleet, {**CALL, "from": f"{number:016x}"})
+    assert "over 3 callers of other nodes" in caplog.text
+    for offer in fleet.received(3):
+        fleet.callee.send("answer", call=offer["call"], answer="yes")
+        fleet.received(0)
+    assert len(track._abroad._guests) == 3
+    time_passes(fleet.clouds[1], 20)  # more than the calls have
+    assert len(track._abroad._guests) == 0
+    assert len(track._calls.correspondents) == 0
 
 
 @pytest.mark.parametrize("version", [1, 2])

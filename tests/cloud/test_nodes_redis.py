@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 
-from helpers.cloud_client import running_cloud, until
+from helpers.cloud_client import SEEN, Client, running_cloud, until
 from helpers.redis_server import RedisServer
 from helpers.shared_directory import ACCOUNTS, Fleet, Shared
+from kkp2p_compat.cloud import guests
 
 DUPLICATE = {"op": "bye", "reason": "duplicate"}
 
@@ -95,3 +99,60 @@ def test_redis_answers_nothing_for_a_while(fleet: Fleet, redis_server: RedisServ
     back(fleet)
     numbers = iter(range(3, 1000))
     until(lambda: may_call(fleet, next(numbers)))
+
+
+CALL = {
+    "op": "call", "from": "0123456789abcdef", "connection": 0, "seen": SEEN, "host": "192.0.2.1",
+    "message": {"op": "call", "call": 3, "to": "callee", "ms": 20_000, "offer": "{}"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"op":"unheard-of","from":"0123456789abcdef","x":[%s0]}' % ("0," * 60_000),
+        json.dumps(CALL).replace('"connection": 0', '"connection": __rand_int__'),
+    ],
+    ids=["numbers", "callers"],
+)
+def test_whoever_can_write_to_redis_floods_a_node(
+    fleet: Fleet, redis_server: RedisServer, line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It serves its own peers, even when Redis gives up on a node that it has so much for."""
+    caller = fleet.client(1, "caller")
+    told, track = [f"kkp2p:to:{fleet.id(1)}", line], fleet.clouds[1].track
+    assert track is not None
+    assert track._abroad is not None
+    flood = subprocess.Popen(
+        [
+            "redis-benchmark", "-p", str(redis_server.port), "-P", "16", "-c", "4", "-q", "-l",
+            "-r", "1000000000", "PUBLISH", *told,
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        until(lambda: float(_info(redis_server, "total_net_input_bytes")) > 1e7)
+        for number in range(200):
+            assert caller.call("callee", number)["op"] == "calling"
+            offer = _offer_from(fleet.callee, "caller")
+            fleet.callee.send("decline", call=offer["call"], reason="no")
+            assert caller.receive() == {"op": "declined", "call": number, "reason": "no"}
+        assert len(track._abroad._guests) <= guests.MAX_OF_A_NODE
+    finally:
+        flood.kill()
+        flood.wait()
+    numbers = iter(range(1, 1000))
+    until(lambda: may_call(fleet, next(numbers)))
+    assert "a fault of ours" not in caplog.text
+
+
+def _info(redis: RedisServer, name: str) -> str:
+    lines = redis.ask("INFO").decode().splitlines()
+    return str(dict(line.split(":", 1) for line in lines if ":" in line)[name])
+
+
+def _offer_from(callee: Client, peer_id: str) -> dict[str, Any]:
+    while (message := callee.receive()).get("from") != peer_id:
+        pass
+    return message

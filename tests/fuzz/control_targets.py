@@ -19,14 +19,17 @@ import gevent
 from gevent import ssl
 
 from kkp2p_compat._errors import BadPacket, KKP2PError
+from kkp2p_compat.cloud import abroad as abroad_module
 from kkp2p_compat.cloud import control_connection, limits, relay, track
+from kkp2p_compat.cloud import nodes as nodes_module
 from kkp2p_compat.cloud.certificate import TLSIdentity
 from kkp2p_compat.cloud.control_connection import ControlConnection, Service
-from kkp2p_compat.cloud.directory import Account, Node, Verifier
+from kkp2p_compat.cloud.directory import Account, Node, Presence, Verifier
 from kkp2p_compat.cloud.directory_local import LocalDirectory
 from kkp2p_compat.cloud.limits import Gatekeeper, Limits
 from kkp2p_compat.cloud.login import Login
-from kkp2p_compat.cloud.nodes import Nodes
+from kkp2p_compat.cloud.messages import Asked
+from kkp2p_compat.cloud.nodes import MAX_NODE_LINE_BYTES, Nodes
 from kkp2p_compat.cloud.route import Route
 from kkp2p_compat.cloud.track import Track
 from kkp2p_compat.cloud.usage import Usage
@@ -41,6 +44,7 @@ __all__ = [
     "ALICE",
     "LINES",
     "MESSAGES",
+    "NODE_LINES",
     "OFFERS",
     "ROUTE_LINES",
     "SCRAM",
@@ -50,6 +54,7 @@ __all__ = [
     "fuzz_lines",
     "fuzz_link",
     "fuzz_login",
+    "fuzz_nodes",
     "fuzz_offers",
     "fuzz_relay_hello",
     "fuzz_route",
@@ -60,6 +65,9 @@ __all__ = [
 ALICE, SECRET = "alice", "fuzz"
 KEY = bytes(32)
 
+
+# Those that go on after a fault.
+FAULTY = (abroad_module, control_connection, limits, nodes_module, relay, track)
 
 log = logging.Logger("fuzz", logging.CRITICAL)
 
@@ -74,7 +82,7 @@ def no_faults_of_ours() -> Iterator[None]:
             faults.append(record)
         return False  # nothing of it is shown
 
-    loggers = [module.log for module in (control_connection, limits, relay, track)]
+    loggers = [module.log for module in FAULTY]
     for logger in loggers:
         logger.addFilter(keep)
     try:
@@ -251,6 +259,115 @@ LINES = [
 ]
 ROUTE_LINES = [
     _line(0x10, "route", v=1, peer=ALICE) + _line(0x11, "beat") + _line(0x10, "route", peer=7),
+]
+
+
+# What nodes tell each other: lines of whoever can write to the directory.
+
+
+class _SharedDirectory(LocalDirectory):
+    """With nobody in it but what a line says, and with no time of its own."""
+
+    is_local = False
+
+    def __init__(self) -> None:
+        super().__init__(None, {})
+        self.sent: list[bytes] = []
+
+    def came(self, presence: Presence, **_: Any) -> None:
+        return None
+
+    def where(self, peer_id: str) -> Presence | None:
+        return Presence(peer_id, NODES[1], 1, "", 1) if peer_id != "nobody" else None
+
+    def send(self, node_id: str, line: bytes) -> None:
+        self.sent.append(line)
+
+
+def fuzz_nodes(data: bytes) -> None:
+    """A piece: one byte (of which node it is, and what happens besides), and a line."""
+    with no_faults_of_ours():
+        _fuzz_nodes(data)
+
+
+def _fuzz_nodes(data: bytes) -> None:
+    gate = Gatekeeper(Limits())
+    directory = _SharedDirectory()
+    nodes, usage = Nodes(directory, Node), Usage(KEY, directory)
+    nodes.living = {name: Node(name) for name in (nodes.id, NODES[0], NODES[1])}
+    service = Track(gate, directory, nodes, [], KEY, usage, [])
+    abroad = service._abroad
+    assert abroad is not None
+    (alice, heard), (caller, _) = (_end(gate, service, f"192.0.2.{n}") for n in (1, 2))
+    alice.known_as.prove(Account(ALICE, Verifier(b"", b"", b"", 1), 0))
+    alice.allow_quiet(60)
+    service._online[ALICE] = alice.known_as
+    caller.known_as.number = 1
+    abroad._carry(caller.known_as, Asked(1, "bob", 60_000, "o", False), (NODES[1], ""))
+    now = time.monotonic()
+    for how, line in _pieces(data):
+        line = line.replace(CALL_ID, _last_call(heard)).replace(SENDER, NODES[how & 1].encode())
+        if how & 2:
+            heard.heard.append(line + b"\n")
+            alice._on_readable()
+        else:
+            nodes.handle_line_untrusted(line)
+        gevent.sleep(0)
+        if how & 4:
+            abroad.node_gone(NODES[how & 1])
+        if how & 8:
+            service.sweep(now := now + 30)
+    for connection in (alice, caller):
+        connection._fail("the end")
+    for name in NODES:
+        abroad.node_gone(name)
+    nodes.living.clear()
+    service.sweep(now + 100)
+    gevent.sleep(0)
+    assert (service.online, service.calls, len(abroad._guests)) == (0, 0, 0)
+    assert not gate.open_calls
+    assert not gate.kept_calls
+    for line in directory.sent:
+        assert len(line) <= MAX_NODE_LINE_BYTES
+        assert json.loads(line)["from"] == nodes.id
+
+
+NODES = ["0123456789abcdef", "fedcba9876543210"]
+SENDER = b"@node@"  # in a line: who it is from
+
+
+def _node_line(how: int, op: str, **fields: Any) -> bytes:
+    return _line(how, op, v=1, **{"from": SENDER.decode()}, **fields)
+
+
+def _of_caller(how: int, op: str, **fields: Any) -> bytes:
+    return _node_line(how, "pass", connection=9, message={"op": op, "call": 3, **fields})
+
+
+def _to_caller(op: str, **fields: Any) -> bytes:
+    return _node_line(0x11, "tell", connection=1, message={"op": op, "call": 1, **fields})
+
+
+_CALL_OF_A_NODE = _node_line(
+    0x10, "call", connection=9, host="192.0.2.9", seen=["192.0.2.9"], peer="bob", online=True,
+    nat={"mapping": "none"}, rtt={"192.0.2.7:3081": 5}, quota=10,
+    message={"op": "call", "call": 3, "to": ALICE, "ms": 9000, "offer": "o", "shows": True},
+)  # fmt: skip
+NODE_LINES = [
+    _CALL_OF_A_NODE
+    + _of_caller(0x10, "trickle", text="t")
+    + _line(0x12, "answer", call="@call@", answer="a")
+    + _of_caller(0x10, "over", path="p2p", ms=5)
+    + _node_line(0x10, "left", connection=9),
+    _CALL_OF_A_NODE + _of_caller(0x10, "here", receipt="A" * 22) + _of_caller(0x18, "cancel"),
+    _to_caller("calling", relay=["192.0.2.1", 2, "token"])
+    + _to_caller("trickle", text="t")
+    + _to_caller("answer", answer="a", seen=["192.0.2.9"])
+    + _node_line(0x15, "tell", connection=1, message={"op": "gone", "peer": "bob"}),
+    _to_caller("declined", reason="busy"),
+    _node_line(0x10, "replaced", peer=ALICE, connection=0, session="s")
+    + _node_line(0x10, "gone", peer="bob", to=ALICE, back=True)
+    + _node_line(0x10, "met", caller="bob", callee=ALICE, calls=["c"]),
 ]
 
 

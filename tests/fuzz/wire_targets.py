@@ -16,6 +16,7 @@ from typing import NamedTuple
 from control_targets import (
     LINES,
     MESSAGES,
+    NODE_LINES,
     OFFERS,
     ROUTE_LINES,
     SCRAM,
@@ -24,6 +25,7 @@ from control_targets import (
     fuzz_lines,
     fuzz_link,
     fuzz_login,
+    fuzz_nodes,
     fuzz_offers,
     fuzz_relay_hello,
     fuzz_route,
@@ -465,6 +467,7 @@ TARGETS = {
     "candidates": Target(fuzz_candidates, [b"host 5 192.0.2.1 9\nsrflx 7 2001:db8::1 10"]),
     "lines": Target(fuzz_lines, [*(line[1:] for line in LINES), *MESSAGES]),
     "track": Target(fuzz_track, LINES),
+    "nodes": Target(fuzz_nodes, NODE_LINES),
     "route": Target(fuzz_route, ROUTE_LINES),
     "login": Target(fuzz_login, SCRAM),
     "link": Target(fuzz_link, MESSAGES),

@@ -175,6 +175,12 @@ class Fleet:
             assert answer["op"] == "welcome", answer
         return client
 
+    def received(self, count: int) -> list[dict[str, Any]]:
+        """So many messages of the callee, which has no more."""
+        found = [self.callee.receive() for _ in range(count)]
+        assert self.callee.ask("beat") == {"op": "beat"}
+        return found
+
     def id(self, node: int) -> str:
         nodes = self.clouds[node].nodes
         assert nodes is not None
