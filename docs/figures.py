@@ -21,7 +21,7 @@ from pictures import Drawing
 PAGE = Path(__file__).with_name("performance.rst")
 FIGURES = PAGE.with_suffix(".json")
 OURS, RELAY, SEALED, LAN = "kkp2p", "kkp2p relay", "kkp2p relay, encrypted", "kkp2p LAN"
-FLOOR, BBR, CUBIC = "floor", "TCP BBR", "TCP CUBIC"
+FLOOR, BBR, CUBIC, SDK = "floor", "TCP BBR", "TCP CUBIC", "C SDK"
 RATE = "one channel, MB/s"
 SENDING, RECEIVING = "CPU s/GB, sending", "CPU s/GB, receiving"
 P50, P99 = "one byte there and back, p50 us", "one byte there and back, p99 us"
@@ -138,7 +138,7 @@ def _aim(aim: Aim) -> tuple[str, str, str, str]:
 
 
 def links() -> str:
-    head = ("Link; in MB/s", "here", BBR, CUBIC, "of BBR", "CPU s/GB: sending, receiving", "C SDK")
+    head = ("Link; in MB/s", "here", BBR, CUBIC, "of BBR", "CPU s/GB: sending, receiving", SDK)
     measured = [name for name in LINKS if name in rows()]
     lines = [_link(name, LINKS[name]) for name in measured]
     return "\n\n".join([_table(head, lines), *(_source(rows()[name]) for name in measured)])
@@ -209,7 +209,7 @@ def _tables(name: str) -> str:
 # The pictures.
 
 BAR, BAR_HEIGHT, LABEL_WIDTH, SIDE_WIDTH = 420, 18, 250, 130
-FILLS = {OURS: "#3b6ea5", RELAY: "#3b6ea5", SEALED: "#7fa3cc"}
+FILLS = {OURS: "#3b6ea5", RELAY: "#3b6ea5", SEALED: "#7fa3cc", SDK: "#e0a458"}
 
 
 class Bar(NamedTuple):
@@ -247,12 +247,18 @@ def draw_links() -> str:
     groups = [
         (
             rows()[name]["title"].removeprefix("one channel over ").partition(", queue")[0],
-            [_bar(side, name, RATE) for side in (OURS, BBR, CUBIC)],
+            [*(_bar(side, name, RATE) for side in (OURS, BBR, CUBIC)), *_bars_of_sdk(name)],
         )
         for name in LINKS
         if name in rows()
     ]
     return _draw("One channel over emulated links, MB/s: median (least to greatest)", groups)
+
+
+def _bars_of_sdk(name: str) -> list[Bar]:
+    """None where it was not measured."""
+    rate = LINKS[name].rpartition(" ")[2]
+    return [Bar(SDK, float(rate), LINKS[name])] if rate != "-" else []
 
 
 def draw_trips() -> str:
