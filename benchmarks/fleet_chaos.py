@@ -261,7 +261,8 @@ class Fleet:
 
 
 def _redis_options(host: SwitchHost, master: str) -> list[str]:
-    options = ["--port", REDIS_PORT, "--protected-mode", "no", "--save", "", "--dir", "."]
+    # A master that forgot the accounts when it is killed would have its replica forget them, too.
+    options = ["--port", REDIS_PORT, "--protected-mode", "no", "--appendonly", "yes", "--dir", "."]
     options += ["--repl-diskless-sync-delay", "0"]
     return options if host.address == master else [*options, "--replicaof", master, REDIS_PORT]
 

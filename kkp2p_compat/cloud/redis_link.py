@@ -23,6 +23,7 @@ from gevent.event import AsyncResult, Event
 from redis import exceptions
 from redis.connection import Connection
 
+from .._address import HostPort, text_of
 from ..control.backoff import Backoff
 from .counts import Spread
 from .directory import DirectoryAway
@@ -40,6 +41,7 @@ BATCH = 512  # commands that are sent together; a request of more is not divided
 MAX_WAITING = 20_000  # requests; what comes when there are so many fails
 HEAR_S = 0.005  # what is heard without a pause: others may notice that much
 PING_EVERY_S = 5.0  # where nothing is heard
+WATCH_EVERY_S = 1.0  # a sentinel is asked where the master is
 RETRY_S, RETRY_MOST_S = 0.05, 1.0  # pauses before a connection is tried again
 LATENCY_BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
@@ -150,13 +152,16 @@ class RedisLink:
 
     def _run(self, connections: list[Connection]) -> None:
         while True:
-            hearing = [gevent.spawn(self._hear, heard) for heard in connections[1:]]
+            others = [gevent.spawn(self._hear, heard) for heard in connections[1:]]
+            if self.place.name:
+                where = connections[0].host, connections[0].port
+                others.append(gevent.spawn(self._watch, where))
             try:
                 self._speak(connections[0])
             except FAULTS as error:
                 self._set_away(error)
             finally:
-                gevent.killall(hearing)
+                gevent.killall(others)
                 for connection in connections:
                     connection.disconnect()
             connections = self._reconnect()
@@ -283,8 +288,11 @@ class RedisLink:
                     gevent.sleep(0)
                     since = time.monotonic()
         except FAULTS as error:
-            self._broken = error
-            self._wake.set()
+            self._break(error)
+
+    def _break(self, error: Exception) -> None:
+        self._broken = error
+        self._wake.set()
 
     def _next_message(self, connection: Connection) -> Any:
         for is_last_try in (False, True):
@@ -301,6 +309,23 @@ class RedisLink:
                 self._on_message(channel, payload)
         except Exception:
             log.exception("a message on %s", channel)
+
+    # The greenlet that asks the sentinels.
+
+    def _watch(self, where: HostPort) -> None:
+        """Leave a Redis that the sentinels have replaced.
+
+        It takes itself for the master for some seconds more, if it is alive: so long nodes that
+        went on with it would hear nothing of those that have come to the new one.
+        """
+        master = where
+        while master == where:
+            gevent.sleep(WATCH_EVERY_S)
+            try:
+                master = self.place.find_master()
+            except FAULTS as error:
+                log.info("where the master is, nobody says: %s", error)  # so it is where it was
+        self._break(OSError(f"the master is {text_of(master)} now"))
 
 
 def _read(connection: Connection) -> Reply:

@@ -126,7 +126,7 @@ class RedisPlace:
         ``silence_s``: how long an answer may take.
         """
         with gevent.Timeout(REDIS_TIMEOUT_S, TimeoutError("Redis does not answer")):
-            where = self._find_master() if self.name else (*self.hosts, ("", 0))[0]
+            where = self.find_master() if self.name else (*self.hosts, ("", 0))[0]
             connection = self._open(
                 where, silence_s, db=self.database, username=self.username, password=self.password
             )
@@ -169,8 +169,8 @@ class RedisPlace:
             **settings,
         )
 
-    def _find_master(self) -> HostPort:
-        """As the first sentinel says that answers."""
+    def find_master(self) -> HostPort:
+        """As the first sentinel says that answers; raises one of FAULTS."""
         problems = []
         for sentinel in self.hosts:
             try:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import gevent
 import pytest
@@ -15,7 +16,8 @@ from gevent.event import Event
 from redis import exceptions
 
 from helpers.cloud_client import until
-from helpers.redis_server import RedisServer, SentinelFleet
+from helpers.redis_server import HOST, RedisServer, SentinelFleet
+from helpers.support import PATIENCE_S
 from kkp2p_compat.cloud import directory_redis, redis_link
 from kkp2p_compat.cloud.certificate import load_identity
 from kkp2p_compat.cloud.directory import (
@@ -440,6 +442,43 @@ def test_a_master_that_was_deposed_while_we_are_connected(
     until(lambda: one.away_since is not None)
     redis_server.ask("REPLICAOF", "NO", "ONE")
     assert back.wait(10)
+    assert one.came(_at(ONE)) is None
+
+
+def test_a_master_that_lives_on_when_another_has_taken_its_place(
+    start_redis: Callable[..., RedisServer], open_node: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would take what we write, and nobody who is at the new one would hear of it."""
+    old, new = start_redis(), start_redis()
+    master = [old]
+    monkeypatch.setattr(redis_link, "WATCH_EVERY_S", 0.02)
+    monkeypatch.setattr(RedisPlace, "find_master", lambda _: (HOST, master[0].port))
+    one, back = open_node(f"redis+sentinel://{HOST}/fleet"), Event()
+    one.on_back = back.set
+    master[0] = new
+    assert back.wait(PATIENCE_S)
+    one.lease(ONE)
+    assert one.came(_at(ONE)) is None
+    assert new.ask("EXISTS", "kkp2p:peer:alice") == 1
+    assert old.ask("EXISTS", "kkp2p:peer:alice") == 0
+
+
+def test_a_master_is_kept_while_no_sentinel_answers(
+    start_redis: Callable[..., RedisServer], open_node: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, asked, tries = start_redis(), Event(), itertools.count()
+    monkeypatch.setattr(redis_link, "WATCH_EVERY_S", 0.02)
+    monkeypatch.setattr(RedisPlace, "find_master", lambda _: (HOST, old.port))
+    one = open_node(f"redis+sentinel://{HOST}/fleet")
+
+    def find_none(_: RedisPlace) -> NoReturn:
+        if next(tries) == 2:
+            asked.set()
+        raise OSError("no sentinel")
+
+    monkeypatch.setattr(RedisPlace, "find_master", find_none)
+    assert asked.wait(PATIENCE_S)
+    assert one.away_since is None
     assert one.came(_at(ONE)) is None
 
 
