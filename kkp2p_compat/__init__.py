@@ -5,7 +5,8 @@ under its full name, with the same order of arguments, in/out arguments and inte
 
     import kkp2p_compat as kkp2p
 
-No function raises for bad input: it returns the C code, logs why, and ``error_no`` has the code.
+No function raises for bad input: it returns the C code, ``error_no`` has the code, and
+``error_text`` and the log say why.
 (An exception that the *caller* raises in a waiting greenlet, such as its own ``gevent.Timeout``,
 passes.)  Times are in milliseconds.  A call that waits in a greenlet lets the others of its thread
 go on; in a plain thread it blocks.  docs/porting.rst has each C function beside its Python line.
@@ -13,7 +14,6 @@ go on; in a plain thread it blocks.  docs/porting.rst has each C function beside
 
 from __future__ import annotations
 
-import dataclasses
 import hmac
 from typing import Any
 
@@ -21,7 +21,7 @@ import gevent
 
 from . import _io
 from ._api_checks import (
-    check_callers,
+    check_conf,
     check_context,
     check_engine,
     check_fd,
@@ -34,8 +34,9 @@ from ._api_checks import (
     check_value,
 )
 from ._api_outcome import api as _api
-from ._api_outcome import error_no
+from ._api_outcome import error_no, error_text
 from ._api_outcome import fail_with as _fail
+from ._api_outcome import note as _note
 from ._codes import *  # noqa: F403 - the constants are API
 from ._codes import (
     CONNECT_P2P,
@@ -50,7 +51,6 @@ from ._errors import KKP2PError, ParameterError
 from ._login import set_login
 from ._structs import channel_stats_t, channel_t, connect_cb, connect_ctx_t, engine_conf_t
 from ._version import __version__
-from .control.trust import parse_fingerprints
 from .engine.channels.kinds import Channel
 from .engine.channels.stats import channel_stats as _channel_stats
 from .engine.channels.table import DESCRIPTORS as _DESCRIPTORS
@@ -61,7 +61,7 @@ from .transport.udp.messages import MAX_MESSAGE_BYTES as _MAX_MESSAGE_BYTES
 __all__ = [
     "__version__", "abort_fd", "accept", "channel_stats", "channel_stats_t", "channel_t",
     "close_channel", "close_fd", "connect", "connect_cb", "connect_ctx_t", "engine_conf_t",
-    "engine_destroy", "engine_init", "engine_t", "error_no",
+    "engine_destroy", "engine_init", "engine_t", "error_no", "error_text",
     "get_domainip", "hmac_sha1", "join_lan", "join_net", "lan_search", "listen_fd", "log_destroy",
     "log_init", "log_switch_level", "proxy_address", "read", "sdk_version", "set_login",
     "start_proxy", "start_proxy_udp", "stop_proxy", "switch_log_level", "write",
@@ -98,26 +98,7 @@ def engine_init(conf: engine_conf_t, timeout: int) -> engine_t | None:
     cloud that does not answer is no error: logging in is tried again and again.
     C: ``kkp2p_engine_init``.
     """
-    conf = dataclasses.replace(check_type(conf, engine_conf_t, "conf"))
-    timeout_s = check_timeout(timeout)
-    if conf.login_domain is not None:
-        conf.login_domain = check_text(conf.login_domain, "login_domain")
-        check_value(conf.login_port, 1, 65535, "login_port")
-    check_value(conf.lan_search_port, 0, 65535, "lan_search_port")
-    check_value(conf.max_log_size, 0, 2**63 - 1, "max_log_size")
-    for name in ("log_path", "login_ca", "identity", "known_peers", "pin"):
-        if getattr(conf, name) is not None:
-            setattr(conf, name, check_text(getattr(conf, name), name))
-    check_value(conf.tcp_only, 0, 1, "tcp_only")
-    for name in ("stun_servers", "https_proxy"):
-        value = getattr(conf, name)
-        if value is not None:  # empty: none
-            setattr(conf, name, check_text(value, name) if value not in ("", b"") else "")
-    conf.callers = check_callers(conf.callers)
-    if conf.login_fingerprint is not None:
-        conf.login_fingerprint = check_text(conf.login_fingerprint, "login_fingerprint")
-        parse_fingerprints(conf.login_fingerprint)  # likewise
-    return engine_t(conf, timeout_s)
+    return engine_t(check_conf(conf), check_timeout(timeout))
 
 
 @_api(None)
@@ -145,8 +126,9 @@ def switch_log_level(engine: engine_t, level: int) -> None:
 def log_init(callback: _log.LogCallback, param: Any, level: int) -> int:
     """From now on every engine logs to ``callback(text, length, param)`` and not to its file.
 
-    ``level``: as for switch_log_level.  The callback runs on a thread of the SDK, one line at a
-    time.  Returns 0, -106.  C: ``kkp2p_log_init`` (v2).
+    ``level``: as for switch_log_level.  ``length``: bytes of the text as UTF-8.  The callback runs
+    on a thread of the SDK, one line at a time; what it returns means nothing (in C, too, where it
+    is an int).  Returns 0, -106.  C: ``kkp2p_log_init`` (v2).
     """
     if not callable(callback):
         raise ParameterError("callback is not callable")
@@ -249,7 +231,8 @@ def connect(engine: engine_t, ctx: connect_ctx_t, channel: channel_t | None) -> 
 
     With ``ctx.func`` set it returns at once, and ``func(result, channel, ctx.func_param)`` is
     called when the connect is over: in a new greenlet of the calling thread if that has a gevent
-    hub, else on a thread of the SDK.  ``channel`` may then be None.
+    hub, else on a thread of the SDK.  ``channel`` may then be None.  A failure's ``result`` is -1,
+    as in C; in the callback error_no has its code, and error_text says why.
     Returns 0, -109 (not within ctx.timeout ms, or not online), -108 (the peer refuses), -107 (a
     limit of the cloud, or the connection broke), -110, -111 (not the known key of the peer), -117
     (another login under our id ended ours), -119 (no descriptors), -106, -1.  C: ``kkp2p_connect``.
@@ -287,9 +270,11 @@ def _connect(engine: engine_t, ctx: connect_ctx_t, channel: channel_t | None, la
 
     def done(result: Channel | KKP2PError) -> None:
         if isinstance(result, KKP2PError):
+            _note(result)
             func(KKP2P_ERROR, target, param)  # C's callback gets -1, whatever it was
         else:
             result.describe(target)
+            _note(None)
             func(KKP2P_SUCCESS, target, param)
 
     if not _io.in_greenlet_world():
@@ -317,8 +302,8 @@ def start_proxy(engine: engine_t, ip: str, port: int, ctx: connect_ctx_t, proxy_
     Returns 0, -113 (it cannot listen there), -110, -106.  C: ``kkp2p_start_proxy``.
     """
     check_engine(engine)
-    ctx = check_proxy(ctx, ip, port, proxy_id, KKP2P_TCP_CHANNEL)
-    proxy_id.value = engine.start_proxy(check_text(ip, "ip"), port, ctx).proxy_id
+    ctx, ip = check_proxy(ctx, ip, port, proxy_id, KKP2P_TCP_CHANNEL)
+    proxy_id.value = engine.start_proxy(ip, port, ctx).proxy_id
     return KKP2P_SUCCESS
 
 
@@ -329,9 +314,9 @@ def start_proxy_udp(engine: engine_t, ip: str, port: int, ctx: connect_ctx_t, pr
     ctx.channel_type: KKP2P_UDP_CHANNEL, or a zeroed struct's.  C: ``kkp2p_start_proxy_udp``.
     """
     check_engine(engine)
-    ctx = check_proxy(ctx, ip, port, proxy_id, KKP2P_UDP_CHANNEL)
+    ctx, ip = check_proxy(ctx, ip, port, proxy_id, KKP2P_UDP_CHANNEL)
     ctx.channel_type = KKP2P_UDP_CHANNEL
-    proxy_id.value = engine.start_proxy(check_text(ip, "ip"), port, ctx).proxy_id
+    proxy_id.value = engine.start_proxy(ip, port, ctx).proxy_id
     return KKP2P_SUCCESS
 
 
@@ -367,10 +352,10 @@ def read(fd: int, buff: Any, length: int, timeout: int) -> int:
     try:
         count = _io.receive(check_fd(fd), view, length, timeout_s)
     except OSError as error:
-        return _fail(_DESCRIPTORS.failure_code(fd, error))
+        return _fail(_DESCRIPTORS.failure(fd, error))
     if count is None:
         return 0
-    return count or _fail(_DESCRIPTORS.failure_code(fd, None))
+    return count or _fail(_DESCRIPTORS.failure(fd, None))
 
 
 @_api(...)
@@ -392,7 +377,7 @@ def write(fd: int, buff: Any, length: int, timeout: int) -> int:
         source = buff if isinstance(buff, bytes) else view
         count = _io.send(check_fd(fd), source, length, timeout_s)
     except OSError as error:
-        return _fail(_DESCRIPTORS.failure_code(fd, error))
+        return _fail(_DESCRIPTORS.failure(fd, error))
     return count or 0
 
 

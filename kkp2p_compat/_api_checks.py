@@ -15,12 +15,13 @@ from ._codes import (
 )
 from ._errors import BadPacket, EngineClosed, KKP2PError, ParameterError
 from ._peer_id import is_peer_id
-from ._structs import connect_ctx_t
+from ._structs import connect_ctx_t, engine_conf_t
 from .control.callers import Callers
+from .control.trust import parse_fingerprints
 from .engine.engine import Engine
 
 __all__ = [
-    "check_callers", "check_context", "check_engine", "check_fd", "check_length", "check_peer_id",
+    "check_conf", "check_context", "check_engine", "check_fd", "check_length", "check_peer_id",
     "check_proxy", "check_text", "check_timeout", "check_type", "check_value",
 ]  # fmt: skip
 
@@ -61,36 +62,65 @@ def check_timeout(value: Any) -> float:
     return check_value(value, 0, MAX_TIMEOUT_MS, "timeout") / 1000
 
 
-def check_text(value: Any, name: str) -> str:
-    if isinstance(value, bytes):
+def _as_text(value: Any, name: str, code: int = KKP2P_ERROR_PARAMETER) -> str:
+    """The one place where bytes become text.
+
+    A program that was written for C has an id, an address or a secret as it came from a socket, so
+    bytes will do wherever text will.  They are UTF-8, without the zero byte that ends C's strings.
+    """
+    if isinstance(value, bytes | bytearray | memoryview):
         try:
-            value = value.decode()
-        except UnicodeDecodeError as error:
-            raise ParameterError(f"{name} is not UTF-8") from error
-    value = check_type(value, str, name)
+            return bytes(value).decode()
+        except ValueError as error:  # also of a memoryview that was released
+            raise KKP2PError(f"{name} is not UTF-8", code) from error
+    return check_type(value, str, name)
+
+
+def check_text(value: Any, name: str) -> str:
+    text = _as_text(value, name)
     try:
-        valid = value != "" and b"\0" not in os.fsencode(value)
+        valid = text != "" and b"\0" not in os.fsencode(text)
     except UnicodeEncodeError:
         valid = False
     if not valid:
         raise ParameterError(f"{name} is empty, or contains an invalid character")
-    return value
+    return text
 
 
 def check_peer_id(value: Any) -> str:
     """1 to 32 printable ASCII characters without spaces."""
-    if isinstance(value, bytes):
-        value = value.decode("latin-1")
-    value = check_type(value, str, "peer_id")
-    if not is_peer_id(value):
+    text = _as_text(value, "peer_id", KKP2P_ERROR_INVALID_PEER_ID)
+    if not is_peer_id(text):
         raise KKP2PError(
-            f"peer_id {value[:100]!r} is not 1 to {MAX_PEER_ID} printable ASCII characters",
+            f"peer_id {text[:100]!r} is not 1 to {MAX_PEER_ID} printable ASCII characters",
             KKP2P_ERROR_INVALID_PEER_ID,
         )
-    return value
+    return text
 
 
-def check_callers(value: Any) -> str | None:
+def check_conf(conf: Any) -> engine_conf_t:
+    """A copy, in which all text is text."""
+    conf = dataclasses.replace(check_type(conf, engine_conf_t, "conf"))
+    for name in ("login_domain", "log_path", "login_ca", "identity", "known_peers", "pin"):
+        if getattr(conf, name) is not None:
+            setattr(conf, name, check_text(getattr(conf, name), name))
+    if conf.login_domain is not None:
+        check_value(conf.login_port, 1, 65535, "login_port")
+    check_value(conf.lan_search_port, 0, 65535, "lan_search_port")
+    check_value(conf.max_log_size, 0, 2**63 - 1, "max_log_size")
+    check_value(conf.tcp_only, 0, 1, "tcp_only")
+    for name in ("stun_servers", "https_proxy"):
+        value = getattr(conf, name)
+        if value is not None:  # empty: none
+            setattr(conf, name, check_text(value, name) if value not in ("", b"") else "")
+    conf.callers = _check_callers(conf.callers)
+    if conf.login_fingerprint is not None:
+        conf.login_fingerprint = check_text(conf.login_fingerprint, "login_fingerprint")
+        parse_fingerprints(conf.login_fingerprint)
+    return conf
+
+
+def _check_callers(value: Any) -> str | None:
     """Of engine_conf_t."""
     if value is None:
         return None
@@ -129,10 +159,14 @@ def check_context(ctx: Any) -> connect_ctx_t:
     return ctx
 
 
-def check_proxy(ctx: Any, ip: Any, port: Any, proxy_id: Any, types: int) -> connect_ctx_t:
-    """What both kinds of proxy are given; ``types``: the highest channel_type.  Returns a copy."""
-    ctx = check_context(ctx)
-    check_text(ip, "ip")
+def check_proxy(
+    ctx: Any, ip: Any, port: Any, proxy_id: Any, types: int
+) -> tuple[connect_ctx_t, str]:
+    """What both kinds of proxy are given; ``types``: the highest channel_type.
+
+    Returns a copy of ctx, and ip as text.
+    """
+    ctx, ip = check_context(ctx), check_text(ip, "ip")
     check_value(port, 0, 65535, "port")
     check_value(ctx.timeout, 1, MAX_TIMEOUT_MS, "ctx.timeout")
     check_value(ctx.channel_type, 0, types, "ctx.channel_type")
@@ -143,4 +177,4 @@ def check_proxy(ctx: Any, ip: Any, port: Any, proxy_id: Any, types: int) -> conn
         proxy_id.value = 0  # fails here rather than with a proxy under way
     except (AttributeError, TypeError) as error:
         raise ParameterError(f"proxy_id: {error}") from error
-    return ctx
+    return ctx, ip

@@ -8,17 +8,24 @@ from typing import Any, ParamSpec, TypeVar
 
 from gevent.local import local
 
-from ._codes import CODE_NAMES, KKP2P_ERROR, KKP2P_ERROR_SYSTEM_INTERNAL, KKP2P_SUCCESS
+from ._codes import (
+    CODE_NAMES,
+    KKP2P_ERROR,
+    KKP2P_ERROR_OUT_OF_MEMORY,
+    KKP2P_ERROR_SYSTEM_INTERNAL,
+    KKP2P_SUCCESS,
+)
 from ._errors import KKP2PError
 from .engine.engine import Engine
 from .engine.runtime.log import log_without_engine
 
-__all__ = ["api", "error_no", "fail_with"]
+__all__ = ["api", "error_no", "error_text", "fail_with", "note"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_last = local()  # per greenlet, and per thread
+_SUCCESS = KKP2P_SUCCESS, ""
+_last = local()  # per greenlet, and per thread: ``outcome``, a code and its reason
 
 
 def api(failed: Any) -> Callable[[Callable[P, T]], Callable[P, T]]:
@@ -28,17 +35,15 @@ def api(failed: Any) -> Callable[[Callable[P, T]], Callable[P, T]]:
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> T:
             try:
-                _last.code = KKP2P_SUCCESS
-                result = function(*args, **kwargs)
-                if isinstance(result, int) and result < 0:
-                    # ``read`` and ``write`` have set the code that C's -1 does not show.
-                    _last.code = _last.code or result
-                return result
+                _last.outcome = _SUCCESS
+                return function(*args, **kwargs)
             except KKP2PError as error:
                 code, reason = error.code, str(error)
+            except MemoryError:
+                code, reason = KKP2P_ERROR_OUT_OF_MEMORY, "out of memory"
             except Exception as error:  # noqa: BLE001 - a bug of ours: C has a code for it
                 code, reason = KKP2P_ERROR_SYSTEM_INTERNAL, f"internal error: {error!r}"
-            _last.code = code
+            _last.outcome = code, reason
             name, engine = function.__name__, args[0] if args else None
             text = f"{name}: {CODE_NAMES.get(code, code)}: {reason}"
             if isinstance(engine, Engine) and engine.thread.usable:
@@ -56,13 +61,28 @@ def error_no() -> int:
     """The code of the last call that this greenlet (or thread) made; 0: it succeeded.
 
     It is what the call returned, except after a ``read`` or ``write`` that returned -1: then it is
-    -108 (the peer has ended in order), -107 (the channel was cut) or -1 (not an open socket).
+    -108 (the peer has ended in order), -107 (the channel was cut) or -1 (not an open socket).  In a
+    callback of ``connect`` that gets -1 it says which error it was.
     C: ``kkp2p_error_no`` (v2), which is about engine_init only.
     """
-    return getattr(_last, "code", KKP2P_SUCCESS)
+    return getattr(_last, "outcome", _SUCCESS)[0]
 
 
-def fail_with(code: int) -> int:
+def error_text() -> str:
+    """Why that call failed, in one sentence: the one that the log has; "": it succeeded.
+
+    It belongs to what error_no returns, so it is also there in a callback of ``connect``.  It is
+    for people: programs decide by the code, as the words may change.  Not in C.
+    """
+    return getattr(_last, "outcome", _SUCCESS)[1]
+
+
+def note(error: KKP2PError | None) -> None:
+    """What error_no and error_text shall say in this greenlet or thread; None: it went well."""
+    _last.outcome = _SUCCESS if error is None else (error.code, str(error))
+
+
+def fail_with(error: KKP2PError) -> int:
     """C's -1, for every end of a channel; error_no has the code that says which it was."""
-    _last.code = code
+    note(error)
     return KKP2P_ERROR

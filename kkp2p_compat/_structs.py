@@ -1,7 +1,8 @@
 """The structs of the C SDK, under their C names, fields in C's order.
 
 A struct made without arguments is all zeroes, as after C's ``memset``.  ``peer_id`` and the paths
-are ``str``; functions that take them also take ``bytes``.
+are ``str``; wherever the API takes text it also takes bytes, as they come from a socket: UTF-8,
+without the zero byte that ends C's strings.
 """
 
 from __future__ import annotations

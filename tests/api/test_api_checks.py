@@ -109,6 +109,7 @@ def check(name: str, *args: Any) -> None:
         assert type(result) is int
         assert result >= 0 or result in CODES
         assert code == min(result, 0)
+    assert bool(kkp2p.error_text()) == (code != 0)
     assert code != kkp2p.KKP2P_ERROR_SYSTEM_INTERNAL or "Hostile" in repr_types(args), args
 
 
@@ -120,7 +121,7 @@ def repr_types(values: Any) -> str:
     return " ".join(found)
 
 
-SAFE = [name for name in FUNCTIONS if name != "error_no"]
+SAFE = [name for name in FUNCTIONS if name not in ("error_no", "error_text")]
 
 
 @pytest.mark.parametrize("name", SAFE)
@@ -190,7 +191,8 @@ def test_a_dead_engine_and_none(name: str, dead_engine: kkp2p.engine_t) -> None:
     ("peer_id", "code"),
     [
         ("", -110), ("x" * 33, -110), ("a b", -110), ("a\n", -110), ("\u00e9", -110),
-        (b"\xff", -110),
+        (b"\xff", -110), (b"alice\0", -110), (bytearray(b"alice"), -109),
+        (memoryview(b"alice!")[:5], -109), (memoryview(b"\xff"), -110),
         (5, -106), (None, -106), ("x" * 32, -109), (b"alice", -109), ("!~", -109),
     ],
 )  # fmt: skip
@@ -266,9 +268,16 @@ def text_calls(lan_port: int) -> dict[str, Callable[[kkp2p.engine_t, Callable[[s
 def test_bytes_will_do_for_every_text(
     make_engine: Callable[..., kkp2p.engine_t], lan_port: int, name: str
 ) -> None:
+    """Of each kind that a program has that reads from a socket."""
     call, engine = text_calls(lan_port)[name], make_engine(lan_search_port=lan_port)
-    assert call(engine, str.encode) == call(engine, str)
-    assert kkp2p.error_no() != -105
+    expected = call(engine, str)
+    for as_bytes in (
+        str.encode,
+        lambda text: bytearray(text, "utf-8"),
+        lambda text: memoryview(text.encode()),
+    ):
+        assert call(engine, as_bytes) == expected
+        assert kkp2p.error_no() != -105
 
 
 @pytest.mark.usefixtures("on_loopback")
@@ -360,7 +369,7 @@ def test_numbers_too_long_to_print(lone_engine: kkp2p.engine_t) -> None:
     assert kkp2p.error_no() == -106
 
 
-@pytest.mark.parametrize("path", ["\ud800", "a\0b", b"\xff", ""])
+@pytest.mark.parametrize("path", ["\ud800", "a\0b", b"\xff", b"a\0", memoryview(b"\xff"), ""])
 def test_paths_that_are_none(engine_conf: Callable[..., Any], path: object) -> None:
     assert kkp2p.engine_init(engine_conf(log_path=path), 0) is None
     assert kkp2p.error_no() == -106
@@ -422,14 +431,13 @@ def test_hmac_sha1() -> None:
     assert digest.hex() == "effcdf6ae5eb2fa2d27416d5f184df9c259a7c79"
 
 
-def test_error_no_is_each_greenlet_s_own() -> None:
-    import gevent
+def test_memory_that_there_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    def digest(*_: object) -> bytes:
+        raise MemoryError
 
-    kkp2p.read(-1, bytearray(1), 1, 0)
-    assert kkp2p.error_no() == -1
-    assert gevent.spawn(kkp2p.error_no).get() == 0
-    kkp2p.sdk_version(None, 0)
-    assert kkp2p.error_no() == 0
+    monkeypatch.setattr(kkp2p.hmac, "digest", digest)  # type: ignore[attr-defined]
+    assert kkp2p.hmac_sha1(b"", b"") == b""
+    assert (kkp2p.error_no(), kkp2p.error_text()) == (-118, "out of memory")
 
 
 def test_a_wrong_number_of_arguments_is_bad_input_too() -> None:

@@ -68,6 +68,7 @@ OURS = {  # not in C
     "abort_fd": ["fd"],
     "proxy_address": ["engine", "proxy_id"],
     "channel_stats": ["engine", "channel_id"],
+    "error_text": [],
     "set_login": ["conf", "login"],
 }
 

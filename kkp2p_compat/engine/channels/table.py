@@ -11,14 +11,9 @@ import os
 import random
 from collections.abc import Iterator, Mapping
 
-from ..._codes import (
-    KKP2P_ERROR,
-    KKP2P_ERROR_CONN_DISCONNECT,
-    KKP2P_ERROR_OTHER_DISCONNECT,
-    KKP2P_UDP_CHANNEL,
-)
+from ..._codes import KKP2P_UDP_CHANNEL
 from ..._descriptors import close, fork_safe_lock
-from ..._errors import ParameterError
+from ..._errors import CallRefused, KKP2PError, LinkLost, ParameterError
 from ..links.background import Background
 from ..links.streams import OpenStream
 from .kinds import Channel, make_channel
@@ -86,7 +81,7 @@ class DescriptorTable:
             close(fd)
         return channel is not None
 
-    def failure_code(self, fd: int, error: OSError | None) -> int:
+    def failure(self, fd: int, error: OSError | None) -> KKP2PError:
         """For error_no, after a read or write that failed; no ``error``: at the end of the stream.
 
         -108: the peer has ended in order; -107: the channel was cut; -1: not an open socket.
@@ -101,8 +96,10 @@ class DescriptorTable:
             if channel is not None:
                 channel.handle_error(error)
         else:
-            return KKP2P_ERROR
-        return KKP2P_ERROR_CONN_DISCONNECT if was_cut else KKP2P_ERROR_OTHER_DISCONNECT
+            return KKP2PError(f"descriptor {fd}: {error.strerror}")
+        if was_cut:
+            return LinkLost(f"the channel was cut: {error if channel is None else channel.broken}")
+        return CallRefused("the peer has closed" if error else "the peer has sent all")
 
 
 def _if_its_own(channel: Channel | None) -> Channel | None:

@@ -31,7 +31,7 @@ _LEVELS = (logging.CRITICAL + 1, logging.ERROR, logging.WARNING, logging.INFO, l
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)  # it may pass: no reason to be without an engine
 
-LogCallback = Callable[[str, int, Any], object]
+LogCallback = Callable[[str, int, Any], object]  # C's returns an int, which means nothing
 
 
 def _working_folder() -> str:
@@ -106,7 +106,8 @@ class _ProcessLog:
             return False
         runner, callback, param = sink
         line = format_line(record)
-        return runner.submit(callback, line, len(line), param)
+        length = len(line.encode(errors="backslashreplace"))  # as C counts, and as the file has it
+        return runner.submit(callback, line, length, param)
 
 
 _process = _ProcessLog()

@@ -193,7 +193,7 @@ def test_the_callback_gets_all_and_the_file_nothing(engine_conf: Conf, tmp_path:
     kkp2p.engine_destroy(engine)
     assert not (tmp_path / LOG_FILE).exists()
     wait_for(lambda: bool(got) and "destroyed" in got[-1][0])
-    assert all(length == len(line) and given is param for line, length, given in got)
+    assert all(length == len(line.encode()) and given is param for line, length, given in got)
     everything = "\n".join(line for line, *_ in got)
     for part in ("engine started", "\u00e9\u00e8", "join_lan", "accept"):
         assert part in everything
