@@ -176,6 +176,7 @@ def _text(event: dict[str, Any]) -> str:
     text += f", {event['bytes_sent']:,} bytes to the peer, {event['bytes_received']:,} from it, "
     if "datagrams_sent" in event:
         text += f"in {event['datagrams_sent']:,} and {event['datagrams_received']:,} datagrams, "
+        text += "".join(f"{n:,} lost ({why}), " for why, n in event["datagrams_lost"].items())
     return f"{text}{event['age_s']:.1f} s"
 
 
@@ -210,6 +211,7 @@ class Watch:
             if self._is_udp:
                 event["datagrams_sent"] = proxied.datagrams_sent
                 event["datagrams_received"] = proxied.datagrams_received
+                event["datagrams_lost"] = dict(proxied.datagrams_lost)
         event["age_s"] = time.monotonic() - proxied.began_at
         timeline = proxied.timeline
         if self._explains and timeline is not None and timeline is not self._explained:

@@ -15,7 +15,7 @@ import pytest
 from gevent import socket
 
 from helpers.support import ROOT, SECRET, CloudProcess, Program
-from helpers.tool_process import StartTool, Tool, start_tool
+from helpers.tool_process import StartTool, Tool, all_paths, start_tool
 from kkp2p_compat.cli import proxy as proxy_module
 
 __all__ = ["start_tool"]
@@ -56,16 +56,7 @@ def login(cloud: CloudProcess) -> str:
     return f"127.0.0.1:{cloud.port}"
 
 
-# options, path
-PATHS = {
-    "p2p": (["--mode", "p2p"], "p2p"),
-    "auto": ([], "p2p"),
-    "relay": (["--mode", "relay"], "relay"),
-    "sealed": (["--mode", "relay", "--encrypt"], "relay"),
-}
-
-
-@pytest.mark.parametrize(("options", "path"), PATHS.values(), ids=list(PATHS))
+@all_paths
 def test_a_line_for_each_connection(
     cloud: CloudProcess, server: Program, start_tool: StartTool, options: list[str], path: str
 ) -> None:

@@ -19,7 +19,9 @@ from gevent import socket
 
 import kkp2p_compat as kkp2p
 from helpers.support import ENVIRONMENT, SECRET, CloudProcess, listen
-from helpers.tool_process import StartTool, Tool, start_tool
+from helpers.tool_process import StartTool, Tool, all_paths, start_tool
+from kkp2p_compat.cli._forward import Report, Watch
+from kkp2p_compat.engine.proxy.proxied import Proxied
 
 __all__ = ["start_tool"]
 
@@ -103,15 +105,8 @@ def proxy(cloud: CloudProcess, start_tool: StartTool) -> Callable[..., tuple[Too
 Publish = Callable[..., Tool]
 StartProxy = Callable[..., tuple[Tool, int]]
 
-PATHS = {
-    "p2p": (["--mode", "p2p"], "p2p"),
-    "auto": ([], "p2p"),
-    "relay": (["--mode", "relay"], "relay"),
-    "sealed": (["--mode", "relay", "--encrypt"], "relay"),
-}
 
-
-@pytest.mark.parametrize(("options", "path"), PATHS.values(), ids=list(PATHS))
+@all_paths
 def test_a_port_is_reached_by_a_peer_id(
     publish: Publish, proxy: StartProxy, echo_port: int, options: list[str], path: str
 ) -> None:
@@ -370,7 +365,26 @@ def test_datagrams(publish: Publish, proxy: StartProxy) -> None:
     events = [publisher.event() for _ in range(4)]
     ended = [event for event in events if event["event"] == "ended"]
     assert [(e["datagrams_sent"], e["datagrams_received"]) for e in ended] == [(1, 1), (1, 1)]
+    assert [e["datagrams_lost"] for e in ended] == [{}, {}]
     assert {e["port"] for e in ended} == {source[1] for source in sources}
+
+
+def test_datagrams_that_are_lost_are_told_in_the_last_line() -> None:
+    proxied = Proxied("bob", "connection 1", 0)
+    proxied.path, proxied.over, proxied.target = "p2p", True, "127.0.0.1:53"
+    proxied.datagrams_sent, proxied.datagrams_received = 1, 2000
+    proxied.datagrams_lost.update({"ECONNREFUSED": 1500, "the socket is full": 2})
+    report = Report("publish", False, None)
+    told: list[str] = []
+    report._print = told.append  # type: ignore[method-assign]
+    try:
+        Watch(report, False, True)(proxied)
+        report.show_all()
+    finally:
+        report.close()
+    assert (
+        " in 1 and 2,000 datagrams, 1,500 lost (ECONNREFUSED), 2 lost (the socket is full), "
+    ) in told[0]
 
 
 def test_a_channel_of_the_other_kind(publish: Publish, proxy: StartProxy, echo_port: int) -> None:

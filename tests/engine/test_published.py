@@ -15,6 +15,7 @@ from helpers.support import PATIENCE_S, SECRET, read_all, write_all
 from kkp2p_compat.engine.proxy import published
 from kkp2p_compat.engine.proxy.proxied import Proxied
 from kkp2p_compat.engine.proxy.targets import GivenTarget, PathTarget, PortTarget
+from kkp2p_compat.transport.udp import stream_table
 
 pytestmark = pytest.mark.usefixtures("on_loopback")
 
@@ -45,14 +46,16 @@ class SlowTarget:
 class Publisher:
     """An engine that publishes targets as "peer", and what its watch was told."""
 
-    def __init__(self, engine: kkp2p.engine_t, target: Any) -> None:
+    def __init__(self, engine: kkp2p.engine_t, target: Any, is_udp: bool = False) -> None:
         self.engine = engine
         self.told: list[tuple[bool, tuple[str, ...]]] = []  # over, problems
-        engine.publish({None: target}, False, self._watch)
+        self.proxied: list[Proxied] = []
+        engine.publish({None: target}, is_udp, self._watch)
         assert kkp2p.join_net(engine, "peer", SECRET) == 0
 
     def _watch(self, proxied: Proxied) -> None:
         self.told.append((proxied.over, tuple(proxied.problems)))
+        self.proxied.append(proxied)
 
     def until(self, count: int) -> None:
         until(lambda: len(self.told) >= count)
@@ -136,6 +139,48 @@ def test_the_end_while_a_target_is_dialed(make_engine: MakeEngine) -> None:
     assert publisher.told == [(True, ("it is not published any more",))]
     assert calling.get()[0] < 0
     slow._ours.close()
+    slow.theirs.close()
+
+
+class SlowReader:
+    """It takes datagrams, and does not read them."""
+
+    def __init__(self) -> None:
+        self.theirs, self._ours = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_DGRAM)
+        self._ours.setblocking(False)
+
+    def connect_udp(self) -> Any:
+        return self._ours
+
+
+def test_datagrams_that_are_lost_are_counted(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that the target does not take, and those that the path does not."""
+    monkeypatch.setattr(stream_table, "MIN_QUEUE_BYTES", 0)
+    monkeypatch.setattr(stream_table, "MAX_QUEUED_S", 0)
+    slow = SlowReader()
+    publisher, caller = Publisher(make_engine(), slow, is_udp=True), make_engine()
+    channel = kkp2p.channel_t()
+    ctx = kkp2p.connect_ctx_t("peer", kkp2p.KKP2P_UDP_CHANNEL, 1, timeout=LONG)
+    assert kkp2p.connect(caller, ctx, channel) == 0
+    publisher.until(1)
+    (proxied,) = publisher.proxied
+    for count in range(1, 1001):
+        write_all(channel.fd, b"datagram")
+        until(lambda n=count: proxied.datagrams_received + proxied.datagrams_lost.total() == n)
+        if proxied.datagrams_lost:
+            break
+    assert proxied.datagrams_lost == {"the socket is full": 1}
+    answers = range(5)  # in one turn of the engine, which has room for one
+    publisher.engine.thread.call(lambda: [slow.theirs.send(b"answer") for _ in answers])
+    assert kkp2p.read(channel.fd, bytearray(100), 100, LONG) == 6
+    kkp2p.close_fd(channel.fd)
+    publisher.until(2)
+    assert proxied.datagrams_sent == 5
+    assert proxied.datagrams_lost == {
+        "the socket is full": 1, "too many waited for the path to the peer": 4,
+    }  # fmt: skip
     slow.theirs.close()
 
 

@@ -14,9 +14,18 @@ import pytest
 
 from helpers.support import ENVIRONMENT
 
-__all__ = ["StartTool", "Tool", "start_tool"]
+__all__ = ["StartTool", "Tool", "all_paths", "start_tool"]
 
 StartTool = Callable[..., "Tool"]
+
+# Options of ``proxy``, and the path that it then says to be on.
+_PATHS = {
+    "p2p": (["--mode", "p2p"], "p2p"),
+    "auto": ([], "p2p"),
+    "relay": (["--mode", "relay"], "relay"),
+    "sealed": (["--mode", "relay", "--encrypt"], "relay"),
+}
+all_paths = pytest.mark.parametrize(("options", "path"), _PATHS.values(), ids=list(_PATHS))
 
 
 class Tool:

@@ -7,6 +7,7 @@ takes the cloud's word for who a peer is, as the C SDK does.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable
 from logging import Logger
 from typing import TYPE_CHECKING, Any
@@ -112,7 +113,8 @@ class Pins:
             raise UnprovenPeer(
                 f"the key of {peer_id} is {fingerprint}, and not the one that is known:"
                 f" {', '.join(sorted(keys))}; somebody may be in between.  If the peer has a new"
-                f" key, remove its line from {self._known.path}"
+                f" key: kkp2p identity forget {shlex.quote(peer_id)} --known-peers"
+                f" {shlex.quote(self._known.path)}"
             )
         if self._is_strict:
             raise UnprovenPeer(

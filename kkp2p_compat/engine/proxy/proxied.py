@@ -6,8 +6,10 @@ Or of each channel that a peer opens, where they are published.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 
+from ...transport.udp.pipe import MessagePort
 from ..links.streams import OpenStream
 from ..runtime.timeline import Timeline
 
@@ -32,8 +34,9 @@ class Proxied:
         self.timeline: Timeline | None = None  # of the attempt that it came of
         self.bytes_sent = 0  # known when it is over
         self.bytes_received = 0
-        self.datagrams_sent = 0  # of a UDP proxy
+        self.datagrams_sent = 0  # of UDP
         self.datagrams_received = 0
+        self.datagrams_lost: Counter[str] = Counter()  # by reason; known when it is over
         self.moves: list[str] = []  # from one path to another, as channel_stats tells them
         self.over = False
         self.problems: list[str] = []  # what broke it; none: it ended in order
@@ -42,8 +45,10 @@ class Proxied:
         self.path, self.address, self.reason = stream.path, stream.address, stream.reason
         self.timeline, self.set_up_s = stream.timeline, stream.set_up_s
 
-    def take_end(self, stream: OpenStream) -> None:
+    def take_end(self, stream: OpenStream, port: MessagePort | None = None) -> None:
         """What is known of it when it is over."""
+        if port is not None and port.dropped:
+            self.datagrams_lost["too many waited for the path to the peer"] += port.dropped
         self.bytes_sent, self.bytes_received = stream.passed()
         self.moves = [str(move) for move in stream.moves if move.at >= self.began_at]
 

@@ -26,7 +26,7 @@ from ..links.background import Background
 from ..links.streams import OpenStream
 from .proxied import Proxied, Watch
 from .targets import Target
-from .udp_socket import MAX_BYTES
+from .udp_socket import MAX_BYTES, why_lost
 
 __all__ = ["Published", "Targets"]
 
@@ -103,6 +103,7 @@ class _Connection:
     """One channel, from the peer's wish until it is over."""
 
     channel_type: int
+    _port: MessagePort | None = None  # of UDP, while it is carried
 
     def __init__(self, published: Published, stream: OpenStream, proxied: Proxied) -> None:
         self._published = published
@@ -171,7 +172,7 @@ class _Connection:
     def _end(self, errors: list[Exception]) -> None:
         proxied = self._proxied
         if proxied.path:
-            proxied.take_end(self._stream)
+            proxied.take_end(self._stream, self._port)
         proxied.over, proxied.problems = True, [str(error) for error in errors]
         # No errors of ours: strangers can make as many as they like.
         self._log(logging.INFO, "; ".join(proxied.problems) or "ended")
@@ -210,7 +211,6 @@ class _UdpConnection(_Connection):
     """A socket of its own for each channel, so that the target tells its clients apart."""
 
     channel_type = KKP2P_UDP_CHANNEL
-    _port: MessagePort | None = None
     _used_at = 0.0
 
     def _connect(self, target: Target) -> Any:
@@ -234,7 +234,8 @@ class _UdpConnection(_Connection):
                 data = self._local.recv(MAX_BYTES)
             except BlockingIOError:
                 return
-            except OSError:  # of an earlier datagram: the target does not listen (yet)
+            except OSError as error:  # of an earlier datagram: the target does not listen (yet)
+                self._proxied.datagrams_lost[why_lost(error)] += 1
                 continue
             self._used_at = time.monotonic()
             self._proxied.datagrams_sent += 1
@@ -244,15 +245,16 @@ class _UdpConnection(_Connection):
         self._used_at = time.monotonic()
         try:
             self._local.send(data)
-        except OSError:
-            return  # lost, as datagrams are: nobody listens, its socket is full, it is too long
+        except OSError as error:  # nobody listens, its socket is full, it is too long
+            self._proxied.datagrams_lost[why_lost(error)] += 1
+            return
         self._proxied.datagrams_received += 1
 
     def _handle_end(self, error: KKP2PError | None) -> None:
-        self._port = None
         self._readable.close()
         self._local.close()
         self._end([] if error is None else [error])
+        self._port = None
 
     def _give_up(self) -> None:
         if self._port is not None:

@@ -106,15 +106,15 @@ class UdpProxy(Proxy):
                 channel.send(data)
         self._open_waiting()
 
-    def answer(self, client: _Client, data: bytes) -> bool:
-        """Whether the client gets it."""
+    def answer(self, client: _Client, data: bytes) -> str:
+        """Send one to the client; returns why it is lost, if it is."""
         self._touch(client, time.monotonic())
         if self._socket is None:
-            return False
-        problem = self._socket.send(data, client.address, client.answers_by)
+            return STOPPED
+        problem: str = self._socket.send(data, client.address, client.answers_by)
         if problem:
             self.dropped[problem] += 1
-        return not problem
+        return problem
 
     # Clients.
 
@@ -287,14 +287,15 @@ class _Channel:
             port.send(data)
 
     def _handle_message(self, data: bytes) -> None:
-        if self._proxy.answer(self._client, data):
+        if problem := self._proxy.answer(self._client, data):
+            self._proxied.datagrams_lost[problem] += 1
+        else:
             self._proxied.datagrams_received += 1
 
     def _handle_end(self, error: KKP2PError | None) -> None:
-        self._port = None
-        proxied = self._proxied
+        proxied, port, self._port = self._proxied, self._port, None
         if self._stream is not None:
-            proxied.take_end(self._stream)
+            proxied.take_end(self._stream, port)
         if error is None:
             self._proxy.log_info(f"{proxied.name}: ended")
         else:

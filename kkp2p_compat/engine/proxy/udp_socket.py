@@ -17,7 +17,7 @@ from gevent import monkey
 
 from ..._descriptors import keep_private
 
-__all__ = ["BUFFER_BYTES", "Ancillary", "Received", "UdpSocket"]
+__all__ = ["BUFFER_BYTES", "Ancillary", "Received", "UdpSocket", "why_lost"]
 
 BUFFER_BYTES = 4 << 20  # our choice: 10 ms at 400 MB/s; the kernel bounds it by net.core.*mem_max
 MAX_BYTES = 65_536  # no datagram is longer
@@ -75,13 +75,18 @@ class UdpSocket:
                 self._sock.sendmsg((data,), ancillary, 0, target)
             else:
                 self._sock.sendto(data, target)
-        except BlockingIOError:
-            return "the socket is full"
         except OSError as error:
-            if error.errno == errno.EMSGSIZE:
-                return "an answer is longer than a datagram"
-            return errno.errorcode.get(error.errno or 0, str(error))
+            return why_lost(error)
         return ""
+
+
+def why_lost(error: OSError) -> str:
+    """What a socket has not sent, in a few words: losses are counted by them."""
+    if isinstance(error, BlockingIOError):
+        return "the socket is full"
+    if error.errno == errno.EMSGSIZE:
+        return "longer than a datagram"
+    return errno.errorcode.get(error.errno or 0, str(error))
 
 
 def _reversed(control: tuple[int, int, bytes]) -> tuple[int, int, bytes]:

@@ -82,6 +82,8 @@ class KnownPeers:
                 lines = text.split("\n")
                 kept = [line for line in lines if (_entry(line) or "")[:1] != (peer_id,)]
                 write_whole(self.path, "\n".join(kept).encode())
+        except FileNotFoundError:  # not even a folder
+            return False
         except OSError as error:
             raise UnprovenPeer(f"the known peers: {error}") from error
         return True

@@ -371,6 +371,7 @@ class MessagePort:
         self._streams = carrier.connection.streams
         self._on_end = on_end
         self._ended = False
+        self.dropped = 0  # messages of ours that were not sent, known when it is over
         self.handle_message = on_message
 
     def start(self) -> None:
@@ -407,6 +408,7 @@ class MessagePort:
         if self._ended:
             return
         self._ended = True
+        self.dropped = self._carrier.connection.packer.messages.dropped_of[self.stream_id]
         self._streams.finish(self.stream_id)
         self._streams.stop(self.stream_id)
         self._carrier.wake()
