@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import datetime
 import re
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import rows
+from kkp2p_compat import __version__
 from kkp2p_compat.transport.udp import frames
 
 ROOT = Path(__file__).parents[1]
@@ -113,6 +115,12 @@ def test_the_picture_of_a_call_names_what_the_code_has() -> None:
     steps = [step for step in pictures.CALL if isinstance(step, pictures.Step)]
     for name in [name for step in steps for name in step.names]:
         assert hasattr(frames, name) if name.isupper() else f'"{name}"' in sources
+
+
+def test_the_changelog_begins_with_this_version() -> None:
+    version, when = re.findall(r"\n(\d+\.\d+\.\d+) \((.+)\)\n-+\n", PAGES["CHANGELOG.rst"])[0]
+    assert version == __version__
+    assert when == "unreleased" or datetime.date.fromisoformat(when)
 
 
 def test_every_package_is_installed() -> None:
