@@ -209,7 +209,8 @@ def listen_fd(engine: engine_t) -> int:
 def accept(engine: engine_t, timeout: int, channel: channel_t) -> int:
     """Take one call that a peer has made; ``channel`` is filled in.
 
-    ``timeout``: ms, 0 or more.  Returns 1, 0 (none in time), -117 (another login under our peer id
+    One that nobody takes for 120 s is closed.  ``timeout``: ms, 0 or more.  Returns 1, 0 (none in
+    time), -117 (another login under our peer id
     ended ours; join_net again), -110 or -111 (the cloud no longer accepts our login), -1 (the
     engine is destroyed), -106.  C: ``kkp2p_accept``.
     """
@@ -235,7 +236,8 @@ def connect(engine: engine_t, ctx: connect_ctx_t, channel: channel_t | None) -> 
     as in C; in the callback error_no has its code, and error_text says why.
     Returns 0, -109 (not within ctx.timeout ms, or not online), -108 (the peer refuses), -107 (a
     limit of the cloud, or the connection broke), -110, -111 (not the known key of the peer), -117
-    (another login under our id ended ours), -119 (no descriptors), -106, -1.  C: ``kkp2p_connect``.
+    (another login under our id ended ours), -119 (no descriptors), -106, -1.  Without a
+    login_domain it is lan_search, with connect_mode 0, too.  C: ``kkp2p_connect``.
     """
     check_engine(engine)
     ctx = check_context(ctx)
@@ -248,7 +250,8 @@ def lan_search(engine: engine_t, ctx: connect_ctx_t, channel: channel_t | None) 
     """As connect, over the LAN only: finds a peer that has called join_lan.  Wants connect_mode 1.
 
     Searches on the engine's lan_search_port.  Returns 0, -112 (another connect_mode), -109 (not
-    found within ctx.timeout ms), -110, -106.  C: ``kkp2p_lan_search``.
+    found within ctx.timeout ms), -110, -106 (at once, if lan_search_port is 0).
+    C: ``kkp2p_lan_search``.
     """
     check_engine(engine)
     ctx = check_context(ctx)
@@ -299,7 +302,9 @@ def start_proxy(engine: engine_t, ip: str, port: int, ctx: connect_ctx_t, proxy_
 
     ``port`` 0: any free one (see proxy_address).  ``proxy_id``: an object with ``.value``, such as
     ``ctypes.c_uint32()``.  ctx.timeout must be over 0, ctx.func and ctx.func_param None.
-    Returns 0, -113 (it cannot listen there), -110, -106.  C: ``kkp2p_start_proxy``.
+    Returns 0, -113 (it cannot listen there), -110, -106 (also for a UDP ctx.channel_type, which
+    start_proxy_udp takes, and where connect cannot find anybody: neither login_domain nor
+    lan_search_port is set).  C: ``kkp2p_start_proxy``.
     """
     check_engine(engine)
     ctx, ip = check_proxy(ctx, ip, port, proxy_id, KKP2P_TCP_CHANNEL)

@@ -29,7 +29,7 @@ class engine_conf_t:
     login_port: int = 0
     """TCP port of the cloud, 1 to 65535."""
     lan_search_port: int = 0
-    """UDP port for LAN searches; 0: this engine cannot be found on the LAN."""
+    """UDP port for LAN searches; 0: none are answered and none are made."""
     disable_upnp: int = 0
     """1: never ask the router for a port mapping."""
     log_path: str | None = None

@@ -158,9 +158,11 @@ def engine_conf(tmp_path: Path) -> Callable[..., kkp2p.engine_conf_t]:
 
 
 @pytest.fixture
-def lone_engine(engine_conf: Callable[..., kkp2p.engine_conf_t]) -> Iterator[kkp2p.engine_t]:
-    """An engine that has no cloud."""
-    made = kkp2p.engine_init(engine_conf(), 0)
+def lone_engine(
+    on_loopback: None, lan_port: int, engine_conf: Callable[..., kkp2p.engine_conf_t]
+) -> Iterator[kkp2p.engine_t]:
+    """An engine that has no cloud, and nobody on the LAN."""
+    made = kkp2p.engine_init(engine_conf(lan_search_port=lan_port), 0)
     assert made is not None, kkp2p.error_no()
     yield made
     kkp2p.engine_destroy(made)

@@ -89,7 +89,8 @@ class Engine:
         self.channels = ChannelTable(self._background)
         try:
             self.pins = pins = Pins.of(conf, log, spawn)
-            self.acceptor = Acceptor(self.channels, self.settings.accept_queue_places, log)
+            places, patience_s = self.settings.accept_queue_places, self.settings.accept_s
+            self.acceptor = Acceptor(self.channels, places, patience_s, log)
         except KKP2PError:
             log.close()
             raise
@@ -313,6 +314,7 @@ class Engine:
 
     def sweep(self) -> None:
         """Find out what no event tells."""
+        self.acceptor.sweep()
         self.channels.sweep()
         self._background.sweep()
         self.links.sweep()

@@ -140,9 +140,12 @@ def test_join_lan_long_id(lan_pair: tuple[kkp2p.engine_t, ...], engine: kkp2p.en
     assert kkp2p.join_net(engine, "x" * 33, "secret") == -110
 
 
-def test_connect_without_login_domain(make_engine: Callable[..., kkp2p.engine_t]) -> None:
+@pytest.mark.usefixtures("on_loopback")
+def test_connect_without_login_domain(
+    make_engine: Callable[..., kkp2p.engine_t], lan_port: int
+) -> None:
     """connect without a login_domain | -109 after the time-out"""
-    engine = make_engine(login_domain=None)
+    engine = make_engine(login_domain=None, lan_search_port=lan_port)
     ctx = kkp2p.connect_ctx_t("peer", timeout=150)
     assert kkp2p.connect(engine, ctx, kkp2p.channel_t()) == -109
 
@@ -287,8 +290,9 @@ def test_message_and_answer(pair: Pair) -> None:
             assert buff[0] == number
 
 
+@pytest.mark.usefixtures("on_loopback")
 def test_what_crashed_in_c(
-    engine: kkp2p.engine_t, make_engine: Callable[..., kkp2p.engine_t]
+    engine: kkp2p.engine_t, make_engine: Callable[..., kkp2p.engine_t], lan_port: int
 ) -> None:
     """It crashed on: NULL arguments, using a proxy with no login_domain, an async search with a
     NULL channel, large datagrams.  A port of it must not."""
@@ -304,7 +308,7 @@ def test_what_crashed_in_c(
     assert kkp2p.read(0, None, 1, 0) == kkp2p.write(0, None, 1, 0) == -106
     kkp2p.engine_destroy(None)
 
-    alone = make_engine(login_domain=None)
+    alone = make_engine(login_domain=None, lan_search_port=lan_port)
     proxy_id = type("Id", (), {"value": 0})()
     ctx = kkp2p.connect_ctx_t("peer", timeout=100)
     assert kkp2p.start_proxy(alone, "127.0.0.1", 0, ctx, proxy_id) == 0

@@ -14,7 +14,15 @@ from typing import Any
 import gevent
 
 from ... import _codes
-from ..._errors import KKP2PError, LinkLost, NoPath, NotSupported, OurFault, TimedOut
+from ..._errors import (
+    KKP2PError,
+    LinkLost,
+    NoPath,
+    NotSupported,
+    OurFault,
+    ParameterError,
+    TimedOut,
+)
 from ..._io import time_limit
 from ..._structs import connect_ctx_t
 from ...control.client import CloudClient
@@ -42,6 +50,7 @@ class Dialer:
         spawn: Callable[..., gevent.Greenlet[..., Any]],
     ) -> None:  # fmt: skip
         self._client = client
+        self._lan_port = lan_port
         self._log = log
         self._udp = network.udp
         self._pins = pins
@@ -55,6 +64,17 @@ class Dialer:
             self._cloud = cloud = CloudCaller(client, network, pins)
             for mode in (_codes.CONNECT_AUTO, _codes.CONNECT_P2P, _codes.CONNECT_RELAY):
                 self._by_mode[mode] = Remotes(cloud.meet, links, mode, False, settings, log, spawn)
+
+    def check(self, ctx: connect_ctx_t, over_lan: bool = False) -> None:
+        """Raises what every ``connect`` would raise at once, whatever the peer does."""
+        if self._client is not None and not over_lan:
+            return
+        if ctx.connect_mode == _codes.CONNECT_RELAY:
+            raise KKP2PError("no relay on the LAN", _codes.KKP2P_ERROR_LANMODE_MUSTUSE_P2P)
+        if not self._lan_port:
+            raise ParameterError("nobody can be found: the engine's lan_search_port is 0")
+        if self._udp.is_off:
+            raise NotSupported("a LAN search goes by UDP, which tcp_only excludes")
 
     def connect(self, ctx: connect_ctx_t, over_lan: bool = False) -> OpenStream:
         """By the path that ctx asks for; ctx.timeout is the budget for all of it."""
@@ -79,11 +99,8 @@ class Dialer:
 
     def _connect(self, ctx: connect_ctx_t, over_lan: bool, deadline: float) -> OpenStream:
         client = self._client
+        self.check(ctx, over_lan)
         if client is None or over_lan:
-            if ctx.connect_mode == _codes.CONNECT_RELAY:
-                raise KKP2PError("no relay on the LAN", _codes.KKP2P_ERROR_LANMODE_MUSTUSE_P2P)
-            if self._udp.is_off:
-                raise NotSupported("a LAN search goes by UDP, which tcp_only excludes")
             return self._by_lan.of(ctx.peer_id).open(ctx, deadline)
         if is_spliced(ctx):
             return self._make_call(client, ctx, deadline, "the relay was asked for")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from gevent import monkey
@@ -67,6 +68,20 @@ class AcceptQueue(Generic[T]):
             if len(self._entries) == 1:
                 os.write(self._signal_fd, b"+")
             return True
+
+    def remove(self, is_chosen: Callable[[T], bool]) -> list[T]:
+        """Take out what nobody shall accept any more, in one go; errors stay."""
+        with self._lock:
+            entries, self._entries, removed = self._entries, deque(), []
+            for entry in entries:
+                if isinstance(entry, Exception) or not is_chosen(entry):
+                    self._entries.append(entry)
+                else:
+                    removed.append(entry)
+            self._places += len(removed)
+            if removed and not self._entries:
+                os.read(self.fd, 1)
+        return removed
 
     def close(self) -> list[T]:
         """Every ``take`` raises EngineClosed from now on; returns what nobody took."""

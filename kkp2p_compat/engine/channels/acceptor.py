@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import resource
+import time
 from collections.abc import Callable, Iterator
 
 from ..._codes import KKP2P_TCP_CHANNEL, KKP2P_UDP_CHANNEL
@@ -30,13 +31,16 @@ class Acceptor:
 
     taker: Callable[[OpenStream, str, Callable[[], object]], object] | None = None
 
-    def __init__(self, channels: ChannelTable, most: int, log: logging.Logger) -> None:
-        """``most``: places of the queue."""
+    def __init__(
+        self, channels: ChannelTable, most: int, patience_s: float, log: logging.Logger
+    ) -> None:
+        """``most``: places of the queue.  ``patience_s``: how long one is held for ``accept``."""
         try:
             self.queue: AcceptQueue[Channel] = AcceptQueue(_places(most))
         except OSError as error:
             raise from_os_error(error, "accept queue") from error
         self._channels = channels
+        self._patience_s = patience_s
         self._log = log
         self._is_refusing = False  # because all places are taken
 
@@ -89,6 +93,14 @@ class Acceptor:
         """Raises CallRefused where there is no place."""
         self._reserve(own_id, caller_id)
         self.queue.release()
+
+    def sweep(self) -> None:
+        """Close what nobody accepts, every few seconds: else its callers would wait for ever."""
+        latest = time.monotonic() - self._patience_s
+        for channel in self.queue.remove(lambda channel: channel.made_at <= latest):
+            what = channel.peer_id, channel.channel_id, self._patience_s
+            self._log.warning("%s: channel %d: cut: not accepted within %g s", *what)
+            self._channels.discard(channel)
 
     def close(self) -> None:
         """Nobody accepts any more: peers see a cut of what has waited."""

@@ -29,6 +29,7 @@ class Proxies:
 
     def start(self, place: str, port: int, ctx: connect_ctx_t, watch: Watch | None) -> Proxy:
         """A UDP port if ``ctx`` asks for UDP channels, else a TCP port, or a Unix socket."""
+        self._dialer.check(ctx)
         kind = UdpProxy if ctx.channel_type == KKP2P_UDP_CHANNEL else TcpProxy
         proxy = kind(self._dialer, self._background, next(self._ids), ctx, watch or ignore)
         proxy.start(place, port)

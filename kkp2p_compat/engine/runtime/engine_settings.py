@@ -15,12 +15,15 @@ class EngineSettings(NamedTuple):
     ``reuse_s``: how long a live link may take to open a channel, before another way is tried.
     ``attempt_s``: how long one attempt lasts at most; by then the callee has long given up.
     ``accept_queue_places``: calls that nobody has accepted yet; one more is refused.
+    ``accept_s``: how long a call waits for somebody to accept it, before it is closed.  C has such
+    a time, too, and does not say which.
     """
 
     head_start_s: float = 1.0
     reuse_s: float = 2.0
     attempt_s: float = 60.0
     accept_queue_places: int = 1024
+    accept_s: float = 120.0
 
     def head_start_of(self, deadline: float) -> float:
         """Half of the caller's time is the relay's, however."""

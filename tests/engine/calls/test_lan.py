@@ -133,10 +133,23 @@ def test_join_lan_twice(lan_pair: Engines) -> None:
 
 
 def test_no_search_port(make_engine: MakeEngine) -> None:
-    engine = make_engine(login_domain=None)
+    """An error at once, and not after the time-out: nobody can be found, nor find us."""
+    engine, proxy_id = make_engine(login_domain=None), ctypes.c_uint32()
+    ctx = ctx_to("peer", timeout=2**31 - 1)
     assert kkp2p.join_lan(engine, "peer") == -106
     for call in (kkp2p.lan_search, kkp2p.connect):
-        assert call(engine, ctx_to("peer", timeout=50), kkp2p.channel_t()) == -109
+        assert call(engine, ctx, kkp2p.channel_t()) == -106
+        assert "lan_search_port is 0" in kkp2p.error_text()
+    for start in (kkp2p.start_proxy, kkp2p.start_proxy_udp):
+        assert start(engine, "127.0.0.1", 0, ctx, proxy_id) == -106
+        assert "lan_search_port is 0" in kkp2p.error_text()
+    assert kkp2p.proxy_address(engine, 1) is None
+
+
+def test_no_search_port_beside_a_cloud(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    assert kkp2p.lan_search(engine, ctx_to(timeout=2**31 - 1), kkp2p.channel_t()) == -106
+    assert kkp2p.join_lan(engine, "peer") == -106
 
 
 def test_search_port_of_another_program(make_engine: MakeEngine, lan_port: int) -> None:

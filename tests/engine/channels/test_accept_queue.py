@@ -50,6 +50,24 @@ def test_the_descriptor_is_readable_exactly_while_something_waits() -> None:
     queue.close()
 
 
+def test_what_is_removed_leaves_the_others_and_errors() -> None:
+    queue = Queue(5)
+    for entry in range(5):
+        put(queue, entry)
+    assert queue.put(DuplicateLogin())
+    assert queue.remove(lambda entry: entry % 2 == 0) == [0, 2, 4]
+    for entry in (5, 6, 7):  # their places are free again
+        put(queue, entry)
+    assert not queue.reserve(has_account=True)
+    assert queue.remove(lambda _: True) == [1, 3, 5, 6, 7]
+    assert readable(queue)
+    with pytest.raises(DuplicateLogin):
+        queue.take(0)
+    assert not readable(queue)
+    assert queue.remove(lambda _: True) == []
+    queue.close()
+
+
 def test_entries_that_wait_together_are_told_of_once() -> None:
     """Each byte is two system calls, and wakes the application's thread."""
     queue = Queue(10)

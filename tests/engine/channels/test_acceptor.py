@@ -6,10 +6,13 @@ import logging
 from typing import TypeVar
 
 import pytest
-from gevent import socket
+from gevent import select, socket
 
 import kkp2p_compat as kkp2p
 from helpers.cloud_client import tcp_pair
+from helpers.cloud_fixtures import LONG
+from helpers.line_server import wait_for
+from helpers.support import PATIENCE_S
 from kkp2p_compat._errors import CallRefused, OutOfDescriptors
 from kkp2p_compat.engine.channels import table
 from kkp2p_compat.engine.channels.acceptor import Acceptor
@@ -23,12 +26,12 @@ T = TypeVar("T")
 class World:
     """An acceptor with one place, in an engine's thread."""
 
-    def __init__(self, engine: kkp2p.engine_t) -> None:
+    def __init__(self, engine: kkp2p.engine_t, patience_s: float = PATIENCE_S) -> None:
         self.call = engine.thread.call
         log = logging.getLogger("acceptor")
         self.background = Background(engine.thread, log)
         self.channels = ChannelTable(self.background)
-        self.acceptor = self.call(Acceptor, self.channels, 1, log)
+        self.acceptor = self.call(Acceptor, self.channels, 1, patience_s, log)
 
     def take(self) -> socket.socket:
         """A stream that alice has opened; returns her end."""
@@ -109,6 +112,48 @@ def test_what_nobody_accepts(world: World) -> None:
     world.close()
     assert sees_a_reset(theirs)
     assert sees_a_reset(world.take())
+
+
+def test_what_nobody_accepts_in_time(
+    lone_engine: kkp2p.engine_t, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its place and its descriptors are free again, and nothing is there for ``accept``."""
+    world = World(lone_engine, patience_s=0)
+    for _ in range(2):
+        theirs = world.take()
+        (channel_id,) = world.channels
+        assert len(select.select([world.acceptor.queue.fd], [], [], 0)[0]) == 1
+        world.call(world.acceptor.sweep)
+        assert sees_a_reset(theirs)
+        assert f"bob: channel {channel_id}: cut: not accepted within 0 s" in caplog.text
+        assert not world.channels
+        assert not select.select([world.acceptor.queue.fd], [], [], 0)[0]
+        assert world.acceptor.queue.take(0) is None
+    world.close()
+
+
+def test_what_has_time_left(world: World) -> None:
+    theirs = world.take()
+    world.call(world.acceptor.sweep)
+    world.accept()
+    theirs.close()
+    world.close()
+
+
+@pytest.mark.tuned(accept_s=0.0)
+@pytest.mark.parametrize("mode", [1, 2])
+@pytest.mark.usefixtures("on_loopback")
+def test_a_caller_whom_nobody_accepts(
+    engine: kkp2p.engine_t, peer: kkp2p.engine_t, mode: int
+) -> None:
+    channel = kkp2p.channel_t()
+    assert kkp2p.connect(engine, kkp2p.connect_ctx_t("peer", 0, mode, 0, LONG), channel) == 0
+    wait_for(lambda: peer.channels)  # the relay has told the caller first
+    peer.thread.call(peer.sweep)
+    assert kkp2p.read(channel.fd, bytearray(1), 1, LONG) == -1
+    assert kkp2p.error_no() == -107
+    assert kkp2p.accept(peer, 0, kkp2p.channel_t()) == 0
+    kkp2p.close_fd(channel.fd)
 
 
 @pytest.mark.parametrize("held", [True, False])

@@ -181,9 +181,12 @@ def test_accept_queue_leaves_descriptors(
     assert taken == places
 
 
-def test_time_out_of_the_caller_itself(make_engine: Callable[..., kkp2p.engine_t]) -> None:
+@pytest.mark.usefixtures("on_loopback")
+def test_time_out_of_the_caller_itself(
+    make_engine: Callable[..., kkp2p.engine_t], lan_port: int
+) -> None:
     """A gevent.Timeout of the application passes through every call that waits."""
-    engine = make_engine(login_domain=None)
+    engine = make_engine(login_domain=None, lan_search_port=lan_port)
     ctx = kkp2p.connect_ctx_t("peer", timeout=3_600_000)
     for call in (
         lambda: kkp2p.accept(engine, 3_600_000, kkp2p.channel_t()),
@@ -193,8 +196,9 @@ def test_time_out_of_the_caller_itself(make_engine: Callable[..., kkp2p.engine_t
             call()
 
 
-def test_destroy_wakes_everybody(make_engine: Callable[..., kkp2p.engine_t]) -> None:
-    engine, alone = make_engine(), make_engine(login_domain=None)
+@pytest.mark.usefixtures("on_loopback")
+def test_destroy_wakes_everybody(make_engine: Callable[..., kkp2p.engine_t], lan_port: int) -> None:
+    engine, alone = make_engine(), make_engine(login_domain=None, lan_search_port=lan_port)
     ctx = kkp2p.connect_ctx_t("peer", timeout=3_600_000)
     waiting = [
         gevent.spawn(kkp2p.accept, engine, 3_600_000, kkp2p.channel_t()),
