@@ -61,7 +61,7 @@ from .transport.udp.messages import MAX_MESSAGE_BYTES as _MAX_MESSAGE_BYTES
 __all__ = [
     "__version__", "abort_fd", "accept", "channel_stats", "channel_stats_t", "channel_t",
     "close_channel", "close_fd", "connect", "connect_cb", "connect_ctx_t", "engine_conf_t",
-    "engine_destroy", "engine_init", "engine_t", "error_no", "error_text",
+    "engine_destroy", "engine_init", "engine_metrics", "engine_t", "error_no", "error_text",
     "get_domainip", "hmac_sha1", "join_lan", "join_net", "lan_search", "listen_fd", "log_destroy",
     "log_init", "log_switch_level", "proxy_address", "read", "sdk_version", "set_login",
     "start_proxy", "start_proxy_udp", "stop_proxy", "switch_log_level", "write",
@@ -407,6 +407,19 @@ def channel_stats(engine: engine_t, channel_id: int) -> channel_stats_t | None:
     return engine.thread.call(
         lambda: _channel_stats(engine.channels.need(channel_id), engine.network.nat)
     )
+
+
+@_api("")
+def engine_metrics(engine: engine_t) -> str:
+    """The engine's numbers as Prometheus reads them: login, calls, channels, paths, bytes, losses.
+
+    The text format, version 0.0.4, UTF-8; serve it as ``text/plain; version=0.0.4``.  The names
+    begin with ``kkp2p_engine_``; docs/operations.rst says what each one means, and how to serve
+    them.  It looks at what is counted anyway, so it may be called as often as you like.
+    Returns "" for what is no engine, or one that is destroyed; error_no then has the code.
+    Not in C.
+    """
+    return check_engine(engine).metrics()
 
 
 @_api(None)

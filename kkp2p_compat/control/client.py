@@ -106,6 +106,7 @@ class CloudClient:
         self._on_login = on_login
         self._on_relays = on_relays
         self.on_online: OnOnline = lambda error: None  # None: logged in; else why we are offline
+        self.logins = self.logins_lost = 0
         self._callers = callers
         self._tracks: OrderedDict[str, tuple[float, str, list[HostPort]]] = OrderedDict()
         self._home: gevent.Greenlet[..., None] | None = None
@@ -167,6 +168,11 @@ class CloudClient:
                 self._route(entry, ANYBODY)
         except KKP2PError as error:
             self.log.info("cloud: not reached yet: %s", error)
+
+    @property
+    def peer_id(self) -> str:
+        """As which we are to be logged in; empty: as none."""
+        return "" if self._account is None else self._account[0]
 
     @property
     def online(self) -> bool:
@@ -236,6 +242,7 @@ class CloudClient:
             except KKP2PError as error:
                 link = self._home_link
                 was_online = link is not None and link.takes_offers
+                self.logins_lost += was_online
                 self._settled.clear()
                 # A refusal is final, but not on a connection that has proved nothing when we were
                 # online before: somebody in the middle could keep us offline with one word.
@@ -282,6 +289,7 @@ class CloudClient:
         self._tell_nat(link)
         self._on_relays(link.relays, link.reached[0])
         self._settled.set()
+        self.logins += 1
         self.log.warning("%s: logged in at %s:%d", peer_id, *link.address)
         if not verdict.ready():
             verdict.set(None)

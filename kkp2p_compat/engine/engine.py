@@ -34,6 +34,7 @@ from .calls.callee import Callee
 from .calls.dialer import Dialer
 from .calls.incoming import IncomingCalls
 from .calls.lan import LanCallee
+from .calls.metrics import metrics_text
 from .channels.acceptor import Acceptor
 from .channels.kinds import Channel
 from .channels.table import ChannelTable
@@ -196,6 +197,13 @@ class Engine:
 
         if not self.thread.post(lambda: self.thread.spawn_call(connect).rawlink(connected)):
             raise EngineClosed
+
+    def metrics(self) -> str:
+        return self.thread.call(
+            lambda: metrics_text(
+                self.client, self.dialer, self.acceptor, self.channels.values(), self.links
+            )
+        )
 
     def close_channel(self, channel_id: int) -> None:
         channel = self.channels.get(channel_id)

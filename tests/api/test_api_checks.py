@@ -29,7 +29,7 @@ FAILED = {
     "sdk_version": "", "hmac_sha1": b"", "engine_init": None, "engine_destroy": None,
     "switch_log_level": None, "log_destroy": None, "log_switch_level": None, "stop_proxy": None,
     "proxy_address": None, "close_channel": None, "close_fd": None, "abort_fd": None,
-    "channel_stats": None,
+    "channel_stats": None, "engine_metrics": "",
 }  # fmt: skip
 CODES = {value for name, value in vars(kkp2p).items() if name.startswith("KKP2P_ERROR")}
 

@@ -69,6 +69,7 @@ OURS = {  # not in C
     "proxy_address": ["engine", "proxy_id"],
     "channel_stats": ["engine", "channel_id"],
     "error_text": [],
+    "engine_metrics": ["engine"],
     "set_login": ["conf", "login"],
 }
 

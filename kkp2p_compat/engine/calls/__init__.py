@@ -10,4 +10,5 @@ incoming.py    who we are for the cloud, and the calls that it hands over
 lan.py         calls that a LAN search carries, made and answered
 turn_place.py  the TURN server that a track names for a call
 cloud_call.py  a call on the tracks where the peer may be; relayed calls
+metrics.py     what Prometheus is told of an engine
 """

@@ -7,6 +7,7 @@ Runs in the engine's hub.  The policy and nothing else: ``remote`` knows the pee
 from __future__ import annotations
 
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from logging import Logger
 from typing import Any
@@ -15,6 +16,7 @@ import gevent
 
 from ... import _codes
 from ..._errors import (
+    CallRefused,
     KKP2PError,
     LinkLost,
     NoPath,
@@ -29,7 +31,7 @@ from ...control.client import CloudClient
 from ..links.link_table import LinkTable
 from ..links.peer_link import PeerLink
 from ..links.pins import PLAIN, Pins
-from ..links.streams import OpenStream
+from ..links.streams import LinkStream, OpenStream
 from ..paths.network import Network
 from ..runtime.engine_settings import EngineSettings
 from ..runtime.timeline import Timeline
@@ -60,6 +62,10 @@ class Dialer:
         )
         self._cloud: CloudCaller | None = None
         self._by_mode: dict[int, Remotes] = {}
+        self.outcomes: Counter[tuple[int, str]] = Counter()  # of connect: by code and path
+        self.seconds: defaultdict[str, float] = defaultdict(
+            float
+        )  # that it took altogether, where it succeeded
         if client is not None:
             self._cloud = cloud = CloudCaller(client, network, pins)
             for mode in (_codes.CONNECT_AUTO, _codes.CONNECT_P2P, _codes.CONNECT_RELAY):
@@ -79,10 +85,19 @@ class Dialer:
     def connect(self, ctx: connect_ctx_t, over_lan: bool = False) -> OpenStream:
         """By the path that ctx asks for; ctx.timeout is the budget for all of it."""
         began = time.monotonic()
-        with time_limit(ctx.timeout / 1000, TimedOut(f"not connected within {ctx.timeout} ms")):
-            stream = self._connect(ctx, over_lan, began + ctx.timeout / 1000)
-        stream.set_up_s = time.monotonic() - began
+        try:
+            with time_limit(ctx.timeout / 1000, TimedOut(f"not connected within {ctx.timeout} ms")):
+                stream = self._connect(ctx, over_lan, began + ctx.timeout / 1000)
+        except KKP2PError as error:
+            self.outcomes[error.code, ""] += 1
+            raise
+        self._count(stream, time.monotonic() - began)
         return stream
+
+    def _count(self, stream: OpenStream, set_up_s: float) -> None:
+        stream.set_up_s, path = set_up_s, stream.path_word
+        self.outcomes[_codes.KKP2P_SUCCESS, path] += 1
+        self.seconds[path] += set_up_s
 
     def ask(
         self, ctx: connect_ctx_t, done: OnAsked, early: bytes = b""
@@ -95,7 +110,16 @@ class Dialer:
         """
         if is_spliced(ctx):
             return None
-        return self.remote(ctx.peer_id, ctx.connect_mode).ask(ctx, done, early)
+        began = time.monotonic()
+
+        def answered(answer: LinkStream | CallRefused | None) -> None:
+            if isinstance(answer, CallRefused):
+                self.outcomes[answer.code, ""] += 1
+            elif answer is not None:
+                self._count(answer, time.monotonic() - began)
+            done(answer)
+
+        return self.remote(ctx.peer_id, ctx.connect_mode).ask(ctx, answered, early)
 
     def _connect(self, ctx: connect_ctx_t, over_lan: bool, deadline: float) -> OpenStream:
         client = self._client

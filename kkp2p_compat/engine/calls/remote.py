@@ -162,15 +162,12 @@ class Remote:
         link = self._usable_link()
         if link is None or link.is_proving:  # nothing of a channel goes to who is not known yet
             return None
-        began = time.monotonic()
         stream_id = -1
 
         def answered(error: KKP2PError | None) -> None:
             late.close()
             if error is None:
-                stream = _stream_on(link, stream_id, ctx)
-                stream.set_up_s = time.monotonic() - began
-                done(stream)
+                done(_stream_on(link, stream_id, ctx))
             elif isinstance(error, CallRefused):
                 done(error)
             else:
@@ -186,7 +183,9 @@ class Remote:
             call_off()
             answered(_too_late())
 
-        late = gevent.get_hub().loop.timer(self._settings.reuse_of(began + ctx.timeout / 1000))
+        late = gevent.get_hub().loop.timer(
+            self._settings.reuse_of(time.monotonic() + ctx.timeout / 1000)
+        )
         late.start(give_up)
         stream_id = link.channels.ask(
             ctx.channel_type, ctx.encrypt_data, ctx.connect_desc, answered, early

@@ -42,6 +42,7 @@ class Acceptor:
         self._channels = channels
         self._patience_s = patience_s
         self._log = log
+        self.accepted = self.refused = 0  # channels
         self._is_refusing = False  # because all places are taken
 
     def take(self, stream: OpenStream, own_id: str, caller_id: str, caller: str) -> None:
@@ -49,12 +50,14 @@ class Acceptor:
         try:
             self._reserve(own_id, caller_id)
             if self.taker is not None:
+                self.accepted += 1
                 self.taker(stream, caller_id, self.queue.release)
                 return
             channel = self._open(stream, own_id, caller_id, caller)
         except KKP2PError:
             stream.refuse()
             return
+        self.accepted += 1
         stream.accept()
         what = own_id, channel.channel_id, stream.path, caller, stream.desc
         self._log.info("%s: channel %d: accepted by %s from %s, desc %d", *what)
@@ -111,6 +114,7 @@ class Acceptor:
         if self.queue.reserve(bool(caller_id)):
             self._is_refusing = False
             return
+        self.refused += 1
         if not self._is_refusing:  # once: a stranger must not be able to fill the log
             self._log.error("%s: calls are refused: the accept queue is full", own_id)
         self._is_refusing = True

@@ -5,6 +5,7 @@ pins.py            who we are for our peers, and whom we know by their keys
 proving.py         who is at the other end of a link
 link_channels.py   the channels on it
 link_table.py      all links of an engine
+traffic.py         what they have carried, by path
 path_choice.py     which of its paths a connection takes
 path_option.py     one of these paths, and what its use has taught
 path_meter.py      how much the path in use carries

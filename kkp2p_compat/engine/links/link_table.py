@@ -6,7 +6,7 @@ Runs in the engine's hub.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from logging import Logger
 from random import SystemRandom
 
@@ -17,6 +17,7 @@ from ...transport.udp.transport_settings import TransportSettings
 from ..paths.network import Network
 from .peer_link import LinkInfo, PeerLink, Roams
 from .pins import Pins
+from .traffic import Traffic, TrafficTable
 
 __all__ = ["LinkTable"]
 
@@ -36,6 +37,7 @@ class LinkTable:
         self._on_offered = on_offered
         self._log = log
         self._links: set[PeerLink] = set()
+        self._traffic = TrafficTable()
 
     def __len__(self) -> int:
         return len(self._links)
@@ -70,7 +72,7 @@ class LinkTable:
             info,
             self._log,
             _refuse if info.is_caller else self._on_offered,
-            self._links.discard,
+            self._forget,
             self._roaming,
             underlay.udp,
             self._pins,
@@ -78,6 +80,11 @@ class LinkTable:
         self._links.add(link)
         self._log.info("%s: %s, %s", info.name, link.describe(), callee.cipher)
         return link
+
+    def _forget(self, link: PeerLink) -> None:
+        self._links.discard(link)
+        self._look_at_traffic(link)
+        self._traffic.forget(link.connection)
 
     def find(self, connection_id: int) -> PeerLink | None:
         for link in self._links:
@@ -108,6 +115,15 @@ class LinkTable:
         for link in self:
             link.handle_network_changed()
 
+    def look_at_traffic(self) -> Mapping[str, Traffic]:
+        """By path: what the links have carried by now, and those that have ended."""
+        for link in self:
+            self._look_at_traffic(link)
+        return self._traffic.by_path
+
+    def _look_at_traffic(self, link: PeerLink) -> None:
+        self._traffic.look_at(link.connection, link.paths.kind.word)
+
     @property
     def has_called(self) -> bool:
         """Whether there are channels with peers that we have called."""
@@ -126,6 +142,7 @@ class LinkTable:
             link.channels.drained.wait()
 
     def sweep(self) -> None:
+        self.look_at_traffic()
         for link in self:
             link.sweep()
 

@@ -21,6 +21,7 @@ from ...transport.tcp_stats import Passed, TcpStats
 from ...transport.udp.pipe import MessagePort, OnEnd
 from ...transport.udp.stream_table import REFUSED_BUSY
 from ...traversal.candidates import is_private
+from ..paths.path_kind import PathKind
 from ..runtime.timeline import Timeline
 from .background import Background
 from .path_choice import Move
@@ -72,6 +73,11 @@ class OpenStream:
     @property
     def path(self) -> str:
         """ "p2p" or "relay", at this moment."""
+        raise NotImplementedError
+
+    @property
+    def path_word(self) -> str:
+        """One of CALL_PATHS, at this moment."""
         raise NotImplementedError
 
     @property
@@ -171,6 +177,10 @@ class LinkStream(OpenStream):
         return "relay" if self._link.paths.kind.is_relay else "p2p"
 
     @property
+    def path_word(self) -> str:
+        return self._link.paths.kind.word
+
+    @property
     def transmit_mode(self) -> int:
         return TRANSMIT_RELAY if self._link.paths.kind.is_relay else TRANSMIT_P2P
 
@@ -249,6 +259,7 @@ class SplicedStream(OpenStream):
     """A TCP connection through the relay, whose bytes are the stream's."""
 
     path = "relay"
+    path_word = PathKind.FRAMED.word  # over TCP, too
     transmit_mode = TRANSMIT_RELAY
 
     def __init__(
