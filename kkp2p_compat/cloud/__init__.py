@@ -5,6 +5,7 @@ this host's addresses); nothing imports it but the command line.  One process, o
 
 server.py              the listening port, and which service a connection gets
 door.py                a listening port
+handshakes.py          whose TLS handshake is begun next
 settings.py            everything that can be set
 certificate.py         what TLS shows
 changed_files.py       notices that files were replaced

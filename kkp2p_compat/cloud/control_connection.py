@@ -176,6 +176,11 @@ class ControlConnection:
         return self._state == _OPEN
 
     @property
+    def is_arriving(self) -> bool:
+        """It shakes hands, or has not yet said what it wants, or logs in."""
+        return self._state == _SHAKING or (self._state == _OPEN and self.is_new)
+
+    @property
     def is_new(self) -> bool:
         """It has neither called nor logged in yet."""
         return self._quiet_s == 0

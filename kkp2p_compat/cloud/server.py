@@ -12,7 +12,6 @@ import errno
 import logging
 import socket
 import time
-from collections import deque
 from typing import Any
 
 import gevent
@@ -30,6 +29,7 @@ from .certificate import Certificate, reachable_host
 from .control_connection import CLOSE_S, ControlConnection
 from .directory import Directory, Node
 from .door import Door
+from .handshakes import WAITING_SHARE, Handshakes
 from .lane import LaneRelay
 from .limits import Gatekeeper
 from .nodes import PROTOCOL, Load, Nodes
@@ -51,8 +51,6 @@ _TLS_HANDSHAKE = b"\x16"  # RFC 8446 section 5.1, ContentType
 _RELAY_HELLO = relay_wire.MAGIC[:1]
 
 # Our choices.
-HANDSHAKES_PER_TURN = 8  # about 8 ms; then those that are under way have their turn
-TURN_S = 0.001  # between two turns of handshakes, at least
 SPARE_DESCRIPTORS = 64  # for files and accounts
 PIPE_SHARE = 16  # one in so many descriptors may be a pipe of the relay's; it has two ends
 SWEEP_S = 1.0
@@ -131,9 +129,8 @@ class Cloud:
         self._doors: list[Door] = []  # that of the control plane, and the relay's if it has its own
         self._udp: UdpPort | None = None
         self._relay_udp: UdpPort | None = None  # if the relay has a port of its own
-        self._sweeping: Any = None  # a timer, as is the next one
-        self._shaking: Any = None
-        self._waiting: deque[_Stranger] = deque()  # for a TLS handshake
+        self._sweeping: Any = None  # a timer
+        self.handshakes: Handshakes | None = None
         self._closing = Group()  # the greenlets that close sockets without loss
         self._load = Load()
         self._address: HostPort = ("", 0)
@@ -252,6 +249,8 @@ class Cloud:
                 settings.certificates,
                 settings.turn_credentials,
             )
+        if self._control is not None:
+            self.handshakes = Handshakes(self._begin)
         self._listen()
         if self._control is not None:
             self._control.start()
@@ -314,7 +313,6 @@ class Cloud:
         loop = get_hub().loop
         self._sweeping = loop.timer(SWEEP_S, SWEEP_S)
         self._sweeping.start(self._on_sweep)
-        self._shaking = loop.timer(0.0, TURN_S)  # TLS handshakes, while some wait for theirs
 
     def _start_udp(self) -> None:
         settings = self.settings
@@ -364,10 +362,10 @@ class Cloud:
         self._closing.kill()
         if self.nodes is not None:
             self.nodes.stop()
-        for timer in (self._sweeping, self._shaking):
-            if timer is not None:
-                timer.close()
-        self._sweeping = self._shaking = None
+        for part in (self._sweeping, self.handshakes):
+            if part is not None:
+                part.close()
+        self._sweeping = self.handshakes = None
         if self._control is not None:
             self._control.stop()
         if self.usage is not None:
@@ -394,14 +392,14 @@ class Cloud:
         """Hand a connection to the service that its first byte asks for."""
         host, sock = stranger.host, stranger.sock
         try:
-            if first == _TLS_HANDSHAKE and self._control is not None:
+            if first == _TLS_HANDSHAKE and self.handshakes is not None:
                 if not self.gate.may_shake_hands(host):
                     self.dismiss(stranger, "")
                     return
-                if not self._waiting:
-                    self._shaking.start(self._shake_hands)
                 stranger.reason = "waited too long for its TLS handshake"
-                self._waiting.append(stranger)
+                most_s = WAITING_SHARE * self.settings.limits.handshake_s
+                stranger.deadline = time.monotonic() + most_s
+                self.handshakes.add(stranger)
             elif first == _RELAY_HELLO and self.relay is not None:
                 tcp.tune(sock)
                 self.gate.deadlines.discard(stranger)
@@ -420,36 +418,21 @@ class Cloud:
     def _control(self) -> Track | Route | None:
         return self.track or self.route
 
-    def _shake_hands(self) -> None:
-        """Begin with some of those that wait, in the order in which they came.
-
-        When more come than we can serve, some are served in time and the others give up, instead
-        of all being served too late.
-        """
-        begun = 0
-        while self._waiting and begun < HANDSHAKES_PER_TURN:
-            stranger = self._waiting.popleft()
-            if stranger.sock.fileno() < 0:
-                continue  # its time is over
-            begun += 1
-            self._begin(stranger)
-        if not self._waiting:
-            self._shaking.stop()
-
-    def _begin(self, stranger: _Stranger) -> None:
+    def _begin(self, stranger: _Stranger) -> ControlConnection | None:
         host, sock = stranger.host, stranger.sock
         if self._control is None or self._certificate is None or tcp.left(sock):
             self.dismiss(stranger, "")  # it has given up: no signature is wasted on it
-            return
+            return None
         try:
             tcp.hurry(sock)
         except OSError as error:  # reset already
             self.dismiss(stranger, str(error))
-            return
+            return None
         shown = self._certificate.shown
         connection = ControlConnection(sock, host, self.gate, self._control, shown, self._closing)
         self.gate.deadlines.discard(stranger)
         connection.start()
+        return connection
 
     def dismiss(self, stranger: _Stranger, reason: str) -> None:
         """Close a connection that gets no service; an empty reason is not logged."""
@@ -463,6 +446,7 @@ class Cloud:
         now = time.monotonic()
         for part in (
             self.gate,
+            self.handshakes,
             self.gate.audit,
             self.directory,
             self.nodes,

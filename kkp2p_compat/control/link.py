@@ -166,6 +166,11 @@ class Link:
         self._greenlets.clear()
 
     @property
+    def is_connected(self) -> bool:
+        """By TCP; that, and no more, is true of a server that is too busy for TLS."""
+        return self._sock is not None and not self.closed.is_set()
+
+    @property
     def is_track(self) -> bool:
         """Whether it carries calls, or our login."""
         return self.peer_id is not None or self._last_call > 0

@@ -148,7 +148,11 @@ class Links:
         self._name_of = {ip: part for ip, part in found.items() if not is_ip(part)}
 
     def _race_addresses(self) -> Link:
-        """In random order, as the C SDK does, but those that failed last time come last."""
+        """In random order, as the C SDK does, but those that failed last time come last.
+
+        A server that has taken our connection may be busy with thousands that have come at once,
+        and so are the others: with a TLS handshake at each it would be worse.
+        """
         if self._names and time.monotonic() - self._resolved_at > RESOLVE_AGAIN_S:
             self._resolve_again()
         hosts = list(self.addresses)
@@ -156,13 +160,17 @@ class Links:
         hosts = dial.interleave(hosts)
         hosts.sort(key=self._failed.__contains__)
         attempts = [functools.partial(self._try, host) for host in hosts]
-        link = dial.race(attempts, lambda spare: None)  # a spare one is among our links already
+        # A spare one is among our links already.
+        link = dial.race(attempts, lambda spare: None, self._is_being_served)
         for host in hosts[: hosts.index(link.address[0])]:
             if host in self._failed:
                 self._log.info(
                     "cloud %s:%d: no answer yet, going on with another", host, self._port
                 )
         return link
+
+    def _is_being_served(self) -> bool:
+        return any(link.is_connected for link in self._being_opened)
 
     def _try(self, host: str) -> Link:
         self._failed.add(host)  # also when another address is quicker

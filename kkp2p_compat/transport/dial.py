@@ -17,9 +17,10 @@ from gevent.queue import Empty, SimpleQueue
 
 from . import tcp
 
-__all__ = ["NEXT_S", "connect", "interleave", "race"]
+__all__ = ["MOST_HOLDS", "NEXT_S", "connect", "interleave", "race"]
 
 NEXT_S = 0.25  # RFC 8305 section 5: "Connection Attempt Delay"
+MOST_HOLDS = 12  # our choice: so many of them one who has answered may take, before the next one
 
 T = TypeVar("T")
 
@@ -33,11 +34,16 @@ def interleave(addresses: Sequence[str]) -> list[str]:
     return [address for turn in turns for address in turn if address is not None]
 
 
-def race(attempts: Sequence[Callable[[], T]], drop: Callable[[T], object]) -> T:
+def race(
+    attempts: Sequence[Callable[[], T]],
+    drop: Callable[[T], object],
+    is_held: Callable[[], bool] = lambda: False,
+) -> T:
     """What the first attempt that succeeds returns; raises the first one's error if none does.
 
     An attempt is killed when another has won, and when the caller's time is up.  If it succeeds in
-    that very moment, ``drop`` gets the result.
+    that very moment, ``drop`` gets the result.  ``is_held``: whether an attempt has got somewhere,
+    so that the next one has time.
     """
     if len(attempts) == 1:
         return attempts[0]()
@@ -58,14 +64,17 @@ def race(attempts: Sequence[Callable[[], T]], drop: Callable[[T], object]) -> T:
     running: list[gevent.Greenlet[..., None]] = []
     waiting = list(attempts)
     problems: list[Exception] = []
+    holds = 0
     try:
         while len(problems) < len(attempts):
-            if waiting:
+            if waiting and not holds:
                 running.append(gevent.spawn(run, waiting.pop(0)))
             try:
                 made, error = ends.get(timeout=NEXT_S if waiting else None)
             except Empty:
+                holds = (holds + 1) % MOST_HOLDS if is_held() else 0
                 continue
+            holds = 0
             if error is None:
                 return made[0]
             problems.append(error)

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from helpers.cloud_client import Client, running_cloud, time_passes, until
 from kkp2p_compat.cloud import control_connection as connection_module
-from kkp2p_compat.cloud import server
+from kkp2p_compat.cloud import handshakes, server
 from kkp2p_compat.cloud.control_connection import ControlConnection, Service
 from kkp2p_compat.cloud.server import Cloud
 from kkp2p_compat.transport import tcp
@@ -74,6 +74,12 @@ def cloud() -> Iterator[Cloud]:
 
 def _connect(cloud: Cloud) -> gsocket.socket:
     return gsocket.create_connection(cloud.address, source_address=("127.0.0.1", 0))
+
+
+def _waiting(cloud: Cloud) -> int:
+    """For a TLS handshake."""
+    assert cloud.handshakes is not None
+    return len(cloud.handshakes.waiting)
 
 
 def _rest(sock: gsocket.socket) -> bytes:
@@ -454,22 +460,24 @@ def test_those_that_gave_up_waiting_cost_no_handshake(monkeypatch: pytest.Monkey
             super().start()
 
     with running_cloud(ACCOUNTS) as cloud:
-        monkeypatch.setattr(server, "HANDSHAKES_PER_TURN", 0)
+        monkeypatch.setattr(handshakes, "PER_TURN", 0)
         monkeypatch.setattr(server, "ControlConnection", Recorded)
         socks = []
         for number in range(1, 6):
             source = (f"127.0.0.{number}", 0)
             socks.append(gsocket.create_connection(cloud.address, source_address=source))
             socks[-1].sendall(b"\x16")
-            until(lambda: len(cloud._waiting) == len(socks))
+            until(lambda: _waiting(cloud) == len(socks))
         socks[1].close()
         socks[3].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         socks[3].close()
         gone = [False, True, False, True, False]
-        until(lambda: [tcp.left(stranger.sock) for stranger in cloud._waiting] == gone)
+        assert cloud.handshakes is not None
+        waiting = cloud.handshakes.waiting
+        until(lambda: [tcp.left(stranger.sock) for stranger in waiting] == gone)
         assert begun == []
-        monkeypatch.setattr(server, "HANDSHAKES_PER_TURN", 1)
-        until(lambda: not cloud._waiting)
+        monkeypatch.setattr(handshakes, "PER_TURN", 1)
+        until(lambda: _waiting(cloud) == 0)
         assert cloud.gate.connections == 3
         assert begun == ["127.0.0.1", "127.0.0.3", "127.0.0.5"]
         for sock in socks:
@@ -480,14 +488,14 @@ def test_waiting_for_a_handshake_has_an_end(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with running_cloud(ACCOUNTS) as cloud:
-        monkeypatch.setattr(server, "HANDSHAKES_PER_TURN", 0)
+        monkeypatch.setattr(handshakes, "PER_TURN", 0)
         sock = _connect(cloud)
         sock.sendall(b"\x16")
-        until(lambda: len(cloud._waiting) == 1)
+        until(lambda: _waiting(cloud) == 1)
         time_passes(cloud, 11)
         assert _rest(sock) == b""
         assert "waited too long" in caplog.text
         monkeypatch.undo()
-        until(lambda: not cloud._waiting)
+        until(lambda: _waiting(cloud) == 0)
         with Client(cloud.address) as client:
             assert client.ask("beat") == {"op": "beat"}

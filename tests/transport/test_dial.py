@@ -66,6 +66,36 @@ def test_whoever_hangs_is_overtaken_and_ended() -> None:
     wait_for(lambda: ended == [1, 2])
 
 
+def test_who_has_got_somewhere_has_time_before_the_next_one_begins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dial, "NEXT_S", 0.001)
+    asked: list[str] = []
+    at_begin: list[int] = []
+
+    def is_held() -> bool:
+        asked.append("")
+        return True
+
+    def win() -> str:
+        at_begin.append(len(asked))
+        return "won"
+
+    never = gevent.event.Event()
+    assert dial.race([never.wait, win], print, is_held) == "won"
+    assert at_begin == [dial.MOST_HOLDS]
+
+
+def test_who_fails_holds_nobody() -> None:
+    def fail() -> str:
+        raise LinkLost("at once")
+
+    def is_held() -> bool:
+        raise AssertionError("nobody waits")
+
+    assert dial.race([fail, lambda: "won"], print, is_held) == "won"
+
+
 def test_what_comes_too_late_is_dropped() -> None:
     dropped: list[str] = []
     together = gevent.event.Event()
