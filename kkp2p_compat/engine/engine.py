@@ -36,7 +36,7 @@ from .calls.incoming import IncomingCalls
 from .calls.lan import LanCallee
 from .calls.metrics import metrics_text
 from .channels.acceptor import Acceptor
-from .channels.kinds import Channel
+from .channels.kinds import Channel, linger
 from .channels.table import ChannelTable
 from .links.background import Background
 from .links.link_table import LinkTable
@@ -209,6 +209,11 @@ class Engine:
         channel = self.channels.get(channel_id)
         if channel is not None:
             channel.close(and_fd=False)
+
+    def linger(self, fd: int) -> None:
+        """The end of a raw channel whose descriptor was lent, and has come back as ``fd``."""
+        if not self.thread.post(lambda: linger(self._background, fd)):
+            os.close(fd)
 
     def start_proxy(
         self, place: str, port: int, ctx: connect_ctx_t, watch: Watch | None = None

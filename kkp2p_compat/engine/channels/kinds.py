@@ -29,7 +29,7 @@ from ...transport import tcp
 from ..links.background import LINGER_S, Background
 from ..links.streams import OpenStream, Pipe
 
-__all__ = ["Channel", "make_channel"]
+__all__ = ["Channel", "linger", "make_channel"]
 
 # Each system call saved here is a moment less in which the application's thread and the engine's
 # wait for the interpreter's lock of each other: they make and take channels at the same time.
@@ -38,6 +38,7 @@ _NONBLOCK = getattr(_socket, "SOCK_NONBLOCK", 0)
 PAIR_BUFFER_BYTES = 1 << 20  # our choice: per direction; the kernel halves it by net.core.wmem_max
 
 CLOSED = "closed by the application"
+LENT = "handed over to another process"
 ABORTED = "aborted by the application"
 
 OnOver = Callable[["Channel"], object]
@@ -120,6 +121,13 @@ class Channel:
         if not thread.post(lambda: self.finish(duplicate)) and duplicate is not None:
             os.close(duplicate)
 
+    def lend(self) -> None:
+        """Another process has a copy of the descriptor: ours is closed, and its is the only one.
+
+        It is told of no cut then: it reads end of stream.
+        """
+        close(self.fd)
+
     def abort(self) -> None:
         """The application gives up both directions: the peer sees a cut."""
         if self._background.thread.usable:  # else the engine is destroyed, or another process's
@@ -173,6 +181,11 @@ class RawChannel(Channel):
     def duplicate_fd(self) -> int | None:
         return self._copy_fd()
 
+    def lend(self) -> None:
+        """It comes back by ``linger``."""
+        super().lend()
+        self._background.thread.post(lambda: self._forget(LENT))
+
     def handle_error(self, error: OSError) -> None:
         if self.broken is None:
             self.broken, self.is_cut = LinkLost(error.strerror or str(error)), True
@@ -182,8 +195,7 @@ class RawChannel(Channel):
     def finish(self, duplicate: int | None) -> None:
         self._forget(CLOSED)
         if duplicate is not None:
-            sock = gsocket.socket(_socket.AF_INET, _socket.SOCK_STREAM, fileno=duplicate)
-            self._background.linger(keep_private(sock))
+            linger(self._background, duplicate)
 
     def cut(self, reason: str) -> None:
         if self.owns_fd():
@@ -266,6 +278,12 @@ class PairedChannel(Channel):
             with contextlib.suppress(OSError):  # the application has ended its direction
                 send(duplicate, b"\0", 1, 0)
             os.close(duplicate)
+
+
+def linger(background: Background, fd: int) -> None:
+    """Close a socket to a relay once the relay has what was written to it."""
+    sock = gsocket.socket(_socket.AF_INET, _socket.SOCK_STREAM, fileno=fd)
+    background.linger(keep_private(sock))
 
 
 def make_channel(

@@ -81,6 +81,12 @@ class DescriptorTable:
             close(fd)
         return channel is not None
 
+    def lend(self, fd: int) -> None:
+        """Another process has a copy of a channel's descriptor by now; see ``Channel.lend``."""
+        channel = self._take(fd)
+        if channel is not None:
+            channel.lend()
+
     def failure(self, fd: int, error: OSError | None) -> KKP2PError:
         """For error_no, after a read or write that failed; no ``error``: at the end of the stream.
 

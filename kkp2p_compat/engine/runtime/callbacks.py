@@ -6,8 +6,9 @@ a state change.  (Callbacks of greenlets do not come here: they run in the green
 
 from __future__ import annotations
 
+import time
 import traceback
-from _queue import SimpleQueue  # the C one: queue.SimpleQueue is gevent's under monkey patching
+from _queue import Empty, SimpleQueue  # C ones: queue.SimpleQueue is gevent's in a patched program
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,7 @@ class Callbacks:
         self._closed = False
         self._work: SimpleQueue[tuple[Callable[..., object], tuple[Any, ...]] | None]
         self._work = SimpleQueue()
+        self._ended: SimpleQueue[None] = SimpleQueue()  # one for each thread that has
 
     def submit(self, function: Callable[..., object], *args: Any) -> bool:
         """Queue a call; False if it is dropped: closed, too many wait, or no thread can be had."""
@@ -56,6 +58,15 @@ class Callbacks:
         for _ in range(self._threads):
             self._work.put(None)
 
+    def join(self, timeout_s: float) -> None:
+        """After ``close``: wait, without a hub, until what was queued has run, or so long."""
+        deadline = time.monotonic() + timeout_s
+        for _ in range(self._threads - self._missing):
+            try:
+                self._ended.get(timeout=max(0, deadline - time.monotonic()))
+            except Empty:
+                return
+
     def _main(self) -> None:
         while (item := self._work.get()) is not None:
             function, args = item
@@ -67,3 +78,4 @@ class Callbacks:
         hub = get_hub_if_exists()
         if hub is not None:  # the application's callbacks have made one
             hub.destroy(destroy_loop=True)
+        self._ended.put(None)

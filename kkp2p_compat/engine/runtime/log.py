@@ -92,13 +92,15 @@ class _ProcessLog:
     def has_callback(self) -> bool:
         return self._sink is not None
 
-    def set_callback(self, callback: LogCallback | None, param: Any) -> None:
+    def set_callback(self, callback: LogCallback | None, param: Any) -> Callbacks | None:
         with self._lock:
             before, self._sink = self._sink, None
             if callback is not None:
                 self._sink = Callbacks(1), callback, param
-        if before is not None:
-            before[0].close()
+        if before is None:
+            return None
+        before[0].close()
+        return before[0]
 
     def take(self, record: logging.LogRecord) -> bool:
         sink = self._sink
@@ -113,8 +115,9 @@ class _ProcessLog:
 _process = _ProcessLog()
 
 
-def set_log_callback(callback: LogCallback | None, param: Any) -> None:
-    _process.set_callback(callback, param)
+def set_log_callback(callback: LogCallback | None, param: Any) -> Callbacks | None:
+    """Returns what the last lines for the callback before this one run on; None: there was none."""
+    return _process.set_callback(callback, param)
 
 
 def set_log_level(level: int) -> None:
