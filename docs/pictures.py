@@ -191,6 +191,7 @@ GRID = {
     "__main__.py": (3, 0, 1),
     "testing/": (4, 0, 1),
     "cli/": (3, 1, 1),
+    "capi/": (2, 1, 1),
     "__init__.py": (1, 2, 1),
     "_api_checks.py": (1, 4, 1),
     "_api_outcome.py": (0, 4, 1),

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,23 +14,10 @@ import gevent
 import pytest
 from gevent import socket, ssl
 
-from helpers.support import ENVIRONMENT, PATIENCE_S, ROOT, SECRET, CloudProcess
+from helpers.document import ACCEPTED, REQUEST, check_answer, need_program, run_client
+from helpers.support import ENVIRONMENT, ROOT, SECRET, CloudProcess
 from kkp2p_compat.cli.demo import make_certificate
 
-REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
-# The document's answer, to the letter.
-ANSWER = (
-    r"HTTP/1\.1 200 OK\r\n"
-    r"Date: Tue, 01 Oct 2022 10:10:10 GMT\r\n"
-    r"Server: Apache\r\n"
-    r"X-Powered-By: kkp2p %s\r\n"
-    r"Content-Type: text/xml; charset=utf-8\r\n"
-    r"Content-Length:(\d+)\r\n"
-    r"Connection: close\r\n"
-    r"\r\n"
-    r"(\d+)\n"
-)
-ACCEPTED = r"accept new connection,fd:\d+, mode is %s,channel id:\d+\.\n"
 DIRECT = ACCEPTED % 1
 
 
@@ -133,32 +117,6 @@ def _get_https(address: tuple[str, int]) -> str:
         return _read(sock)
 
 
-def _check(answer: str, protocol: str) -> None:
-    match = re.fullmatch(ANSWER % protocol, answer)
-    assert match, answer
-    assert int(match[1]) == len(match[2]) + 1
-    assert abs(int(match[2]) - time.time()) < 3600  # the body is the time
-
-
-def _need(tool: str) -> str:
-    path = shutil.which(tool)
-    if path is None:
-        (pytest.fail if os.environ.get("KKP2P_REQUIRE_LAB") == "1" else pytest.skip)(f"no {tool}")
-    return str(path)
-
-
-def _run(*command: str, data: bytes = b"") -> str:
-    """A client program on a thread of the pool, so that a time limit can end the wait."""
-
-    def run() -> str:
-        ended = subprocess.run(
-            command, input=data, capture_output=True, timeout=PATIENCE_S, check=True
-        )
-        return ended.stdout.decode()
-
-    return str(gevent.get_hub().threadpool.apply(run))
-
-
 # Told from the command line.
 
 
@@ -226,11 +184,11 @@ def test_proxy_that_cannot_listen(start: Callable[..., Sample]) -> None:
 def test_http_and_https(
     server: Sample, proxy: Callable[[int, int], tuple[str, int]], mode: int, told: str
 ) -> None:
-    _check(_get_http(proxy(mode, 1)), "http")
+    check_answer(_get_http(proxy(mode, 1)), "http")
     assert re.fullmatch(ACCEPTED % told, server.line())
     https = proxy(mode, 2)
     for _ in range(3):
-        _check(_get_https(https), "https")
+        check_answer(_get_https(https), "https")
         assert re.fullmatch(ACCEPTED % told, server.line())
     assert server.end() == (0, "")
 
@@ -249,19 +207,19 @@ def test_an_unknown_protocol_is_closed(
 def test_curl(
     server: Sample, proxy: Callable[[int, int], tuple[str, int]], protocol: str, desc: int
 ) -> None:
-    curl = _need("curl")
+    curl = need_program("curl")
     host, port = proxy(1, desc)
     url = f"{protocol}://{host}:{port}"
     for _ in range(5):
-        _check(_run(curl, "-sS", "--noproxy", "*", "--insecure", "-i", url), protocol)
+        check_answer(run_client(curl, "-sS", "--noproxy", "*", "--insecure", "-i", url), protocol)
         assert re.fullmatch(DIRECT, server.line())
 
 
 def test_openssl(server: Sample, proxy: Callable[[int, int], tuple[str, int]]) -> None:
-    openssl = _need("openssl")
+    openssl = need_program("openssl")
     host, port = proxy(1, 2)
     command = [openssl, "s_client", "-quiet", "-connect", f"{host}:{port}"]
-    _check(_run(*command, data=REQUEST), "https")
+    check_answer(run_client(*command, data=REQUEST), "https")
     assert re.fullmatch(DIRECT, server.line())
 
 
@@ -282,7 +240,7 @@ def test_clients_that_say_nothing_or_garbage(
         assert re.fullmatch(DIRECT, server.line())
         assert server.line() == "SSL_accept error,ret:5.\n"
         assert server.line() == "unexpected end of stream.\n"
-        _check(_get_https(https), "https")
+        check_answer(_get_https(https), "https")
         assert re.fullmatch(DIRECT, server.line())
         assert server.end()[0] == 0  # the silent one is told off on the way out
         assert silent.recv(1) == b""

@@ -1,0 +1,224 @@
+/*
+ * The descriptors of channels: read, written and closed by the program itself.
+ *
+ * A *raw* one is a TCP connection to a relay, and the program has the only copy.  A mere close would
+ * lose what was written if something is unread (the kernel then sends a reset), so its companion
+ * gets it back, and closes it once all has arrived.  All others are ends of socket pairs.
+ */
+#define _GNU_SOURCE
+#include "internal.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#define MAX_MESSAGE_BYTES 65536 /* of a UDP channel */
+#define MIN_RAWS 64
+
+/* A raw channel, in the place of its descriptor; engine NULL: no such channel. */
+struct raw {
+    kkp2p_engine_t *engine;
+    uint32_t channel_id;
+    dev_t device; /* which socket: the program may have closed the number itself */
+    ino_t inode;
+};
+
+static struct raw *raws; /* with kk_lock held */
+static int raw_count;
+
+static bool is_it(const struct raw *raw, int fd) {
+    struct stat status;
+
+    return raw->engine != NULL && fstat(fd, &status) == 0 && status.st_dev == raw->device
+           && status.st_ino == raw->inode;
+}
+
+static int note_raw(kkp2p_engine_t *engine, uint32_t channel_id, int fd) {
+    struct stat status;
+    int wanted = raw_count < MIN_RAWS ? MIN_RAWS : raw_count;
+
+    if (fstat(fd, &status) < 0)
+        return KKP2P_ERROR_SYSTEM_INTERNAL;
+    while (wanted <= fd)
+        wanted *= 2;
+    pthread_mutex_lock(&kk_lock);
+    if (wanted > raw_count) {
+        struct raw *grown = realloc(raws, (size_t)wanted * sizeof(*raws));
+        if (grown == NULL) {
+            pthread_mutex_unlock(&kk_lock);
+            return KKP2P_ERROR_OUT_OF_MEMORY;
+        }
+        memset(grown + raw_count, 0, (size_t)(wanted - raw_count) * sizeof(*raws));
+        raws = grown;
+        raw_count = wanted;
+    }
+    raws[fd].engine = engine;
+    raws[fd].channel_id = channel_id;
+    raws[fd].device = status.st_dev;
+    raws[fd].inode = status.st_ino;
+    pthread_mutex_unlock(&kk_lock);
+    return 0;
+}
+
+void kk_forget_raw(kkp2p_engine_t *engine) {
+    for (int fd = 0; fd < raw_count; fd++)
+        if (engine == NULL || raws[fd].engine == engine)
+            raws[fd].engine = NULL;
+}
+
+int kk_copy_raw(kkp2p_engine_t *engine, uint32_t channel_id) {
+    int copy = -1;
+
+    pthread_mutex_lock(&kk_lock);
+    for (int fd = 0; fd < raw_count; fd++)
+        if (raws[fd].engine == engine && raws[fd].channel_id == channel_id) {
+            if (is_it(&raws[fd], fd))
+                copy = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+            raws[fd].engine = NULL;
+            break;
+        }
+    pthread_mutex_unlock(&kk_lock);
+    return copy;
+}
+
+static int option_of(int fd, int name) {
+    int value = -1;
+    socklen_t length = sizeof(value);
+
+    return getsockopt(fd, SOL_SOCKET, name, &value, &length) == 0 ? value : -1;
+}
+
+int kk_fill_channel(
+    kkp2p_engine_t *engine, kkp2p_channel_t *channel, const struct call_data *call) {
+    const struct answer *answer = &call->answer;
+    int fd = call->fds[0], failed = 0;
+
+    channel->fd = fd;
+    if (fd < 0)
+        return kk_fail(KKP2P_ERROR_SOCKET_FD_OVERFLOW);
+    if (option_of(fd, SO_DOMAIN) != AF_UNIX)
+        failed = note_raw(engine, answer->channel_id, fd);
+    if (failed) {
+        close(fd);
+        channel->fd = -1;
+        return kk_fail(failed);
+    }
+    memcpy(channel->peer_id, answer->peer_id, sizeof(channel->peer_id));
+    channel->peer_id[sizeof(channel->peer_id) - 1] = '\0';
+    channel->channel_type = answer->channel_type;
+    channel->transmit_mode = answer->transmit_mode;
+    channel->encrypt_data = answer->encrypt_data;
+    channel->channel_id = answer->channel_id;
+    channel->is_ipv6_p2p = answer->is_ipv6_p2p;
+    channel->connect_desc = answer->connect_desc;
+    return answer->result;
+}
+
+int64_t kk_now_ms(void) {
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+static bool takes_messages(int fd) { return option_of(fd, SO_TYPE) == SOCK_SEQPACKET; }
+
+/* Whether a recv of nothing was the end, and not an empty message. */
+static bool at_end(int fd) {
+    struct pollfd state = {fd, POLLRDHUP, 0};
+    char byte;
+
+    return recv(fd, &byte, 1, MSG_DONTWAIT | MSG_PEEK) == 0 && poll(&state, 1, 0) > 0;
+}
+
+/* Until fd is ready or it is too late; false: it is too late. */
+static bool wait_for(int fd, short events, int64_t deadline) {
+    struct pollfd state = {fd, events, 0};
+    int64_t left = deadline - kk_now_ms();
+
+    return left > 0 && (poll(&state, 1, (int)left) != 0 || kk_now_ms() < deadline);
+}
+
+static int check_bytes(const void *buff, int length, int timeout) {
+    return buff == NULL || length < 1 || timeout < 0 ? KKP2P_ERROR_PARAMETER : 0;
+}
+
+int kkp2p_read(int fd, char *buff, int length, int timeout) {
+    int64_t deadline = 0;
+    ssize_t count;
+
+    if (check_bytes(buff, length, timeout))
+        return kk_fail(KKP2P_ERROR_PARAMETER);
+    for (;;) {
+        count = recv(fd, buff, (size_t)length, MSG_DONTWAIT);
+        if (count > 0) {
+            kk_succeed();
+            return (int)count;
+        }
+        if (count == 0 && (!takes_messages(fd) || at_end(fd)))
+            return kk_fail(KKP2P_ERROR);
+        if (count < 0 && errno == EINTR)
+            continue;
+        if (count < 0 && errno != EAGAIN && errno != EWOULDBLOCK)
+            return kk_fail(KKP2P_ERROR);
+        deadline = deadline ? deadline : kk_now_ms() + timeout;
+        if (!wait_for(fd, POLLIN, deadline)) {
+            kk_succeed();
+            return 0;
+        }
+    }
+}
+
+int kkp2p_write(int fd, const char *buff, int length, int timeout) {
+    int64_t deadline = 0;
+    ssize_t count;
+
+    if (check_bytes(buff, length, timeout)
+        || (length > MAX_MESSAGE_BYTES && takes_messages(fd)))
+        return kk_fail(KKP2P_ERROR_PARAMETER);
+    for (;;) {
+        count = send(fd, buff, (size_t)length, MSG_DONTWAIT | MSG_NOSIGNAL);
+        if (count >= 0) {
+            kk_succeed();
+            return (int)count;
+        }
+        if (errno == EINTR)
+            continue;
+        if (errno != EAGAIN && errno != EWOULDBLOCK)
+            return kk_fail(KKP2P_ERROR);
+        deadline = deadline ? deadline : kk_now_ms() + timeout;
+        if (!wait_for(fd, POLLOUT, deadline)) {
+            kk_succeed();
+            return 0;
+        }
+    }
+}
+
+void kkp2p_close_fd(int fd) {
+    kkp2p_engine_t *engine = NULL;
+
+    if (fd < 0) {
+        kk_fail(KKP2P_ERROR);
+        return;
+    }
+    pthread_mutex_lock(&kk_lock);
+    if (fd < raw_count) {
+        if (is_it(&raws[fd], fd))
+            engine = raws[fd].engine;
+        raws[fd].engine = NULL;
+    }
+    pthread_mutex_unlock(&kk_lock);
+    engine = engine == NULL ? NULL : kk_use(engine);
+    if (engine != NULL) {
+        kk_send_only(engine->control, CALL_LINGER, 0, fd);
+        kk_release(engine);
+    }
+    if (close(fd) < 0)
+        kk_fail(KKP2P_ERROR);
+    else
+        kk_succeed();
+}

@@ -1,0 +1,556 @@
+/*
+ * What a C program may do with the library, one scenario a run: `scenarios NAME PEER`.
+ *
+ * PEER is online at the cloud of KKP2P_LOGIN, and sends back what it gets.  Exits with 0 and "ok",
+ * or says which check has failed.
+ */
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <locale.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "kkp2p_sdk.h"
+
+#define TIMEOUT_MS 20000
+#define THREADS 16
+#define CONNECTS 10 /* of each thread */
+#define CHECK(truth) check(truth, __LINE__, #truth)
+
+static const char *peer;
+static int output = 1;
+
+static void check(bool truth, int line, const char *text) {
+    if (!truth) {
+        dprintf(output, "line %d: %s; error_no %d, errno %d\n", line, text, kkp2p_error_no(), errno);
+        _exit(1);
+    }
+}
+
+static kkp2p_engine_t *make_engine(void) {
+    kkp2p_engine_conf_t conf;
+    kkp2p_engine_t *engine;
+
+    memset(&conf, 0, sizeof(conf));
+    conf.login_domain = "203.0.113.1"; /* for documentation (RFC 5737): KKP2P_LOGIN has the real one */
+    conf.login_port = 3080;
+    conf.disable_upnp = 1;
+    conf.enable_engine_thread_pool = 1;
+    engine = kkp2p_engine_init(&conf, TIMEOUT_MS);
+    CHECK(engine != NULL);
+    return engine;
+}
+
+static kkp2p_connect_ctx_t context(int mode) {
+    kkp2p_connect_ctx_t ctx;
+
+    memset(&ctx, 0, sizeof(ctx));
+    strncpy(ctx.peer_id, peer, 32);
+    ctx.connect_mode = mode;
+    ctx.timeout = TIMEOUT_MS;
+    return ctx;
+}
+
+static int open_fds(void) {
+    DIR *folder = opendir("/proc/self/fd");
+    int count = -3; /* ".", ".." and the one of the folder */
+
+    while (readdir(folder) != NULL)
+        count++;
+    closedir(folder);
+    return count;
+}
+
+static void echo(const kkp2p_channel_t *channel, const char *text) {
+    char back[64] = "";
+    int length = (int)strlen(text), got = 0;
+
+    CHECK(kkp2p_write(channel->fd, text, length, TIMEOUT_MS) == length);
+    while (got < length) {
+        int count = kkp2p_read(channel->fd, back + got, (int)sizeof(back) - got, TIMEOUT_MS);
+        CHECK(count > 0);
+        got += count;
+    }
+    CHECK(got == length && memcmp(back, text, (size_t)length) == 0);
+}
+
+static void echo_and_close(kkp2p_engine_t *engine, const kkp2p_channel_t *channel) {
+    echo(channel, "to and fro");
+    kkp2p_close_fd(channel->fd);
+    kkp2p_close_channel(engine, channel->channel_id);
+}
+
+/* Arguments that are wrong, with codes and no crash. */
+static void arguments(void) {
+    kkp2p_engine_t *engine = make_engine(), *none = (kkp2p_engine_t *)&engine;
+    kkp2p_connect_ctx_t ctx = context(2);
+    kkp2p_channel_t channel;
+    uint32_t proxy_id;
+    char buff[64], hosts[2][64];
+    int fds[2];
+
+    kkp2p_sdk_version(buff, sizeof(buff));
+    CHECK(strchr(buff, '.') != NULL);
+    kkp2p_sdk_version(buff, 2);
+    CHECK(kkp2p_error_no() == KKP2P_ERROR_SMALL_BUFF);
+    CHECK(kkp2p_engine_init(NULL, 0) == NULL && kkp2p_error_no() == KKP2P_ERROR_PARAMETER);
+    kkp2p_engine_destroy(none);
+    kkp2p_engine_destroy(NULL);
+    CHECK(kkp2p_join_net(none, "peer", "x") == KKP2P_ERROR);
+    CHECK(kkp2p_join_net(engine, NULL, "x") == KKP2P_ERROR_PARAMETER);
+    CHECK(kkp2p_join_net(engine, peer, "wrong") == KKP2P_ERROR_INVALID_PEER_KEY);
+    CHECK(kkp2p_error_no() == KKP2P_ERROR_INVALID_PEER_KEY);
+    CHECK(kkp2p_join_lan(engine, peer) == KKP2P_ERROR_PARAMETER); /* no lan_search_port */
+    CHECK(kkp2p_accept(engine, 0, &channel) == 0 && kkp2p_accept(engine, 30, &channel) == 0);
+    CHECK(kkp2p_accept(engine, -1, &channel) == KKP2P_ERROR_PARAMETER);
+    CHECK(kkp2p_accept(engine, 0, NULL) == KKP2P_ERROR_PARAMETER);
+    CHECK(kkp2p_connect(engine, NULL, &channel) == KKP2P_ERROR_PARAMETER);
+    CHECK(kkp2p_connect(engine, &ctx, NULL) == KKP2P_ERROR_PARAMETER);
+    CHECK(kkp2p_lan_search(engine, &ctx, &channel) == KKP2P_ERROR_LANMODE_MUSTUSE_P2P);
+    ctx.channel_type = KKP2P_WEBRTC_CHANNEL;
+    CHECK(kkp2p_connect(engine, &ctx, &channel) == KKP2P_ERROR_PARAMETER);
+    ctx = context(2);
+    strcpy(ctx.peer_id, "nobody");
+    ctx.timeout = 100;
+    CHECK(kkp2p_connect(engine, &ctx, &channel) == KKP2P_ERROR_CONNECT_TIMEOUT);
+    CHECK(channel.fd == -1);
+    memset(ctx.peer_id, 'x', sizeof(ctx.peer_id)); /* without an end */
+    CHECK(kkp2p_connect(engine, &ctx, &channel) == KKP2P_ERROR_INVALID_PEER_ID);
+    ctx = context(2);
+    ctx.timeout = 0;
+    CHECK(kkp2p_start_proxy(engine, "127.0.0.1", 0, &ctx, &proxy_id) == KKP2P_ERROR_PARAMETER);
+    ctx.timeout = 1000;
+    CHECK(kkp2p_start_proxy(engine, "192.0.2.1", 1, &ctx, &proxy_id) == KKP2P_ERROR_BIND_IP);
+    CHECK(kkp2p_start_proxy(engine, "127.0.0.1", 0, &ctx, NULL) == KKP2P_ERROR_PARAMETER);
+    kkp2p_stop_proxy(engine, 7);
+    CHECK(kkp2p_get_domainip(engine, hosts[0], sizeof(hosts[0]), 2) == 1);
+    CHECK(strcmp(hosts[0], "127.0.0.1") == 0);
+    CHECK(kkp2p_get_domainip(engine, hosts[0], 4, 2) == KKP2P_ERROR_SMALL_BUFF);
+    CHECK(kkp2p_get_domainip(engine, hosts[0], sizeof(hosts[0]), 0) == 0);
+    CHECK(kkp2p_read(-1, buff, 1, 0) == KKP2P_ERROR && kkp2p_write(-1, buff, 1, 0) == KKP2P_ERROR);
+    CHECK(pipe(fds) == 0 && kkp2p_read(fds[0], buff, 1, 0) == KKP2P_ERROR);
+    CHECK(kkp2p_read(fds[0], buff, 0, 0) == KKP2P_ERROR_PARAMETER);
+    CHECK(kkp2p_read(fds[0], buff, 1, -1) == KKP2P_ERROR_PARAMETER);
+    CHECK(kkp2p_write(fds[1], NULL, 1, 0) == KKP2P_ERROR_PARAMETER);
+    kkp2p_close_channel(engine, 7);
+    kkp2p_close_fd(-1);
+    kkp2p_engine_destroy(engine);
+    CHECK(kkp2p_listen_fd(engine) == KKP2P_ERROR); /* no pointer to anything any more */
+    kkp2p_engine_destroy(engine);
+}
+
+/* RFC 2202's first cases, and keys longer than a block. */
+static void hmac(void) {
+    static const char long_key[80] = {0};
+    unsigned char out[20], key[80];
+    char hex[41];
+    int length = 0;
+
+    CHECK(kkp2p_hmac_sha1("Jefe", 4, "what do ya want for nothing?", 28, out, &length) == 0);
+    CHECK(length == 20);
+    for (int i = 0; i < 20; i++)
+        sprintf(hex + 2 * i, "%02x", out[i]);
+    CHECK(strcmp(hex, "effcdf6ae5eb2fa2d27416d5f184df9c259a7c79") == 0);
+    memset(key, 0xaa, sizeof(key));
+    CHECK(kkp2p_hmac_sha1(key, 80, "Test Using Larger Than Block-Size Key - Hash Key First", 54, out,
+              &length) == 0);
+    for (int i = 0; i < 20; i++)
+        sprintf(hex + 2 * i, "%02x", out[i]);
+    CHECK(strcmp(hex, "aa4ae5e15272d00e95705637ce8a3b55ed402112") == 0);
+    CHECK(kkp2p_hmac_sha1(long_key, 0, "", 0, out, NULL) == 0 && out[0] == 0xfb && out[19] == 0x1d);
+    CHECK(kkp2p_hmac_sha1(NULL, 1, "", 0, out, NULL) == KKP2P_ERROR_PARAMETER);
+}
+
+/* 16 threads, 10 connects each, half of them with callbacks; and no descriptor is left. */
+
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t called = PTHREAD_COND_INITIALIZER;
+static int calls, failures;
+static kkp2p_engine_t *shared;
+
+static void connected(int result, const kkp2p_channel_t *channel, void *param) {
+    if (result >= 0) {
+        CHECK(strcmp(channel->peer_id, peer) == 0 && channel->connect_desc == (int)(intptr_t)param);
+        echo_and_close(shared, channel);
+    } else {
+        CHECK(result == KKP2P_ERROR && channel->fd == -1);
+    }
+    pthread_mutex_lock(&mutex);
+    calls++;
+    failures += result < 0;
+    pthread_cond_broadcast(&called);
+    pthread_mutex_unlock(&mutex);
+}
+
+static void await_calls(int count) {
+    pthread_mutex_lock(&mutex);
+    while (calls < count)
+        pthread_cond_wait(&called, &mutex);
+    pthread_mutex_unlock(&mutex);
+}
+
+static void *connect_often(void *argument) {
+    for (int i = 0; i < CONNECTS; i++) {
+        kkp2p_connect_ctx_t ctx = context(i % 3);
+        kkp2p_channel_t channel;
+        if (i % 2) {
+            ctx.func = connected;
+            ctx.func_param = argument;
+            ctx.connect_desc = (int)(intptr_t)argument;
+            CHECK(kkp2p_connect(shared, &ctx, i % 4 == 1 ? NULL : &channel) == 0);
+        } else {
+            CHECK(kkp2p_connect(shared, &ctx, &channel) == 0);
+            echo_and_close(shared, &channel);
+        }
+    }
+    return NULL;
+}
+
+static void run_threads(void *(*function)(void *argument), pthread_t threads[THREADS]) {
+    for (int i = 0; i < THREADS; i++)
+        CHECK(pthread_create(&threads[i], NULL, function, (void *)(intptr_t)(100 + i)) == 0);
+}
+
+static void join(pthread_t threads[THREADS]) {
+    for (int i = 0; i < THREADS; i++)
+        CHECK(pthread_join(threads[i], NULL) == 0);
+}
+
+static void threads(void) {
+    pthread_t started[THREADS];
+    int before = open_fds();
+
+    shared = make_engine();
+    run_threads(connect_often, started);
+    join(started);
+    await_calls(THREADS * CONNECTS / 2);
+    CHECK(failures == 0);
+    kkp2p_engine_destroy(shared);
+    CHECK(open_fds() == before);
+}
+
+/* The engine ends while 16 threads use it: every call and every callback comes back. */
+
+static int begun;
+
+static void closed(int result, const kkp2p_channel_t *channel, void *param) {
+    (void)param;
+    CHECK((result < 0) == (channel->fd < 0));
+    if (result >= 0)
+        kkp2p_close_fd(channel->fd);
+    pthread_mutex_lock(&mutex);
+    calls++;
+    pthread_mutex_unlock(&mutex);
+}
+
+static void *connect_until_it_fails(void *argument) {
+    kkp2p_channel_t channel;
+    int result, expected = 0;
+
+    (void)argument;
+    do {
+        kkp2p_connect_ctx_t ctx = context(2), later = ctx;
+        later.func = closed;
+        expected += kkp2p_connect(shared, &later, NULL) == 0;
+        result = kkp2p_connect(shared, &ctx, &channel);
+        if (result >= 0) {
+            kkp2p_close_fd(channel.fd);
+            kkp2p_close_channel(shared, channel.channel_id);
+        }
+        pthread_mutex_lock(&mutex);
+        begun += 1;
+        pthread_cond_broadcast(&called);
+        pthread_mutex_unlock(&mutex);
+    } while (result >= 0);
+    return (void *)(intptr_t)expected;
+}
+
+static void *accept_until_it_fails(void *argument) {
+    kkp2p_channel_t channel;
+
+    while (kkp2p_accept(shared, TIMEOUT_MS, &channel) >= 0)
+        ;
+    return argument;
+}
+
+static void destroy(void) {
+    pthread_t started[THREADS], accepting;
+    int before = open_fds(), expected = 0;
+
+    shared = make_engine();
+    CHECK(pthread_create(&accepting, NULL, accept_until_it_fails, NULL) == 0);
+    run_threads(connect_until_it_fails, started);
+    pthread_mutex_lock(&mutex);
+    while (begun < THREADS)
+        pthread_cond_wait(&called, &mutex);
+    pthread_mutex_unlock(&mutex);
+    kkp2p_engine_destroy(shared);
+    for (int i = 0; i < THREADS; i++) {
+        void *count;
+        CHECK(pthread_join(started[i], &count) == 0);
+        expected += (int)(intptr_t)count;
+    }
+    CHECK(pthread_join(accepting, NULL) == 0);
+    CHECK(calls == expected); /* engine_destroy has waited for them */
+    CHECK(open_fds() == before);
+}
+
+static void destroy_in_callback(int result, const kkp2p_channel_t *channel, void *param) {
+    (void)param;
+    CHECK(result == 0);
+    kkp2p_close_fd(channel->fd);
+    kkp2p_engine_destroy(shared);
+    pthread_mutex_lock(&mutex);
+    calls++;
+    pthread_cond_broadcast(&called);
+    pthread_mutex_unlock(&mutex);
+}
+
+static void suicide(void) {
+    kkp2p_connect_ctx_t ctx = context(2);
+
+    shared = make_engine();
+    ctx.func = destroy_in_callback;
+    CHECK(kkp2p_connect(shared, &ctx, NULL) == 0);
+    await_calls(1);
+    CHECK(kkp2p_listen_fd(shared) == KKP2P_ERROR);
+}
+
+/* A forked child: its copy is dead, an engine of its own works, and the parent's goes on. */
+static void forked(void) {
+    kkp2p_engine_t *engine = make_engine();
+    kkp2p_connect_ctx_t ctx = context(2);
+    kkp2p_channel_t channel;
+    int status;
+    pid_t child = fork();
+
+    if (child == 0) {
+        CHECK(kkp2p_connect(engine, &ctx, &channel) == KKP2P_ERROR);
+        CHECK(kkp2p_accept(engine, 0, &channel) == KKP2P_ERROR);
+        kkp2p_engine_destroy(engine);
+        engine = make_engine();
+        CHECK(kkp2p_connect(engine, &ctx, &channel) == 0);
+        echo_and_close(engine, &channel);
+        kkp2p_engine_destroy(engine);
+        exit(0);
+    }
+    CHECK(kkp2p_connect(engine, &ctx, &channel) == 0);
+    echo_and_close(engine, &channel);
+    CHECK(waitpid(child, &status, 0) == child && status == 0);
+    kkp2p_engine_destroy(engine);
+}
+
+/* What an engine must leave as it was: signals, children, the locale. */
+
+static volatile sig_atomic_t children_ended;
+
+static void count_child(int number) {
+    (void)number;
+    children_ended++;
+}
+
+static void manners(void) {
+    struct sigaction before[65], after;
+    sigset_t mask, now;
+    kkp2p_engine_t *engine;
+
+    signal(SIGCHLD, count_child);
+    signal(SIGUSR2, SIG_IGN);
+    setlocale(LC_ALL, "C");
+    for (int i = 1; i < 65; i++)
+        sigaction(i, NULL, &before[i]);
+    sigemptyset(&mask);
+    sigaddset(&mask, SIGUSR1);
+    pthread_sigmask(SIG_SETMASK, &mask, NULL);
+    engine = make_engine();
+    CHECK(waitpid(-1, NULL, WNOHANG) < 0 && errno == ECHILD);
+    CHECK(waitpid(-1, NULL, WNOHANG | __WALL) < 0 && errno == ECHILD);
+    raise(SIGUSR1); /* stays pending */
+    kkp2p_engine_destroy(engine);
+    pthread_sigmask(SIG_SETMASK, NULL, &now);
+    for (int i = 1; i < 65; i++) {
+        if (sigaction(i, NULL, &after) == 0)
+            CHECK(after.sa_handler == before[i].sa_handler && after.sa_flags == before[i].sa_flags);
+        CHECK(sigismember(&now, i) == sigismember(&mask, i));
+    }
+    CHECK(children_ended == 0);
+    CHECK(strcmp(setlocale(LC_ALL, NULL), "C") == 0);
+}
+
+/* With 0 to 2 closed, and with none to spare. */
+static void descriptors(void) {
+    kkp2p_engine_t *engine;
+    kkp2p_connect_ctx_t ctx = context(2);
+    kkp2p_engine_conf_t conf;
+    kkp2p_channel_t channel;
+    struct rlimit limit = {40, 40};
+    int taken;
+
+    output = fcntl(1, F_DUPFD, 20);
+    close(0);
+    close(1);
+    close(2);
+    engine = make_engine();
+    for (int fd = 0; fd < 3; fd++)
+        CHECK(fcntl(fd, F_GETFD) < 0); /* nobody who writes there writes to us */
+    CHECK(kkp2p_connect(engine, &ctx, &channel) == 0);
+    echo_and_close(engine, &channel);
+    CHECK(dup2(output, 1) == 1);
+    CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+    while ((taken = dup(1)) >= 0)
+        ;
+    CHECK(kkp2p_connect(engine, &ctx, &channel) == KKP2P_ERROR_SOCKET_FD_OVERFLOW);
+    memset(&conf, 0, sizeof(conf));
+    CHECK(kkp2p_engine_init(&conf, 0) == NULL);
+    CHECK(kkp2p_error_no() == KKP2P_ERROR_SOCKET_FD_OVERFLOW);
+    close(38);
+    close(39); /* enough to ask, but not for the answer's descriptor and another */
+    CHECK(kkp2p_connect(engine, &ctx, &channel) == 0);
+    echo_and_close(engine, &channel);
+    kkp2p_engine_destroy(engine);
+}
+
+/* The log: lines come one at a time, and none after log_destroy. */
+
+static int lines, in_line;
+
+static int take_line(const char *text, int length, void *param) {
+    pthread_mutex_lock(&mutex);
+    CHECK(++in_line == 1 && (int)strlen(text) == length && param == &lines);
+    in_line--;
+    lines++;
+    pthread_cond_broadcast(&called);
+    pthread_mutex_unlock(&mutex);
+    return 0;
+}
+
+static int end_log(const char *text, int length, void *param) {
+    (void)text, (void)length, (void)param;
+    kkp2p_log_destroy();
+    pthread_mutex_lock(&mutex);
+    lines = -1;
+    pthread_cond_broadcast(&called);
+    pthread_mutex_unlock(&mutex);
+    return 0;
+}
+
+static void logs(void) {
+    kkp2p_engine_t *engine, *other;
+    int seen;
+
+    kkp2p_log_init(NULL, NULL, 2);
+    CHECK(kkp2p_error_no() == KKP2P_ERROR_PARAMETER);
+    other = make_engine(); /* before log_init */
+    kkp2p_log_init(take_line, &lines, 4);
+    engine = make_engine();
+    kkp2p_switch_log_level(engine, 4);
+    kkp2p_engine_destroy(engine);
+    kkp2p_log_destroy();
+    CHECK(lines > 1);
+    seen = lines;
+    kkp2p_join_net(other, peer, "wrong");
+    CHECK(lines == seen);
+    kkp2p_log_init(end_log, NULL, 4);
+    kkp2p_join_net(other, peer, "wrong");
+    pthread_mutex_lock(&mutex);
+    while (lines != -1)
+        pthread_cond_wait(&called, &mutex);
+    pthread_mutex_unlock(&mutex);
+    kkp2p_engine_destroy(other);
+}
+
+/* Channels of messages, and their bounds. */
+static void messages(void) {
+    static char large[65537];
+    kkp2p_engine_t *engine = make_engine();
+    kkp2p_connect_ctx_t ctx = context(0);
+    kkp2p_channel_t channel;
+
+    ctx.channel_type = KKP2P_UDP_CHANNEL;
+    CHECK(kkp2p_connect(engine, &ctx, &channel) == 0);
+    CHECK(channel.channel_type == KKP2P_UDP_CHANNEL);
+    CHECK(kkp2p_write(channel.fd, large, sizeof(large), 0) == KKP2P_ERROR_PARAMETER);
+    CHECK(kkp2p_read(channel.fd, large, 1, 0) == 0);
+    echo_and_close(engine, &channel);
+    kkp2p_engine_destroy(engine);
+}
+
+/* Writes, and ends in one of three ways: what was written arrives. */
+
+static void write_all(int mode, const char *what) {
+    kkp2p_engine_t *engine = make_engine();
+    kkp2p_connect_ctx_t ctx = context(mode);
+    kkp2p_channel_t channel;
+    static char data[100000];
+
+    memset(data, 'x', sizeof(data));
+    ctx.connect_desc = 1; /* the peer is to read all, and say nothing */
+    CHECK(kkp2p_connect(engine, &ctx, &channel) == 0);
+    for (int sent = 0; sent < (int)sizeof(data);) {
+        int count = kkp2p_write(channel.fd, data + sent, (int)sizeof(data) - sent, TIMEOUT_MS);
+        CHECK(count > 0);
+        sent += count;
+    }
+    if (strcmp(what, "killed") == 0)
+        raise(SIGKILL);
+    if (strcmp(what, "closed") == 0) {
+        kkp2p_close_fd(channel.fd);
+        kkp2p_close_channel(engine, channel.channel_id);
+    }
+}
+
+/* A channel's other end is told, whichever of the two calls comes first, or alone. */
+static void ends(void) {
+    kkp2p_engine_t *engine = make_engine();
+    char byte;
+
+    for (int mode = 1; mode <= 2; mode++) {
+        kkp2p_connect_ctx_t ctx = context(mode);
+        kkp2p_channel_t channel;
+        CHECK(kkp2p_connect(engine, &ctx, &channel) == 0);
+        CHECK(channel.transmit_mode == mode);
+        CHECK(fcntl(channel.fd, F_GETFL) & O_NONBLOCK);
+        echo(&channel, "x");
+        CHECK(kkp2p_read(channel.fd, &byte, 1, 10) == 0);
+        kkp2p_close_channel(engine, channel.channel_id);
+        CHECK(kkp2p_read(channel.fd, &byte, 1, TIMEOUT_MS) == KKP2P_ERROR);
+        kkp2p_close_fd(channel.fd);
+        ctx.connect_desc = 2; /* the peer ends it */
+        CHECK(kkp2p_connect(engine, &ctx, &channel) == 0);
+        CHECK(kkp2p_read(channel.fd, &byte, 1, TIMEOUT_MS) == KKP2P_ERROR);
+        kkp2p_close_fd(channel.fd);
+    }
+    kkp2p_engine_destroy(engine);
+}
+
+int main(int argc, char **argv) {
+    static const struct {
+        const char *name;
+        void (*run)(void);
+    } all[] = {{"arguments", arguments}, {"hmac", hmac}, {"threads", threads}, {"destroy", destroy},
+        {"suicide", suicide}, {"forked", forked}, {"manners", manners}, {"ends", ends},
+        {"descriptors", descriptors}, {"logs", logs}, {"messages", messages}};
+
+    if (argc < 3)
+        return 2;
+    peer = argv[2];
+    if (argc > 3) {
+        write_all(atoi(argv[3]), argv[1]);
+        return 0;
+    }
+    for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)
+        if (strcmp(all[i].name, argv[1]) == 0) {
+            all[i].run();
+            printf("ok\n");
+            return 0;
+        }
+    return 2;
+}
