@@ -38,7 +38,7 @@ from kkp2p_compat.testing import nat
 from kkp2p_compat.testing.internet import Internet, InternetHost
 from kkp2p_compat.testing.lab import Lab
 from kkp2p_compat.testing.miniupnpd import PUBLIC
-from kkp2p_compat.testing.programs import CLOUD_PORT, Run, runner, wait_for
+from kkp2p_compat.testing.programs import CLOUD_PORT, Run, runner, start_redis, wait_for
 
 from .agents import Agent
 from .calls import Usage
@@ -219,17 +219,15 @@ class Chaos:
         self.net: Internet = lab.internet(delay_s=DELAY_S, seed=seed, public=PUBLIC)
         self.results = Results()
         self._places = self._make_places()
-        key = lab.folder / "key"
-        key.write_text("a key of the relays and their tracks")
-        listen = ("--listen", f"0.0.0.0:{CLOUD_PORT}", "--data", "data", "--relay-key", str(key))
-        command = ("-m", "kkp2p_compat", "cloud", *listen)
+        host = self.net.host("cloud", addresses=2)
+        directory = ("--directory", start_redis(run, host))
+        listen = ("--listen", f"0.0.0.0:{CLOUD_PORT}", "--data", "data")
+        command = ("-m", "kkp2p_compat", "cloud", *listen, *directory)
         hosts = [self.net.host(f"relay{number}") for number in range(2)]
         self.relays = [Service(run, host, *command, "--role", "relay") for host in hosts]
-        host = self.net.host("cloud", addresses=2)
         accounts = [f"--account=peer{number}:{SECRET}" for number in range(peers)]
-        relays = [f"--relay={relay.host.address}:{CLOUD_PORT}" for relay in self.relays]
         self.cloud = Service(
-            run, host, *command, "--role", "track", *accounts, *relays,
+            run, host, *command, "--role", "track", *accounts,
             "--stun-address", host.addresses[1],
         )  # fmt: skip
         self.peers: list[Member] = []

@@ -16,8 +16,6 @@ from __future__ import annotations
 import os
 import random
 import secrets
-import socket
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +27,7 @@ from kkp2p_compat.cloud.directory import Account, Directory, Verifier
 from kkp2p_compat.cloud.open_directory import open_directory
 
 from . import fleet_chaos
+from .redis_server import Redis, free_port
 from .relay import NO_LIMITS, Program, started
 from .rows import machine, show
 
@@ -68,54 +67,12 @@ class Group:
         return ticks / os.sysconf("SC_CLK_TCK")
 
 
-class Redis:
-    """A redis-server of the benchmark's own, which keeps nothing."""
-
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
-        self.port = _free_port()
-        command = ("redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", "")
-        self.process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
-        stack.callback(self.process.wait)
-        stack.callback(self.process.terminate)
-        self.url = f"redis://127.0.0.1:{self.port}/0"
-        _wait_for_port(self.port)
-
-    def ask(self, *words: str) -> str:
-        with socket.create_connection(("127.0.0.1", self.port)) as sock:
-            sock.sendall((" ".join(words) + "\r\n").encode())
-            return sock.recv(1 << 20).decode()
-
-    def used_kb(self) -> float:
-        for line in self.ask("INFO", "memory").splitlines():
-            if line.startswith("used_memory:"):
-                return int(line.partition(":")[2]) / 1024
-        raise RuntimeError("redis-server tells no memory")
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
-def _wait_for_port(port: int) -> None:
-    until = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-            return
-        except OSError:
-            if time.monotonic() > until:
-                raise
-            time.sleep(0.02)
-
-
 class Fleet:
     """The cloud under test, with peers."""
 
     def __init__(self, part: str, peers: int, folder: Path, stack: ExitStack) -> None:
         self.peers = peers
-        self.port = _free_port()
+        self.port = free_port()
         self.secret = secrets.token_hex(5)
         self.redis = Redis(folder, stack) if part == "nodes" else None
         self._hosts = [f"127.0.0.{number + 1}" for number in range(NODES if self.redis else 1)]

@@ -21,7 +21,7 @@ from typing import Any
 from kkp2p_compat.testing.internet import Internet, InternetHost
 from kkp2p_compat.testing.lab import Lab
 from kkp2p_compat.testing.nat import NatType
-from kkp2p_compat.testing.programs import Run, runner
+from kkp2p_compat.testing.programs import Run, runner, start_redis
 
 from .agents import Agent
 from .nat import print_table
@@ -107,21 +107,16 @@ class Cloud:
         self._run = run
         self.host = net.host("cloud", addresses=2)
         self.relays = [net.host(f"relay{number}") for number in range(2)]
-        self._key = self.host.folder.parent / "relay.key"
-        self._key.write_text("0123456789abcdef" * 4 + "\n")
+        self._directory = start_redis(run, self.host)
         self._processes: dict[str, Any] = {}
         for relay in self.relays:
             self.start_relay(relay)
         self.start_track()
 
     def start_track(self, *options: str) -> None:
-        places = [
-            word for one in self.relays for word in ("--relay", f"{one.address}:{RELAY_PORT}")
-        ]
         account = ("--account", f"{PEER}:{SECRET}")
         stun = ("--stun-address", self.host.addresses[1])
-        fixed = "--data", "data", *account, *places, *stun
-        self._start(self.host, "track", CLOUD_PORT, *fixed, *options)
+        self._start(self.host, "track", CLOUD_PORT, "--data", "data", *account, *stun, *options)
 
     def start_relay(self, host: InternetHost) -> None:
         self._start(host, "relay", RELAY_PORT)
@@ -129,7 +124,7 @@ class Cloud:
     def _start(self, host: InternetHost, role: str, port: str, *options: str) -> None:
         command = ("-m", "kkp2p_compat", "cloud", "--role", role, "--listen", f"0.0.0.0:{port}")
         self._processes[host.name] = self._run(
-            host, port, *command, "--relay-key", str(self._key), "--drain", "0", *options
+            host, port, *command, "--directory", self._directory, "--drain", "0", *options
         )
 
     def kill(self, host: InternetHost) -> None:

@@ -28,6 +28,7 @@ from typing import Any
 
 from .lane_ends import tokens
 from .programs import CHUNK, REQUEST
+from .redis_server import Redis
 
 PEER = "bench"
 CLOUD = ("-m", "kkp2p_compat", "cloud", "--listen", "127.0.0.1:0")
@@ -159,13 +160,12 @@ def measure_throughput(ports: dict[str, int], cloud: Program, size: int) -> None
 
 def measure_trains(folder: Path, seconds: float) -> None:
     """What one relay process forwards, beside what the same two programs send each other."""
-    key_file = folder / "relay.key"
-    key_file.write_text(secrets.token_hex(32))
-    key = key_file.read_bytes()
-    relay = ("--role", "relay", "--relay-key", str(key_file), "--log-level", "warning")
     ends = ("-m", "benchmarks.lane_ends")
-    with started(*CLOUD, *relay, folder=folder) as cloud:
-        port = str(_cloud_port(cloud))
+    with ExitStack() as stack:
+        redis = Redis(folder, stack)
+        relay = ("--role", "relay", "--directory", redis.url, "--log-level", "warning")
+        cloud = stack.enter_context(started(*CLOUD, *relay, folder=folder))
+        port, key = str(_cloud_port(cloud)), redis.relay_key()
         for size in TRAIN_SIZES:
             pairs, costs, rates = [], [], []
             for _ in range(ROUNDS):

@@ -3,33 +3,34 @@
 A command module has ``add_parser(subparsers)``, which adds its parser and sets ``run``, a function
 that takes the parsed arguments and returns the exit status: 0 done, 1 failed, 2 used wrongly.
 
-account.py     ``kkp2p account``
-invite.py      ``kkp2p invite``
-join.py        ``kkp2p join``
-cloud.py       ``kkp2p cloud``
-demo.py        ``kkp2p demo``
-identity.py    ``kkp2p identity``
-netcheck.py    ``kkp2p netcheck``
-proxy.py       ``kkp2p proxy``
-publish.py     ``kkp2p publish``
-explain.py     ``--explain``: what was done to reach a peer
-_accounts.py   where a cloud keeps its accounts
-_arguments.py  parsers of arguments
-_engines.py    the options of the commands that make an engine
-_forward.py    what ``proxy`` and ``publish`` share: what they tell, and until when
-_json_log.py   a log for programs
-_layers.py     options from files and the environment
-_output.py     output that neither blocks nor ends a program
-_peer_test.py  ``netcheck --peer``
-_probes.py     how far away a server is
-_programs.py   runs other programs
-_reload.py     what a running cloud takes over from its files
-_show.py       the sections of ``netcheck`` as text
-_signals.py    signals for programs of greenlets
-_stdio.py      standard input and output as one connection
-_toml.py       TOML files
-_workers.py    several processes of a cloud, and their parent
-_verdict.py    what a NAT means for its owner
+account.py         ``kkp2p account``
+invite.py          ``kkp2p invite``
+join.py            ``kkp2p join``
+cloud.py           ``kkp2p cloud``
+demo.py            ``kkp2p demo``
+identity.py        ``kkp2p identity``
+netcheck.py        ``kkp2p netcheck``
+proxy.py           ``kkp2p proxy``
+publish.py         ``kkp2p publish``
+explain.py         ``--explain``: what was done to reach a peer
+_accounts.py       where a cloud keeps its accounts
+_arguments.py      parsers of arguments
+_cloud_options.py  the options of ``kkp2p cloud``
+_engines.py        the options of the commands that make an engine
+_forward.py        what ``proxy`` and ``publish`` share: what they tell, and until when
+_json_log.py       a log for programs
+_layers.py         options from files and the environment
+_output.py         output that neither blocks nor ends a program
+_peer_test.py      ``netcheck --peer``
+_probes.py         how far away a server is
+_programs.py       runs other programs
+_reload.py         what a running cloud takes over from its files
+_show.py           the sections of ``netcheck`` as text
+_signals.py        signals for programs of greenlets
+_stdio.py          standard input and output as one connection
+_toml.py           TOML files
+_workers.py        several processes of a cloud, and their parent
+_verdict.py        what a NAT means for its owner
 """
 
 from __future__ import annotations

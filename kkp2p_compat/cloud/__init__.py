@@ -9,12 +9,11 @@ handshakes.py          whose TLS handshake is begun next
 settings.py            everything that can be set
 certificate.py         what TLS shows
 changed_files.py       notices that files were replaced
-prober.py              which other servers of the cloud are alive
 
 The control plane:
 
 control_connection.py  one TLS connection
-route.py               which track a peer belongs to
+route.py               where peers log in, told by a node that does nothing else
 track.py               lets peers log in
 presences.py           who is online, and that the directory knows it
 members.py             who is connected to a track, and the calls between them

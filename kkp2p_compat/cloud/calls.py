@@ -33,9 +33,10 @@ from .members import Call, CallTable, Member
 from .messages import MAX_CALL_NUMBER, Asked, nat_text_untrusted, text_untrusted
 from .outcomes import Outcomes
 from .outside import same_network, seen_by_stun_untrusted
-from .relays import Relays, round_trips_untrusted
+from .relays import Places, Relays, round_trips_untrusted
 from .turn_credentials import TurnCredentials
 from .turns import Turns
+from .usage import USED_UP
 
 __all__ = ["Calls"]
 
@@ -175,7 +176,7 @@ class Calls:
                 ms=call.budget_ms,
                 offer=offer,
                 relay=places.of_callee,
-                turn=self._turn_for(f"account {callee.peer_id}"),
+                turn=self._turn_for(f"account {callee.peer_id}", places),
                 **places.fields,
                 nat_text=caller.nat,
                 seen=caller.seen,
@@ -195,7 +196,7 @@ class Calls:
         self._calls.enter(call)
         turns.enter(call)
         show = must_show or None
-        turn, place = self._turn_for(call.share), places.of_caller
+        turn, place = self._turn_for(call.share, places), places.of_caller
         caller.send(
             encode("calling", call=call.number, relay=place, turn=turn, show=show, **places.fields)
         )
@@ -209,8 +210,11 @@ class Calls:
             turns = self._turns[callee] = Turns(self._limits)
         return turns
 
-    def _turn_for(self, share: str) -> list[str | int] | None:
-        return None if self._turn is None else self._turn.field(share, time.time())
+    def _turn_for(self, share: str, places: Places) -> list[str | int] | None:
+        """A TURN server is a relay, too: it is not for who has used up what relays may carry."""
+        if self._turn is None or places.why == USED_UP:
+            return None
+        return self._turn.field(share, time.time())
 
     def _make_room(self, call: Call, line: bytes) -> str:
         """Room for one call more of this callee; the reason to decline it if there is none."""

@@ -15,7 +15,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import gevent
 
@@ -24,7 +24,7 @@ from ..control.wire import MAX_LINE_BYTES, Message, parse_untrusted
 from .directory import LEASE_EVERY_S, LEASE_S, Directory, DirectoryAway, Node
 from .limits import SparingLog
 
-__all__ = ["PROTOCOL", "Handler", "Load", "Nodes"]
+__all__ = ["PROTOCOL", "Handler", "Load", "Nodes", "fingerprints"]
 
 log = logging.getLogger(__name__)
 
@@ -145,6 +145,11 @@ class Nodes:
             self._refusals.tell("nodes", "a line of another node is refused: %s", error)
         except Exception:
             log.exception("a fault of ours, at a line of another node")
+
+
+def fingerprints(nodes: Iterable[Node]) -> list[str]:
+    """SHA-256s of the certificates that these show, each once."""
+    return [*dict.fromkeys(node.fingerprint for node in nodes if node.fingerprint)]
 
 
 class Load:

@@ -87,8 +87,10 @@ class Relays:
         return Places(place(relay_wire.CALLER), place(relay_wire.CALLEE), fields)
 
     def _alive(self) -> list[Node]:
+        """One of each place: behind a name there may be several."""
         nodes = [] if self._living is None else self._living()
-        return [node for node in nodes if node.relay_port and not node.draining]
+        places = {(node.relay_host, node.relay_port): node for node in nodes if not node.draining}
+        return [node for node in places.values() if node.relay_port]
 
     def near(self, *sides: RoundTrips) -> list[HostPortOrHere]:
         """The first one, and those to go to when one of the two sides cannot reach it.

@@ -217,14 +217,13 @@ class Cloud:
         settings = self.settings
         descriptors = max(raise_descriptor_limit() - SPARE_DESCRIPTORS, 16)
         if self.directory is None:
-            data = None if settings.role == "relay" else settings.data
-            self.directory = open_directory(settings.directory, data, settings.accounts)
+            self.directory = open_directory(settings.directory, settings.data, settings.accounts)
         nodes = self.nodes = Nodes(self.directory, self._describe)
         self.directory.start(nodes.id)
         if settings.audit is not None:
             self.gate.audit = Audit(settings.audit)
             self.gate.audit.name_node(nodes.id)
-        key = self._key = settings.relay_key or self.directory.secret_key()
+        key = self._key = self.directory.secret_key()
         usage = self.usage = Usage(key, self.directory)
         if settings.serves_relay:
             pipes = min(descriptors // PIPE_SHARE, MOST_PIPES)
@@ -236,24 +235,14 @@ class Cloud:
                 settings.data, settings.tls_cert, settings.tls_key, settings.names
             )
         if settings.role == "route":
-            known = None if self.directory.is_local else nodes
-            self.route = Route(self.gate, settings.tracks, settings.certificates, known)
+            self.route = Route(self.gate, nodes)
         elif settings.role != "relay":
             self.track = Track(
-                self.gate,
-                self.directory,
-                nodes,
-                settings.relays,
-                key,
-                usage,
-                settings.certificates,
-                settings.turn_credentials,
+                self.gate, self.directory, nodes, key, usage, settings.turn_credentials
             )
         if self._control is not None:
             self.handshakes = Handshakes(self._begin)
         self._listen()
-        if self._control is not None:
-            self._control.start()
         nodes.start()
 
     def own_node(self) -> Node:
@@ -366,8 +355,6 @@ class Cloud:
             if part is not None:
                 part.close()
         self._sweeping = self.handshakes = None
-        if self._control is not None:
-            self._control.stop()
         if self.usage is not None:
             self.usage.close()
             self.usage = None

@@ -118,10 +118,6 @@ class CloudSettings:
     shares_port: bool = False  # with other processes; the relay then has a port of its own
     relay_port: int | None = None
     accounts: dict[str, str] = field(default_factory=dict)  # throw-away ones: peer id to secret
-    tracks: list[tuple[str, int]] = field(default_factory=list)  # of a route
-    relays: list[tuple[str, int]] = field(default_factory=list)  # of a track; none: in this process
-    relay_key: bytes | None = None  # shared by track and relay; None: made at the start
-    certificates: list[str] = field(default_factory=list)  # SHA-256s of the other servers' ones
     turn: tuple[str, int] | None = None  # a TURN server, as peers reach it
     turn_secret: bytes | None = None  # shared with it
     stun: bool = True  # answer STUN requests
@@ -140,19 +136,8 @@ class CloudSettings:
         if self.names and (self.tls_cert is not None or self.role == "relay"):
             raise ValueError("names are for the certificate that the cloud makes itself")
         self.names = [_checked_name(name) for name in self.names]
-        alone = self.directory is None
-        if (self.role == "route" and alone) != bool(self.tracks):
-            raise ValueError(
-                "tracks are for the role route, which needs at least one or a directory"
-            )
-        if self.relays and self.role not in ("all", "track"):
-            raise ValueError("relays are for the roles track and all")
-        if self.relays and not alone:
-            raise ValueError("the directory names the relays: no others can be given")
-        if self.role == "track" and alone and not self.relays:
-            raise ValueError("the role track needs at least one relay, or a directory")
-        if self.relay_key is None and alone and (self.role in ("track", "relay") or self.relays):
-            raise ValueError("a track and a relay of their own need the same relay key")
+        if self.role != "all" and self.directory is None:
+            raise ValueError(f"the role {self.role} needs a directory: --directory redis://HOST")
         if (self.turn is None) != (self.turn_secret is None):
             raise ValueError("a TURN server and its secret go together")
         if self.turn is not None and self.role not in ("all", "track"):
@@ -163,8 +148,6 @@ class CloudSettings:
             raise ValueError("a STUN address is for a cloud that answers STUN requests")
         if self.stun_address is not None:
             self.stun_address = _numeric(self.stun_address)
-        if self.relay_key is not None and len(self.relay_key) < 16:
-            raise ValueError("a relay key has at least 16 bytes")
 
     @property
     def turn_credentials(self) -> TurnCredentials | None:

@@ -12,12 +12,11 @@ import logging
 import random
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import gevent
 
-from .._address import HostPort
 from .._errors import BadPacket
 from .._peer_id import is_peer_id
 from ..control.callers import MAX_TOLD_CHARS, Callers
@@ -25,15 +24,14 @@ from ..control.wire import PROTOCOL_VERSION, Message, encode
 from .abroad import Abroad
 from .calls import Calls
 from .control_connection import QUIET_BEATS, ControlConnection, Service
-from .directory import Account, Directory, DirectoryAway, Node, UnknownAccount, Verifier
+from .directory import Account, Directory, DirectoryAway, UnknownAccount, Verifier
 from .limits import Gatekeeper
 from .login import Login, LoginFailed
 from .login_limits import LoginLimits
 from .members import Member
 from .messages import peer_id_untrusted
-from .nodes import Nodes
+from .nodes import Nodes, fingerprints
 from .presences import MAX_SESSION_CHARS, Found, Presences
-from .prober import Prober
 from .relays import Relays
 from .turn_credentials import TurnCredentials
 from .usage import Usage
@@ -53,25 +51,20 @@ MOVE_TURN_S = 0.02
 
 
 class Track(Service):
-    """``relays``: where calls may meet; empty: right here.  From ``start`` on it looks which of
-    them are alive.  ``turn``: as in Calls.
-    """
+    """``turn``: as in Calls."""
 
     def __init__(
         self,
         gate: Gatekeeper,
         directory: Directory,
         nodes: Nodes,
-        relays: list[HostPort],
         relay_key: bytes,
         usage: Usage,
-        certificates: list[str],
         turn: TurnCredentials | None = None,
     ) -> None:
         self._callers: set[Member] = set()  # logged in to call only
         self._online: dict[str, Member] = {}
-        self._prober = Prober("relay", relays)
-        living = self._living if relays or not directory.is_local else None
+        living = None if directory.is_local else lambda: nodes.living.values()
         self._relays = Relays(relay_key, usage, living)
         self._calls = Calls(gate, self._online, self._relays, relay_key, turn)
         super().__init__(
@@ -92,7 +85,6 @@ class Track(Service):
         directory.on_account_changed = self._on_account_changed
         directory.on_failed_login = self._on_failed_login_elsewhere
         self._nodes = nodes
-        self._certificates = certificates  # SHA-256s of those of servers that have no directory
         correspondents = self._calls.correspondents
         self._presences = Presences(directory, nodes, self._online, correspondents)
         self._abroad: Abroad | None = None
@@ -100,18 +92,6 @@ class Track(Service):
             self._abroad = Abroad(nodes, directory, self._calls, self._presences, gate)
         self._numbers = itertools.count(1)
         self.is_draining = False
-
-    def start(self) -> None:
-        self._prober.start()
-
-    def stop(self) -> None:
-        self._prober.stop()
-
-    def _living(self) -> Iterable[Node]:
-        if not self._directory.is_local:
-            return self._nodes.living.values()
-        places = enumerate(self._prober.alive)
-        return [Node(f"{n:016x}", relay_host=place[0], relay_port=place[1]) for n, place in places]
 
     @property
     def online(self) -> int:
@@ -320,8 +300,7 @@ class Track(Service):
 
     def _vouched_for(self) -> list[str]:
         """SHA-256s of the certificates of the cloud's other servers."""
-        others = (node.fingerprint for node in self._nodes.others if node.fingerprint)
-        return [*dict.fromkeys([*self._certificates, *others])][:MAX_CERTIFICATES]
+        return fingerprints(self._nodes.others)[:MAX_CERTIFICATES]
 
     def _ask(self, member: Member, question: Callable[[], T], then: Callable[[T], object]) -> None:
         """Call ``then`` with the answer of the directory, which may take a while."""

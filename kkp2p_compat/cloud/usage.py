@@ -77,7 +77,7 @@ def _packed(quota: int | None) -> int:
     """Six bits of exponent, and ten of mantissa; 0: none."""
     if quota is None:
         return 0
-    exponent = max(0, quota.bit_length() - _MANTISSA_BITS)
+    exponent = max(quota == 0, quota.bit_length() - _MANTISSA_BITS)
     mantissa = -(-quota >> exponent)  # rounded up
     if mantissa >> _MANTISSA_BITS:
         mantissa, exponent = mantissa >> 1, exponent + 1

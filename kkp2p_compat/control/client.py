@@ -370,8 +370,8 @@ class CloudClient:
     def _find(self, peer_id: str, for_calls: bool) -> Iterator[Link]:
         """Open links to where the peer should be; ``for_calls``: only those that are vouched for.
 
-        A track that was dead for a while gets its callers back before its peers: these are still on
-        the next track, to which the route had sent them meanwhile.
+        The second track is for older clouds, whose tracks know nothing of each other: one that was
+        dead for a while gets its callers back before its peers, which are still on the next one.
         """
         expires, route_ip, tracks = self._tracks.get(peer_id, (0.0, "", []))
         if time.monotonic() > expires:

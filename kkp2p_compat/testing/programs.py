@@ -15,7 +15,7 @@ import gevent
 
 from .hosts import PATIENCE_S, Host
 
-__all__ = ["CLOUD_PORT", "Run", "output_of", "runner", "start_cloud", "wait_for"]
+__all__ = ["CLOUD_PORT", "Run", "output_of", "runner", "start_cloud", "start_redis", "wait_for"]
 
 CLOUD_PORT = "3080"  # the document's
 MAX_WAIT_S = 6 * PATIENCE_S  # for one line or an end, unless a call says otherwise
@@ -84,6 +84,13 @@ def start_cloud(run: Run, host: Host, *options: str, port: str = CLOUD_PORT) -> 
     '[::]:3080' for IPv6, too; it listens."""
     listen = ("--listen", f"0.0.0.0:{port}")
     run(host, port, "-m", "kkp2p_compat", "cloud", "--data", "data", *listen, *options)
+
+
+def start_redis(run: Run, host: Host) -> str:
+    """For several clouds that are one: what each of them is given as --directory."""
+    options = ("--protected-mode", "no", "--save", "")  # for all hosts, and nothing is kept
+    run(host, "Ready to accept connections", *options, program="redis-server")
+    return f"redis://{host.address}"
 
 
 @contextmanager

@@ -18,7 +18,6 @@ from kkp2p_compat.cloud.settings import Limits
         ["--account", "alice"],
         ["--listen", "nonsense"],
         ["--role", "route"],
-        ["--role", "relay", "--relay-key", "/nonexistent"],
     ],
 )
 def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -28,6 +27,16 @@ def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -
         status = int(error.code or 0)
     assert status == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--track", "--relay", "--vouch", "--relay-key"])
+def test_an_option_that_there_was(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([option, "r.example:3082"], [f"{option}=x"], ["--role", "track", option]):
+        with pytest.raises(SystemExit) as ended:
+            main(["cloud", *arguments])
+        assert ended.value.code == 2
+        assert f"{option} is no more: " in (text := capsys.readouterr().err)
+        assert "--directory redis://" in text
 
 
 def test_every_limit_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives import hashes
 
 import kkp2p_compat as kkp2p
 from helpers.cloud_client import Client, cloud_process, end_process, running_cloud, until
+from helpers.shared_directory import running_node
 from helpers.support import PATIENCE_S, SECRET, CloudProcess
 from kkp2p_compat.cloud import certificate as certificate_module
 from kkp2p_compat.cloud.certificate import host_addresses, load_identity
@@ -64,7 +65,7 @@ def test_names_are_taken_in_one_form() -> None:
             CloudSettings(names=[name])
     for fields in (
         {"tls_cert": Path("a"), "tls_key": Path("b")},
-        {"role": "relay", "relay_key": b"k" * 16},
+        {"role": "relay"},
     ):
         with pytest.raises(ValueError, match="that the cloud makes itself"):
             CloudSettings(names=["a.example"], **fields)  # type: ignore[arg-type]
@@ -192,7 +193,7 @@ def test_hangup_of_a_cloud_whose_certificate_cannot_change() -> None:
         before = cloud.fingerprint
         cloud.reload()
         assert cloud.fingerprint == before
-    with running_cloud(role="relay", relay_key=b"k" * 16) as relay:
+    with running_node("relay") as relay:
         relay.reload()
         assert relay.fingerprint == ""
 

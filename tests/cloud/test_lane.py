@@ -17,6 +17,7 @@ import pytest
 from gevent import socket as gsocket
 
 from helpers.cloud_client import running_cloud, until
+from helpers.shared_directory import KEY, running_node
 from helpers.support import PATIENCE_S
 from kkp2p_compat._address import Address
 from kkp2p_compat.cloud import lane_table
@@ -30,7 +31,6 @@ from kkp2p_compat.transport.udp.lane import LaneClient, LaneState
 from kkp2p_compat.transport.udp.protection import FIRST_BYTE, OVERHEAD_BYTES
 from kkp2p_compat.traversal.stun import Kind, Message, parse_untrusted
 
-KEY = b"k" * 32
 HERE, HERE_6 = "127.0.0.1", "::1"
 log = logging.getLogger(__name__)
 
@@ -126,8 +126,8 @@ def start() -> Iterator[Start]:
     with ExitStack() as stack:
 
         def start(**settings: Any) -> Scene:
-            settings = {"role": "relay", "relay_key": KEY, **settings}
-            return Scene(stack.enter_context(running_cloud(**settings)), stack)
+            settings = {"role": "relay", **settings}
+            return Scene(stack.enter_context(running_node(**settings)), stack)
 
         yield start
 
@@ -314,7 +314,7 @@ def test_without_lanes() -> None:
     with running_cloud(role="all", lane=False) as cloud:
         assert cloud.lane is None
         assert cloud.stun is not None
-    with running_cloud(role="relay", relay_key=KEY, stun=False, lane=False) as cloud:
+    with running_node("relay", stun=False, lane=False) as cloud:
         port = cloud.address[1]
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
             free.bind((HERE, port))

@@ -17,14 +17,14 @@ import gevent
 import pytest
 from gevent import socket as gsocket
 
-from helpers.cloud_client import running_cloud, time_passes, until
+from helpers.cloud_client import time_passes, until
+from helpers.shared_directory import KEY, running_node
 from kkp2p_compat.cloud import relay as relay_module
 from kkp2p_compat.cloud.relay import Relay
 from kkp2p_compat.cloud.server import Cloud
 from kkp2p_compat.transport import relay_wire as wire
 from kkp2p_compat.transport import tcp
 
-KEY = b"k" * 32
 OK = bytes([wire.PAIRED])
 
 
@@ -51,7 +51,7 @@ class Scene:
 
 @contextmanager
 def _scene(**limits: Any) -> Iterator[Scene]:
-    with running_cloud(limits=limits, role="relay", relay_key=KEY) as cloud:
+    with running_node("relay", limits=limits) as cloud:
         made = Scene(cloud)
         try:
             yield made

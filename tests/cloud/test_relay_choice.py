@@ -122,6 +122,12 @@ def test_a_call_is_given_only_those_that_live_and_stay() -> None:
     assert relays.near({}, {}) == []
 
 
+def test_several_behind_one_name_are_one_place() -> None:
+    nodes = [relay(number, "relay.example") for number in (1, 2)]
+    relays = with_nodes(lambda: [*nodes, A])
+    assert sorted(relays.near({}, {})) == [("192.0.2.1", 3080), ("relay.example", 3080)]
+
+
 def test_one_process_alone() -> None:
     relays = with_nodes(None)
     assert relays.near({}, {}) == [(None, None)]

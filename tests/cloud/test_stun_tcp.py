@@ -12,6 +12,7 @@ import pytest
 from gevent import socket as gsocket
 
 from helpers.cloud_client import running_cloud, time_passes, until
+from helpers.shared_directory import running_node
 from kkp2p_compat.cloud.server import Cloud
 from kkp2p_compat.traversal.stun import HEADER, Kind, Message, parse_untrusted, size_untrusted
 
@@ -95,11 +96,10 @@ def test_who_says_little_goes(cloud: Cloud) -> None:
 
 def test_a_relay_alone_answers_too_if_it_is_to() -> None:
     """Peers measure how far it is."""
-    with running_cloud(role="relay", relay_key=b"k" * 32) as cloud, visit(cloud) as sock:
+    with running_node("relay") as cloud, visit(cloud) as sock:
         sock.sendall(REQUEST)
         assert sock.recv(1000)[:2] == b"\x01\x01"
-    settings = {"role": "relay", "relay_key": b"k" * 32, "stun": False}
-    with running_cloud(**settings) as cloud, visit(cloud) as sock:
+    with running_node("relay", stun=False) as cloud, visit(cloud) as sock:
         sock.sendall(REQUEST)
         with contextlib.suppress(ConnectionResetError):
             assert sock.recv(1000) == b""

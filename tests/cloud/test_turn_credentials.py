@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from helpers.cloud_client import Client, running_cloud
+from kkp2p_compat.cloud.directory import AccountLimits
 from kkp2p_compat.cloud.turn_credentials import TurnCredentials
 from kkp2p_compat.traversal.turn_server import parse_untrusted, time_limited
 
@@ -58,6 +59,20 @@ def test_both_sides_of_a_call_get_their_own() -> None:
         assert names[0] == names[2]  # strangers of one address
         assert names[1] == names[3] == names[5]
         assert len(set(names)) == 3
+
+
+def test_who_has_used_up_what_relays_may_carry_gets_none() -> None:
+    options: dict[str, Any] = {"turn": SERVER, "turn_secret": SECRET}
+    with running_cloud({"callee": "c"}, **options) as cloud, Client(cloud.address) as callee:
+        callee.login("callee", "c")
+        assert cloud.directory is not None
+        cloud.directory.add("payer", "p")
+        cloud.directory.update("payer", limits=AccountLimits(relay_bytes_per_day=0))
+        with Client(cloud.address) as caller:
+            caller.login("payer", "p")
+            for told in (caller.call("callee", 1, "{}", 5000), callee.receive()):
+                assert told["no_relay"] == "limit"
+                assert "turn" not in told
 
 
 def test_without_a_server_nothing_is_told() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
+import math
 import signal
 import socket
 import ssl
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ import kkp2p_compat as kkp2p
 from helpers.interceptor import Interceptor
 from helpers.line_server import Visitor, wait_for
 from helpers.sample_process import StartSample, start_sample
+from helpers.shared_directory import Shared, running_node
 from helpers.support import PATIENCE_S, SECRET, CloudProcess, read_all, write_all
 from helpers.tool_process import StartTool, start_tool
 from kkp2p_compat.cli.demo import make_certificate
 from kkp2p_compat.cloud.certificate import load_identity
-from kkp2p_compat.cloud.route import rank
+from kkp2p_compat.cloud.directory import Node
 from kkp2p_compat.control import client as client_module
 from kkp2p_compat.control import trust as trust_module
 from kkp2p_compat.control.trust import Trust
@@ -31,10 +33,9 @@ __all__ = ["start_sample", "start_tool"]
 
 LONG = PATIENCE_S * 1000
 SHORT_MS = 1500  # for what must not succeed, ever
-# Which track a peer belongs to is a hash of the tracks' ports and its name: of so many names
-# each track has some, whatever the ports (all on one track: once in two thousand million runs).
-PEERS = [f"peer{number}" for number in range(32)]
-ACCOUNTS = [option for peer in (*PEERS, "bob") for option in ("--account", f"{peer}:{SECRET}")]
+NEAR, FAR = "near", "far"  # peers at the first and at the second track
+PEERS = [NEAR, FAR, "peer0", "bob"]
+ACCOUNTS = [option for peer in PEERS for option in ("--account", f"{peer}:{SECRET}")]
 FAILURES = (kkp2p.KKP2P_ERROR_CONN_DISCONNECT, kkp2p.KKP2P_ERROR_CONNECT_TIMEOUT)
 StartCloud = Callable[..., CloudProcess]
 Intercept = Callable[[CloudProcess], Interceptor]
@@ -242,75 +243,92 @@ def test_no_sample_goes_on_without_the_fingerprint_that_it_was_given(
 
 
 class Tracks:
-    """A route and two tracks; the way to the second one may be intercepted."""
+    """A route and two tracks; the way to the second one may be intercepted.
+
+    The second one is a cloud of its own: what the others know of it is what ``name_second`` says.
+    """
 
     def __init__(self, start: StartCloud, tmp_path: Path, intercept: Intercept) -> None:
-        key = tmp_path / "relay.key"
-        key.write_text(secrets.token_hex())
-        relay = start("--role", "relay", "--relay-key", str(key), data="relay")
-        self._options = (
-            "--role", "track", "--relay", f"127.0.0.1:{relay.port}", "--relay-key", str(key),
-        )  # fmt: skip
         self._start = start
+        self._folder = tmp_path
         self._intercept = intercept
+        self._shared = Shared()
+        self._running = ExitStack()
 
-    def begin(self, first: list[str], second: list[str], data: tuple[str, str, str]) -> None:
-        """Options of the two tracks; data folders, and so certificates, of route and tracks."""
-        self.second = self._start(*self._options, *second, data=data[2])
+    def begin(self, data: tuple[str, str, str], second: list[str] = ACCOUNTS) -> None:
+        """``data``: folders, and so certificates, of route and tracks; ``second``: options."""
+        self.second = self._start(*second, data=data[2])
         self.path = self._intercept(self.second)
         self.second_pin = fingerprint(self.second)
-        self.first = self._start(*self._options, *first, data=data[1])
-        ports = (self.first.port, self.path.port)
-        named = [f"127.0.0.1:{port}" for port in ports]
-        self.route = self._start(
-            "--role", "route", "--track", f"{named[0]}#{fingerprint(self.first)}",
-            "--track", f"{named[1]}#{self.second_pin}", data=data[0],
-        )  # fmt: skip
-        tracks = [("127.0.0.1", port) for port in ports]
-        self.near = next(peer for peer in PEERS if rank(tracks, peer)[0] == tracks[0])
-        self.far = next(peer for peer in PEERS if rank(tracks, peer)[0] == tracks[1])
+        accounts = dict.fromkeys(PEERS, SECRET)
+        self._first, self._route = (
+            self._running.enter_context(
+                running_node(role, self._shared, accounts, data=self._folder / name)
+            )
+            for role, name in (("all", data[1]), ("route", data[0]))
+        )
+        self.port = self._route.address[1]
+        self.route_pin = self._route.fingerprint
+
+    def name_second(self, first: bool, pin: str) -> None:
+        """To peers that log in or call from now on; ``first``: before the other track."""
+        sha256, load = pin.removeprefix("sha256:"), -1.0 if first else 2.0
+        node = Node("5" * 16, "track", "127.0.0.1", self.path.port, fingerprint=sha256, load=load)
+        self._shared.leases[node.id] = node, math.inf
+        for cloud in (self._first, self._route):
+            assert cloud.nodes is not None
+            cloud.nodes.take_turn()
+
+    def join(self, near: kkp2p.engine_t, far: kkp2p.engine_t | None, pin: str) -> None:
+        """Each at its track.  What they call is looked for at the second one at first."""
+        self.name_second(True, pin)
+        if far is not None:
+            assert kkp2p.join_net(far, FAR, SECRET) == 0
+        self.name_second(False, pin)
+        assert kkp2p.join_net(near, NEAR, SECRET) == 0
+        self.name_second(True, pin)
+
+    def close(self) -> None:
+        self._running.close()
 
 
 @pytest.fixture
-def tracks(start_cloud: StartCloud, tmp_path: Path, intercept: Intercept) -> Tracks:
-    return Tracks(start_cloud, tmp_path, intercept)
+def tracks(start_cloud: StartCloud, tmp_path: Path, intercept: Intercept) -> Iterator[Tracks]:
+    made = Tracks(start_cloud, tmp_path, intercept)
+    yield made
+    made.close()
 
 
 def test_another_track_that_shows_a_false_certificate(
     tracks: Tracks, make_engine: MakeEngine
 ) -> None:
-    tracks.begin(ACCOUNTS, ACCOUNTS, ("one", "one", "one"))
-    caller, callee = (make_engine(login_port=tracks.route.port) for _ in range(2))
-    assert kkp2p.join_net(callee, tracks.far, SECRET) == 0
-    assert kkp2p.join_net(caller, tracks.near, SECRET) == 0
+    tracks.begin(("one", "one", "one"))
+    caller, callee = (make_engine(login_port=tracks.port) for _ in range(2))
+    tracks.join(caller, callee, tracks.second_pin)
     tracks.path.cut()
-    assert call(caller, tracks.far, SHORT_MS) in FAILURES
+    assert call(caller, FAR, SHORT_MS) in FAILURES
     assert tracks.path.ops <= {"login"}
     tracks.path.is_cutting = False
-    until_it_works(caller, tracks.far)
+    until_it_works(caller, FAR)
 
 
 def test_another_track_is_logged_in_at_to_call(tracks: Tracks, make_engine: MakeEngine) -> None:
-    """Each track has a certificate of its own, and nobody has named them: the login proves it,
-    and makes us known there without making us reachable there."""
-    tracks.begin(ACCOUNTS, ACCOUNTS, ("one", "one", "two"))
-    tracks.route.end()
-    named = [f"127.0.0.1:{port}" for port in (tracks.first.port, tracks.path.port)]
-    route = tracks._start("--role", "route", *(f"--track={name}" for name in named), data="one")
-    caller, callee = (make_engine(login_port=route.port) for _ in range(2))
-    assert kkp2p.join_net(callee, tracks.far, SECRET) == 0
-    assert kkp2p.join_net(caller, tracks.near, SECRET) == 0
+    """Each track has a certificate of its own, and nobody has named the second one's: the login
+    proves it, and makes us known there without making us reachable there."""
+    tracks.begin(("one", "one", "two"))
+    caller, callee = (make_engine(login_port=tracks.port) for _ in range(2))
+    tracks.join(caller, callee, "")
     mine, theirs = kkp2p.channel_t(), kkp2p.channel_t()
-    ctx = kkp2p.connect_ctx_t(tracks.far, connect_mode=2, encrypt_data=1, timeout=LONG)
+    ctx = kkp2p.connect_ctx_t(FAR, connect_mode=2, encrypt_data=1, timeout=LONG)
     assert kkp2p.connect(caller, ctx, mine) == 0
     assert kkp2p.accept(callee, LONG, theirs) == 1
-    assert theirs.caller_id == tracks.near
+    assert theirs.caller_id == NEAR
     write_all(mine.fd, b"hello")
     kkp2p.close_fd(mine.fd)
     assert read_all(theirs.fd) == b"hello"
     kkp2p.close_fd(theirs.fd)
-    wait_for(lambda: not _is_online(tracks.second, tracks.near))
-    assert _is_online(tracks.second, tracks.far)
+    wait_for(lambda: not _is_online(tracks.second, NEAR))
+    assert _is_online(tracks.second, FAR)
 
 
 def _is_online(track: CloudProcess, peer_id: str) -> bool:
@@ -319,23 +337,20 @@ def _is_online(track: CloudProcess, peer_id: str) -> bool:
 
 @pytest.mark.parametrize("accounts", [[], ACCOUNTS], ids=["without", "with"])
 def test_a_cloud_of_three_certificates_that_vouches_for_its_servers(
-    tracks: Tracks, make_engine: MakeEngine, start_cloud: StartCloud, accounts: list[str]
+    tracks: Tracks, make_engine: MakeEngine, accounts: list[str]
 ) -> None:
-    """The first track names the route's certificate, and the route the second track's."""
-    route_pin = fingerprint(start_cloud(data="route"))  # makes the route's certificate
-    tracks.begin(
-        [*ACCOUNTS, "--vouch", route_pin],
-        [*accounts, "--account", f"{'z' * 32}:{SECRET}"], ("route", "one", "two"),
-    )  # fmt: skip
-    assert fingerprint(tracks.route) == route_pin
-    caller = make_engine(login_port=tracks.route.port)
-    assert kkp2p.join_net(caller, tracks.near, SECRET) == 0
-    assert call(caller, tracks.near) == 0  # itself
-    assert call(caller, tracks.far) == kkp2p.KKP2P_ERROR_CONNECT_TIMEOUT  # which is offline
-    pinned = make_engine(login_port=tracks.route.port, login_fingerprint=route_pin)
-    assert call(pinned, tracks.near) == 0
+    """The first track names the route's certificate, and the route those of the tracks."""
+    tracks.begin(("route", "one", "two"), [*accounts, "--account", f"{'z' * 32}:{SECRET}"])
+    caller = make_engine(login_port=tracks.port)
+    tracks.join(caller, None, tracks.second_pin)
+    tracks.name_second(False, tracks.second_pin)
+    assert call(caller, NEAR) == 0  # itself
+    tracks.name_second(True, tracks.second_pin)
+    assert call(caller, FAR) == kkp2p.KKP2P_ERROR_CONNECT_TIMEOUT  # which is offline
+    pinned = make_engine(login_port=tracks.port, login_fingerprint=tracks.route_pin)
+    assert call(pinned, NEAR) == 0
     tracks.path.cut()
-    assert call(pinned, tracks.far, SHORT_MS) in FAILURES
+    assert call(pinned, FAR, SHORT_MS) in FAILURES
     assert tracks.path.ops == set()
 
 

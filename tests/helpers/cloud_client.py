@@ -80,7 +80,7 @@ def running_cloud(
     """A cloud on a free port of loopback that holds its limits against loopback, too."""
     limits = {"limit_loopback": True, **(limits or {})}
     settings = {"host": "127.0.0.1", "port": 0, "drain_s": 0.0, **settings}
-    settings |= {"directory": directory_url}
+    settings |= {"directory": directory_url or (directory and "the test's own")}
     made = CloudSettings(accounts=accounts or {}, limits=Limits(**limits), **settings)
     cloud = Cloud(made, directory)
     cloud.start()

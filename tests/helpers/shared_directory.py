@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -15,7 +16,17 @@ from kkp2p_compat.cloud.directory import LEASE_S, DirectoryAway, Node, Presence,
 from kkp2p_compat.cloud.directory_local import LocalDirectory
 from kkp2p_compat.cloud.server import Cloud
 
-__all__ = ["ACCOUNTS", "Fleet", "Shared", "SharedDirectory", "running_nodes"]
+__all__ = [
+    "ACCOUNTS",
+    "KEY",
+    "Fleet",
+    "Shared",
+    "SharedDirectory",
+    "running_node",
+    "running_nodes",
+]
+
+KEY = b"k" * 32  # of the relays
 
 
 class Shared:
@@ -32,6 +43,11 @@ class Shared:
     def alive(self) -> dict[str, Node]:
         now = time.monotonic()
         return {name: node for name, (node, until) in self.leases.items() if until > now}
+
+    def name_relay(self, host: str, port: int) -> None:
+        """A node that has a lease, and is not what it says, or not there."""
+        node = Node(f"{len(self.leases):016x}", "relay", relay_host=host, relay_port=port)
+        self.leases[node.id] = node, math.inf
 
     def flush(self) -> None:
         self.leases.clear()
@@ -67,7 +83,7 @@ class SharedDirectory(LocalDirectory):
         self._shared.listeners[self._id] = self
 
     def secret_key(self) -> bytes:
-        return b"k" * 32
+        return KEY
 
     def came(
         self, presence: Presence, *, again: bool = False, restored: bool = False
@@ -136,6 +152,17 @@ def _place(presence: Presence) -> tuple[str, int]:
 
 
 @contextmanager
+def running_node(
+    role: str, shared: Shared | None = None, accounts: Mapping[str, str] | None = None,
+    **settings: Any,
+) -> Iterator[Cloud]:  # fmt: skip
+    """``shared``: with the cloud's other nodes; None: there is no other."""
+    directory = SharedDirectory(shared or Shared(), accounts or {})
+    with running_cloud(directory=directory, role=role, **settings) as cloud:
+        yield cloud
+
+
+@contextmanager
 def running_nodes(
     count: int, accounts: Mapping[str, str], **settings: Any
 ) -> Iterator[tuple[Shared, list[Cloud]]]:
@@ -143,9 +170,7 @@ def running_nodes(
     shared = Shared()
     with ExitStack() as stack:
         clouds = [
-            stack.enter_context(
-                running_cloud(directory=SharedDirectory(shared, accounts), **settings)
-            )
+            stack.enter_context(running_node("all", shared, accounts, **settings))
             for _ in range(count)
         ]
         for cloud in clouds:

@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 import roaming
+from helpers.redis_server import need_redis
 from helpers.support import ROOT, SECRET
 from kkp2p_compat.testing.hosts import Host
 from kkp2p_compat.testing.internet import Internet
 from kkp2p_compat.testing.lab import Lab
-from kkp2p_compat.testing.programs import Run, output_of, wait_for
+from kkp2p_compat.testing.programs import Run, output_of, start_redis, wait_for
 from programs import PORT, start_cloud
 from roaming import since_text
 
@@ -119,22 +120,23 @@ def tell(process: subprocess.Popen[str], line: str) -> None:
     process.stdin.flush()
 
 
-def start_relays(net: Internet, run: Run, hosts: list[Host]) -> Path:
-    key = hosts[0].folder.parent / "relay.key"
-    key.write_text("0123456789abcdef" * 4 + "\n")
-    for host in hosts:
-        role = ("--role", "relay", "--listen", "0.0.0.0:3082", "--relay-key", str(key))
+def start_fleet(
+    lab: Lab, run: Run, cloud: Host, relays: list[Host], *options: str
+) -> None:  # fmt: skip
+    """A track with Redis on one host, and relays on the others."""
+    need_redis()
+    directory = ("--directory", start_redis(run, cloud))
+    for host in relays:
+        role = ("--role", "relay", "--listen", "0.0.0.0:3082", *directory, *options)
         run(host, "3082", "-m", "kkp2p_compat", "cloud", *role)
-    return key
+    start_cloud(lab, run, "--role", "track", *directory, host=cloud)
 
 
 def test_a_relay_that_swallows_packets(net: Internet, lab: Lab, run: Run) -> None:
-    """Fresh calls, from before the track knows on."""
+    """Fresh calls.  The track does not know, for the relay tells Redis that it lives."""
     relays = [net.host(f"relay{number}") for number in range(2)]
-    key = start_relays(net, run, relays)
     cloud = net.host("cloud")
-    places = [word for relay in relays for word in ("--relay", f"{relay.address}:3082")]
-    start_cloud(lab, run, "--role", "track", "--relay-key", str(key), *places, host=cloud)
+    start_fleet(lab, run, cloud, relays)
     run(net.host("callee"), "joined", ECHO_PEER, "server", PORT, "peer", SECRET, cloud.address)
     drop(relays[1], "ip", "tcp dport 3082")
     process = run(net.host("caller"), None, FRESH_CALLS, cloud.address, PORT, "peer", "2", "40")
@@ -146,13 +148,11 @@ def test_a_relay_that_swallows_packets(net: Internet, lab: Lab, run: Run) -> Non
 def test_two_relays_of_one_name(net: Internet, lab: Lab, run: Run, lost: str) -> None:
     """The two sides' resolvers list them in different orders, and may not reach the same ones."""
     relays = [net.host(f"relay{number}") for number in range(2)]
-    key = start_relays(net, run, relays)
     ips = [relay.address for relay in relays]
     cloud, callee, caller = (net.host(name) for name in ("cloud", "callee", "caller"))
     know(callee, **{"relay.test": " ".join(ips)})
     know(caller, **{"relay.test": " ".join(ips[::-1])})
-    options = ("--role", "track", "--relay-key", str(key), "--relay", "relay.test:3082")
-    start_cloud(lab, run, *options, host=cloud)
+    start_fleet(lab, run, cloud, relays, "--advertise", "relay.test")
     server = (ECHO_PEER, "server", PORT, "peer", SECRET, cloud.address)
     run_with_hosts(run, callee, "joined", *server)
     sources = {"one for the caller": caller.address, "one for the callee": callee.address}

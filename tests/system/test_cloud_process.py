@@ -21,9 +21,9 @@ from helpers.cloud_client import (
     running_cloud,
     until,
 )
+from helpers.redis_server import RedisServer
 from helpers.support import ROOT, forked_child
-from kkp2p_compat.cloud.directory_local import LocalDirectory
-from kkp2p_compat.cloud.route import rank
+from kkp2p_compat.cloud.open_directory import open_directory
 from kkp2p_compat.cloud.server import SPARE_DESCRIPTORS
 
 
@@ -132,26 +132,22 @@ def _answers(address: Address) -> bool:
 
 
 @pytest.fixture
-def services(tmp_path: Path) -> Iterator[dict[str, tuple[subprocess.Popen[str], Address]]]:
-    """A route, two tracks that share their accounts, and a relay."""
-    accounts = LocalDirectory(tmp_path)
-    for number in range(6):
-        accounts.add(f"peer{number}", "s")
+def services(
+    tmp_path: Path, redis_server: RedisServer
+) -> Iterator[dict[str, tuple[subprocess.Popen[str], Address]]]:
+    """A relay, two tracks and a route that have nothing in common but the directory."""
+    accounts = open_directory(redis_server.url, None)
+    accounts.start()
+    for peer_id in ("callee", "other"):
+        accounts.add(peer_id, "s")
     accounts.close()
-    key = tmp_path / "relay.key"
-    key.write_text("0123456789abcdef0123456789abcdef\n")
     running = {}
     try:
-        running["relay"] = cloud_process("--role", "relay", "--relay-key", str(key))
-        relay = "{}:{}".format(*running["relay"][1])
-        shared = ("--data", str(tmp_path), "--relay-key", str(key), "--relay", relay)
-        for name in ("track1", "track2"):
-            running[name] = cloud_process("--role", "track", *shared)
-        tracks = ["{}:{}".format(*running[name][1]) for name in ("track1", "track2")]
-        running["route"] = cloud_process(
-            *("--role", "route", "--data", str(tmp_path)),
-            *(option for track in tracks for option in ("--track", track)),
-        )
+        for name in ("relay", "track1", "track2", "route"):
+            running[name] = cloud_process(
+                *("--role", name.rstrip("12"), "--directory", redis_server.url),
+                *("--data", str(tmp_path / name)),
+            )
         yield running
     finally:
         ends = {name: end_process(process) for name, (process, _) in running.items()}
@@ -163,39 +159,41 @@ def services(tmp_path: Path) -> Iterator[dict[str, tuple[subprocess.Popen[str], 
 def test_services_of_their_own(
     services: dict[str, tuple[subprocess.Popen[str], Address]],
 ) -> None:
-    tracks = [services[name][1] for name in ("track1", "track2")]
+    tracks = {services[name][1]: services[name][0] for name in ("track1", "track2")}
     with Client(services["route"][1]) as route:
-        assert route.ask("login", v=1, peer="peer0", scram="x")["op"] == "error"
-        homes = {}
-        for number in range(6):
-            answer = route.ask("route", v=1, peer=f"peer{number}")
-            homes[f"peer{number}"] = [tuple(track) for track in answer["tracks"]]
-        assert homes == {peer: rank(tracks, peer) for peer in homes}
-        callee = next(iter(homes))
-        with Client(homes[callee][0]) as peer, Client(homes[callee][0]) as caller:
-            assert peer.login(callee, "s")["op"] == "welcome"
-            calling = caller.call(callee)
-            offer = peer.receive()
-            socks = [open_relay(message["relay"], ("", 0)) for message in (calling, offer)]
-            assert [sock.recv(1) for sock in socks] == [b"\0", b"\0"]
-            socks[0].sendall(b"across")
-            assert socks[1].recv(10) == b"across"
-            for sock in socks:
-                sock.close()
-            # The other track does not know of it: it just is not there.
-            with Client(homes[callee][1]) as elsewhere:
-                assert elsewhere.call(callee)["reason"] == "offline"
-        # A track that dies leaves the table.
-        dead = homes[callee][0]
-        process = services["track1" if dead == tracks[0] else "track2"][0]
-        process.kill()
-        process.wait()
+        assert route.ask("login", v=1, peer="callee", scram="x")["op"] == "error"
 
-        def moved() -> bool:
-            tracks = route.ask("route", v=1, peer=callee)["tracks"]
-            return [tuple(track) for track in tracks] == [homes[callee][1]]
+        def named() -> list[Address]:
+            told = route.ask("route", v=1, peer="callee")
+            assert len(told["certificates"]) == len(told["tracks"])
+            return [(host, port) for host, port in told["tracks"]]
 
-        until(moved)
+        assert set(named()) == set(tracks)
+        home, other = named()
+        with Client(home) as callee:
+            assert callee.login("callee", "s")["op"] == "welcome"
+            until(lambda: _vouched_for(home) == 2)  # the other track, and the route
+            # A call at either track finds it, and the relay, of which neither was told.
+            for track in (home, other):
+                with Client(track) as caller:
+                    calling, offer = caller.call("callee"), callee.receive()
+                    assert calling["relay"][:2] == list(services["relay"][1])
+                    socks = [open_relay(told["relay"], ("", 0)) for told in (calling, offer)]
+                    assert [sock.recv(1) for sock in socks] == [b"\0", b"\0"]
+                    socks[0].sendall(b"across")
+                    assert socks[1].recv(10) == b"across"
+                    for sock in socks:
+                        sock.close()
+                assert callee.receive()["op"] == "cancel"
+        tracks[home].kill()
+        tracks[home].wait()
+        until(lambda: named() == [other])  # its lease is over
+
+
+def _vouched_for(track: Address) -> int:
+    """How many servers' certificates it names to who has logged in."""
+    with Client(track) as client:
+        return len(client.login("other", "s", call_only=True).get("certificates", []))
 
 
 def test_ipv6_and_ipv4_on_one_port(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import socket as _socket
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ import gevent
 from gevent import socket, ssl
 
 import kkp2p_compat as kkp2p
+from helpers.redis_server import RedisServer
 from helpers.support import PATIENCE_S, SECRET, CloudProcess, listen, read_all, write_all
 from kkp2p_compat.cloud.certificate import load_identity
 
@@ -96,13 +96,14 @@ def test_login_ca(
 def test_relay_sees_only_ciphertext(
     start_cloud: Callable[..., CloudProcess],
     make_engine: Callable[..., kkp2p.engine_t],
-    tmp_path: Path,
+    redis_server: RedisServer,
 ) -> None:
     """Everything that passes the relay, seen by a tap in front of it: with encrypt_data not a
     byte of the text, without it the text."""
-    key = tmp_path / "relay.key"
-    key.write_text(secrets.token_hex())
-    relay = start_cloud("--role", "relay", "--relay-key", str(key), data="relay")
+    listener = listen()
+    shown = f"127.0.0.1:{listener.getsockname()[1]}"
+    fleet = ("--directory", redis_server.url, "--role")
+    relay = start_cloud(*fleet, "relay", "--advertise", shown, data="relay")
     seen = bytearray()
 
     def tap(source: _socket.socket, sink: _socket.socket) -> None:
@@ -119,12 +120,8 @@ def test_relay_sees_only_ciphertext(
             sockets.extend((one, other))
 
     sockets: list[_socket.socket] = []
-    listener = listen()
     taps = [gevent.spawn(serve, listener)]
-    track = start_cloud(
-        "--role", "track", "--relay", f"127.0.0.1:{listener.getsockname()[1]}",
-        "--relay-key", str(key), *ACCOUNT,
-    )  # fmt: skip
+    track = start_cloud(*fleet, "track", *ACCOUNT)
     callee, caller = make_engine(login_port=track.port), make_engine(login_port=track.port)
     assert kkp2p.join_net(callee, "peer", SECRET) == 0
     text = b"attack at dawn " * 1000

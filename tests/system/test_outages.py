@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import functools
-import secrets
 import signal
 from collections.abc import Callable
-from pathlib import Path
 
 import gevent
 import pytest
 
 import kkp2p_compat as kkp2p
+from helpers.redis_server import RedisServer
 from helpers.support import PATIENCE_S, SECRET, CloudProcess, listen, read_all, write_all
 from kkp2p_compat.control import client as client_module
 from kkp2p_compat.engine.calls import incoming
@@ -32,17 +31,14 @@ def test_cloud_killed_and_restarted(
     start_cloud: Callable[..., CloudProcess],
     make_engine: Callable[..., kkp2p.engine_t],
     monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    redis_server: RedisServer,
     encrypt: int,
 ) -> None:
     """Live channels go on (the relay is another process); calls work again after the restart."""
     monkeypatch.setattr(client_module, "BACKOFF_MOST_S", 1.0)
-    key = tmp_path / "relay.key"
-    key.write_text(secrets.token_hex())
-    relay = start_cloud("--role", "relay", "--relay-key", str(key), data="relay")
-    track_options = (
-        "--role", "track", "--relay", f"127.0.0.1:{relay.port}", "--relay-key", str(key), *ACCOUNT,
-    )  # fmt: skip
+    fleet = ("--directory", redis_server.url, "--role")
+    start_cloud(*fleet, "relay", data="relay")
+    track_options = (*fleet, "track", *ACCOUNT)
     track = start_cloud(*track_options)
     callee, caller = make_engine(login_port=track.port), make_engine(login_port=track.port)
     assert kkp2p.join_net(callee, "peer", SECRET) == 0
@@ -71,20 +67,16 @@ def test_tracks_that_die_and_come_back(
     start_cloud: Callable[..., CloudProcess],
     make_engine: Callable[..., kkp2p.engine_t],
     monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    redis_server: RedisServer,
 ) -> None:
-    """Route, two tracks, relay: a peer is found on its track, on the next one while its own is
-    dead, and there still when its own is alive again."""
+    """Route, two tracks, relay: a peer is found at whichever track it is, at the other one while
+    that is dead, and there still when both live again."""
     monkeypatch.setattr(client_module, "BACKOFF_MOST_S", 1.0)
-    key = tmp_path / "relay.key"
-    key.write_text(secrets.token_hex())
-    relay = start_cloud("--role", "relay", "--relay-key", str(key), data="relay")
-    options = (
-        "--role", "track", "--relay", f"127.0.0.1:{relay.port}", "--relay-key", str(key), *ACCOUNT,
-    )  # fmt: skip
+    fleet = ("--directory", redis_server.url, "--role")
+    start_cloud(*fleet, "relay", data="relay")
+    options = (*fleet, "track", *ACCOUNT)
     tracks = [start_cloud(*options, data=name) for name in ("one", "two")]
-    addresses = [f"--track=127.0.0.1:{track.port}" for track in tracks]
-    route = start_cloud("--role", "route", *addresses, data="route")
+    route = start_cloud(*fleet, "route", data="route")
     callee, caller = make_engine(login_port=route.port), make_engine(login_port=route.port)
     assert kkp2p.join_net(callee, "peer", SECRET) == 0
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -18,9 +17,10 @@ from helpers.cloud_client import Client, running_cloud, until
 from helpers.cloud_fixtures import BlackHole
 from helpers.direct_support import accept, check_carries, close, connect, log_of
 from helpers.line_server import RawServer
+from helpers.shared_directory import KEY, Shared, running_node
 from helpers.support import PATIENCE_S, SECRET, write_all
+from kkp2p_compat._address import text_of
 from kkp2p_compat._errors import BadPacket, KKP2PError, LinkLost
-from kkp2p_compat.cloud import prober
 from kkp2p_compat.cloud import usage as usage_module
 from kkp2p_compat.cloud.directory import AccountLimits
 from kkp2p_compat.cloud.server import Cloud
@@ -31,18 +31,21 @@ from kkp2p_compat.transport import relay as relay_module
 from kkp2p_compat.transport import relay_wire
 from kkp2p_compat.transport.relay import MAX_SPOTS, Visit, parse_places_untrusted, sort_spots
 
-KEY = b"k" * 32
 Spot = tuple[str, int]
 Side = Callable[..., Any]
 
 
 @pytest.fixture
-def relays() -> Iterator[list[Cloud]]:
+def shared() -> Shared:
+    return Shared()
+
+
+@pytest.fixture
+def relays(shared: Shared) -> Iterator[list[Cloud]]:
+    """Two nodes of a cloud, at all addresses of this host."""
+    settings = {"host": "0.0.0.0", "advertise": ("127.0.0.1", 0)}
     with ExitStack() as running:
-        yield [
-            running.enter_context(running_cloud(role="relay", relay_key=KEY, host="0.0.0.0"))
-            for _ in range(2)
-        ]
+        yield [running.enter_context(running_node("relay", shared, **settings)) for _ in range(2)]
 
 
 @pytest.fixture
@@ -207,11 +210,6 @@ def test_all_sides_of_a_call_sort_a_name_s_addresses_alike() -> None:
 # The track.
 
 
-@pytest.fixture(autouse=True)
-def _quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prober, "PROBE_EVERY_S", 0.01)
-
-
 def relays_of(client: Client, callee: Client) -> list[Spot]:
     calling, offer = client.call("callee"), callee.receive()
     client.send("cancel", call=1)
@@ -222,40 +220,45 @@ def relays_of(client: Client, callee: Client) -> list[Spot]:
     return [tuple(place) for place in (named[0], *calling.get("relays", []))]
 
 
+def look_again(track: Cloud) -> None:
+    """It learns what its next turns would tell it: who is missed twice is gone."""
+    assert track.nodes is not None
+    for _ in range(2):
+        track.nodes.take_turn()
+
+
 def test_a_track_names_relays_that_live(
-    relays: list[Cloud], caplog: pytest.LogCaptureFixture
+    relays: list[Cloud], shared: Shared, caplog: pytest.LogCaptureFixture
 ) -> None:
     places = [at(relay) for relay in relays]
-    dead = nobody()
-    settings = {"role": "track", "relay_key": KEY, "relays": [*places, dead]}
     with (
-        caplog.at_level(logging.WARNING),
-        running_cloud({"callee": "c"}, **settings) as track,
+        running_node("track", shared, {"callee": "c"}) as track,
         Client(track.address) as callee,
         Client(track.address) as caller,
     ):
         callee.login("callee", "c")
-        until(lambda: sorted(relays_of(caller, callee)) == sorted(places))
+        assert sorted(relays_of(caller, callee)) == sorted(places)
         assert {relays_of(caller, callee)[0] for _ in range(30)} == set(places)
         relays[1].stop()
-        until(lambda: relays_of(caller, callee) == [places[0]])
-        relays[0].stop()  # with none alive all are named: the peers may see what we do not
-        until(lambda: len(relays_of(caller, callee)) == 3)
-        with gevent.socket.socket() as again:
-            again.setsockopt(gevent.socket.SOL_SOCKET, gevent.socket.SO_REUSEADDR, 1)
-            again.bind(dead)
-            again.listen()
-            until(lambda: relays_of(caller, callee) == [dead])
-    told = [record.getMessage() for record in caplog.records if "relay" in record.getMessage()]
-    assert len([text for text in told if f"{dead[1]} is dead" in text]) == 1
-    assert len([text for text in told if f"{dead[1]} is alive again" in text]) == 1
+        look_again(track)
+        assert relays_of(caller, callee) == [places[0]]
+        relays[0].stop()
+        look_again(track)
+        for told in (caller.call("callee"), callee.receive()):
+            assert told["no_relay"] == "none"
+            assert not {"relay", "relays"} & told.keys()
+        shared.name_relay(*places[0])
+        look_again(track)
+        caller.send("cancel", call=1)
+        assert callee.receive()["op"] == "cancel"
+        assert relays_of(caller, callee) == [places[0]]
+    assert "relays of a call of callee: none lives" in caplog.text
 
 
-def test_the_relay_that_is_near_to_both_is_named_first(relays: list[Cloud]) -> None:
+def test_the_relay_that_is_near_to_both_is_named_first(relays: list[Cloud], shared: Shared) -> None:
     first, second = map(at, relays)
-    settings = {"role": "track", "relay_key": KEY, "relays": [first, second]}
     with (
-        running_cloud({"callee": "c"}, **settings) as track,
+        running_node("track", shared, {"callee": "c"}) as track,
         Client(track.address) as callee,
         Client(track.address) as caller,
     ):
@@ -275,12 +278,14 @@ def test_the_relay_that_is_near_to_both_is_named_first(relays: list[Cloud]) -> N
 
 
 @pytest.fixture
-def track(relays: list[Cloud]) -> Iterator[Callable[..., Cloud]]:
+def track(shared: Shared) -> Iterator[Callable[..., Cloud]]:
+    """Starts one; ``dead``: nodes whose relays nobody knows yet to be gone."""
     with ExitStack() as running:
 
-        def start(*places: Spot) -> Cloud:
-            settings = {"role": "track", "relay_key": KEY, "relays": list(places)}
-            return running.enter_context(running_cloud({"peer": SECRET}, **settings))
+        def start(*dead: Spot) -> Cloud:
+            for place in dead:
+                shared.name_relay(*place)
+            return running.enter_context(running_node("track", shared, {"peer": SECRET}))
 
         yield start
 
@@ -289,12 +294,12 @@ def track(relays: list[Cloud]) -> Iterator[Callable[..., Cloud]]:
 @pytest.mark.parametrize("how", ["refuses", "swallows"])
 def test_calls_while_nobody_knows_yet_that_a_relay_is_dead(
     relays: list[Cloud], track: Callable[..., Cloud], make_engine: Callable[..., kkp2p.engine_t],
-    black_hole: BlackHole, lan_port: int, monkeypatch: pytest.MonkeyPatch, how: str, encrypt: int,
+    black_hole: BlackHole, lan_port: int, how: str, encrypt: int,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(prober.Prober, "start", lambda self: None)
     if how == "swallows":
         black_hole("127.0.0.2", lan_port)
-    port = track(at(relays[0]), ("127.0.0.2", lan_port)).address[1]
+    relays[1].stop()
+    port = track(("127.0.0.2", lan_port)).address[1]
     engine, peer = (make_engine(login_port=port) for _ in range(2))
     assert kkp2p.join_net(peer, "peer", SECRET) == 0
     for _ in range(8):
@@ -307,11 +312,10 @@ def test_calls_while_nobody_knows_yet_that_a_relay_is_dead(
 @pytest.mark.usefixtures("out_of_reach")
 def test_a_relay_that_is_dead_when_no_path_is_found(
     relays: list[Cloud], track: Callable[..., Cloud], make_engine: Callable[..., kkp2p.engine_t],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Auto mode: the relay is prepared, and the caller says that it is taken."""
-    monkeypatch.setattr(prober.Prober, "start", lambda self: None)
-    port = track(at(relays[0]), nobody(), nobody()).address[1]
+    relays[1].stop()
+    port = track(nobody(), nobody()).address[1]
     engine, peer = (make_engine(login_port=port) for _ in range(2))
     assert kkp2p.join_net(peer, "peer", SECRET) == 0
     for _ in range(4):
@@ -321,22 +325,22 @@ def test_a_relay_that_is_dead_when_no_path_is_found(
 
 
 def test_two_relays_behind_one_name(
-    track: Callable[..., Cloud], make_engine: Callable[..., kkp2p.engine_t],
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    shared: Shared, track: Callable[..., Cloud], make_engine: Callable[..., kkp2p.engine_t],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """The two sides' resolvers list them in different orders."""
     with ExitStack() as running:
-        first = running.enter_context(running_cloud(role="relay", relay_key=KEY))
-        second = running.enter_context(
-            running_cloud(role="relay", relay_key=KEY, host="127.0.0.2", port=first.address[1])
-        )
+        named = {"advertise": ("relay.test", 0)}
+        first = running.enter_context(running_node("relay", shared, **named))
+        port = first.address[1]
+        second = running.enter_context(running_node("relay", host="127.0.0.2", port=port))
         orders = iter([["127.0.0.1", "127.0.0.2"], ["127.0.0.2", "127.0.0.1"]] * 100)
         real = calls.addresses_of
         monkeypatch.setattr(
             calls, "addresses_of",
             lambda host, timeout_s: next(orders) if "relay" in host else real(host, timeout_s),
         )  # fmt: skip
-        port = track(("relay.test", first.address[1])).address[1]
+        port = track().address[1]
         engine, peer = (make_engine(login_port=port) for _ in range(2))
         assert kkp2p.join_net(peer, "peer", SECRET) == 0
         used = set()
@@ -348,23 +352,24 @@ def test_two_relays_behind_one_name(
 
 
 def test_engines_measure_the_relays_that_they_are_told_of(
-    relays: list[Cloud], make_engine: Callable[..., kkp2p.engine_t],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    monkeypatch.setattr(prober.Prober, "start", lambda self: None)
-    with running_cloud(role="relay", relay_key=KEY, host="127.0.0.2") as another:
-        places, dead = [at(relays[0]), at(another, "127.0.0.2")], ("127.0.0.3", 1)
-        settings = {"role": "track", "relay_key": KEY, "relays": [*places, dead]}
-        with running_cloud({"peer": SECRET}, **settings) as track:
-            peer = make_engine(login_port=track.address[1])
-            assert kkp2p.join_net(peer, "peer", SECRET) == 0
-            assert track.track is not None
-            member = track.track._online["peer"]
-            until(lambda: member.round_trips)
-            told = dict(member.round_trips)
-            assert told.pop("127.0.0.3:1") == MAX_ROUND_TRIP_MS
-            assert sorted(told) == sorted(f"{host}:{port}" for host, port in places)
-            assert max(told.values()) < MAX_ROUND_TRIP_MS
+    shared: Shared, track: Callable[..., Cloud], make_engine: Callable[..., kkp2p.engine_t]
+) -> None:
+    hosts = "127.0.0.1", "127.0.0.2"
+    with ExitStack() as running:
+        names = [
+            text_of(running.enter_context(running_node("relay", shared, host=host)).address)
+            for host in hosts
+        ]
+        cloud = track(("127.0.0.3", 1))
+        peer = make_engine(login_port=cloud.address[1])
+        assert kkp2p.join_net(peer, "peer", SECRET) == 0
+        assert cloud.track is not None
+        member = cloud.track._online["peer"]
+        until(lambda: member.round_trips)
+        told = dict(member.round_trips)
+        assert told.pop("127.0.0.3:1") == MAX_ROUND_TRIP_MS
+        assert sorted(told) == sorted(names)
+        assert max(told.values()) < MAX_ROUND_TRIP_MS
 
 
 # Who has used up the relay bytes of the day.

@@ -11,13 +11,11 @@ import pytest
 
 import kkp2p_compat as kkp2p
 from helpers import coturn
-from helpers.cloud_client import running_cloud
 from helpers.direct_support import accept, check_carries, connect, ctx_to, links, log_of, until
+from helpers.shared_directory import Shared, running_node
 from helpers.support import PATIENCE_S, SECRET, write_all
 from kkp2p_compat.engine.paths.path_kind import PathKind
 from kkp2p_compat.transport.udp import lane
-
-KEY = b"k" * 32
 
 MakeEngine = Callable[..., kkp2p.engine_t]
 Start = Callable[..., tuple[Any, Any]]
@@ -54,14 +52,14 @@ def clouds() -> Iterator[contextlib.ExitStack]:
 
 @pytest.fixture
 def start(clouds: contextlib.ExitStack, make_engine: MakeEngine) -> Start:
-    """A caller and a callee of a cloud whose only relay is dead, or (``relayed``) that is one."""
-    nobody = ("127.0.0.1", coturn.two_free_ports()[0])
+    """A caller and a callee of a cloud whose relay is "dead", "here", or that has "none"."""
 
-    def two(turn_port: int, secret: bytes, relayed: bool = False) -> tuple[Any, Any]:
-        settings: dict[str, Any] = {"turn": ("127.0.0.1", turn_port), "turn_secret": secret}
-        if not relayed:
-            settings |= {"role": "track", "relay_key": KEY, "relays": [nobody]}
-        cloud = clouds.enter_context(running_cloud({"peer": SECRET}, **settings))
+    def two(turn_port: int, secret: bytes, relay: str = "dead") -> tuple[Any, Any]:
+        turn: Any = {"turn": ("127.0.0.1", turn_port), "turn_secret": secret}
+        shared, accounts, role = Shared(), {"peer": SECRET}, "all" if relay == "here" else "track"
+        if relay == "dead":
+            shared.name_relay("127.0.0.1", coturn.two_free_ports()[0])
+        cloud = clouds.enter_context(running_node(role, shared, accounts, **turn))
         engine, peer = (make_engine(login_port=cloud.address[1]) for _ in range(2))
         assert kkp2p.join_net(peer, "peer", SECRET) == 0
         return engine, peer
@@ -69,8 +67,11 @@ def start(clouds: contextlib.ExitStack, make_engine: MakeEngine) -> Start:
     return two
 
 
-def test_two_that_meet_by_turn_only(turn_port: int, start: Start, tmp_path: Path) -> None:
-    engine, peer = start(turn_port, coturn.SECRET)
+@pytest.mark.parametrize("relay", ["dead", "none"])
+def test_two_that_meet_by_turn_only(
+    turn_port: int, start: Start, tmp_path: Path, relay: str
+) -> None:
+    engine, peer = start(turn_port, coturn.SECRET, relay)
     mine, theirs = connect(engine, 0), accept(peer)
     assert (mine.transmit_mode, theirs.transmit_mode) == (2, 2)
     exchange(mine, theirs)
@@ -96,7 +97,7 @@ def test_a_channel_moves_from_tcp_to_turn(
 ) -> None:  # fmt: skip
     """Where UDP gets to a TURN server, but not to our relay."""
     monkeypatch.setattr(lane.LaneClient, "handle_datagram_untrusted", lambda *_: False)
-    engine, peer = start(turn_port, coturn.SECRET, relayed=True)
+    engine, peer = start(turn_port, coturn.SECRET, "here")
     mine, theirs = connect(engine, 0), accept(peer)
     exchange(mine, theirs)
     for which in (engine, peer):
@@ -123,7 +124,7 @@ def test_mode_2_by_turn_only(turn_port: int, start: Start, tmp_path: Path) -> No
 def test_the_relay_is_enough_where_it_has_a_lane(
     turn_port: int, start: Start, tmp_path: Path
 ) -> None:
-    engine, peer = start(turn_port, coturn.SECRET, relayed=True)
+    engine, peer = start(turn_port, coturn.SECRET, "here")
     mine, theirs = connect(engine, 0), accept(peer)
     check_carries(mine, theirs)
     assert "TURN" not in log_of(tmp_path, 0)

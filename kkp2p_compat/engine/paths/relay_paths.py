@@ -131,8 +131,7 @@ class RelayPaths:
             if self._uses_udp:
                 self._take_lanes()
             if self._needs_tcp or (not self.paths and not self._stands_by):
-                if self._turn is not None and self._uses_udp and not self.paths:
-                    self._turning = self._spawn(self._meet_by_turn, self._turn)
+                self._begin_turn()
                 self._meet_by_tcp()
         except KKP2PError as caught:
             error = caught
@@ -145,7 +144,11 @@ class RelayPaths:
 
     def _take_lanes(self) -> None:
         """Until one of them is a path, or it is time for TCP."""
-        spots, token = self._access.places()
+        try:
+            spots, token = self._access.places()
+        except KKP2PError:  # the cloud gives none for this call
+            self._begin_turn()
+            raise
         with gevent.Timeout(TCP_AFTER_S, False):
             for spot in spots:
                 if self._open and self._is_caller:
@@ -188,6 +191,10 @@ class RelayPaths:
         self._add(Path(address, None, PathKind.FRAMED))
 
     # TURN.
+
+    def _begin_turn(self) -> None:
+        if self._turn is not None and self._uses_udp and not self.paths:
+            self._turning = self._spawn(self._meet_by_turn, self._turn)
 
     def _meet_by_turn(self, turn: TurnMeeting) -> None:
         try:

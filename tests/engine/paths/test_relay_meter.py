@@ -11,7 +11,8 @@ from typing import Any, cast
 import gevent
 import pytest
 
-from helpers.cloud_client import running_cloud, until
+from helpers.cloud_client import until
+from helpers.shared_directory import running_node
 from kkp2p_compat._address import Address
 from kkp2p_compat.control.way_out import DIRECT, WayOut
 from kkp2p_compat.control.wire import MAX_ROUND_TRIP_MS, MAX_TOLD_RELAYS
@@ -68,7 +69,7 @@ def world() -> Iterator[World]:
 
 @pytest.fixture
 def relay() -> Iterator[tuple[str, int]]:
-    with running_cloud(role="relay", relay_key=b"k" * 32) as cloud:
+    with running_node("relay") as cloud:
         yield cloud.address
 
 
