@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shlex
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from helpers.support import ENVIRONMENT, ROOT
+from helpers.installed import installed_environment
+from helpers.support import ROOT
 from kkp2p_compat.testing.hosts import DEVICE, Host
 from kkp2p_compat.testing.lab import Lab
 from kkp2p_compat.testing.plugin import need
@@ -22,7 +20,6 @@ from kkp2p_compat.testing.programs import Run, output_of, wait_for
 PAGE = (ROOT / "docs" / "tutorial.rst").read_text()
 BLOCK = re.compile(r"^\.\. code-block:: console\n   :caption: ([\d.]+), .*\n\n((?:   .*\n)+)", re.M)
 VALUE = re.compile(r"\b([0-9a-f]{4})\.\.\.")  # one that is different each time
-SHIM = '#!/bin/sh\nexec {} "$@"\n'
 
 
 class Command(NamedTuple):
@@ -50,16 +47,7 @@ def pattern(shown: str) -> str:
 
 @pytest.fixture
 def lab_environment(tmp_path: Path) -> Mapping[str, str]:
-    """As after the installation: ``kkp2p`` and ``python`` are those of this tree."""
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    python = shlex.quote(sys.executable)
-    for name, command in {"python": python, "kkp2p": f"{python} -m kkp2p_compat"}.items():
-        (programs / name).write_text(SHIM.format(command))
-        (programs / name).chmod(0o755)
-    kept = {name: value for name, value in ENVIRONMENT.items() if not name.startswith("XDG_")}
-    path = f"{programs}{os.pathsep}{kept['PATH']}"
-    return {**kept, "PATH": path, "PYTHONUNBUFFERED": "1"}
+    return installed_environment(tmp_path)
 
 
 def machine(lab: Lab, address: str) -> Host:
