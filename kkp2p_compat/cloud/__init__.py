@@ -4,6 +4,7 @@ It stands on control (the messages), transport (TCP and the splice) and traversa
 this host's addresses); nothing imports it but the command line.  One process, one thread:
 
 server.py              the listening port, and which service a connection gets
+stranger.py            a connection that has said nothing yet
 door.py                a listening port
 handshakes.py          whose TLS handshake is begun next
 settings.py            everything that can be set

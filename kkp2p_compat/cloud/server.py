@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import socket
 import time
 from typing import Any
 
@@ -19,7 +18,6 @@ from gevent import get_hub
 from gevent.pool import Group
 
 from .._address import HostPort
-from .._io import READ
 from .._version import __version__
 from ..transport import relay_wire, tcp
 from ..transport.splice import MOST_PIPES
@@ -38,6 +36,7 @@ from .relay import Relay
 from .route import Route
 from .settings import CloudSettings
 from .stats import NodeStats
+from .stranger import Stranger
 from .stun import StunResponder
 from .track import Track
 from .udp_port import UdpPort, homes_of
@@ -72,39 +71,6 @@ def raise_descriptor_limit() -> int:
         except (ValueError, OSError) as error:  # macOS: "unlimited" is refused
             log.warning("descriptors stay limited to %d: %s", soft, error)
     return 1 << 30 if soft == resource.RLIM_INFINITY else soft
-
-
-class _Stranger:
-    """A connection that has said nothing yet."""
-
-    __slots__ = ("_cloud", "_readable", "deadline", "host", "reason", "sock")
-
-    def __init__(self, sock: Any, host: str, cloud: Cloud, deadline: float) -> None:
-        self.sock = sock
-        self.host = host
-        self.deadline = deadline
-        self.reason = "says nothing"  # why it could not stay
-        self._cloud = cloud
-        self._readable = get_hub().loop.io(sock.fileno(), READ)
-        self._readable.start(self._on_readable)
-
-    def _on_readable(self) -> None:
-        try:
-            first = self.sock.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return
-        except OSError:
-            first = b""
-        self._readable.close()
-        self._cloud.sort_untrusted(self, first)
-
-    def expire(self) -> None:
-        self._readable.close()
-        self._cloud.dismiss(self, self.reason)
-
-    def shut_down(self) -> None:
-        self._readable.close()
-        self._cloud.dismiss(self, "")
 
 
 class Cloud:
@@ -373,15 +339,15 @@ class Cloud:
             return
         sock.settimeout(0)
         deadline = time.monotonic() + self.settings.limits.handshake_s
-        self.gate.deadlines.add(_Stranger(sock, host, self, deadline))
+        self.gate.deadlines.add(Stranger(sock, host, deadline, self._sort_untrusted, self._dismiss))
 
-    def sort_untrusted(self, stranger: _Stranger, first: bytes) -> None:
+    def _sort_untrusted(self, stranger: Stranger, first: bytes) -> None:
         """Hand a connection to the service that its first byte asks for."""
         host, sock = stranger.host, stranger.sock
         try:
             if first == _TLS_HANDSHAKE and self.handshakes is not None:
                 if not self.gate.may_shake_hands(host):
-                    self.dismiss(stranger, "")
+                    self._dismiss(stranger, "")
                     return
                 stranger.reason = "waited too long for its TLS handshake"
                 most_s = WAITING_SHARE * self.settings.limits.handshake_s
@@ -397,23 +363,23 @@ class Cloud:
                 )
                 self.gate.deadlines.discard(stranger)
             else:
-                self.dismiss(stranger, f"starts with {first!r}" if first else "")
+                self._dismiss(stranger, f"starts with {first!r}" if first else "")
         except OSError as error:  # reset already
-            self.dismiss(stranger, str(error))
+            self._dismiss(stranger, str(error))
 
     @property
     def _control(self) -> Track | Route | None:
         return self.track or self.route
 
-    def _begin(self, stranger: _Stranger) -> ControlConnection | None:
+    def _begin(self, stranger: Stranger) -> ControlConnection | None:
         host, sock = stranger.host, stranger.sock
         if self._control is None or self._certificate is None or tcp.left(sock):
-            self.dismiss(stranger, "")  # it has given up: no signature is wasted on it
+            self._dismiss(stranger, "")  # it has given up: no signature is wasted on it
             return None
         try:
             tcp.hurry(sock)
         except OSError as error:  # reset already
-            self.dismiss(stranger, str(error))
+            self._dismiss(stranger, str(error))
             return None
         shown = self._certificate.shown
         connection = ControlConnection(sock, host, self.gate, self._control, shown, self._closing)
@@ -421,7 +387,7 @@ class Cloud:
         connection.start()
         return connection
 
-    def dismiss(self, stranger: _Stranger, reason: str) -> None:
+    def _dismiss(self, stranger: Stranger, reason: str) -> None:
         """Close a connection that gets no service; an empty reason is not logged."""
         if reason:
             self.gate.refused(stranger.host, reason)

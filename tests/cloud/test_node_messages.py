@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -149,9 +150,12 @@ def test_a_call_from_a_node_of_protocol_1_or_newer(fleet: Fleet, version: int) -
     _hear(fleet, {**BASE, **more, "op": "left"})
 
 
-def test_a_call_to_a_node_of_protocol_1(fleet: Fleet) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_call_to_a_node_of_protocol_1_or_newer(fleet: Fleet, version: int) -> None:
+    """What it says that we do not know changes nothing; what the callee adds goes to the caller."""
     heard: list[dict[str, Any]] = []
-    _join(fleet, heard)
+    _join(fleet, heard, version)
+    more = {} if version == 1 else {"v": 2, "new": {"deep": [1]}}
     fleet.shared.presences["other"] = Presence("other", OTHER, 4, "s", 1)
     fleet.caller.send("call", call=1, to="other", ms=9000, offer="{}")
     until(lambda: heard)
@@ -161,8 +165,17 @@ def test_a_call_to_a_node_of_protocol_1(fleet: Fleet) -> None:
     assert {"op": "call", "call": 1, "to": "other", "offer": "{}"}.items() <= call[
         "message"
     ].items()
-    tell = {**BASE, "op": "tell", "connection": call["connection"]}
-    for message in ({"op": "calling", "call": 1}, {"op": "trickle", "call": 1, "text": "t"}):
+    tell = {**BASE, **more, "op": "tell", "connection": call["connection"]}
+    if more:
+        _hear(fleet, {**tell, "op": "unheard-of"}, 0)
+        _hear(fleet, {**tell, "message": {"op": "unheard-of", "call": 1}}, 0)
+    extra = {"new": 1} if more else {}
+    for message in (
+        {"op": "calling", "call": 1, **extra},
+        {"op": "trickle", "call": 1, "text": "t"},
+        {"op": "answer", "call": 1, "answer": "yes", **extra},
+        {"op": "trickle", "call": 1, "text": "u"},
+    ):
         _hear(fleet, {**tell, "message": message}, 0)
         assert fleet.caller.receive() == message
     fleet.caller.send("cancel", call=1)
@@ -170,11 +183,11 @@ def test_a_call_to_a_node_of_protocol_1(fleet: Fleet) -> None:
     assert (heard[1]["op"], heard[1]["message"]) == ("pass", {"op": "cancel", "call": 1})
 
 
-def _join(fleet: Fleet, heard: list[dict[str, Any]]) -> None:
+def _join(fleet: Fleet, heard: list[dict[str, Any]], protocol: int = 1) -> None:
     """A node that only keeps what it is told."""
     first = fleet.clouds[0].nodes
     assert first is not None
     node = first.living[first.id]
-    fleet.shared.leases[OTHER] = type(node)(**{**vars(node), "id": OTHER}), float("inf")
+    fleet.shared.leases[OTHER] = replace(node, id=OTHER, protocol=protocol), float("inf")
     listener: Any = SimpleNamespace(on_line=lambda line: heard.append(json.loads(line)))
     fleet.shared.listeners[OTHER] = listener
