@@ -45,7 +45,9 @@ def main() -> None:
     attacks.add_argument("--only", action="append", choices=hostile.ATTACKS, help="one of them")
     moving = what.add_parser("moves", parents=[quick], help="between paths; needs root")
     moving.add_argument("--only", action="append", choices=moves.PARTS, help="one of its parts")
-    nodes = what.add_parser("fleet", parents=[quick], help="one process, and four with Redis")
+    nodes = what.add_parser(
+        "fleet", parents=[quick], help="one process, and four workers with Redis"
+    )
     nodes.add_argument("--only", action="append", choices=fleet.PARTS, help="one of its parts")
     nodes.add_argument("--minutes", type=float, default=10.0, help="of chaos (default: 10)")
     nodes.add_argument("--seed", type=int, default=1, help="of its schedule (default: 1)")

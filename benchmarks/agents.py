@@ -1,17 +1,21 @@
-"""Programs on the lab's hosts that do what a benchmark asks: a line of JSON each way."""
+"""Programs that do what a benchmark asks: a line of JSON each way."""
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["Agent", "serve"]
+import gevent
+
+__all__ = ["Agent", "serve", "serve_in_hub"]
 
 
 class Agent:
-    """The benchmark's end; ``module`` is run by the host's Python, and calls ``serve``."""
+    """The benchmark's end; ``module`` is run by the host's Python, and calls ``serve``, or
+    ``serve_in_hub``."""
 
     def __init__(self, run: Any, host: Any, module: str) -> None:
         self._process = run(host, None, "-m", module)
@@ -46,9 +50,20 @@ class Agent:
 def serve(operations: Mapping[str, Callable[..., dict[str, Any]]]) -> None:
     """The program's end: answer until nobody asks any more."""
     for line in sys.stdin:
-        question = json.loads(line)
-        try:
-            answer = operations[question.pop("op")](**question)
-        except Exception as error:  # noqa: BLE001 - told to whoever asked
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), flush=True)
+        print(_answer(line, operations.__getitem__), flush=True)
+
+
+def serve_in_hub(program: object) -> None:
+    """The same, while greenlets go on; the operations are methods of ``program``."""
+    read = gevent.get_hub().threadpool.apply
+    while line := read(sys.stdin.readline):
+        print(_answer(line, functools.partial(getattr, program)), flush=True)
+
+
+def _answer(line: str, operation: Callable[[str], Callable[..., dict[str, Any]]]) -> str:
+    question = json.loads(line)
+    try:
+        answer = operation(question.pop("op"))(**question)
+    except Exception as error:  # noqa: BLE001 - told to whoever asked
+        answer = {"error": f"{type(error).__name__}: {error}"}
+    return json.dumps(answer)

@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, NoReturn
 
 from kkp2p_compat.testing import nat
 from kkp2p_compat.testing.internet import Internet, InternetHost
@@ -534,12 +534,27 @@ def run(
         raise SystemExit(f"seed {seed}: not as it should be")
 
 
+def _end(*_: object) -> NoReturn:
+    """Nothing of the lab is left behind, also by a second signal."""
+    _ignore_signals()
+    sys.exit(1)
+
+
+def _ignore_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextlib.contextmanager
 def _lab() -> Iterator[tuple[Lab, Run, ExitStack]]:
     """Ends, in this order, what stops or hides a process, the processes, and the lab."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # nothing of the lab is left behind
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
     with (
         tempfile.TemporaryDirectory() as folder, closing(Lab(Path(folder))) as lab,
         runner() as start, ExitStack() as stack,
     ):  # fmt: skip
-        yield lab, start, stack
+        try:
+            yield lab, start, stack
+        finally:
+            _ignore_signals()

@@ -1,11 +1,12 @@
-"""A cloud of four nodes with Redis, beside one process: what they hold, how peers come back.
+"""A cloud of four workers with Redis, beside one process: what they hold, how peers come back.
 
-``one``: one process, with accounts in SQLite.  ``nodes``: four, with accounts and who is online
-where in Redis.  Peers stay online by CloudClient, as those of engines do, in a few processes, and
-answer each call at once.  Printed: logins in a second, memory of a peer (in the cloud, and in
-Redis), processor time with heartbeats alone, calls in a second (offer and answer, nothing more)
-with many at once and one at a time, between peers of one node and of two; when all are back after
-one node, and after all of them, were killed.  ``chaos`` is in fleet_chaos.py, and needs root.
+``one``: one process, with accounts in SQLite.  ``workers``: ``kkp2p cloud --workers 4``, with
+accounts and who is online where in Redis.  Peers stay online by CloudClient, as those of engines
+do, in a few processes, and answer each call at once.  Printed: logins in a second, memory of a peer
+(in the cloud, and in Redis), processor time with heartbeats alone, calls in a second (offer and
+answer, nothing more) with many at once and one at a time, between peers of one node and of two;
+when all are back after one worker, and after everything, was killed and started again.  ``chaos``
+is in fleet_chaos.py, and needs root.
 
 All on one machine: the peers' half of each TLS handshake, login and call costs more than the
 cloud's, and takes its processor time.
@@ -13,9 +14,14 @@ cloud's, and takes its processor time.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import re
+import resource
 import secrets
+import signal
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,21 +33,22 @@ from kkp2p_compat.cloud.directory import Account, Directory, Verifier
 from kkp2p_compat.cloud.open_directory import open_directory
 
 from . import fleet_chaos
-from .redis_server import Redis, free_port
-from .relay import NO_LIMITS, Program, started
+from .agents import Agent
+from .redis_server import Redis
+from .relay import NO_LIMITS, started
 from .rows import machine, show
 
-PARTS = ("one", "nodes", "chaos")
-# One process has 20,000 descriptors here, and needs some for other things.
-PEERS = {"one": 19_000, "nodes": 20_000, "chaos": 300}
-QUICK_PEERS = {"one": 200, "nodes": 200, "chaos": 12}
-NODES = 4
+PARTS = ("one", "workers", "chaos")
+PEERS = {"one": 20_000, "workers": 20_000, "chaos": 300}
+QUICK_PEERS = {"one": 200, "workers": 200, "chaos": 12}
+WORKERS = 4
+SPARE = 1000  # descriptors of a process that are not for peers
 PROGRAMS = 4  # of peers
-REST_S = 30.0  # with heartbeats alone
+REST_S = 12.5  # with heartbeats alone: half of those of 25 s
 AT_ONCE = 16  # calls of each program
-CALLS_S = 8.0
+CALLS_S = 5.0
 PAIRS = 300
-PATIENCE_S = 240.0
+PATIENCE_S = 180.0
 
 
 class Group:
@@ -71,20 +78,20 @@ class Fleet:
     """The cloud under test, with peers."""
 
     def __init__(self, part: str, peers: int, folder: Path, stack: ExitStack) -> None:
-        self.peers = peers
-        self.port = free_port()
+        self.redis = Redis(folder, stack) if part == "workers" else None
+        most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self.peers = min(peers, (most - SPARE) * (WORKERS if self.redis else 1))
+        self.port = 0
         self.secret = secrets.token_hex(5)
-        self.redis = Redis(folder, stack) if part == "nodes" else None
-        self._hosts = [f"127.0.0.{number + 1}" for number in range(NODES if self.redis else 1)]
         self._folder = folder
         self._stack = stack
-        self._make_accounts(None if self.redis else folder / self._hosts[0])
-        self.nodes: list[Program] = []
+        self._make_accounts(None if self.redis else folder / "data")
         self.start_cloud()
-        self.crowds = [
-            stack.enter_context(started("-m", "benchmarks.fleet_ends", folder=folder))
-            for _ in range(PROGRAMS)
-        ]
+
+        def run(host: None, line: None, *command: str) -> subprocess.Popen[str]:
+            return stack.enter_context(started(*command, folder=folder)).process
+
+        self.crowds = [Agent(run, None, "benchmarks.fleet_ends") for _ in range(PROGRAMS)]
 
     @contextmanager
     def directory(self, data: Path | None = None) -> Iterator[Directory]:
@@ -100,38 +107,49 @@ class Fleet:
                 directory.put(Account(f"{self.secret}{number}", verifier, int(time.time())))
 
     def start_cloud(self) -> None:
-        directory = ("--directory", self.redis.url) if self.redis is not None else ()
-        self.nodes = [
-            self._stack.enter_context(
-                started(
-                    "-m", "kkp2p_compat", "cloud", *NO_LIMITS, *directory, "--data", host,
-                    "--listen", f"{host if self.redis else '0.0.0.0'}:{self.port}",
-                    folder=self._folder,
-                )
+        options: tuple[str, ...] = ()
+        if self.redis is not None:
+            options = ("--directory", self.redis.url, "--workers", str(WORKERS))
+        program = self._stack.enter_context(
+            started(
+                "-m", "kkp2p_compat", "cloud", *NO_LIMITS, *options, "--data", "data",
+                "--listen", f"0.0.0.0:{self.port}", "--log-level", "error", folder=self._folder,
             )
-            for host in self._hosts
-        ]  # fmt: skip
-        for node in self.nodes:
-            while f":{self.port}" not in node.line():
-                pass
-        self.group = Group([node.process.pid for node in self.nodes])
+        )  # fmt: skip
+        while not (found := re.fullmatch(r"  at .*:(\d+)\n", program.line())):
+            pass
+        self.port, self._program = int(found[1]), program.process
+        if self.redis is not None:
+            _wait_until(lambda: self.living() == WORKERS, "not all workers are there")
+        self.group = Group([program.process.pid, *self.workers()])
 
-    def kill_cloud(self) -> None:
-        for node in self.nodes:
-            node.process.kill()
-            node.process.wait()
+    def workers(self) -> list[int]:
+        pid = self._program.pid
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    def living(self) -> int:
+        with self.directory() as directory:
+            return len(directory.nodes())
+
+    def kill_worker(self) -> None:
+        os.kill(self.workers()[0], signal.SIGKILL)
+
+    def restart(self) -> None:
+        workers = self.workers()
+        for pid in (self._program.pid, *workers):
+            os.kill(pid, signal.SIGKILL)
+        self._program.wait()
+        if self.redis is not None:
+            self.redis.ask("DEL", "kkp2p:nodes")  # only to see the new ones come
+        self.start_cloud()
 
     def all(self, what: str, **fields: Any) -> list[dict[str, Any]]:
-        return self._ask([{"do": what, **fields} for _ in self.crowds])
+        return self._ask([{"op": what, **fields} for _ in self.crowds])
 
     def _ask(self, questions: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         for crowd, question in zip(self.crowds, questions, strict=True):
-            crowd.ask(question.pop("do"), **question)
-        answers = [crowd.answer() for crowd in self.crowds]
-        for answer in answers:
-            if "error" in answer:
-                raise RuntimeError(answer["error"])
-        return answers
+            crowd.ask(question.pop("op"), **question)
+        return [crowd.answer() for crowd in self.crowds]
 
     def log_in(self) -> float:
         """All peers; logins in a second."""
@@ -139,17 +157,13 @@ class Fleet:
         began = time.monotonic()
         self._ask(
             [
-                {"do": "log_in", "port": self.port, "hosts": self._hosts_of(number),
+                {"op": "log_in", "port": self.port, "hosts": [f"127.0.0.{number + 1}"],
                  "secret": self.secret, "first": number * share, "count": share}
                 for number in range(PROGRAMS)
             ]
         )  # fmt: skip
         self.peers = share * PROGRAMS
         return self.peers / (time.monotonic() - began)
-
-    def _hosts_of(self, program: int) -> list[str]:
-        """All nodes; of one, an address for each program: a pair of them has 28,000 ports."""
-        return self._hosts if self.redis is not None else [f"127.0.0.{program + 1}"]
 
     def node_of(self, numbers: Sequence[int]) -> dict[int, str]:
         with self.directory() as directory:
@@ -168,7 +182,7 @@ class Fleet:
         began = time.monotonic()
         answers = self._ask(
             [
-                {"do": "calls", "pairs": those, "at_once": at_once if number < crowds else 0,
+                {"op": "calls", "pairs": those, "at_once": at_once if number < crowds else 0,
                  "seconds": CALLS_S}
                 for number, those in enumerate(of_program)
             ]
@@ -182,16 +196,24 @@ class Fleet:
         self.all("mark")
         began = time.monotonic()
         what()
-        self._wait_for(lambda online: online < self.peers)
-        self._wait_for(lambda online: online == self.peers)
+        _wait_until(lambda: self._online() < self.peers, "nobody was lost")
+        with contextlib.suppress(TimeoutError):  # what has come by then is shown
+            _wait_until(lambda: self._online() == self.peers, "not all are back")
         return sorted(at - began for answer in self.all("came") for at in answer["at"])
 
-    def _wait_for(self, enough: Callable[[int], bool]) -> None:
-        until = time.monotonic() + PATIENCE_S
-        while not enough(online := sum(answer["online"] for answer in self.all("online"))):
-            if time.monotonic() > until:
-                raise RuntimeError(f"{online} of {self.peers} are online")
-            time.sleep(0.1)  # nothing tells of it
+    def lost(self) -> int:
+        return self.peers - self._online()
+
+    def _online(self) -> int:
+        return sum(answer["online"] for answer in self.all("online"))
+
+
+def _wait_until(condition: Callable[[], bool], what: str) -> None:
+    until = time.monotonic() + PATIENCE_S
+    while not condition():
+        if time.monotonic() > until:
+            raise TimeoutError(what)
+        time.sleep(0.1)  # nothing tells of it
 
 
 def _show_calls(name: str, calls: tuple[list[float], int, float]) -> None:
@@ -204,10 +226,12 @@ def _show_calls(name: str, calls: tuple[list[float], int, float]) -> None:
     )
 
 
-def _show_back(name: str, came: list[float]) -> None:
+def _show_back(name: str, fleet: Fleet, what: Callable[[], object]) -> None:
+    came = fleet.back(what)
+    lost = f"; {fleet.lost()} not after {PATIENCE_S:.0f} s" if fleet.lost() else ""
     p50, p95 = (came[int(part * (len(came) - 1))] for part in (0.5, 0.95))
-    times_text = f"half after {p50:.1f} s, 95 % after {p95:.1f} s, all after {came[-1]:.1f} s"
-    show(f"  {name}: {len(came)} peers came back, {times_text}")
+    times_text = f"half after {p50:.1f} s, 95 % after {p95:.1f} s, the last after {came[-1]:.1f} s"
+    show(f"  {name}: {len(came)} peers came back, {times_text}{lost}")
 
 
 def _pairs(fleet: Fleet, count: int) -> dict[str, list[tuple[int, int]]]:
@@ -245,13 +269,8 @@ def measure(part: str, peers: int) -> None:
             _show_calls(f"{way}, {PROGRAMS * AT_ONCE} at once", fleet.calls(pairs, AT_ONCE))
             _show_calls(f"{way}, one at a time", fleet.calls(pairs, 1, crowds=1))
         if fleet.redis is not None:
-            _show_back("one node killed", fleet.back(fleet.nodes[0].process.kill))
-
-        def again() -> None:
-            fleet.kill_cloud()
-            fleet.start_cloud()
-
-        _show_back("all killed, and started again", fleet.back(again))
+            _show_back("one worker killed", fleet, fleet.kill_worker)
+        _show_back("all killed, and started again", fleet, fleet.restart)
 
 
 def run(

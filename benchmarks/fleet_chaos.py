@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import count
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, NoReturn
 
 from kkp2p_compat.testing.hosts import SwitchHost, ip
 from kkp2p_compat.testing.lab import Lab
@@ -46,6 +46,7 @@ BEAT_S = "5"  # so a peer notices in 15 s that its node is stopped
 DRAIN_S = "5"
 SETTLE_S = 45.0  # after the last fault, until all must be online
 REST_S = 120.0  # for calls that are under way
+MOST_MORE_S = 420.0  # for all that is not the faults: an end that hangs ends the run
 REDIS_PORT, SENTINEL_PORT = "6379", "26379"
 
 # Of each kind: what it hits, how often (weight), and how many seconds it lasts.
@@ -299,13 +300,19 @@ def _wait_for_port(run: Run, host: SwitchHost, port: str) -> None:
     wait_for(run(host, None, "-c", probe, host.address), "there")
 
 
+def _give_up(*_: object) -> NoReturn:
+    raise TimeoutError("the run takes too long")
+
+
 def run(minutes: float, seed: int, peers: int, verbose: bool) -> None:
     print(f"seed {seed}; {minutes:g} minutes, {peers} peers; {os.cpu_count()} cores", flush=True)
     Node.verbose = verbose
+    signal.signal(signal.SIGALRM, _give_up)
+    signal.alarm(int(60 * minutes + MOST_MORE_S))
     with chaos._lab() as (lab, start, stack):
         fleet = Fleet(lab, start, peers)
         for service in (*fleet.nodes, *fleet.redises.values()):
-            stack.callback(service.signal, signal.SIGCONT)
+            stack.callback(service.kill)  # at the end nobody drains
         fleet.begin(seed)
         print(f"{peers} peers online", flush=True)
         struck = fleet.go(schedule(seed, 60 * minutes), 60 * minutes, verbose)

@@ -6,10 +6,8 @@ made once more, a while later.  One line of JSON for each question, one for each
 
 from __future__ import annotations
 
-import json
 import random
 import struct
-import sys
 import time
 from collections import Counter
 from itertools import count
@@ -19,6 +17,7 @@ import gevent
 
 import kkp2p_compat as kkp2p
 
+from .agents import serve_in_hub
 from .chaos_ends import Book, Over, Watch, Wire, compare, pattern
 
 PORT = 3080
@@ -185,17 +184,5 @@ class Peer:
         )
 
 
-def main() -> None:
-    crowd = Crowd()
-    read = gevent.get_hub().threadpool.apply
-    while line := read(sys.stdin.readline):
-        question = json.loads(line)
-        try:
-            answer = getattr(crowd, question.pop("op"))(**question)
-        except Exception as error:  # noqa: BLE001 - told to whoever asked
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    serve_in_hub(Crowd())
