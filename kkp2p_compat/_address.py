@@ -39,9 +39,11 @@ def parse_host_port(text: str, *, default: int | None = None, lowest: int = 1) -
         return text, default
     found = _HOST_PORT.fullmatch(text)
     if found is not None and (found["host"] or _is_ipv6(found["ipv6"])):
-        port = int(found["port"]) if found["port"] else default
-        if port is not None and lowest <= port <= 65535:
-            return found["host"] or found["ipv6"], port
+        host, port = found["host"] or found["ipv6"], found["port"]
+        if not port and default is not None:
+            return host, default
+        if port and lowest <= int(port) <= 65535:
+            return host, int(port)
     raise ValueError(f"{text[:100]!r} is not HOST:PORT")
 
 

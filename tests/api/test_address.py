@@ -57,6 +57,10 @@ def test_neither(text: str) -> None:
 
 def test_any_port() -> None:
     assert parse_host_port("[::]:0", lowest=0) == ("::", 0)
+    for text in ("relay.example", "192.0.2.1", "[2001:db8::1]", "2001:db8::1"):
+        assert parse_host_port(text, default=0) == (text.strip("[]"), 0)  # none was given
+    with pytest.raises(ValueError, match="HOST:PORT"):
+        parse_host_port("relay.example:0", default=0)
     with pytest.raises(ValueError, match="is not HOST:PORT"):
         parse_host_port("host:65536", lowest=0)
 
