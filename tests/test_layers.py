@@ -20,6 +20,7 @@ DRIVERS = (
     "alarm.py",
     "doors.py",
     "batch_socket.py",
+    "nat64_socket.py",
     "framed_socket.py",
     "pipe.py",
     "first_hop.py",

@@ -11,7 +11,6 @@ trust.py     which certificates are believed
 way_out.py   directly, or through an HTTP proxy
 nearness.py  where a server may send us
 resolver.py  names to addresses
-nat64.py     IPv4 addresses where there is IPv6 only
 backoff.py   how long to wait before the next try
 invitation.py  where a cloud is, in one line
 

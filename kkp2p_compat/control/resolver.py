@@ -16,13 +16,12 @@ from typing import Any
 import gevent
 from gevent import monkey
 
-from .. import _codes
+from .. import _codes, _nat64
 from .._address import is_ip
 from .._errors import KKP2PError
 from .._io import Signal
-from . import nat64
 
-__all__ = ["MAX_ADDRESSES", "addresses_of", "resolve", "split_domain"]
+__all__ = ["MAX_ADDRESSES", "addresses_of", "nat64s", "resolve", "split_domain"]
 
 MAX_ADDRESSES = 16  # our choice: more login servers than any one peer has use for
 NAT64_TIMEOUT_S = 2.0  # our choice: to find out whether the network has a NAT64
@@ -96,13 +95,18 @@ def addresses_of(host: str, timeout_s: float) -> list[str]:
     (host,) = split_domain(host)
     if not is_ip(host):
         return _resolve_name(host, timeout_s)[:MAX_ADDRESSES]
-    if ":" in host or nat64.has_route(host):
+    if ":" in host or _nat64.has_route(host):
         return [host]
+    return [host, *(found.outward(host) for found in nat64s(timeout_s))]
+
+
+def nat64s(timeout_s: float = NAT64_TIMEOUT_S) -> list[_nat64.Nat64]:
+    """Those of this host's network, as its DNS64 tells; waits for 2 s at most."""
     try:
-        answers = _resolve_name(nat64.DISCOVERY_NAME, min(timeout_s, NAT64_TIMEOUT_S))
+        answers = _resolve_name(_nat64.DISCOVERY_NAME, min(timeout_s, NAT64_TIMEOUT_S))
+        return _nat64.nat64s_of(answers)
     except KKP2PError:
-        answers = []  # there is none: dialling the address says what is wrong
-    return [host, *nat64.translated(host, answers)]
+        return []  # there is none: dialling the address says what is wrong
 
 
 def _resolve_name(name: str, timeout_s: float) -> list[str]:

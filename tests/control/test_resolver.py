@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 import kkp2p_compat as kkp2p
 from helpers.support import PATIENCE_S
-from kkp2p_compat import _codes
+from kkp2p_compat import _codes, _nat64
 from kkp2p_compat._address import is_ip
 from kkp2p_compat._errors import KKP2PError
-from kkp2p_compat.control import nat64, resolver
+from kkp2p_compat.control import resolver
 from kkp2p_compat.control.resolver import addresses_of, resolve, split_domain
 
 Answers = dict[str, list[str] | Exception]
@@ -227,14 +227,18 @@ TRANSLATED = [
 def test_an_address_as_a_nat64_has_it(
     dns: Answers, monkeypatch: pytest.MonkeyPatch, known: str, expected: str
 ) -> None:
-    monkeypatch.setattr(nat64, "has_route", lambda ip: False)
+    monkeypatch.setattr(_nat64, "has_route", lambda ip: False)
     dns["ipv4only.arpa"] = ["192.0.0.170", "192.0.0.171", known]
     found = addresses_of("192.0.2.33", PATIENCE_S)
     assert found == ["192.0.2.33", str(ipaddress.ip_address(expected))]
+    (it,) = _nat64.nat64s_of([known])
+    assert it.inward(expected) == "192.0.2.33"
+    for other in ("2001:db8:ffff::1", "::1", "64:ff9b:1::1"):
+        assert it.inward(other) is None
 
 
 def test_a_network_without_a_nat64(dns: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nat64, "has_route", lambda ip: False)
+    monkeypatch.setattr(_nat64, "has_route", lambda ip: False)
     for answer in (["192.0.0.170"], ["2001:db8::1", "fe80::1%eth0"], OSError("no resolver")):
         dns["ipv4only.arpa"] = answer
         assert addresses_of("192.0.2.33", PATIENCE_S) == ["192.0.2.33"]

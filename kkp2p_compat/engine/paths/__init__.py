@@ -3,6 +3,7 @@
 network.py          the underlay, made when it is wanted for the first time
 underlay.py         the network below all links: sockets, own addresses, meetings
 own_addresses.py    where this engine can be reached, and what its NAT does
+ipv6_only.py        on a host without IPv4: the network's NAT64
 stun_servers.py     which STUN servers are asked
 questions.py        asks them
 lifetime.py         how long the NAT keeps an idle binding

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from logging import Logger
 from random import SystemRandom
+from socket import AF_INET
 from typing import Any
 
 import gevent
@@ -328,7 +329,9 @@ class OwnAddresses:
         """Whether we have an address to ask from; without one UDP would only seem blocked."""
         ours = [candidate.address for candidate in self.host_candidates()]
         return family in self._endpoint.ports() and (
-            any(family_of(ip) == family for ip in ours) or servers[0][0] in LOOPBACK
+            any(family_of(ip) == family for ip in ours)
+            or servers[0][0] in LOOPBACK
+            or (family == AF_INET and self._endpoint.nat64 is not None)
         )
 
     def _summary(self) -> str:

@@ -30,9 +30,10 @@ from ..signalling.direct_offer import DirectOffer
 from ..signalling.keys import CallKeys
 from ..signalling.own_side import OwnSide
 from .birthdays import Birthdays
+from .ipv6_only import Ipv6Only
 from .lanes import Lanes
 from .meeting import Meeting
-from .own_addresses import OwnAddresses
+from .own_addresses import LOOPBACK, OwnAddresses
 from .path_finder import PathFinder
 from .puncher import Means
 from .relay_paths import RelayAccess, RelayPaths
@@ -69,14 +70,19 @@ class Underlay:
             watched=True, udp=not udp.is_off,
         )  # fmt: skip
         self._means = Means(self.endpoint, self.own, self.finder, Birthdays(), log, spawn)
+        self._ipv6_only = Ipv6Only(self.endpoint, self._has_ipv4, self.own.refresh, log, spawn)
         self._watch = AddressWatch(self._handle_network_change, log)
         self._mapping = False
         self._log = log
         self._on_network_change = on_network_change
         self._on_addresses = on_addresses
         self._meetings: set[Meeting] = set()
-        self.own.start()
+        self._ipv6_only.start(self.own.start)
         self._watch.start()
+
+    def _has_ipv4(self) -> bool:
+        addresses = [each.address for each in self.own.host_candidates()]
+        return any(":" not in ip and ip not in LOOPBACK for ip in addresses)
 
     def _handle_stun(self, data: bytes, source: Address) -> None:
         if not self.own.questions.handle_stun(data, source):
@@ -85,6 +91,7 @@ class Underlay:
     def _handle_network_change(self) -> None:
         self._log.info("the network has changed")
         self.own.refresh("the network has changed")
+        self._ipv6_only.look()
         self.udp.forget()
         self.lanes.show_again()
         if self.mapper is not None and self._mapping:
@@ -150,6 +157,7 @@ class Underlay:
 
     def close(self) -> None:
         self._watch.close()
+        self._ipv6_only.close()
         self.own.close()
         if self.mapper is not None and self._mapping:
             self.mapper.close(CLOSE_S)

@@ -33,6 +33,7 @@ What drives it, with sockets and the clock:
 endpoint.py            the sockets, the timer and the clock of all connections
 doors.py               the sockets, and which one reaches an address
 batch_socket.py        many datagrams in one system call
+nat64_socket.py        the same to IPv4 addresses where the network has IPv6 and a NAT64
 framed_socket.py       the same over a TCP connection
 alarm.py               the one timer
 demultiplex.py         which connection a received datagram is for, and what can be joined

@@ -25,7 +25,7 @@ from gevent import monkey
 from ..._address import Address
 from ..._descriptors import keep_private
 
-__all__ = ["MAX_SEGMENTS", "MAX_SEND_BYTES", "BatchSocket"]
+__all__ = ["MAX_REMEMBERED", "MAX_SEGMENTS", "MAX_SEND_BYTES", "BatchSocket", "Target"]
 
 # linux/udp.h, linux/in.h, linux/in6.h, asm-generic/socket.h: Python has no names for these.
 _SOL_UDP = 17
@@ -66,7 +66,7 @@ _HOPS = {
 _U16 = struct.Struct("=H")
 _INT = struct.Struct("=i")
 _Control = tuple[int, int, bytes]  # a control message: level, type, data
-_Target = tuple[tuple[Any, ...], tuple[_Control, ...]]  # as the socket module takes it
+Target = tuple[tuple[Any, ...], tuple[_Control, ...]]  # as the socket module takes it
 # Not gevent's: its calls would wait, and here a watcher of the endpoint does that.
 _new_socket: Any = monkey.get_original("socket", "socket")
 
@@ -98,7 +98,7 @@ class BatchSocket:
         self.can_segment = False
         self.failures: Counter[str] = Counter()
         self._log = log
-        self._targets: dict[Address, _Target] = {}
+        self._targets: dict[Address, Target] = {}
         self._plain_only: set[str] = set()  # hosts
         self._sock: socket.socket = keep_private(_new_socket(family, socket.SOCK_DGRAM))
         try:
@@ -221,7 +221,7 @@ class BatchSocket:
         data: bytes,
         segment_bytes: int,
         address: Address,
-        found: _Target,
+        found: Target,
         refused: bool,
     ) -> int:
         """One call for each datagram.  ``refused``: the kernel has just declined the whole."""
@@ -248,7 +248,7 @@ class BatchSocket:
                 self._plain_only.add(address[0])
         return len(data)
 
-    def _resolve(self, address: Address) -> _Target | None:
+    def _resolve(self, address: Address) -> Target | None:
         """What the socket module takes; for anything but a numeric IP it would ask the DNS."""
         ip, port = address[:2]
         try:

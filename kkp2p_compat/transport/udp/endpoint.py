@@ -21,19 +21,20 @@ import functools
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from logging import Logger
 from typing import Any
 
 from gevent import get_hub
 
 from ..._address import Address
-from ..._errors import EngineClosed, OurFault
+from ..._errors import OurFault
+from ..._nat64 import Nat64
 from ..lane_wire import MAGIC as LANE_MAGIC
 from .alarm import Alarm
 from .deadline_queue import DeadlineQueue
 from .demultiplex import Datagrams, connection_id, joined, key_of, runs
-from .doors import Door, Doors, DoorSocket
+from .doors import Door, Doors
 from .driven import Driven, Member
 from .early import EarlyDatagrams
 from .events import Closed
@@ -81,60 +82,26 @@ class Endpoint:
         self._callback: Any = None
         self._deadlines: DeadlineQueue[Member | Door] = DeadlineQueue()  # of a Door: read it
         self._closed = False
-        self._doors = Doors(log, self._loop)
-        self.datagram_limit, self.watch = self._doors.datagram_limit, self._doors.watch
-        self.failures = self._doors.failures  # system calls that failed, by errno name
+        read = functools.partial(self._turn, self._read)
+        self._doors = doors = Doors(log, self._loop, read, self._leave)
+        self.ports, self.port_of, self.failures = doors.ports, doors.port_of, doors.failures
+        self.datagram_limit, self.translate_ipv4 = doors.datagram_limit, doors.translate_ipv4
+        self.open_sockets, self.close_sockets = doors.open_sockets, doors.close_sockets
+        self.adopt, self.watch = doors.adopt, doors.watch
         ring = functools.partial(self._turn, self._handle_deadlines)
-        self._alarm = Alarm(self._loop, next(iter(self._doors)), ring)
-        for door in self._doors:
-            door.readable.start(self._turn, self._read, door)
+        self._alarm = Alarm(self._loop, next(iter(doors)), ring)
 
-    def ports(self) -> dict[int, int]:
-        """The families that there are, socket.AF_INET and AF_INET6, and where each is bound."""
-        return {family: door.socket.port for family, door in self._doors.main.items()}
+    @property
+    def nat64(self) -> Nat64 | None:
+        """What translates our datagrams to IPv4 addresses."""
+        return self._doors.nat64
 
-    def open_sockets(self, family: int, count: int) -> list[int]:
-        """Open ``count`` more, on free ports; returns their numbers, which are never used again.
-
-        A remote address with such a number as its third item is reached by that socket.
-        At most MAX_EXTRA_SOCKETS are open at once.  Raises OutOfDescriptors or LinkLost, and then
-        none was opened.
-        """
-        if self._closed:
-            raise EngineClosed
-        doors = self._doors.open_extra(family, count)
-        for door in doors:
-            door.readable.start(self._turn, self._read, door)
-        return [door.socket.number for door in doors]
-
-    def adopt(self, make: Callable[[int], DoorSocket], on_broken: Callable[[int], object]) -> int:
-        """Take in a socket that carries datagrams in another way; returns its number.
-
-        From then on it is as one of ``open_sockets``.  ``make`` gets the number and gives the
-        socket.  If that breaks, it is closed, and ``on_broken(number)`` is called, once, in the
-        hub.  Raises EngineClosed or OutOfDescriptors, and then ``make`` was not called, or LinkLost
-        for an OSError of it.
-        """
-        if self._closed:
-            raise EngineClosed
-        door = self._doors.adopt(make, on_broken)
-        door.readable.start(self._turn, self._read, door)
-        return door.socket.number
-
-    def close_sockets(self, numbers: Iterable[int]) -> None:
-        """Close these extra ones; what connections had waiting for room in them is lost."""
-        for number in numbers:
-            door = self._doors.close_extra(number)
-            if door is None:
-                continue
-            self._deadlines.remove(door)
-            for member in door.waiting:
-                member.waiting = None
-                self._make_ready(member)
-
-    def port_of(self, number: int) -> int:
-        """Where an extra socket is bound.  KeyError: it is not open."""
-        return self._doors.extra[number].socket.port
+    def _leave(self, door: Door) -> None:
+        """It was closed; what connections had waiting for room in it is lost."""
+        self._deadlines.remove(door)
+        for member in door.waiting:
+            member.waiting = None
+            self._make_ready(member)
 
     def add(self, link: Driven) -> None:
         """Drive this connection from now on.  ValueError: its id is taken."""
