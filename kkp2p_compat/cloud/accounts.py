@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .._kept_files import data_folder
 from .directory import MAX_CHANGES, Account, AccountLimits, Verifier, changes_to
 
 __all__ = ["Accounts", "default_data", "open_private"]
@@ -46,9 +47,8 @@ _INSERT = f"INSERT INTO accounts ({', '.join(_COLUMNS)}) VALUES (?{', ?' * (len(
 
 
 def default_data() -> Path:
-    """Where a cloud keeps its files when nobody says otherwise (XDG base directories)."""
-    base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    return Path(base) / "kkp2p" / "cloud"
+    """Where a cloud keeps its files when nobody says otherwise."""
+    return Path(data_folder(), "cloud")
 
 
 def open_private(path: Path | None) -> sqlite3.Connection:
