@@ -17,7 +17,9 @@ _accounts.py       where a cloud keeps its accounts
 _arguments.py      parsers of arguments
 _cloud_options.py  the options of ``kkp2p cloud``
 _engines.py        the options of the commands that make an engine
+_fold.py           text in lines of so many columns
 _forward.py        what ``proxy`` and ``publish`` share: what they tell, and until when
+_help.py           help texts in the user's language
 _json_log.py       a log for programs
 _layers.py         options from files and the environment
 _output.py         output that neither blocks nor ends a program
@@ -31,6 +33,7 @@ _stdio.py          standard input and output as one connection
 _toml.py           TOML files
 _workers.py        several processes of a cloud, and their parent
 _verdict.py        what a NAT means for its owner
+_words.py          English, or Chinese by the locale
 """
 
 from __future__ import annotations
@@ -41,8 +44,10 @@ import sys
 from collections.abc import Sequence
 
 from .._version import __version__
+from ._help import Parser
+from ._words import speak_as_the_locale_says, speak_english
 
-__all__ = ["main"]
+__all__ = ["COMMANDS", "main", "make_parser"]
 
 COMMANDS = (
     "cloud",
@@ -57,8 +62,8 @@ COMMANDS = (
 )
 
 
-def _make_parser(commands: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def make_parser(commands: Sequence[str]) -> argparse.ArgumentParser:
+    parser = Parser(
         prog="kkp2p", description="Peer-to-peer connections by peer id, and a cloud of your own."
     )
     parser.add_argument("--version", action="version", version=f"kkp2p_compat {__version__}")
@@ -70,10 +75,13 @@ def _make_parser(commands: Sequence[str]) -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
+    speak_as_the_locale_says()
     # Only the named command is imported: a cloud needs nothing of the demonstration.
     known = [name for name in COMMANDS if arguments[:1] == [name]]
-    options = _make_parser(known or COMMANDS).parse_args(arguments)
+    options = make_parser(known or COMMANDS).parse_args(arguments)
     options.arguments = arguments[1:]
+    if getattr(options, "json", False):
+        speak_english()
     try:
         return int(options.run(options))
     except KeyboardInterrupt:

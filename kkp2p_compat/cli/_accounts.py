@@ -27,12 +27,13 @@ class Failed(Exception):
 
 def add_place_options(parser: argparse.ArgumentParser) -> None:
     place = parser.add_mutually_exclusive_group()
-    place.add_argument(
+    data = place.add_argument(
         "--data",
         metavar="DIR",
         type=Path,
-        help=f"the cloud's data folder (default: ${_DATA_VARIABLE}, or {default_data()})",
+        help=f"the cloud's data folder (default: ${_DATA_VARIABLE}, or %(const)s)",
     )
+    data.const = default_data()  # for the help text only, which is translated as it stands
     place.add_argument(
         "--directory",
         metavar="URL",

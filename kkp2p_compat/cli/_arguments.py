@@ -8,6 +8,7 @@ from argparse import ArgumentTypeError
 from .._address import HostPort, parse_host_port
 from .._codes import MAX_PEER_ID
 from .._peer_id import is_peer_id
+from ._words import _
 
 __all__ = [
     "LOOPBACKS",
@@ -35,14 +36,18 @@ def parse_address(text: str, *, default: int | None = None, lowest: int = 1) -> 
 
 def parse_port(text: str, *, lowest: int = 1) -> int:
     if not (text.isascii() and text.isdecimal()) or not lowest <= int(text[:6]) <= 65535:
-        raise ArgumentTypeError(f"{text!r} is not a port, {lowest} to 65535")
+        raise ArgumentTypeError(
+            _("{text!r} is not a port, {lowest} to 65535").format(text=text, lowest=lowest)
+        )
     return int(text)
 
 
 def parse_peer(text: str) -> str:
     if not is_peer_id(text):
         raise ArgumentTypeError(
-            f"{text!r} is not a peer id: 1 to {MAX_PEER_ID} printable ASCII characters"
+            _("{text!r} is not a peer id: 1 to {most} printable ASCII characters").format(
+                text=text, most=MAX_PEER_ID
+            )
         )
     return text
 
@@ -54,7 +59,11 @@ def parse_path(text: str) -> str | None:
     path = text[len(UNIX) :]
     whole = os.path.abspath(path)
     if not path or "\0" in path or len(os.fsencode(whole)) > MAX_PATH_BYTES:
-        raise ArgumentTypeError(f"{text!r} is not unix:PATH, of at most {MAX_PATH_BYTES} bytes")
+        raise ArgumentTypeError(
+            _("{text!r} is not unix:PATH, of at most {most} bytes").format(
+                text=text, most=MAX_PATH_BYTES
+            )
+        )
     return whole
 
 
@@ -64,7 +73,7 @@ def parse_desc(text: str) -> int:
     except ValueError:
         value = 2**31
     if not -(2**31) <= value < 2**31:
-        raise ArgumentTypeError(f"{text!r} is not a number of 32 bits")
+        raise ArgumentTypeError(_("{text!r} is not a number of 32 bits").format(text=text))
     return value
 
 
@@ -74,5 +83,7 @@ def parse_seconds(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0.001 <= value <= MAX_S:
-        raise ArgumentTypeError(f"{text!r} is not 0.001 to {MAX_S} seconds")
+        raise ArgumentTypeError(
+            _("{text!r} is not 0.001 to {most} seconds").format(text=text, most=MAX_S)
+        )
     return value

@@ -14,6 +14,7 @@ from ..cloud.settings import DEFAULT_PORT, ROLES, CloudSettings, Limits
 from ..traversal.turn_server import parse_turn_uri
 from ._arguments import parse_address
 from ._reload import limits_of
+from ._words import _
 
 __all__ = ["add_options", "settings_of"]
 
@@ -28,8 +29,10 @@ class _Gone(argparse.Action):
         option_string: str | None = None,
     ) -> None:  # fmt: skip
         parser.error(
-            f"{option_string} is no more: servers of one cloud find each other in a Redis, which "
-            "all of them are given by --directory redis://HOST"
+            _(
+                "{option} is no more: servers of one cloud find each other in a Redis, which all "
+                "of them are given by --directory redis://HOST"
+            ).format(option=option_string)
         )
 
 
@@ -158,7 +161,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                 metavar="N",
                 type=kind,
                 default=entry.default,
-                help=f"{help_text} (default: {entry.default:g})",
+                help=f"{help_text} (default: %(default)g)",
             )
 
 
@@ -211,19 +214,23 @@ def _parse_ip(text: str) -> str:
     try:
         return str(ipaddress.ip_address(text))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an IP address") from None
+        raise argparse.ArgumentTypeError(
+            _("{text!r} is not an IP address").format(text=text)
+        ) from None
 
 
 def _parse_account(text: str) -> tuple[str, str]:
     peer_id, colon, secret = text.partition(":")
     if not colon:
-        raise argparse.ArgumentTypeError("an account is PEER:SECRET")
+        raise argparse.ArgumentTypeError(_("an account is PEER:SECRET"))
     return peer_id, secret
 
 
 def _parse_count(text: str) -> int:
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or more")
+        raise argparse.ArgumentTypeError(
+            _("{text!r} is not a whole number, 0 or more").format(text=text)
+        )
     return int(text)
 
 
@@ -233,7 +240,7 @@ def _parse_seconds(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number, 0 or more")
+        raise argparse.ArgumentTypeError(_("{text!r} is not a number, 0 or more").format(text=text))
     return value
 
 

@@ -30,6 +30,7 @@ from ..engine.engine import Engine
 from ..engine.links.pins import POLICIES
 from ..engine.proxy.listening import show_place
 from ._arguments import parse_peer, parse_port
+from ._words import _
 
 __all__ = [
     "MODES",
@@ -140,7 +141,7 @@ def read_secret(options: argparse.Namespace) -> str:
     else:
         secret = _kept_secret(options.own_id) or ask_for_secret(options.own_id)
     if not secret:
-        raise NoSecret(f"the secret of {options.own_id} is empty")
+        raise NoSecret(_("the secret of {peer} is empty").format(peer=options.own_id))
     return secret
 
 
@@ -160,9 +161,9 @@ def ask_for_secret(own_id: str) -> str:
         return secret
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
-        return getpass.getpass(f"Secret of {own_id}: ")
+        return getpass.getpass(_("Secret of {peer}: ").format(peer=own_id))
     except (OSError, EOFError) as error:
-        text = "give --secret-file or $KKP2P_SECRET: there is no terminal to ask for it"
+        text = _("give --secret-file or $KKP2P_SECRET: there is no terminal to ask for it")
         raise NoSecret(text) from error
 
 
@@ -237,8 +238,8 @@ def _parse_login(text: str) -> tuple[str, int, str | None]:
 
 
 def show_ms(seconds: float | None) -> str:
-    return "unknown" if seconds is None else f"{1000 * seconds:.1f} ms"
+    return _("unknown") if seconds is None else f"{1000 * seconds:.1f} ms"
 
 
 def show_address(address: tuple[str, int] | list[Any] | None) -> str:
-    return "nowhere" if address is None else show_place((address[0], address[1]))
+    return _("nowhere") if address is None else show_place((address[0], address[1]))

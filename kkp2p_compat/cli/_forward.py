@@ -26,6 +26,7 @@ from ._engines import open_engine, show_address, show_ms
 from ._output import lost_as_json, lost_in_words, never_waiting
 from ._signals import setting
 from ._stdio import Stdio
+from ._words import _, ngettext
 from .explain import explain, timeline_fields
 
 __all__ = ["Report", "Watch", "forward"]
@@ -81,7 +82,7 @@ class Report:
 
     def show_all(self) -> None:
         """All there are by now, in order."""
-        for _ in range(len(self._waiting)):
+        for __ in range(len(self._waiting)):
             self.show(self._waiting.popleft())
 
     def show(self, event: dict[str, Any]) -> None:
@@ -119,39 +120,48 @@ class Report:
             return [_SENTENCES[kind](event)]
         clock = time.strftime("%H:%M:%S", time.localtime(event["at"]))
         if kind in ("online", "offline"):
-            problem = f": {event['problem']}; trying again" if kind == "offline" else ""
-            return [f"{clock} {kind}{problem}"]
+            text = _("online") if kind == "online" else _("offline: {problem}; trying again")
+            return [f"{clock} {text.format_map(event)}"]
         who = event["name"]
         if "target" in event:
-            who += f" from {event['peer'] or 'a stranger'}"
+            who = _("{name} from {peer}").format(name=who, peer=event["peer"] or _("a stranger"))
         elif self.tells_peer:
-            who += f" to {event['peer']}"
+            who = _("{name} to {peer}").format(name=who, peer=event["peer"])
         lines = [f"{clock} {who}: {_text(event)}"]
-        lines += [f"    moved from {move}" for move in event.get("moves", ())]
+        moved = _("    moved from {move}")
+        lines += [moved.format(move=move) for move in event.get("moves", ())]
         if "timeline" in event:
             lines += ["    " + line for line in explain(event["timeline"])]
         return lines
 
 
 def _listening(event: dict[str, Any]) -> str:
-    places = " and ".join(map(show_address, event["addresses"])) or "standard input and output"
+    places = _(" and ").join(map(show_address, event["addresses"])) or _(
+        "standard input and output"
+    )
     udp = "UDP " * (event["protocol"] == "udp")
-    return f"listening on {udp}{places} for {event['peer']}, mode {event['mode']}"
+    text = _("listening on {places} for {peer}, mode {mode}")
+    return text.format(places=udp + places, peer=event["peer"], mode=event["mode"])
 
 
 def _publishing(event: dict[str, Any]) -> str:
     udp = "UDP " * (event["protocol"] == "udp")
     parts = [
-        f"{target} for connect_desc {desc}" if desc else str(target)
+        _("{target} for connect_desc {desc}").format(target=target, desc=desc)
+        if desc
+        else str(target)
         for desc, target in event["targets"].items()
     ]
-    return f"publishing {udp}{', '.join(parts)} as {event['peer']}, for {event['callers']}"
+    callers = _("anybody") if event["callers"] == "anybody" else event["callers"]
+    text = _("publishing {targets} as {peer}, for {callers}")
+    return text.format(targets=udp + ", ".join(parts), peer=event["peer"], callers=callers)
 
 
 def _stopped(event: dict[str, Any]) -> str:
     count, failures = event["connections"], event["failures"]
-    failed = f", {failures} failed" if failures else ""
-    return f"stopped: {count} connection{'s' * (count != 1)}{failed}"
+    text = ngettext("stopped: {count} connection", "stopped: {count} connections", count)
+    failed = _(", {failures} failed").format(failures=failures) if failures else ""
+    return text.format(count=count) + failed
 
 
 _SENTENCES: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -164,19 +174,21 @@ _SENTENCES: dict[str, Callable[[dict[str, Any]], str]] = {
 def _text(event: dict[str, Any]) -> str:
     problems = "; ".join(event.get("problems", []))
     if event["event"] == "failed":
-        return f"failed after {show_ms(event['age_s'])}: {problems}"
+        text = _("failed after {time}: {problems}")
+        return text.format(time=show_ms(event["age_s"]), problems=problems)
     if event["event"] == "connected":
         if "target" in event:
-            text = f"connected to {event['target']}: "
+            text = _("connected to {target}: ").format_map(event)
         else:
-            text = f"connected in {show_ms(event['set_up_s'])}: "
+            text = _("connected in {time}: ").format(time=show_ms(event["set_up_s"]))
         reason = f": {event['reason']}" if event["reason"] else ""
         return f"{text}{event['path']}, {show_address(event['address'])}{reason}"
-    text = f"broken: {problems}" if problems else "ended"
-    text += f", {event['bytes_sent']:,} bytes to the peer, {event['bytes_received']:,} from it, "
+    text = _("broken: {problems}").format(problems=problems) if problems else _("ended")
+    text += _(", {bytes_sent:,} bytes to the peer, {bytes_received:,} from it, ").format_map(event)
     if "datagrams_sent" in event:
-        text += f"in {event['datagrams_sent']:,} and {event['datagrams_received']:,} datagrams, "
-        text += "".join(f"{n:,} lost ({why}), " for why, n in event["datagrams_lost"].items())
+        text += _("in {datagrams_sent:,} and {datagrams_received:,} datagrams, ").format_map(event)
+        lost = _("{count:,} lost ({why}), ")
+        text += "".join(lost.format(count=n, why=why) for why, n in event["datagrams_lost"].items())
     return f"{text}{event['age_s']:.1f} s"
 
 
@@ -240,7 +252,7 @@ class _Patience:
             if self._report.as_json:
                 self._report.show({"event": "waiting", "problem": self._told})
             else:
-                self._report.complain(f"{error}; trying again")
+                self._report.complain(_("{problem}; trying again").format(problem=error))
         stopped = self._report.stopping.wait(self._pause_s)
         self._pause_s = min(2 * self._pause_s, RETRY_MOST_S)
         return not stopped

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ._toml import read_toml
+from ._words import _
 
 __all__ = ["Layers", "WrongOption"]
 
@@ -72,14 +73,16 @@ class Layers:
             raise WrongOption(f"{file}: {error}") from error
         group = table.pop(_GROUP, {})
         if not isinstance(group, dict):
-            raise WrongOption(f"{file}: {_GROUP} is not a table")
+            raise WrongOption(_("{file}: {group} is not a table").format(file=file, group=_GROUP))
         found: dict[str, Any] = {}
         for key, value in (*table.items(), *group.items()):
             name = key.replace("-", "_")
             if name not in self._names:
-                raise WrongOption(f"{file}: there is no option {key!r}")
+                raise WrongOption(
+                    _("{file}: there is no option {key!r}").format(file=file, key=key)
+                )
             if name in found:
-                raise WrongOption(f"{file}: {key} is there twice")
+                raise WrongOption(_("{file}: {key} is there twice").format(file=file, key=key))
             found[name] = self._parse(f"{file}: {key}", name, value)
         return found
 
@@ -97,14 +100,16 @@ class Layers:
         default = self._defaults[name]
         if isinstance(default, bool):
             if not isinstance(value, bool):
-                raise WrongOption(f"{where}: {value!r} is not true or false")
+                text = _("{where}: {value!r} is not true or false")
+                raise WrongOption(text.format(where=where, value=value))
             return value
         values = value if isinstance(default, list) and isinstance(value, list) else [value]
         if not all(type(each) in (str, int, float) for each in values):
-            raise WrongOption(f"{where}: {value!r} is not a text or a number")
+            text = _("{where}: {value!r} is not a text or a number")
+            raise WrongOption(text.format(where=where, value=value))
         flag = f"--{name.replace('_', '-')}"
         try:
-            parsed, _ = self._parser.parse_known_args([f"{flag}={each}" for each in values])
+            parsed, __ = self._parser.parse_known_args([f"{flag}={each}" for each in values])
         except argparse.ArgumentError as error:
             raise WrongOption(f"{where}: {error.message}") from error
         found = getattr(parsed, name)

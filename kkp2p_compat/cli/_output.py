@@ -23,6 +23,7 @@ from gevent import monkey
 
 from .._io import WRITE
 from .._say import PIPE_BUF, writable
+from ._words import ngettext
 
 __all__ = ["MAX_WAITING", "Output", "lost_as_json", "lost_in_words", "never_waiting"]
 
@@ -34,7 +35,8 @@ Notice = Callable[[int, str], str]
 
 
 def lost_in_words(count: int, why: str) -> str:
-    return f"{count} line{'s were' if count != 1 else ' was'} lost: {why}"
+    text = ngettext("{count} line was lost: {why}", "{count} lines were lost: {why}", count)
+    return text.format(count=count, why=why)
 
 
 def lost_as_json(count: int, why: str) -> str:
@@ -68,7 +70,7 @@ class Output(io.TextIOBase):
                 if len(self._waiting) >= MAX_WAITING:
                     self._waiting.popleft()
                     self._lost, self._why = self._lost + 1, "nobody reads"
-                self._waiting.append(f"{line}\n".encode(errors="backslashreplace"))
+                self._waiting.append(self._encoded(line))
             if lines and self._drain():
                 self._loop.run_callback_threadsafe(self._watch)
         return len(text)
@@ -126,9 +128,12 @@ class Output(io.TextIOBase):
         if self._lost:
             self._telling = self._lost
             end = "\n" if self._torn else ""
-            self._rest = f"{end}{self._notice(self._lost, self._why)}\n".encode()
+            self._rest = self._encoded(f"{end}{self._notice(self._lost, self._why)}")
         else:
             self._rest = self._waiting.popleft()
+
+    def _encoded(self, line: str) -> bytes:
+        return f"{line}\n".encode(self._stream.encoding, "backslashreplace")
 
     def _lose(self, error: OSError) -> None:
         """All that waits: the next line finds out whether it can be written again."""

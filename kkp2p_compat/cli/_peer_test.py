@@ -23,11 +23,12 @@ from ..traversal.plan import Side, make_plan
 from ._engines import show_address, show_ms
 from ._show import show
 from ._verdict import HOW
+from ._words import N_, _
 from .explain import explain, timeline_fields
 
 __all__ = ["examine_peer", "show_peer"]
 
-BY_TCP = "by TCP, directly or else through the relay"
+BY_TCP = N_("by TCP, directly or else through the relay")
 
 
 def examine_peer(engine: Engine, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -101,29 +102,37 @@ def _verdict(engine: Engine, timeline: Timeline) -> dict[str, Any] | None:
 def show_peer(report: dict[str, Any], explains: bool) -> None:
     verdict = report["verdict"]
     if verdict is None:
-        lines = ["nothing is known about its network: it has not answered"]
+        lines = [_("nothing is known about its network: it has not answered")]
     else:
         lines = [
-            f"its NAT: {verdict['peer_nat']}",
-            f"the two of you should connect {verdict['how']} ({verdict['reason']})",
+            _("its NAT: {nat}").format(nat=verdict["peer_nat"]),
+            _("the two of you should connect {how} ({reason})").format(
+                how=_(verdict["how"]), reason=verdict["reason"]
+            ),
         ]
-    show(f"The peer {report['id']}", lines)
+    show(_("The peer {peer}").format(peer=report["id"]), lines)
     for attempt in report["tries"]:
-        show(f"Connecting in mode {attempt['mode']}", _lines(attempt, explains))
+        show(_("Connecting in mode {mode}").format_map(attempt), _lines(attempt, explains))
 
 
 def _lines(attempt: dict[str, Any], explains: bool) -> list[str]:
     lines = []
     if attempt["problem"]:
-        lines.append(f"failed: {attempt['problem']} ({CODE_NAMES.get(attempt['code'])})")
+        code = CODE_NAMES.get(attempt["code"])
+        lines.append(_("failed: {problem} ({code})").format(problem=attempt["problem"], code=code))
     stats = attempt["stats"]
     if stats is not None:
-        where = "with the peer" if stats["path"] == "p2p" else "with the relay"
+        if stats["path"] == "p2p":
+            where = _("with the peer at {address}, round trip {time}")
+        else:
+            where = _("with the relay at {address}, round trip {time}")
+        key = stats["peer_fingerprint"] or _("it has proved none")
         lines += [
-            f"connected by {stats['path']} after {show_ms(stats['set_up_s'])}: {stats['reason']}",
-            f"its key: {stats['peer_fingerprint'] or 'it has proved none'}"
-            + (", the known one" if stats["peer_pinned"] else ""),
-            f"{where} at {show_address(stats['address'])}, round trip {show_ms(stats['rtt_s'])}",
+            _("connected by {path} after {time}: {reason}").format(
+                path=stats["path"], time=show_ms(stats["set_up_s"]), reason=stats["reason"]
+            ),
+            _("its key: {key}").format(key=key) + _(", the known one") * stats["peer_pinned"],
+            where.format(address=show_address(stats["address"]), time=show_ms(stats["rtt_s"])),
         ]
     timeline = attempt["timeline"]
     if timeline is None:

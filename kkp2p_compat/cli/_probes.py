@@ -17,6 +17,7 @@ from gevent.event import Event
 
 from .._errors import BadPacket
 from ..traversal.stun import Kind, Message, parse_untrusted
+from ._words import _
 
 __all__ = ["Reach", "UdpHealth", "probe_tcp", "probe_udp"]
 
@@ -58,8 +59,9 @@ def probe_tcp(host: str, port: int, connect: Callable[[str, int], Any]) -> Reach
     tls_s: float | None = None
     certificate = b""
     try:
-        with gevent.Timeout(TCP_LIMIT_S, TimeoutError(f"no answer within {TCP_LIMIT_S:.0f} s")):
-            for _ in range(CONNECTS):
+        late = _("no answer within {seconds:.0f} s").format(seconds=TCP_LIMIT_S)
+        with gevent.Timeout(TCP_LIMIT_S, TimeoutError(late)):
+            for __ in range(CONNECTS):
                 began = time.monotonic()
                 sock: Any = connect(host, port)
                 try:
@@ -108,7 +110,7 @@ def probe_udp(ip: str, port: int) -> UdpHealth:
 
         listener = gevent.spawn(listen)
         try:
-            for _ in range(PROBES):
+            for __ in range(PROBES):
                 transaction_id = secrets.token_bytes(12)
                 sent_at[transaction_id] = time.monotonic()
                 request = Message(Kind.REQUEST, transaction_id, software=_SOFTWARE).encode(None)

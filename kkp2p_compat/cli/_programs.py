@@ -130,6 +130,7 @@ class Programs:
         self.environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         self.environment["no_proxy"] = "*"
         self.environment.pop("KKP2P_LOGIN", None)
+        self.environment["LC_ALL"] = "C"  # what they print is read
         self._programs: list[Program] = []
         self._making = Group()
 

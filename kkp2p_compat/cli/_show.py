@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from ._engines import show_address, show_ms
+from ._fold import columns, fold
 from ._verdict import HOW
+from ._words import _
 
 __all__ = ["show", "show_section"]
 
@@ -25,23 +26,24 @@ def show_section(name: str, fields: dict[str, Any]) -> None:
 def _cloud(fields: dict[str, Any]) -> None:
     lines = []
     if fields.get("tcp_s") is not None:
-        lines.append(f"TCP answers after {show_ms(fields['tcp_s'])}")
+        lines.append(_("TCP answers after {time}").format(time=show_ms(fields["tcp_s"])))
     if fields.get("tls_s") is not None:
-        lines.append(f"TLS takes {show_ms(fields['tls_s'])} more")
+        lines.append(_("TLS takes {time} more").format(time=show_ms(fields["tls_s"])))
     if fields["problem"]:
-        lines.append(f"not reached: {fields['problem']}")
-        lines.append("(--login HOST:PORT or KKP2P_LOGIN names another cloud)")
-    show(f"The cloud, {show_address([fields['host'], fields['port']])}", lines)
+        lines.append(_("not reached: {problem}").format_map(fields))
+        lines.append(_("(--login HOST:PORT or KKP2P_LOGIN names another cloud)"))
+    address = show_address([fields["host"], fields["port"]])
+    show(_("The cloud, {address}").format(address=address), lines)
 
 
 def _addresses(fields: dict[str, Any]) -> None:
     outside = ", ".join(map(show_address, fields["outside"]))
     show(
-        "This host's addresses",
+        _("This host's addresses"),
         [
-            f"IPv4: {', '.join(fields['ipv4']) or 'none'}",
-            f"IPv6: {', '.join(fields['ipv6']) or 'none'}",
-            f"seen from outside: {outside or 'not known'}",
+            f"IPv4: {', '.join(fields['ipv4']) or _('none')}",
+            f"IPv6: {', '.join(fields['ipv6']) or _('none')}",
+            _("seen from outside: {addresses}").format(addresses=outside or _("not known")),
         ],
     )
 
@@ -49,56 +51,57 @@ def _addresses(fields: dict[str, Any]) -> None:
 def _nat(fields: dict[str, Any]) -> None:
     text = fields["text"]
     if not fields["asked"]:
-        text = "not known: no STUN server is asked (--stun names some)"
+        text = _("not known: no STUN server is asked (--stun names some)")
     elif not fields["answered"]:
-        text = "not known: no answer by UDP, which may be blocked"
-    show("What is in front of it", [text])
+        text = _("not known: no answer by UDP, which may be blocked")
+    show(_("What is in front of it"), [text])
 
 
 def _port_mapping(fields: dict[str, Any]) -> None:
     if not fields["needed"]:
-        show("Port mapping", ["not asked for: no NAT is known"])
+        text = _("not asked for: no NAT is known")
     elif fields["address"]:
-        show("Port mapping", [f"{show_address(fields['address'])}, by {fields['method']}"])
+        address = show_address(fields["address"])
+        text = _("{address}, by {method}").format(address=address, method=fields["method"])
     else:
-        show("Port mapping", [f"none: {fields['problem']}"])
+        text = _("none: {problem}").format_map(fields)
+    show(_("Port mapping"), [text])
 
 
 def _udp(fields: dict[str, Any]) -> None:
     for server in fields["servers"]:
-        heading = f"UDP to {show_address(server['server'])}"
+        heading = _("UDP to {address}").format(address=show_address(server["server"]))
         if server["problem"]:
             show(heading, [server["problem"]])
         elif not server["answered"]:
-            show(heading, [f"blocked, or no server there: none of {server['sent']} answered"])
+            text = _("blocked, or no server there: none of {sent} answered")
+            show(heading, [text.format_map(server)])
         else:
-            trips = server["round_trip_s"]
-            show(
-                heading,
-                [
-                    f"{server['answered']} of {server['sent']} answered",
-                    f"round trip: least {show_ms(trips['least'])}, median "
-                    f"{show_ms(trips['median'])}, most {show_ms(trips['most'])}",
-                ],
-            )
+            trips = {name: show_ms(time) for name, time in server["round_trip_s"].items()}
+            text = _("round trip: least {least}, median {median}, most {most}")
+            answered = _("{answered} of {sent} answered").format_map(server)
+            show(heading, [answered, text.format_map(trips)])
 
 
 def _lifetime(fields: dict[str, Any]) -> None:
     lived_s, longest_s = fields["lived_s"], fields["longest_s"]
     if lived_s is None:
-        text = "not known: no server can test it"
+        text = _("not known: no server can test it")
     else:
-        text = f"still open after {lived_s:.0f} s (tested up to {longest_s:.0f} s)"
-    show("An idle binding of the NAT", [text])
+        text = _("still open after {lived_s:.0f} s (tested up to {longest_s:.0f} s)")
+        text = text.format(lived_s=lived_s, longest_s=longest_s)
+    show(_("An idle binding of the NAT"), [text])
 
 
 def _summary(fields: dict[str, Any]) -> None:
     reach = fields["reach"]
     if reach:
-        width = max(map(len, reach))
-        lines = [f"{name:<{width}}  {HOW[kind]}" for name, kind in reach.items()]
-        show("How peers reach this host, by what is in front of them", lines)
-    show("In short", textwrap.wrap(fields["text"], WIDTH))
+        width = max(map(columns, reach))
+        lines = [
+            f"{name}{' ' * (width - columns(name))}  {_(HOW[kind])}" for name, kind in reach.items()
+        ]
+        show(_("How peers reach this host, by what is in front of them"), lines)
+    show(_("In short"), fold(fields["text"], WIDTH))
 
 
 _SECTIONS: dict[str, Callable[[dict[str, Any]], None]] = {

@@ -15,24 +15,25 @@ from ..traversal.nat import (
     NatBehaviour,
 )
 from ..traversal.plan import Side, make_plan
+from ._words import N_, _
 
 __all__ = ["HOW", "meaning", "who_reaches_us"]
 
 _APD, _EI = ADDRESS_AND_PORT_DEPENDENT, ENDPOINT_INDEPENDENT
 # Kinds of peers, by what is in front of them.
 PEERS = {
-    "no NAT": NatBehaviour("none", _EI, "preserved"),
-    "an open NAT (full cone)": NatBehaviour(_EI, _EI, "preserved"),
-    "an ordinary NAT (port-restricted cone)": NatBehaviour(_EI, _APD, "preserved"),
-    "a symmetric NAT with ports in order": NatBehaviour(_APD, _APD, "sequential", 1),
-    "a symmetric NAT with random ports": NatBehaviour(_APD, _APD, "random"),
+    N_("no NAT"): NatBehaviour("none", _EI, "preserved"),
+    N_("an open NAT (full cone)"): NatBehaviour(_EI, _EI, "preserved"),
+    N_("an ordinary NAT (port-restricted cone)"): NatBehaviour(_EI, _APD, "preserved"),
+    N_("a symmetric NAT with ports in order"): NatBehaviour(_APD, _APD, "sequential", 1),
+    N_("a symmetric NAT with random ports"): NatBehaviour(_APD, _APD, "random"),
 }
 HOW = {
-    "direct": "directly",
-    "punch": "directly",
-    "predict": "directly, as a rule: ports are predicted",
-    "birthday": "directly, perhaps after some seconds: ports are guessed",
-    "relay": "through the relay",
+    "direct": N_("directly"),
+    "punch": N_("directly"),
+    "predict": N_("directly, as a rule: ports are predicted"),
+    "birthday": N_("directly, perhaps after some seconds: ports are guessed"),
+    "relay": N_("through the relay"),
 }
 PEER_ADDRESS = ("192.0.2.1", 40_000)  # RFC 5737: nobody has it
 
@@ -41,36 +42,39 @@ def who_reaches_us(nat: NatBehaviour, candidates: Sequence[Candidate]) -> dict[s
     """The kind of plan for each of PEERS."""
     theirs = [outer_candidate("srflx", PEER_ADDRESS, [])]
     us = Side(nat, [each for each in candidates if ":" not in each.address])
-    return {name: make_plan(Side(peer, theirs), us).kind for name, peer in PEERS.items()}
+    return {_(name): make_plan(Side(peer, theirs), us).kind for name, peer in PEERS.items()}
 
 
 def meaning(nat: NatBehaviour, reach: dict[str, str]) -> str:
     """One or two sentences."""
     if nat.mapping == "blocked":
-        return (
+        return _(
             "No UDP gets through from here: every connection uses the relay, over TCP.  "
             "A firewall that lets UDP out would change that."
         )
     if nat.mapping == "unknown":
-        return "What is in front of this host is not known, so everything is tried with each peer."
+        return _(
+            "What is in front of this host is not known, so everything is tried with each peer."
+        )
     relayed = [name for name, kind in reach.items() if kind == "relay"]
     slow = [name for name, kind in reach.items() if kind == "birthday"]
     if not relayed and not slow:
-        return "Peers behind any kind of NAT reach you directly."
-    text = "Peers reach you directly"
+        return _("Peers behind any kind of NAT reach you directly.")
     if relayed:
-        text += f", except those behind {_join(relayed)}: they use the relay"
-    text += "."
+        text = _("Peers reach you directly, except those behind {nats}: they use the relay.")
+        text = text.format(nats=_join(relayed))
+    else:
+        text = _("Peers reach you directly.")
     if slow:
-        text += f"  Behind {_join(slow)} it may take some seconds."
+        text += _("  Behind {nats} it may take some seconds.").format(nats=_join(slow))
     return text + _remedy(nat)
 
 
 def _join(names: Sequence[str]) -> str:
-    return " or ".join(names)
+    return _(" or ").join(names)
 
 
 def _remedy(nat: NatBehaviour) -> str:
     if not nat.symmetric:
         return ""
-    return "  A port mapping in your router (UPnP, PCP, or by hand) would let all of them in."
+    return _("  A port mapping in your router (UPnP, PCP, or by hand) would let all of them in.")

@@ -23,6 +23,7 @@ from gevent.event import Event
 
 from .._address import text_of
 from ..cloud.door import Door
+from ._words import _
 
 __all__ = ["ALIVE", "Workers", "tell_alive"]
 
@@ -160,4 +161,4 @@ class Workers:
             self._has_said_hello = True
             text = b"".join(hello).decode(errors="replace")
             with contextlib.suppress(OSError):
-                print(f"{text}  workers: {self._count}", flush=True)
+                print(text + _("  workers: {count}").format(count=self._count), flush=True)

@@ -17,8 +17,9 @@ from ..cloud.directory import Account, AccountLimits, Directory, UnknownAccount,
 from ..cloud.usage import tag_of
 from ..control.scram import new_secret
 from ._accounts import Failed, accounts_of, add_place_options
+from ._words import _
 
-__all__ = ["add_parser"]
+__all__ = ["ACTIONS", "add_parser"]
 
 
 def add_parser(subparsers: Any) -> None:
@@ -30,7 +31,7 @@ def add_parser(subparsers: Any) -> None:
         "secrets back.  Unless a secret is given, a random one is generated and shown once.",
     )
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
-    for name, help_text, run, add_arguments in _ACTIONS:
+    for name, help_text, run, add_arguments in ACTIONS:
         action = actions.add_parser(name, help=help_text, description=help_text)
         add_arguments(action)
         add_place_options(action)
@@ -110,7 +111,7 @@ def _number_or_none(kind: type) -> Callable[[str], object]:
     def parse(text: str) -> object:
         return None if text == "none" else kind(text)
 
-    parse.__name__ = "number, or the word none"  # for argparse's error
+    parse.__name__ = _("number, or the word none")  # for argparse's error
     return parse
 
 
@@ -145,7 +146,7 @@ def _add(accounts: Directory, options: argparse.Namespace) -> None:
     accounts.check_new(options.peer)
     secret, is_new = _secret(options)
     accounts.add(options.peer, secret)
-    print(f"{options.peer} may log in")
+    print(_("{peer} may log in").format(peer=options.peer))
     _show_secret(secret, is_new)
 
 
@@ -153,40 +154,42 @@ def _passwd(accounts: Directory, options: argparse.Namespace) -> None:
     accounts.check_known(options.peer)
     secret, is_new = _secret(options)
     accounts.change_secret(options.peer, secret)
-    print(f"{options.peer} has another secret")
+    print(_("{peer} has another secret").format(peer=options.peer))
     _show_secret(secret, is_new)
 
 
 def _remove(accounts: Directory, options: argparse.Namespace) -> None:
     accounts.remove(options.peer)
-    print(f"{options.peer} may not log in any more")
+    print(_("{peer} may not log in any more").format(peer=options.peer))
 
 
 def _disable(accounts: Directory, options: argparse.Namespace) -> None:
     accounts.update(options.peer, disabled=True)
-    print(f"{options.peer} may not log in until it is enabled")
+    print(_("{peer} may not log in until it is enabled").format(peer=options.peer))
 
 
 def _enable(accounts: Directory, options: argparse.Namespace) -> None:
     accounts.update(options.peer, disabled=False)
-    print(f"{options.peer} may log in")
+    print(_("{peer} may log in").format(peer=options.peer))
 
 
 def _allow(accounts: Directory, options: argparse.Namespace) -> None:
     allow = ",".join(options.callers)
     words = {"anybody", "accounts", "nobody"} & set(options.callers)
     if words and len(options.callers) > 1:
-        raise ValueError(f"{sorted(words)[0]} stands alone, and not with others")
+        text = _("{word} stands alone, and not with others")
+        raise ValueError(text.format(word=sorted(words)[0]))
     callers_of(allow)
     accounts.update(options.peer, allow=allow)
-    print(f"{options.peer} may be called by {_callers(allow)}")
+    text = _("{peer} may be called by {callers}")
+    print(text.format(peer=options.peer, callers=_callers(allow)))
 
 
 def _limit(accounts: Directory, options: argparse.Namespace) -> None:
     account = _account(accounts, options.peer)
     given = {name: getattr(options, name) for name in asdict(account.limits) if name in options}
     if not given:
-        raise ValueError("no limit given: --calls-per-s, --relay-bytes-per-day, --channels")
+        raise ValueError(_("no limit given: --calls-per-s, --relay-bytes-per-day, --channels"))
     limits = replace(account.limits, **given)
     limits.check()
     accounts.update(options.peer, limits=limits)
@@ -195,9 +198,9 @@ def _limit(accounts: Directory, options: argparse.Namespace) -> None:
 
 def _list(accounts: Directory, options: argparse.Namespace) -> None:
     for account in accounts.list_accounts():
-        notes = ["disabled"] if account.disabled else []
+        notes = [_("disabled")] if account.disabled else []
         if account.allow != "anybody":
-            notes.append(f"from {_callers(account.allow)}")
+            notes.append(_("from {callers}").format(callers=_callers(account.allow)))
         if account.limits != AccountLimits():
             notes.append(_limits(account.limits))
         print(f"{account.peer_id:32}  {_time(account.changed)}  {'; '.join(notes)}".rstrip())
@@ -205,16 +208,18 @@ def _list(accounts: Directory, options: argparse.Namespace) -> None:
 
 def _show(accounts: Directory, options: argparse.Namespace) -> None:
     account = _account(accounts, options.peer)
-    print(f"{account.peer_id}: {'disabled' if account.disabled else 'may log in'}")
-    print(f"  changed: {_time(account.changed)}")
-    print(f"  may be called by: {_callers(account.allow)}")
-    print(f"  limits: {_limits(account.limits)}")
+    print(f"{account.peer_id}: {_('disabled') if account.disabled else _('may log in')}")
+    print(_("  changed: {time}").format(time=_time(account.changed)))
+    print(_("  may be called by: {callers}").format(callers=_callers(account.allow)))
+    print(_("  limits: {limits}").format(limits=_limits(account.limits)))
     used = {**accounts.usage(account.peer_id), **accounts.usage(tag_of(account.peer_id))}
     for what, count in sorted(used.items()):
-        print(f"  today (UTC), {what.replace('_', ' ')}: {count}")
+        text = _("  today (UTC), {what}: {count}")
+        print(text.format(what=what.replace("_", " "), count=count))
     if not accounts.is_local:
         where = accounts.where(account.peer_id)
-        print(f"  online: {'no' if where is None else 'at node ' + where.node}")
+        text = _("  online: no") if where is None else _("  online: at node {node}")
+        print(text.format(node=where and where.node))
 
 
 def _export(accounts: Directory, options: argparse.Namespace) -> None:
@@ -227,7 +232,7 @@ def _export(accounts: Directory, options: argparse.Namespace) -> None:
         for account in accounts.list_accounts():
             print(line_of(account), file=file)
             count += 1
-    print(f"{count} accounts exported", file=sys.stderr)
+    print(_("{count} accounts exported").format(count=count), file=sys.stderr)
 
 
 def _import(accounts: Directory, options: argparse.Namespace) -> None:
@@ -241,12 +246,14 @@ def _import(accounts: Directory, options: argparse.Namespace) -> None:
             try:
                 found.append(parse_line(line))
             except ValueError as error:
-                raise ValueError(f"line {number}, so nothing was imported: {error}") from error
+                text = _("line {number}, so nothing was imported: {problem}")
+                raise ValueError(text.format(number=number, problem=error)) from error
     imported = accounts.put_all(found, options.replace)
-    print(
-        f"{imported.added} accounts added, {imported.replaced} replaced, {imported.kept} were "
-        "there and stay as they were"
+    text = _(
+        "{now.added} accounts added, {now.replaced} replaced, {now.kept} were there and stay as "
+        "they were"
     )
+    print(text.format(now=imported))
 
 
 def _log(accounts: Directory, options: argparse.Namespace) -> None:
@@ -254,7 +261,7 @@ def _log(accounts: Directory, options: argparse.Namespace) -> None:
         print(record)
 
 
-_ACTIONS = (
+ACTIONS = (
     ("add", "let a peer log in", _add, _secret_arguments),
     ("passwd", "give a peer another secret, which ends its login", _passwd, _secret_arguments),
     ("remove", "remove a peer, which ends its login", _remove, _peer_argument),
@@ -274,7 +281,7 @@ _ACTIONS = (
 def _account(accounts: Directory, peer_id: str) -> Account:
     account = accounts.account(peer_id)
     if account is None:
-        raise UnknownAccount(f"there is no account {peer_id}")
+        raise UnknownAccount(_("there is no account {peer}").format(peer=peer_id))
     return account
 
 
@@ -283,22 +290,26 @@ def _time(unix_s: int) -> str:
 
 
 def _callers(allow: str) -> str:
-    words = {"accounts": "whoever has logged in"}
+    words = {
+        "accounts": _("whoever has logged in"),
+        "anybody": _("anybody"),
+        "nobody": _("nobody"),
+    }
     return words.get(allow, allow.replace(",", ", "))
 
 
 def _limits(limits: AccountLimits) -> str:
     texts = (
-        (limits.calls_per_s, "{:g} calls a second"),
-        (limits.relay_bytes_per_day, "{} bytes a day over relays"),
-        (limits.channels, "{} calls at once"),
+        (limits.calls_per_s, _("{:g} calls a second")),
+        (limits.relay_bytes_per_day, _("{} bytes a day over relays")),
+        (limits.channels, _("{} calls at once")),
     )
-    return ", ".join(text.format(value) for value, text in texts if value is not None) or "none"
+    return ", ".join(text.format(value) for value, text in texts if value is not None) or _("none")
 
 
 def _show_secret(secret: str, is_new: bool) -> None:
     if is_new:
-        print(f"The secret, which is shown only now: {secret}")
+        print(_("The secret, which is shown only now: {secret}").format(secret=secret))
 
 
 def _secret(options: argparse.Namespace) -> tuple[str, bool]:
@@ -315,9 +326,9 @@ def _secret(options: argparse.Namespace) -> tuple[str, bool]:
 def _ask(peer_id: str) -> str:
     """Twice, at the terminal."""
     try:
-        secret = getpass.getpass(f"Secret of {peer_id}: ")
-        if getpass.getpass("Again: ") != secret:
-            raise ValueError("the two are not the same")
+        secret = getpass.getpass(_("Secret of {peer}: ").format(peer=peer_id))
+        if getpass.getpass(_("Again: ")) != secret:
+            raise ValueError(_("the two are not the same"))
     except EOFError as error:
-        raise ValueError("no secret given") from error
+        raise ValueError(_("no secret given")) from error
     return secret

@@ -25,6 +25,7 @@ from ._json_log import JsonFormatter
 from ._layers import Layers, WrongOption
 from ._output import never_waiting
 from ._reload import Reloader
+from ._words import N_, _, speak_english
 from ._workers import Workers, tell_alive
 from .invite import keep_login
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["add_parser"]
 
-_SERVICES = {"all": "route, track and relay"}  # by role, where that does not say it
+_SERVICES = {"all": N_("route, track and relay")}  # by role, where that does not say it
 
 
 def add_parser(subparsers: Any) -> None:
@@ -66,7 +67,7 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
 def _run_workers(options: argparse.Namespace) -> int:
     _start_log(options)
     if options.directory is None:
-        print("kkp2p cloud: --workers needs --directory", file=sys.stderr)
+        print("kkp2p cloud:", _("--workers needs --directory"), file=sys.stderr)
         return 2
     try:
         if options.role != "relay":  # once, before several processes want to make it
@@ -109,7 +110,8 @@ def _serve(layers: Layers, options: argparse.Namespace) -> int:
     handlers = [gevent.signal_handler(number, stopping.set) for number in numbers]
     _say_hello(cloud)
     if admin is not None:
-        print(f"  status: http://{text_of(admin.address)}/", flush=True)
+        print(_("  status: ") + f"http://{text_of(admin.address)}/", flush=True)
+    speak_english()  # whatever comes is for the log
     if options.worker is not None:
         gevent.spawn(tell_alive, stopping.set)
     stopping.wait()
@@ -135,7 +137,7 @@ def _start_admin(cloud: Cloud, where: tuple[str, int]) -> Admin:
     try:
         from ..cloud.admin import Admin
     except ImportError as error:
-        text = "an admin port needs more packages: pip install 'kkp2p_compat[fleet]'"
+        text = _("an admin port needs more packages: pip install 'kkp2p_compat[fleet]'")
         raise ImportError(f"{text} ({error})") from error
     admin = Admin(cloud, where)
     admin.start()
@@ -148,27 +150,29 @@ def _say_hello(cloud: Cloud) -> None:
     hosts = host_addresses() if host in ("0.0.0.0", "::") else [host]
     if host == "0.0.0.0":
         hosts = [address for address in hosts if ":" not in address]
-    lines = [f"kkp2p cloud {__version__}: {_SERVICES.get(settings.role, settings.role)}"]
+    lines = [f"kkp2p cloud {__version__}: {_(_SERVICES.get(settings.role, settings.role))}"]
     places = [text_of((host, port)) for host in hosts]
-    lines += [f"  at {place}" for place in places]
+    lines += [_("  at {address}").format(address=place) for place in places]
     if cloud.fingerprint:
         source = settings.tls_cert or (settings.data and settings.data / "cloud.crt")
-        lines += [f"  certificate: {source}", "  for peers that are to accept no other:"]
+        lines.append(_("  certificate: {path}").format(path=source))
+        lines.append(_("  for peers that are to accept no other:"))
         lines += [f"    --login {place}#{cloud.fingerprint}" for place in places]
     if cloud.stun is not None:
-        lines.append("  STUN: UDP ports {} and {}".format(*cloud.stun.ports))
+        lines.append(_("  STUN: UDP ports {} and {}").format(*cloud.stun.ports))
     if cloud.lane is not None:
-        lines.append(f"  lanes: UDP port {cloud.advertised[1]}")
+        lines.append(_("  lanes: UDP port {port}").format(port=cloud.advertised[1]))
     if cloud.directory is not None:
         count = cloud.directory.count_accounts() + len(settings.accounts)
         data = "" if settings.data == default_data() else f" --data {settings.data}"
         if settings.directory is not None:
             data = f" --directory {cloud.directory.where_text}"
+        accounts = _("  accounts: {count} in {where}")
         lines += [
-            f"  accounts: {count} in {cloud.directory.where_text}",
-            f"  add one: kkp2p account add PEER{data}",
+            accounts.format(count=count, where=cloud.directory.where_text),
+            _("  add one: ") + f"kkp2p account add PEER{data}",
+            _("  invite one: ") + f"kkp2p invite PEER{data}",
         ]
-        lines.append(f"  invite one: kkp2p invite PEER{data}")
         name = (settings.names or [cloud.advertised[0]])[0]  # not loopback, if there is another
         _keep_place(settings, f"{text_of((name, port))}#{cloud.fingerprint}")
     print("\n".join(lines), flush=True)

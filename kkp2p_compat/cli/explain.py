@@ -8,23 +8,26 @@ from typing import Any
 from ..engine.runtime.timeline import Timeline
 from ..traversal.notes import NoteKind
 from ..traversal.plan import Plan
+from ._words import N_, _
 
 __all__ = ["explain", "timeline_fields"]
 
 _COUNTED = {
-    NoteKind.CHECK: "checks sent",
-    NoteKind.GUESS: "ports guessed",
-    NoteKind.ANSWER: "answers",
-    NoteKind.LEARNT: "addresses learnt from the peer's checks",
+    NoteKind.CHECK: N_("checks sent"),
+    NoteKind.GUESS: N_("ports guessed"),
+    NoteKind.ANSWER: N_("answers"),
+    NoteKind.LEARNT: N_("addresses learnt from the peer's checks"),
 }
 
 # What the two parts of a plan mean, but "check", which both sides always do.
 _PARTS = {
-    "predict": "has its own next ports predicted",
-    "aim": "sends to the other's predicted ports",
-    "predict+aim": "has its ports predicted, and sends to the other's predicted ones",
-    "spread": "sends from many sockets",
-    "sweep": "sends to many random ports",
+    "predict": N_("the {side} has its own next ports predicted"),
+    "aim": N_("the {side} sends to the other's predicted ports"),
+    "predict+aim": N_(
+        "the {side} has its ports predicted, and sends to the other's predicted ones"
+    ),
+    "spread": N_("the {side} sends from many sockets"),
+    "sweep": N_("the {side} sends to many random ports"),
 }
 
 
@@ -44,8 +47,8 @@ def timeline_fields(timeline: Timeline) -> dict[str, Any]:
 
 
 def _parts(plan: Plan) -> list[str]:
-    sides = (("caller", plan.caller_does), ("callee", plan.callee_does))
-    return [f"the {side} {_PARTS[part]}" for side, part in sides if part in _PARTS]
+    sides = ((_("caller"), plan.caller_does), (_("callee"), plan.callee_does))
+    return [_(_PARTS[part]).format(side=side) for side, part in sides if part in _PARTS]
 
 
 def explain(fields: dict[str, Any]) -> list[str]:
@@ -53,6 +56,6 @@ def explain(fields: dict[str, Any]) -> list[str]:
     events: Sequence[tuple[float, str]] = fields["events"]
     lines = [f"{1000 * at:9.1f} ms  {text}" for at, text in events]
     counts = fields["counts"]
-    lines.append(", ".join(f"{what}: {counts[kind.value]}" for kind, what in _COUNTED.items()))
-    lines += [f"plan: {part}" for part in fields["parts"]]
+    lines.append(", ".join(f"{_(what)}: {counts[kind.value]}" for kind, what in _COUNTED.items()))
+    lines += [_("plan: {part}").format(part=part) for part in fields["parts"]]
     return lines

@@ -12,6 +12,7 @@ from .._kept_files import data_folder
 from ..engine.signalling.identity import Identity
 from ..engine.signalling.known_peers import KnownPeers, is_fingerprint
 from ._arguments import parse_peer
+from ._words import _
 
 __all__ = ["add_parser"]
 
@@ -46,7 +47,9 @@ def add_parser(subparsers: Any) -> None:
 
 def _parse_fingerprint(text: str) -> str:
     if not is_fingerprint(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not sha256: and 64 hex digits")
+        raise argparse.ArgumentTypeError(
+            _("{text!r} is not sha256: and 64 hex digits").format(text=text)
+        )
     return text
 
 
@@ -79,5 +82,6 @@ def _forget(options: argparse.Namespace) -> int:
     known = KnownPeers(options.known_peers)
     unknown = [peer for peer in options.peers if not known.forget(peer)]
     for peer in unknown:
-        print(f"kkp2p identity: {known.path} has no key of {peer}", file=sys.stderr)
+        text = _("{path} has no key of {peer}").format(path=known.path, peer=peer)
+        print(f"kkp2p identity: {text}", file=sys.stderr)
     return int(bool(unknown))

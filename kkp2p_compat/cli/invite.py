@@ -16,6 +16,7 @@ from ..control.invitation import MAX_CHARS, Invitation
 from ..control.scram import new_secret
 from ._accounts import Failed, accounts_of, add_place_options, place_of
 from ._arguments import parse_address, parse_peer
+from ._words import _
 
 __all__ = ["add_parser", "keep_login"]
 
@@ -69,7 +70,9 @@ def _parse_hours(text: str) -> float:
     except ValueError:
         hours = 0.0
     if not 0 < hours <= MAX_HOURS:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of hours, up to a year")
+        raise argparse.ArgumentTypeError(
+            _("{text!r} is not a number of hours, up to a year").format(text=text)
+        )
     return hours
 
 
@@ -99,14 +102,15 @@ def _single(data: Path) -> Invitation:
     try:
         return Invitation.parse(read_small(str(data / PLACE_FILE), MAX_CHARS)[0].decode())
     except FileNotFoundError:
-        raise ValueError(f"{data}: no cloud was started with this folder: start it first") from None
+        text = _("{data}: no cloud was started with this folder: start it first")
+        raise ValueError(text.format(data=data)) from None
 
 
 def _fleet(accounts: Directory) -> Invitation:
     """By one of its nodes; each of them may answer in its place, as behind a balancer."""
     nodes = [node for node in accounts.nodes() if node.port and node.fingerprint]
     if not nodes:
-        raise ValueError("no node of this cloud is running: start one first")
+        raise ValueError(_("no node of this cloud is running: start one first"))
     shown = sorted({f"sha256:{node.fingerprint}" for node in nodes})
     return Invitation(nodes[0].host, nodes[0].port, ",".join(shown[:MAX_FINGERPRINTS]))
 

@@ -20,6 +20,7 @@ from ..control.scram import new_secret
 from ..control.trust import parse_fingerprints
 from ..control.way_out import way_out
 from ._engines import RESOLVE_S, NoSecret, ask_for_secret
+from ._words import _
 
 __all__ = ["add_parser"]
 
@@ -54,8 +55,12 @@ def _run(options: argparse.Namespace) -> int:
     except (KKP2PError, NoSecret, OSError, ValueError) as error:
         print(f"kkp2p join: {error}", file=sys.stderr)
         return 1
-    who = f" as {kept.peer_id}" if kept.peer_id else ""
-    print(f"joined the cloud at {text_of((kept.host, kept.port))}{who}; kept in {kept_at()}")
+    if kept.peer_id:
+        text = _("joined the cloud at {address} as {peer}; kept in {path}")
+    else:
+        text = _("joined the cloud at {address}; kept in {path}")
+    address = text_of((kept.host, kept.port))
+    print(text.format(address=address, peer=kept.peer_id, path=kept_at()))
     return 0
 
 

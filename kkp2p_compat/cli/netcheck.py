@@ -34,6 +34,7 @@ from ._probes import probe_tcp, probe_udp
 from ._show import show_section
 from ._signals import throwing
 from ._verdict import meaning, who_reaches_us
+from ._words import _
 
 __all__ = ["add_parser"]
 
@@ -87,7 +88,7 @@ def _run(options: argparse.Namespace) -> int:
                     show_section(name, fields)
             if options.peer:
                 if not options.json:
-                    print(f"Connecting to {options.peer} ...", flush=True)
+                    print(_("Connecting to {peer} ...").format(peer=options.peer), flush=True)
                 for fields in examine_peer(engine, options):
                     report["peer"] = fields
                     if not options.json:
@@ -134,7 +135,8 @@ def _cloud(way_out: WayOut, host: str, port: int, pin: str | None) -> dict[str, 
     shown = fingerprint(reach.certificate)
     if reach.certificate and pin is not None and shown not in parse_fingerprints(pin):
         reach = reach._replace(
-            tls_s=None, problem=f"it shows another certificate: sha256:{shown.hex()}"
+            tls_s=None,
+            problem=_("it shows another certificate: sha256:{digest}").format(digest=shown.hex()),
         )
     return {
         "host": host, "port": port, "ip": ip, "tcp_s": reach.tcp_s, "tls_s": reach.tls_s,
@@ -207,7 +209,8 @@ def _port_mapping(engine: Engine) -> dict[str, Any]:
     silent = mapper.problem == NOT_ASKED
     return {
         "needed": True, "method": mapper.method, "address": mapper.mapped,
-        "problem": f"no answer in {MAPPING_S:.0f} s" if silent else mapper.problem,
+        "problem": _("no answer in {seconds:.0f} s").format(seconds=MAPPING_S)
+        if silent else mapper.problem,
     }  # fmt: skip
 
 
@@ -216,19 +219,19 @@ def _summary(engine: Engine, cloud: dict[str, Any] | None) -> dict[str, Any]:
     reached = cloud is None or cloud.get("tls_s") is not None
     nat, reach = own.nat, {}
     if cloud is None and not engine.stun_servers:
-        text = "On the LAN there is no NAT between peers."
+        text = _("On the LAN there is no NAT between peers.")
     elif nat == BLOCKED and not reached:
-        text = "The cloud answers neither by TCP nor by UDP: nothing more can be said."
+        text = _("The cloud answers neither by TCP nor by UDP: nothing more can be said.")
     else:
         reach = who_reaches_us(nat, own.candidates())
         text = meaning(nat, reach)
         if any(ip in LOOPBACK for each in own.found.values() for ip, _ in each.mapped):
-            text = (
+            text = _(
                 "The STUN server is on this host and cannot see what is in front of it: this "
                 "holds for peers on the same network.  Name another server with --stun."
             )
         if not reached:
-            text = f"The cloud cannot be reached, so nobody can be called.  {text}"
+            text = _("The cloud cannot be reached, so nobody can be called.  ") + text
     return {"usable": reached, "reach": reach, "text": text}
 
 

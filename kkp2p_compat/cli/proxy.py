@@ -36,6 +36,7 @@ from ._engines import (
 )
 from ._forward import Report, Watch, forward
 from ._toml import read_toml
+from ._words import _
 
 __all__ = ["add_parser"]
 
@@ -110,7 +111,9 @@ def _parse_listen(text: str) -> Place | str:
         return LOOPBACKS, parse_port(text, lowest=0)
     host, port = parse_address(text, lowest=0)
     if not is_ip(host):
-        raise argparse.ArgumentTypeError(f"{text!r} is not PORT, ADDRESS:PORT or unix:PATH")
+        raise argparse.ArgumentTypeError(
+            _("{text!r} is not PORT, ADDRESS:PORT or unix:PATH").format(text=text)
+        )
     return (host,), port
 
 
@@ -129,17 +132,17 @@ def _proxies(options: argparse.Namespace) -> list[argparse.Namespace]:
     """Each with the options of its own; raises _UsedWrongly."""
     if options.config is None:
         if options.peer is None:
-            raise _UsedWrongly("LISTEN and PEER are needed, or --config")
+            raise _UsedWrongly(_("LISTEN and PEER are needed, or --config"))
         proxies = [options]
     elif options.listen is not None:
-        raise _UsedWrongly("--config stands in place of LISTEN and PEER")
+        raise _UsedWrongly(_("--config stands in place of LISTEN and PEER"))
     else:
         proxies = _read_config(options.config)
     for one in proxies:
         if options.lan and one.mode == "relay":
-            raise _UsedWrongly("there is no relay on the LAN")
+            raise _UsedWrongly(_("there is no relay on the LAN"))
         if one.udp and not _takes_udp(one.listen):
-            raise _UsedWrongly("--udp needs a port")
+            raise _UsedWrongly(_("--udp needs a port"))
     return proxies
 
 
@@ -153,8 +156,12 @@ def _read_config(path: str) -> list[argparse.Namespace]:
     except (OSError, ValueError) as error:
         raise _UsedWrongly(f"{path}: {error}") from error
     if not isinstance(tables, list) or not tables:
-        raise _UsedWrongly(f"{path}: there is no table [[proxy]]")
-    return [_read_table(f"{path}, proxy {number}", table) for number, table in enumerate(tables, 1)]
+        raise _UsedWrongly(_("{path}: there is no table [[proxy]]").format(path=path))
+    where = _("{path}, proxy {number}")
+    return [
+        _read_table(where.format(path=path, number=number), table)
+        for number, table in enumerate(tables, 1)
+    ]
 
 
 def _read_table(where: str, table: Any) -> argparse.Namespace:
@@ -165,7 +172,7 @@ def _read_table(where: str, table: Any) -> argparse.Namespace:
         fields = dict(table)
         places = [str(fields.pop("listen")), str(fields.pop("peer"))]
         if STDIO in places:
-            raise _UsedWrongly("- is for one proxy alone, and not for a file")
+            raise _UsedWrongly(_("- is for one proxy alone, and not for a file"))
         for key, value in fields.items():
             if isinstance(value, bool):
                 arguments += [f"--{key}"] * value
@@ -173,7 +180,8 @@ def _read_table(where: str, table: Any) -> argparse.Namespace:
                 arguments.append(f"--{key}={value}")
         return parser.parse_args([*arguments, "--", *places])
     except KeyError as error:
-        raise _UsedWrongly(f"{where}: {error.args[0]} is missing") from error
+        text = _("{where}: {key} is missing").format(where=where, key=error.args[0])
+        raise _UsedWrongly(text) from error
     except (TypeError, ValueError, _UsedWrongly) as error:
         raise _UsedWrongly(f"{where}: {error}") from error
 

@@ -27,6 +27,7 @@ from ._arguments import (
 )
 from ._engines import NoSecret, add_account_options, add_options, join, read_secret
 from ._forward import Report, Watch, forward
+from ._words import _
 
 __all__ = ["add_parser"]
 
@@ -83,7 +84,7 @@ def _parse_target(text: str) -> Target | str:
 def _parse_numbered(text: str) -> tuple[int, Target | str]:
     number, equals, target = text.partition("=")
     if not equals:
-        raise argparse.ArgumentTypeError(f"{text!r} is not N=TARGET")
+        raise argparse.ArgumentTypeError(_("{text!r} is not N=TARGET").format(text=text))
     return parse_desc(number), _parse_target(target)
 
 
@@ -91,20 +92,20 @@ def _targets(options: argparse.Namespace) -> dict[int | None, Any]:
     """By connect_desc; raises ValueError, whose text is for the user."""
     targets: dict[int | None, Any] = dict(options.targets)
     if len(targets) < len(options.targets):
-        raise ValueError("there are two targets for one connect_desc")
+        raise ValueError(_("there are two targets for one connect_desc"))
     if options.target is not None:
         targets[None] = options.target
     if not targets:
-        raise ValueError("TARGET is needed, or --target")
+        raise ValueError(_("TARGET is needed, or --target"))
     if list(targets.values()).count(STDIO) > 1:
-        raise ValueError("standard input and output can be one target only")
+        raise ValueError(_("standard input and output can be one target only"))
     if options.udp and not all(isinstance(target, PortTarget) for target in targets.values()):
-        raise ValueError("--udp needs ports")
+        raise ValueError(_("--udp needs ports"))
     if len(options.callers or ()) > 1 and ACCOUNTS in options.callers:
-        raise ValueError("accounts are all that have one: it stands alone")
+        raise ValueError(_("accounts are all that have one: it stands alone"))
     if options.lan and options.callers:
         # The engine would refuse every call.
-        raise ValueError("on the LAN nobody vouches for callers: --from cannot be kept")
+        raise ValueError(_("on the LAN nobody vouches for callers: --from cannot be kept"))
     return targets
 
 

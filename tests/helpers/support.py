@@ -24,7 +24,8 @@ PATIENCE_S = 20  # a bound for what must happen; never a measurement
 # More than any kernel buffers between two sockets (some were seen to hold 64 MiB), and less than
 # fills this machine: a writer that is still not refused then never will be.
 ENDLESS_BYTES = 1 << 30
-# The developer's own login is not the tests'.
+# The developer's own language and login are not the tests'.
+os.environ["LC_ALL"] = "C"
 ENVIRONMENT = {
     **os.environ,
     "PYTHONPATH": str(ROOT),
