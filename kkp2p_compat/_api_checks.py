@@ -169,7 +169,8 @@ def check_proxy(
     ctx, ip = check_context(ctx), check_text(ip, "ip")
     check_value(port, 0, 65535, "port")
     check_value(ctx.timeout, 1, MAX_TIMEOUT_MS, "ctx.timeout")
-    check_value(ctx.channel_type, 0, types, "ctx.channel_type")
+    if ctx.channel_type > types:
+        raise ParameterError("ctx.channel_type is for messages, which start_proxy_udp forwards")
     check_value(ctx.connect_mode, 0, 2, "ctx.connect_mode")
     if ctx.func is not None or ctx.func_param is not None:
         raise ParameterError("a proxy has no callback: ctx.func and ctx.func_param must be None")

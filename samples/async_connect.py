@@ -47,8 +47,8 @@ class Work:
 
 def on_connect(result: int, channel: kkp2p.channel_t, work: Work) -> None:
     """It runs in a greenlet of its own, so it may wait without holding up the others."""
-    if result < 0:  # as in C it is -1, whatever the reason, which is in kkp2p_engine.log
-        print(f"{channel.peer_id}: connect error,ret:{result}.")
+    if result < 0:  # as in C it is -1, whatever the reason, which is not in C
+        print(f"{channel.peer_id}: connect error,ret:{result} ({kkp2p.error_text()}).")
         work.count(failed=True)
         return
     print(f"{channel.peer_id}: connected,fd:{channel.fd}, mode is {channel.transmit_mode}.")
@@ -77,7 +77,7 @@ def run(engine: kkp2p.engine_t, options: argparse.Namespace) -> int:
     for peer_id in options.peer_ids:
         ctx.peer_id = peer_id  # the SDK has copied what it needs of the last one
         if (ret := connect(engine, ctx, None)) < 0:  # it has not begun, so no callback comes
-            print(f"{peer_id}: connect error,ret:{ret}.")
+            print(f"{peer_id}: connect error,ret:{ret} ({kkp2p.error_text()}).")
             work.count(failed=True)
     work.over.wait()
     return work.failures
@@ -103,7 +103,7 @@ def main(argv: list[str]) -> int:
     gevent.signal_handler(signal.SIGINT, gevent.kill, gevent.getcurrent(), KeyboardInterrupt)
     engine = kkp2p.engine_init(conf, 5000)
     if engine is None:
-        print(f"engine_init error,ret:{kkp2p.error_no()}.", file=sys.stderr)
+        print(f"engine_init error,ret:{kkp2p.error_no()} ({kkp2p.error_text()}).", file=sys.stderr)
         return 1
     try:
         return min(run(engine, options), 1)

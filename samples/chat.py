@@ -103,7 +103,7 @@ def run(engine: kkp2p.engine_t, options: argparse.Namespace) -> None:
         ctx = kkp2p.connect_ctx_t(options.peer_id, 0, mode, encrypt, options.timeout, CHAT_DESC)
         ret = (kkp2p.lan_search if lan else kkp2p.connect)(engine, ctx, channel)
     if ret < 0:
-        raise ConnectionError(f"error,ret:{ret} (kkp2p_engine.log says why)")
+        raise ConnectionError(f"error,ret:{ret} ({kkp2p.error_text()})")
     print(f"Connected, mode is {channel.transmit_mode}.")
     greenlets = [gevent.spawn(turn_away, engine), gevent.spawn(listen_to, channel.fd)]
     try:
@@ -135,7 +135,7 @@ def main(argv: list[str]) -> None:
         options.secret = os.environ.get("KKP2P_SECRET") or getpass.getpass("Secret: ")
     gevent.signal_handler(signal.SIGINT, gevent.kill, gevent.getcurrent(), KeyboardInterrupt)
     if (engine := kkp2p.engine_init(conf, 5000)) is None:
-        raise SystemExit(f"engine_init error,ret:{kkp2p.error_no()}.")
+        raise SystemExit(f"engine_init error,ret:{kkp2p.error_no()} ({kkp2p.error_text()}).")
     try:
         run(engine, options)
     except (OSError, KeyboardInterrupt) as error:

@@ -114,13 +114,13 @@ def main(argv: list[str]) -> int:
         return -1
     engine = kkp2p.engine_init(make_conf(argv[5:]), 5000)
     if engine is None:  # the document does not check this
-        print(f"kkp2p_engine_init error,ret:{kkp2p.error_no()}.")
+        print(f"kkp2p_engine_init error,ret:{kkp2p.error_no()} ({kkp2p.error_text()}).")
         return -1
     g_engine = engine
     kkp2p.switch_log_level(g_engine, 4)
     kkp2p.join_lan(g_engine, argv[1])
     if (ret := kkp2p.join_net(g_engine, argv[1], argv[2])) < 0:  # likewise
-        print(f"kkp2p_join_net error,ret:{ret}.")
+        print(f"kkp2p_join_net error,ret:{ret} ({kkp2p.error_text()}).")
         kkp2p.engine_destroy(g_engine)
         return -1
     while not exit_flag.is_set():  # 循环侦听是否有连接过来

@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
     on_usr1.start(exit_flag.set)  # 程序利用USR1信号
     g_engine = kkp2p.engine_init(make_conf(argv[6:]), 5000)
     if g_engine is None:  # the document does not check this
-        print(f"kkp2p_engine_init error,ret:{kkp2p.error_no()}.")
+        print(f"kkp2p_engine_init error,ret:{kkp2p.error_no()} ({kkp2p.error_text()}).")
         return -1
     kkp2p.switch_log_level(g_engine, 4)
     ctx = kkp2p.connect_ctx_t()

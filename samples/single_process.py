@@ -94,7 +94,7 @@ def main(argv: list[str]) -> int:
         peer_key = os.environ.get("KKP2P_SECRET") or getpass.getpass("Secret: ")
     engine = kkp2p.engine_init(conf, 5000)
     if engine is None:
-        print(f"engine_init: {kkp2p.error_no()}")
+        print(f"engine_init: {kkp2p.error_no()} ({kkp2p.error_text()})")
         return -1
     try:
         return run(engine, argv[1], peer_key, ssl_ctx)
@@ -104,12 +104,12 @@ def main(argv: list[str]) -> int:
 
 def run(engine: kkp2p.engine_t, peer_id: str, peer_key: str, ssl_ctx: SSL.Context) -> int:
     if (ret := kkp2p.join_net(engine, peer_id, peer_key)) < 0:
-        print(f"join_net: {ret}")
+        print(f"join_net: {ret} ({kkp2p.error_text()})")
         return -1
     ctx = kkp2p.connect_ctx_t(peer_id, kkp2p.KKP2P_TCP_CHANNEL, timeout=5000, connect_desc=2)
     proxy_id = ctypes.c_uint32()
     if (ret := kkp2p.start_proxy(engine, "127.0.0.1", 0, ctx, proxy_id)) < 0:
-        print(f"start_proxy: {ret}")
+        print(f"start_proxy: {ret} ({kkp2p.error_text()})")
         return -1
     server = gevent.spawn(serve, engine, ssl_ctx)
     try:

@@ -114,13 +114,14 @@ def main(argv: list[str]) -> int:
         secret = os.environ.get("KKP2P_SECRET") or getpass.getpass("Secret: ")
     engine = kkp2p.engine_init(make_conf(options), 5000)
     if engine is None:
-        sys.exit(f"engine_init error,ret:{kkp2p.error_no()}.")
+        sys.exit(f"engine_init error,ret:{kkp2p.error_no()} ({kkp2p.error_text()}).")
     flows, exit_flag, me = pool.Pool(MAX_CHANNELS), event.Event(), options.peer_id
     for number in (signal.SIGINT, signal.SIGTERM):
         gevent.signal_handler(number, exit_flag.set)
     try:
         ret = kkp2p.join_lan(engine, me) if options.lan else kkp2p.join_net(engine, me, secret)
-        print(f"forwarding to {options.target} as {me}." if ret >= 0 else f"join error,ret:{ret}.")
+        problem = f"join error,ret:{ret} ({kkp2p.error_text()})."
+        print(f"forwarding to {options.target} as {me}." if ret >= 0 else problem)
         while ret >= 0 and not exit_flag.is_set():
             channel = kkp2p.channel_t()
             if (ret := kkp2p.accept(engine, 250, channel)) <= 0:

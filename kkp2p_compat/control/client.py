@@ -107,6 +107,7 @@ class CloudClient:
         self._on_relays = on_relays
         self.on_online: OnOnline = lambda error: None  # None: logged in; else why we are offline
         self.logins = self.logins_lost = 0
+        self.problem: KKP2PError | None = None  # what last kept us offline
         self._callers = callers
         self._tracks: OrderedDict[str, tuple[float, str, list[HostPort]]] = OrderedDict()
         self._home: gevent.Greenlet[..., None] | None = None
@@ -244,6 +245,7 @@ class CloudClient:
                 was_online = link is not None and link.takes_offers
                 self.logins_lost += was_online
                 self._settled.clear()
+                self.problem = error
                 # A refusal is final, but not on a connection that has proved nothing when we were
                 # online before: somebody in the middle could keep us offline with one word.
                 is_refusal = isinstance(error, LoginRefused | DuplicateLogin)

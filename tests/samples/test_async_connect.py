@@ -66,10 +66,11 @@ def test_some_cannot_be_had(peer: kkp2p.engine_t, start_sample: StartSample) -> 
     status, output, errors = sample.end()
     assert status == 1
     assert re.sub(r"fd:\d+", "fd:N", "".join(sorted(output.splitlines(keepends=True)))) == (
-        "nobody: connect error,ret:-1.\n"
-        "other: connect error,ret:-1.\n"
+        "nobody: connect error,ret:-1 (nobody: the peer is not online).\n"
+        "other: connect error,ret:-1 (other: the peer is not online).\n"
         "peer: connected,fd:N, mode is 2.\n"
-        f"{wrong}: connect error,ret:-110.\n"
+        f"{wrong}: connect error,ret:-110 "
+        f"(peer_id {wrong!r} is not 1 to 32 printable ASCII characters).\n"
     )
     assert errors == ""
 
@@ -81,7 +82,7 @@ def test_a_result_is_printed_when_it_comes(start_sample: StartSample) -> None:
         sample = start_sample(
             "async_connect", "x" * 33, "peer", "--login", address, "--timeout", "20000"
         )
-        assert sample.line() == f"{'x' * 33}: connect error,ret:-110.\n"
+        assert sample.line().startswith(f"{'x' * 33}: connect error,ret:-110 (")
         with silent.accept()[0]:
             status, _, errors = sample.end(signal.SIGINT)
         assert (status, errors) == (1, "interrupted.\n")
@@ -96,13 +97,15 @@ def test_a_cloud_that_is_silent(start_sample: StartSample) -> None:
             status, output, errors = sample.end()
             assert (status, errors) == (1, "")
             assert sorted(output.splitlines()) == [
-                "one: connect error,ret:-1.",
-                "two: connect error,ret:-1.",
+                "one: connect error,ret:-1 (one: not connected within 200 ms).",
+                "two: connect error,ret:-1 (two: not connected within 200 ms).",
             ]
 
 
 def test_no_engine(start_sample: StartSample) -> None:
     status, output, errors = start_sample("async_connect", "peer", "--login", "a b").end()
     assert (status, output) == (1, "")
-    assert errors.endswith("engine_init error,ret:-101.\n")
+    assert errors.endswith(
+        "engine_init error,ret:-101 (login_domain 'a b' is not a domain or up to 16 IPs).\n"
+    )
     assert start_sample("async_connect").end()[0] == 2

@@ -171,21 +171,24 @@ def test_the_other_one_is_killed(waiting: SampleProcess, start_sample: StartSamp
 
 
 def test_refused(start_sample: StartSample) -> None:
-    why = "(kkp2p_engine.log says why).\n"
-    assert start_sample("chat", "other").end() == (1, "", f"error,ret:-109 {why}")
+    offline = "error,ret:-109 (other: the peer is not online).\n"
+    assert start_sample("chat", "other").end() == (1, "", offline)
     mode = start_sample("chat", "other", "--mode", "p2p")
-    assert mode.end() == (1, "", f"error,ret:-109 {why}")
+    assert mode.end() == (1, "", offline)
     wrong = start_sample("chat", "--id", "peer", "--secret", "wrong")
-    assert wrong.end() == (1, "", f"error,ret:-111 {why}")
+    refused = "the cloud refuses the login"
+    assert wrong.end() == (1, "", f"error,ret:-111 ({refused}: bad-secret).\n")
     nobody = start_sample("chat", "--id", "nobody", "--secret", SECRET)
-    assert nobody.end() == (1, "", f"error,ret:-110 {why}")
+    assert nobody.end() == (1, "", "error,ret:-110 (the cloud knows no such peer).\n")
     for arguments in ((), ("peer", "--id", "other")):
         status, output, errors = start_sample("chat", *arguments).end()
         assert (status, output) == (2, "")
         assert errors.endswith("error: either PEER_ID or --id\n")
     status, output, errors = start_sample("chat", "peer", "--login", "no host").end()
     assert (status, output) == (1, "")
-    assert errors.endswith("engine_init error,ret:-101.\n")
+    assert errors.endswith(
+        "engine_init error,ret:-101 (login_domain 'no host' is not a domain or up to 16 IPs).\n"
+    )
 
 
 def test_interrupted(waiting: SampleProcess) -> None:

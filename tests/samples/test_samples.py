@@ -159,12 +159,18 @@ def test_server_refused_or_misled(
 ) -> None:
     login = ("--login", f"127.0.0.1:{cloud.port}")
     wrong = start("https_server", "peer", "wrong", *files, *login)
-    assert wrong.end(None) == (255, "kkp2p_join_net error,ret:-111.\n")
+    assert wrong.end(None) == (
+        255,
+        "kkp2p_join_net error,ret:-111 (the cloud refuses the login: bad-secret).\n",
+    )
     unknown = start("https_server", "nobody", SECRET, *files, *login)
-    assert unknown.end(None) == (255, "kkp2p_join_net error,ret:-110.\n")
+    assert unknown.end(None) == (
+        255,
+        "kkp2p_join_net error,ret:-110 (the cloud knows no such peer).\n",
+    )
     status, output = start("https_server", "peer", SECRET, *files, "--login", "no host").end(None)
     assert status == 255
-    assert output.endswith("kkp2p_engine_init error,ret:-101.\n")
+    assert "kkp2p_engine_init error,ret:-101 (login_domain 'no host' " in output
 
 
 def test_proxy_that_cannot_listen(start: Callable[..., Sample]) -> None:
@@ -286,7 +292,7 @@ def test_single_process(
         output,
     )
     wrong = start("single_process", "peer", "wrong", *files, "--login", login)
-    assert wrong.end(None) == (255, "join_net: -111\n")
+    assert wrong.end(None) == (255, "join_net: -111 (the cloud refuses the login: bad-secret)\n")
 
 
 def test_samples_stay_short() -> None:

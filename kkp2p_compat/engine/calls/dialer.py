@@ -86,7 +86,7 @@ class Dialer:
         """By the path that ctx asks for; ctx.timeout is the budget for all of it."""
         began = time.monotonic()
         try:
-            with time_limit(ctx.timeout / 1000, TimedOut(f"not connected within {ctx.timeout} ms")):
+            with time_limit(ctx.timeout / 1000, lambda: self._too_late(ctx, over_lan)):
                 stream = self._connect(ctx, over_lan, began + ctx.timeout / 1000)
         except KKP2PError as error:
             self.outcomes[error.code, ""] += 1
@@ -98,6 +98,15 @@ class Dialer:
         stream.set_up_s, path = set_up_s, stream.path_word
         self.outcomes[_codes.KKP2P_SUCCESS, path] += 1
         self.seconds[path] += set_up_s
+
+    def _too_late(self, ctx: connect_ctx_t, over_lan: bool) -> TimedOut:
+        """It says what the user can look for."""
+        text = f"not connected within {ctx.timeout} ms"
+        if self._client is None or over_lan:
+            return TimedOut(f"{text}, by a LAN search on port {self._lan_port}")
+        if self._client.problem is not None and not self._client.online:
+            return TimedOut(f"{text}: we are not logged in: {self._client.problem}")
+        return TimedOut(text)
 
     def ask(
         self, ctx: connect_ctx_t, done: OnAsked, early: bytes = b""
