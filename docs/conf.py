@@ -40,6 +40,8 @@ html_theme = "furo" if importlib.util.find_spec("furo") else "alabaster"
 html_title = f"kkp2p_compat {release}"
 html_show_sphinx = False
 html_copy_source = False
+html_static_path = ["style"]
+html_css_files = ["site.css"]
 
 linkcheck_ignore = [r"https?://"]  # only our own links: a build needs no internet
 
