@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -66,6 +67,7 @@ def test_every_shell_line_of_the_page_is_run() -> None:
 
 
 def test_the_page_holds(lab: Lab, run: Run) -> None:
+    """``-rP`` shows how long each command took, until it showed what the page shows."""
     need("curl", "openssl")
     hosts: dict[str, Host] = {}
     values: dict[str, str] = {}
@@ -75,6 +77,7 @@ def test_the_page_holds(lab: Lab, run: Run) -> None:
             hosts[command.address] = machine(lab, command.address)
         host = hosts[command.address]
         line = VALUE.sub(lambda found: values[found[1]], command.line)
+        started = time.monotonic()
         process = run(host, None, f"HOME={host.folder}", "bash", "-c", line, program="env")
         for shown in filter("...".__ne__, map(str.strip, command.shown)):
             found = re.search(pattern(shown), wait_for(process, pattern(shown)))
@@ -85,4 +88,5 @@ def test_the_page_holds(lab: Lab, run: Run) -> None:
             going_on.append(process)
         else:
             output_of(process)
+        print(f"{time.monotonic() - started:.2f} s at {command.address}: {line}")
     assert all(process.poll() in (None, 0) for process in going_on)
