@@ -56,6 +56,7 @@ static void handle_event(kkp2p_engine_t *engine, struct call_data *event) {
     int result = event->answer.result;
 
     memset(&channel, 0, sizeof(channel));
+    kk_report(event);
     if (result >= 0)
         result = kk_fill_channel(engine, &channel, event);
     else
@@ -78,6 +79,7 @@ static void *run(void *argument) {
     while ((pending = take(engine, 0)) != NULL) {
         kkp2p_channel_t channel;
         memset(&channel, 0, sizeof(channel));
+        kk_fail(KKP2P_ERROR);
         call_back(pending, KKP2P_ERROR, &channel);
     }
     in_callback_of = NULL;

@@ -129,9 +129,7 @@ ssize_t kk_receive(int fd, struct call_data *call) {
     header = CMSG_FIRSTHDR(&message);
     if (header != NULL && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS)
         memcpy(call->fds, CMSG_DATA(header), header->cmsg_len - CMSG_LEN(0));
-    if (message.msg_flags & MSG_CTRUNC)
-        call->answer.error = call->answer.result = KKP2P_ERROR_SOCKET_FD_OVERFLOW;
-    return count;
+    return count; /* descriptors that this process has no number for are missing */
 }
 
 int kk_exchange(int control, struct call_data *call) {
@@ -176,12 +174,16 @@ bool kk_send_only(int control, enum call number, uint32_t channel_id, int fd) {
     return send_packet(control, &call, -1) == 0;
 }
 
+void kk_report(const struct call_data *call) {
+    kk_fail_because(call->answer.error, call->answer.error ? call->text : "");
+}
+
 int kk_call(kkp2p_engine_t *engine, struct call_data *call) {
     int failed = kk_exchange(engine->control, call);
 
     if (failed)
         return kk_fail(failed);
-    kk_fail(call->answer.error);
+    kk_report(call);
     return call->answer.result;
 }
 

@@ -145,8 +145,10 @@ static int make_pair(int pair[2]) {
     return -1;
 }
 
-static bool out_of_descriptors(int error) {
-    return error == EMFILE || error == ENFILE || error == EINVAL; /* EINVAL: FIRST_OWN is too many */
+static int fail_by(int error) {
+    bool none_left = error == EMFILE || error == ENFILE || error == EINVAL; /* of FIRST_OWN */
+
+    return kk_fail(none_left ? KKP2P_ERROR_SOCKET_FD_OVERFLOW : KKP2P_ERROR_SYSTEM_INTERNAL);
 }
 
 /* The last line that the companion has said, into ``line``; an empty one if it has said nothing. */
@@ -164,8 +166,13 @@ static void last_line(int reports, char *line, size_t size) {
         memmove(line, start + 1, strlen(start));
 }
 
-static void tell(const char *python, const char *why) {
-    dprintf(STDERR_FILENO, "kkp2p: no engine: %s -I -m kkp2p_compat.capi: %s\n", python, why);
+/* Whoever builds the program has to act, so it is told where it is sure to be seen, too. */
+static int fail_to_start(const char *python, const char *why) {
+    char text[REPORT_BYTES + 256];
+
+    snprintf(text, sizeof(text), "%.200s -I -m kkp2p_compat.capi: %s", python, why);
+    dprintf(STDERR_FILENO, "kkp2p: no engine: %s\n", text);
+    return kk_fail_because(KKP2P_ERROR_SYSTEM_INTERNAL, text);
 }
 
 /* Waits for the companion's first word, which is its version. */
@@ -187,8 +194,7 @@ static int greet(int control, int reports, const char *python) {
         if (why[0] == '\0')
             snprintf(why, sizeof(why), "it has ended without a word");
     }
-    tell(python, why);
-    return KKP2P_ERROR_SYSTEM_INTERNAL;
+    return fail_to_start(python, why);
 }
 
 int kk_start_companion(int *control) {
@@ -204,28 +210,24 @@ int kk_start_companion(int *control) {
     if (start.reports >= 0)
         start.reports = kk_private(start.reports);
     if (start.reports < 0)
-        return out_of_descriptors(errno) ? KKP2P_ERROR_SOCKET_FD_OVERFLOW
-                                         : KKP2P_ERROR_SYSTEM_INTERNAL;
+        return fail_by(errno);
     /* A fork meanwhile would leave the child a copy of the companion's end: we wait for its end. */
     pthread_mutex_lock(&kk_lock);
     if (make_pair(pair) < 0) {
         error = errno;
         pthread_mutex_unlock(&kk_lock);
         close(start.reports);
-        return out_of_descriptors(error) ? KKP2P_ERROR_SOCKET_FD_OVERFLOW
-                                         : KKP2P_ERROR_SYSTEM_INTERNAL;
+        return fail_by(error);
     }
     *control = pair[0];
     start.control = pair[1];
     error = spawn(&start);
     close(pair[1]);
     pthread_mutex_unlock(&kk_lock);
-    if (error != 0) {
-        tell(python, strerror(error));
-        result = KKP2P_ERROR_SYSTEM_INTERNAL;
-    } else {
+    if (error != 0)
+        result = fail_to_start(python, strerror(error));
+    else
         result = greet(*control, start.reports, python);
-    }
     close(start.reports);
     return result;
 }

@@ -101,7 +101,7 @@ class Companion:
     def _serve(self, request: Request, answer_fd: int, fds: list[int]) -> None:
         with socket.socket(fileno=answer_fd) as sock:
             answer, rights = self._handle(request, fds)
-            answer.error = kkp2p.error_no() if answer.result >= 0 else answer.result
+            _note(answer)
             _hand_over(sock.sendmsg, answer, rights)
         _close_all(fds)
         if request.call is Call.DESTROY:
@@ -187,6 +187,7 @@ class Companion:
         """Runs in a greenlet, which may wait while the program's callbacks take their time."""
         answer, rights = Answer(tag=tag), list[int]()
         _set_channel(answer, rights, result, channel)
+        _note(answer)
         with self._events_lock:
             _hand_over(self._events.sendmsg, answer, rights)
 
@@ -229,6 +230,15 @@ def _set_channel(answer: Answer, rights: list[int], result: int, channel: kkp2p.
     if channel.fd >= 0:
         answer.channel = channel
         rights.append(channel.fd)
+
+
+def _note(answer: Answer) -> None:
+    """What this greenlet's last call says of errors."""
+    answer.error = kkp2p.error_no()
+    if answer.error:
+        answer.text = kkp2p.error_text()
+    elif answer.result < 0:  # one that the API has not seen
+        answer.error, answer.text = answer.result, "this process is out of descriptors"
 
 
 def _hand_over(send: Callable[..., object], answer: Answer, rights: list[int]) -> None:

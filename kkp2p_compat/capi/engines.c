@@ -15,6 +15,7 @@ typedef char ctx_has_its_size[sizeof(void *) != 8 || sizeof(kkp2p_connect_ctx_t)
 typedef char channel_has_its_size[sizeof(kkp2p_channel_t) == 64 ? 1 : -1];
 
 #define POOL_THREADS 4
+#define MAX_REASON_BYTES 1024
 
 pthread_mutex_t kk_lock = PTHREAD_MUTEX_INITIALIZER;
 pthread_cond_t kk_changed = PTHREAD_COND_INITIALIZER;
@@ -22,15 +23,31 @@ pthread_cond_t kk_changed = PTHREAD_COND_INITIALIZER;
 static kkp2p_engine_t *engines; /* all that have not been freed */
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static __thread int last_error;
+static __thread char last_text[MAX_REASON_BYTES];
 
-int kk_fail(int code) {
+int kk_fail_because(int code, const char *why) {
     last_error = code;
+    snprintf(last_text, sizeof(last_text), "%s", why);
     return code;
 }
 
-void kk_succeed(void) { last_error = KKP2P_SUCCESS; }
+/* The errors that the library finds by itself. */
+int kk_fail(int code) {
+    return kk_fail_because(code,
+        code == KKP2P_ERROR_PARAMETER            ? "an argument is missing, or out of range"
+        : code == KKP2P_ERROR_SMALL_BUFF         ? "the buffer is too small"
+        : code == KKP2P_ERROR_OUT_OF_MEMORY      ? "out of memory"
+        : code == KKP2P_ERROR_SOCKET_FD_OVERFLOW ? "this process, or the host, is out of descriptors"
+        : code == KKP2P_ERROR_START_THREAD_POOL  ? "the system has no thread for callbacks"
+        : code == KKP2P_ERROR_SYSTEM_INTERNAL    ? "a system call failed"
+                                                 : "the engine or the descriptor is closed");
+}
+
+void kk_succeed(void) { kk_fail_because(KKP2P_SUCCESS, ""); }
 
 int kkp2p_error_no(void) { return last_error; }
+
+const char *kkp2p_error_text(void) { return last_text; }
 
 void kkp2p_sdk_version(char *version, int length) {
     if (version == NULL || length < 1)
@@ -155,7 +172,7 @@ static int set_up(kkp2p_engine_t *engine, const kkp2p_engine_conf_t *conf, int t
     int level, generation, failed = kk_start_companion(&engine->control);
 
     if (failed)
-        return failed;
+        return failed; /* the reason is set */
     kk_begin(&call, CALL_INIT);
     sink = kk_log_hold(&call.sent_fd, &level, &generation);
     call.request.tag = (uint32_t)level;
@@ -170,13 +187,14 @@ static int set_up(kkp2p_engine_t *engine, const kkp2p_engine_conf_t *conf, int t
     failed = kk_exchange(engine->control, &call);
     kk_log_let_go(sink);
     if (failed)
-        return failed;
+        return kk_fail(failed);
+    kk_report(&call);
     if (call.answer.result < 0)
         return call.answer.result;
     engine->listen = call.fds[0] < 0 ? -1 : kk_private(call.fds[0]);
     engine->events = call.fds[1] < 0 ? -1 : kk_private(call.fds[1]);
     if (engine->listen < 0 || engine->events < 0)
-        return KKP2P_ERROR_SOCKET_FD_OVERFLOW;
+        return kk_fail(KKP2P_ERROR_SOCKET_FD_OVERFLOW);
     engine->most_callback_threads = conf->enable_engine_thread_pool ? POOL_THREADS : 1;
     pthread_mutex_lock(&kk_lock);
     engine->usable = true;
@@ -208,7 +226,6 @@ kkp2p_engine_t *kkp2p_engine_init(const kkp2p_engine_conf_t *conf, int timeout) 
     failed = set_up(engine, conf, timeout);
     if (failed) {
         kk_release(engine);
-        kk_fail(failed);
         return NULL;
     }
     kk_succeed();

@@ -81,19 +81,22 @@ extern pthread_cond_t kk_changed; /* users of an engine, or the log's thread */
 kkp2p_engine_t *kk_use(kkp2p_engine_t *engine); /* NULL: it is not usable; else kk_release it */
 void kk_release(kkp2p_engine_t *engine);
 int kk_each_engine(int (*function)(kkp2p_engine_t *engine, void *data), void *data);
-int kk_fail(int code); /* sets kkp2p_error_no; returns the code */
+/* For kkp2p_error_no and kkp2p_error_text. */
+int kk_fail(int code); /* returns it */
+int kk_fail_because(int code, const char *why);
 void kk_succeed(void);
 
 /* calls.c */
 void kk_begin(struct call_data *call, enum call number);
 int kk_exchange(int control, struct call_data *call); /* 0, or an error: there is no answer */
 int kk_call(kkp2p_engine_t *engine, struct call_data *call); /* its result */
+void kk_report(const struct call_data *call); /* what the companion says of errors */
 bool kk_send_only(int control, enum call number, uint32_t channel_id, int fd);
 void kk_close_answers(void); /* in a forked child */
 ssize_t kk_receive(int fd, struct call_data *call); /* 0: there is no more */
 
 /* companion.c */
-int kk_start_companion(int *control); /* 0, or an error */
+int kk_start_companion(int *control); /* 0, or an error whose reason is set */
 int kk_private(int fd); /* close on exec, and above standard error; -1: there is no such number */
 
 /* callbacks.c */

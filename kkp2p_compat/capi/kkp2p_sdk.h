@@ -103,6 +103,9 @@ KKP2P_API kkp2p_engine_t *kkp2p_engine_init(const kkp2p_engine_conf_t *conf, int
 KKP2P_API void kkp2p_engine_destroy(kkp2p_engine_t *engine);
 /* The error of this thread's last call that failed to do its work; 0: it did not. */
 KKP2P_API int kkp2p_error_no(void);
+/* Why, in one sentence for people; "": it did not.  Valid until this thread's next call.  Both also
+   tell in a connect callback what its -1 was.  (An extension of the SDK.) */
+KKP2P_API const char *kkp2p_error_text(void);
 
 /* Levels: 0 none, 1 error, 2 normal (the default), 3 info, 4 debug. */
 KKP2P_API void kkp2p_switch_log_level(kkp2p_engine_t *engine, int level);

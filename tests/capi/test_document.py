@@ -15,11 +15,21 @@ from helpers.c_programs import Compiler, CProgram, StartC
 from helpers.document import ACCEPTED, REQUEST, check_answer, need_program, run_client
 from helpers.support import ROOT, SECRET, CloudProcess
 from kkp2p_compat.cli.demo import make_certificate
+from kkp2p_compat.testing.lab import Lab
+from kkp2p_compat.testing.programs import Run, start_cloud
 
 TWINS = {"server": "https_server.py", "client": "proxy_client.py"}
 LIBRARIES = {"server": ("-lssl", "-lcrypto"), "client": ()}
 
+DOCUMENTS_CLOUD = "124.71.217.198"
+
 Start = Callable[..., CProgram]
+
+
+def _compile(compiler: Compiler, role: str) -> Path:
+    return compiler.program(
+        f"document_{role}.c", libraries=LIBRARIES[role], warnings=("-Wall", "-Werror")
+    )
 
 
 @pytest.fixture
@@ -30,9 +40,7 @@ def start(compiler: Compiler, start_c: StartC, cloud: CloudProcess) -> Start:
         if language == "python":
             command = [sys.executable, str(ROOT / "samples" / TWINS[role]), *arguments]
         else:
-            program = compiler.program(
-                f"document_{role}.c", libraries=LIBRARIES[role], warnings=("-Wall", "-Werror")
-            )
+            program = _compile(compiler, role)
             command = [need_program("stdbuf"), "-oL", str(program), *arguments]
         return start_c(Path(command[0]), *command[1:], KKP2P_LOGIN=cloud.pinned())
 
@@ -72,6 +80,25 @@ def test_http_and_https(
             assert re.fullmatch(accepted, server.line())
         assert client.end(signal.SIGUSR1) == (0, "")
     assert server.end(signal.SIGUSR1) == (0, "")
+
+
+def test_nothing_is_set(compiler: Compiler, lab: Lab, run: Run, tmp_path: Path) -> None:
+    """The programs as they are, on a host that has the address which is written in them."""
+    stdbuf, curl = need_program("stdbuf"), need_program("curl")
+    host = lab.host("all")
+    host.run("ip", "address", "add", f"{DOCUMENTS_CLOUD}/32", "dev", "lo")
+    start_cloud(run, host, "--account", f"peer:{SECRET}")
+    for role, line, arguments in (
+        ("server", None, ("peer", SECRET, *make_certificate(tmp_path))),
+        ("client", "success", ("127.0.0.1", "4433", "peer", "0", "2")),
+    ):
+        program = _compile(compiler, role)
+        run(host, line, "-oL", str(program), *arguments, program=stdbuf)
+    command = (curl, "-sS", "--noproxy", "*", "--insecure", "-i", "https://127.0.0.1:4433")
+    # The server may still be logging in: curl sees the connection closed then.
+    again = ("--retry-all-errors", "--retry", "20", "--retry-delay", "1")
+    answer = host.run(*command, *again)
+    check_answer(answer[answer.index("HTTP/1.1") :].replace("\n", "\r\n", 8), "https")
 
 
 @pytest.mark.parametrize(

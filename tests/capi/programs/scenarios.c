@@ -106,10 +106,12 @@ static void arguments(void) {
     kkp2p_engine_destroy(NULL);
     CHECK(kkp2p_join_net(none, "peer", "x") == KKP2P_ERROR);
     CHECK(kkp2p_join_net(engine, NULL, "x") == KKP2P_ERROR_PARAMETER);
+    CHECK(strstr(kkp2p_error_text(), "missing") != NULL);
     CHECK(kkp2p_join_net(engine, peer, "wrong") == KKP2P_ERROR_INVALID_PEER_KEY);
     CHECK(kkp2p_error_no() == KKP2P_ERROR_INVALID_PEER_KEY);
     CHECK(kkp2p_join_lan(engine, peer) == KKP2P_ERROR_PARAMETER); /* no lan_search_port */
     CHECK(kkp2p_accept(engine, 0, &channel) == 0 && kkp2p_accept(engine, 30, &channel) == 0);
+    CHECK(kkp2p_error_no() == 0 && kkp2p_error_text()[0] == '\0');
     CHECK(kkp2p_accept(engine, -1, &channel) == KKP2P_ERROR_PARAMETER);
     CHECK(kkp2p_accept(engine, 0, NULL) == KKP2P_ERROR_PARAMETER);
     CHECK(kkp2p_connect(engine, NULL, &channel) == KKP2P_ERROR_PARAMETER);
@@ -121,7 +123,7 @@ static void arguments(void) {
     strcpy(ctx.peer_id, "nobody");
     ctx.timeout = 100;
     CHECK(kkp2p_connect(engine, &ctx, &channel) == KKP2P_ERROR_CONNECT_TIMEOUT);
-    CHECK(channel.fd == -1);
+    CHECK(channel.fd == -1 && strstr(kkp2p_error_text(), "nobody") != NULL);
     memset(ctx.peer_id, 'x', sizeof(ctx.peer_id)); /* without an end */
     CHECK(kkp2p_connect(engine, &ctx, &channel) == KKP2P_ERROR_INVALID_PEER_ID);
     ctx = context(2);
@@ -531,13 +533,53 @@ static void ends(void) {
     kkp2p_engine_destroy(engine);
 }
 
+/* What engine_init says. */
+static void init(void) {
+    kkp2p_engine_conf_t conf;
+    kkp2p_engine_t *engine;
+
+    memset(&conf, 0, sizeof(conf));
+    conf.login_domain = (char *)peer;
+    conf.login_port = 3080;
+    engine = kkp2p_engine_init(&conf, 1000);
+    printf("%s %d %s\n", engine == NULL ? "NULL" : "engine", kkp2p_error_no(), kkp2p_error_text());
+}
+
+static void lost(int result, const kkp2p_channel_t *channel, void *param) {
+    (void)param;
+    CHECK(result == KKP2P_ERROR && channel->fd == -1 && kkp2p_error_no() == KKP2P_ERROR);
+    closed(result, channel, NULL);
+}
+
+/* The companion is killed while the program waits for it. */
+static void companion(void) {
+    kkp2p_connect_ctx_t ctx = context(2);
+    kkp2p_channel_t channel;
+    int before = open_fds();
+    kkp2p_engine_t *engine = make_engine();
+
+    strcpy(ctx.peer_id, "other"); /* is not online */
+    ctx.func = lost;
+    CHECK(kkp2p_connect(engine, &ctx, NULL) == 0);
+    ctx.func = NULL;
+    printf("waiting\n");
+    fflush(stdout);
+    CHECK(kkp2p_accept(engine, TIMEOUT_MS, &channel) == KKP2P_ERROR);
+    CHECK(kkp2p_connect(engine, &ctx, &channel) == KKP2P_ERROR && channel.fd == -1);
+    CHECK(kkp2p_error_no() == KKP2P_ERROR && kkp2p_error_text()[0] != '\0');
+    kkp2p_close_channel(engine, 7);
+    kkp2p_engine_destroy(engine);
+    CHECK(calls == 1 && open_fds() == before);
+}
+
 int main(int argc, char **argv) {
     static const struct {
         const char *name;
         void (*run)(void);
     } all[] = {{"arguments", arguments}, {"hmac", hmac}, {"threads", threads}, {"destroy", destroy},
         {"suicide", suicide}, {"forked", forked}, {"manners", manners}, {"ends", ends},
-        {"descriptors", descriptors}, {"logs", logs}, {"messages", messages}};
+        {"descriptors", descriptors}, {"logs", logs}, {"messages", messages}, {"init", init},
+        {"companion", companion}};
 
     if (argc < 3)
         return 2;
