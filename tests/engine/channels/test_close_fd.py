@@ -166,3 +166,29 @@ def test_a_descriptor_that_the_application_closed_is_forgotten(
     wait_for(lambda: not lone_engine.channels)
     assert DESCRIPTORS.find(channel.fd) is not channel
     theirs.close()
+
+
+def test_a_descriptor_that_another_process_has(make: Make, lone_engine: kkp2p.engine_t) -> None:
+    """The engine keeps no copy, and forgets the channel; what comes back is closed in order."""
+    channel, theirs = make()
+    copy = os.dup(channel.fd)  # the other process's
+    DESCRIPTORS.lend(channel.fd)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(channel.fd)
+    wait_for(lambda: channel.channel_id not in lone_engine.channels)
+    assert kkp2p.write(copy, b"last words", 10, 0) == 10
+    theirs.sendall(b"is never read")  # so that a mere close would be a reset
+    lone_engine.linger(copy)
+    assert rest_of(theirs) == b"last words"
+    theirs.close()
+    wait_for(lambda: not lone_engine.busy())
+
+
+def test_what_comes_back_too_late_is_closed(make: Make, lone_engine: kkp2p.engine_t) -> None:
+    channel, theirs = make()
+    copy = os.dup(channel.fd)
+    DESCRIPTORS.lend(channel.fd)
+    kkp2p.engine_destroy(lone_engine)
+    lone_engine.linger(copy)
+    assert theirs.recv(1) == b""
+    theirs.close()

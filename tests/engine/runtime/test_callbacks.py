@@ -140,3 +140,16 @@ def test_no_thread_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     assert allowed == 4
     callbacks.close()
     wait_for(lambda: sorted(seen) == [2, 3])
+
+
+def test_waiting_for_what_was_queued() -> None:
+    callbacks, seen, go = Callbacks(1), [], threading.Event()
+    callbacks.submit(go.wait, PATIENCE_S)
+    callbacks.submit(seen.append, 1)
+    callbacks.close()
+    callbacks.join(0)  # as long as it is given, and no longer
+    assert seen == []
+    go.set()
+    callbacks.join(PATIENCE_S)
+    assert seen == [1]
+    Callbacks(1).join(PATIENCE_S)  # one that nothing was submitted to has no thread to wait for
