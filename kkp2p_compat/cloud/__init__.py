@@ -21,6 +21,7 @@ members.py             who is connected to a track, and the calls between them
 messages.py            what the messages of peers must hold
 calls.py               offers, answers and what follows
 relays.py              which relays a call is given
+relay_news.py          who is online hears of new relays
 turn_credentials.py    what both sides of a call are told of a TURN server
 turns.py               whose call a callee is handed next
 correspondents.py      who is told that a peer is gone

@@ -33,6 +33,7 @@ class Member:
         "callers",
         "comes_again",
         "connection",
+        "hears_relays",
         "host",
         "incoming",
         "is_invited",
@@ -67,6 +68,7 @@ class Member:
         self.session = ""  # which program's login it is
         self.comes_again = False  # it was logged in before, and lost its connection
         self.moves = False  # it knows ``move``
+        self.hears_relays = False  # it knows ``relays``
         self.presence: Presence | None = None  # as the directory knows it, if it can be called
         self.told_callers = ANYBODY  # who may call it, as it has said
         self.callers = ANYBODY  # who of those may do so by its account, too

@@ -92,6 +92,9 @@ class Relays:
         places = {(node.relay_host, node.relay_port): node for node in nodes if not node.draining}
         return [node for node in places.values() if node.relay_port]
 
+    def living_places(self) -> frozenset[tuple[str, int]]:
+        return frozenset((node.relay_host, node.relay_port) for node in self._alive())
+
     def near(self, *sides: RoundTrips) -> list[HostPortOrHere]:
         """The first one, and those to go to when one of the two sides cannot reach it.
 

@@ -24,7 +24,14 @@ from ..control.wire import PROTOCOL_VERSION, Message, encode
 from .abroad import Abroad
 from .calls import Calls
 from .control_connection import QUIET_BEATS, ControlConnection, Service
-from .directory import Account, Directory, DirectoryAway, UnknownAccount, Verifier
+from .directory import (
+    LEASE_S,
+    Account,
+    Directory,
+    DirectoryAway,
+    UnknownAccount,
+    Verifier,
+)
 from .limits import Gatekeeper
 from .login import Login, LoginFailed
 from .login_limits import LoginLimits
@@ -32,6 +39,7 @@ from .members import Member
 from .messages import peer_id_untrusted
 from .nodes import Nodes, fingerprints
 from .presences import MAX_SESSION_CHARS, Found, Presences
+from .relay_news import RelayNews
 from .relays import Relays
 from .turn_credentials import TurnCredentials
 from .usage import Usage
@@ -90,6 +98,7 @@ class Track(Service):
         self._abroad: Abroad | None = None
         if not directory.is_local:
             self._abroad = Abroad(nodes, directory, self._calls, self._presences, gate)
+        self._news = RelayNews(self._relays, self._online)
         self._numbers = itertools.count(1)
         self.is_draining = False
 
@@ -110,7 +119,13 @@ class Track(Service):
 
     def sweep(self, now: float) -> None:
         """To be called about once a second."""
-        for part in (self._calls, self._calls.correspondents, self._presences, self._abroad):
+        for part in (
+            self._calls,
+            self._calls.correspondents,
+            self._presences,
+            self._abroad,
+            self._news,
+        ):
             if part is not None:
                 part.sweep(now)
 
@@ -155,7 +170,9 @@ class Track(Service):
         member.welcome(self._limits.idle_s)
 
     def _on_beat(self, member: Member, message: Message) -> None:
-        member.send(encode("beat"))
+        away_since = self._directory.away_since
+        cut_off = away_since is not None and time.monotonic() - away_since > LEASE_S
+        member.send(encode("beat", cut_off=cut_off or None))
 
     # Logging in.
 
@@ -174,6 +191,7 @@ class Track(Service):
             member.told_callers = Callers.parse_untrusted(message.get("callers"), MAX_TOLD_CHARS)
             member.comes_again = message.get("again") is True
             member.moves = message.get("moves") is True
+            member.hears_relays = message.get("relays") is True
         except LoginFailed as error:
             self._refuse_login(member, peer_id, error)
         except BadPacket as error:
@@ -181,6 +199,9 @@ class Track(Service):
         else:
             if self.is_draining:
                 self._turn_away(member, "shutdown")
+                return
+            if message.get("leaves_cut_off") is True and self._directory.away_since is not None:
+                self._turn_away(member, "unavailable")  # here it would be no better off
                 return
             member.connection.must_finish(self._limits.handshake_s)
             member.login_id = peer_id = str(peer_id)

@@ -59,6 +59,8 @@ TRACKS_TO_TRY = 2
 OnOnline = Callable[[KKP2PError | None], object]
 
 MOVE_FIRST_S = 0.25  # between two tries to log in elsewhere, at first
+# The same where our node is cut off.  If all are, a login anywhere leads nowhere: so few are tried.
+CUT_OFF_FIRST_S, CUT_OFF_SPREAD_S, CUT_OFF_MOST_S = 5.0, 25.0, 300.0
 
 ANYBODY = "anybody"  # whose track is asked for when only the way there matters
 
@@ -270,13 +272,16 @@ class CloudClient:
         """Log in, and raise why that failed or has ended."""
         self._log_in(link, login)
         while not link.closed.is_set():
-            gevent.wait([link.closed, link.moving], count=1)
-            if not link.closed.is_set():
+            gevent.wait([link.closed, link.moving, link.cut_off], count=1)
+            if link.moving.is_set():
                 link = self._home_link = self._move(link, login)
+            elif link.cut_off.is_set():
+                link = self._home_link = self._leave_cut_off(link, login)
         raise link.close_reason or LinkLost()
 
-    def _log_in(self, link: Link, login: _Login) -> None:
+    def _log_in(self, link: Link, login: _Login, leaves_cut_off: bool = False) -> None:
         peer_id, verdict = login.peer_id, login.verdict
+        link.on_relays = self._handle_relays
         with self._links.lock(link.address):
             link.login(
                 peer_id,
@@ -285,11 +290,12 @@ class CloudClient:
                 again=verdict.ready(),
                 callers=self._callers,
                 least_iterations=self._iterations.get(peer_id, 0),
+                leaves_cut_off=leaves_cut_off,
             )
         self._links.rate(link, is_good=True)
         self._handle_proved(link)
         self._tell_nat(link)
-        self._on_relays(link.relays, link.reached[0])
+        self._handle_relays(link)
         self._settled.set()
         self.logins += 1
         self.log.warning("%s: logged in at %s:%d", peer_id, *link.address)
@@ -306,19 +312,43 @@ class CloudClient:
         """
         backoff = Backoff(self._rng, MOVE_FIRST_S, BACKOFF_MOST_S, MOVE_FIRST_S)
         while not old.closed.is_set():
-            self._tracks.pop(login.peer_id, None)
-            link = None
-            try:
-                link = next(self._find(login.peer_id, for_calls=False))
-                self._log_in(link, login)
+            if (link := self._try_elsewhere(login)) is not None:
                 return link
-            except KKP2PError as error:
-                self.log.info("%s: cannot move yet: %s", login.peer_id, error)
-                if link is not None:
-                    link.close(error)
-                    self._links.rate(link, is_good=False)
             old.closed.wait(backoff.next())
         return old
+
+    def _leave_cut_off(self, old: Link, login: _Login) -> Link:
+        """Look for another node now and then, as long as ours is cut off; which link is home then.
+
+        Whoever is at our node can call us meanwhile.
+        """
+        backoff = Backoff(self._rng, CUT_OFF_FIRST_S, CUT_OFF_MOST_S, CUT_OFF_SPREAD_S)
+        self.log.warning("cloud %s:%d: is cut off from its other nodes", *old.address)
+        while not gevent.wait([old.closed, old.moving], backoff.next(), count=1):
+            if not old.cut_off.is_set():
+                break
+            self._links.leave(old)
+            if (link := self._try_elsewhere(login, leaves_cut_off=True)) is not None:
+                return link
+            self._links.stay(old)
+        return old
+
+    def _try_elsewhere(self, login: _Login, leaves_cut_off: bool = False) -> Link | None:
+        self._tracks.pop(login.peer_id, None)
+        link = None
+        try:
+            link = next(self._find(login.peer_id, for_calls=False))
+            self._log_in(link, login, leaves_cut_off)
+            return link
+        except KKP2PError as error:
+            self.log.info("%s: cannot move yet: %s", login.peer_id, error)
+            if link is not None:
+                link.close(error)
+                self._links.rate(link, is_good=False)
+            return None
+
+    def _handle_relays(self, link: Link) -> None:
+        self._on_relays(link.relays, link.reached[0])
 
     def _give_up(self, peer_id: str, error: KKP2PError, verdict: AsyncResult[None]) -> None:
         self.log.error("%s: offline: %s", peer_id, error)
@@ -408,7 +438,7 @@ class CloudClient:
 
     def _route(self, link: Link, peer_id: str) -> list[HostPort]:
         tracks = link.route(peer_id)
-        self._on_relays(link.relays, link.reached[0])
+        self._handle_relays(link)
         if self._links.is_vouched(link):
             self._trust.add_named_untrusted(link.named)
         return tracks

@@ -60,6 +60,7 @@ class Link:
         self.reached = address  # the same with a numeric host, once open
         self.closed = Event()
         self.moving = Event()  # the cloud wants us to log in elsewhere
+        self.cut_off = Event()  # its node has lost the others: they cannot call us by this link
         self.close_reason: KKP2PError | None = None
         self.peer_id: str | None = None  # once logged in
         self.takes_offers = False  # logged in to be called, too
@@ -70,6 +71,7 @@ class Link:
         self.is_invited = False  # our secret is there to be replaced
         self.serves_all = False  # the route said: every peer is on this very connection
         self.relays: object = None  # those that this server wants to be measured, as it told
+        self.on_relays: Callable[[Link], object] = lambda link: None  # it has told of others
         self.told_nat: tuple[Message, set[str], Mapping[str, int]] | None = None
         self._log = log
         self._on_offer = on_offer
@@ -199,13 +201,15 @@ class Link:
     def login(
         self, peer_id: str, secret: str, session: str | None = None, again: bool = False,
         callers: str | None = None, call_only: bool = False, least_iterations: int = 0,
+        leaves_cut_off: bool = False,
     ) -> None:  # fmt: skip
         """SCRAM-SHA-256-PLUS (RFC 5802); raises LoginRefused with -110 or -111.
 
         ``session`` names the login over all its connections, at most 64 characters; ``again``: it
         had one before, and must not take the place of another that was made meanwhile.
         ``callers``: who may call us (engine_conf_t); ``call_only``: nobody can call us here.  A
-        challenge for fewer than ``least_iterations`` is refused.
+        challenge for fewer than ``least_iterations`` is refused.  ``leaves_cut_off``: we are logged
+        in at a node that is cut off, and another one that is would be no better.
         Afterwards heartbeats run by themselves.  When it fails in any way the link is closed: a
         half-made login cannot be continued.
         """
@@ -213,6 +217,7 @@ class Link:
         fields: Message = {
             "session": session, "again": again or None, "callers": told(callers),
             "call_only": call_only or None, "moves": not call_only or None,
+            "relays": not call_only or None, "leaves_cut_off": leaves_cut_off or None,
         }  # fmt: skip
         logged_in = False
         try:
@@ -408,6 +413,8 @@ class Link:
 
     def _handle_untrusted(self, message: Message) -> None:
         op = message["op"]
+        if op == "beat":
+            (self.cut_off.set if message.get("cut_off") is True else self.cut_off.clear)()
         if op in ("track", "challenge", "welcome", "beat", "secret"):
             self._take_reply(message)
             if op == "welcome" and self._judged is not None:
@@ -435,6 +442,9 @@ class Link:
             self._handle_call_untrusted(message)
         elif op == "move":
             self.moving.set()
+        elif op == "relays":
+            self.relays = message.get("relays")
+            self.on_relays(self)
         elif op == "error":
             self._log.error("%s: error %s", self._name, show(message.get("reason")))
             if message.get("re") in ("route", "login", "proof", "beat", "secret"):

@@ -82,7 +82,13 @@ class Links:
         links = [*self._links.values(), *self._left]
         return [link for link in links if not link.closed.is_set()]
 
-    def _leave(self, link: Link) -> None:
+    def stay(self, link: Link) -> None:
+        """It was left, and is good enough after all."""
+        self._left.discard(link)
+        if not link.closed.is_set():
+            self._links.setdefault(link.address, link)
+
+    def leave(self, link: Link) -> None:
         """It stays as long as the cloud lets it, but whoever needs one there gets another one."""
         self.rate(link, is_good=False)
         self._forget(link.address, link)
@@ -213,7 +219,7 @@ class Links:
                 link.close()
                 raise EngineClosed
             self._links[address] = link
-            link.moving.rawlink(lambda _: self._leave(link))
+            link.moving.rawlink(lambda _: self.leave(link))
             link.closed.rawlink(lambda _: self._forget(address, link))
             return link
 

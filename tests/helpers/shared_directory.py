@@ -76,7 +76,7 @@ class SharedDirectory(LocalDirectory):
 
     @property
     def away_since(self) -> float | None:
-        return 0.0 if self._shared.away else None
+        return time.monotonic() if self._shared.away else None
 
     def start(self, node_id: str | None = None) -> None:
         self._id = str(node_id)
