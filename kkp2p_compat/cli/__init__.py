@@ -4,6 +4,7 @@ A command module has ``add_parser(subparsers)``, which adds its parser and sets 
 that takes the parsed arguments and returns the exit status: 0 done, 1 failed, 2 used wrongly.
 
 account.py         ``kkp2p account``
+capi.py            ``kkp2p capi``
 invite.py          ``kkp2p invite``
 join.py            ``kkp2p join``
 cloud.py           ``kkp2p cloud``
@@ -52,6 +53,7 @@ __all__ = ["COMMANDS", "main", "make_parser"]
 COMMANDS = (
     "cloud",
     "account",
+    "capi",
     "invite",
     "join",
     "demo",
