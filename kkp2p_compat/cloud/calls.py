@@ -80,6 +80,7 @@ class Calls:
         # The callee is not here; and what the caller says of a call that another node carries.
         self.elsewhere: Callable[[Member, Asked], None] = self.is_away
         self.pass_on: Callable[[Call, Message], None] = lambda call, message: None
+        self.on_made: Callable[[Member], object] = lambda caller: None  # one within its limits
         # By callee; of those only that are being called.
         self._turns: dict[Member, Turns[Call]] = {}
 
@@ -120,6 +121,7 @@ class Calls:
             self._outcomes.refused(caller.host, "limit", why)
             self.decline(caller, asked, "limit")
             return
+        self.on_made(caller)
         callee = self._online.get(asked.to)
         if callee is None:
             self.elsewhere(caller, asked)
@@ -201,7 +203,7 @@ class Calls:
             encode("calling", call=call.number, relay=place, turn=turn, show=show, **places.fields)
         )
         if not place:
-            self._gate.refused(caller.host, f"relays of a call of {callee.peer_id}: {places.why}")
+            self._outcomes.no_relay(call, places.why)
         self._hand_over(callee, now)
 
     def _turns_of(self, callee: Member) -> Turns[Call]:

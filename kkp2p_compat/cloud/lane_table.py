@@ -262,7 +262,7 @@ class LaneTable:
         if limits.relay_session_bytes and carried > limits.relay_session_bytes:
             return f"the session is over {limits.relay_session_bytes} bytes"
         if self._usage.is_over(self._usage.payer(token.session)):
-            return USED_UP
+            return self._gate.over("relay_bytes_per_day", USED_UP)
         if bound is not None and address_key(bound.address[0]) == address_key(source[0]):
             return ""
         most = limits.relay_sessions_per_address
@@ -404,6 +404,6 @@ class LaneTable:
                     answers += self._unbind(session, place)
             self._charge(session)
             if self._usage.is_over(session.payer):
-                self._end(session, now, USED_UP)
+                self._end(session, now, self._gate.over("relay_bytes_per_day", USED_UP))
             self._forget_if_over(session, now)
         return answers

@@ -14,6 +14,7 @@ from ..control.wire import CALL_PATHS, MAX_SET_UP_MS, Message
 from ..traversal.nat import UNKNOWN, NatBehaviour
 from .limits import Gatekeeper
 from .members import Call, Member
+from .usage import USED_UP
 
 __all__ = ["Outcomes"]
 
@@ -36,6 +37,15 @@ class Outcomes:
         who = caller.peer_id or "a stranger"
         why = f"{outcome}: {detail}" if detail else outcome
         self._counts.trouble(caller.host, f"call of {who} to {callee_id}: {why}")
+
+    def no_relay(self, call: Call, reason: str) -> None:
+        """The two of a call may meet directly only."""
+        host, payer = call.caller.host, call.caller.peer_id or call.to
+        if reason == USED_UP:
+            reason = self._gate.over("relay_bytes_per_day", reason)
+            if self._gate.audit is not None:
+                self._gate.audit.refuse("relay-refused", account=payer, address=host, reason=reason)
+        self._gate.refused(host, f"relays of a call of {payer} to {call.to}: {reason}")
 
     def answered(self) -> None:
         self._counts.call("answered")

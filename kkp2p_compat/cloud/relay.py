@@ -177,6 +177,7 @@ class Relay:
                 session.splice.check()
                 self._charge(session, session.splice.count)
                 if self._usage.is_over(session.payer):
+                    self._gate.over("relay_bytes_per_day", USED_UP)
                     session.splice.stop(BudgetSpent(USED_UP))
 
     def stop(self, drain_s: float) -> None:
@@ -254,7 +255,9 @@ class Relay:
             return self._gate.over("relay_sessions_per_address", f"over {of_it}: sessions at once")
         if len(self._seen) >= MAX_SEEN:
             return f"over {MAX_SEEN} tokens in the time that they live"
-        return USED_UP if self._usage.is_over(self._usage.payer(token.session)) else ""
+        if self._usage.is_over(self._usage.payer(token.session)):
+            return self._gate.over("relay_bytes_per_day", USED_UP)
+        return ""
 
     def _counter(self, token: relay_wire.Token) -> Tally:
         """A session counts for its caller's address.

@@ -42,7 +42,7 @@ from .presences import MAX_SESSION_CHARS, Found, Presences
 from .relay_news import RelayNews
 from .relays import Relays
 from .turn_credentials import TurnCredentials
-from .usage import Usage
+from .usage import CALLS, LOGINS, Usage
 
 __all__ = ["Track"]
 
@@ -75,6 +75,8 @@ class Track(Service):
         living = None if directory.is_local else lambda: nodes.living.values()
         self._relays = Relays(relay_key, usage, living)
         self._calls = Calls(gate, self._online, self._relays, relay_key, turn)
+        self._calls.on_made = self._count_call
+        self._usage = usage
         super().__init__(
             {
                 "beat": self._on_beat,
@@ -168,6 +170,10 @@ class Track(Service):
         peer_id_untrusted(message, "peer")
         member.send(encode("track", tracks=[], relays=self._relays.told()))  # right here
         member.welcome(self._limits.idle_s)
+
+    def _count_call(self, caller: Member) -> None:
+        if caller.peer_id is not None:
+            self._usage.count(caller.peer_id, CALLS)
 
     def _on_beat(self, member: Member, message: Message) -> None:
         away_since = self._directory.away_since
@@ -291,6 +297,7 @@ class Track(Service):
             )
         )
         self._gate.counts.login("ok")
+        self._usage.count(peer_id, LOGINS)
         if self._gate.audit is not None:
             self._gate.audit.write("login", account=peer_id, address=member.host)
         if login.call_only:

@@ -1,4 +1,5 @@
-"""How many bytes of the relays each account uses, and which accounts have had enough for a day.
+"""How many bytes of the relays each account uses, and which accounts have had enough for a day;
+how often each has logged in and called.
 
 A relay knows no accounts.  So the id of a session is one block of AES under a key that only the
 servers of a cloud have: six random bytes, the quota of the account that pays, and its tag, which is
@@ -23,15 +24,17 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from ..transport.relay_wire import SESSION_BYTES
 from .directory import Directory, DirectoryAway, today
 
-__all__ = ["RELAY_BYTES", "Payer", "Sessions", "Usage", "tag_of"]
+__all__ = ["CALLS", "LOGINS", "RELAY_BYTES", "USED_UP", "Payer", "Sessions", "Usage", "tag_of"]
 
 log = logging.getLogger(__name__)
 
 RELAY_BYTES = "relay_bytes"  # what the directory counts by tag
+CALLS, LOGINS = "calls", "logins"  # and by account
 
 # Our choices.
 TELL_EVERY_S = 10.0
 MAX_TAGS = 100_000  # that are remembered
+MAX_COUNTS = 100_000  # that are not told yet
 USED_UP = "the account that pays has used up its relay bytes of the day"
 
 _BLOCK = struct.Struct("!6sH8s")
@@ -90,7 +93,8 @@ def _unpacked(packed: int) -> int | None:
 
 
 class Usage:
-    """``charge`` what relays carry; ``is_over`` tells at once what is known by now.
+    """``charge`` what relays carry, ``count`` logins and calls; ``is_over`` tells at once what is
+    known by now.
 
     ``sweep`` about once a second.  What cannot be told to a directory that is away is told later.
     """
@@ -99,20 +103,25 @@ class Usage:
         sessions = Sessions(key)
         self.new_session, self.payer = sessions.make, sessions.payer
         self._directory = directory
-        self._counts: Counter[str] = Counter()  # by tag, not told yet
+        self._counts: Counter[tuple[str, str]] = Counter()  # by tag or account, not told yet
+        self._left_out = 0
         self._used: dict[str, int] = {}  # by tags with a quota: of this day, as far as is known
         self._unknown: set[str] = set()  # such tags, to be asked for
         self._day = ""
         self._told_at = 0.0
         self._telling: gevent.Greenlet[..., None] | None = None
 
+    def count(self, who: str, what: str, count: int = 1) -> bool:
+        """Whether there is room for it."""
+        if (who, what) not in self._counts and len(self._counts) >= MAX_COUNTS:
+            self._left_out += count
+            return False
+        self._counts[who, what] += count
+        return True
+
     def charge(self, payer: Payer, count: int) -> None:
-        if not count:
+        if not count or not self.count(payer.tag, RELAY_BYTES, count):
             return
-        if payer.tag not in self._counts and len(self._counts) >= MAX_TAGS:
-            log.warning("relay: %d bytes are not counted: over %d accounts", count, MAX_TAGS)
-            return
-        self._counts[payer.tag] += count
         if payer.tag in self._used:
             self._used[payer.tag] += count
         elif payer.quota is not None:
@@ -150,10 +159,16 @@ class Usage:
         self._tell()
 
     def _tell(self) -> None:
+        if self._left_out:
+            log.warning(
+                "usage: %d bytes, logins and calls are not counted: over %d numbers at once",
+                self._left_out, MAX_COUNTS,
+            )  # fmt: skip
+            self._left_out = 0
         counts, self._counts = self._counts, Counter()
         try:
             if counts:
-                self._directory.add_usage({(tag, RELAY_BYTES): counts[tag] for tag in counts})
+                self._directory.add_usage(counts)
                 counts = Counter()
             self._ask(list(self._unknown))
         except DirectoryAway as error:
@@ -167,5 +182,5 @@ class Usage:
             used = self._directory.usage(tag).get(RELAY_BYTES, 0)
             if len(self._used) >= MAX_TAGS:
                 self._used.clear()
-            self._used[tag] = used + self._counts[tag]
+            self._used[tag] = used + self._counts[tag, RELAY_BYTES]
             self._unknown.discard(tag)

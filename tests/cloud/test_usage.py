@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from helpers.usage_support import CountingDirectory, make_usage
 from kkp2p_compat.cloud import usage as usage_module
 from kkp2p_compat.cloud.usage import (
+    CALLS,
+    LOGINS,
     RELAY_BYTES,
     TELL_EVERY_S,
     Payer,
@@ -111,12 +113,30 @@ def test_nothing_is_lost_while_the_directory_is_away(
     assert used(directory) == 15
 
 
-def test_only_so_many_accounts(usage: Usage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(usage_module, "MAX_TAGS", 3)
+def test_only_so_many_accounts(
+    usage: Usage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(usage_module, "MAX_COUNTS", 3)
     for number in range(5):
         usage.charge(Payer(tag_of(str(number))), 1)
     usage.charge(Payer(tag_of("0")), 1)
     assert usage._counts.total() == 4
+    assert not usage.count("alice", LOGINS)
+    usage.sweep(1000.0)
+    assert "usage: 3 bytes, logins and calls are not counted" in caplog.text
+    assert usage.count("alice", LOGINS)  # there is room again
+
+
+def test_logins_and_calls(usage: Usage, directory: CountingDirectory) -> None:
+    """They are told with the bytes, now and then, and are no bytes."""
+    for what, count in ((LOGINS, 2), (CALLS, 5)):
+        for _ in range(count):
+            assert usage.count("alice", what)
+    usage.charge(Payer(ALICE, GB), 7)
+    assert directory.added == []
+    usage.sweep(1000.0)
+    assert directory.usage("alice") == {LOGINS: 2, CALLS: 5}
+    assert used(directory) == 7
 
 
 # Quotas.

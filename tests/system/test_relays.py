@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ import gevent
 import pytest
 
 import kkp2p_compat as kkp2p
-from helpers.cloud_client import Client, running_cloud, until
+from helpers.cloud_client import SEEN, Client, running_cloud, until
 from helpers.cloud_fixtures import BlackHole
 from helpers.direct_support import accept, check_carries, close, connect, log_of
 from helpers.line_server import RawServer
@@ -376,9 +377,9 @@ def test_engines_measure_the_relays_that_they_are_told_of(
 
 
 @pytest.fixture
-def limited() -> Iterator[Cloud]:
+def limited(tmp_path: Path) -> Iterator[Cloud]:
     """A cloud with the accounts "peer" and "payer", which may relay 10,000 bytes a day."""
-    with running_cloud({"peer": SECRET}) as cloud:
+    with running_cloud({"peer": SECRET}, audit=str(tmp_path / "audit")) as cloud:
         assert cloud.directory is not None
         cloud.directory.add("payer", SECRET)
         cloud.directory.update("payer", limits=AccountLimits(relay_bytes_per_day=10_000))
@@ -410,12 +411,21 @@ def test_an_account_has_its_relay_bytes_a_day(
         limited._on_sweep()
     until(lambda: not limited.relay.sessions and not limited.lane.table.paired)
     assert f"is ended: {USED_UP}" in caplog.text or f"a lane is ended: {USED_UP}" in caplog.text
+    hit = limited.gate.counts.limits["relay_bytes_per_day"]
+    assert hit >= 1
     assert limited.directory is not None
+    assert limited.directory.usage("payer") == {"calls": 1, "logins": 1}
+    assert limited.directory.usage("peer") == {"logins": 1}
     assert limited.directory.usage(tag_of("payer"))["relay_bytes"] >= 10_000
     assert "relay_bytes" not in limited.directory.usage(tag_of("peer"))
     close(mine, theirs)
     assert kkp2p.connect(engine, ctx, kkp2p.channel_t()) < 0
     assert USED_UP in log_of(tmp_path, 0)
+    assert limited.gate.counts.limits["relay_bytes_per_day"] > hit
+    refused = {"what": "relay-refused", "account": "payer", "address": SEEN[0], "reason": USED_UP}
+    lines = map(json.loads, (tmp_path / "audit").read_text().splitlines())
+    assert any(refused.items() <= line.items() for line in lines)
+    assert any(USED_UP in trouble.reason for trouble in limited.gate.counts.troubles)
     direct = connect(engine, mode=1)
     check_carries(direct, accept(peer))
     stranger = make_engine(login_port=limited.address[1])
