@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,6 +75,8 @@ class Accounts:
         """Raises OSError or sqlite3.Error when the file cannot be used."""
         self.path = None if data is None else data / _FILE
         self._db = open_private(self.path)
+        if data is None:  # there is nothing to lose: it may end with the object, unclosed
+            weakref.finalize(self, self._db.close)
         try:
             self._db.execute(_SCHEMA)
             self._db.execute(_CHANGES)

@@ -16,7 +16,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import unquote
 
 from .._address import HostPort, is_ip, parse_host_port, text_of
 from .._errors import KKP2PError, ParameterError
@@ -150,6 +149,8 @@ def _parse(url: str, environ: Mapping[str, str]) -> WayOut:
     user = match["user"]
     if user is not None:
         name, _, password = user.partition(":")
+        from urllib.parse import unquote  # few need it, and an import takes a millisecond
+
         user = f"{unquote(name)}:{unquote(password)}"
     exceptions = _first(environ, "no_proxy", "NO_PROXY")[1][:MAX_CHARS]
     entries = (entry.strip(".").lower() for entry in re.split(r"[\s,]+", exceptions))
