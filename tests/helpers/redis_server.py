@@ -102,13 +102,15 @@ class SentinelFleet:
     """A master, its replica, and a sentinel that makes the replica the master when that dies."""
 
     def __init__(self, folder: Path, start: Callable[..., RedisServer]) -> None:
-        self.master = start()
+        self.master = start("repl-diskless-sync-delay 0")
         self.replica = start(f"replicaof {HOST} {self.master.port}")
         self.sentinel = start(
             f"sentinel monitor {MASTER} {HOST} {self.master.port} 1",
-            f"sentinel down-after-milliseconds {MASTER} 500",
+            f"sentinel down-after-milliseconds {MASTER} 2000",
             is_sentinel=True,
         )
+        for period in ("INFO-PERIOD", "PUBLISH-PERIOD"):  # how soon it sees what has changed
+            self.sentinel.ask("SENTINEL", "DEBUG", period, "100")
         with gevent.Timeout(PATIENCE_S, AssertionError("no replica")):
             while not self._knows_replica():
                 gevent.sleep(0.02)
