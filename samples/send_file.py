@@ -4,16 +4,21 @@ Run it (samples/recv_file.py says how to start the other side first):
 
     python samples/send_file.py PEER_ID FILE [--mode auto|p2p|relay] [--encrypt]
 
+After a broken transfer the same command goes on where that stopped.
 --login HOST[:PORT][#sha256:HEX]: the cloud (default: $KKP2P_LOGIN, else that of ``kkp2p join``,
 else 127.0.0.1:3080) and its certificate.  --ca FILE: must vouch for it.  --lan PORT: no cloud,
 search the LAN there.  --timeout MS: for each wait.  Exit status 0: the file is on the peer's
-disk.  Protocol: size (8 bytes, big-endian), length of the name (2), name in UTF-8, file; the
-answer is ACK (it is on disk) or NAK.
+disk.  Protocol with connect_desc 5: size (8 bytes, big-endian), length of the name (2), SHA-256
+of the file (32), name in UTF-8; the answer is GO and how much of the file is there (8), or CAN;
+then the rest of the file; the answer is ACK (it is on disk) and its SHA-256, or NAK.  An older
+receiver answers NAK to that at once, and is called again with connect_desc 3: size, length, name,
+file; the answer is ACK or NAK.  --plain: only the latter, for an older receiver with --once.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import stat
 import struct
@@ -23,10 +28,10 @@ from typing import BinaryIO
 
 import kkp2p_compat as kkp2p
 
-FILE_DESC = 3  # connect_desc: 1 http, 2 https (the document), 3 a file, 4 chat
+FILE_DESC, RESUMING_DESC = 3, 5  # connect_desc (1 http, 2 https, 4 chat)
 MODES = {"auto": 0, "p2p": 1, "relay": 2}
 HEADER = struct.Struct(">QH")
-ACK, NAK = 0x06, 0x15  # ASCII's
+ACK, NAK, CAN, GO = 0x06, 0x15, 0x18, 0x11  # ASCII's (GO: DC1)
 CHUNK_BYTES = 64 * 1024
 REDRAW_S = 0.25
 DISK_BYTES_PER_MS = 10_000  # the slowest disk that the last wait allows for
@@ -36,11 +41,19 @@ class Failed(Exception):
     """The file did not arrive; the text is for the user."""
 
 
+class Older(Failed):
+    """The receiver cannot resume."""
+
+
 class Bar:
     """The progress, on a terminal only; redrawn a few times a second."""
 
     def __init__(self, size: int) -> None:
-        self.size, self.done, self.drawn, self.start = size, 0, 0.0, time.perf_counter()
+        self.size, self.drawn = size, 0.0
+        self.begin(0)
+
+    def begin(self, done: int) -> None:
+        self.began_at, self.done, self.start = done, done, time.perf_counter()
 
     def move(self, count: int) -> None:
         self.done += count
@@ -51,36 +64,56 @@ class Bar:
             print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
     def rate(self) -> float:
-        return self.done / 1e6 / (time.perf_counter() - self.start)
+        return (self.done - self.began_at) / 1e6 / (time.perf_counter() - self.start)
 
     def clear(self) -> None:
         print("\r\033[K" if self.drawn else "", end="", file=sys.stderr, flush=True)
 
 
-def check_answer(fd: int, timeout: int) -> bool:
-    """True: ACK.  False: no answer in time.  Anything else is a failure."""
+def check_answer(fd: int, timeout: int, wanted: int = ACK) -> bool:
+    """True: ACK, or what is wanted.  False: no answer in time.  Anything else is a failure."""
     buff = bytearray(1)
     count = kkp2p.read(fd, buff, 1, timeout)
     if count < 0:
         raise Failed("the connection broke")
-    if count and buff[0] != ACK:
-        raise Failed("the peer refused it" if buff[0] == NAK else "the peer answered nonsense")
+    if count and buff[0] != wanted:
+        if buff[0] not in (NAK, CAN):
+            raise Failed("the peer answered nonsense")
+        raise (Older if (buff[0], wanted) == (NAK, GO) else Failed)("the peer refused it")
     return count > 0
 
 
-def send_all(fd: int, view: memoryview, timeout: int) -> None:
+def read_exactly(fd: int, length: int, timeout: int) -> bytes:
+    data, buff = b"", bytearray(length)
+    while len(data) < length:
+        if (count := kkp2p.read(fd, buff, length - len(data), timeout)) <= 0:
+            raise Failed("the connection broke" if count else "the peer does not answer")
+        data += buff[:count]
+    return data
+
+
+def send_all(fd: int, view: memoryview, timeout: int, wanted: int = ACK) -> None:
     while view:
-        if check_answer(fd, 0):
+        if check_answer(fd, 0, wanted):
             raise Failed("the peer acknowledged too early")
         if (wl := kkp2p.write(fd, view, len(view), timeout)) <= 0:
-            check_answer(fd, timeout if wl else 0)  # a refusal on its way says more
+            check_answer(fd, timeout if wl else 0, wanted)  # a refusal on its way says more
             raise Failed("the connection broke" if wl else "the peer has stopped reading")
         view = view[wl:]
 
 
-def send_file(fd: int, file: BinaryIO, name: bytes, bar: Bar, timeout: int) -> None:
+def send_file(fd: int, file: BinaryIO, name: bytes, digest: bytes, bar: Bar, timeout: int) -> None:
+    """``digest``: of the whole file; b"": the receiver is an older one."""
     mtime_ns, view = os.fstat(file.fileno()).st_mtime_ns, memoryview(bytearray(CHUNK_BYTES))
-    send_all(fd, memoryview(bytearray(HEADER.pack(bar.size, len(name)) + name)), timeout)
+    patience = timeout + bar.size // DISK_BYTES_PER_MS
+    header = memoryview(bytearray(HEADER.pack(bar.size, len(name)) + digest + name))
+    send_all(fd, header, timeout, GO if digest else ACK)
+    if digest:
+        if not check_answer(fd, patience, GO):
+            raise Failed("the peer does not answer")
+        bar.begin(file.seek(int.from_bytes(read_exactly(fd, 8, timeout), "big")))
+        if bar.done > bar.size:
+            raise Failed("the peer answered nonsense")
     while left := bar.size - bar.done:
         count = file.readinto(view[: min(left, CHUNK_BYTES)])  # type: ignore[attr-defined]
         now = os.fstat(file.fileno())
@@ -89,32 +122,54 @@ def send_file(fd: int, file: BinaryIO, name: bytes, bar: Bar, timeout: int) -> N
             raise Failed("it was changed while it was being sent")
         send_all(fd, view[:count], timeout)
         bar.move(count)
-    if not check_answer(fd, timeout + bar.size // DISK_BYTES_PER_MS):
+    if not check_answer(fd, patience):
         raise Failed("the peer did not say whether it has the file")
+    if digest and read_exactly(fd, len(digest), timeout) != digest:
+        raise Failed("the peer has not what was sent: its SHA-256 differs")
+
+
+def call(
+    engine: kkp2p.engine_t, options: argparse.Namespace, file: BinaryIO, digest: bytes
+) -> None:
+    ctx = kkp2p.connect_ctx_t(options.peer_id, kkp2p.KKP2P_TCP_CHANNEL, timeout=options.timeout)
+    ctx.connect_mode = MODES["p2p" if options.lan else options.mode]
+    ctx.encrypt_data, ctx.connect_desc = (
+        int(options.encrypt),
+        RESUMING_DESC if digest else FILE_DESC,
+    )
+    connect, channel = kkp2p.lan_search if options.lan else kkp2p.connect, kkp2p.channel_t()
+    if (ret := connect(engine, ctx, channel)) < 0:
+        raise Failed(f"connect error,ret:{ret} (kkp2p_engine.log says why)")
+    bar, name = Bar(os.fstat(file.fileno()).st_size), os.path.basename(options.file).encode()
+    try:
+        send_file(channel.fd, file, name, digest, bar, options.timeout)
+        stats = kkp2p.channel_stats(engine, channel.channel_id)  # None if it has ended by now
+    finally:
+        bar.clear()
+        kkp2p.close_fd(channel.fd)
+        kkp2p.close_channel(engine, channel.channel_id)
+    sent = f"{bar.size} bytes" + (
+        f", {bar.size - bar.began_at} of them now" if bar.began_at else ""
+    )
+    print(f"sent {sent}, {bar.rate():.1f} MB/s, mode is {channel.transmit_mode}.")
+    if stats and stats.rtt_s is not None:
+        print(f"{stats.path}: {1000 * stats.rtt_s:.1f} ms, {stats.loss:.2%} lost, {stats.reason}.")
 
 
 def run(engine: kkp2p.engine_t, options: argparse.Namespace) -> None:
-    name = os.path.basename(options.file).encode()
+    os.path.basename(options.file).encode()  # or it cannot be told to the peer
     if not stat.S_ISREG(os.stat(options.file).st_mode):
         raise Failed("not a regular file")
     with open(options.file, "rb", buffering=0) as file:
-        ctx = kkp2p.connect_ctx_t(options.peer_id, kkp2p.KKP2P_TCP_CHANNEL, timeout=options.timeout)
-        ctx.connect_mode = MODES["p2p" if options.lan else options.mode]
-        ctx.encrypt_data, ctx.connect_desc = int(options.encrypt), FILE_DESC
-        connect, channel = kkp2p.lan_search if options.lan else kkp2p.connect, kkp2p.channel_t()
-        if (ret := connect(engine, ctx, channel)) < 0:
-            raise Failed(f"connect error,ret:{ret} (kkp2p_engine.log says why)")
-        bar = Bar(os.fstat(file.fileno()).st_size)
-        try:
-            send_file(channel.fd, file, name, bar, options.timeout)
-            stats = kkp2p.channel_stats(engine, channel.channel_id)  # None if it has ended by now
-        finally:
-            bar.clear()
-            kkp2p.close_fd(channel.fd)
-            kkp2p.close_channel(engine, channel.channel_id)
-    print(f"sent {bar.size} bytes, {bar.rate():.1f} MB/s, mode is {channel.transmit_mode}.")
-    if stats and stats.rtt_s is not None:
-        print(f"{stats.path}: {1000 * stats.rtt_s:.1f} ms, {stats.loss:.2%} lost, {stats.reason}.")
+        if not options.plain:
+            sha = hashlib.sha256()
+            while chunk := file.read(CHUNK_BYTES):
+                sha.update(chunk)
+            try:
+                return call(engine, options, file, sha.digest())
+            except Older:
+                file.seek(0)
+        call(engine, options, file, b"")
 
 
 def main(argv: list[str]) -> int:
@@ -122,7 +177,8 @@ def main(argv: list[str]) -> int:
     for name in ("peer_id", "file", "--ca"):
         parser.add_argument(name)
     parser.add_argument("--mode", choices=MODES, default="auto")
-    parser.add_argument("--encrypt", action="store_true")
+    for name in ("--encrypt", "--plain"):
+        parser.add_argument(name, action="store_true")
     parser.add_argument("--login")
     parser.add_argument("--lan", type=int, metavar="PORT")
     parser.add_argument("--timeout", type=int, default=10000, metavar="MS")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import signal
 import socket
 from collections.abc import Iterator
@@ -31,6 +32,9 @@ from helpers.file_samples import (
 )
 from helpers.sample_process import SampleProcess, StartSample, start_sample
 from helpers.support import SECRET, read_all, write_all
+
+LARGE = 400_000_000  # more than comes before a bar is drawn
+PLAIN = (*RELAY, "--plain")
 
 __all__ = ["folder", "receive", "start_sample"]
 
@@ -110,7 +114,7 @@ def transfer(
     """A receiver and a sender, in the middle of a large file."""
     path = tmp_path / "large"
     with path.open("wb") as file:
-        file.truncate(1 << 30)  # takes no room
+        file.truncate(LARGE)  # takes no room
     watcher, screen = pty.openpty()
     try:
         # A process that is killed does not say so on a p2p path: it is missed after --timeout.
@@ -128,6 +132,12 @@ def transfer(
         os.close(watcher)
 
 
+def part_is_kept(folder: Path) -> None:
+    (part,) = folder.iterdir()
+    assert re.fullmatch(r"\.[0-9a-f]{32}\.part", part.name)
+    assert 0 < part.stat().st_size < LARGE
+
+
 def test_the_sender_is_killed(
     transfer: tuple[SampleProcess, SampleProcess], engine: kkp2p.engine_t, folder: Path
 ) -> None:
@@ -137,7 +147,7 @@ def test_the_sender_is_killed(
     assert receiver.line().endswith("mode is 2.\n")
     status, output, _ = receiver.end(signal.SIGTERM)
     assert (status, output) == (0, "")
-    assert [path.name for path in folder.iterdir()] == ["next"]
+    assert [path.suffix for path in sorted(folder.iterdir())] == [".part", ""]
 
 
 def test_the_receiver_is_killed(
@@ -149,7 +159,7 @@ def test_the_receiver_is_killed(
     assert (status, output) == (1, "")
     reason = "(the connection broke|the peer has stopped reading)"  # relay, p2p
     matches(rf"'{tmp_path}/large' was not sent: {reason}\.\n", errors)
-    assert list(folder.iterdir()) == []
+    part_is_kept(folder)
 
 
 def test_the_receiver_is_ended(
@@ -158,7 +168,7 @@ def test_the_receiver_is_ended(
     receiver, sender = transfer
     assert receiver.end(signal.SIGTERM)[:2] == (0, "")
     failed(sender, tmp_path / "large", "the peer refused it")
-    assert list(folder.iterdir()) == []
+    part_is_kept(folder)
 
 
 def test_the_sender_is_interrupted(
@@ -168,7 +178,7 @@ def test_the_sender_is_interrupted(
     sender.process.send_signal(signal.SIGINT)
     failed(sender, tmp_path / "large", "interrupted")
     receiver.end(signal.SIGTERM)
-    assert list(folder.iterdir()) == []
+    part_is_kept(folder)
 
 
 # Receivers that break off, or mean harm.
@@ -190,7 +200,7 @@ def test_receiver_that_answers_at_once(
     path = tmp_path / "large"
     with path.open("wb") as file:
         file.truncate(1 << 30)
-    sender = start_sample("send_file", "peer", str(path), *RELAY)
+    sender = start_sample("send_file", "peer", str(path), *PLAIN)
     fd, size, name = accept_file(peer)
     assert (size, name) == (1 << 30, b"large")
     if answer:
@@ -206,7 +216,7 @@ def test_a_refusal_that_comes_behind_the_end_of_reading(
     path = tmp_path / "large"
     with path.open("wb") as file:
         file.truncate(1 << 30)
-    sender = start_sample("send_file", "peer", str(path), "--mode", "p2p")
+    sender = start_sample("send_file", "peer", str(path), "--mode", "p2p", "--plain")
     fd, _, _ = accept_file(peer)
     with socket.socket(fileno=os.dup(fd)) as sock:
         sock.shutdown(socket.SHUT_RD)
@@ -222,7 +232,7 @@ def test_receiver_that_does_not_read(
     path = tmp_path / "large"
     with path.open("wb") as file:
         file.truncate(1 << 30)
-    sender = start_sample("send_file", "peer", str(path), *RELAY, "--timeout", "300")
+    sender = start_sample("send_file", "peer", str(path), *PLAIN, "--timeout", "300")
     fd, _, _ = accept_file(peer)
     failed(sender, path, "the peer has stopped reading")
     kkp2p.close_fd(fd)
@@ -246,7 +256,7 @@ def test_receiver_that_has_all_and_does_not_acknowledge(
 ) -> None:
     path = tmp_path / "file"
     data = make_file(path, 1000)
-    sender = start_sample("send_file", "peer", str(path), *RELAY, "--timeout", "1000")
+    sender = start_sample("send_file", "peer", str(path), *PLAIN, "--timeout", "1000")
     fd, size, _ = accept_file(peer)
     assert take(fd, size) == data
     if answer is not None:
@@ -266,7 +276,7 @@ def test_a_file_that_changes_is_not_finished(
     size = 100_000_000  # more than is under way at any time
     with path.open("wb") as file:
         file.truncate(size)
-    sender = start_sample("send_file", "peer", str(path), *RELAY)
+    sender = start_sample("send_file", "peer", str(path), *PLAIN)
     fd, announced, _ = accept_file(peer)
     assert announced == size
     with path.open("r+b") as file:

@@ -297,4 +297,5 @@ def test_single_process(
 
 def test_samples_stay_short() -> None:
     for path in (ROOT / "samples").glob("*.py"):
-        assert len(path.read_text("utf-8").splitlines()) < 150, path
+        most = 250 if path.stem in ("recv_file", "send_file") else 150
+        assert len(path.read_text("utf-8").splitlines()) < most, path
