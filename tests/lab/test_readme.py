@@ -31,6 +31,7 @@ ELSEWHERE = {
     "4. The https server": "tests/system/test_demo.py",  # what the demonstration prints
     "while(run_flag) {": "tests/samples/test_samples.py",  # C, and the sample's lines beside it
     "use-auth-secret": "tests/system/test_turn.py",  # coturn's configuration
+    "cc program.c": "tests/capi/test_samples_c.py",
 }  # fmt: skip
 # What is different here: addresses, a secret, and where the cloud keeps its data.
 CHANGES = {
