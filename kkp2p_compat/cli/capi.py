@@ -10,6 +10,7 @@ from typing import Any
 
 from .._version import __version__
 from ..capi.build import BuildError, Built, library
+from ._words import _
 
 __all__ = ["add_parser"]
 
@@ -50,7 +51,7 @@ def _run(options: argparse.Namespace) -> int:
     except (BuildError, OSError) as error:
         print(f"kkp2p capi: {error}", file=sys.stderr)
         if isinstance(error, BuildError):
-            print("kkp2p capi: a C compiler is needed: $CC, else cc", file=sys.stderr)
+            print("kkp2p capi:", _("a C compiler is needed: $CC, else cc"), file=sys.stderr)
         return 1
     flags = _flags(built, options)
     if flags:
