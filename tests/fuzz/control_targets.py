@@ -171,7 +171,7 @@ def _fuzz_track(data: bytes) -> None:
     gate = Gatekeeper(Limits())
     directory = _directory()
     nodes, usage = Nodes(directory, Node), Usage(KEY, directory)
-    service = Track(gate, directory, nodes, [("relay.example", 1)], KEY, usage, [])
+    service = Track(gate, directory, nodes, KEY, usage)
     ends = [_end(gate, service, f"192.0.2.{number}") for number in range(STRANGERS + 2)]
     for name, (connection, _) in zip((ALICE, "bob"), ends, strict=False):
         connection.known_as.prove(Account(name, Verifier(b"", b"", b"", 1), 0))
@@ -213,7 +213,9 @@ def fuzz_route(data: bytes) -> None:
     """The lines of strangers at a route; a piece is as for the track, but time stands still."""
     with no_faults_of_ours():
         gate = Gatekeeper(Limits())
-        route = Route(gate, TRACKS, [])
+        nodes = Nodes(_directory(), Node)
+        nodes.living = {host: Node(host, host=host, port=port) for host, port in TRACKS}
+        route = Route(gate, nodes)
         ends = [_end(gate, route, f"192.0.2.{number}") for number in range(STRANGERS)]
         for how, line in _pieces(data):
             connection, wire = ends[how % STRANGERS]
@@ -295,7 +297,7 @@ def _fuzz_nodes(data: bytes) -> None:
     directory = _SharedDirectory()
     nodes, usage = Nodes(directory, Node), Usage(KEY, directory)
     nodes.living = {name: Node(name) for name in (nodes.id, NODES[0], NODES[1])}
-    service = Track(gate, directory, nodes, [], KEY, usage, [])
+    service = Track(gate, directory, nodes, KEY, usage)
     abroad = service._abroad
     assert abroad is not None
     (alice, heard), (caller, _) = (_end(gate, service, f"192.0.2.{n}") for n in (1, 2))

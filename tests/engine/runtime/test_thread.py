@@ -316,8 +316,8 @@ def test_destroy_that_is_interrupted_ends_the_engine_all_the_same(
     assert kkp2p.listen_fd(engine) == -1
 
 
-def test_calls_end_with_the_engine(engine_conf: Conf) -> None:
-    engine = kkp2p.engine_init(engine_conf(), 0)
+def test_calls_end_with_the_engine(on_loopback: None, lan_port: int, engine_conf: Conf) -> None:
+    engine = kkp2p.engine_init(engine_conf(lan_search_port=lan_port), 0)
     ctx = kkp2p.connect_ctx_t("nobody", timeout=PATIENCE_S * 1000)
     accepting = gevent.spawn(kkp2p.accept, engine, PATIENCE_S * 1000, kkp2p.channel_t())
     connecting = gevent.spawn(in_thread, lambda: kkp2p.connect(engine, ctx, kkp2p.channel_t()))
@@ -362,7 +362,7 @@ def use(engine):
     assert done.wait(20) and codes == [-1]
 
 def main():
-    engines = [kkp2p.engine_init(kkp2p.engine_conf_t(), 0) for _ in range(2)]
+    engines = [kkp2p.engine_init(kkp2p.engine_conf_t(lan_search_port=3549), 0) for _ in range(2)]
     threads = [threading.Thread(target=use, args=(e,)) for e in engines for _ in range(3)]
     for thread in threads: thread.start()
     use(engines[0])
@@ -408,7 +408,7 @@ import signal
 class Stop(Exception): pass
 def stop(*_): raise Stop
 signal.signal(signal.SIGUSR1, stop)
-engine = kkp2p.engine_init(kkp2p.engine_conf_t(), 0)
+engine = kkp2p.engine_init(kkp2p.engine_conf_t(lan_search_port=3549), 0)
 ctx = kkp2p.connect_ctx_t("nobody", timeout=60000)
 for call in (lambda: kkp2p.accept(engine, 60000, kkp2p.channel_t()),
              lambda: kkp2p.connect(engine, ctx, kkp2p.channel_t())):
@@ -481,18 +481,21 @@ kkp2p.accept(engine, 60000, kkp2p.channel_t())
 
 
 def test_calls_under_way_end_while_the_end_waits_for_a_peer(
-    make_pair: Callable[..., Any], engine: kkp2p.engine_t, lan_port: int,
-    monkeypatch: pytest.MonkeyPatch, run: Callable[[Callable[[], Any]], Any],
+    on_loopback: None, make_engine: Callable[..., kkp2p.engine_t], peer: kkp2p.engine_t,
+    lan_port: int, monkeypatch: pytest.MonkeyPatch, run: Callable[[Callable[[], Any]], Any],
 ) -> None:  # fmt: skip
     """A peer that does not read may take the whole time that written data has; they need not."""
     monkeypatch.setattr(engine_module, "DESTROY_S", 10 * PATIENCE_S)
-    ours, theirs = make_pair(mode=1)
+    engine = make_engine(lan_search_port=lan_port)
+    ours, theirs = kkp2p.channel_t(), kkp2p.channel_t()
+    ctx = kkp2p.connect_ctx_t("peer", 0, 1, 0, 1000 * PATIENCE_S)
+    assert kkp2p.connect(engine, ctx, ours) == 0
+    assert kkp2p.accept(peer, 1000 * PATIENCE_S, theirs) == 1
     sent = 0
     while (count := kkp2p.write(ours.fd, bytes(65536), 65536, 500)) > 0:
         sent += count
     codes: list[int] = []
     ctx = kkp2p.connect_ctx_t("nobody", 0, 1, 0, 100_000)
-    engine.conf.lan_search_port = lan_port
     searching = gevent.spawn(
         lambda: codes.append(run(lambda: kkp2p.lan_search(engine, ctx, kkp2p.channel_t())))
     )
@@ -506,3 +509,5 @@ def test_calls_under_way_end_while_the_end_waits_for_a_peer(
     while sent:
         sent -= kkp2p.read(theirs.fd, buff, len(buff), PATIENCE_S * 1000)
     ending.get(timeout=PATIENCE_S)
+    for channel in (ours, theirs):
+        kkp2p.close_fd(channel.fd)
