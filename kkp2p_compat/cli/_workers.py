@@ -2,7 +2,8 @@
 
 A worker writes its hello to the pipe that is its standard output, and then a line every second,
 which is its sign of life: one that stands still is killed, for its peers cannot tell it from a slow
-one.  A worker whose parent is gone ends, as nobody reads its lines.
+one.  Between them may be lines of the audit log (``--audit -``), which the parent prints.  A worker
+whose parent is gone ends, as nobody reads its lines.
 """
 
 from __future__ import annotations
@@ -77,6 +78,11 @@ def _are_free(host: str, ports: dict[socket.SocketKind, Iterable[int]]) -> bool:
     return True
 
 
+def _print(*lines: bytes) -> None:
+    with contextlib.suppress(OSError):
+        print(b"".join(lines).decode(errors="replace"), end="", flush=True)
+
+
 class Workers:
     """``run`` until SIGTERM or SIGINT; both, and SIGHUP, are passed on."""
 
@@ -147,7 +153,10 @@ class Workers:
                 process.kill()
                 break
             if line != ALIVE:
-                hello.append(line)
+                if was_up:  # of the audit log
+                    _print(line)
+                else:
+                    hello.append(line)
             elif not was_up:
                 was_up = True
                 self._say_hello(hello)
@@ -159,6 +168,5 @@ class Workers:
         """Once: all of them say the same."""
         if not self._has_said_hello:
             self._has_said_hello = True
-            text = b"".join(hello).decode(errors="replace")
-            with contextlib.suppress(OSError):
-                print(text + _("  workers: {count}").format(count=self._count), flush=True)
+            text = _("  workers: {count}").format(count=self._count)
+            _print(*hello, f"{text}\n".encode())

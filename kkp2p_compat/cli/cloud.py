@@ -58,9 +58,9 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     except WrongOption as error:
         print(f"kkp2p cloud: {error}", file=sys.stderr)
         return 2
-    if options.workers > 1 and options.worker is None:
-        return _run_workers(options)
     with never_waiting():  # there is one thread for everybody: it waits for no reader of its log
+        if options.workers > 1 and options.worker is None:
+            return _run_workers(options)
         return _serve(layers, options)
 
 

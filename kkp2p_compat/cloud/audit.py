@@ -42,9 +42,9 @@ class Audit:
         """Whose lines these are from now on."""
         self._node = node_id
 
-    def _open(self) -> int:
+    def _open(self) -> int | None:
         if self._path == STANDARD_OUTPUT:
-            return os.dup(1)
+            return None  # sys.stdout of that moment, which may know how not to wait for a reader
         return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def reopen(self) -> None:
@@ -53,12 +53,16 @@ class Audit:
         except OSError as error:
             log.error("the audit log goes on in the file that it had: %s", error)
             return
-        os.close(self._descriptor)
+        self._close()
         self._descriptor = descriptor
 
     def close(self) -> None:
         self.sweep(time.monotonic())
-        os.close(self._descriptor)
+        self._close()
+
+    def _close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
 
     def write(self, what: str, **fields: str | int | None) -> None:
         """Fields that are None are left out."""
@@ -69,7 +73,10 @@ class Audit:
         }
         line = json.dumps({"time": audit_time(), "what": what, **told, "node": self._node})
         try:
-            os.write(self._descriptor, line.encode() + b"\n")
+            if self._descriptor is None:
+                print(line, flush=True)
+            else:
+                os.write(self._descriptor, line.encode() + b"\n")
         except OSError as error:  # a full disk, or a reader that is gone
             if not self._fails:
                 log.error("the audit log cannot be written: %s", error)

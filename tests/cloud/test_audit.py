@@ -100,6 +100,17 @@ def test_a_file_that_cannot_be_written() -> None:
         pass
 
 
+def test_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+    audit = Audit("-")
+    audit.write("one")
+    audit.reopen()
+    audit.write("two")
+    audit.close()
+    assert [json.loads(line)["what"] for line in capsys.readouterr().out.splitlines()] == [
+        "one", "two",
+    ]  # fmt: skip
+
+
 def test_a_full_disk_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     audit = Audit("/dev/full")
     for _ in range(3):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -40,9 +41,15 @@ def online(address: Address, stack: ExitStack, peer: str) -> Client:
     return client
 
 
+def audited(text: str) -> list[str]:
+    """Who has logged in, by the lines of an audit log between others."""
+    lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    return sorted(line["account"] for line in lines if line["what"] == "login")
+
+
 def test_workers_are_one_cloud(tmp_path: Path, redis_server: RedisServer) -> None:
     options = ("--directory", redis_server.url, "--workers", "3", "--data", str(tmp_path))
-    process, address = cloud_process(*options, *OPTIONS, "--drain", "0")
+    process, address = cloud_process(*options, *OPTIONS, "--drain", "0", "--audit", "-")
     with ExitStack() as stack:
         clients = [online(address, stack, peer) for peer in PEERS]
         caller = stack.enter_context(Client(address))
@@ -57,10 +64,12 @@ def test_workers_are_one_cloud(tmp_path: Path, redis_server: RedisServer) -> Non
         victim = min(before)
         os.kill(victim, signal.SIGKILL)
         until(lambda: victim not in children(process) and len(children(process)) == 3)
-    status, log = end_process(process)
-    assert status == 0
+    process.terminate()
+    output, log = process.communicate()
+    assert process.returncode == 0
     assert "Traceback" not in log
     assert "has ended (-9)" in log
+    assert audited(output) == sorted(PEERS)
 
 
 def test_a_worker_that_stands_still_is_killed(tmp_path: Path, redis_server: RedisServer) -> None:
