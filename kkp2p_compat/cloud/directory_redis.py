@@ -41,8 +41,13 @@ __all__ = ["RedisDirectory"]
 
 log = logging.getLogger(__name__)
 
+EMPTIED = "Redis has lost all accounts: give it back its data, or import them by kkp2p account"
+
 # Our choices.
 FRESH_S = 5.0  # an account is not read again so soon; that it was changed is announced besides
+EMPTIED = (
+    "Redis has lost all accounts: give it its data back, or import them (kkp2p account import)"
+)
 KEPT_ACCOUNTS = 100_000  # of logins, for the time when Redis is away; some 700 bytes each
 AT_ONCE = 200  # of many that are read or written in a row, so that others come in between
 USAGE_S = 32 * 86_400  # how long usage is kept
@@ -59,6 +64,9 @@ class RedisDirectory(Directory):
         self._node_id: str | None = None
         self._was_leased = False
         self._full_since: float | None = None
+        self._emptied_since: float | None = None
+        self._has_had_accounts = False
+        self._secret: bytes | None = None
         self._kept: OrderedDict[str, tuple[Account, float]] = OrderedDict()  # and when it was read
         self._changes = 0  # heard of: what is being read meanwhile may be the older state
         self._changed: dict[str | None, None] = {}
@@ -78,12 +86,16 @@ class RedisDirectory(Directory):
 
     @property
     def away_since(self) -> float | None:
-        return self._link.away_since or self._full_since
+        return self._link.away_since or self._emptied_since or self._full_since
 
     @property
     def away_reason(self) -> str:
         full = "Redis is full: nobody can log in, unless it is given more memory (maxmemory)"
-        return self._link.away_reason or (full if self._full_since else "")
+        return (
+            self._link.away_reason
+            or (EMPTIED if self._emptied_since else "")
+            or (full if self._full_since else "")
+        )
 
     @property
     def link(self) -> RedisLink:
@@ -109,7 +121,8 @@ class RedisDirectory(Directory):
     def secret_key(self) -> bytes:
         key = self._key("key")
         _, reply = self._link.ask(("SET", key, secrets.token_hex(32), "NX"), ("GET", key))
-        return redis_records.secret_key_untrusted(_good(reply))
+        self._secret = redis_records.secret_key_untrusted(_good(reply))
+        return self._secret
 
     # Accounts.
 
@@ -126,8 +139,13 @@ class RedisDirectory(Directory):
             return kept
         account = redis_records.account_untrusted(peer_id, reply)
         if account is None:
+            if self._is_emptied():
+                if kept is None:
+                    raise DirectoryAway(EMPTIED)
+                return kept
             self._kept.pop(peer_id, None)
         else:
+            self._has_had_accounts = True
             self._keep(account, time.monotonic() if changes == self._changes else 0.0)
         return account
 
@@ -145,7 +163,23 @@ class RedisDirectory(Directory):
             replies = iter(self._link.ask(*map(self._get, ids)))
             for peer_id in ids:
                 account = redis_records.account_untrusted(peer_id, next(replies))
+                if account is None and self._is_emptied():
+                    raise DirectoryAway(EMPTIED)
                 yield peer_id, self._throw_away.get(peer_id) or account
+
+    def _is_emptied(self) -> bool:
+        """Whether there were accounts, and now there is not even a record that one was removed.
+
+        It says nothing of an account then: whoever is logged in stays, whoever comes waits.
+        """
+        if self._has_had_accounts:
+            names = "accounts", "changes"
+            there = self._link.ask(*(("EXISTS", self._key(name)) for name in names))
+            is_emptied = not any(map(_good, there))
+            if is_emptied and self._emptied_since is None:
+                log.error("%s: %s", self._place, EMPTIED)
+            self._emptied_since = (self._emptied_since or time.monotonic()) if is_emptied else None
+        return self._emptied_since is not None
 
     def _put(self, account: Account, record: str) -> bool:
         command = self._writing(
@@ -288,6 +322,8 @@ class RedisDirectory(Directory):
         self._was_leased = True
         if was_lost:
             log.warning("Redis has lost what this node had told it, or it came too late")
+        was_emptied = self._emptied_since is not None
+        if was_lost or (was_emptied and not self._is_emptied()):
             self._on_link_back()
 
     def release(self, node_id: str) -> None:
@@ -380,6 +416,8 @@ class RedisDirectory(Directory):
                 log.exception("a change of the account %s", peer_id)
 
     def _on_link_back(self) -> None:
+        if self._secret is not None:  # else nodes that start from now on would have another one
+            self._link.tell(("SET", self._key("key"), self._secret.hex(), "NX"))
         self._note_change(None)
         self.on_back()
 

@@ -367,6 +367,46 @@ def test_a_redis_that_was_flushed(redis_server: RedisServer, one: RedisDirectory
     assert one.where("alice") == _at(ONE)
 
 
+def test_a_redis_that_has_lost_its_accounts(
+    redis_server: RedisServer, one: RedisDirectory, two: RedisDirectory
+) -> None:
+    """Nobody is told that his account is gone, and the key stays what it was."""
+    key = one.secret_key()
+    two.add("alice", "a secret")
+    two.add("bob", "another")
+    known = one.account("alice")
+    assert known is not None
+    one.lease(ONE)
+    redis_server.ask("FLUSHALL")
+    one.lease(ONE)
+    with pytest.raises(DirectoryAway, match="lost all accounts"):
+        one.account("bob")
+    assert one.away_since is not None
+    assert "import" in one.away_reason
+    with pytest.raises(DirectoryAway, match="lost all accounts"):
+        dict(one.accounts(["alice"]))
+    assert one.account("alice") == known  # as while Redis is away
+    backs: list[bool] = []
+    one.on_back = lambda: backs.append(True)
+    one.lease(ONE)
+    assert not backs
+    assert two.secret_key() == key
+    two.add("alice", "a secret")
+    one.lease(ONE)
+    assert backs == [True]
+    assert (one.away_since, one.away_reason) == (None, "")
+    assert one.account("bob") is None
+
+
+def test_the_last_account_is_removed(one: RedisDirectory, two: RedisDirectory) -> None:
+    two.add("alice", "a secret")
+    assert one.account("alice") is not None
+    two.remove("alice")
+    assert dict(one.accounts(["alice"])) == {"alice": None}
+    until(lambda: one.account("alice") is None)
+    assert one.away_since is None
+
+
 def test_a_full_redis_takes_no_logins_and_keeps_the_rest(
     redis_server: RedisServer, one: RedisDirectory, two: RedisDirectory
 ) -> None:
