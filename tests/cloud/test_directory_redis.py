@@ -455,7 +455,7 @@ def test_a_failover(
     one.add("alice", "x")
     back = Event()
     one.on_back = back.set
-    fleet.master.ask("WAIT", "1", "5000")
+    until(lambda: fleet.replica.ask("EXISTS", "kkp2p:account:alice"))
     fleet.master.stop()
     with gevent.Timeout(30, AssertionError("no failover")):
         while not back.is_set():
