@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -10,14 +11,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
 
 import gevent
 import pytest
 
 from helpers.cloud_client import Address, Client, cloud_process, end_process, until
 from helpers.redis_server import RedisServer
-from helpers.support import ENVIRONMENT
+from helpers.support import ENVIRONMENT, PATIENCE_S
 from kkp2p_compat.cli._workers import _are_free
 
 PEERS = [f"peer{number}" for number in range(8)]
@@ -70,6 +73,140 @@ def test_workers_are_one_cloud(tmp_path: Path, redis_server: RedisServer) -> Non
     assert "Traceback" not in log
     assert "has ended (-9)" in log
     assert audited(output) == sorted(PEERS)
+
+
+def two_free_ports() -> int:
+    """The first of two neighbours."""
+    while True:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = int(free.getsockname()[1])
+        if _are_free("127.0.0.1", {socket.SOCK_STREAM: [port, port + 1]}):
+            return port
+
+
+def get(port: int, path: str) -> tuple[int, str]:
+    """Status and body."""
+    with contextlib.closing(HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)) as connection:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+
+
+def is_served(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
+def nodes_shown(port: int) -> list[dict[str, Any]]:
+    return list(json.loads(get(port, "/api/status")[1])["nodes"])
+
+
+def login_nodes(file: Path) -> list[str]:
+    """At which node each of the logins was that an audit log tells, one after the other."""
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return [line["node"] for line in lines if line["what"] == "login"]
+
+
+def one_at_each(address: Address, stack: ExitStack, file: Path) -> dict[str, Client]:
+    """Callers with a login, by their nodes: the kernel chooses these, so try until it has."""
+    found: dict[str, Client] = {}
+    while len(found) < 2:
+        client, before = stack.enter_context(Client(address)), len(login_nodes(file))
+        assert client.login(PEERS[0], "s", call_only=True)["op"] == "welcome"
+        until(lambda: len(login_nodes(file)) > before)  # noqa: B023
+        found[login_nodes(file)[-1]] = client
+    return found
+
+
+def second_call(client: Client, first: int) -> str:
+    """What becomes of it while the first one is not answered."""
+    assert client.call("callee", first)["op"] == "calling"
+    second = client.call("callee", first + 1)
+    for number in (first, first + 1):
+        client.send("cancel", call=number)
+    return str(second.get("reason", second["op"]))
+
+
+def test_options_of_workers_and_what_sighup_reloads(
+    tmp_path: Path, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command line comes before the environment, and that before the file; nobody is lost."""
+    file, audit, rotated = (tmp_path / name for name in ("cloud.toml", "audit", "audit.1"))
+    text = f'workers = 3\nregion = "file"\naudit = "{audit}"\n'
+    file.write_text(text + "[limits]\nopen-calls = 2\n")
+    monkeypatch.setitem(ENVIRONMENT, "KKP2P_CLOUD_REGION", "environment")
+    monkeypatch.setitem(ENVIRONMENT, "KKP2P_CLOUD_WORKERS", "4")
+    monkeypatch.setitem(ENVIRONMENT, "KKP2P_CLOUD_DRAIN", "0")
+    admin = two_free_ports()
+    process, address = cloud_process(
+        *("--directory", redis_server.url, "--workers", "2", "--data", str(tmp_path)),
+        *(*OPTIONS, "--account", "callee:s", "--config", str(file), "--admin", str(admin)),
+    )
+    with ExitStack() as stack:
+        callee = online(address, stack, "callee")
+        callers = one_at_each(address, stack, audit)
+        assert len(children(process)) == 2
+        for port in (admin, admin + 1):
+            until(lambda: is_served(port))  # noqa: B023
+            until(lambda: len(nodes_shown(port)) == 2)  # noqa: B023
+            assert {node["region"] for node in nodes_shown(port)} == {"environment"}
+            assert {node["id"] for node in nodes_shown(port)} == set(callers)
+        assert [second_call(client, 10) for client in callers.values()] == ["calling"] * 2
+        new = tmp_path / "new"
+        new.write_text(text + "[limits]\nopen-calls = 1\n")
+        new.replace(file)
+        audit.rename(rotated)
+        process.send_signal(signal.SIGHUP)
+        until(lambda: all(second_call(client, 20) == "limit" for client in callers.values()))
+        while set(login_nodes(audit)) != set(callers):
+            with Client(address) as client:
+                assert client.login(PEERS[0], "s", call_only=True)["op"] == "welcome"
+        before = len(login_nodes(rotated))
+        assert set(one_at_each(address, stack, audit)) == set(callers)
+        assert len(login_nodes(rotated)) == before
+        for peer in (callee, *callers.values()):
+            peer.send("beat")
+            until(lambda: peer.receive()["op"] == "beat")  # noqa: B023
+    status, log = end_process(process)
+    assert status == 0
+    assert "Traceback" not in log
+    assert log.count("options have changed: open-calls") == 2
+
+
+def test_a_redis_that_is_away_for_a_while(tmp_path: Path, redis_server: RedisServer) -> None:
+    """Each worker says so at its own port, keeps whom it has, and is ready again afterwards."""
+    admin = two_free_ports()
+    process, address = cloud_process(
+        *("--directory", redis_server.url, "--workers", "2", "--data", str(tmp_path)),
+        *(*OPTIONS, "--drain", "0", "--admin", str(admin)),
+    )
+
+    def all_say(code: int, text: str, up: int) -> bool:
+        for port in (admin, admin + 1):
+            status, body = get(port, "/readyz")
+            metrics = get(port, "/metrics")[1]
+            if status != code or text not in body or f"kkp2p_redis_up {up}.0\n" not in metrics:
+                return False
+            assert get(port, "/healthz") == (200, "ok\n")
+        return True
+
+    with ExitStack() as stack:
+        peers = [online(address, stack, peer) for peer in PEERS[:4]]
+        until(lambda: is_served(admin) and is_served(admin + 1))
+        until(lambda: all_say(200, "ok", 1))
+        redis_server.stop()
+        until(lambda: all_say(503, "the directory has been away for ", 0))
+        assert [peer.ask("beat")["op"] for peer in peers] == ["beat"] * 4
+        redis_server.start()
+        until(lambda: all_say(200, "ok", 1))
+        assert [peer.ask("beat")["op"] for peer in peers] == ["beat"] * 4
+        caller = stack.enter_context(Client(address))
+        for number, peer in enumerate(PEERS[:4]):  # at either node they are known again
+            until(lambda: caller.call(peer, number)["op"] == "calling")  # noqa: B023
+    status, log = end_process(process)
+    assert status == 0
+    assert "Traceback" not in log
 
 
 def test_a_worker_that_stands_still_is_killed(tmp_path: Path, redis_server: RedisServer) -> None:
