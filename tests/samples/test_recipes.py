@@ -1,0 +1,128 @@
+"""The recipes of docs/recipes.rst, as they stand there, between two engines."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from socketserver import BaseServer
+from typing import Any
+
+import pytest
+
+import kkp2p_compat as kkp2p
+import with_asyncio
+import with_epoll
+import with_threads
+import with_urllib
+from helpers.support import PATIENCE_S, ROOT, SECRET, CloudProcess, in_thread
+from peers import call, start
+from with_http_server import PeerHTTPServer
+from with_wsgi import PeerWSGIServer
+
+RECIPES = sorted((ROOT / "samples" / "recipes").glob("*.py"))
+PAGE = (ROOT / "docs" / "recipes.rst").read_text()
+
+
+@pytest.fixture(scope="module")
+def engines(
+    cloud: CloudProcess, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[kkp2p.engine_t, kkp2p.engine_t]]:
+    """A caller, and a callee that is online as "peer"."""
+    with contextlib.ExitStack() as stack:
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        patch.chdir(tmp_path_factory.mktemp("recipes"))
+        made = []
+        for _ in range(2):
+            made.append(start(cloud.pinned()))
+            stack.callback(kkp2p.engine_destroy, made[-1])
+        assert kkp2p.join_net(made[1], "peer", SECRET) == 0
+        yield made[0], made[1]
+
+
+@contextlib.contextmanager
+def running(function: Callable[..., object], *arguments: object) -> Iterator[threading.Thread]:
+    thread = threading.Thread(target=function, args=arguments)
+    thread.start()
+    yield thread
+    in_thread(lambda: thread.join(PATIENCE_S))
+    assert not thread.is_alive()
+
+
+@contextlib.contextmanager
+def serving(server: BaseServer) -> Iterator[None]:
+    with server, running(server.serve_forever, 0.05):
+        try:
+            yield
+        finally:
+            in_thread(server.shutdown)
+
+
+Engines = tuple[kkp2p.engine_t, kkp2p.engine_t]
+
+
+def test_asyncio_with_threads(engines: Engines) -> None:
+    caller, callee = engines
+    stop = threading.Event()
+    with running(with_threads.serve, callee, stop):
+        asked = with_asyncio.ask_all(caller, ["peer"] * 5, "hello, 你好")
+        try:
+            assert in_thread(lambda: asyncio.run(asked)) == ["HELLO, 你好"] * 5
+        finally:
+            stop.set()
+
+
+def test_a_peer_that_is_not_there(engines: Engines) -> None:
+    with pytest.raises(ConnectionError, match="nobody: the peer is not online"):
+        in_thread(lambda: asyncio.run(with_asyncio.ask(engines[0], "nobody", "hello")))
+    with pytest.raises(OSError, match="not a domain"):
+        start("no host")
+
+
+def test_epoll(engines: Engines) -> None:
+    """The first caller ends last, and what one says comes in two pieces."""
+    caller, callee = engines
+    collected: list[bytes] = []
+    with running(lambda: collected.extend(with_epoll.collect(callee, 2))):
+        first, second = (in_thread(lambda: call(caller, "peer")) for _ in range(2))
+        with first:
+            first.sendall(b"one")
+            with second:
+                second.sendall(b"x" * 100_000)
+            first.sendall(b", two")
+    assert sorted(collected) == [b"one, two", b"x" * 100_000]
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(f"{self.client_address[0]} wants {self.path}".encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_http_server(engines: Engines) -> None:
+    with serving(PeerHTTPServer(engines[1], Handler)):
+        page = in_thread(lambda: with_urllib.fetch(engines[0], "peer", "/page?a=b"))
+    assert page == b"stranger wants /page?a=b"
+
+
+def test_wsgi(engines: Engines) -> None:
+    def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [environ["PATH_INFO"].encode(), b" of ", environ["SERVER_NAME"].encode()]
+
+    with serving(PeerWSGIServer(engines[1], application)):
+        page = in_thread(lambda: with_urllib.fetch(engines[0], "peer", "/page"))
+    assert page == b"/page of peer"
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_is_short_and_on_the_page(recipe: Path) -> None:
+    assert f".. literalinclude:: ../samples/recipes/{recipe.name}\n" in PAGE
+    assert len(recipe.read_text().splitlines()) <= 45
