@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from . import calls, chaos, compare, fleet, hostile, moves, nat, reconnect, relay, rows
+from . import calls, capi, chaos, compare, fleet, hostile, moves, nat, reconnect, relay, rows
 from .p2p import FULL, QUICK, Load
 
 
@@ -21,6 +21,7 @@ def main() -> None:
     size.add_argument("--rounds", type=int, help="turns of each of those who are compared")
     size.add_argument("--seconds", type=float, help="of each transfer")
     size.add_argument("--json", type=Path, metavar="FILE", help="put the rows' figures into it")
+    what.add_parser("capi", parents=[quick], help="the C library beside the Python API")
     direct = what.add_parser(
         "p2p", parents=[quick, size], help="between two hosts, beside others; needs root"
     )
@@ -58,6 +59,8 @@ def main() -> None:
         relay.run(quick=options.quick)
     elif options.what == "calls":
         calls.run(options.quick)
+    elif options.what == "capi":
+        capi.run(quick=options.quick)
     elif options.what == "chaos":
         chaos.run(
             options.minutes, options.seed, options.transfers, peers=options.peers,

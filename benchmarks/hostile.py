@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from .relay import CLOUD, Program, _cloud_port, started
+from .relay import CLOUD, Program, cloud_port, started
 
 ACCOUNT, VICTIM = "good", "victim"  # with one secret
 
@@ -137,7 +137,7 @@ def _run_one(name: str, attack: Attack, folder: Path, seconds: float) -> None:
     with ExitStack() as stack:
         command = (*CLOUD, *options, "--limit-loopback", "--log-level", "warning")
         cloud = stack.enter_context(started(*command, folder=folder))
-        scene = Scene(folder, cloud, _cloud_port(cloud), secret)
+        scene = Scene(folder, cloud, cloud_port(cloud), secret)
         quiet = attack.figure(scene, seconds)
         attacker = scene.end(attack.program, *attack.arguments)
         stack.callback(attacker.close)

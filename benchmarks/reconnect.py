@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 
-from .relay import NO_LIMITS, Program, _cloud_port, _make_accounts, started
+from .relay import NO_LIMITS, Program, _make_accounts, cloud_port, started
 
 PROCESSES = 4
 OUTAGES_S = (0.0, 20.0)  # a restart, and time enough for the pauses to have grown
@@ -106,7 +106,7 @@ def run(quick: bool) -> None:
         def start_cloud() -> tuple[Program, int]:
             command = ("-m", "kkp2p_compat", "cloud", "--listen", listen, *options)
             program = stack.enter_context(started(*command, folder=folder))
-            return program, _cloud_port(program)
+            return program, cloud_port(program)
 
         print(f"link: loopback; {os.cpu_count()} cores; Python {sys.version.split()[0]}")
         cloud, port = start_cloud()

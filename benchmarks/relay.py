@@ -165,7 +165,7 @@ def measure_trains(folder: Path, seconds: float) -> None:
         redis = Redis(folder, stack)
         relay = ("--role", "relay", "--directory", redis.url, "--log-level", "warning")
         cloud = stack.enter_context(started(*CLOUD, *relay, folder=folder))
-        port, key = str(_cloud_port(cloud)), redis.relay_key()
+        port, key = str(cloud_port(cloud)), redis.relay_key()
         for size in TRAIN_SIZES:
             pairs, costs, rates = [], [], []
             for _ in range(ROUNDS):
@@ -292,7 +292,7 @@ def run(quick: bool) -> None:
         data = folder / "cloud"
         _make_accounts(data, secret, peers)
         cloud = stack.enter_context(started(*CLOUD, "--data", str(data), *NO_LIMITS, folder=folder))
-        port = _cloud_port(cloud)
+        port = cloud_port(cloud)
         programs = ("-m", "benchmarks.programs")
         server = stack.enter_context(
             started(*programs, "peer_server", str(port), PEER, secret, folder=folder)
@@ -336,7 +336,7 @@ def _make_accounts(data: Path, secret: str, peers: int) -> None:
     accounts.close()
 
 
-def _cloud_port(cloud: Program) -> int:
+def cloud_port(cloud: Program) -> int:
     while not (match := re.search(r"127\.0\.0\.1:(\d+)", cloud.line())):
         pass
     return int(match[1])
