@@ -547,7 +547,8 @@ static void init(void) {
 
 static void lost(int result, const kkp2p_channel_t *channel, void *param) {
     (void)param;
-    CHECK(result == KKP2P_ERROR && channel->fd == -1 && kkp2p_error_no() == KKP2P_ERROR);
+    /* -1 once the companion is gone, or before that the cloud's word that nobody is online. */
+    CHECK(result == KKP2P_ERROR && channel->fd == -1 && kkp2p_error_no() < 0);
     closed(result, channel, NULL);
 }
 
