@@ -34,9 +34,8 @@ class Outcomes:
     def failed(self, caller: Member, callee_id: str, outcome: str, detail: str = "") -> None:
         """Nothing is wrong with this call, but it came to nothing."""
         self._counts.call(outcome)
-        who = caller.peer_id or "a stranger"
         why = f"{outcome}: {detail}" if detail else outcome
-        self._counts.trouble(caller.host, f"call of {who} to {callee_id}: {why}")
+        self._counts.trouble(caller.host, f"call of {_name(caller)} to {callee_id}: {why}")
 
     def no_relay(self, call: Call, reason: str) -> None:
         """The two of a call may meet directly only."""
@@ -45,7 +44,7 @@ class Outcomes:
             reason = self._gate.over("relay_bytes_per_day", reason)
             if self._gate.audit is not None:
                 self._gate.audit.refuse("relay-refused", account=payer, address=host, reason=reason)
-        self._gate.refused(host, f"relays of a call of {payer} to {call.to}: {reason}")
+        self._gate.refused(host, f"relays of a call of {_name(call.caller)} to {call.to}: {reason}")
 
     def answered(self) -> None:
         self._counts.call("answered")
@@ -82,3 +81,7 @@ def _mapping_untrusted(told: str | None) -> str:
     except (BadPacket, ValueError, RecursionError):
         nat = UNKNOWN
     return "symmetric" if nat.symmetric else nat.mapping
+
+
+def _name(caller: Member) -> str:
+    return caller.peer_id or "a stranger"

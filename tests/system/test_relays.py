@@ -253,7 +253,7 @@ def test_a_track_names_relays_that_live(
         caller.send("cancel", call=1)
         assert callee.receive()["op"] == "cancel"
         assert relays_of(caller, callee) == [places[0]]
-    assert "relays of a call of callee: none lives" in caplog.text
+    assert "relays of a call of a stranger to callee: none lives" in caplog.text
 
 
 def test_the_relay_that_is_near_to_both_is_named_first(relays: list[Cloud], shared: Shared) -> None:
