@@ -48,7 +48,7 @@ from ._codes import (
     KKP2P_UDP_CHANNEL,
 )
 from ._errors import KKP2PError, ParameterError
-from ._login import set_login
+from ._login import kept_account, set_login
 from ._structs import channel_stats_t, channel_t, connect_cb, connect_ctx_t, engine_conf_t
 from ._version import __version__
 from .engine.channels.kinds import Channel
@@ -62,9 +62,9 @@ __all__ = [
     "__version__", "abort_fd", "accept", "channel_stats", "channel_stats_t", "channel_t",
     "close_channel", "close_fd", "connect", "connect_cb", "connect_ctx_t", "engine_conf_t",
     "engine_destroy", "engine_init", "engine_metrics", "engine_t", "error_no", "error_text",
-    "get_domainip", "hmac_sha1", "join_lan", "join_net", "lan_search", "listen_fd", "log_destroy",
-    "log_init", "log_switch_level", "proxy_address", "read", "sdk_version", "set_login",
-    "start_proxy", "start_proxy_udp", "stop_proxy", "switch_log_level", "write",
+    "get_domainip", "hmac_sha1", "join_lan", "join_net", "kept_account", "lan_search", "listen_fd",
+    "log_destroy", "log_init", "log_switch_level", "proxy_address", "read", "sdk_version",
+    "set_login", "start_proxy", "start_proxy_udp", "stop_proxy", "switch_log_level", "write",
     *(name for name in dir() if name.startswith("KKP2P_")),
 ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Where an application's cloud is, as its user says it in one line."""
+"""Where an application's cloud is and who logs in there, as its user has said once."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from ._api_outcome import api
 from ._codes import KKP2P_SUCCESS
 from ._errors import ParameterError
 from ._structs import engine_conf_t
-from .control.invitation import Invitation, login_of_this_user
+from .control.invitation import Invitation, kept, kept_at, login_of_this_user
 
-__all__ = ["set_login"]
+__all__ = ["kept_account", "set_login"]
 
 
 @api(...)
@@ -31,3 +31,19 @@ def set_login(conf: engine_conf_t, login: str | None) -> int:
     conf.login_domain, conf.login_port = invitation.host, invitation.port
     conf.login_fingerprint = invitation.fingerprint
     return KKP2P_SUCCESS
+
+
+@api(None)
+def kept_account() -> tuple[str, str] | None:
+    """The peer id and the secret that ``kkp2p join`` has kept for this user, for join_net.
+
+    None, and -106 by error_no: there are none, as after a line that names a cloud only, or what is
+    kept cannot be read.  Not in C.
+    """
+    try:
+        invitation = kept()
+    except (OSError, ValueError) as error:
+        raise ParameterError(f"{kept_at()}: {error}") from error
+    if invitation is None or invitation.peer_id is None or invitation.secret is None:
+        raise ParameterError(f"kkp2p join has kept no account in {kept_at()}")
+    return invitation.peer_id, invitation.secret

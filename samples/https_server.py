@@ -6,7 +6,8 @@ Run it (a cloud first: `kkp2p account add PEER_ID`, `kkp2p cloud`)  运行(先�
     openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=localhost -keyout key.pem -out cert.pem
     python samples/https_server.py PEER_ID PEER_KEY key.pem cert.pem [--login HOST[:PORT]]
 --login: the cloud (default: $KKP2P_LOGIN, that of kkp2p join, 127.0.0.1).  --ca FILE: must
-vouch for it.  End it with `kill -USR1`.  The comments with semicolons are the C lines.
+vouch for it.  - - for PEER_ID PEER_KEY: as kkp2p join has kept them 用 kkp2p join 保存的账号。
+End it with `kill -USR1`.  The comments with semicolons are the C lines.
 """
 
 from __future__ import annotations
@@ -100,6 +101,8 @@ def main(argv: list[str]) -> int:
     if len(argv) < 5:
         print(f"usage:{argv[0]} peer_id peer_key pirvate_key_file cert_file.")
         return -1
+    if argv[1:3] == ["-", "-"]:  # not in the document 文档里没有
+        argv[1:3] = kkp2p.kept_account() or sys.exit(f"{kkp2p.error_text()}.")
     on_usr1 = gevent.get_hub().loop.signal(signal.SIGUSR1)  # sigaction(SIGUSR1,&actions,NULL);
     on_usr1.start(exit_flag.set)  # SIGUSR1 ends the program 利用USR1信号退出程序
     try:

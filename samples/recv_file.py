@@ -5,8 +5,8 @@ Run it (a cloud first: `kkp2p account add PEER_ID`, `kkp2p cloud`):
     python samples/recv_file.py PEER_ID SECRET FOLDER [--once] [--limit BYTES]
 
 SECRET: - takes it from $KKP2P_SECRET, or asks.  --once: one sender.  Others: as for send_file.py.
-What a broken transfer has brought is kept beside the files, as .HEX.part, for seven days: the
-sender of the same file goes on there.
+- - for PEER_ID SECRET: those that `kkp2p join` has kept.  What a broken transfer has brought is
+kept beside the files, as .HEX.part, for seven days: the sender of the same file goes on there.
 """
 
 from __future__ import annotations
@@ -217,6 +217,8 @@ def main(argv: list[str]) -> int:
     conf = kkp2p.engine_conf_t(lan_search_port=lan, login_ca=options.ca)
     if not lan and kkp2p.set_login(conf, options.login) < 0:
         parser.error("--login is neither HOST[:PORT][#sha256:HEX] nor an invitation")
+    if (me, secret) == ("-", "-"):
+        me, secret = kkp2p.kept_account() or parser.error(kkp2p.error_text())
     if secret == "-" and not lan:
         secret = os.environ.get("KKP2P_SECRET") or getpass.getpass("Secret: ")
     engine = kkp2p.engine_init(conf, 5000) or sys.exit(f"engine_init error,ret:{kkp2p.error_no()}.")

@@ -29,7 +29,7 @@ FAILED = {
     "sdk_version": "", "hmac_sha1": b"", "engine_init": None, "engine_destroy": None,
     "switch_log_level": None, "log_destroy": None, "log_switch_level": None, "stop_proxy": None,
     "proxy_address": None, "close_channel": None, "close_fd": None, "abort_fd": None,
-    "channel_stats": None, "engine_metrics": "",
+    "channel_stats": None, "engine_metrics": "", "kept_account": None,
 }  # fmt: skip
 CODES = {value for name, value in vars(kkp2p).items() if name.startswith("KKP2P_ERROR")}
 
@@ -139,7 +139,7 @@ ENGINE_CALLS = [
     name for name in SAFE
     if name not in {
         "engine_init", "sdk_version", "hmac_sha1", "read", "write", "close_fd", "abort_fd",
-        "log_init", "set_login",
+        "log_init", "set_login", "kept_account",
         "log_destroy", "log_switch_level",
     }
 ]  # fmt: skip

@@ -71,6 +71,7 @@ OURS = {  # not in C
     "error_text": [],
     "engine_metrics": ["engine"],
     "set_login": ["conf", "login"],
+    "kept_account": [],
 }
 
 STRUCTS = {

@@ -74,6 +74,17 @@ def test_what_is_kept() -> None:
     assert (conf.login_domain, conf.login_port, conf.login_fingerprint) == ("a", 80, PIN)
 
 
+def test_the_account_that_is_kept() -> None:
+    assert kkp2p.kept_account() is None
+    assert kkp2p.error_no() == kkp2p.KKP2P_ERROR_PARAMETER
+    assert kkp2p.error_text() == f"kkp2p join has kept no account in {kept_at()}"
+    keep(Invitation("a", 80, PIN))
+    assert kkp2p.kept_account() is None
+    keep(Invitation("a", 80, PIN, "alice", "a secret of hers"))
+    assert kkp2p.kept_account() == ("alice", "a secret of hers")
+    assert kkp2p.error_no() == 0
+
+
 def test_the_environment_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     keep(Invitation("kept", 80))
     monkeypatch.setenv("KKP2P_LOGIN", "named:81")
@@ -87,6 +98,8 @@ def test_a_file_that_is_not_ours(content: bytes) -> None:
     with pytest.raises((OSError, ValueError)):
         login_of_this_user()
     assert kkp2p.set_login(kkp2p.engine_conf_t(), None) == kkp2p.KKP2P_ERROR_PARAMETER
+    assert kkp2p.kept_account() is None
+    assert kkp2p.error_text().startswith(f"{kept_at()}: ")
 
 
 def test_a_file_that_cannot_be_read() -> None:

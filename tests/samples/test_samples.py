@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import signal
 import subprocess
@@ -17,6 +18,8 @@ from gevent import socket, ssl
 from helpers.document import ACCEPTED, REQUEST, check_answer, need_program, run_client
 from helpers.support import ENVIRONMENT, ROOT, SECRET, CloudProcess
 from kkp2p_compat.cli.demo import make_certificate
+from kkp2p_compat.control import invitation
+from kkp2p_compat.control.invitation import Invitation
 
 DIRECT = ACCEPTED % 1
 
@@ -72,12 +75,16 @@ def files(tmp_path: Path) -> tuple[str, str]:
 @pytest.fixture
 def server(start: Callable[..., Sample], files: tuple[str, str], cloud: CloudProcess) -> Sample:
     """https_server, online as "peer"."""
-    seen = len(cloud.output)
-    sample = start("https_server", "peer", SECRET, *files, "--login", cloud.pinned())
+    login, seen = cloud.pinned(), len(cloud.output)
+    sample = start("https_server", "peer", SECRET, *files, "--login", login)
+    wait_until_online(sample, cloud, seen)
+    return sample
+
+
+def wait_until_online(sample: Sample, cloud: CloudProcess, seen: int) -> None:
     while not any("(peer): online" in line for line in cloud.output[seen:]):
         assert sample.process.poll() is None, sample.end(None)
         gevent.sleep(0.01)  # nothing tells of a line of the cloud's
-    return sample
 
 
 @pytest.fixture
@@ -280,6 +287,38 @@ def test_a_second_server_ends_the_first(
     second.process.kill()
 
 
+# As the account that ``kkp2p join`` has kept.
+
+
+def test_without_id_and_secret(
+    start: Callable[..., Sample], files: tuple[str, str], cloud: CloudProcess, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "user"))
+    joined = Invitation.parse(cloud.pinned())
+    invitation.keep(dataclasses.replace(joined, peer_id="peer", secret=SECRET))
+    user = {"XDG_CONFIG_HOME": str(tmp_path / "user")}
+    seen = len(cloud.output)
+    server = start("https_server", "-", "-", *files, **user)
+    wait_until_online(server, cloud, seen)
+    assert server.end() == (0, "")
+    receiver = start("recv_file", "-", "-", str(tmp_path), **user)
+    assert receiver.line() == "waiting for files as peer.\n"
+    assert receiver.end(signal.SIGTERM) == (0, "")
+
+
+def test_no_account_was_kept(
+    start: Callable[..., Sample], files: tuple[str, str], tmp_path: Path
+) -> None:
+    user = {"XDG_CONFIG_HOME": str(tmp_path)}
+    reason = f"kkp2p join has kept no account in {tmp_path}/kkp2p/login"
+    status, output = start("https_server", "-", "-", *files, **user).end(None)
+    assert (status, output.splitlines()[-1]) == (1, f"{reason}.")
+    status, output = start("recv_file", "-", "-", str(tmp_path), **user).end(None)
+    assert status == 2
+    assert output.endswith(f"error: {reason}\n")
+
+
 def test_single_process(
     start: Callable[..., Sample], files: tuple[str, str], cloud: CloudProcess
 ) -> None:
@@ -297,5 +336,5 @@ def test_single_process(
 
 def test_samples_stay_short() -> None:
     for path in (ROOT / "samples").glob("*.py"):
-        most = 250 if path.stem in ("recv_file", "send_file") else 150
+        most = {"recv_file": 250, "send_file": 250, "https_server": 155}.get(path.stem, 150)
         assert len(path.read_text("utf-8").splitlines()) < most, path
