@@ -221,13 +221,15 @@ def main(argv: list[str]) -> int:
         me, secret = kkp2p.kept_account() or parser.error(kkp2p.error_text())
     if secret == "-" and not lan:
         secret = os.environ.get("KKP2P_SECRET") or getpass.getpass("Secret: ")
-    engine = kkp2p.engine_init(conf, 5000) or sys.exit(f"engine_init error,ret:{kkp2p.error_no()}.")
+    if (engine := kkp2p.engine_init(conf, 5000)) is None:
+        sys.exit(f"engine_init error,ret:{kkp2p.error_no()} ({kkp2p.error_text()}).")
     senders, exit_flag, sender = pool.Pool(MAX_SENDERS), event.Event(), None
     for number in (signal.SIGINT, signal.SIGTERM):
         gevent.signal_handler(number, exit_flag.set)
     try:
         ret = kkp2p.join_lan(engine, me) if lan else kkp2p.join_net(engine, me, secret)
-        print(f"waiting for files as {me}." if ret >= 0 else f"join error,ret:{ret}.")
+        failed = f"join error,ret:{ret} ({kkp2p.error_text()})."
+        print(failed if ret < 0 else f"waiting for files as {me}.")
         while ret >= 0 and not exit_flag.is_set():
             print(CLEAR and f"{CLEAR}{'  '.join(bars.values()):.79}", end="", file=sys.stderr)
             if options.once and sender is not None:

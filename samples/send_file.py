@@ -139,7 +139,7 @@ def call(
     )
     connect, channel = kkp2p.lan_search if options.lan else kkp2p.connect, kkp2p.channel_t()
     if (ret := connect(engine, ctx, channel)) < 0:
-        raise Failed(f"connect error,ret:{ret} (kkp2p_engine.log says why)")
+        raise Failed(f"connect error,ret:{ret} ({kkp2p.error_text()})")
     bar, name = Bar(os.fstat(file.fileno()).st_size), os.path.basename(options.file).encode()
     try:
         send_file(channel.fd, file, name, digest, bar, options.timeout)
@@ -189,7 +189,7 @@ def main(argv: list[str]) -> int:
     engine = kkp2p.engine_init(conf, options.timeout)
     try:
         if engine is None:
-            raise Failed(f"engine_init error,ret:{kkp2p.error_no()}")
+            raise Failed(f"engine_init error,ret:{kkp2p.error_no()} ({kkp2p.error_text()})")
         run(engine, options)
         return 0
     except (Failed, OSError, UnicodeError, KeyboardInterrupt) as error:

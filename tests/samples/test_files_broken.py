@@ -312,21 +312,26 @@ def test_what_cannot_be_sent(start_sample: StartSample, tmp_path: Path) -> None:
 def test_who_cannot_be_reached(start_sample: StartSample, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"")
-    away = "connect error,ret:-109 (kkp2p_engine.log says why)"
+    away = "connect error,ret:-109 (other: the peer is not online)"
     for mode in ("auto", "p2p", "relay"):
         failed(start_sample("send_file", "other", str(path), "--mode", mode), path, away)
     unsaid = start_sample("send_file", "x" * 33, str(path))
-    failed(unsaid, path, "connect error,ret:-110 (kkp2p_engine.log says why)")
+    wrong = f"peer_id {'x' * 33!r} is not 1 to 32 printable ASCII characters"
+    failed(unsaid, path, f"connect error,ret:-110 ({wrong})")
     status, output, errors = start_sample("send_file", "peer", str(path), "--login", "a b").end()
     assert (status, output) == (1, "")
-    assert errors.endswith(f"{str(path)!r} was not sent: engine_init error,ret:-101.\n")
+    reason = "login_domain 'a b' is not a domain or up to 16 IPs"
+    assert errors.endswith(f"{str(path)!r} was not sent: engine_init error,ret:-101 ({reason}).\n")
 
 
 def test_receiver_that_cannot_start(start_sample: StartSample, tmp_path: Path) -> None:
     folder = str(tmp_path)
-    for peer_id, secret, code in (("peer", "wrong", -111), ("nobody", SECRET, -110)):
+    for peer_id, secret, why in (
+        ("peer", "wrong", "-111 (the cloud refuses the login: bad-secret)"),
+        ("nobody", SECRET, "-110 (the cloud knows no such peer)"),
+    ):
         sample = start_sample("recv_file", peer_id, secret, folder)
-        assert sample.end() == (1, f"join error,ret:{code}.\n", "")
+        assert sample.end() == (1, f"join error,ret:{why}.\n", "")
     missing = str(tmp_path / "missing")
     reason = f"[Errno 2] No such file or directory: {missing!r}.\n"
     assert start_sample("recv_file", "peer", SECRET, missing).end() == (1, "", reason)
@@ -334,4 +339,4 @@ def test_receiver_that_cannot_start(start_sample: StartSample, tmp_path: Path) -
         "recv_file", "peer", SECRET, folder, "--ca", missing
     ).end()
     assert (status, output) == (1, "")
-    assert errors.endswith("engine_init error,ret:-106.\n")
+    assert re.search(r"^engine_init error,ret:-106 \(.*missing.*\)\.\n\Z", errors, re.MULTILINE)
