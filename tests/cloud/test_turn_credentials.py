@@ -51,7 +51,7 @@ def test_both_sides_of_a_call_get_their_own() -> None:
                 before = time.time()
                 fields.append(caller.call("callee", 1, "{}", 5000)["turn"])
                 fields.append(callee.receive()["turn"])
-                callee.receive()  # the caller left
+            assert callee.receive()["op"] == "cancel"  # the caller has left
             for field in fields[-2:]:
                 until = int(parse_untrusted(field).username.partition(":")[0])
                 assert before + 899 <= until <= time.time() + 900
