@@ -39,7 +39,7 @@ static bool is_it(const struct raw *raw, int fd) {
 
 static int note_raw(kkp2p_engine_t *engine, uint32_t channel_id, int fd) {
     struct stat status;
-    int wanted = raw_count < MIN_RAWS ? MIN_RAWS : raw_count;
+    int wanted = MIN_RAWS;
 
     if (fstat(fd, &status) < 0)
         return KKP2P_ERROR_SYSTEM_INTERNAL;
