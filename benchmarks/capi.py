@@ -7,7 +7,6 @@ itself and its share of what it has together with others (Pss): of a C program w
 from __future__ import annotations
 
 import json
-import os
 import re
 import statistics
 import subprocess
@@ -17,13 +16,15 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from kkp2p_compat.capi.build import library
+from kkp2p_compat.testing.programs import marked
 
-from .relay import CLOUD, PEER, cloud_port, environment, started
+from .capi_ends import SECRET
+from .relay import CLOUD, PEER, TREE, cloud_port, environment, started
 
 CALLER = Path(__file__).with_name("capi_ends.c")
 ENDS = ("-m", "benchmarks.capi_ends")
 MODES = {"1": "p2p", "2": "relay"}
-SECRET = "secret"
+MARK = "KKP2P_BENCH"  # in the environment of a caller, and so of its companion
 
 
 def run(*, quick: bool) -> None:
@@ -60,28 +61,14 @@ def _compiled(folder: Path) -> Path:
 
 
 def _figures(command: list[str], folder: Path, port: str) -> dict[str, float]:
-    mark = f"KKP2P_BENCH={os.getpid()}"
-    name, _, value = mark.partition("=")
-    env = {**environment(Path(__file__).parents[1]), "KKP2P_LOGIN": f"127.0.0.1:{port}"}
+    env = {**environment(TREE), "KKP2P_LOGIN": f"127.0.0.1:{port}", MARK: str(folder)}
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=folder, env={**env, name: value}
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=folder, env=env
     ) as process:
         assert process.stdout is not None
         figures: dict[str, float] = json.loads(process.stdout.readline())
-        figures["memory, MB"] = sum(map(_pss_kb, _those_with(mark.encode()))) / 1000
+        figures["memory, MB"] = sum(map(_pss_kb, marked(f"{MARK}={folder}"))) / 1000
     return figures
-
-
-def _those_with(mark: bytes) -> list[Path]:
-    """The processes that have it in their environment."""
-    found = []
-    for place in Path("/proc").glob("[0-9]*"):
-        try:
-            if mark in (place / "environ").read_bytes().split(b"\0"):
-                found.append(place)
-        except OSError:
-            continue  # it has ended, or is not ours
-    return found
 
 
 def _pss_kb(place: Path) -> int:

@@ -10,12 +10,15 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import gevent
 
 from .hosts import PATIENCE_S, Host
 
-__all__ = ["CLOUD_PORT", "Run", "output_of", "runner", "start_cloud", "start_redis", "wait_for"]
+__all__ = [
+    "CLOUD_PORT", "Run", "marked", "output_of", "runner", "start_cloud", "start_redis", "wait_for",
+]  # fmt: skip
 
 CLOUD_PORT = "3080"  # the document's
 MAX_WAIT_S = 6 * PATIENCE_S  # for one line or an end, unless a call says otherwise
@@ -106,3 +109,16 @@ def _within(max_wait_s: float, process: subprocess.Popen[str], what: str) -> Ite
             raise
         text = f"{process.args!r}: no {what} within {max_wait_s} s: {''.join(seen)}"
         raise AssertionError(text) from None
+
+
+def marked(mark: str) -> list[Path]:
+    """The processes, in /proc, that have this NAME=VALUE in their environment: a program's, and
+    those that it has started, which may not be its children."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark.encode() in (place / "environ").read_bytes().split(b"\0"):
+                found.append(place)
+        except OSError:  # it has just ended, or is not ours
+            continue
+    return found

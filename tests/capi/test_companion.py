@@ -11,8 +11,9 @@ from pathlib import Path
 import gevent
 import pytest
 
-from helpers.c_programs import Compiler, StartC
+from helpers.c_programs import Compiler, CProgram, StartC
 from helpers.support import ROOT, CloudProcess
+from kkp2p_compat.testing.programs import marked
 
 MARK = "KKP2P_TEST_MARK"  # in the environment of a companion
 START = "kkp2p: no engine: "
@@ -71,26 +72,35 @@ def test_what_engine_init_says(
 
 
 def _companions(mark: str) -> list[int]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            marked = f"{MARK}={mark}".encode() in (path / "environ").read_bytes().split(b"\0")
-            if marked and b"kkp2p_compat.capi" in (path / "cmdline").read_bytes():
-                found.append(int(path.name))
-        except (FileNotFoundError, ProcessLookupError, PermissionError):  # just ended, or not ours
-            continue
-    return found
+    return [
+        int(place.name)
+        for place in marked(f"{MARK}={mark}")
+        if b"kkp2p_compat.capi" in _command(place)
+    ]
 
 
-def test_the_end_of_a_companion(
+def _command(place: Path) -> bytes:
+    try:
+        return (place / "cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):  # it has just ended
+        return b""
+
+
+@pytest.fixture
+def waiting(
     compiler: Compiler, start_c: StartC, cloud: CloudProcess, tmp_path: Path
-) -> None:
-    """It outlives what ends programs, and every call fails once it is killed all the same."""
-    mark = str(tmp_path)
-    environment = {"KKP2P_LOGIN": cloud.pinned(), MARK: mark}
+) -> tuple[CProgram, int]:
+    """A program that waits, and its companion."""
+    environment = {"KKP2P_LOGIN": cloud.pinned(), MARK: str(tmp_path)}
     program = start_c(compiler.program("scenarios.c"), "companion", "peer", **environment)
     assert program.line() == "waiting\n"
-    (companion,) = _companions(mark)
+    (companion,) = _companions(str(tmp_path))
+    return program, companion
+
+
+def test_the_end_of_a_companion(waiting: tuple[CProgram, int]) -> None:
+    """It outlives what ends programs, and every call fails once it is killed all the same."""
+    program, companion = waiting
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         os.kill(companion, number)
     ignored = re.search(r"SigIgn:\s*(\w+)", Path(f"/proc/{companion}/status").read_text())
@@ -103,16 +113,10 @@ def test_the_end_of_a_companion(
     assert program.end() == (0, "ok\n")
 
 
-def test_a_companion_ends_with_its_program(
-    compiler: Compiler, start_c: StartC, cloud: CloudProcess, tmp_path: Path
-) -> None:
-    mark = str(tmp_path)
-    environment = {"KKP2P_LOGIN": cloud.pinned(), MARK: mark}
-    program = start_c(compiler.program("scenarios.c"), "companion", "peer", **environment)
-    assert program.line() == "waiting\n"
-    assert len(_companions(mark)) == 1
+def test_a_companion_ends_with_its_program(waiting: tuple[CProgram, int], tmp_path: Path) -> None:
+    program, _ = waiting
     assert program.end(signal.SIGKILL)[0] == -signal.SIGKILL
-    while _companions(mark):
+    while _companions(str(tmp_path)):
         gevent.sleep(0.01)  # nothing tells of the end of another's process
 
 

@@ -7,18 +7,14 @@ from collections.abc import Iterator
 import pytest
 
 from helpers.cloud_client import SEEN, time_passes, until
-from helpers.shared_directory import ACCOUNTS, Fleet, running_nodes
+from helpers.shared_directory import Fleet, running_fleet
 from kkp2p_compat.cloud.abroad import UNHEARD_S
 
 
 @pytest.fixture
 def fleet() -> Iterator[Fleet]:
-    with running_nodes(2, ACCOUNTS) as (shared, clouds):
-        made = Fleet(shared, clouds)
+    with running_fleet() as made:
         yield made
-        for client in made.clients:
-            client.close()
-        until(made.is_clean)
 
 
 def test_a_call_from_offer_to_over(fleet: Fleet) -> None:

@@ -22,8 +22,12 @@ HERE, THERE = "127.0.0.1", "127.0.0.2"
 
 
 @contextmanager
-def _recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Cloud, list[ControlConnection]]]:
+def _recorded(
+    monkeypatch: pytest.MonkeyPatch, at_once: int = handshakes.AT_ONCE, slow_s: float = 3600.0
+) -> Iterator[tuple[Cloud, list[ControlConnection]]]:
     """A cloud, and the connections whose handshakes it has begun."""
+    monkeypatch.setattr(handshakes, "AT_ONCE", at_once)
+    monkeypatch.setattr(handshakes, "SLOW_S", slow_s)
     begun: list[ControlConnection] = []
 
     class Recorded(ControlConnection):
@@ -55,10 +59,8 @@ def _begin_only(cloud: Cloud, source: str = HERE) -> gsocket.socket:
 
 def test_no_handshake_of_a_storm_is_wasted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few are under way at once, each of them leads to a login, and all are served."""
-    monkeypatch.setattr(handshakes, "AT_ONCE", 4)
-    monkeypatch.setattr(handshakes, "SLOW_S", 3600.0)
     most = 0
-    with _recorded(monkeypatch) as (cloud, begun):
+    with _recorded(monkeypatch, 4) as (cloud, begun):
 
         def log_in(peer_id: str) -> Client:
             nonlocal most
@@ -77,9 +79,7 @@ def test_no_handshake_of_a_storm_is_wasted(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_an_address_has_so_many_and_another_s_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(handshakes, "AT_ONCE", 2)
-    monkeypatch.setattr(handshakes, "SLOW_S", 3600.0)
-    with _recorded(monkeypatch) as (cloud, begun):
+    with _recorded(monkeypatch, 2) as (cloud, begun):
         socks = [_begin_only(cloud) for _ in range(4)]
         until(lambda: len(begun) == 2 and _waiting(cloud) == 2)
         with Client(cloud.address, source=THERE) as other:
@@ -93,9 +93,7 @@ def test_an_address_has_so_many_and_another_s_go_on(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_slow_one_loses_its_place_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(handshakes, "AT_ONCE", 1)
-    monkeypatch.setattr(handshakes, "SLOW_S", 0.0)
-    with _recorded(monkeypatch) as (cloud, begun):
+    with _recorded(monkeypatch, 1, slow_s=0.0) as (cloud, begun):
         socks = [_begin_only(cloud) for _ in range(3)]
         until(lambda: len(begun) == 3)
         assert not any(tcp.left(sock) for sock in socks)

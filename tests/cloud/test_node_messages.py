@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from helpers.cloud_client import SEEN, time_passes, until
-from helpers.shared_directory import ACCOUNTS, Fleet, running_nodes
+from helpers.shared_directory import Fleet, running_fleet
 from kkp2p_compat.cloud import guests
 from kkp2p_compat.cloud.directory import Presence
 from kkp2p_compat.cloud.nodes import MAX_NODE_LINE_BYTES
@@ -26,12 +26,8 @@ CALL = {
 
 @pytest.fixture
 def fleet() -> Iterator[Fleet]:
-    with running_nodes(2, ACCOUNTS) as (shared, clouds):
-        made = Fleet(shared, clouds)
+    with running_fleet() as made:
         yield made
-        for client in made.clients:
-            client.close()
-        until(made.is_clean)
 
 
 def _hear(fleet: Fleet, line: object, node: int = 1) -> None:

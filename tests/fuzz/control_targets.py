@@ -174,9 +174,7 @@ def _fuzz_track(data: bytes) -> None:
     service = Track(gate, directory, nodes, KEY, usage)
     ends = [_end(gate, service, f"192.0.2.{number}") for number in range(STRANGERS + 2)]
     for name, (connection, _) in zip((ALICE, "bob"), ends, strict=False):
-        connection.known_as.prove(Account(name, Verifier(b"", b"", b"", 1), 0))
-        connection.allow_quiet(60)
-        service._online[name] = connection.known_as
+        _log_in(connection, service, name)
     now = time.monotonic()
     for how, line in _pieces(data):
         connection, wire = ends[how & 3]
@@ -207,6 +205,12 @@ def _end(gate: Gatekeeper, service: Service, host: str) -> tuple[ControlConnecti
     connection._open()
     gate.deadlines.add(connection)
     return connection, wire
+
+
+def _log_in(connection: ControlConnection, service: Track, name: str) -> None:
+    connection.known_as.prove(Account(name, Verifier(b"", b"", b"", 1), 0))
+    connection.allow_quiet(60)
+    service._online[name] = connection.known_as
 
 
 def fuzz_route(data: bytes) -> None:
@@ -301,9 +305,7 @@ def _fuzz_nodes(data: bytes) -> None:
     abroad = service._abroad
     assert abroad is not None
     (alice, heard), (caller, _) = (_end(gate, service, f"192.0.2.{n}") for n in (1, 2))
-    alice.known_as.prove(Account(ALICE, Verifier(b"", b"", b"", 1), 0))
-    alice.allow_quiet(60)
-    service._online[ALICE] = alice.known_as
+    _log_in(alice, service, ALICE)
     caller.known_as.number = 1
     abroad._carry(caller.known_as, Asked(1, "bob", 60_000, "o", False), (NODES[1], ""))
     now = time.monotonic()

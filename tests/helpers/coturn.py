@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import pytest
 from gevent import socket as gsocket
 
 from helpers.support import PATIENCE_S
+from kkp2p_compat.testing.plugin import need
 from kkp2p_compat.traversal.stun import Kind, Message
 
 HOME = "127.0.0.1"
@@ -27,11 +27,6 @@ BY_SECRET = (
     "--relay-threads=1",
 )  # fmt: skip
 TURN = (*BY_SECRET, "-E", HOME, "--allow-loopback-peers")
-
-
-def need(tool: str) -> None:
-    if shutil.which(tool) is None:
-        (pytest.fail if os.environ.get("KKP2P_REQUIRE_LAB") == "1" else pytest.skip)(f"no {tool}")
 
 
 def two_free_ports() -> tuple[int, int]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
 import time
 
 import gevent
-import pytest
 
 from helpers.support import PATIENCE_S
+from kkp2p_compat.testing.plugin import need
 
 __all__ = ["ACCEPTED", "REQUEST", "check_answer", "need_program", "run_client"]
 
@@ -40,10 +39,8 @@ def check_answer(answer: str, protocol: str) -> None:
 
 def need_program(name: str) -> str:
     """The path of a program that the machine may lack; then the test is skipped."""
-    path = shutil.which(name)
-    if path is None:
-        (pytest.fail if os.environ.get("KKP2P_REQUIRE_LAB") == "1" else pytest.skip)(f"no {name}")
-    return str(path)
+    need(name)
+    return str(shutil.which(name))
 
 
 def run_client(*command: str, data: bytes = b"") -> str:

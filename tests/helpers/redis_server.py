@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -15,6 +13,7 @@ import pytest
 from gevent import socket
 
 from helpers.support import PATIENCE_S
+from kkp2p_compat.testing.plugin import absent, need
 
 HOST = "127.0.0.1"
 MASTER = "fleet"  # how the sentinels name it
@@ -136,13 +135,11 @@ class SentinelFleet:
 def need_redis() -> None:
     """Skip the test, with the reason, where Redis or redis-py is missing; fail where all is to be
     there."""
-    missing = pytest.fail if os.environ.get("KKP2P_REQUIRE_LAB") == "1" else pytest.skip
-    if shutil.which("redis-server") is None:
-        missing("no redis-server")
+    need("redis-server")
     try:
         import redis  # noqa: F401
     except ModuleNotFoundError:
-        missing("no redis-py")
+        absent("no redis-py")
 
 
 def _free_port() -> int:

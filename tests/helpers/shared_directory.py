@@ -11,7 +11,7 @@ from typing import Any
 
 import gevent
 
-from helpers.cloud_client import Client, running_cloud
+from helpers.cloud_client import Client, running_cloud, until
 from kkp2p_compat.cloud.directory import LEASE_S, DirectoryAway, Node, Presence, Refused
 from kkp2p_compat.cloud.directory_local import LocalDirectory
 from kkp2p_compat.cloud.server import Cloud
@@ -22,6 +22,7 @@ __all__ = [
     "Fleet",
     "Shared",
     "SharedDirectory",
+    "running_fleet",
     "running_node",
     "running_nodes",
 ]
@@ -224,3 +225,14 @@ class Fleet:
         return self.calls == [0] * len(self.clouds) and not any(
             gate.open_calls or gate.kept_calls for gate in gates
         )
+
+
+@contextmanager
+def running_fleet() -> Iterator[Fleet]:
+    """At its end nothing is left of any call."""
+    with running_nodes(2, ACCOUNTS) as (shared, clouds):
+        made = Fleet(shared, clouds)
+        yield made
+        for client in made.clients:
+            client.close()
+        until(made.is_clean)

@@ -10,6 +10,7 @@ import pytest
 from benchmarks.moves import CUT_S, EVENTS, FORGETFUL, KINDS, Moving, Scene, bear, survive
 from helpers import coturn
 from kkp2p_compat.testing.lab import Lab
+from kkp2p_compat.testing.plugin import need
 from kkp2p_compat.testing.programs import Run
 
 TURN_PORT = "3478"
@@ -48,7 +49,7 @@ def test_a_cut_after_which_the_nats_have_forgotten_all(lab: Lab, run: Run) -> No
 @pytest.mark.parametrize("mode", [0, 2])
 def test_turn_through_nats(lab: Lab, run: Run, scene: Scene, mode: int) -> None:
     """A real coturn is the only way by UDP; in mode 2 with a relayed address for each side."""
-    coturn.need("turnserver")
+    need("turnserver")
     server = scene.net.host("turn")
     secret = server.folder / "secret"
     secret.write_bytes(coturn.SECRET)
