@@ -52,10 +52,9 @@ class Nat64(NamedTuple):
 
 
 def has_route(ip: str) -> bool:
-    """Whether this host can send anything to an address; nothing is sent."""
-    family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+    """Whether this host can send anything to an IPv4 address; nothing is sent."""
     try:
-        probe = socket.socket(family, socket.SOCK_DGRAM)
+        probe = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     except OSError as error:  # another one (out of descriptors, say) is not for us to tell
         return error.errno != errno.EAFNOSUPPORT
     with probe:

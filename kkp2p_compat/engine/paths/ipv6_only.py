@@ -13,14 +13,13 @@ from typing import Any
 import gevent
 
 from ..._errors import LinkLost, OutOfDescriptors
-from ..._nat64 import DISCOVERY_ADDRESSES, has_route
 from ...control.resolver import nat64s
 from ...transport.udp.endpoint import Endpoint
+from ...traversal.interfaces import source_addresses
 
 __all__ = ["Ipv6Only"]
 
 LOOK_AGAIN_S = 60.0  # our choice: the resolver may come up later than the network
-WORLD = "64:ff9b::1"  # an address of the world, RFC 6052: it stands for a route to any
 
 
 class Ipv6Only:
@@ -67,7 +66,14 @@ class Ipv6Only:
             greenlet.kill(block=False)
 
     def _is_alone(self) -> bool:
-        return not self._has_ipv4() and not has_route(DISCOVERY_ADDRESSES[0]) and has_route(WORLD)
+        if self._has_ipv4():
+            return False
+        try:
+            sources = source_addresses()
+        except OSError as error:
+            self._log.info("IPv4 addresses: cannot look for a NAT64: %s", error)
+            return False
+        return bool(sources) and all(":" in ip for ip in sources)
 
     def _look(self) -> None:
         while not self._is_settled():

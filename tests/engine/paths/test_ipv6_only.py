@@ -11,10 +11,11 @@ import pytest
 from helpers.direct_support import until
 from kkp2p_compat._nat64 import Nat64
 from kkp2p_compat.engine.paths import ipv6_only
-from kkp2p_compat.engine.paths.ipv6_only import WORLD, Ipv6Only
+from kkp2p_compat.engine.paths.ipv6_only import Ipv6Only
 from kkp2p_compat.transport.udp.endpoint import Endpoint
 
 log = logging.getLogger("test")
+OURS = "2001:db8::7"
 NAT64 = Nat64(bytes.fromhex("20010db8").ljust(12, b"\0"))
 
 
@@ -23,12 +24,12 @@ class Host:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.addresses_of_ipv4 = 0
-        self.routes = {WORLD}
+        self.sources = [OURS]  # of its default routes
         self.nat64s = [NAT64]
         self.asked = 0
         self.said: list[str] = []
         self.endpoint = Endpoint(log)
-        monkeypatch.setattr(ipv6_only, "has_route", lambda ip: ip in self.routes)
+        monkeypatch.setattr(ipv6_only, "source_addresses", lambda: self.sources)
         monkeypatch.setattr(ipv6_only, "nat64s", self._ask)
         self.looks = Ipv6Only(
             self.endpoint, lambda: bool(self.addresses_of_ipv4), self.said.append, log, gevent.spawn
@@ -60,7 +61,7 @@ def test_first_the_way_then_the_rest(host: Host) -> None:
 @pytest.mark.parametrize("has", ["an address", "a route to IPv4", "no network"])
 def test_a_host_that_is_not_one_asks_nobody(host: Host, has: str) -> None:
     host.addresses_of_ipv4 = int(has == "an address")
-    host.routes = {"an address": {WORLD}, "a route to IPv4": {WORLD, "192.0.0.170"}}.get(has, set())
+    host.sources = {"an address": [OURS], "a route to IPv4": [OURS, "192.0.2.7"]}.get(has, [])
     host.looks.start(lambda: host.said.append("started"))
     assert (host.said, host.asked, host.endpoint.nat64) == (["started"], 0, None)
 
@@ -106,3 +107,12 @@ def test_it_ends_during_a_look(host: Host) -> None:
     host.looks.close()
     gevent.idle()
     assert (host.said, host.endpoint.nat64) == ([], None)
+
+
+def test_a_host_that_cannot_look(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    def out_of_descriptors() -> list[str]:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(ipv6_only, "source_addresses", out_of_descriptors)
+    host.looks.start(lambda: host.said.append("started"))
+    assert (host.said, host.asked, host.endpoint.nat64) == (["started"], 0, None)
