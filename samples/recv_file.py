@@ -193,13 +193,15 @@ def serve(channel: kkp2p.channel_t, folder: int, limit: int, timeout: int) -> bo
         print(f"{CLEAR}not received: {error}.", file=sys.stderr)
     finally:
         bars.pop(fd, None)
-        kkp2p.write(fd, answer, len(answer), 1000)
-        kkp2p.close_fd(fd)
-        if keeps and answer == NAK:
-            prune(folder, limit)
-        else:
-            with contextlib.suppress(OSError):  # it has a name by now, or never had one
-                os.unlink(source, dir_fd=folder)
+        try:
+            if keeps and answer == NAK:
+                prune(folder, limit)
+            else:
+                with contextlib.suppress(OSError):  # it has a name by now, or never had one
+                    os.unlink(source, dir_fd=folder)
+        finally:  # whoever hears the answer finds the folder as it stays
+            kkp2p.write(fd, answer, len(answer), 1000)
+            kkp2p.close_fd(fd)
     return answer[:1] == ACK
 
 
