@@ -2,7 +2,8 @@
 
 The peer's side:
 
-client.py    staying logged in, and finding the track of a callee
+client.py    staying logged in, and the way to whom we want to call
+tracks.py    where a peer is, and which links are good enough to call by
 links.py     the open connections to the cloud's servers
 link.py      one of them: logging in, heartbeats, calls
 outgoing.py  a call that we make on one

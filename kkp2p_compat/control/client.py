@@ -1,4 +1,4 @@
-"""A peer's side of the control plane: staying logged in, and finding the track of a callee.
+"""A peer's side of the control plane: staying logged in, and the way to whom we want to call.
 
 Runs in the engine's hub.  Links are shared: one to a server carries the login and every call that
 goes there, and is opened by whoever needs it first.
@@ -16,7 +16,6 @@ import contextlib
 import random
 import secrets
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from logging import Logger
 from typing import NamedTuple, NoReturn
@@ -24,9 +23,7 @@ from typing import NamedTuple, NoReturn
 import gevent
 from gevent.event import AsyncResult, Event
 
-from .._address import HostPort
 from .._errors import (
-    CloudUnreachable,
     DuplicateLogin,
     EngineClosed,
     KKP2PError,
@@ -36,7 +33,7 @@ from .._errors import (
 from .backoff import Backoff
 from .link import Link, OfferHandler
 from .links import Links
-from .trust import fingerprint
+from .tracks import Tracks
 from .way_out import DIRECT, WayOut
 from .wire import Message
 
@@ -52,17 +49,12 @@ HURRY_S = 15.0  # so soon after a change a login is lost because of it: CHECK_S,
 HURRY_PAUSE_S = 0.25  # at most, before the first try after a change
 CALL_PAUSE_S = 0.5  # at most, before the next try to log in while a call waits for it
 SESSION_BYTES = 12  # random; names a login over all its connections
-TRACK_CACHE_S = 30  # how long a route's answer is believed
-TRACK_CACHE_SIZE = 1024
-TRACKS_TO_TRY = 2
 
 OnOnline = Callable[[KKP2PError | None], object]
 
 MOVE_FIRST_S = 0.25  # between two tries to log in elsewhere, at first
 # The same where our node is cut off.  If all are, a login anywhere leads nowhere: so few are tried.
 CUT_OFF_FIRST_S, CUT_OFF_SPREAD_S, CUT_OFF_MOST_S = 5.0, 25.0, 300.0
-
-ANYBODY = "anybody"  # whose track is asked for when only the way there matters
 
 
 class _Login(NamedTuple):
@@ -102,7 +94,7 @@ class CloudClient:
         self._links = Links(
             login_domain, port, addresses, log, on_offer, ca_file, fingerprints, way_out
         )
-        self._trust = self._links.trust
+        self._tracks = Tracks(self._links, log, self._handle_relays)
         self._rng = random.Random()
         self._on_login_lost = on_login_lost
         self._on_login = on_login
@@ -111,15 +103,11 @@ class CloudClient:
         self.logins = self.logins_lost = 0
         self.problem: KKP2PError | None = None  # what last kept us offline
         self._callers = callers
-        self._tracks: OrderedDict[str, tuple[float, str, list[HostPort]]] = OrderedDict()
         self._home: gevent.Greenlet[..., None] | None = None
         self._home_link: Link | None = None
-        self._account: tuple[str, str] | None = None  # id and secret; None: no login is wanted
-        self._iterations: dict[str, int] = {}  # by peer id: of its last login
         self._settled = Event()  # logged in, or no login is wanted: calls need not wait
         self._settled.set()
         self._calls_waiting = 0
-        self._unknown_at: set[HostPort] = set()  # tracks that do not know our account
         self._kept_at = time.monotonic()
         self._nat: Message | None = None
         self._tickets: Callable[[], dict[str, bytes]] = dict
@@ -144,9 +132,8 @@ class CloudClient:
             raise EngineClosed
         self.logout()
         verdict: AsyncResult[None] = AsyncResult()
-        self._account = peer_id, secret
+        self._tracks.use((peer_id, secret))
         self._settled.clear()
-        self._unknown_at.clear()
         self._home = gevent.spawn(self._stay_online, peer_id, secret, verdict)
         return verdict
 
@@ -154,8 +141,8 @@ class CloudClient:
         """Log in once; nobody can call us by it.  ``secret``: if it is an invitation's, the account
         gets the new one in its place.  Whether it was.  Waits.
         """
-        link = next(self._find(peer_id, for_calls=False))
-        self._log_in_to_call(link, peer_id, secret)
+        link = next(self._tracks.find(peer_id, for_calls=False))
+        self._tracks.log_in_to_call(link, peer_id, secret)
         if link.is_invited:
             link.replace_secret(new_secret)
         return link.is_invited
@@ -166,16 +153,15 @@ class CloudClient:
         Waits.  What goes wrong here the call will tell.
         """
         try:
-            entry = self._links.entry()
-            if not entry.serves_all:
-                self._route(entry, ANYBODY)
+            self._tracks.prepare()
         except KKP2PError as error:
             self.log.info("cloud: not reached yet: %s", error)
 
     @property
     def peer_id(self) -> str:
         """As which we are to be logged in; empty: as none."""
-        return "" if self._account is None else self._account[0]
+        account = self._tracks.account
+        return "" if account is None else account[0]
 
     @property
     def online(self) -> bool:
@@ -227,7 +213,7 @@ class CloudClient:
             self._home.kill(block=False)
         if self._home_link is not None:
             self._home_link.close()
-        self._home = self._home_link = self._account = None
+        self._home = self._home_link = self._tracks.account = None
         self._settled.set()
 
     def close(self) -> None:
@@ -240,7 +226,7 @@ class CloudClient:
         while True:
             self._home_link, since = None, time.monotonic()
             try:
-                self._home_link = next(self._find(peer_id, for_calls=False))
+                self._home_link = next(self._tracks.find(peer_id, for_calls=False))
                 self._be_online(self._home_link, login)
             except KKP2PError as error:
                 link = self._home_link
@@ -258,7 +244,7 @@ class CloudClient:
                 if link is not None:
                     link.close(error)
                     self._links.rate(link, is_good=False)
-                self._tracks.pop(peer_id, None)
+                self._tracks.forget(peer_id)
                 if was_online and time.monotonic() - since > BACKOFF_MOST_S:
                     backoff.reset()  # a cloud that drops us at once is not asked every second
                 self.on_online(error)
@@ -289,11 +275,11 @@ class CloudClient:
                 login.session,
                 again=verdict.ready(),
                 callers=self._callers,
-                least_iterations=self._iterations.get(peer_id, 0),
+                least_iterations=self._tracks.least_iterations(peer_id),
                 leaves_cut_off=leaves_cut_off,
             )
         self._links.rate(link, is_good=True)
-        self._handle_proved(link)
+        self._tracks.handle_proved(link)
         self._tell_nat(link)
         self._handle_relays(link)
         self._settled.set()
@@ -334,10 +320,10 @@ class CloudClient:
         return old
 
     def _try_elsewhere(self, login: _Login, leaves_cut_off: bool = False) -> Link | None:
-        self._tracks.pop(login.peer_id, None)
+        self._tracks.forget(login.peer_id)
         link = None
         try:
-            link = next(self._find(login.peer_id, for_calls=False))
+            link = next(self._tracks.find(login.peer_id, for_calls=False))
             self._log_in(link, login, leaves_cut_off)
             return link
         except KKP2PError as error:
@@ -352,7 +338,7 @@ class CloudClient:
 
     def _give_up(self, peer_id: str, error: KKP2PError, verdict: AsyncResult[None]) -> None:
         self.log.error("%s: offline: %s", peer_id, error)
-        self._account = None
+        self._tracks.account = None
         self._settled.set()
         if not verdict.ready():
             verdict.set_exception(error)
@@ -364,19 +350,6 @@ class CloudClient:
         hurry = since < self._changed_at and time.monotonic() < self._changed_at + HURRY_S
         pause_s = self._rng.uniform(0, HURRY_PAUSE_S) if hurry else backoff.next()
         return min(pause_s, CALL_PAUSE_S) if self._calls_waiting else pause_s
-
-    def _handle_proved(self, link: Link) -> None:
-        """A login has proved a link's certificate."""
-        assert link.peer_id is not None
-        self._iterations[link.peer_id] = link.iterations
-        if self._trust.is_strict and not self._links.is_vouched(link):
-            self.log.warning(
-                "cloud %s:%d: shows another certificate, sha256:%s, which the login proves",
-                *link.address,
-                fingerprint(link.certificate).hex(),
-            )
-        self._trust.add(link.certificate)
-        self._trust.add_named_untrusted(link.named)
 
     # Where a peer is.
 
@@ -395,93 +368,9 @@ class CloudClient:
                 self._calls_waiting -= 1
         if self._links.closed:
             raise EngineClosed
-        for link in self._find(peer_id, for_calls=True):
+        for link in self._tracks.find(peer_id, for_calls=True):
             self._tell_nat(link)
             yield link
-
-    def _find(self, peer_id: str, for_calls: bool) -> Iterator[Link]:
-        """Open links to where the peer should be; ``for_calls``: only those that are vouched for.
-
-        The second track is for older clouds, whose tracks know nothing of each other: one that was
-        dead for a while gets its callers back before its peers, which are still on the next one.
-        """
-        expires, route_ip, tracks = self._tracks.get(peer_id, (0.0, "", []))
-        if time.monotonic() > expires:
-            entry = self._links.entry()
-            if for_calls:
-                self._check(entry)
-            route_ip = entry.reached[0]
-            tracks = [] if entry.serves_all else self._route(entry, peer_id)
-            if not tracks:
-                yield self._introduce(entry, None) if for_calls else entry
-                return
-            self._tracks[peer_id] = time.monotonic() + TRACK_CACHE_S, route_ip, tracks
-            while len(self._tracks) > TRACK_CACHE_SIZE:
-                self._tracks.popitem(last=False)
-        problem: KKP2PError | None = None
-        tried = 0
-        for address in tracks:
-            try:
-                link = self._links.open(address, route_ip)
-                if for_calls:
-                    link = self._introduce(link, route_ip)
-            except CloudUnreachable as error:
-                problem = error
-                continue
-            yield link
-            tried += 1
-            if tried == TRACKS_TO_TRY:
-                break
-        self._tracks.pop(peer_id, None)  # not where its route said: ask again next time
-        if not tried and problem is not None:
-            raise problem
-
-    def _route(self, link: Link, peer_id: str) -> list[HostPort]:
-        tracks = link.route(peer_id)
-        self._handle_relays(link)
-        if self._links.is_vouched(link):
-            self._trust.add_named_untrusted(link.named)
-        return tracks
-
-    def _check(self, link: Link) -> None:
-        """Raise CloudUnreachable unless something vouches for a link: if need be, log in there."""
-        if self._links.is_vouched(link) or not self._trust.is_strict:
-            return
-        shown = f"certificate sha256:{fingerprint(link.certificate).hex()}"
-        error = CloudUnreachable(
-            f"cloud {link.address[0]}:{link.address[1]}: nothing vouches for its {shown}"
-        )
-        self._links.rate(link, is_good=False)
-        if self._account is None:
-            link.close(error)
-            raise error
-        try:
-            self._log_in_to_call(link, *self._account)
-        except KKP2PError as problem:
-            raise CloudUnreachable(f"{error}, nor does a login: {problem}") from problem
-        self._links.rate(link, is_good=True)
-
-    def _introduce(self, link: Link, named_by: str | None) -> Link:
-        """The link, or a fresh one, for calls: as whom we have logged in, if we are known there."""
-        self._check(link)
-        if self._account is None or link.peer_id is not None or link.address in self._unknown_at:
-            return link
-        try:
-            self._log_in_to_call(link, *self._account)
-        except KKP2PError as error:
-            if isinstance(error, LoginRefused):
-                self._unknown_at.add(link.address)
-            self.log.info("cloud %s:%d: calling as a stranger: %s", *link.address, error)
-            link = self._links.open(link.address, named_by)
-            self._check(link)
-        return link
-
-    def _log_in_to_call(self, link: Link, peer_id: str, secret: str) -> None:
-        with self._links.lock(link.address):
-            if link.peer_id is None:
-                least = self._iterations.get(peer_id, 0)
-                link.login(peer_id, secret, call_only=True, least_iterations=least)
-                self._handle_proved(link)
 
     def _tell_nat(self, link: Link) -> None:
         if self._nat is not None and link.told_nat is None:  # of changes set_nat tells
