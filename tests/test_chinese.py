@@ -25,6 +25,7 @@ BLOCK = re.compile(
 OPENERS, CLOSERS = {"Ps", "Pi", "Pd", "Po"}, {"Pe", "Pf", "Pd", "Po"}
 COMMENT = re.compile(r"# .*|(?<=:caption: ).*")
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+INCLUDED = re.compile(r"^\.\. (?:literalinclude|image):: (?:\.\./)*(.+)$", re.MULTILINE)
 
 
 class Section:
@@ -35,6 +36,7 @@ class Section:
         self.blocks = [COMMENT.sub("#", block.strip("\n")) for *_, block in BLOCK.findall(text)]
         prose = BLOCK.sub(r"\2\n", text)
         self.numbers = set(NUMBER.findall(prose))
+        self.included = INCLUDED.findall(text)
         self.options = set(OPTION.findall(prose))
         self.literals = {
             " ".join(found.split()).replace("docs/zh/", "docs/") for found in LITERAL.findall(prose)
@@ -57,7 +59,7 @@ def test_the_sections_are_the_same(chinese: str) -> None:
 
 
 @pair
-@pytest.mark.parametrize("what", ["blocks", "options", "literals", "numbers"])
+@pytest.mark.parametrize("what", ["blocks", "included", "options", "literals", "numbers"])
 def test_each_section_has_the_same(chinese: str, what: str) -> None:
     """But for comments and captions: commands and code to the byte, options, names and figures."""
     both = zip(sections(ROOT / chinese), sections(PAIRS[chinese]), strict=True)
