@@ -1,4 +1,6 @@
-"""Small files that programs keep: read with a bound, replaced whole, changed by one at a time."""
+"""Files that programs keep: small ones, read with a bound, replaced whole and changed by one at a
+time; and logs, of whole lines.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ import stat
 import time
 from collections.abc import Iterator
 
-__all__ = ["data_folder", "locked", "read_small", "write_whole"]
+__all__ = ["LineWriter", "data_folder", "locked", "read_small", "write_whole"]
 
 # Our choices.
 LOCK_S = 5.0  # whoever changes a file has it for milliseconds
@@ -79,3 +81,21 @@ def locked(path: str) -> Iterator[None]:
         yield
     finally:
         os.close(number)
+
+
+class LineWriter:
+    """Appends lines to a log.  One that a full disk has torn is ended before the next one."""
+
+    __slots__ = ("is_torn",)
+
+    def __init__(self) -> None:
+        self.is_torn = False
+
+    def append(self, number: int, data: bytes) -> None:
+        """Write a line to a descriptor; raises OSError if it is not there whole."""
+        rest = data = b"\n" + data if self.is_torn else data
+        try:
+            while rest:
+                rest = rest[os.write(number, rest) :]
+        finally:
+            self.is_torn = 0 < len(rest) < len(data) or (self.is_torn and rest == data)

@@ -85,9 +85,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if getattr(options, "json", False):
         speak_english()
     try:
-        return int(options.run(options))
+        status = int(options.run(options))
+        sys.stdout.flush()
+        return status
     except KeyboardInterrupt:
         return 130  # 128 + SIGINT, as shells have it
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output is gone: there is nobody left to tell
+        return 1
+    except OSError as error:  # of our output: what else fails, the commands tell
+        print(f"kkp2p: {error}", file=sys.stderr)
         return 1

@@ -13,6 +13,7 @@ import os
 import time
 
 from .._bucket import Bucket
+from .._kept_files import LineWriter
 from .directory import audit_time
 
 __all__ = ["Audit"]
@@ -25,6 +26,9 @@ REFUSALS_AT_ONCE = 1000.0
 MAX_CHARS = 200  # of a text that a stranger may have chosen
 STANDARD_OUTPUT = "-"
 
+# Neither a FIFO nor a terminal may keep the cloud, which is one thread, waiting.
+_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+
 
 class Audit:
     """``write`` what is done, ``refuse`` what is not; ``reopen`` when the file was moved away."""
@@ -34,6 +38,7 @@ class Audit:
         self._path = path
         self._node = ""
         self._descriptor = self._open()
+        self._lines = LineWriter()
         self._refusals = Bucket(REFUSALS_PER_S, REFUSALS_AT_ONCE, time.monotonic())
         self._left_out = 0
         self._fails = False
@@ -45,7 +50,7 @@ class Audit:
     def _open(self) -> int | None:
         if self._path == STANDARD_OUTPUT:
             return None  # sys.stdout of that moment, which may know how not to wait for a reader
-        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        return os.open(self._path, _FLAGS, 0o600)
 
     def reopen(self) -> None:
         try:
@@ -54,7 +59,7 @@ class Audit:
             log.error("the audit log goes on in the file that it had: %s", error)
             return
         self._close()
-        self._descriptor = descriptor
+        self._descriptor, self._lines = descriptor, LineWriter()
 
     def close(self) -> None:
         self.sweep(time.monotonic())
@@ -76,8 +81,8 @@ class Audit:
             if self._descriptor is None:
                 print(line, flush=True)
             else:
-                os.write(self._descriptor, line.encode() + b"\n")
-        except OSError as error:  # a full disk, or a reader that is gone
+                self._lines.append(self._descriptor, line.encode() + b"\n")
+        except OSError as error:  # a full disk, or a reader that is gone or does not read
             if not self._fails:
                 log.error("the audit log cannot be written: %s", error)
             self._fails = True

@@ -186,6 +186,19 @@ def test_a_proxy_serves_on(
             os.close(writer)
 
 
+@pytest.mark.parametrize("command", ["identity", "capi"])
+def test_a_command_that_answers_says_why_its_answer_is_not_there(
+    tmp_path: Path, command: str
+) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "kkp2p_compat", command],
+            env={**ENVIRONMENT, "XDG_DATA_HOME": str(tmp_path)}, stdout=full,
+            stderr=subprocess.PIPE, text=True, timeout=PATIENCE_S, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "kkp2p: [Errno 28] No space left on device\n")
+
+
 def test_a_cloud_whose_log_nobody_reads_goes_on(tmp_path: Path) -> None:
     """More log than the pipe holds; whoever reads it at last has it all."""
     process, address = cloud_process("--data", str(tmp_path), "--account", "alice:a")

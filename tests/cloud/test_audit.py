@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 import stat
 from pathlib import Path
 from typing import Any
@@ -117,3 +119,40 @@ def test_a_full_disk_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
         audit.write("login")
     audit.close()
     assert caplog.text.count("cannot be written") == 1
+
+
+def test_a_line_that_is_torn_leaves_the_next_one_whole(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Here by the limit on a file's size, as by a full disk."""
+    path = tmp_path / "log"
+    audit = Audit(str(path))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, hard))
+    try:
+        audit.write("torn")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    audit.write("whole")
+    audit.close()
+    torn, whole = path.read_text().splitlines()
+    assert len(torn) == 20
+    assert json.loads(whole)["what"] == "whole"
+    assert caplog.text.count("cannot be written") == 1
+
+
+def test_a_pipe_that_nobody_reads_holds_nobody_up(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(OSError, match="No such device"):
+        Audit(str(path))
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        audit = Audit(str(path))
+        while "cannot be written" not in caplog.text:
+            audit.write("login")
+        audit.close()
+    finally:
+        os.close(reader)

@@ -47,15 +47,21 @@ def _read_all(sock: gsocket.socket) -> int:
 
 
 class _SetClock:
-    """The hub's loop, while somebody sets the host's clock a day ahead, again and again."""
+    """The hub's loop, and ``time``, while somebody sets the host's clock a day ahead, again and
+    again.
+    """
+
+    monotonic = staticmethod(time.monotonic)
 
     def __init__(self) -> None:
         self.loop = self
         self._day = 0
 
-    def now(self) -> float:
+    def time(self) -> float:
         self._day += 1
         return time.time() + self._day * 86400.0
+
+    now = time
 
     def io(self, fd: int, events: int) -> Any:
         return gevent.get_hub().loop.io(fd, events)
@@ -68,6 +74,7 @@ def test_a_clock_that_is_set_cuts_nothing_off(
     ours, theirs = pair
     sent = _fill(ours)
     monkeypatch.setattr(tcp, "get_hub", _SetClock)
+    monkeypatch.setattr(tcp, "time", _SetClock())
     lingering = gevent.spawn(tcp.linger, ours, 20, reset=reset)
     gevent.sleep(0.01)  # it has looked at its clock, and waits
     while sent:

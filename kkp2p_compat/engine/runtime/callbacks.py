@@ -6,6 +6,7 @@ a state change.  (Callbacks of greenlets do not come here: they run in the green
 
 from __future__ import annotations
 
+import signal
 import time
 import traceback
 from _queue import Empty, SimpleQueue  # C ones: queue.SimpleQueue is gevent's in a patched program
@@ -25,10 +26,15 @@ MAX_WAITING = 10000
 
 
 class Callbacks:
-    """``threads`` native threads, started with the first call, ended by ``close``."""
+    """``threads`` native threads, started with the first call, ended by ``close``.
+
+    Signals are blocked in them as in the thread that makes this: programs that a callback starts
+    inherit that.
+    """
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
+        self._blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         self._lock = monkey.get_original("_thread", "allocate_lock")()
         self._missing = threads  # not started yet
         self._closed = False
@@ -68,6 +74,7 @@ class Callbacks:
                 return
 
     def _main(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked)
         while (item := self._work.get()) is not None:
             function, args = item
             try:

@@ -20,6 +20,7 @@ from typing import Any
 
 from gevent import monkey
 
+from ..._kept_files import LineWriter
 from ..._say import say
 
 __all__ = ["LogFile", "format_line", "make_lock"]
@@ -79,7 +80,7 @@ class LogFile:
         self._lock = make_lock()
         self._why = ""  # the file cannot be written now; "": it can
         self._lost = 0  # lines, since it cannot
-        self._torn = False  # whether the last line was written in part
+        self._lines = LineWriter()
         self._keeps_name = False  # it cannot be renamed, and starts over in place instead
         self._ended = False
 
@@ -141,18 +142,13 @@ class LogFile:
             os.close(fd)
 
     def _append(self, data: bytes) -> None:
-        rest = data = b"\n" + data if self._torn else data
-        try:
-            while rest:
-                rest = rest[os.write(self._fd, rest) :]
-        finally:
-            self._torn = 0 < len(rest) < len(data) or (self._torn and rest == data)
+        self._lines.append(self._fd, data)
 
     def _make_room(self, length: int) -> None:
         if self._fd >= 0 and not self._is_ours():
             self._close()
         if self._fd < 0:
-            self._fd, self._torn = self._open(), False
+            self._fd, self._lines = self._open(), LineWriter()
         size = os.fstat(self._fd).st_size
         if not size or size + length <= self._max_bytes:
             return
@@ -169,7 +165,7 @@ class LogFile:
         else:
             self._keeps_name = False
             self._close()
-            self._fd, self._torn = self._open(), False
+            self._fd, self._lines = self._open(), LineWriter()
 
     def _is_ours(self) -> bool:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 
@@ -42,6 +43,21 @@ def test_what_is_queued_at_the_close_still_runs() -> None:
     go.set()
     wait_for(lambda: seen)
     assert seen == [1]
+
+
+def test_signals_are_blocked_as_in_the_program() -> None:
+    """Programs that a callback starts inherit that: one with SIGPIPE blocked may never end."""
+    found: list[set[int]] = []
+    for blocked in (set(), {signal.SIGPIPE, signal.SIGUSR2}):
+        before = signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        try:
+            callbacks = Callbacks(1)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        callbacks.submit(lambda: found.append(signal.pthread_sigmask(signal.SIG_BLOCK, ())))
+        callbacks.close()
+        callbacks.join(PATIENCE_S)
+        assert found.pop() == blocked
 
 
 def test_several_threads_do_not_wait_for_each_other() -> None:
