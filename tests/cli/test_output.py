@@ -19,10 +19,12 @@ import gevent
 import pytest
 from gevent import socket
 
-from helpers.cloud_client import Client, cloud_process, end_process
+from helpers.cloud_client import Client, StartProcess, cloud_process, end_process
 from helpers.support import ENVIRONMENT, PATIENCE_S, SECRET, CloudProcess, Program
 from kkp2p_compat.cli import _output as output_module
 from kkp2p_compat.cli._output import Output
+
+__all__ = ["cloud_process"]
 
 
 @contextlib.contextmanager
@@ -199,7 +201,9 @@ def test_a_command_that_answers_says_why_its_answer_is_not_there(
     assert (done.returncode, done.stderr) == (1, "kkp2p: [Errno 28] No space left on device\n")
 
 
-def test_a_cloud_whose_log_nobody_reads_goes_on(tmp_path: Path) -> None:
+def test_a_cloud_whose_log_nobody_reads_goes_on(
+    cloud_process: StartProcess, tmp_path: Path
+) -> None:
     """More log than the pipe holds; whoever reads it at last has it all."""
     process, address = cloud_process("--data", str(tmp_path), "--account", "alice:a")
     assert process.stderr is not None

@@ -16,7 +16,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 import kkp2p_compat as kkp2p
-from helpers.cloud_client import Client, cloud_process, end_process, running_cloud, until
+from helpers.cloud_client import (
+    Client,
+    StartProcess,
+    cloud_process,
+    end_process,
+    running_cloud,
+    until,
+)
 from helpers.shared_directory import running_node
 from helpers.support import PATIENCE_S, SECRET, CloudProcess
 from kkp2p_compat.cloud import certificate as certificate_module
@@ -25,6 +32,8 @@ from kkp2p_compat.cloud.server import Cloud
 from kkp2p_compat.cloud.settings import CloudSettings
 from kkp2p_compat.control.binding import end_point_binding
 from kkp2p_compat.control.trust import fingerprint
+
+__all__ = ["cloud_process"]
 
 ACCOUNTS = {"alice": "s3cret", "bob": "b"}
 
@@ -165,7 +174,7 @@ def test_a_pair_is_not_loaded_while_it_is_being_replaced(
     assert "not replaced" not in caplog.text
 
 
-def test_hangup_loads_the_files_and_ends_nothing(files: Files) -> None:
+def test_hangup_loads_the_files_and_ends_nothing(cloud_process: StartProcess, files: Files) -> None:
     process, address = cloud_process(
         *("--tls-cert", str(files.certificate), "--tls-key", str(files.key)),
         *("--data", str(files.folder / "data"), "--account", "alice:s3cret"),

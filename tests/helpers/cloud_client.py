@@ -8,11 +8,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import gevent
+import pytest
 from gevent import socket as gsocket
 from gevent import ssl as gssl
 from scramp import ScramClient
@@ -29,6 +30,7 @@ __all__ = [
     "Address",
     "Client",
     "Scene",
+    "StartProcess",
     "cloud_process",
     "end_process",
     "open_relay",
@@ -104,32 +106,43 @@ def running_admin(cloud: Cloud) -> Iterator[Any]:
         admin.stop()
 
 
-def cloud_process(
-    *arguments: str, descriptors: int | None = None, listen: str = "127.0.0.1:0"
-) -> tuple[subprocess.Popen[str], Address]:
-    """``kkp2p cloud`` as a process of its own, and where it listens.
+StartProcess = Callable[..., tuple[subprocess.Popen[str], Address]]
 
+
+@pytest.fixture
+def cloud_process() -> Iterator[StartProcess]:
+    """Starts ``kkp2p cloud`` as a process of its own, and says where it listens.
+
+    One that the test has not ended, perhaps as it has failed, is killed after it.
     ``descriptors``: the most that it may have open.
     """
+    with ExitStack() as running:
 
-    def limit() -> None:
-        if descriptors is not None:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
+        def start(
+            *arguments: str, descriptors: int | None = None, listen: str = "127.0.0.1:0"
+        ) -> tuple[subprocess.Popen[str], Address]:
+            def limit() -> None:
+                if descriptors is not None:
+                    resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
 
-    process = subprocess.Popen(
-        [sys.executable, "-m", "kkp2p_compat", "cloud", "--listen", listen, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=ENVIRONMENT,
-        preexec_fn=limit,
-    )
-    assert process.stdout is not None
-    process.stdout.readline()
-    where = process.stdout.readline().strip()
-    assert where.startswith("at "), process.communicate()
-    host, _, port = where[3:].rpartition(":")
-    return process, (host, int(port))
+            process = subprocess.Popen(
+                [sys.executable, "-m", "kkp2p_compat", "cloud", "--listen", listen, *arguments],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=ENVIRONMENT,
+                preexec_fn=limit,
+            )
+            running.enter_context(process)
+            running.callback(process.kill)
+            assert process.stdout is not None
+            process.stdout.readline()
+            where = process.stdout.readline().strip()
+            assert where.startswith("at "), process.communicate()
+            host, _, port = where[3:].rpartition(":")
+            return process, (host, int(port))
+
+        yield start
 
 
 def end_process(process: subprocess.Popen[str], signals: int = 1) -> tuple[int, str]:

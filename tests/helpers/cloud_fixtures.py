@@ -36,15 +36,14 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CloudProcess]:
 @pytest.fixture
 def start_cloud(tmp_path: Path) -> Iterator[Callable[..., CloudProcess]]:
     """Clouds of the test's own, which may come to harm; ``data``: the folder of each."""
-    clouds: list[CloudProcess] = []
+    with contextlib.ExitStack() as clouds:
 
-    def start(*options: str, data: str = "cloud", port: int = 0) -> CloudProcess:
-        clouds.append(CloudProcess(tmp_path / data, *options, listen=f"127.0.0.1:{port}"))
-        return clouds[-1]
+        def start(*options: str, data: str = "cloud", port: int = 0) -> CloudProcess:
+            cloud = CloudProcess(tmp_path / data, *options, listen=f"127.0.0.1:{port}")
+            clouds.callback(cloud.end)
+            return cloud
 
-    yield start
-    for cloud in clouds:
-        cloud.end()
+        yield start
 
 
 # One address makes all the calls of the tests.
@@ -118,15 +117,14 @@ def out_of_reach(on_loopback: None, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 @pytest.fixture
 def start_program(tmp_path: Path) -> Iterator[Callable[..., Program]]:
-    programs: list[Program] = []
+    with contextlib.ExitStack() as programs:
 
-    def start(*arguments: str, **options: Sequence[str]) -> Program:
-        programs.append(Program(tmp_path, *arguments, **options))
-        return programs[-1]
+        def start(*arguments: str, **options: Sequence[str]) -> Program:
+            program = Program(tmp_path, *arguments, **options)
+            programs.callback(program.close)
+            return program
 
-    yield start
-    for program in programs:
-        program.close()
+        yield start
 
 
 @pytest.fixture

@@ -75,13 +75,16 @@ class CloudProcess:
         self.end(signal.SIGKILL)
 
     def end(self, number: int = signal.SIGTERM) -> int:
+        assert self.process.stdout is not None
         if self.process.poll() is None:
             self.process.send_signal(number)
-        status = self.process.wait(PATIENCE_S)
-        self._reader.get()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-        return status
+        try:
+            return self.process.wait(PATIENCE_S)
+        finally:
+            self.process.kill()  # if it has not ended
+            self._reader.get()
+            self.process.stdout.close()
+            self.process.wait()
 
 
 class Program:
@@ -107,7 +110,11 @@ class Program:
         self.process.wait()
 
     def close(self) -> None:
-        self.process.communicate(timeout=PATIENCE_S)
+        with self.process:
+            try:
+                self.process.communicate(timeout=PATIENCE_S)
+            finally:
+                self.process.kill()  # if it has not ended
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from gevent import socket as gsocket
 from helpers.cloud_client import (
     Address,
     Client,
+    StartProcess,
     cloud_process,
     end_process,
     open_relay,
@@ -26,6 +27,8 @@ from helpers.support import ROOT, forked_child
 from kkp2p_compat.cloud.open_directory import open_directory
 from kkp2p_compat.cloud.server import SPARE_DESCRIPTORS
 
+__all__ = ["cloud_process"]
+
 
 @pytest.fixture(autouse=True)
 def _time_limit() -> Iterator[None]:
@@ -33,7 +36,7 @@ def _time_limit() -> Iterator[None]:
         yield
 
 
-def test_sigterm_is_an_orderly_end(tmp_path: Path) -> None:
+def test_sigterm_is_an_orderly_end(cloud_process: StartProcess, tmp_path: Path) -> None:
     process, address = cloud_process("--data", str(tmp_path), "--account", "alice:a")
     with Client(address) as alice, Client(address) as caller:
         assert alice.login("alice", "a")["op"] == "welcome"
@@ -54,7 +57,9 @@ def test_sigterm_is_an_orderly_end(tmp_path: Path) -> None:
         gsocket.create_connection(address)
 
 
-def test_a_relay_session_that_goes_on_is_cut_after_the_drain(tmp_path: Path) -> None:
+def test_a_relay_session_that_goes_on_is_cut_after_the_drain(
+    cloud_process: StartProcess, tmp_path: Path
+) -> None:
     process, address = cloud_process(
         "--data", str(tmp_path), "--account", "alice:a", "--drain", "0"
     )
@@ -70,7 +75,7 @@ def test_a_relay_session_that_goes_on_is_cut_after_the_drain(tmp_path: Path) -> 
             sock.close()
 
 
-def test_a_second_signal_waits_for_nothing(tmp_path: Path) -> None:
+def test_a_second_signal_waits_for_nothing(cloud_process: StartProcess, tmp_path: Path) -> None:
     arguments = ("--data", str(tmp_path), "--account", "alice:a", "--drain", "1000")
     process, address = cloud_process(*arguments)
     with Client(address) as alice, Client(address) as caller:
@@ -104,7 +109,7 @@ def test_the_port_is_taken(tmp_path: Path) -> None:
     assert "Traceback" not in ended.stderr
 
 
-def test_running_out_of_descriptors(tmp_path: Path) -> None:
+def test_running_out_of_descriptors(cloud_process: StartProcess, tmp_path: Path) -> None:
     """It refuses what it has no room for, and serves again when there is room."""
     process, address = cloud_process(
         "--data", str(tmp_path), "--account", "alice:a", descriptors=SPARE_DESCRIPTORS + 60
@@ -133,7 +138,7 @@ def _answers(address: Address) -> bool:
 
 @pytest.fixture
 def services(
-    tmp_path: Path, redis_server: RedisServer
+    cloud_process: StartProcess, tmp_path: Path, redis_server: RedisServer
 ) -> Iterator[dict[str, tuple[subprocess.Popen[str], Address]]]:
     """A relay, two tracks and a route that have nothing in common but the directory."""
     accounts = open_directory(redis_server.url, None)
@@ -142,16 +147,14 @@ def services(
         accounts.add(peer_id, "s")
     accounts.close()
     running = {}
-    try:
-        for name in ("relay", "track1", "track2", "route"):
-            running[name] = cloud_process(
-                *("--role", name.rstrip("12"), "--directory", redis_server.url),
-                *("--data", str(tmp_path / name)),
-            )
-        yield running
-    finally:
-        ends = {name: end_process(process) for name, (process, _) in running.items()}
-    for name, (status, log) in ends.items():
+    for name in ("relay", "track1", "track2", "route"):
+        running[name] = cloud_process(
+            *("--role", name.rstrip("12"), "--directory", redis_server.url),
+            *("--data", str(tmp_path / name)),
+        )
+    yield running
+    for name, (process, _) in running.items():
+        status, log = end_process(process)
         assert "Traceback" not in log, name
         assert status in (0, -9), name
 
@@ -196,7 +199,7 @@ def _vouched_for(track: Address) -> int:
         return len(client.login("other", "s", call_only=True).get("certificates", []))
 
 
-def test_ipv6_and_ipv4_on_one_port(tmp_path: Path) -> None:
+def test_ipv6_and_ipv4_on_one_port(cloud_process: StartProcess, tmp_path: Path) -> None:
     if not gsocket.has_dualstack_ipv6():
         pytest.skip("no IPv6 on this host")
     process, (_, port) = cloud_process("--data", str(tmp_path), listen="[::]:0")

@@ -8,6 +8,7 @@ owner is at both under the name of the other peer, as whoever has the accounts o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,10 +90,14 @@ def ports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, int]]
     """Of the cloud that Alice takes for hers, and of Bob's."""
     accounts = [option for who in ("alice", "bob") for option in ("--account", f"{who}:{SECRET}")]
     folder = tmp_path_factory.mktemp("clouds")
-    clouds = [CloudProcess(folder / name, *accounts, *GENEROUS) for name in ("alices", "bobs")]
-    yield clouds[0].port, clouds[1].port
-    for cloud in clouds:
-        cloud.end()
+    with ExitStack() as clouds:
+
+        def start(name: str) -> int:
+            cloud = CloudProcess(folder / name, *accounts, *GENEROUS)
+            clouds.callback(cloud.end)
+            return cloud.port
+
+        yield start("alices"), start("bobs")
 
 
 @pytest.fixture

@@ -18,10 +18,12 @@ from typing import Any
 import gevent
 import pytest
 
-from helpers.cloud_client import Address, Client, cloud_process, end_process, until
+from helpers.cloud_client import Address, Client, StartProcess, cloud_process, end_process, until
 from helpers.redis_server import RedisServer
 from helpers.support import ENVIRONMENT, PATIENCE_S
 from kkp2p_compat.cli._workers import _are_free
+
+__all__ = ["cloud_process"]
 
 PEERS = [f"peer{number}" for number in range(8)]
 OPTIONS = [word for peer in PEERS for word in ("--account", f"{peer}:s")]
@@ -50,7 +52,9 @@ def audited(text: str) -> list[str]:
     return sorted(line["account"] for line in lines if line["what"] == "login")
 
 
-def test_workers_are_one_cloud(tmp_path: Path, redis_server: RedisServer) -> None:
+def test_workers_are_one_cloud(
+    cloud_process: StartProcess, tmp_path: Path, redis_server: RedisServer
+) -> None:
     options = ("--directory", redis_server.url, "--workers", "3", "--data", str(tmp_path))
     process, address = cloud_process(*options, *OPTIONS, "--drain", "0", "--audit", "-")
     with ExitStack() as stack:
@@ -129,7 +133,10 @@ def second_call(client: Client, first: int) -> str:
 
 
 def test_options_of_workers_and_what_sighup_reloads(
-    tmp_path: Path, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+    cloud_process: StartProcess,
+    tmp_path: Path,
+    redis_server: RedisServer,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The command line comes before the environment, and that before the file; nobody is lost."""
     file, audit, rotated = (tmp_path / name for name in ("cloud.toml", "audit", "audit.1"))
@@ -174,7 +181,9 @@ def test_options_of_workers_and_what_sighup_reloads(
     assert log.count("options have changed: open-calls") == 2
 
 
-def test_a_redis_that_is_away_for_a_while(tmp_path: Path, redis_server: RedisServer) -> None:
+def test_a_redis_that_is_away_for_a_while(
+    cloud_process: StartProcess, tmp_path: Path, redis_server: RedisServer
+) -> None:
     """Each worker says so at its own port, keeps whom it has, and is ready again afterwards."""
     admin = two_free_ports()
     process, address = cloud_process(
@@ -209,7 +218,9 @@ def test_a_redis_that_is_away_for_a_while(tmp_path: Path, redis_server: RedisSer
     assert "Traceback" not in log
 
 
-def test_a_worker_that_stands_still_is_killed(tmp_path: Path, redis_server: RedisServer) -> None:
+def test_a_worker_that_stands_still_is_killed(
+    cloud_process: StartProcess, tmp_path: Path, redis_server: RedisServer
+) -> None:
     options = ("--directory", redis_server.url, "--workers", "2", "--data", str(tmp_path))
     process, _ = cloud_process(*options, *OPTIONS, "--drain", "0")
     until(lambda: len(children(process)) == 2)
@@ -222,7 +233,9 @@ def test_a_worker_that_stands_still_is_killed(tmp_path: Path, redis_server: Redi
     assert "stands still" in log
 
 
-def test_workers_end_with_their_parent(tmp_path: Path, redis_server: RedisServer) -> None:
+def test_workers_end_with_their_parent(
+    cloud_process: StartProcess, tmp_path: Path, redis_server: RedisServer
+) -> None:
     options = ("--directory", redis_server.url, "--workers", "2", "--data", str(tmp_path))
     process, _ = cloud_process(*options, *OPTIONS, "--drain", "0")
     until(lambda: len(children(process)) == 2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 
 import gevent
 import pytest
@@ -25,8 +25,10 @@ from kkp2p_compat.engine.links import peer_link
 pytestmark = pytest.mark.usefixtures("on_loopback")
 
 
-def test_the_second_channel_needs_no_cloud(tmp_path: Path, make_engine: MakeEngine) -> None:
-    cloud = CloudProcess(tmp_path / "cloud", "--account", f"peer:{SECRET}")
+def test_the_second_channel_needs_no_cloud(
+    start_cloud: Callable[..., CloudProcess], make_engine: MakeEngine
+) -> None:
+    cloud = start_cloud("--account", f"peer:{SECRET}")
     callee, caller = (make_engine(login_port=cloud.port) for _ in range(2))
     assert kkp2p.join_net(callee, "peer", SECRET) == 0
     for mode in (1, 0):

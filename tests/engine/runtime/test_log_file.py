@@ -157,10 +157,12 @@ print(channel.peer_id)
 
 
 def test_a_peer_with_a_full_disk_comes_back_after_the_cloud_does(
-    tmp_path: Path, make_engine: Callable[..., kkp2p.engine_t]
+    tmp_path: Path,
+    start_cloud: Callable[..., CloudProcess],
+    make_engine: Callable[..., kkp2p.engine_t],
 ) -> None:
     account = ("--account", f"peer:{SECRET}")
-    cloud = CloudProcess(tmp_path / "cloud", *account)
+    cloud = start_cloud(*account)
     caller = make_engine(login_port=cloud.port)
     with open("/dev/full", "w") as full:
         peer = subprocess.Popen(
@@ -171,7 +173,7 @@ def test_a_peer_with_a_full_disk_comes_back_after_the_cloud_does(
     try:
         assert peer.stdout.readline() == "online\n"
         cloud.kill()
-        cloud = CloudProcess(tmp_path / "cloud", *account, listen=f"127.0.0.1:{cloud.port}")
+        start_cloud(*account, port=cloud.port)
         ctx = kkp2p.connect_ctx_t("peer", connect_mode=2, timeout=LONG)
         channel = kkp2p.channel_t()
         with gevent.Timeout(2 * PATIENCE_S):
@@ -184,7 +186,6 @@ def test_a_peer_with_a_full_disk_comes_back_after_the_cloud_does(
         peer.kill()
         peer.wait()
         peer.stdout.close()
-        cloud.end()
 
 
 # Folders.

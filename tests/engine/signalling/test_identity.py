@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -67,17 +68,24 @@ print(Identity.kept_in(sys.argv[1]).fingerprint)
 
 def test_programs_that_start_at_once_have_one_key(tmp_path: Path) -> None:
     command = [sys.executable, "-c", MAKE, str(tmp_path / "identity")]
-    programs = [
-        subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRONMENT, text=True
-        )
-        for _ in range(4)
-    ]
-    for program in programs:
-        assert program.stdin is not None
-        program.stdin.write("x")
-        program.stdin.flush()
-    assert len({program.communicate()[0] for program in programs}) == 1
+    with ExitStack() as running:
+        programs = [
+            running.enter_context(
+                subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    env=ENVIRONMENT,
+                    text=True,
+                )
+            )
+            for _ in range(4)
+        ]
+        for program in programs:
+            assert program.stdin is not None
+            program.stdin.write("x")
+            program.stdin.flush()
+        assert len({program.communicate()[0] for program in programs}) == 1
 
 
 def _pem(key: Ed25519PrivateKey | ec.EllipticCurvePrivateKey, password: bytes = b"") -> bytes:

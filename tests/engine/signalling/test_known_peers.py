@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -132,15 +133,20 @@ for number in range(50):
 
 
 def test_several_programs_add_at_once(path: Path, known: KnownPeers) -> None:
-    programs = [
-        subprocess.Popen(
-            [sys.executable, "-c", ADD, str(path), name], stdin=subprocess.PIPE, env=ENVIRONMENT
-        )
-        for name in "abc"
-    ]
-    for program in programs:
-        program.communicate(b"x")
-        assert program.returncode == 0
+    with ExitStack() as running:
+        programs = [
+            running.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", ADD, str(path), name],
+                    stdin=subprocess.PIPE,
+                    env=ENVIRONMENT,
+                )
+            )
+            for name in "abc"
+        ]
+        for program in programs:
+            program.communicate(b"x")
+            assert program.returncode == 0
     assert set(known.keys()) == {f"{name}-{number}" for name in "abc" for number in range(50)}
 
 
