@@ -327,6 +327,11 @@ class Directory(ABC):
     def usage(self, peer_id: str, day: str | None = None) -> dict[str, int]:
         """What an account has used on a day (YYYY-MM-DD, UTC); None: today."""
 
+    def usages(self, peer_ids: Iterable[str]) -> Iterator[tuple[str, dict[str, int]]]:
+        """What each of many has used today; in few requests, where there are requests."""
+        for peer_id in peer_ids:
+            yield peer_id, self.usage(peer_id)
+
     @abstractmethod
     def tell_failed_login(self, peer_id: str | None, host: str) -> None:
         """Let the other nodes count it, too, against this account there; never waits."""

@@ -34,14 +34,12 @@ from .directory import (
     is_node_id,
     today,
 )
-from .redis_link import Command, RedisLink, Reply, Script
+from .redis_link import RedisLink, Reply, Script
 from .redis_place import RedisPlace
 
 __all__ = ["RedisDirectory"]
 
 log = logging.getLogger(__name__)
-
-EMPTIED = "Redis has lost all accounts: give it back its data, or import them by kkp2p account"
 
 # Our choices.
 FRESH_S = 5.0  # an account is not read again so soon; that it was changed is announced besides
@@ -182,10 +180,8 @@ class RedisDirectory(Directory):
         return self._emptied_since is not None
 
     def _put(self, account: Account, record: str) -> bool:
-        command = self._writing(
-            redis_scripts.ADD_ACCOUNT, account.peer_id, record, changes_to(account)
-        )
-        return self._write(command, account.peer_id)
+        script = redis_scripts.ADD_ACCOUNT
+        return self._write(script, account.peer_id, record, changes_to(account))
 
     def _put_each(self, accounts: Iterable[Account], replace: bool, imported: Imported) -> None:
         """Many at once, as each answer takes its time."""
@@ -194,24 +190,17 @@ class RedisDirectory(Directory):
             gevent.joinall(jobs, raise_error=True)
 
     def _change(self, peer_id: str, changes: Mapping[str, Any], record: str) -> bool:
-        script = redis_scripts.CHANGE_ACCOUNT
-        return self._write(self._writing(script, peer_id, record, changes), peer_id)
+        return self._write(redis_scripts.CHANGE_ACCOUNT, peer_id, record, changes)
 
     def _remove(self, peer_id: str, record: str) -> bool:
-        script = redis_scripts.REMOVE_ACCOUNT
-        return self._write(self._writing(script, peer_id, record, {}), peer_id)
+        return self._write(redis_scripts.REMOVE_ACCOUNT, peer_id, record, {})
 
-    def _writing(
-        self, script: Script, peer_id: str, record: str, changes: Mapping[str, Any]
-    ) -> Command:
+    def _write(self, script: Script, peer_id: str, record: str, changes: Mapping[str, Any]) -> bool:
         names = ("accounts", "changed", "changes")
         keys = [self._key("account", peer_id), *map(self._key, names)]
         pairs = [part for pair in redis_records.fields_of(changes).items() for part in pair]
-        return script(keys, peer_id, record, MAX_CHANGES, *pairs)
-
-    def _write(self, command: Command, peer_id: str) -> bool:
         try:
-            return bool(self._link.one(command))
+            return bool(self._link.one(script(keys, peer_id, record, MAX_CHANGES, *pairs)))
         finally:
             self._forget_read(peer_id)
 
@@ -362,16 +351,25 @@ class RedisDirectory(Directory):
 
     def add_usage(self, counts: Mapping[tuple[str, str], int]) -> None:
         day = today()
-        commands: list[tuple[Any, ...]] = []
+        by_key: dict[str, list[Any]] = {}  # names and counts in turns
         for (who, what), count in counts.items():
-            key = self._key("usage", day, who)
-            commands += [("HINCRBY", key, what, count), ("EXPIRE", key, USAGE_S)]
+            by_key.setdefault(self._key("usage", day, who), []).extend((what, count))
+        commands = []
+        for keys in _portions(by_key):
+            told = [word for key in keys for word in (len(by_key[key]) // 2, *by_key[key])]
+            commands.append(redis_scripts.ADD_USAGE(keys, USAGE_S, *told))
         if commands:  # one request: it is told, or it is not
             self._link.ask(*commands)
 
     def usage(self, peer_id: str, day: str | None = None) -> dict[str, int]:
         key = self._key("usage", day or today(), peer_id)
         return redis_records.usage_untrusted(self._link.one(("HGETALL", key)))
+
+    def usages(self, peer_ids: Iterable[str]) -> Iterator[tuple[str, dict[str, int]]]:
+        for ids in _portions(peer_ids):
+            keys = [self._key("usage", today(), peer_id) for peer_id in ids]
+            replies = map(_good, self._link.ask(*(("HGETALL", key) for key in keys)))
+            yield from zip(ids, map(redis_records.usage_untrusted, replies), strict=True)
 
     def tell_failed_login(self, peer_id: str | None, host: str) -> None:
         text = f"{self._node_id} {host} {peer_id or ''}".rstrip()

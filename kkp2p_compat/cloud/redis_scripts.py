@@ -12,6 +12,7 @@ from .redis_link import Script
 
 __all__ = [
     "ADD_ACCOUNT",
+    "ADD_USAGE",
     "CAME",
     "CHANGE_ACCOUNT",
     "CLEAR",
@@ -152,4 +153,22 @@ redis.call('ZREM', KEYS[2], ARGV[1])
 if redis.call('DEL', KEYS[1]) == 0 then return 0 end
 """
     + _TELL
+)
+
+# KEYS: usage:DAY:WHO of many.  ARGV: how many seconds they are kept, and for each of them the
+# number of its counts, and their names and what is added.  By pcall: a key of another type, which
+# is not ours, costs only its own counts.
+ADD_USAGE = Script(
+    """
+local at = 2
+for _, key in ipairs(KEYS) do
+    local after = at + 1 + 2 * tonumber(ARGV[at])
+    for name = at + 1, after - 1, 2 do
+        redis.pcall('HINCRBY', key, ARGV[name], ARGV[name + 1])
+    end
+    redis.call('EXPIRE', key, ARGV[1])
+    at = after
+end
+return 1
+"""
 )

@@ -178,9 +178,8 @@ class Usage:
 
     def _ask(self, tags: list[str]) -> None:
         """What these have used today, by all relays."""
-        for tag in tags:
-            used = self._directory.usage(tag).get(RELAY_BYTES, 0)
+        for tag, used in self._directory.usages(tags):
             if len(self._used) >= MAX_TAGS:
                 self._used.clear()
-            self._used[tag] = used + self._counts[tag, RELAY_BYTES]
+            self._used[tag] = used.get(RELAY_BYTES, 0) + self._counts[tag, RELAY_BYTES]
             self._unknown.discard(tag)

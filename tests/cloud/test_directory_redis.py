@@ -25,6 +25,7 @@ from kkp2p_compat.cloud.directory import (
     Node,
     Presence,
     Refused,
+    today,
 )
 from kkp2p_compat.cloud.directory_redis import RedisDirectory
 from kkp2p_compat.cloud.open_directory import open_directory
@@ -165,6 +166,34 @@ def test_a_node_restores_what_it_has(
             assert where == here.get(name)
     assert two.where("gone") is None
     assert redis_server.ask("SCARD", f"kkp2p:peers:{ONE.id}") == len(names) - 2
+
+
+# Usage.
+
+
+def test_what_many_have_used_takes_few_requests(
+    redis_server: RedisServer, one: RedisDirectory
+) -> None:
+    """It is told in one, of a script for so many accounts; it is read in one for so many."""
+
+    def requests() -> int:
+        return sum(one.link.latency.counts)
+
+    def scripts() -> int:
+        stats = redis_server.ask("INFO", "commandstats").decode()
+        return int(stats.partition("cmdstat_evalsha:calls=")[2].partition(",")[0] or 0)
+
+    many = 2 * directory_redis.AT_ONCE + 1
+    counts = {f"peer{number}": {"logins": number, "calls": 1} for number in range(many)}
+    before = requests(), scripts()
+    one.add_usage({(who, what): n for who, used in counts.items() for what, n in used.items()})
+    assert (requests() - before[0], scripts() - before[1]) == (1, 3)
+    assert dict(one.usages(counts)) == counts
+    assert requests() - before[0] == 1 + 3
+    one.add_usage({("peer7", "calls"): 2})
+    assert one.usage("peer7") == {"logins": 7, "calls": 3}
+    (key,) = redis_server.ask("KEYS", "kkp2p:usage:*:peer7")
+    assert 0 < int(redis_server.ask("TTL", key)) <= directory_redis.USAGE_S
 
 
 # Nodes.
@@ -579,6 +608,9 @@ def test_hostile_values(
     until(lambda: ask("SCARD", "kkp2p:nodes") == 2)
     ask("HSET", "kkp2p:usage:2020-01-01:alice", "calls", "many", "bytes", "5")
     assert one.usage("alice", "2020-01-01") == {"bytes": 5}
+    ask("SET", f"kkp2p:usage:{today()}:alice", "x")
+    one.add_usage({("alice", "calls"): 1, ("good", "calls"): 1})  # that one is not held up
+    assert one.usage("good") == {"calls": 1}
     for payload in ("", "x", f"{TWO.id} nowhere alice", f"{TWO.id} 192.0.2.1 a b", "\n" * 1000):
         ask("PUBLISH", "kkp2p:failed", payload)
         ask("PUBLISH", "kkp2p:changed", payload)
