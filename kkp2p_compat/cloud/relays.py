@@ -25,7 +25,7 @@ from .directory import Node
 from .members import Call, Member
 from .usage import USED_UP, Payer, Usage, tag_of
 
-__all__ = ["MAX_RELAYS", "Relays", "choose", "round_trips_untrusted"]
+__all__ = ["MAX_RELAYS", "Relays", "choose", "round_trips_untrusted", "to_measure"]
 
 HostPortOrHere = tuple[str | None, int | None]  # None: where the control connection goes to
 RoundTrips = Mapping[str, int]  # "host:port" of a relay: milliseconds
@@ -87,10 +87,7 @@ class Relays:
         return Places(place(relay_wire.CALLER), place(relay_wire.CALLEE), fields)
 
     def _alive(self) -> list[Node]:
-        """One of each place: behind a name there may be several."""
-        nodes = [] if self._living is None else self._living()
-        places = {(node.relay_host, node.relay_port): node for node in nodes if not node.draining}
-        return [node for node in places.values() if node.relay_port]
+        return [] if self._living is None else _relays_of(self._living())
 
     def living_places(self) -> frozenset[tuple[str, int]]:
         return frozenset((node.relay_host, node.relay_port) for node in self._alive())
@@ -105,17 +102,28 @@ class Relays:
         return [(node.relay_host, node.relay_port) for node in choose(self._alive(), sides)]
 
     def told(self) -> list[list[str | int]] | None:
-        """Which ones a peer is to measure; None where there is nothing to choose.
+        return to_measure(self._alive(), _random)
 
-        One of each host, of each region in turn: those at one host are equally far.
-        """
-        alive = self._alive()
-        by_region: defaultdict[str, dict[str, Node]] = defaultdict(dict)
-        for node in _random.sample(alive, len(alive)):
-            by_region[node.region].setdefault(node.relay_host, node)
-        turns = chain.from_iterable(zip_longest(*(each.values() for each in by_region.values())))
-        found = [[node.relay_host, node.relay_port] for node in turns if node is not None]
-        return found[:MAX_TOLD_RELAYS] if len(found) > 1 else None
+
+def _relays_of(nodes: Iterable[Node]) -> list[Node]:
+    """One of each place: behind a name there may be several."""
+    places = {(node.relay_host, node.relay_port): node for node in nodes if not node.draining}
+    return [node for node in places.values() if node.relay_port]
+
+
+def to_measure(nodes: Iterable[Node], random: Random) -> list[list[str | int]] | None:
+    """Which relays a peer is to measure; None where there is nothing to choose.
+
+    One of each host, of each region in turn: those at one host are equally far.  ``random``: a
+    seeded one draws the same of the same places.
+    """
+    alive = sorted(_relays_of(nodes), key=lambda node: (node.relay_host, node.relay_port))
+    by_region: defaultdict[str, dict[str, Node]] = defaultdict(dict)
+    for node in random.sample(alive, len(alive)):
+        by_region[node.region].setdefault(node.relay_host, node)
+    turns = chain.from_iterable(zip_longest(*(each.values() for each in by_region.values())))
+    found = [[node.relay_host, node.relay_port] for node in turns if node is not None]
+    return found[:MAX_TOLD_RELAYS] if len(found) > 1 else None
 
 
 def choose(

@@ -13,6 +13,7 @@ from helpers.shared_directory import Shared, running_node
 from kkp2p_compat.cloud.directory import Node
 from kkp2p_compat.cloud.route import MAX_TRACKS
 from kkp2p_compat.cloud.server import Cloud
+from kkp2p_compat.control.wire import MAX_TOLD_RELAYS
 
 FAR = 1e9  # a lease that lasts
 PRINT = "ab" * 32
@@ -69,6 +70,24 @@ def test_no_more_than_a_client_takes(route: Cloud, shared: Shared) -> None:
     nodes = [node(number, load=number / 100) for number in range(1, 2 * MAX_TRACKS)]
     tracks = told(route, shared, *reversed(nodes))["tracks"]
     assert tracks == [[each.host, each.port] for each in nodes[:MAX_TRACKS]]
+
+
+def test_callers_without_a_login_hear_of_relays(route: Cloud, shared: Shared) -> None:
+    """The same ones each time, while the same ones live: a caller asks for each of its calls."""
+    relays = [
+        node(number, role="relay", host="", port=0, relay_host=f"192.0.2.{number}", relay_port=3080)
+        for number in range(2, 2 + 2 * MAX_TOLD_RELAYS)
+    ]
+    assert "relays" not in told(route, shared, node(1), relays[0])  # there is nothing to choose
+    two = told(route, shared, node(1), *relays[:2])["relays"]
+    assert sorted(two) == [["192.0.2.2", 3080], ["192.0.2.3", 3080]]
+    draining = replace(relays[2], draining=True)
+    assert told(route, shared, node(1), draining, *relays[:2])["relays"] == two
+    orders = (relays, relays[::-1], relays[3:] + relays[:3])
+    answers = [told(route, shared, node(1), *each)["relays"] for each in orders]
+    assert answers[0] == answers[1] == answers[2]
+    assert len(answers[0]) == MAX_TOLD_RELAYS
+    assert {place for place, _ in answers[0]} <= {relay.relay_host for relay in relays}
 
 
 def test_what_it_does_not_serve(route: Cloud) -> None:
