@@ -72,12 +72,12 @@ class Peer:
         if link is None or link.closed.is_set():
             raise KKP2PError("not online")
         began = time.monotonic()
-        call = link.call(to, "{}", CALL_MS)
+        call = link.calls.make(to, "{}", CALL_MS)
         try:
             call.answer.get()
             return time.monotonic() - began
         finally:
-            link.forget(call, cancel=False)
+            link.calls.forget(call, cancel=False)
 
 
 def _answer(link: Link, message: Message) -> None:

@@ -6,7 +6,7 @@ client.py    staying logged in, and the way to whom we want to call
 tracks.py    where a peer is, and which links are good enough to call by
 links.py     the open connections to the cloud's servers
 link.py      one of them: logging in, heartbeats, calls
-outgoing.py  a call that we make on one
+outgoing.py  the calls that we make on one
 scram.py     our half of a login
 trust.py     which certificates are believed
 way_out.py   directly, or through an HTTP proxy

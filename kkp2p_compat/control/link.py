@@ -24,10 +24,9 @@ from .._descriptors import keep_private
 from .._errors import BadPacket, CloudUnreachable, KKP2PError, LinkLost
 from .._io import shut_down, time_limit
 from ..transport import dial, tcp
-from ..transport.relay_wire import receipt_to_text
 from .callers import told
 from .nearness import permitted
-from .outgoing import OutgoingCall, trickle_untrusted
+from .outgoing import OutgoingCalls, trickle_untrusted
 from .refusals import login_refusal, show
 from .resolver import addresses_of
 from .way_out import DIRECT, WayOut
@@ -49,7 +48,7 @@ MAX_CALL_CHARS = 128  # the name that a track gives an offer
 
 
 class Link:
-    """Call order: ``open``, then ``route``/``login``/``call``, ``close`` at the end."""
+    """Call order: ``open``, then ``route``/``login``/``calls.make``, ``close`` at the end."""
 
     def __init__(
         self, address: HostPort, log: Logger, on_offer: OfferHandler, context: ssl.SSLContext,
@@ -88,8 +87,7 @@ class Link:
         self._reply: AsyncResult[Message] | None = None
         self._unclaimed = 0  # answers under way that nobody waits for any more
         self._asking = RLock()
-        self._calls: dict[int, OutgoingCall] = {}
-        self._last_call = 0
+        self.calls = OutgoingCalls(self.send)
         self._heard = 0  # pieces of data
         self._greenlets: list[gevent.Greenlet[..., Any]] = []
 
@@ -157,9 +155,7 @@ class Link:
             self._sock.close()
         if self._reply is not None and not self._reply.ready():
             self._reply.set_exception(error)
-        for call in self._calls.values():
-            call.fail(error)
-        self._calls.clear()
+        self.calls.fail(error)
         self._unsent.clear()
         current = gevent.getcurrent()
         for greenlet in self._greenlets:
@@ -175,7 +171,7 @@ class Link:
     @property
     def is_track(self) -> bool:
         """Whether it carries calls, or our login."""
-        return self.peer_id is not None or self._last_call > 0
+        return self.peer_id is not None or self.calls.made > 0
 
     @property
     def _name(self) -> str:
@@ -256,41 +252,13 @@ class Link:
         told = [*map(_base64url.encode, keys), iterations]
         self._ask(encode("secret", verifier=told), "secret")
 
-    # Calls.
+    # What the other sides of calls hear.
 
-    def call(self, to: str, offer: str, timeout_ms: int) -> OutgoingCall:
-        self._last_call += 1
-        call = OutgoingCall(self._last_call)
-        self._calls[call.number] = call
-        line = encode("call", call=call.number, to=to, ms=timeout_ms, offer=offer, shows=True)
-        self.send(line)
-        return call
+    def trickle(self, call: int | str, text: str) -> None:
+        """Tell more: at most 64 texts of 4,096 characters a call; not when closed.
 
-    def show(self, call: OutgoingCall, receipt: bytes) -> None:
-        """The relay's receipt that we were there, for a call that ``must_show`` it."""
-        self.send(encode("here", call=call.number, receipt=receipt_to_text(receipt)))
-
-    def forget(self, call: OutgoingCall, cancel: bool) -> None:
-        """The call is over for us.  ``cancel`` tells the other side; else the track alone hears."""
-        if self._calls.pop(call.number, None) is None or self.closed.is_set():
-            return
-        if call.answer.ready() and not call.answer.successful():
-            return  # it was declined: nobody else knows of it any more
-        cancel = cancel and not call.is_settled
-        if cancel:
-            self.send(encode("cancel", call=call.number))
-        elif call.answer.ready():
-            self.send(encode("over", call=call.number, **call.way))
-
-    def trickle(self, call: OutgoingCall, text: str) -> None:
-        """Tell the callee more: at most 64 texts of 4,096 characters a call; not when closed."""
-        self._trickle(call.number, text)
-
-    def trickle_back(self, call_id: str, text: str) -> None:
-        """The same to the caller; ``call_id`` is the ``call`` of its offer."""
-        self._trickle(call_id, text)
-
-    def _trickle(self, call: int | str, text: str) -> None:
+        ``call``: the number of ours, for the callee, or the ``call`` of an offer, for its caller.
+        """
         if not self.closed.is_set():
             # A link that breaks here is closed, and has told those who use it.
             with contextlib.suppress(LinkLost):
@@ -427,7 +395,7 @@ class Link:
                 raise login_refusal(reason)
             raise LinkLost(f"{self._name} says good-bye: {show(reason)}")
         elif op == "trickle" and not isinstance(message.get("call"), str):
-            self._handle_call_untrusted(message)
+            self.calls.handle_untrusted(message)
         elif op in ("offer", "cancel", "trickle"):
             call = message.get("call")
             if op == "trickle":
@@ -439,7 +407,7 @@ class Link:
         elif op == "gone":
             self._on_offer(self, message)
         elif op in ("calling", "answer", "declined"):
-            self._handle_call_untrusted(message)
+            self.calls.handle_untrusted(message)
         elif op == "move":
             self.moving.set()
         elif op == "relays":
@@ -455,9 +423,3 @@ class Link:
             self._unclaimed -= 1
         elif self._reply is not None and not self._reply.ready():
             self._reply.set(message)
-
-    def _handle_call_untrusted(self, message: Message) -> None:
-        number = message.get("call")
-        call = self._calls.get(number) if type(number) is int else None
-        if call is not None:  # else we gave up before the answer came
-            call.handle_untrusted(message)

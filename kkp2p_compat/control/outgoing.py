@@ -1,4 +1,4 @@
-"""A call that we make, as the link that carries it sees it."""
+"""The calls that we make, as the link that carries them sees them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 from gevent.event import AsyncResult
 
 from .._errors import BadPacket, KKP2PError, LinkLost, NoRoomYet
+from ..transport.relay_wire import receipt_to_text
 from .refusals import refusal
-from .wire import MAX_TRICKLE_CHARS, MAX_TRICKLES, Message
+from .wire import MAX_TRICKLE_CHARS, MAX_TRICKLES, Message, encode
 
-__all__ = ["OutgoingCall", "trickle_untrusted"]
+__all__ = ["OutgoingCall", "OutgoingCalls", "trickle_untrusted"]
 
 
 class OutgoingCall:
@@ -21,8 +22,8 @@ class OutgoingCall:
 
     ``peer_nat`` and ``peer_seen`` are there with ``answer``: what the callee has told the track of
     its NAT, as it came (from a stranger; None if it has told nothing), and where the track has seen
-    it.  ``must_show``, there with ``relay``: the track wants to hear by ``Link.show`` that we were
-    at the relay.  ``at_relay``: the visit there that shows it, for whoever needs one.
+    it.  ``must_show``, there with ``relay``: the track wants to hear that we were at the relay, see
+    ``OutgoingCalls.show``.  ``at_relay``: the visit there that shows it, for whoever needs one.
     ``way``: what the track is told of how we met.
     """
 
@@ -81,7 +82,7 @@ class OutgoingCall:
         took_ms = int(1000 * (time.monotonic() - self._made_at))
         self.way = {"path": path, "ms": self.way.get("ms", took_ms)}
 
-    # For the link.
+    # For OutgoingCalls.
 
     def handle_untrusted(self, message: Message) -> None:
         """What the track says of this call; raises BadPacket."""
@@ -114,6 +115,52 @@ class OutgoingCall:
     def _keep(self, text: str) -> None:
         if len(self._early) < MAX_TRICKLES:  # no more than a track lets through
             self._early.append(text)
+
+
+class OutgoingCalls:
+    """The calls that we make on one link; ``made``: how many there have been."""
+
+    def __init__(self, send: Callable[[bytes], object]) -> None:
+        """``send`` takes one line, and raises when the link is closed."""
+        self.made = 0
+        self._send = send
+        self._calls: dict[int, OutgoingCall] = {}  # those that are not over for us
+
+    def make(self, to: str, offer: str, timeout_ms: int) -> OutgoingCall:
+        self.made += 1
+        call = self._calls[self.made] = OutgoingCall(self.made)
+        line = encode("call", call=call.number, to=to, ms=timeout_ms, offer=offer, shows=True)
+        self._send(line)
+        return call
+
+    def show(self, call: OutgoingCall, receipt: bytes) -> None:
+        """The relay's receipt that we were there, for a call that ``must_show`` it."""
+        self._send(encode("here", call=call.number, receipt=receipt_to_text(receipt)))
+
+    def forget(self, call: OutgoingCall, cancel: bool) -> None:
+        """The call is over for us.  ``cancel`` tells the other side; else the track alone hears."""
+        if self._calls.pop(call.number, None) is None:  # also: the link is closed
+            return
+        if call.answer.ready() and not call.answer.successful():
+            return  # it was declined: nobody else knows of it any more
+        cancel = cancel and not call.is_settled
+        if cancel:
+            self._send(encode("cancel", call=call.number))
+        elif call.answer.ready():
+            self._send(encode("over", call=call.number, **call.way))
+
+    def handle_untrusted(self, message: Message) -> None:
+        """What the track says of a call; raises BadPacket."""
+        number = message.get("call")
+        call = self._calls.get(number) if type(number) is int else None
+        if call is not None:  # else we gave up before the answer came
+            call.handle_untrusted(message)
+
+    def fail(self, error: KKP2PError) -> None:
+        """The link is closed: all that are under way end with ``error``."""
+        for call in self._calls.values():
+            call.fail(error)
+        self._calls.clear()
 
 
 def trickle_untrusted(message: Message) -> str:

@@ -99,11 +99,11 @@ def call_once(client: CloudClient, peer_id: str) -> str:
     try:
         with gevent.Timeout(CALL_S, TimeoutError("no answer")):
             for link in client.links_to(peer_id):
-                call = link.call(peer_id, "{}", 5000)
+                call = link.calls.make(peer_id, "{}", 5000)
                 try:
                     assert call.answer.get() == "yes"
                 finally:
-                    link.forget(call, cancel=True)
+                    link.calls.forget(call, cancel=True)
                 return ""
     except (KKP2PError, TimeoutError) as error:
         return str(error)

@@ -156,7 +156,7 @@ def test_bad_tracks(open_link: OpenLink, tracks: object) -> None:
 @pytest.mark.usefixtures("quick_link")
 def test_no_answer_ends_the_link_for_everybody(open_link: OpenLink) -> None:
     link = open_link(lambda visitor: visitor.wait_until_gone())
-    call = link.call("bob", "{}", 1000)
+    call = link.calls.make("bob", "{}", 1000)
     asking = [gevent.spawn(link.route, "bob") for _ in range(20)]
     for ask in asking:
         with pytest.raises(LinkLost, match="no track in time"):
@@ -207,7 +207,7 @@ def test_answers_that_nobody_asked_for_are_dropped(open_link: OpenLink) -> None:
 
     link = open_link(script)
     with pytest.raises(CallRefused):
-        link.call("bob", "{}", 1000).answer.get()
+        link.calls.make("bob", "{}", 1000).answer.get()
     assert link.route("bob") == [("right.example", 1)]
 
 
@@ -242,7 +242,7 @@ def test_a_bad_line_ends_the_link(open_link: OpenLink, line: bytes) -> None:
         link.route("bob")
     assert isinstance(link.close_reason, BadPacket)
     with pytest.raises(BadPacket):
-        link.call("bob", "{}", 1)
+        link.calls.make("bob", "{}", 1)
 
 
 @pytest.mark.parametrize("ending", ["", "half a line"])
@@ -266,7 +266,7 @@ def test_a_server_that_does_not_read(open_link: OpenLink, monkeypatch: pytest.Mo
     link = open_link(lambda visitor: gevent.sleep(PATIENCE_S))
     with pytest.raises(LinkLost, match="does not read"):
         flood(link, 0)
-    assert link._calls == {}
+    assert link.calls._calls == {}
     assert link._unsent == []
 
 
@@ -279,7 +279,7 @@ def test_a_server_that_takes_no_line_in_time(open_link: OpenLink) -> None:
 
 def flood(link: Link, pause_s: float) -> None:
     while True:
-        link.call("bob", "x" * 30000, 1000)
+        link.calls.make("bob", "x" * 30000, 1000)
         gevent.sleep(pause_s)
 
 
@@ -292,16 +292,16 @@ def test_a_caller_that_is_killed_leaves_no_half_line(open_link: OpenLink) -> Non
             lines.append(visitor.receive("call"))
 
     link = open_link(script)
-    callers = [gevent.spawn(link.call, "bob", "x" * 30000, 1000) for _ in range(30)]
+    callers = [gevent.spawn(link.calls.make, "bob", "x" * 30000, 1000) for _ in range(30)]
     gevent.sleep(0)
     gevent.killall(callers)
-    link.call("bob", "last", 1000)
+    link.calls.make("bob", "last", 1000)
     wait_for(lambda: lines and lines[-1]["offer"] == "last")
 
 
 def test_closing_wakes_everybody_at_once(open_link: OpenLink) -> None:
     link = open_link(lambda visitor: visitor.wait_until_gone())
-    call = link.call("bob", "{}", 1000)
+    call = link.calls.make("bob", "{}", 1000)
     waiting = [gevent.spawn(link.route, "bob"), gevent.spawn(call.relay.get)]
     waiting += [gevent.spawn(link.login, "me", SECRET), gevent.spawn(call.answer.get)]
     gevent.sleep(0.01)

@@ -19,7 +19,6 @@ from kkp2p_compat._errors import (
 )
 from kkp2p_compat.control import link as link_module
 from kkp2p_compat.control.link import Link
-from kkp2p_compat.control.outgoing import OutgoingCall
 from kkp2p_compat.control.wire import MAX_TRICKLES, Message
 
 
@@ -40,13 +39,13 @@ def test_calls(open_link: OpenLink) -> None:
         visitor.wait_until_gone()
 
     link = open_link(script)
-    first, second = (link.call("bob", f"offer {i}", 700) for i in (1, 2))
+    first, second = (link.calls.make("bob", f"offer {i}", 700) for i in (1, 2))
     assert first.relay.get()["relay"] == ["r", 1, "t"]
     assert (first.answer.get(), second.answer.get()) == ("answer 1", "answer 2")
-    link.forget(first, cancel=False)
-    link.forget(second, cancel=True)
-    link.forget(second, cancel=True)
-    assert link._calls == {}
+    link.calls.forget(first, cancel=False)
+    link.calls.forget(second, cancel=True)
+    link.calls.forget(second, cancel=True)
+    assert link.calls._calls == {}
 
 
 @pytest.mark.parametrize(
@@ -70,7 +69,7 @@ def test_declined(open_link: OpenLink, reason: object, kind: type[KKP2PError], c
         visitor.send("declined", call=visitor.receive("call")["call"], reason=reason)
         visitor.wait_until_gone()
 
-    call = open_link(script).call("bob", "{}", 1000)
+    call = open_link(script).calls.make("bob", "{}", 1000)
     for result in (call.relay, call.answer):
         with pytest.raises(KKP2PError) as caught:
             result.get()
@@ -85,7 +84,7 @@ def test_an_answer_that_is_no_text(open_link: OpenLink, answer: object) -> None:
 
     link = open_link(script)
     with pytest.raises(BadPacket):
-        link.call("bob", "{}", 1000).answer.get()
+        link.calls.make("bob", "{}", 1000).answer.get()
 
 
 # Trickle, and what the sides know of each other's NAT.
@@ -111,20 +110,20 @@ def test_trickle(open_link: OpenLink, offers: list[Message]) -> None:
 
     link = open_link(script)
     link.login("me", SECRET)
-    call = link.call("bob", "{}", 1000)
-    link.trickle(call, "to callee")
-    link.trickle_back("abc", "to caller")
+    call = link.calls.make("bob", "{}", 1000)
+    link.trickle(call.number, "to callee")
+    link.trickle("abc", "to caller")
     call.relay.get()
     assert call.peer_nat == {"x": [1]}
     texts: list[str] = []
     call.hear(texts.append)
     assert texts == ["1", "2"]  # came before, and were kept
-    link.forget(call, cancel=True)
+    link.calls.forget(call, cancel=True)
     link.route("x")
     assert texts == ["1", "2"]
     assert offers == [{"op": "trickle", "call": "abc", "text": "of a caller"}]
     link.close()
-    link.trickle(call, "nobody hears it, and that is no error")
+    link.trickle(call.number, "nobody hears it, and that is no error")
 
 
 def test_trickles_that_nobody_takes_are_bounded(open_link: OpenLink) -> None:
@@ -139,7 +138,7 @@ def test_trickles_that_nobody_takes_are_bounded(open_link: OpenLink) -> None:
         visitor.wait_until_gone()
 
     link = open_link(script)
-    call = link.call("bob", "{}", 1000)
+    call = link.calls.make("bob", "{}", 1000)
     call.answer.get()
     texts: list[str] = []
     call.hear(texts.append)
@@ -155,7 +154,7 @@ def test_a_bad_trickle_of_a_callee(open_link: OpenLink, text: object) -> None:
         visitor.wait_until_gone()
 
     with pytest.raises(BadPacket):
-        open_link(script).call("bob", "{}", 1000).answer.get()
+        open_link(script).calls.make("bob", "{}", 1000).answer.get()
 
 
 @pytest.mark.parametrize("cancel", [False, True])
@@ -183,10 +182,10 @@ def test_what_the_end_of_a_call_tells(
         visitor.wait_until_gone()
 
     link = open_link(script)
-    call = link.call("bob", "{}", 1000)
+    call = link.calls.make("bob", "{}", 1000)
     wait_for(lambda: op is None or call.answer.ready())
-    link.forget(call, cancel)
-    link.forget(call, cancel)
+    link.calls.forget(call, cancel)
+    link.calls.forget(call, cancel)
     link.route("x")
     assert heard == told[cancel]
 
@@ -202,18 +201,18 @@ def test_the_callee_of_a_settled_call_hears_of_no_end(open_link: OpenLink, cance
         visitor.wait_until_gone()
 
     link = open_link(script)
-    call = link.call("bob", "{}", 1000)
+    call = link.calls.make("bob", "{}", 1000)
     call.answer.get()
     call.settle()
-    link.forget(call, cancel)
+    link.calls.forget(call, cancel)
 
 
 def test_a_trickle_breaks_no_one(open_link: OpenLink, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever tells something waits for nothing, and need not know of the link's limits."""
     monkeypatch.setattr(link_module, "MAX_UNSENT_BYTES", 10)
     tells: list[Callable[[Link], object]] = [
-        lambda link: link.trickle(OutgoingCall(1), "x"),
-        lambda link: link.trickle_back("abc", "x"),
+        lambda link: link.trickle(1, "x"),
+        lambda link: link.trickle("abc", "x"),
     ]
     for tell in tells:
         link = open_link(lambda visitor: visitor.wait_until_gone())

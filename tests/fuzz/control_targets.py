@@ -405,7 +405,7 @@ def fuzz_link(data: bytes) -> None:
         ("192.0.2.1", 1), log, lambda link, message: offered.append(message), None, None
     )
     link._sock = wire
-    made = [link.call(ALICE, "offer", 1000) for _ in range(2)]
+    made = [link.calls.make(ALICE, "offer", 1000) for _ in range(2)]
     made[0].hear(lambda text: None)
     reader = LineReader()
     try:
@@ -415,8 +415,8 @@ def fuzz_link(data: bytes) -> None:
     except KKP2PError:
         pass  # the link's reader closes it
     for call in made:
-        link.forget(call, cancel=True)
-    assert not link._calls
+        link.calls.forget(call, cancel=True)
+    assert not link.calls._calls
     link.close()
     for message in offered:
         assert message["op"] == "gone" or isinstance(message["call"], str)

@@ -37,7 +37,7 @@ def call(client: CloudClient, peer_id: str, attack: dict[str, Any]) -> bool:
             answer = made.answer.get()
             public, _ = parse_direct_answer_untrusted(answer)
             keys = ours.keys(public, offer, answer)
-            trickle = Trickle(keys.trickle, True, lambda text: link.trickle(made, text))
+            trickle = Trickle(keys.trickle, True, lambda text: link.trickle(made.number, text))
             for fields in attack["trickles"]:
                 trickle.send(fields)
             gevent.sleep(attack["seconds"])

@@ -56,7 +56,7 @@ class Spoken:
         self.own_side = own_side
         self.link = link
         self.call = call
-        self.trickle = functools.partial(link.trickle, call)
+        self.trickle = functools.partial(link.trickle, call.number)
 
 
 class CloudCaller:

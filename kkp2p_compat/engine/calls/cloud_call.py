@@ -133,7 +133,7 @@ def call_peer(
                 call.at_relay.close()  # first: the link may be broken, too
             if not call.relay.ready():  # the track answers at once, whatever the callee does
                 gevent.spawn(link.check_alive)
-            link.forget(call, cancel=has_failed)
+            link.calls.forget(call, cancel=has_failed)
     raise offline
 
 
@@ -147,7 +147,7 @@ def _tries(
         again = True
         while again:
             left_ms = int(1000 * (deadline - time.monotonic()))
-            call = link.call(peer_id, offer, min(max(left_ms, 1), MAX_BUDGET_MS))
+            call = link.calls.make(peer_id, offer, min(max(left_ms, 1), MAX_BUDGET_MS))
             yield link, call
             again = _may_be_made_again(link, call)
             if again:
@@ -170,7 +170,7 @@ def _show(client: CloudClient, link: Link, call: OutgoingCall) -> None:
     try:
         visit = RelayPlaces.of_caller(call, link).visit(wants_receipt=True)
         try:
-            link.show(call, visit.read_receipt())
+            link.calls.show(call, visit.read_receipt())
         except BaseException:
             visit.close()
             raise

@@ -64,7 +64,7 @@ class _CloudCall(IncomingCall):
         self._link.send(encode("answer", call=self.call_id, answer=text))
 
     def trickle(self, text: str) -> None:
-        self._link.trickle_back(self.call_id, text)
+        self._link.trickle(self.call_id, text)
 
     @property
     def relays(self) -> RelayAccess:

@@ -133,7 +133,7 @@ def test_addresses_that_are_nobodys(
             public, _ = parse_direct_answer_untrusted(answer)
             keys = ours.keys(public, json.dumps(fields), answer)
             more = [Candidate("srflx", 5, ip, 4001).text for ip in NOBODY]
-            trickle = Trickle(keys.trickle, True, lambda text: link.trickle(made, text))
+            trickle = Trickle(keys.trickle, True, lambda text: link.trickle(made.number, text))
             trickle.send({"candidates": more})
 
         fields = offer_of(ours)
@@ -162,7 +162,7 @@ def test_trickled_nonsense(engine: kkp2p.engine_t, peer: kkp2p.engine_t) -> None
         ):  # fmt: skip
             trickle.send(told)
         for text in [*texts, *texts, "", "x", "x" * 4000, "{}", texts[0][::-1]]:
-            link.trickle(made, text)
+            link.trickle(made.number, text)
 
     call(engine, json.dumps(fields), finish)
     until(lambda: not peer._incoming.busy)
