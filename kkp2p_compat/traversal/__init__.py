@@ -8,6 +8,7 @@ address_watch.py  notices when either changes
 nat.py            what the NAT does, found out by asking STUN servers; sans-IO
 stun_client.py    questions to STUN servers, and whose answer a datagram is; sans-IO
 stun.py           the bytes of STUN messages
+stun_values.py    the bytes of their attributes' values
 port_mapping.py   keeps a port mapped at the router
 gateway.py        asks a router by PCP or NAT-PMP
 pcp.py            the bytes of PCP and NAT-PMP

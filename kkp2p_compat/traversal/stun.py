@@ -17,8 +17,6 @@ from __future__ import annotations
 import binascii
 import functools
 import hmac
-import ipaddress
-import socket
 import struct
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
@@ -27,6 +25,26 @@ from typing import Any
 
 from .._address import HostPort
 from .._errors import BadPacket
+from .stun_values import (
+    MAGIC,
+    TICKET_BYTES,
+    encode_address,
+    encode_error,
+    encode_plain_address,
+    encode_port,
+    encode_tie_breaker,
+    encode_types,
+    parse_address_untrusted,
+    parse_error_untrusted,
+    parse_flag_untrusted,
+    parse_nonce_untrusted,
+    parse_number_untrusted,
+    parse_port_untrusted,
+    parse_realm_untrusted,
+    parse_ticket_untrusted,
+    parse_types_untrusted,
+    parse_username_untrusted,
+)
 
 __all__ = [
     "MAX_BYTES", "TICKET_BYTES", "UNKNOWN_ATTRIBUTE", "Kind", "Message", "TurnKind",
@@ -34,18 +52,12 @@ __all__ = [
 ]  # fmt: skip
 
 # RFC 8489.
-MAGIC = 0x2112A442  # section 5
 MAX_BYTES = 548  # 6.1: 576 bytes less the headers of IPv4 and UDP, when the path's MTU is unknown
-MAX_USERNAME_BYTES = 508  # 14.3: less than 509
-MAX_REALM_BYTES = 763  # 14.9, 14.10: less than 128 characters, which are up to 763 bytes
 FINGERPRINT_XOR = 0x5354554E  # 14.7
 UNKNOWN_ATTRIBUTE = 420  # 14.8
 
 HEADER = struct.Struct(">HHI12s")  # type, bytes after the header, magic, transaction id
 ATTRIBUTE = struct.Struct(">HH")  # type, bytes of the value; the value is padded to 4 bytes
-# 14.1: family, port, ip; by the bytes of the ip.
-ADDRESS_OF = {4: struct.Struct(">xBH4s"), 16: struct.Struct(">xBH16s")}
-FAMILY_OF = {4: 1, 16: 2}
 INTEGRITY_BYTES = 20  # HMAC-SHA1
 
 # Attribute types: RFC 8489 section 18.3, RFC 8445 section 16.1, RFC 5780 section 7, RFC 8656
@@ -78,7 +90,6 @@ OTHER_ADDRESS = 0x802C
 # Ours, of those that need not be understood (RFC 8489 section 18.3): a cloud's word of where it saw
 # the asker, for the cloud itself (docs/protocol.rst, "Seen").
 TICKET = 0xFB4B
-TICKET_BYTES = 16
 
 UNDERSTOOD = {
     MAPPED_ADDRESS, USERNAME, MESSAGE_INTEGRITY, ERROR_CODE, UNKNOWN_ATTRIBUTES,
@@ -167,16 +178,16 @@ class Message:
             *(() if type(self.kind) is Kind else self._turn_attributes()),
             (PRIORITY, None if self.priority is None else struct.pack(">I", self.priority)),
             (USE_CANDIDATE, b"" if self.use_candidate else None),
-            (ICE_CONTROLLING, _tie_breaker(self.controlling)),
-            (ICE_CONTROLLED, _tie_breaker(self.controlled)),
-            (XOR_MAPPED_ADDRESS, self.mapped and _encode_address(self.mapped, self.transaction_id)),
-            (ERROR_CODE, None if self.error is None else _encode_error(self.error)),
-            (UNKNOWN_ATTRIBUTES, _encode_types(self.not_understood)),
+            (ICE_CONTROLLING, encode_tie_breaker(self.controlling)),
+            (ICE_CONTROLLED, encode_tie_breaker(self.controlled)),
+            (XOR_MAPPED_ADDRESS, self.mapped and encode_address(self.mapped, self.transaction_id)),
+            (ERROR_CODE, None if self.error is None else encode_error(self.error)),
+            (UNKNOWN_ATTRIBUTES, encode_types(self.not_understood)),
             (CHANGE_REQUEST, struct.pack(">I", change) if change else None),
             # Four bytes, as others send it: the RFC leaves open if its padding counts.
-            (RESPONSE_PORT, _encode_port(self.response_port)),
-            (RESPONSE_ORIGIN, self.origin and _encode_plain_address(self.origin)),
-            (OTHER_ADDRESS, self.other and _encode_plain_address(self.other)),
+            (RESPONSE_PORT, encode_port(self.response_port)),
+            (RESPONSE_ORIGIN, self.origin and encode_plain_address(self.origin)),
+            (OTHER_ADDRESS, self.other and encode_plain_address(self.other)),
             (TICKET, self.ticket),
             (SOFTWARE, self.software.encode() or None),
         ):
@@ -195,9 +206,9 @@ class Message:
         yield REALM, None if self.realm is None else self.realm.encode()
         yield NONCE, self.nonce
         yield LIFETIME, None if self.lifetime_s is None else struct.pack(">I", self.lifetime_s)
-        yield XOR_RELAYED_ADDRESS, self.relayed and _encode_address(self.relayed, hidden)
-        yield XOR_PEER_ADDRESS, self.peer and _encode_address(self.peer, hidden)
-        yield CHANNEL_NUMBER, _encode_port(self.channel)
+        yield XOR_RELAYED_ADDRESS, self.relayed and encode_address(self.relayed, hidden)
+        yield XOR_PEER_ADDRESS, self.peer and encode_address(self.peer, hidden)
+        yield CHANNEL_NUMBER, encode_port(self.channel)
         if self.transport is not None:
             yield REQUESTED_TRANSPORT, struct.pack(">B3x", self.transport)
         yield DATA, self.data
@@ -217,64 +228,12 @@ class Message:
         return hmac.compare_digest(hmac.digest(key, covered, "sha1"), given)
 
 
-def _tie_breaker(value: int | None) -> bytes | None:
-    return None if value is None else struct.pack(">Q", value)
-
-
-def _encode_port(port: int | None) -> bytes | None:
-    """Also a channel's number, which has the same layout."""
-    return None if port is None else struct.pack(">H2x", port)
-
-
-def _encode_error(code: int) -> bytes:
-    return struct.pack(">HBB", 0, *divmod(code, 100))
-
-
-def _encode_types(types: tuple[int, ...]) -> bytes | None:
-    return struct.pack(f">{len(types)}H", *types) if types else None
-
-
 def _encode_attribute(kind: int, value: bytes) -> bytes:
     return ATTRIBUTE.pack(kind, len(value)) + value + bytes(-len(value) % 4)
 
 
 def _fingerprint(covered: bytes) -> bytes:
     return struct.pack(">I", binascii.crc32(covered) ^ FINGERPRINT_XOR)
-
-
-def _mask(transaction_id: bytes, size: int) -> int:
-    """What an address is XORed with, so that no NAT finds and rewrites it (14.2)."""
-    return int.from_bytes((struct.pack(">I", MAGIC) + transaction_id)[:size], "big")
-
-
-def _encode_address(address: HostPort, transaction_id: bytes) -> bytes:
-    size = 16 if ":" in address[0] else 4
-    family, port, ip = ADDRESS_OF[size].unpack(_encode_plain_address(address))
-    hidden = int.from_bytes(ip, "big") ^ _mask(transaction_id, size)
-    return ADDRESS_OF[size].pack(family, port ^ MAGIC >> 16, hidden.to_bytes(size, "big"))
-
-
-def _encode_plain_address(address: HostPort) -> bytes:
-    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-    ip = socket.inet_pton(family, address[0])  # a tenth of the time of ip_address
-    return ADDRESS_OF[len(ip)].pack(FAMILY_OF[len(ip)], address[1], ip)
-
-
-def _parse_address_untrusted(value: bytes, transaction_id: bytes | None = None) -> HostPort:
-    """``transaction_id``: what the address is hidden with, if it is."""
-    size = len(value) - 4
-    if size not in ADDRESS_OF:
-        raise BadPacket("an address of a wrong length")
-    family, port, packed = ADDRESS_OF[size].unpack(value)
-    if family != FAMILY_OF[size]:
-        raise BadPacket("an address of a wrong family")
-    if transaction_id is not None:
-        hidden = int.from_bytes(packed, "big") ^ _mask(transaction_id, size)
-        packed, port = hidden.to_bytes(size, "big"), port ^ MAGIC >> 16
-    if size == 4:
-        return socket.inet_ntoa(packed), port
-    ip = ipaddress.IPv6Address(packed)
-    return str(ip.ipv4_mapped or ip), port
 
 
 def parse_untrusted(
@@ -298,14 +257,14 @@ def parse_untrusted(
             name, parse = known
             fields[name] = parse(value)
     if XOR_MAPPED_ADDRESS in values:
-        fields["mapped"] = _parse_address_untrusted(values[XOR_MAPPED_ADDRESS], transaction_id)
+        fields["mapped"] = parse_address_untrusted(values[XOR_MAPPED_ADDRESS], transaction_id)
     elif MAPPED_ADDRESS in values:
-        fields["mapped"] = _parse_address_untrusted(values[MAPPED_ADDRESS])
+        fields["mapped"] = parse_address_untrusted(values[MAPPED_ADDRESS])
     for number, name in _HIDDEN_ADDRESSES if kinds is TurnKind else ():
         if number in values:
-            fields[name] = _parse_address_untrusted(values[number], transaction_id)
+            fields[name] = parse_address_untrusted(values[number], transaction_id)
     if CHANGE_REQUEST in values:
-        change = _parse_number_untrusted(CHANGE_REQUEST, 4, values[CHANGE_REQUEST])
+        change = parse_number_untrusted(CHANGE_REQUEST, 4, values[CHANGE_REQUEST])
         fields["change_ip"] = bool(change & CHANGE_IP)
         fields["change_port"] = bool(change & CHANGE_PORT)
     return Message(
@@ -360,94 +319,32 @@ def _split_untrusted(
     return values, unknown, integrity_at
 
 
-def _parse_username_untrusted(value: bytes) -> str:
-    if len(value) > MAX_USERNAME_BYTES:
-        raise BadPacket("a username that is too long")
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        raise BadPacket("a username that is not UTF-8") from None
-
-
-def _parse_realm_untrusted(value: bytes) -> str:
-    _parse_nonce_untrusted(value)
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        raise BadPacket("a realm that is not UTF-8") from None
-
-
-def _parse_nonce_untrusted(value: bytes) -> bytes:
-    if len(value) > MAX_REALM_BYTES:
-        raise BadPacket("a realm or nonce that is too long")
-    return value
-
-
-def _parse_number_untrusted(kind: int, size: int, value: bytes) -> int:
-    if len(value) != size:
-        raise BadPacket(f"attribute {kind:#06x} of a wrong length")
-    return int.from_bytes(value, "big")
-
-
-def _parse_flag_untrusted(value: bytes) -> bool:
-    if value:
-        raise BadPacket("a flag with a value")
-    return True
-
-
-def _parse_port_untrusted(value: bytes) -> int:
-    if len(value) not in (2, 4):
-        raise BadPacket("a response port of a wrong length")
-    return int.from_bytes(value[:2], "big")
+def _number(kind: int, size: int) -> Callable[[bytes], int]:
+    return functools.partial(parse_number_untrusted, kind, size)
 
 
 def _parse_transport_untrusted(value: bytes) -> int:
-    return _parse_number_untrusted(REQUESTED_TRANSPORT, 4, value) >> 24
-
-
-def _parse_error_untrusted(value: bytes) -> int:
-    """The code; the reason phrase is for people, and a stranger's."""
-    if len(value) < 4:
-        raise BadPacket("an error code of a wrong length")
-    hundreds, rest = value[2] & 0x07, value[3]
-    if not 3 <= hundreds <= 6 or rest > 99:
-        raise BadPacket("an error code out of range")
-    return 100 * hundreds + rest
-
-
-def _parse_ticket_untrusted(value: bytes) -> bytes | None:
-    """Of another length it is somebody else's attribute."""
-    return value if len(value) == TICKET_BYTES else None
-
-
-def _parse_types_untrusted(value: bytes) -> tuple[int, ...]:
-    if len(value) % 2:
-        raise BadPacket("unknown attributes of a wrong length")
-    return struct.unpack(f">{len(value) // 2}H", value)
-
-
-def _number(kind: int, size: int) -> Callable[[bytes], int]:
-    return functools.partial(_parse_number_untrusted, kind, size)
+    return parse_number_untrusted(REQUESTED_TRANSPORT, 4, value) >> 24
 
 
 # The field of Message that an attribute becomes, and how; those that need more than their value
 # are not here.
 _PARSERS: dict[int, tuple[str, Callable[[bytes], object]]] = {
-    USERNAME: ("username", _parse_username_untrusted),
+    USERNAME: ("username", parse_username_untrusted),
     PRIORITY: ("priority", _number(PRIORITY, 4)),
-    USE_CANDIDATE: ("use_candidate", _parse_flag_untrusted),
+    USE_CANDIDATE: ("use_candidate", parse_flag_untrusted),
     ICE_CONTROLLING: ("controlling", _number(ICE_CONTROLLING, 8)),
     ICE_CONTROLLED: ("controlled", _number(ICE_CONTROLLED, 8)),
-    ERROR_CODE: ("error", _parse_error_untrusted),
-    UNKNOWN_ATTRIBUTES: ("not_understood", _parse_types_untrusted),
-    RESPONSE_PORT: ("response_port", _parse_port_untrusted),
-    RESPONSE_ORIGIN: ("origin", _parse_address_untrusted),
-    OTHER_ADDRESS: ("other", _parse_address_untrusted),
-    TICKET: ("ticket", _parse_ticket_untrusted),
-    REALM: ("realm", _parse_realm_untrusted),
-    NONCE: ("nonce", _parse_nonce_untrusted),
+    ERROR_CODE: ("error", parse_error_untrusted),
+    UNKNOWN_ATTRIBUTES: ("not_understood", parse_types_untrusted),
+    RESPONSE_PORT: ("response_port", parse_port_untrusted),
+    RESPONSE_ORIGIN: ("origin", parse_address_untrusted),
+    OTHER_ADDRESS: ("other", parse_address_untrusted),
+    TICKET: ("ticket", parse_ticket_untrusted),
+    REALM: ("realm", parse_realm_untrusted),
+    NONCE: ("nonce", parse_nonce_untrusted),
     LIFETIME: ("lifetime_s", _number(LIFETIME, 4)),
-    CHANNEL_NUMBER: ("channel", _parse_port_untrusted),
+    CHANNEL_NUMBER: ("channel", parse_port_untrusted),
     REQUESTED_TRANSPORT: ("transport", _parse_transport_untrusted),
     DATA: ("data", bytes),
 }

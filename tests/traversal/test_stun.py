@@ -261,12 +261,6 @@ def test_unknown_attributes() -> None:
     assert parsed.verify(PASSWORD)
 
 
-def test_an_address_in_disguise() -> None:
-    """IPv4 is never written as IPv6."""
-    message = Message(Kind.RESPONSE, ID, mapped=("::ffff:192.0.2.1", 1))
-    assert parse_untrusted(message.encode(None)).mapped == ("192.0.2.1", 1)
-
-
 def test_the_bytes_of_rfc_5780() -> None:
     request = Message(
         Kind.REQUEST, ID, change_ip=True, change_port=True, response_port=4000, software="pad"
