@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
 from random import Random
@@ -178,17 +178,20 @@ class Discovery:
     """
 
     def __init__(
-        self, servers: Sequence[HostPort], *, port: int, extra: Mapping[int, int],
-        local: Collection[str], now: float, random: Random,
+        self, servers: Sequence[HostPort], *, port: int,
+        open_fresh: Callable[[int], Mapping[int, int]], local: Collection[str], now: float,
+        random: Random,
     ) -> None:  # fmt: skip
         """``servers``: numeric, of one family, the first MAX_SERVERS of which are asked.
 
-        ``port``: of the main socket.  ``extra``: number and port of EXTRA_SOCKETS fresh ones; with
-        fewer, less is found out.  ``local``: the addresses of this host.
+        ``port``: of the main socket.  ``open_fresh``: opens so many fresh sockets, once, up to
+        EXTRA_SOCKETS; it gives number and port of each, and with fewer, less is found out.
+        ``local``: the addresses of this host.
         """
         self._servers = list(servers[:MAX_SERVERS])
         self._port = port
-        self._extra = extra
+        self._open_fresh = open_fresh
+        self._fresh_port: Mapping[int, int] = {}  # by the number of a fresh socket
         self._local = local
         self._now = now
         self._asks = Asks(random)
@@ -269,7 +272,7 @@ class Discovery:
     @property
     def fresh_ports(self) -> list[tuple[int, int]]:
         """(our port, outside port) of the fresh sockets, in the order of asking."""
-        pairs = ((self._extra[ask.number], ask.mapped) for ask in self._fresh)
+        pairs = ((self._fresh_port[ask.number], ask.mapped) for ask in self._fresh)
         return [(ours, mapped[1]) for ours, mapped in pairs if mapped is not None]
 
     @property
@@ -389,8 +392,8 @@ class Discovery:
 
     def _ask_fresh(self, server: HostPort) -> None:
         # Without a NAT the ports are our own: one socket will do, for the filtering.
-        count = 1 if self._mapping() == "none" else EXTRA_SOCKETS
-        for number in list(self._extra)[:count]:
+        self._fresh_port = self._open_fresh(1 if self._mapping() == "none" else EXTRA_SOCKETS)
+        for number in self._fresh_port:
             self._fresh.append(self._asks.ask(at(server, number), self._now))
         if self._other is not None:
             self._ask_main((server[0], self._other[1]))

@@ -31,7 +31,13 @@ from kkp2p_compat.testing.nat import (
     NatType,
 )
 from kkp2p_compat.traversal import nat as nat_module
-from kkp2p_compat.traversal.nat import BLOCKED, UNKNOWN, Discovery, NatBehaviour
+from kkp2p_compat.traversal.nat import (
+    BLOCKED,
+    EXTRA_SOCKETS,
+    UNKNOWN,
+    Discovery,
+    NatBehaviour,
+)
 from kkp2p_compat.traversal.stun import CHANGE_REQUEST, Kind, Message, parse_untrusted
 
 BEHAVIOURS = (ENDPOINT_INDEPENDENT, ADDRESS_DEPENDENT, ADDRESS_AND_PORT_DEPENDENT)
@@ -51,7 +57,12 @@ def start(
     world: Simulation, servers: tuple[HostPort, ...] = (SERVER,), extra: dict[int, int] = EXTRA
 ) -> Discovery:
     return Discovery(
-        servers, port=MAIN_PORT, extra=extra, local=[world.ip], now=world.now, random=Random(7)
+        servers,
+        port=MAIN_PORT,
+        open_fresh=lambda count: dict(list(extra.items())[:count]),
+        local=[world.ip],
+        now=world.now,
+        random=Random(7),
     )
 
 
@@ -194,6 +205,30 @@ def test_before_the_first_answer() -> None:
 def test_without_extra_sockets() -> None:
     found = discover(Simulation(PORT_RESTRICTED), extra={})
     assert found.behaviour == NatBehaviour(ENDPOINT_INDEPENDENT)
+
+
+@pytest.mark.parametrize(("behind", "count"), [(None, 1), (PORT_RESTRICTED, EXTRA_SOCKETS)])
+def test_fresh_sockets_are_opened_when_the_mapping_is_known(
+    behind: NatType | None, count: int
+) -> None:
+    world = Simulation(*([] if behind is None else [behind]))
+    opened: list[int] = []
+
+    def open_fresh(count: int) -> dict[int, int]:
+        assert found.verdict
+        opened.append(count)
+        return dict(list(EXTRA.items())[:count])
+
+    found = Discovery(
+        [SERVER],
+        port=MAIN_PORT,
+        open_fresh=open_fresh,
+        local=[world.ip],
+        now=world.now,
+        random=Random(7),
+    )
+    world.run(found, lambda: found.done)
+    assert opened == [count]
 
 
 def test_other_hosts_use_the_nat_too() -> None:
@@ -342,14 +377,6 @@ def test_the_host_is_not_the_one_that_a_neighbour_is() -> None:
 INNER = "10.0.0.5"  # of a cloud behind a 1:1 NAT
 
 
-def found_behind(world: Simulation) -> Discovery:
-    found = Discovery(
-        [SERVER], port=MAIN_PORT, extra=EXTRA, local=[world.ip], now=world.now, random=Random(7)
-    )
-    world.run(found, lambda: found.done)
-    return found
-
-
 def answer_with(world: Simulation, **told: HostPort) -> None:
     """Answers say this instead, the rest is as it was."""
     respond = world.respond
@@ -376,7 +403,7 @@ def test_a_cloud_that_does_not_see_who_asks(seen_at: str) -> None:
     answer_with(
         world, mapped=(seen_at, 5000) if seen_at != "198.51.100.7" else ("2001:db8::7", 5000)
     )
-    found = found_behind(world)
+    found = discover(world)
     assert found.verdict
     assert found.mapped == []
     assert found.behaviour == UNKNOWN
@@ -387,7 +414,7 @@ def test_a_cloud_behind_a_1_to_1_nat(filtering: str) -> None:
     """As the large providers have it: it knows its inner address only, and tells that one."""
     world = Simulation(NatType(filtering=filtering), two_addresses=False)
     answer_with(world, other=(INNER, 0))
-    found = found_behind(world)
+    found = discover(world)
     assert found.behaviour.filtering == filtering
     assert all(to[0] != INNER for _, to, _ in world.sent)
 
@@ -396,7 +423,7 @@ def test_an_open_nat_and_a_cloud_behind_a_1_to_1_nat() -> None:
     """With one address it cannot show that a NAT is open to all."""
     world = Simulation(FULL_CONE, two_addresses=False)
     answer_with(world, other=(INNER, 0))
-    assert found_behind(world).behaviour.filtering == ADDRESS_DEPENDENT
+    assert discover(world).behaviour.filtering == ADDRESS_DEPENDENT
 
 
 def test_a_server_that_names_another_address_and_answers_from_none() -> None:
@@ -414,7 +441,7 @@ def test_a_server_that_names_another_address_and_answers_from_none() -> None:
         return [(refusal.encode(None), asked)]
 
     world.answered_by = answer
-    assert found_behind(world).behaviour.filtering == "unknown"
+    assert discover(world).behaviour.filtering == "unknown"
 
 
 def test_what_is_known_is_judged_once_until_something_new_comes(

@@ -25,7 +25,7 @@ import gevent
 from gevent.event import Event
 
 from ..._address import HostPort
-from ..._errors import KKP2PError, LinkLost, OutOfDescriptors, TimedOut
+from ..._errors import EngineClosed, KKP2PError, LinkLost, OutOfDescriptors, TimedOut
 from ...control.resolver import resolve
 from ...transport.udp.endpoint import Endpoint
 from ...traversal.candidates import (
@@ -38,7 +38,6 @@ from ...traversal.candidates import (
 )
 from ...traversal.nat import (
     BLOCKED,
-    EXTRA_SOCKETS,
     MAX_SERVERS,
     UNKNOWN,
     Discovery,
@@ -295,16 +294,19 @@ class OwnAddresses:
     @contextlib.contextmanager
     def _discovering(self, family: int, servers: list[HostPort]) -> Iterator[Discovery]:
         local = [candidate.address for candidate in self.host_candidates()]
-        extra: dict[int, int] = {}
         with contextlib.ExitStack() as stack:
-            try:
-                extra = stack.enter_context(self.questions.sockets(family, EXTRA_SOCKETS))
-            except (OutOfDescriptors, LinkLost) as error:
-                self._log.info("own addresses: less is found out: %s", error)
+
+            def open_fresh(count: int) -> dict[int, int]:
+                try:
+                    return stack.enter_context(self.questions.sockets(family, count))
+                except (EngineClosed, OutOfDescriptors, LinkLost) as error:
+                    self._log.info("own addresses: less is found out: %s", error)
+                    return {}
+
             found = Discovery(
                 servers,
                 port=self._endpoint.ports()[family],
-                extra=extra,
+                open_fresh=open_fresh,
                 local={*local, *LOOPBACK},
                 now=_now(),
                 random=_random,
