@@ -19,7 +19,6 @@ from gevent.pool import Pool
 
 from kkp2p_compat._errors import KKP2PError
 from kkp2p_compat.control import client as control_client
-from kkp2p_compat.control import trust
 from kkp2p_compat.control.client import CloudClient
 from kkp2p_compat.control.link import Link
 from kkp2p_compat.control.links import Links
@@ -32,10 +31,9 @@ CONNECT_AT_ONCE = 32
 CALL_MS = 20_000
 CHECK_S = 0.05
 
-# What each peer has on a machine of its own would take most of this process's time and memory: the
-# key derivation of SCRAM, and a TLS context.
+# What each peer does on a machine of its own would take most of this process's time: the key
+# derivation of SCRAM.
 vars(hashlib)["pbkdf2_hmac"] = functools.cache(hashlib.pbkdf2_hmac)
-vars(trust)["_bare_context"] = functools.cache(trust._bare_context)
 
 
 class Patient(Links):

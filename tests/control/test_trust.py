@@ -369,3 +369,15 @@ def test_the_systems_certificates_are_loaded_only_where_they_count(
     assert (trust.verified is system) is asks
     assert trust.verified.verify_mode == ssl.CERT_REQUIRED
     assert not trust.verified.get_ca_certs()
+
+
+def test_engines_share_the_contexts_that_hold_nothing_of_theirs(tmp_path: Path) -> None:
+    one, other = (Trust(None, frozenset(), has_name=False) for _ in range(2))
+    assert one.unverified is other.unverified
+    assert one.unverified.verify_mode == ssl.CERT_NONE
+    assert one.verified is other.verified
+    _, ca_file = make_certificate(tmp_path)
+    with_ca = Trust(ca_file, frozenset(), has_name=False)
+    assert with_ca.verified is not Trust(ca_file, frozenset(), has_name=False).verified
+    assert with_ca.verified.get_ca_certs()
+    assert not one.verified.get_ca_certs()
