@@ -20,7 +20,6 @@ import errno
 import functools
 import time
 from collections import Counter
-from dataclasses import replace
 from typing import NamedTuple
 
 from .._address import Address, HostPort
@@ -88,11 +87,11 @@ def respond(
         )
         short = Message(Kind.RESPONSE, tag, mapped=source)
         if asked[0]:
-            full = Message(
-                Kind.RESPONSE, tag, mapped=source, origin=sender, other=other, ticket=ticket
-            )
-            for message in (full, replace(full, ticket=None)):
-                wire = message.encode(None)
+            for given in (ticket, None):
+                full = Message(
+                    Kind.RESPONSE, tag, mapped=source, origin=sender, other=other, ticket=given
+                )
+                wire = full.encode(None)
                 if len(wire) <= most:
                     return Reply(wire, sender, (source[0], port))
     for fingerprint in (True, False):
