@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import gevent
@@ -44,10 +44,20 @@ def runner() -> Iterator[Run]:
     try:
         yield start
     finally:
-        for process in processes:
+        for process in processes:  # all of them first: a cloud waits for the channels of its peers
             if process.poll() is None:
                 process.terminate()
+        with ExitStack() as ends:
+            for process in processes:
+                ends.callback(_end, process)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    with process:
+        try:
             process.communicate(timeout=PATIENCE_S)
+        finally:
+            process.kill()  # if it has not ended
 
 
 def wait_for(process: subprocess.Popen[str], line: str, max_wait_s: float = MAX_WAIT_S) -> str:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import gevent
 import pytest
 
+from kkp2p_compat.testing import programs
 from kkp2p_compat.testing.lab import why_not
 from kkp2p_compat.testing.plugin import absent, need
-from kkp2p_compat.testing.programs import output_of, wait_for
+from kkp2p_compat.testing.programs import output_of, runner, wait_for
 
 Start = Callable[[str], "subprocess.Popen[str]"]
 
@@ -77,6 +80,50 @@ def test_the_caller_s_own_limit_passes(start: Start) -> None:
     with pytest.raises(gevent.Timeout) as caught, limit:
         wait_for(start(WAITING), "three")
     assert caught.value is limit
+
+
+class Here:
+    """Stands for a host."""
+
+    @staticmethod
+    def start(*command: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True,
+        )  # fmt: skip
+
+
+ENDS_LAST = """
+import os, signal, sys
+pipe = os.open(sys.argv[1], os.O_RDONLY)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(len(os.read(pipe, 1))))
+print("ready", flush=True)
+signal.pause()
+"""
+ENDS_AT_ONCE = "import os, signal, sys; os.open(sys.argv[1], os.O_WRONLY); signal.pause()"
+DEAF = """
+import signal
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("ready", flush=True)
+signal.pause()
+"""
+
+
+def test_all_are_told_to_end_before_any_is_waited_for(tmp_path: Path) -> None:
+    """As a cloud ends when the channels of its peers have ended."""
+    os.mkfifo(tmp_path / "pipe")
+    with runner() as run:
+        first = run(Here(), None, "-c", ENDS_LAST, str(tmp_path / "pipe"))
+        run(Here(), None, "-c", ENDS_AT_ONCE, str(tmp_path / "pipe"))
+        wait_for(first, "ready")
+    assert first.returncode == 0
+
+
+def test_one_that_does_not_end_keeps_none_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(programs, "PATIENCE_S", 0.2)
+    with pytest.raises(subprocess.TimeoutExpired), runner() as run:
+        started = [run(Here(), "ready", "-c", text) for text in (DEAF, DEAF)]
+    assert [process.returncode for process in started] == [-signal.SIGKILL] * 2
 
 
 def test_no_lab(monkeypatch: pytest.MonkeyPatch) -> None:
