@@ -1,6 +1,7 @@
 """The Chinese words of the tools: ``python docs/catalogue.py`` after a change of their texts.
 
-It adds to the catalogue's .po file what the tools say and that does not have, with no translation,
+The texts are those of the tools, and what errors and events say (see _sentence.py).
+It adds to the catalogue's .po file what is said and that does not have, with no translation,
 takes out what they say no more, and makes the .mo file, which the tools read.  A test fails as long
 as a translation is missing.
 """
@@ -11,11 +12,11 @@ import argparse
 import ast
 import gettext
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from unittest import mock
 
-from kkp2p_compat import cli
+from kkp2p_compat import _errors, cli
 from kkp2p_compat.cli import _words
 
 __all__ = ["ARGPARSE", "PO", "compiled", "parse", "parsers", "said"]
@@ -34,6 +35,16 @@ ARGPARSE = [
     "invalid choice: %(value)r (choose from %(choices)s)",
 ]  # fmt: skip
 
+# Not those whose text is for engineers: of the protocol, and of the arguments of the API.
+_NOT_FOR_USERS = (_errors.BadPacket, _errors.ParameterError)
+_ERRORS = [
+    error
+    for name in _errors.__all__
+    if isinstance(error := getattr(_errors, name), type) and not issubclass(error, _NOT_FOR_USERS)
+]
+MARKS = ("_", "N_", "ngettext")
+SENTENCES = ("Sentence", "note", "_note", "_add", "step", *(error.__name__ for error in _ERRORS))
+
 Catalogue = dict[str, str]  # in the order of the file; the header is the translation of ""
 
 
@@ -41,18 +52,24 @@ def said() -> list[str]:
     """What can be translated, in the order of the code."""
     found = dict.fromkeys(ARGPARSE)
     for file in sorted((ROOT / "kkp2p_compat" / "cli").glob("*.py")):
-        found |= dict.fromkeys(_marked(file))
-    return list(found | dict.fromkeys(_in_help()))
+        found |= dict.fromkeys(_marked(file, MARKS))
+    found |= dict.fromkeys(_in_help())
+    found |= dict.fromkeys(str(error()) for error in _ERRORS)
+    for file in sorted((ROOT / "kkp2p_compat").rglob("*.py")):
+        if file.relative_to(ROOT / "kkp2p_compat").parts[0] not in ("cloud", "testing", "capi"):
+            found |= dict.fromkeys(_marked(file, SENTENCES))
+    return list(found)
 
 
-def _marked(file: Path) -> list[str]:
-    """Arguments of the functions of ``_words``.  Of a plural the first: Chinese has no other."""
+def _marked(file: Path, marks: Collection[str]) -> list[str]:
+    """First arguments of these functions.  Of a plural that is enough: Chinese has no other."""
     found = []
     for node in ast.walk(ast.parse(file.read_text("utf-8"))):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            name, first = node.func.id, node.args[0] if node.args else None
-            if name in ("_", "N_", "ngettext") and isinstance(first, ast.Constant):
-                found.append((node.lineno, str(first.value)))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute):
+            name = node.func.id if isinstance(node.func, ast.Name) else node.func.attr
+            first = node.args[0] if node.args else None
+            if name in marks and isinstance(first, ast.Constant) and isinstance(first.value, str):
+                found.append((node.lineno, first.value))
     return [text for _line, text in sorted(found)]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 
 from . import _codes
+from ._sentence import Sentence, said
 
 __all__ = [
     "BadPacket",
@@ -38,8 +39,11 @@ class KKP2PError(Exception):
 
     code: int = _codes.KKP2P_ERROR
 
-    def __init__(self, reason: str = "", code: int | None = None) -> None:
-        super().__init__(reason or (type(self).__doc__ or "").strip())
+    def __init__(self, reason: str = "", code: int | None = None, /, **parts: object) -> None:
+        """``parts`` are filled into ``reason``, as a Sentence has it."""
+        if parts or not isinstance(reason, Sentence):
+            reason = Sentence(reason or (type(self).__doc__ or "").strip(), **parts)
+        super().__init__(reason)
         if code is not None:
             self.code = code
 
@@ -153,4 +157,4 @@ class BadPacket(KKP2PError):
 def from_os_error(error: OSError, what: str) -> KKP2PError:
     """The error for a failing system call on a connection."""
     kind = OutOfDescriptors if error.errno in (errno.EMFILE, errno.ENFILE) else LinkLost
-    return kind(f"{what}: {error}")
+    return kind("{what}: {why}", what=what, why=said(error))

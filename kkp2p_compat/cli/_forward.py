@@ -26,7 +26,7 @@ from ._engines import open_engine, show_address, show_ms
 from ._output import lost_as_json, lost_in_words, never_waiting
 from ._signals import setting
 from ._stdio import Stdio
-from ._words import _, ngettext
+from ._words import _, ngettext, retold, told
 from .explain import explain, timeline_fields
 
 __all__ = ["Report", "Watch", "forward"]
@@ -121,15 +121,15 @@ class Report:
         clock = time.strftime("%H:%M:%S", time.localtime(event["at"]))
         if kind in ("online", "offline"):
             text = _("online") if kind == "online" else _("offline: {problem}; trying again")
-            return [f"{clock} {text.format_map(event)}"]
-        who = event["name"]
+            return [f"{clock} {text.format(problem=retold(event.get('problem', '')))}"]
+        who = retold(event["name"])
         if "target" in event:
             who = _("{name} from {peer}").format(name=who, peer=event["peer"] or _("a stranger"))
         elif self.tells_peer:
             who = _("{name} to {peer}").format(name=who, peer=event["peer"])
-        lines = [f"{clock} {who}: {_text(event)}"]
+        lines = [_("{clock} {who}: {what}").format(clock=clock, who=who, what=_text(event))]
         moved = _("    moved from {move}")
-        lines += [moved.format(move=move) for move in event.get("moves", ())]
+        lines += [moved.format(move=retold(move)) for move in event.get("moves", ())]
         if "timeline" in event:
             lines += ["    " + line for line in explain(event["timeline"])]
         return lines
@@ -147,9 +147,9 @@ def _listening(event: dict[str, Any]) -> str:
 def _publishing(event: dict[str, Any]) -> str:
     udp = "UDP " * (event["protocol"] == "udp")
     parts = [
-        _("{target} for connect_desc {desc}").format(target=target, desc=desc)
+        _("{target} for connect_desc {desc}").format(target=retold(target), desc=desc)
         if desc
-        else str(target)
+        else retold(target)
         for desc, target in event["targets"].items()
     ]
     callers = _("anybody") if event["callers"] == "anybody" else event["callers"]
@@ -172,23 +172,25 @@ _SENTENCES: dict[str, Callable[[dict[str, Any]], str]] = {
 
 
 def _text(event: dict[str, Any]) -> str:
-    problems = "; ".join(event.get("problems", []))
+    problems = "; ".join(map(retold, event.get("problems", [])))
     if event["event"] == "failed":
         text = _("failed after {time}: {problems}")
         return text.format(time=show_ms(event["age_s"]), problems=problems)
     if event["event"] == "connected":
         if "target" in event:
-            text = _("connected to {target}: ").format_map(event)
+            text = _("connected to {target}: ").format(target=retold(event["target"]))
         else:
             text = _("connected in {time}: ").format(time=show_ms(event["set_up_s"]))
-        reason = f": {event['reason']}" if event["reason"] else ""
-        return f"{text}{event['path']}, {show_address(event['address'])}{reason}"
+        where = _("{path}, {address}: {reason}") if event["reason"] else _("{path}, {address}")
+        address, reason = show_address(event["address"]), retold(event["reason"])
+        return text + where.format(path=event["path"], address=address, reason=reason)
     text = _("broken: {problems}").format(problems=problems) if problems else _("ended")
     text += _(", {bytes_sent:,} bytes to the peer, {bytes_received:,} from it, ").format_map(event)
     if "datagrams_sent" in event:
         text += _("in {datagrams_sent:,} and {datagrams_received:,} datagrams, ").format_map(event)
         lost = _("{count:,} lost ({why}), ")
-        text += "".join(lost.format(count=n, why=why) for why, n in event["datagrams_lost"].items())
+        for why, count in event["datagrams_lost"].items():
+            text += lost.format(count=count, why=retold(why))
     return f"{text}{event['age_s']:.1f} s"
 
 
@@ -252,7 +254,7 @@ class _Patience:
             if self._report.as_json:
                 self._report.show({"event": "waiting", "problem": self._told})
             else:
-                self._report.complain(_("{problem}; trying again").format(problem=error))
+                self._report.complain(_("{problem}; trying again").format(problem=told(error)))
         stopped = self._report.stopping.wait(self._pause_s)
         self._pause_s = min(2 * self._pause_s, RETRY_MOST_S)
         return not stopped
@@ -276,7 +278,7 @@ def forward(
                 _run(engine, report, begin)
         except KKP2PError as error:
             if not report.stopping.is_set():
-                report.fail(str(error))
+                report.fail(told(error))
         finally:
             report.close()
             if stdio is not None:

@@ -13,6 +13,7 @@ from typing import Any
 from .. import close_fd
 from .._codes import CODE_NAMES, CONNECT_AUTO, CONNECT_P2P
 from .._errors import KKP2PError, PeerOffline
+from .._sentence import said
 from .._structs import connect_ctx_t
 from ..engine.channels.kinds import Channel
 from ..engine.channels.stats import channel_stats
@@ -23,7 +24,7 @@ from ..traversal.plan import Side, make_plan
 from ._engines import show_address, show_ms
 from ._show import show
 from ._verdict import HOW
-from ._words import N_, _
+from ._words import N_, _, retold
 from .explain import explain, timeline_fields
 
 __all__ = ["examine_peer", "show_peer"]
@@ -58,7 +59,7 @@ def _connect(engine: Engine, ctx: connect_ctx_t, lan: bool) -> dict[str, Any]:
         channel = engine.open_channel(ctx, lan)
     except KKP2PError as error:
         is_offline = isinstance(error.__cause__, PeerOffline)
-        fields |= {"problem": str(error), "code": error.code, "is_offline": is_offline}
+        fields |= {"problem": said(error), "code": error.code, "is_offline": is_offline}
     try:
         fields |= engine.thread.call(_look, engine, ctx, channel, lan)
     finally:
@@ -105,9 +106,9 @@ def show_peer(report: dict[str, Any], explains: bool) -> None:
         lines = [_("nothing is known about its network: it has not answered")]
     else:
         lines = [
-            _("its NAT: {nat}").format(nat=verdict["peer_nat"]),
+            _("its NAT: {nat}").format(nat=retold(verdict["peer_nat"])),
             _("the two of you should connect {how} ({reason})").format(
-                how=_(verdict["how"]), reason=verdict["reason"]
+                how=_(verdict["how"]), reason=retold(verdict["reason"])
             ),
         ]
     show(_("The peer {peer}").format(peer=report["id"]), lines)
@@ -119,7 +120,8 @@ def _lines(attempt: dict[str, Any], explains: bool) -> list[str]:
     lines = []
     if attempt["problem"]:
         code = CODE_NAMES.get(attempt["code"])
-        lines.append(_("failed: {problem} ({code})").format(problem=attempt["problem"], code=code))
+        problem = retold(attempt["problem"])
+        lines.append(_("failed: {problem} ({code})").format(problem=problem, code=code))
     stats = attempt["stats"]
     if stats is not None:
         if stats["path"] == "p2p":
@@ -129,7 +131,7 @@ def _lines(attempt: dict[str, Any], explains: bool) -> list[str]:
         key = stats["peer_fingerprint"] or _("it has proved none")
         lines += [
             _("connected by {path} after {time}: {reason}").format(
-                path=stats["path"], time=show_ms(stats["set_up_s"]), reason=stats["reason"]
+                path=stats["path"], time=show_ms(stats["set_up_s"]), reason=retold(stats["reason"])
             ),
             _("its key: {key}").format(key=key) + _(", the known one") * stats["peer_pinned"],
             where.format(address=show_address(stats["address"]), time=show_ms(stats["rtt_s"])),
@@ -139,4 +141,4 @@ def _lines(attempt: dict[str, Any], explains: bool) -> list[str]:
         return lines
     if explains:
         return lines + explain(timeline)
-    return lines + [f"{1000 * at:9.1f} ms  {text}" for at, text in timeline["steps"]]
+    return lines + [f"{1000 * at:9.1f} ms  {retold(text)}" for at, text in timeline["steps"]]

@@ -16,6 +16,7 @@ from gevent import socket, ssl
 from gevent.event import Event
 
 from .._errors import BadPacket
+from .._sentence import said
 from ..traversal.stun import Kind, Message, parse_untrusted
 from ._words import _
 
@@ -75,7 +76,7 @@ def probe_tcp(host: str, port: int, connect: Callable[[str, int], Any]) -> Reach
                 finally:
                     sock.close()
     except OSError as error:
-        return Reach(tcp_s, tls_s, str(error))
+        return Reach(tcp_s, tls_s, said(error))
     return Reach(tcp_s, tls_s, certificate=certificate)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from ._engines import show_address, show_ms
 from ._fold import columns, fold
 from ._verdict import HOW
-from ._words import _
+from ._words import _, retold
 
 __all__ = ["show", "show_section"]
 
@@ -30,7 +30,7 @@ def _cloud(fields: dict[str, Any]) -> None:
     if fields.get("tls_s") is not None:
         lines.append(_("TLS takes {time} more").format(time=show_ms(fields["tls_s"])))
     if fields["problem"]:
-        lines.append(_("not reached: {problem}").format_map(fields))
+        lines.append(_("not reached: {problem}").format(problem=retold(fields["problem"])))
         lines.append(_("(--login HOST:PORT or KKP2P_LOGIN names another cloud)"))
     address = show_address([fields["host"], fields["port"]])
     show(_("The cloud, {address}").format(address=address), lines)
@@ -49,7 +49,7 @@ def _addresses(fields: dict[str, Any]) -> None:
 
 
 def _nat(fields: dict[str, Any]) -> None:
-    text = fields["text"]
+    text = retold(fields["text"])
     if not fields["asked"]:
         text = _("not known: no STUN server is asked (--stun names some)")
     elif not fields["answered"]:
@@ -64,7 +64,7 @@ def _port_mapping(fields: dict[str, Any]) -> None:
         address = show_address(fields["address"])
         text = _("{address}, by {method}").format(address=address, method=fields["method"])
     else:
-        text = _("none: {problem}").format_map(fields)
+        text = _("none: {problem}").format(problem=retold(fields["problem"]))
     show(_("Port mapping"), [text])
 
 
@@ -72,7 +72,7 @@ def _udp(fields: dict[str, Any]) -> None:
     for server in fields["servers"]:
         heading = _("UDP to {address}").format(address=show_address(server["server"]))
         if server["problem"]:
-            show(heading, [server["problem"]])
+            show(heading, [retold(server["problem"])])
         elif not server["answered"]:
             text = _("blocked, or no server there: none of {sent} answered")
             show(heading, [text.format_map(server)])

@@ -1,6 +1,6 @@
 """The words of the tools: English, which stands in the code, or Chinese where the locale wants it.
 
-What programs read is always English: JSON, the log, what engine and cloud say of an error.
+What programs read is always English: JSON, and the log.
 """
 
 from __future__ import annotations
@@ -11,7 +11,18 @@ import re
 import sys
 from pathlib import Path
 
-__all__ = ["N_", "_", "is_chinese", "ngettext", "speak_as_the_locale_says", "speak_english"]
+from .._sentence import Sentence, said
+
+__all__ = [
+    "N_",
+    "_",
+    "is_chinese",
+    "ngettext",
+    "retold",
+    "speak_as_the_locale_says",
+    "speak_english",
+    "told",
+]
 
 DOMAIN = "kkp2p_compat"
 FOLDER = Path(__file__).parents[1] / "locale"  # docs/catalogue.py writes what is in it
@@ -32,6 +43,22 @@ def ngettext(one: str, more: str, count: int) -> str:
 def N_(text: str) -> str:
     """A constant, which is translated where it is shown."""
     return text
+
+
+def retold(text: str) -> str:
+    """What the engine says; what has no translation stays as it is."""
+    if not (is_chinese() and text and isinstance(text, Sentence)):
+        return text
+    parts = {
+        name: retold(part) if isinstance(part, str) else part for name, part in text.parts.items()
+    }
+    template = _(text.template)
+    return template.format(**parts) if parts else template
+
+
+def told(error: BaseException) -> str:
+    """What an error says."""
+    return retold(said(error))
 
 
 def is_chinese() -> bool:

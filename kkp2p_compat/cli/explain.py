@@ -8,7 +8,7 @@ from typing import Any
 from ..engine.runtime.timeline import Timeline
 from ..traversal.notes import NoteKind
 from ..traversal.plan import Plan
-from ._words import N_, _
+from ._words import N_, _, retold
 
 __all__ = ["explain", "timeline_fields"]
 
@@ -54,7 +54,7 @@ def _parts(plan: Plan) -> list[str]:
 def explain(fields: dict[str, Any]) -> list[str]:
     """Lines of what ``timeline_fields`` gave."""
     events: Sequence[tuple[float, str]] = fields["events"]
-    lines = [f"{1000 * at:9.1f} ms  {text}" for at, text in events]
+    lines = [f"{1000 * at:9.1f} ms  {retold(text)}" for at, text in events]
     counts = fields["counts"]
     lines.append(", ".join(f"{_(what)}: {counts[kind.value]}" for kind, what in _COUNTED.items()))
     lines += [_("plan: {part}").format(part=part) for part in fields["parts"]]

@@ -20,7 +20,7 @@ from ..control.scram import new_secret
 from ..control.trust import parse_fingerprints
 from ..control.way_out import way_out
 from ._engines import RESOLVE_S, NoSecret, ask_for_secret
-from ._words import _
+from ._words import _, told
 
 __all__ = ["add_parser"]
 
@@ -53,7 +53,7 @@ def _run(options: argparse.Namespace) -> int:
         kept = _join(given, options.ca)
         invitation.keep(kept)
     except (KKP2PError, NoSecret, OSError, ValueError) as error:
-        print(f"kkp2p join: {error}", file=sys.stderr)
+        print(f"kkp2p join: {told(error)}", file=sys.stderr)
         return 1
     if kept.peer_id:
         text = _("joined the cloud at {address} as {peer}; kept in {path}")

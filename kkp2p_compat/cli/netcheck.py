@@ -18,6 +18,7 @@ from typing import Any
 import gevent
 
 from .._errors import KKP2PError
+from .._sentence import said
 from ..control.resolver import resolve
 from ..control.trust import fingerprint, parse_fingerprints
 from ..control.way_out import WayOut
@@ -34,7 +35,7 @@ from ._probes import probe_tcp, probe_udp
 from ._show import show_section
 from ._signals import throwing
 from ._verdict import meaning, who_reaches_us
-from ._words import _
+from ._words import _, told
 
 __all__ = ["add_parser"]
 
@@ -96,7 +97,7 @@ def _run(options: argparse.Namespace) -> int:
     except KKP2PError as error:
         if options.json:
             print(json.dumps(report | {"error": str(error)}), flush=True)
-        print(f"kkp2p netcheck: {error}", file=sys.stderr)
+        print(f"kkp2p netcheck: {told(error)}", file=sys.stderr)
         return 1
     if options.json:
         print(json.dumps(report, indent=2), flush=True)
@@ -130,7 +131,7 @@ def _cloud(way_out: WayOut, host: str, port: int, pin: str | None) -> dict[str, 
         connect = way_out.knowing(found).connect
         ip = _first_to_answer(list(found), port, connect)
     except KKP2PError as error:
-        return {"host": host, "port": port, "ip": None, "problem": str(error)}
+        return {"host": host, "port": port, "ip": None, "problem": said(error)}
     reach = probe_tcp(ip, port, connect)
     shown = fingerprint(reach.certificate)
     if reach.certificate and pin is not None and shown not in parse_fingerprints(pin):
@@ -240,7 +241,7 @@ def _udp_health(ip: str, port: int) -> dict[str, Any]:
     try:
         health = probe_udp(ip, port)
     except OSError as error:
-        return fields | {"sent": 0, "answered": 0, "problem": str(error)}
+        return fields | {"sent": 0, "answered": 0, "problem": said(error)}
     trips = health.round_trips_s
     fields |= {"sent": health.sent, "answered": len(trips), "loss": health.loss}
     if trips:

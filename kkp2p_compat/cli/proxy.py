@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from .._address import is_ip
 from .._errors import KKP2PError
+from .._sentence import Sentence
 from .._structs import connect_ctx_t
 from ..engine.engine import Engine
 from ..engine.proxy.base import Proxy
@@ -220,7 +221,7 @@ def _start(
     )  # fmt: skip
     watch = Watch(report, options.explain, one.udp)
     if report.stdio is not None:
-        return [engine.proxy_socket(report.stdio.socket, "standard input", ctx, watch)]
+        return [engine.proxy_socket(report.stdio.socket, Sentence("standard input"), ctx, watch)]
     proxies = _listen(engine, one.listen, ctx, watch)
     addresses = [proxy.address for proxy in proxies]
     report.show(

@@ -15,6 +15,7 @@ from typing import Any
 import gevent
 
 from .._errors import KKP2PError
+from .._sentence import Sentence, said
 from ..engine.engine import Engine
 from ..engine.proxy.targets import GivenTarget, PathTarget, PortTarget, Target
 from ._arguments import (
@@ -27,7 +28,7 @@ from ._arguments import (
 )
 from ._engines import NoSecret, add_account_options, add_options, join, read_secret
 from ._forward import Report, Watch, forward
-from ._words import _
+from ._words import _, told
 
 __all__ = ["add_parser"]
 
@@ -119,7 +120,7 @@ def _run(options: argparse.Namespace) -> int:
 
     def begin(engine: Engine, report: Report) -> Callable[[], None]:
         if report.stdio is not None:
-            given = GivenTarget(report.stdio.socket, "standard input and output")
+            given = GivenTarget(report.stdio.socket, Sentence("standard input and output"))
             targets.update({desc: given for desc, one in targets.items() if one == STDIO})
         report.show(
             {
@@ -156,7 +157,7 @@ class _Presence:
         self._told: str | None = None
 
     def __call__(self, error: KKP2PError | None) -> None:
-        problem = "" if error is None else str(error)
+        problem = "" if error is None else said(error)
         if problem != self._told:
             self._told = problem
             event = {"event": "offline", "problem": problem} if problem else {"event": "online"}
@@ -169,4 +170,4 @@ def _wait_for_end(engine: Engine, report: Report) -> None:
         while True:
             engine.accept(ACCEPT_S)
     except KKP2PError as error:
-        report.fail(str(error))
+        report.fail(told(error))

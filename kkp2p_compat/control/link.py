@@ -23,6 +23,7 @@ from .._address import HostPort, host_port_untrusted
 from .._descriptors import keep_private
 from .._errors import BadPacket, CloudUnreachable, KKP2PError, LinkLost
 from .._io import shut_down, time_limit
+from .._sentence import said
 from ..transport import dial, tcp
 from .callers import told
 from .nearness import permitted
@@ -95,7 +96,7 @@ class Link:
 
     def open(self) -> None:
         """Connect and shake hands; raises CloudUnreachable (also for a bad certificate)."""
-        late = CloudUnreachable(f"{self._name}: no TLS handshake in time")
+        late = CloudUnreachable("{cloud}: no TLS handshake in time", cloud=self._name)
         opened = False
         self._opener = gevent.getcurrent()
         try:
@@ -121,7 +122,7 @@ class Link:
         except _stdlib_ssl.SSLCertVerificationError:
             raise  # the owner decides whether to go on without
         except (OSError, KKP2PError, ValueError) as error:
-            raise CloudUnreachable(f"{self._name}: {error}") from error
+            raise CloudUnreachable("{cloud}: {why}", cloud=self._name, why=said(error)) from error
         finally:
             self._opener = None
             if not opened:
@@ -147,7 +148,7 @@ class Link:
         """End the connection; every waiter gets ``reason``, LinkLost if none is given."""
         if self.closed.is_set():
             return
-        error = reason or LinkLost(f"{self._name}: closed by us")
+        error = reason or LinkLost("{cloud}: closed by us", cloud=self._name)
         self.close_reason = error
         self.closed.set()
         if self._sock is not None:
@@ -291,7 +292,7 @@ class Link:
             while not self._answers(timeout_s):
                 pass
         except KKP2PError as error:
-            self.close(LinkLost(f"no heartbeat: {error}"))
+            self.close(LinkLost("no heartbeat: {why}", why=said(error)))
 
     def _answers(self, timeout_s: float) -> bool:
         """Whether a heartbeat was answered; raises LinkLost if nothing at all was heard."""
@@ -317,7 +318,7 @@ class Link:
         """
         self._unsent_bytes += len(line)
         if self._unsent_bytes > MAX_UNSENT_BYTES:
-            self.close(LinkLost(f"{self._name}: the cloud does not read"))
+            self.close(LinkLost("{cloud}: the cloud does not read", cloud=self._name))
         if self.close_reason is not None:
             raise self.close_reason
         self._unsent.append(line)
@@ -326,7 +327,7 @@ class Link:
     # Inside.
 
     def _write(self) -> None:
-        stuck = LinkLost(f"{self._name}: the cloud does not read")
+        stuck = LinkLost("{cloud}: the cloud does not read", cloud=self._name)
         try:
             while self._send_more.wait():
                 self._send_more.clear()
@@ -336,7 +337,7 @@ class Link:
                     self._sock.sendall(lines)
                 self._unsent_bytes -= len(lines)
         except (OSError, ValueError) as error:  # ValueError: closed meanwhile
-            self.close(LinkLost(f"{self._name}: {error}"))
+            self.close(LinkLost("{cloud}: {why}", cloud=self._name, why=said(error)))
         except LinkLost as error:
             self.close(error)
 
@@ -344,7 +345,7 @@ class Link:
         with self._asking:
             reply = self._reply = AsyncResult()
             self.send(line)
-            late = LinkLost(f"{self._name}: no {answer} in time")
+            late = LinkLost("{cloud}: no {answer} in time", cloud=self._name, answer=answer)
             try:
                 with time_limit(ANSWER_TIMEOUT_S, late):
                     message: Message = reply.get()
@@ -372,9 +373,9 @@ class Link:
                 reader.feed(data)
                 for message in reader.messages():
                     self._handle_untrusted(message)
-            error: KKP2PError = LinkLost(f"{self._name}: closed by the cloud")
+            error: KKP2PError = LinkLost("{cloud}: closed by the cloud", cloud=self._name)
         except (OSError, ValueError) as problem:  # ValueError: closed meanwhile
-            error = LinkLost(f"{self._name}: {problem}")
+            error = LinkLost("{cloud}: {why}", cloud=self._name, why=said(problem))
         except KKP2PError as problem:
             error = problem
         self.close(error)
@@ -393,7 +394,7 @@ class Link:
             reason = message.get("reason")
             if reason in ("duplicate", "removed"):
                 raise login_refusal(reason)
-            raise LinkLost(f"{self._name} says good-bye: {show(reason)}")
+            raise LinkLost("{cloud} says good-bye: {reason}", cloud=self._name, reason=show(reason))
         elif op == "trickle" and not isinstance(message.get("call"), str):
             self.calls.handle_untrusted(message)
         elif op in ("offer", "cancel", "trickle"):

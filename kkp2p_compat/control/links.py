@@ -20,6 +20,7 @@ from gevent.lock import RLock
 
 from .._address import HostPort, is_ip
 from .._errors import CloudUnreachable, EngineClosed, KKP2PError
+from .._sentence import Sentence
 from ..transport import dial
 from .link import Link, OfferHandler
 from .resolver import resolve, split_domain
@@ -234,13 +235,13 @@ class Links:
         before the first proof to call: a caller without an account then trusts the path.
         """
         name = self._certified_name(address[0])
-        trust, reason = self.trust, "no login_ca is set"
+        trust, reason = self.trust, Sentence("no login_ca is set")
         if trust.asks_ca:
             link = self._make(address, trust.verified, name, named_by)
             try:
                 self._shake_hands(link)
             except _stdlib_ssl.SSLCertVerificationError as error:
-                reason = error.verify_message
+                reason = Sentence(error.verify_message)
             else:
                 trust.require()
                 return link
@@ -249,10 +250,13 @@ class Links:
         if self.is_vouched(link):
             return link
         if trust.is_required:
-            shown = fingerprint(link.certificate).hex()
             link.close()
             raise CloudUnreachable(
-                f"{address[0]}:{address[1]}: certificate refused: {reason}; it is sha256:{shown}"
+                "{host}:{port}: certificate refused: {reason}; it is sha256:{digest}",
+                host=address[0],
+                port=address[1],
+                reason=reason,
+                digest=fingerprint(link.certificate).hex(),
             )
         if not self._warned:
             self._warned = True  # once: each reconnect would say it again

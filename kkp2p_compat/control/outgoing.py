@@ -9,6 +9,7 @@ from typing import Any
 from gevent.event import AsyncResult
 
 from .._errors import BadPacket, KKP2PError, LinkLost, NoRoomYet
+from .._sentence import said
 from ..transport.relay_wire import receipt_to_text
 from .refusals import refusal
 from .wire import MAX_TRICKLE_CHARS, MAX_TRICKLES, Message, encode
@@ -105,7 +106,7 @@ class OutgoingCall:
         elif op == "declined":
             again = message.get("again") is True
             error = refusal(message.get("reason"))
-            self.fail(NoRoomYet(f"{error}, for a moment") if again else error)
+            self.fail(NoRoomYet("{why}, for a moment", why=said(error)) if again else error)
 
     def fail(self, error: KKP2PError) -> None:
         for result in (self.relay, self.answer):

@@ -22,34 +22,39 @@ from .._errors import (
     TimedOut,
     UnprovenPeer,
 )
+from .._sentence import Sentence
 
 __all__ = ["FAULT", "login_refusal", "reason_for", "refusal", "show"]
 
 FAULT = "fault"  # the callee's program failed by an exception that nobody expected
 _ANY_OTHER = "relay"  # what else goes wrong for a callee, it does on the way to the relay
 
-_BUSY = "the peer is busy: its accept queue is full, or it is out of descriptors"
-_NOT_ALLOWED = "the peer does not take calls from us: only certain callers, or certain keys, may"
+_BUSY = Sentence("the peer is busy: its accept queue is full, or it is out of descriptors")
+_NOT_ALLOWED = Sentence(
+    "the peer does not take calls from us: only certain callers, or certain keys, may"
+)
 
 # The reason; the error that the caller gets, and its text; the callee's errors that it stands for.
 _TABLE: tuple[tuple[str, type[KKP2PError], str, tuple[type[KKP2PError], ...]], ...] = (
-    ("offline", PeerOffline, "the peer is not online", ()),
-    ("left", CallRefused, "the peer went offline during the call", ()),
-    ("limit", LinkLost, "a limit of the cloud was met", ()),
-    ("unavailable", LinkLost, "the cloud cannot reach the peer", ()),
+    ("offline", PeerOffline, Sentence("the peer is not online"), ()),
+    ("left", CallRefused, Sentence("the peer went offline during the call"), ()),
+    ("limit", LinkLost, Sentence("a limit of the cloud was met"), ()),
+    ("unavailable", LinkLost, Sentence("the cloud cannot reach the peer"), ()),
     ("busy", CallRefused, _BUSY, (CallRefused, OutOfDescriptors)),
     ("not-allowed", CallRefused, _NOT_ALLOWED, (NotAllowed, UnprovenPeer)),
-    ("timeout", TimedOut, "the peer did not answer in time", (TimedOut,)),
+    ("timeout", TimedOut, Sentence("the peer did not answer in time"), (TimedOut,)),
     (
         "unsupported",
         NotSupported,
-        "the peer cannot do this channel type or mode",
+        Sentence("the peer cannot do this channel type or mode"),
         (NotSupported, NoPath),
     ),
-    ("bad-message", CallRefused, "the peer does not understand our offer", (BadPacket,)),
-    (_ANY_OTHER, CallRefused, "the peer could not reach the relay", ()),
-    (FAULT, LinkLost, "a fault in the peer's program", ()),
+    ("bad-message", CallRefused, Sentence("the peer does not understand our offer"), (BadPacket,)),
+    (_ANY_OTHER, CallRefused, Sentence("the peer could not reach the relay"), ()),
+    (FAULT, LinkLost, Sentence("a fault in the peer's program"), ()),
 )
+# Why a login is refused for good.
+_LOGIN = {"bad-secret": Sentence("bad-secret"), "bad-binding": Sentence("bad-binding")}
 _ERRORS = {reason: (kind, text) for reason, kind, text, _ in _TABLE}
 _REASONS = {kind: reason for reason, _, _, kinds in _TABLE for kind in kinds}
 
@@ -62,7 +67,9 @@ def show(value: object) -> str:
 def refusal(reason: object) -> KKP2PError:
     """The caller's error for a reason that came from the track."""
     known = reason if isinstance(reason, str) else ""
-    kind, text = _ERRORS.get(known, (CallRefused, f"refused: {show(reason)}"))
+    if known not in _ERRORS:
+        return CallRefused("refused: {reason}", reason=show(reason))
+    kind, text = _ERRORS[known]
     return kind(text)
 
 
@@ -81,9 +88,9 @@ def login_refusal(reason: object) -> KKP2PError:
     if reason == "removed":
         return LoginRefused("the account was removed or changed", KKP2P_ERROR_INVALID_PEER_ID)
     if reason in ("bad-secret", "bad-binding"):
-        return LoginRefused(f"the cloud refuses the login: {reason}")
+        return LoginRefused("the cloud refuses the login: {reason}", reason=_LOGIN[str(reason)])
     if reason == "one-time":
         return LoginRefused("the secret is that of an invitation: kkp2p join takes it up, in time")
     if reason == "limit":
         return LinkLost("the cloud limits logins from here for now: too many have failed")
-    return LinkLost(f"the cloud refuses the login for now: {show(reason)}")
+    return LinkLost("the cloud refuses the login for now: {reason}", reason=show(reason))

@@ -20,6 +20,7 @@ from .. import _codes, _nat64
 from .._address import is_ip
 from .._errors import KKP2PError
 from .._io import Signal
+from .._sentence import said
 
 __all__ = ["MAX_ADDRESSES", "addresses_of", "nat64s", "resolve", "split_domain"]
 
@@ -45,8 +46,10 @@ def split_domain(login_domain: str) -> list[str]:
     bad = [part for part in parts if not (is_ip(part) or _is_name(part))]
     if not parts or bad or len(parts) > MAX_ADDRESSES:
         raise KKP2PError(
-            f"login_domain {login_domain[:100]!r} is not a domain or up to {MAX_ADDRESSES} IPs",
+            "login_domain {text!r} is not a domain or up to {count} IPs",
             _codes.KKP2P_ERROR_DOMAIN_PARAM_ERROR,
+            text=login_domain[:100],
+            count=MAX_ADDRESSES,
         )
     return parts
 
@@ -115,8 +118,10 @@ def _resolve_name(name: str, timeout_s: float) -> list[str]:
         place = _free_places.pop()
     except IndexError:
         raise KKP2PError(
-            f"{name}: {MAX_LOOKUPS} names are being looked up already",
+            "{name}: {count} names are being looked up already",
             _codes.KKP2P_ERROR_ANALYSIS_DOMAIN_TIMEOUT,
+            name=name,
+            count=MAX_LOOKUPS,
         ) from None
     done = Signal()
 
@@ -135,8 +140,10 @@ def _resolve_name(name: str, timeout_s: float) -> list[str]:
         _free_places.append(place)
         done.close()
         raise KKP2PError(
-            f"{name}: no thread to look it up: {error}",
+            "{name}: no thread to look it up: {why}",
             _codes.KKP2P_ERROR_ANALYSIS_DOMAIN_FAILURE,
+            name=name,
+            why=said(error),
         ) from error
     try:
         with gevent.Timeout(timeout_s, False):
@@ -145,13 +152,16 @@ def _resolve_name(name: str, timeout_s: float) -> list[str]:
         done.close()
     if not answer:
         raise KKP2PError(
-            f"{name} did not resolve in {timeout_s:.3g} s",
+            "{name} did not resolve in {seconds:.3g} s",
             _codes.KKP2P_ERROR_ANALYSIS_DOMAIN_TIMEOUT,
+            name=name,
+            seconds=timeout_s,
         )
     if isinstance(answer[0], Exception):
-        raise KKP2PError(f"{name}: {answer[0]}", _code_of(answer[0]))
+        why = said(answer[0])
+        raise KKP2PError("{name}: {why}", _code_of(answer[0]), name=name, why=why)
     if not answer[0]:
-        raise KKP2PError(f"{name} has no address", _codes.KKP2P_ERROR_DOMAIN_NO_IP)
+        raise KKP2PError("{name} has no address", _codes.KKP2P_ERROR_DOMAIN_NO_IP, name=name)
     return list(dict.fromkeys(str(entry[4][0]) for entry in answer[0]))
 
 

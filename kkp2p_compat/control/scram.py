@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from scramp import ScramClient, ScramException, ScramMechanism
 
 from .._errors import BadPacket, LoginRefused
+from .._sentence import said
 from .binding import BINDING_NAME, MECHANISM, end_point_binding
 
 __all__ = ["ITERATIONS", "MAX_ITERATIONS", "SALT_BYTES", "ScramLogin", "new_secret", "verifier_of"]
@@ -72,7 +73,7 @@ class ScramLogin:
             )
             self.first = str(self._client.get_client_first())
         except ScramException as error:
-            raise LoginRefused(f"no cloud takes such a secret: {error}") from error
+            raise LoginRefused("no cloud takes such a secret: {why}", why=said(error)) from error
 
     def proof_untrusted(self, challenge: object, least_iterations: int) -> str:
         """The answer to a challenge for at least so many iterations; raises BadPacket."""
@@ -93,8 +94,9 @@ class ScramLogin:
             yield
         except (ScramException, ValueError) as error:  # ValueError: what should be base64
             raise LoginRefused(
-                f"{self._server} does not know the secret itself, or somebody is in the middle: "
-                f"{error}"
+                "{cloud} does not know the secret itself, or somebody is in the middle: {why}",
+                cloud=self._server,
+                why=said(error),
             ) from error
 
 

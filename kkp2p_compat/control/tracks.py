@@ -13,6 +13,7 @@ from logging import Logger
 
 from .._address import HostPort
 from .._errors import CloudUnreachable, KKP2PError, LoginRefused
+from .._sentence import said
 from .link import Link
 from .links import Links
 from .trust import fingerprint
@@ -113,9 +114,11 @@ class Tracks:
         """Raise CloudUnreachable unless something vouches for a link: if need be, log in there."""
         if self._links.is_vouched(link) or not self._trust.is_strict:
             return
-        shown = f"certificate sha256:{fingerprint(link.certificate).hex()}"
         error = CloudUnreachable(
-            f"cloud {link.address[0]}:{link.address[1]}: nothing vouches for its {shown}"
+            "cloud {host}:{port}: nothing vouches for its certificate sha256:{digest}",
+            host=link.address[0],
+            port=link.address[1],
+            digest=fingerprint(link.certificate).hex(),
         )
         self._links.rate(link, is_good=False)
         if self.account is None:
@@ -124,7 +127,9 @@ class Tracks:
         try:
             self.log_in_to_call(link, *self.account)
         except KKP2PError as problem:
-            raise CloudUnreachable(f"{error}, nor does a login: {problem}") from problem
+            raise CloudUnreachable(
+                "{error}, nor does a login: {why}", error=said(error), why=said(problem)
+            ) from problem
         self._links.rate(link, is_good=True)
 
     def _introduce(self, link: Link, named_by: str | None) -> Link:

@@ -25,6 +25,7 @@ from .._errors import (
     ParameterError,
     from_os_error,
 )
+from .._sentence import said
 from .._structs import connect_ctx_t, engine_conf_t
 from ..control.callers import Callers
 from ..control.client import CloudClient, OnOnline
@@ -345,7 +346,9 @@ class Engine:
                 stream.give_up()
                 raise
         except KKP2PError as error:
-            raise KKP2PError(f"{ctx.peer_id}: {error}", error.code) from error
+            raise KKP2PError(
+                "{peer}: {why}", error.code, peer=ctx.peer_id, why=said(error)
+            ) from error
         self.log.info(
             "%s: channel %d: connected by %s", ctx.peer_id, channel.channel_id, stream.how
         )
@@ -382,7 +385,7 @@ def _open_log(conf: engine_conf_t) -> EngineLog:
         problem = from_os_error(error, "log_path")
         if isinstance(problem, OutOfDescriptors):
             raise problem from error
-        raise ParameterError(str(problem)) from error
+        raise ParameterError(said(problem)) from error
 
 
 @atexit.register

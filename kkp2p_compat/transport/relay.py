@@ -24,6 +24,7 @@ from gevent.event import AsyncResult, Event
 from .._address import host_port_untrusted
 from .._errors import BadPacket, CallRefused, EngineClosed, KKP2PError, LinkLost, from_os_error
 from .._io import time_limit
+from .._sentence import said
 from . import dial, tcp
 from .relay_wire import (
     HERE,
@@ -232,14 +233,14 @@ def receive_receipt(sock: socket.socket) -> bytes:
 def _expect(sock: socket.socket, status: int) -> None:
     answer = _receive(sock, 1)[0]  # one byte: the next ones are the peer's
     if answer != status:
-        raise CallRefused(f"the relay refuses: {status_text(answer)}")
+        raise CallRefused("the relay refuses: {why}", why=status_text(answer))
 
 
 def _receive(sock: socket.socket, count: int) -> bytes:
     try:
         data: bytes = sock.recv(count)
     except OSError as error:
-        raise LinkLost(f"relay: {error}") from error
+        raise LinkLost("relay: {why}", why=said(error)) from error
     if not data:
         raise LinkLost("the relay closed the connection")
     return data

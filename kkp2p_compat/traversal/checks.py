@@ -154,7 +154,7 @@ class Checks:
                 or not plausible(candidate.address, self._own)
             ):
                 self.ignored += 1
-                self._note(f"{candidate.kind} {text_of(address)} is not tried")
+                self._note("{kind} {address} is not tried", candidate.kind, text_of(address))
                 continue
             self._listed[address] = candidate
             fresh = Pair(candidate.kind, address, candidate.priority, self._now)
@@ -272,7 +272,7 @@ class Checks:
 
     def _add_learnt(self, source: Address, priority: int) -> Pair:
         pair = self._pairs[source] = Pair("prflx", source, priority, self._now)
-        self._note(f"learnt {text_of(source)}", NoteKind.LEARNT)
+        self._note("learnt {address}", text_of(source), kind=NoteKind.LEARNT)
         return pair
 
     def _hear(self, pair: Pair) -> None:
@@ -283,7 +283,7 @@ class Checks:
             # not heard of the call yet.
             gap_s = 0.0
             pair.heard = True
-            self._note(f"a check came from {pair.kind} {text_of(pair.address)}")
+            self._note("a check came from {kind} {address}", pair.kind, text_of(pair.address))
             pair.interval_s = FIRST_INTERVAL_S
         if self._choice_is_made() or not self._may(pair):
             return
@@ -316,9 +316,12 @@ class Checks:
             pair.round_trip_s = self._now - probe.sent_at
             self._first_valid_at = min(self._first_valid_at, self._now)
             self.guesses.stop()
-            took_ms = 1000 * pair.round_trip_s
             self._note(
-                f"{pair.kind} {text_of(source)} answered after {took_ms:.1f} ms", NoteKind.ANSWER
+                "{kind} {address} answered after {took_ms:.1f} ms",
+                pair.kind,
+                text_of(source),
+                1000 * pair.round_trip_s,
+                kind=NoteKind.ANSWER,
             )
         if probe.nominates:
             self.settled = True
@@ -335,7 +338,7 @@ class Checks:
         if pair.nominated and pair.valid and not self._choice_is_made():
             self.selected = pair.address
             self.settled = True
-            self._note(f"the caller chose {pair.kind} {text_of(pair.address)}")
+            self._note("the caller chose {kind} {address}", pair.kind, text_of(pair.address))
 
     def _consider_nominating(self) -> None:
         """As the caller, take the best verified address, or wait a little for a better one."""
@@ -351,7 +354,7 @@ class Checks:
             return
         self.selected = best.address
         self._nominee = best
-        self._note(f"chose {best.kind} {text_of(best.address)}")
+        self._note("chose {kind} {address}", best.kind, text_of(best.address))
         best.probes = 0
         best.interval_s = FIRST_INTERVAL_S
         self._probe(best)
@@ -384,10 +387,13 @@ class Checks:
 
     def _probe(self, pair: Pair) -> None:
         ttl = LOW_TTL if self._need_not_arrive(pair) else None
-        hops = f", {ttl} hops" if ttl else ""
-        self._note(
-            f"check {pair.probes + 1} of {pair.kind} {text_of(pair.address)}{hops}", NoteKind.CHECK
-        )
+        what = pair.probes + 1, pair.kind, text_of(pair.address)
+        if ttl:
+            self._note(
+                "check {number} of {kind} {address}, {hops} hops", *what, ttl, kind=NoteKind.CHECK
+            )
+        else:
+            self._note("check {number} of {kind} {address}", *what, kind=NoteKind.CHECK)
         self._send_check(pair.address, ttl, pair is self._nominee)
         if not pair.heard:
             self._budget -= 1
@@ -408,7 +414,7 @@ class Checks:
         if pair is None or not pair.valid:
             heard = pair is not None and pair.heard
             if not self._courtesy.may_send(address[0], heard, self._now):
-                self._note(f"{text_of(address)} gets no more packets from us for now")
+                self._note("{address} gets no more packets from us for now", text_of(address))
                 return
         transaction_id = self.local.tag + self._random.randbytes(12 - UFRAG_BYTES)
         self._probes[transaction_id] = Probe(address, self._now, nominates)
@@ -427,7 +433,9 @@ class Checks:
         self.packets_sent += 1
         self._outbox.append((data, address, ttl))
 
-    def _note(self, text: str, kind: NoteKind = NoteKind.OTHER, amount: int = 1) -> None:
+    def _note(
+        self, template: str, *values: object, kind: NoteKind = NoteKind.OTHER, amount: int = 1
+    ) -> None:
         if self._notes_left > 0:
             self._notes_left -= 1
-            self.notes.append(Note(self._now, text, kind, amount))
+            self.notes.append(Note(self._now, template, kind, amount, values))

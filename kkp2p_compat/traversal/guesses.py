@@ -51,9 +51,9 @@ class Guesses:
         self, listed: Mapping[Address, Candidate], note: Callable[..., object],
         vouched: Collection[str] | None = None,
     ) -> None:  # fmt: skip
-        """``listed``: the peer's candidates that are tried; may grow.  ``note`` takes the text, the
-        kind and the amount of a Note.  ``vouched``: the IP addresses at which the cloud has seen
-        the peer; None: it cannot tell.
+        """``listed``: the peer's candidates that are tried; may grow.  ``note`` takes what makes
+        a Note.  ``vouched``: the IP addresses at which the cloud has seen the peer; None: it
+        cannot tell.
         """
         self._listed = listed
         self._vouched = vouched
@@ -70,14 +70,15 @@ class Guesses:
         """Probe these ports in their order, from our extra socket ``number`` (0: the main one)."""
         addresses = self._at(ip, ports, number)
         addresses = addresses[: (MAX_PREDICTED - self._predicted) // len(waves)]
-        count = self._add(addresses, waves, now, f"predicted ports of {ip}")
+        count = self._add("{count} probes of predicted ports of {ip}", (ip,), addresses, waves, now)
         self._predicted += count
         return count
 
     def sweep(self, ip: str, ports: Iterable[int], now: float) -> int:
         """Probe each of these ports once, where the NATs of both sides call for it."""
         waves: list[Wave] = [(0.0, None)]
-        return self._add(self._at(ip, ports, 0), waves, now, f"random ports of {ip}")
+        addresses = self._at(ip, ports, 0)
+        return self._add("{count} probes of random ports of {ip}", (ip,), addresses, waves, now)
 
     def spread(
         self, address: tuple[str, int], numbers: Iterable[int], waves: Sequence[Wave], now: float
@@ -85,8 +86,10 @@ class Guesses:
         """Probe a listed address from each of our extra sockets ``numbers``."""
         known = address in self._listed and self.may_be_at(address[0])
         addresses: list[Address] = [(*address, number) for number in numbers if known]
-        what = f"{text_of(address)} from {len(addresses)} socket(s)"
-        return self._add(addresses, waves, now, what)
+        what = text_of(address), len(addresses)
+        return self._add(
+            "{count} probes of {address} from {sockets} socket(s)", what, addresses, waves, now
+        )
 
     def may_be_at(self, ip: str) -> bool:
         """Whether the cloud vouches that the peer is at this ip, or cannot tell."""
@@ -97,14 +100,20 @@ class Guesses:
         if not named or family_of(ip) != socket.AF_INET or is_private(ip):
             return []
         if not self.may_be_at(ip):
-            self._note(f"the cloud has not seen the peer at {ip}: no guesses")
+            self._note("the cloud has not seen the peer at {ip}: no guesses", ip)
             return []
         good = [port for port in ports if LOWEST_PORT <= port <= 65535]
         return [(ip, port, number) if number else (ip, port) for port in good]
 
     def _add(
-        self, addresses: Sequence[Address], waves: Iterable[Wave], now: float, what: str
+        self,
+        template: str,
+        values: tuple[object, ...],
+        addresses: Sequence[Address],
+        waves: Iterable[Wave],
+        now: float,
     ) -> int:
+        """The note of them has their count before the other values."""
         before = self._added
         for after_s, ttl in waves:
             for address in addresses:
@@ -114,7 +123,7 @@ class Guesses:
                 self._added += 1
         count = self._added - before
         if count:
-            self._note(f"{count} probes of {what}", NoteKind.GUESS, count)
+            self._note(template, count, *values, kind=NoteKind.GUESS, amount=count)
         return count
 
     def poll(self, now: float) -> tuple[Address, int | None] | None:

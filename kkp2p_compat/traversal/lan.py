@@ -41,6 +41,7 @@ from .._codes import KKP2P_ERROR_SOCKET_BIND
 from .._descriptors import keep_private
 from .._errors import BadPacket, KKP2PError, OutOfDescriptors, TimedOut, from_os_error
 from .._io import READ, time_limit
+from .._sentence import said
 from .interfaces import interfaces
 from .lan_wire import (
     ANSWER,
@@ -146,7 +147,7 @@ def search(
     """
     question = Message(SEARCH, secrets.token_bytes(ID_BYTES), peer_id, offer_text)
     datagram = encode(question)
-    not_found = TimedOut(f"nobody answered the LAN search on port {port}")
+    not_found = TimedOut("nobody answered the LAN search on port {port}", port=port)
     if timeout_s <= 0:
         raise not_found
     once = _Once(peer_id, log)
@@ -240,7 +241,7 @@ class Responder:
         except OSError as error:
             problem = from_os_error(error, f"LAN search port {self.port}")
             if not isinstance(problem, OutOfDescriptors):
-                problem = KKP2PError(str(problem), KKP2P_ERROR_SOCKET_BIND)
+                problem = KKP2PError(said(problem), KKP2P_ERROR_SOCKET_BIND)
             raise problem from error
         self.port = sock.getsockname()[1]
         self._sock = sock

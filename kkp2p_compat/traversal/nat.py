@@ -25,6 +25,7 @@ question, four datagrams.  MAX_MAPPED mapped addresses are kept.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -34,6 +35,7 @@ from random import Random
 
 from .._address import Address, HostPort
 from .._errors import BadPacket
+from .._sentence import Sentence, listed
 from .candidates import family_of, is_private, may_be_peer
 from .stun_client import Ask, Asks, at, over
 
@@ -81,20 +83,7 @@ class NatBehaviour:
     @property
     def text(self) -> str:
         """In words, for people."""
-        if self.mapping == "blocked":
-            return "UDP is blocked"
-        parts = {
-            "none": ["no NAT"],
-            "unknown": ["unknown mapping"],
-            ADDRESS_AND_PORT_DEPENDENT: ["symmetric"],
-        }.get(self.mapping, [f"{self.mapping} mapping"])
-        if self.mapping != "none" and self.allocation != "unknown":
-            step = f" ({self.step:+d})" if self.allocation == "sequential" else ""
-            parts.append(f"{self.allocation} ports{step}")
-        parts.append(f"{self.filtering} filtering")
-        if self.hairpin is not None:
-            parts.append("hairpin" if self.hairpin else "no hairpin")
-        return ", ".join(parts)
+        return _in_words(self)
 
     def fields(self) -> dict[str, str | int]:
         """As told in JSON; what is not known is left out."""
@@ -137,6 +126,39 @@ def _word_untrusted(told: dict[object, object], name: str, words: Sequence[str])
         raise BadPacket("a NAT behaviour with a value that is not a word")
     return word if word in words else "unknown"
 
+
+@functools.lru_cache(64)  # the words of a NAT are told several times a call
+def _in_words(nat: NatBehaviour) -> str:
+    if nat.mapping == "blocked":
+        return Sentence("UDP is blocked")
+    parts = [_MAPPING_WORDS[nat.mapping]]
+    if nat.mapping != "none" and nat.allocation == "sequential":
+        parts.append(Sentence("sequential ports ({step:+d})", step=nat.step))
+    elif nat.mapping != "none" and nat.allocation != "unknown":
+        parts.append(_ALLOCATION_WORDS[nat.allocation])
+    parts.append(_FILTERING_WORDS[nat.filtering])
+    if nat.hairpin is not None:
+        parts.append(Sentence("hairpin") if nat.hairpin else Sentence("no hairpin"))
+    return listed(parts)
+
+
+_MAPPING_WORDS = {
+    "none": Sentence("no NAT"),
+    "unknown": Sentence("unknown mapping"),
+    ENDPOINT_INDEPENDENT: Sentence("endpoint-independent mapping"),
+    ADDRESS_DEPENDENT: Sentence("address-dependent mapping"),
+    ADDRESS_AND_PORT_DEPENDENT: Sentence("symmetric"),
+}
+_ALLOCATION_WORDS = {
+    "preserved": Sentence("preserved ports"),
+    "random": Sentence("random ports"),
+}
+_FILTERING_WORDS = {
+    "unknown": Sentence("unknown filtering"),
+    ENDPOINT_INDEPENDENT: Sentence("endpoint-independent filtering"),
+    ADDRESS_DEPENDENT: Sentence("address-dependent filtering"),
+    ADDRESS_AND_PORT_DEPENDENT: Sentence("address-and-port-dependent filtering"),
+}
 
 UNKNOWN = NatBehaviour()
 BLOCKED = NatBehaviour("blocked")

@@ -24,6 +24,7 @@ import ipaddress
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from .._sentence import Sentence
 from .candidates import Candidate, family_of, is_private
 from .nat import (
     ADDRESS_AND_PORT_DEPENDENT,
@@ -35,6 +36,11 @@ from .nat import (
 __all__ = ["KINDS", "Plan", "Side", "make_plan"]
 
 KINDS = ("direct", "punch", "predict", "birthday", "relay")
+
+# Words of reasons.
+CALLER, CALLEE = Sentence("caller"), Sentence("callee")
+STEADY = Sentence("both have outside ports that do not change")
+NO_NAT = Sentence("neither has a NAT")
 
 # Our choices.
 PATIENCE_S = 0.3  # for ordinary checks that may suffice, before the costly part begins
@@ -53,7 +59,7 @@ class Plan(NamedTuple):
     """
 
     kind: str  # of KINDS
-    reason: str  # for people, one line
+    reason: Sentence  # for people, one line
     caller_does: str
     callee_does: str
     patience_s: float = 0.0  # before anything beside the checks begins
@@ -68,51 +74,56 @@ def make_plan(caller: Side, callee: Side, remembered: str = "") -> Plan:
     """
     families = _families(caller), _families(callee)
     if all(families) and not families[0] & families[1]:
-        return _alone("relay", "one side has IPv4 only, the other IPv6 only")
+        return _alone("relay", Sentence("one side has IPv4 only, the other IPv6 only"))
     easy = _easy_way(caller, callee)
-    for side, name in ((caller, "caller"), (callee, "callee")):
+    for side, name in ((caller, CALLER), (callee, CALLEE)):
         if side.nat.mapping == "blocked":
             if _same_network(caller, callee):
-                return _alone("direct", "both may be in the same network")
-            return _alone("relay", f"UDP is blocked at the {name}")
+                return _alone("direct", Sentence("both may be in the same network"))
+            return _alone("relay", Sentence("UDP is blocked at the {side}", side=name))
     plan = _by_mapping(caller.nat, callee.nat)
     if easy:
         if plan.caller_does == "check":
             return _alone("direct", easy)
-        reason = f"{easy}; otherwise {plan.reason}"
+        reason = Sentence("{easy}; otherwise {reason}", easy=easy, reason=plan.reason)
         return plan._replace(kind="direct", reason=reason, patience_s=PATIENCE_S)
     if plan.caller_does != "check" and remembered in ("direct", "punch"):
-        reason = f"{plan.reason}; ordinary checks sufficed the last time"
+        reason = Sentence("{reason}; ordinary checks sufficed the last time", reason=plan.reason)
         return plan._replace(reason=reason, patience_s=REMEMBERED_S)
     return plan
 
 
-def _alone(kind: str, reason: str) -> Plan:
+def _alone(kind: str, reason: Sentence) -> Plan:
     return Plan(kind, reason, "check", "check")
 
 
 def _by_mapping(caller: NatBehaviour, callee: NatBehaviour) -> Plan:
     if "unknown" in (caller.mapping, callee.mapping):
-        return _alone("punch", "a NAT is not known")
+        return _alone("punch", Sentence("a NAT is not known"))
     if caller.symmetric and callee.symmetric:
         return _both_symmetric(caller, callee)
     if not (caller.symmetric or callee.symmetric):
         natted = {caller.mapping, callee.mapping} - {"none"}
-        reason = "both have outside ports that do not change" if natted else "neither has a NAT"
-        plan = _alone("punch", reason)
+        plan = _alone("punch", STEADY if natted else NO_NAT)
         if caller.filtering != ENDPOINT_INDEPENDENT:
             plan = plan._replace(low_ttl_s=LOW_TTL_S)
         return plan
     symmetric, steady = (caller, callee) if caller.symmetric else (callee, caller)
-    who = ("caller", "callee") if caller.symmetric else ("callee", "caller")
+    who = (CALLER, CALLEE) if caller.symmetric else (CALLEE, CALLER)
     if steady.filtering in (ENDPOINT_INDEPENDENT, ADDRESS_DEPENDENT):
-        return _alone("punch", f"the {who[1]}'s NAT lets the {who[0]} in from any port")
+        return _alone(
+            "punch",
+            Sentence(
+                "the {host}'s NAT lets the {guest} in from any port", host=who[1], guest=who[0]
+            ),
+        )
     if _predictable(symmetric):
         kind, parts = "predict", ("predict", "aim")
-        reason = f"the {who[0]}'s next outside port can be predicted"
+        reason = Sentence("the {side}'s next outside port can be predicted", side=who[0])
     else:
         kind, parts = "birthday", ("spread", "sweep")
-        reason = f"the {who[0]}'s outside ports are {symmetric.allocation}"
+        how = Sentence("random") if symmetric.allocation == "random" else Sentence("unknown")
+        reason = Sentence("the {side}'s outside ports are {how}", side=who[0], how=how)
     if not caller.symmetric:
         parts = parts[::-1]
     patience_s = PATIENCE_S if steady.filtering == "unknown" else 0.0
@@ -120,13 +131,16 @@ def _by_mapping(caller: NatBehaviour, callee: NatBehaviour) -> Plan:
 
 
 def _both_symmetric(caller: NatBehaviour, callee: NatBehaviour) -> Plan:
-    for nat, name in ((caller, "caller"), (callee, "callee")):
+    for nat, name in ((caller, CALLER), (callee, CALLEE)):
         if nat.allocation == "random":
-            return _alone("relay", f"both are symmetric, and the {name}'s ports are random")
+            return _alone(
+                "relay",
+                Sentence("both are symmetric, and the {side}'s ports are random", side=name),
+            )
     if _predictable(caller) and _predictable(callee):
-        reason = "both sides' next outside ports can be predicted"
+        reason = Sentence("both sides' next outside ports can be predicted")
     else:
-        reason = "both are symmetric, and may be found to be predictable"
+        reason = Sentence("both are symmetric, and may be found to be predictable")
     by_port = caller.mapping == callee.mapping == ADDRESS_AND_PORT_DEPENDENT
     stride = 2 if by_port else 1  # see punch.py
     return Plan("predict", reason, "predict+aim", "predict+aim", stride=stride)
@@ -137,18 +151,18 @@ def _predictable(nat: NatBehaviour) -> bool:
     return nat.allocation in ("sequential", "preserved")
 
 
-def _easy_way(caller: Side, callee: Side) -> str:
-    """Why ordinary checks may get through whatever ports the NATs give, or ""."""
-    for side, name in ((caller, "caller"), (callee, "callee")):
+def _easy_way(caller: Side, callee: Side) -> Sentence | None:
+    """Why ordinary checks may get through whatever ports the NATs give."""
+    for side, name in ((caller, CALLER), (callee, CALLEE)):
         if any(candidate.kind == "mapped" for candidate in side.candidates):
-            return f"the {name}'s router forwards a port"
+            return Sentence("the {side}'s router forwards a port", side=name)
         if side.nat.mapping == "none" and side.nat.filtering == ENDPOINT_INDEPENDENT:
-            return f"the {name} is open to everybody"
+            return Sentence("the {side} is open to everybody", side=name)
     if _outside(caller) & _outside(callee):
-        return "both are behind the same address"
+        return Sentence("both are behind the same address")
     if all(map(_has_ipv6, (caller, callee))):
-        return "both have IPv6"
-    return ""
+        return Sentence("both have IPv6")
+    return None
 
 
 def _families(side: Side) -> set[int]:

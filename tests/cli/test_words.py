@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import errno
 import gettext
 import re
 import signal
@@ -16,8 +17,17 @@ import pytest
 from helpers.support import ROOT
 from helpers.tool_process import StartTool, start_tool
 from kkp2p_compat import cli
+from kkp2p_compat._errors import LinkLost, PeerOffline, TimedOut
+from kkp2p_compat._sentence import Sentence, said
 from kkp2p_compat.cli import _words, netcheck
 from kkp2p_compat.cli._fold import columns, fold
+from kkp2p_compat.cli._forward import Report
+from kkp2p_compat.cli.explain import explain, timeline_fields
+from kkp2p_compat.control.refusals import refusal
+from kkp2p_compat.engine.runtime.timeline import Timeline
+from kkp2p_compat.traversal.nat import UNKNOWN, NatBehaviour
+from kkp2p_compat.traversal.notes import Note, NoteKind
+from kkp2p_compat.traversal.plan import Side, make_plan
 
 sys.path.insert(0, str(ROOT / "docs"))
 import catalogue
@@ -218,3 +228,95 @@ def test_lines_are_as_wide_as_the_screen_and_no_punctuation_begins_one(speak: Sp
     assert fold("", 20) == [""]
     speak(LC_ALL="C")
     assert fold("an English text", 10) == ["an English", "text"]
+
+
+# What the engine says.
+
+
+def test_reasons_are_told_in_chinese_with_all_their_parts(speak: Speak) -> None:
+    error = TimedOut(
+        "not connected within {ms} ms: we are not logged in: {why}",
+        ms=500,
+        why=said(LinkLost("{cloud}: {why}", cloud="192.0.2.1:3080", why=said(_in_use()))),
+    )
+    speak(LC_ALL="zh_CN.UTF-8")
+    text = (
+        "500 毫秒内没有连上：我方没有登录成功：192.0.2.1:3080：地址已被占用：另一个程序正在那里侦听"
+    )
+    assert _words.told(error) == text
+    speak(LC_ALL="C")
+    assert _words.told(error) == str(error)
+    assert str(error).endswith(f"192.0.2.1:3080: {_in_use()}")
+
+
+def _in_use() -> OSError:
+    return OSError(errno.EADDRINUSE, "in use")
+
+
+@pytest.mark.parametrize(
+    "reason", ["offline", "not-allowed", "busy", "limit", "timeout", "of later"]
+)
+def test_why_a_call_is_refused(speak: Speak, reason: str) -> None:
+    error = refusal(reason)
+    speak(LC_ALL="zh_CN.UTF-8")
+    assert CHINESE.search(_words.told(error))
+    assert not CHINESE.search(str(error))
+
+
+def test_an_empty_text_and_one_of_others_stay_as_they_are(speak: Speak) -> None:
+    speak(LC_ALL="zh_CN.UTF-8")
+    assert _words.retold("") == _words.retold(Sentence("")) == ""
+    # A plain text is nobody's sentence, even if there is one like it.
+    assert _words.retold("the peer is not online") == "the peer is not online"
+    assert _words.retold(Sentence("{not} one of ours")) == "{not} one of ours"
+
+
+def test_explain_is_chinese_to_the_last_line(speak: Speak) -> None:
+    timeline = Timeline()
+    random = NatBehaviour("address-and-port-dependent", "address-dependent", "sequential", 2, False)
+    timeline.own_nat = timeline.peer_nat = random
+    timeline.plan = make_plan(Side(random, []), Side(UNKNOWN, []), "punch")
+    timeline.step("called")
+    timeline.note("our NAT: {nat}", timeline.own_nat.text)
+    timeline.note("plan: {kind}: {reason}", timeline.plan.kind, timeline.plan.reason)
+    timeline.add(
+        Note(
+            timeline.started_at,
+            "check {number} of {kind} {address}",
+            NoteKind.CHECK,
+            1,
+            (1, "srflx", "192.0.2.1:4000"),
+        )
+    )
+    english = explain(timeline_fields(timeline))
+    speak(LC_ALL="zh_CN.UTF-8")
+    chinese = explain(timeline_fields(timeline))
+    assert len(chinese) == len(english)
+    assert not [line for line in chinese if not CHINESE.search(line)]
+    assert any("第 1 次检查 srflx 192.0.2.1:4000" in line for line in chinese)
+    assert any(
+        "对称型，端口连续分配（+2），地址相关过滤，不支持 hairpin" in line for line in chinese
+    )
+    assert any("our NAT: symmetric, sequential ports (+2), " in line for line in english)
+
+
+def test_lines_of_a_proxy_give_chinese_reasons_and_json_english_ones(
+    speak: Speak, capsys: pytest.CaptureFixture[str]
+) -> None:
+    event = {
+        "event": "failed",
+        "at": 0.0,
+        "name": Sentence("port {number}", number=51502),
+        "peer": "alice",
+        "problems": [said(PeerOffline())],
+        "age_s": 0.0203,
+    }
+    speak(LC_ALL="zh_CN.UTF-8")
+    for as_json, wanted in (
+        (False, "端口 51502：20.3 ms 后失败：对方不在线"),
+        (True, "not online"),
+    ):
+        report = Report("proxy", as_json, None)
+        report.show(event)
+        report.close()
+        assert wanted in capsys.readouterr().out

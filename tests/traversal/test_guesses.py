@@ -8,6 +8,7 @@ from kkp2p_compat._address import Address
 from kkp2p_compat.traversal import guesses as module
 from kkp2p_compat.traversal.candidates import Candidate
 from kkp2p_compat.traversal.guesses import MAX_PREDICTED, MAX_PROBES, PACE_S, Guesses, Wave
+from kkp2p_compat.traversal.notes import Note
 
 ONCE: list[Wave] = [(0.0, None)]
 PORTS = range(20000, 20010)
@@ -16,7 +17,9 @@ PORTS = range(20000, 20010)
 def made(*listed: Candidate) -> tuple[Guesses, list[str]]:
     notes: list[str] = []
     by_address: dict[Address, Candidate] = {(c.address, c.port): c for c in listed}
-    return Guesses(by_address, lambda text, *_: notes.append(text)), notes
+    return Guesses(
+        by_address, lambda text, *values, **_: notes.append(Note(0, text, values=values).text)
+    ), notes
 
 
 def srflx(ip: str = "203.0.113.1", kind: str = "srflx") -> Candidate:

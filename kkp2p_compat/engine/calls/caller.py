@@ -19,6 +19,7 @@ import gevent
 from ... import _codes
 from ..._errors import NoPath, NotSupported, TimedOut
 from ..._io import time_limit
+from ..._sentence import Sentence, said
 from ..._structs import connect_ctx_t
 from ...control.client import CloudClient
 from ...control.link import Link
@@ -41,7 +42,7 @@ from .remote import Take
 __all__ = ["FIRST_LOOK_S", "RELAY_PLAN", "CloudCaller"]
 
 FIRST_LOOK_S = 0.5  # our choice: how long a call waits for what STUN says of our own addresses
-RELAY_PLAN = Plan("relay", "the relay was asked for", "check", "check")
+RELAY_PLAN = Plan("relay", Sentence("the relay was asked for"), "check", "check")
 
 
 class Spoken:
@@ -103,7 +104,7 @@ class CloudCaller:
         except NotSupported as error:  # by the peer
             if ctx.connect_mode == _codes.CONNECT_RELAY:
                 raise
-            raise NoPath(str(error)) from error
+            raise NoPath(said(error)) from error
 
     def _own_side(self, mode: int, deadline: float, worked: str, timeline: Timeline) -> OwnSide:
         own, proves = self._network.underlay().own, self._pins.proves
@@ -111,7 +112,7 @@ class CloudCaller:
             return OwnSide([], own.nat, proves=proves)  # nobody needs to know our addresses
         own.ready.wait(max(0.0, min(FIRST_LOOK_S, (deadline - time.monotonic()) / 4)))
         timeline.step("own addresses")
-        timeline.note(f"our NAT: {own.nat.text}")
+        timeline.note("our NAT: {nat}", own.nat.text)
         return OwnSide(own.candidates(), own.nat, worked=worked, proves=proves)
 
     @contextmanager

@@ -16,6 +16,7 @@ import gevent
 from ... import _codes
 from ..._address import HostPort
 from ..._errors import BadPacket, CallRefused, KKP2PError, LinkLost, PeerOffline
+from ..._sentence import Sentence, said
 from ..._structs import connect_ctx_t
 from ...control.backoff import Backoff
 from ...control.client import CloudClient
@@ -52,8 +53,8 @@ AGAIN_MOST_S = 2.0
 
 # Why a call gets no relay.
 _NO_RELAY = {
-    "limit": "the account that pays has used up its relay bytes of the day",
-    "none": "no relay lives",
+    "limit": Sentence("the account that pays has used up its relay bytes of the day"),
+    "none": Sentence("no relay lives"),
 }
 
 _random = random.Random()
@@ -209,8 +210,10 @@ class RelayPlaces:
         way_out = self._link.way_out
         reason = message.get("no_relay")
         if reason is not None:
-            text = _NO_RELAY.get(reason) if isinstance(reason, str) else None
-            raise LinkLost(f"relay: the cloud gives none for this call: {text or show(reason)}")
+            known = _NO_RELAY.get(reason) if isinstance(reason, str) else None
+            raise LinkLost(
+                "relay: the cloud gives none for this call: {why}", why=known or show(reason)
+            )
         places, token = parse_places_untrusted(message.get("relay"), message.get("relays"), reached)
         spots: list[HostPort] = []
         problem = LinkLost("relay: no address")
@@ -218,7 +221,7 @@ class RelayPlaces:
             try:
                 addresses = _addresses(host, reached[0])
             except KKP2PError as error:
-                problem = LinkLost(f"relay: {error}")
+                problem = LinkLost("relay: {why}", why=said(error))
             else:
                 spots += [(address, port) for address in sort_spots(addresses, token)]
                 way_out = way_out.knowing(dict.fromkeys(addresses, host))

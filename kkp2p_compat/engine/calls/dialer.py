@@ -26,6 +26,7 @@ from ..._errors import (
     TimedOut,
 )
 from ..._io import time_limit
+from ..._sentence import said
 from ..._structs import connect_ctx_t
 from ...control.client import CloudClient
 from ..links.link_table import LinkTable
@@ -35,7 +36,7 @@ from ..links.streams import LinkStream, OpenStream
 from ..paths.network import Network
 from ..runtime.engine_settings import EngineSettings
 from ..runtime.timeline import Timeline
-from .caller import CloudCaller
+from .caller import RELAY_PLAN, CloudCaller
 from .cloud_call import is_spliced, make_call
 from .lan import LanCaller
 from .remote import OnAsked, Remote, Remotes
@@ -101,12 +102,20 @@ class Dialer:
 
     def _too_late(self, ctx: connect_ctx_t, over_lan: bool) -> TimedOut:
         """It says what the user can look for."""
-        text = f"not connected within {ctx.timeout} ms"
+        limit = ctx.timeout
         if self._client is None or over_lan:
-            return TimedOut(f"{text}, by a LAN search on port {self._lan_port}")
+            return TimedOut(
+                "not connected within {ms} ms, by a LAN search on port {port}",
+                ms=limit,
+                port=self._lan_port,
+            )
         if self._client.problem is not None and not self._client.online:
-            return TimedOut(f"{text}: we are not logged in: {self._client.problem}")
-        return TimedOut(text)
+            return TimedOut(
+                "not connected within {ms} ms: we are not logged in: {why}",
+                ms=limit,
+                why=said(self._client.problem),
+            )
+        return TimedOut("not connected within {ms} ms", ms=limit)
 
     def ask(
         self, ctx: connect_ctx_t, done: OnAsked, early: bytes = b""
@@ -136,17 +145,17 @@ class Dialer:
         if client is None or over_lan:
             return self._by_lan.of(ctx.peer_id).open(ctx, deadline)
         if is_spliced(ctx):
-            return self._make_call(client, ctx, deadline, "the relay was asked for")
+            return self._make_call(client, ctx, deadline, RELAY_PLAN.reason)
         try:
             return self.remote(ctx.peer_id, ctx.connect_mode).open(ctx, deadline)
         except (NoPath, NotSupported, TimedOut, LinkLost, OurFault) as error:
             if ctx.connect_mode == _codes.CONNECT_P2P and isinstance(error, NoPath | NotSupported):
-                raise NoPath(f"no p2p: {error}") from error
+                raise NoPath("no p2p: {why}", why=said(error)) from error
             is_auto = ctx.connect_mode == _codes.CONNECT_AUTO
             if not is_auto or ctx.encrypt_data or ctx.channel_type != _codes.KKP2P_TCP_CHANNEL:
                 raise
             self._log.info("%s: by the relay as it is: %s", ctx.peer_id, error)
-            return self._make_call(client, ctx, deadline, str(error))
+            return self._make_call(client, ctx, deadline, said(error))
 
     def _make_call(
         self, client: CloudClient, ctx: connect_ctx_t, deadline: float, why_relay: str

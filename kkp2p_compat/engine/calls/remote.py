@@ -25,6 +25,7 @@ from ..._errors import (
     TimedOut,
 )
 from ..._io import time_limit
+from ..._sentence import Sentence
 from ..._structs import connect_ctx_t
 from ..links.link_table import LinkTable
 from ..links.peer_link import LinkInfo, PeerLink
@@ -243,9 +244,9 @@ class Remote:
 
     def _begin(self, ctx: connect_ctx_t, deadline: float) -> Attempt:
         head_start_s = self._settings.head_start_of(deadline)
-        why_relay = "no path within the head start"
+        why_relay = Sentence("no path within the head start")
         if self.is_blocked:
-            head_start_s, why_relay = 0.0, "no path was found a moment ago"
+            head_start_s, why_relay = 0.0, Sentence("no path was found a moment ago")
         attempt = self._attempt = Attempt(self._settings.attempt_s, head_start_s, why_relay)
         self.searches.add(attempt)
         self.timeline = attempt.timeline

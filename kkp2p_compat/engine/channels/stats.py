@@ -34,7 +34,7 @@ def channel_stats(channel: Channel, own_nat: NatBehaviour) -> channel_stats_t:
         age_s=time.monotonic() - channel.made_at,
         caller_id=channel.caller_id,
         moves=tuple(
-            (move.at - channel.made_at, str(move))
+            (move.at - channel.made_at, move.text)
             for move in stream.moves
             if move.at >= channel.made_at
         ),

@@ -16,6 +16,7 @@ from gevent.event import AsyncResult, Event
 
 from ..._codes import KKP2P_UDP_CHANNEL
 from ..._errors import CallRefused, KKP2PError, LinkLost
+from ..._sentence import Sentence
 from ...transport.pair import Mark
 from ...transport.udp import events as e
 from ...transport.udp.pipe import Carrier, MessagePipe, MessagePort, OnEnd, Pipe, StreamPipe
@@ -32,12 +33,12 @@ __all__ = ["LinkChannels", "State"]
 UNUSED_S = 30.0  # how long a channel without a pipe may wait for one, or for its rest to arrive
 MAX_EARLY_MESSAGES = 16  # of a UDP channel that was opened a moment ago
 
-GIVEN_UP = "the peer gave the channel up"
+GIVEN_UP = Sentence("the peer gave the channel up")
 _REFUSALS = {
-    REFUSED_BUSY: "the peer's accept queue is full",
-    REFUSED_UNSUPPORTED: "the peer takes no such channel here",
-    REFUSED_MOVED: "the peer is elsewhere now",
-    REFUSED_SILENT: "nothing answers where the peer would forward it to",
+    REFUSED_BUSY: Sentence("the peer's accept queue is full"),
+    REFUSED_UNSUPPORTED: Sentence("the peer takes no such channel here"),
+    REFUSED_MOVED: Sentence("the peer is elsewhere now"),
+    REFUSED_SILENT: Sentence("nothing answers where the peer would forward it to"),
 }
 
 
@@ -266,7 +267,9 @@ class LinkChannels:
             channel.tell(None)
 
     def _handle_refused(self, channel: LinkChannel, event: e.ChannelRefused) -> None:
-        text = _REFUSALS.get(event.reason, f"refused: reason {event.reason}")
+        text = _REFUSALS.get(event.reason) or Sentence(
+            "refused: reason {number}", number=event.reason
+        )
         channel.tell(LinkLost(text) if event.reason == REFUSED_MOVED else CallRefused(text))
         self._forget(channel)
 

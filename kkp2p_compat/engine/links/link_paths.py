@@ -41,7 +41,7 @@ class LinkPaths:
 
     def __init__(
         self, connection: PeerConnection, first: Path, reason: str, endpoint: Endpoint,
-        wake: Callable[[], object], name: str, log: Logger, note: Callable[[str], object],
+        wake: Callable[[], object], name: str, log: Logger, note: Callable[..., object],
         udp: UdpUse, *, is_caller: bool,
     ) -> None:  # fmt: skip
         """``reason``: for the first path.  ``note`` is told of moves, as the log is."""
@@ -190,7 +190,7 @@ class LinkPaths:
             self._told = moves[-1]
             self.reason = self._told.why
             self._log.warning("%s: moved from %s", self._name, self._told)
-            self._note(f"moved from {self._told}")
+            self._note("moved from {move}", self._told.text)
         if self._choice.is_udp_throttled:
             self._choice.is_udp_throttled = False
             self._udp.note_throttled()

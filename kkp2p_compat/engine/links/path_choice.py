@@ -26,6 +26,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from ..._address import Address, text_of
+from ..._sentence import Sentence
 from ...transport.udp import events as e
 from ...transport.udp.peer_connection import PeerConnection
 from ..paths.path_kind import PathKind
@@ -97,13 +98,18 @@ class Move:
     after: Address
     kind_before: PathKind
     kind: PathKind
-    why: str
+    why: Sentence
 
-    def __str__(self) -> str:
+    @property
+    def text(self) -> Sentence:
         before = f"{self.kind_before.value} {text_of(self.before)}"
         if self.before == self.after:
-            return f"{before} is kept: {self.why}"
-        return f"{before} to {self.kind.value} {text_of(self.after)}: {self.why}"
+            return Sentence("{path} is kept: {why}", path=before, why=self.why)
+        after = f"{self.kind.value} {text_of(self.after)}"
+        return Sentence("{before} to {after}: {why}", before=before, after=after, why=self.why)
+
+    def __str__(self) -> str:
+        return str(self.text)
 
 
 @dataclass(slots=True)
@@ -252,14 +258,14 @@ class PathChoice:
             before.handle_lost_trial(now)
         else:
             before.handle_failed(now)
-        self._enter(option, "the peer has moved there", now, Sign.MOVED)
+        self._enter(option, Sentence("the peer has moved there"), now, Sign.MOVED)
 
     # Decisions.
 
     def _move_on(self, sign: Sign) -> None:
         self.state = FOLLOWERS[self.state, sign]
 
-    def _enter(self, option: PathOption, why: str, now: float, sign: Sign) -> None:
+    def _enter(self, option: PathOption, why: Sentence, now: float, sign: Sign) -> None:
         """``option`` is the one in use from now on."""
         before, self.current = self.current, option
         before.rest(now)
@@ -281,7 +287,13 @@ class PathChoice:
         self._on_move(move)
 
     def _move(
-        self, option: PathOption, why: str, now: float, *, lossless: bool, sign: Sign = Sign.MOVED
+        self,
+        option: PathOption,
+        why: Sentence,
+        now: float,
+        *,
+        lossless: bool,
+        sign: Sign = Sign.MOVED,
     ) -> bool:
         measured = self._meter.measured(LOOK_S)
         if measured is not None:
@@ -304,7 +316,7 @@ class PathChoice:
         ]
         if fit:
             best = min(fit, key=lambda option: option.kind.rank)
-            self._move(best, "a better path", now, lossless=True)
+            self._move(best, Sentence("a better path"), now, lossless=True)
 
     @property
     def _is_silent(self) -> bool:
@@ -323,9 +335,13 @@ class PathChoice:
         before = self.current
         best = min(answered, key=lambda option: (now < option.free_at, option.kind.rank))
         hold_s = before.handle_failed(now)
-        why = f"no answer on the path before, which is left alone for {hold_s:.0f} s"
         if before.is_gone:
-            why = "the path before has ended"
+            why = Sentence("the path before has ended")
+        else:
+            why = Sentence(
+                "no answer on the path before, which is left alone for {hold_s:.0f} s",
+                hold_s=hold_s,
+            )
         self._move(best, why, now, lossless=False)
 
     # Trials.
@@ -373,7 +389,9 @@ class PathChoice:
         rate, settings = measured.bytes_per_s, self._settings
         begin = now + settings.settle_s
         self._trial = _Trial(self.current, rate, begin, begin + settings.trial_s)
-        why = f"only {_rate_text(rate)} on the path before: to see what this one carries"
+        why = Sentence(
+            "only {rate} on the path before: to see what this one carries", rate=_rate_text(rate)
+        )
         self._move(option, why, now, lossless=True, sign=Sign.TRIAL)
         self._look_at = begin
 
@@ -392,7 +410,9 @@ class PathChoice:
         rate = (delivered_bytes - trial.delivered_bytes) / max(now - trial.begin, LOOK_S)
         if rate <= BETTER * trial.home_bytes_per_s:
             tried.handle_lost_trial(now)
-            why = f"the path that was tried carried no more than {_rate_text(rate)}"
+            why = Sentence(
+                "the path that was tried carried no more than {rate}", rate=_rate_text(rate)
+            )
             if not self._move(home, why, now, lossless=True):
                 self._end_trial()  # it was withdrawn meanwhile
             return
@@ -400,8 +420,12 @@ class PathChoice:
         wait_s = home.handle_lost_trial(now)
         self.is_udp_throttled |= tried.kind.is_tcp and not home.kind.is_tcp
         self._end_trial()
-        rates = f"{_rate_text(rate)} instead of {_rate_text(trial.home_bytes_per_s)}"
-        why = f"{rates}, so the path before is left alone for {wait_s:.0f} s"
+        why = Sentence(
+            "{rate} instead of {before}, so the path before is left alone for {wait_s:.0f} s",
+            rate=_rate_text(rate),
+            before=_rate_text(trial.home_bytes_per_s),
+            wait_s=wait_s,
+        )
         self._note(Move(now, tried.address, tried.address, tried.kind, tried.kind, why))
 
     def _end_trial(self) -> None:

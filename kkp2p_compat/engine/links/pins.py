@@ -17,6 +17,7 @@ import gevent
 from ..._errors import EngineClosed, KKP2PError, ParameterError, UnprovenPeer
 from ..._io import Signal
 from ..._kept_files import data_folder
+from ..._sentence import Sentence, said
 from ..._structs import engine_conf_t
 from ..runtime.thread import native_thread
 from ..signalling.known_peers import KnownPeers
@@ -28,8 +29,8 @@ __all__ = ["PLAIN", "POLICIES", "UNPROVEN", "Pins"]
 
 OFF, FIRST_USE, STRICT = POLICIES = ("off", "first-use", "strict")
 # Why a peer has not proved its key.
-PLAIN = "a relayed TCP channel proves nothing without encrypt_data"
-UNPROVEN = "whoever takes part in this call does not prove to have it"
+PLAIN = Sentence("a relayed TCP channel proves nothing without encrypt_data")
+UNPROVEN = Sentence("whoever takes part in this call does not prove to have it")
 
 
 class Pins:
@@ -69,7 +70,7 @@ class Pins:
         try:
             known.keys()
         except UnprovenPeer as error:
-            raise ParameterError(str(error)) from error
+            raise ParameterError(said(error)) from error
         return cls(identity, known, policy == STRICT, log, spawn)
 
     @property
@@ -87,12 +88,12 @@ class Pins:
 
         ``peer_id``: "" for a caller that the cloud does not know.
         """
-        name = peer_id or "the caller"
+        name = peer_id or Sentence("the caller")
         if self._known is not None:
             if self._known.keys().get(peer_id):
-                raise UnprovenPeer(f"{name} is known by its key, and {why}")
+                raise UnprovenPeer("{peer} is known by its key, and {why}", peer=name, why=why)
             if self._is_strict:
-                raise UnprovenPeer(f"{name} is not known by a key, and {why}")
+                raise UnprovenPeer("{peer} is not known by a key, and {why}", peer=name, why=why)
         if self.proves:
             self._log.info("%s: taken at its word: %s", name, why)
 
@@ -111,14 +112,21 @@ class Pins:
             return True
         if peer_id and keys:
             raise UnprovenPeer(
-                f"the key of {peer_id} is {fingerprint}, and not the one that is known:"
-                f" {', '.join(sorted(keys))}; somebody may be in between.  If the peer has a new"
-                f" key: kkp2p identity forget {shlex.quote(peer_id)} --known-peers"
-                f" {shlex.quote(self._known.path)}"
+                "the key of {peer} is {key}, and not the one that is known: {known}; somebody may"
+                " be in between.  If the peer has a new key: kkp2p identity forget {word}"
+                " --known-peers {path}",
+                peer=peer_id,
+                key=fingerprint,
+                known=", ".join(sorted(keys)),
+                word=shlex.quote(peer_id),
+                path=shlex.quote(self._known.path),
             )
         if self._is_strict:
             raise UnprovenPeer(
-                f"{peer_id or 'the caller'} is not in {self._known.path}; its key is {fingerprint}"
+                "{peer} is not in {path}; its key is {key}",
+                peer=peer_id or Sentence("the caller"),
+                path=self._known.path,
+                key=fingerprint,
             )
         return False
 

@@ -84,7 +84,9 @@ class Proving:
         )
         if self._claimed_id and name != self._claimed_id:
             raise UnprovenPeer(
-                f"the cloud says {self._claimed_id!r}, and the peer's proof {name!r}"
+                "the cloud says {claimed!r}, and the peer's proof {proved!r}",
+                claimed=self._claimed_id,
+                proved=name,
             )
         if self._pins.check(name, fingerprint):
             return PeerKey(fingerprint, True), ""

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from gevent.event import AsyncResult
 
 from ..._errors import BadPacket
+from ..._sentence import Sentence, said
 from ...traversal.candidates import (
     Candidate,
     is_private,
@@ -36,7 +37,7 @@ from .turn_meeting import TurnMeeting
 
 __all__ = ["Meeting", "Met"]
 
-PUNCHED = "UDP is blocked, and TCP found a way through"
+PUNCHED = Sentence("UDP is blocked, and TCP found a way through")
 MAX_LIKELY = 6  # our choice
 
 
@@ -85,8 +86,8 @@ class Meeting:
         self._tcp = TcpMeeting(means, keys, self._is_caller, self.to_stranger, self._trickle.send)
         self._told = set(ours.candidates)
         timeline.plan, timeline.own_nat, timeline.peer_nat = self.plan, ours.nat, theirs.nat
-        timeline.note(f"the peer's NAT: {theirs.nat.text}")
-        timeline.note(f"plan: {self.plan.kind}: {self.plan.reason}")
+        timeline.note("the peer's NAT: {nat}", theirs.nat.text)
+        timeline.note("plan: {kind}: {reason}", self.plan.kind, self.plan.reason)
 
     @contextmanager
     def searching(self) -> Iterator[None]:
@@ -158,7 +159,7 @@ class Meeting:
             fields = self._trickle.open_untrusted(text)
             if "candidates" in fields:
                 candidates = parse_untrusted(fields["candidates"])
-                self._timeline.note(f"the peer has learnt {len(candidates)} more addresses")
+                self._timeline.note("the peer has learnt {count} more addresses", len(candidates))
                 self._search.checks.add_candidates(candidates)
                 self._search.poll()
             if "relayed" in fields:
@@ -167,5 +168,5 @@ class Meeting:
                 self._tcp.hear_untrusted(fields["tcp"])
             self._puncher.handle_fields_untrusted(fields)
         except BadPacket as error:
-            self._timeline.note(f"dropped: {error}")
+            self._timeline.note("dropped: {why}", said(error))
             self._means.log.info("trickle: dropped: %s", error)

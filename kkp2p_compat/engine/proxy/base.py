@@ -10,6 +10,7 @@ from gevent.event import Event
 
 from ..._codes import KKP2P_ERROR_BIND_IP
 from ..._errors import KKP2PError
+from ..._sentence import said
 from ..._structs import connect_ctx_t
 from ..calls.dialer import Dialer
 from ..links.background import Background
@@ -72,4 +73,6 @@ def binding(place: str, port: int) -> Iterator[None]:
         yield
     except (OSError, UnicodeError) as error:
         where = show_place((place, port))
-        raise KKP2PError(f"proxy {where}: {error}", KKP2P_ERROR_BIND_IP) from error
+        raise KKP2PError(
+            "proxy {where}: {why}", KKP2P_ERROR_BIND_IP, where=where, why=said(error)
+        ) from error

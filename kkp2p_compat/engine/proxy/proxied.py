@@ -9,13 +9,15 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
+from ..._sentence import Sentence
 from ...transport.udp.pipe import MessagePort
 from ..links.streams import OpenStream
 from ..runtime.timeline import Timeline
 
 __all__ = ["STOPPED", "Proxied", "Watch", "ignore"]
 
-STOPPED = "the proxy is stopped"
+STOPPED = Sentence("the proxy is stopped")
+WAITED = Sentence("too many waited for the path to the peer")
 
 
 class Proxied:
@@ -48,9 +50,9 @@ class Proxied:
     def take_end(self, stream: OpenStream, port: MessagePort | None = None) -> None:
         """What is known of it when it is over."""
         if port is not None and port.dropped:
-            self.datagrams_lost["too many waited for the path to the peer"] += port.dropped
+            self.datagrams_lost[WAITED] += port.dropped
         self.bytes_sent, self.bytes_received = stream.passed()
-        self.moves = [str(move) for move in stream.moves if move.at >= self.began_at]
+        self.moves = [move.text for move in stream.moves if move.at >= self.began_at]
 
 
 # Called in the engine's hub, when a channel is open and when it is over; must not wait.

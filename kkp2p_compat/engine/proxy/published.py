@@ -19,6 +19,7 @@ from gevent.event import Event
 from ..._codes import KKP2P_TCP_CHANNEL, KKP2P_UDP_CHANNEL
 from ..._errors import CallRefused, EngineClosed, KKP2PError, TimedOut
 from ..._io import READ, time_limit
+from ..._sentence import Sentence, said
 from ...transport.udp.pipe import MessagePort
 from ...transport.udp.stream_table import REFUSED_BUSY, REFUSED_SILENT, REFUSED_UNSUPPORTED
 from ..calls.callee import share_of
@@ -37,7 +38,7 @@ IDLE_S = 180.0  # a UDP channel without datagrams; a proxy ends its own after 12
 SWEEP_S = 15.0  # how often idle ones are looked for
 READS_PER_TURN = 64  # datagrams; about a millisecond
 
-STOPPED = "it is not published any more"
+STOPPED = Sentence("it is not published any more")
 
 Targets = Mapping[int | None, Target]  # by connect_desc; None: for all others
 
@@ -60,7 +61,7 @@ class Published:
 
     def take(self, stream: OpenStream, caller_id: str, release: Callable[[], object]) -> None:
         """Accept or refuse; ``release`` is called when that is decided."""
-        name = f"connection {next(self._numbers)}"
+        name = Sentence("connection {number}", number=next(self._numbers))
         proxied = Proxied(caller_id, name, 0)
         proxied.target = ""
         connection = self._kind(self, stream, proxied)
@@ -68,9 +69,10 @@ class Published:
         if stream.channel_type != self._kind.channel_type:
             connection.refuse("a channel of the other kind, TCP or UDP", REFUSED_UNSUPPORTED)
         elif target is None:
-            connection.refuse(f"no target for connect_desc {stream.desc}", REFUSED_UNSUPPORTED)
+            why = Sentence("no target for connect_desc {desc}", desc=stream.desc)
+            connection.refuse(why, REFUSED_UNSUPPORTED)
         elif len(self._connections) >= share_of(MAX_CONNECTIONS, bool(caller_id)):
-            connection.refuse("too many connections", REFUSED_BUSY)
+            connection.refuse(Sentence("too many connections"), REFUSED_BUSY)
         else:
             proxied.target = str(target)
             self._connections.add(connection)
@@ -114,7 +116,9 @@ class _Connection:
     def dial(self, target: Target, release: Callable[[], object]) -> None:
         def connect() -> Any:
             try:
-                with time_limit(CONNECT_S, TimedOut(f"no answer in {CONNECT_S:.0f} s")):
+                with time_limit(
+                    CONNECT_S, TimedOut("no answer in {seconds:.0f} s", seconds=CONNECT_S)
+                ):
                     return self._connect(target)
             except (OSError, KKP2PError) as error:
                 return error
@@ -124,9 +128,10 @@ class _Connection:
             release()
             local = dialing.value
             if isinstance(local, OSError | KKP2PError):
-                self.refuse(f"{target}: {local}", REFUSED_SILENT)
+                why = Sentence("{target}: {why}", target=str(target), why=said(local))
+                self.refuse(why, REFUSED_SILENT)
             elif not dialing.successful() or isinstance(local, gevent.GreenletExit):
-                self.refuse(str(dialing.exception or STOPPED), REFUSED_SILENT)
+                self.refuse(said(dialing.exception or EngineClosed(STOPPED)), REFUSED_SILENT)
             else:
                 self._carry(local)
 
@@ -173,7 +178,7 @@ class _Connection:
         proxied = self._proxied
         if proxied.path:
             proxied.take_end(self._stream, self._port)
-        proxied.over, proxied.problems = True, [str(error) for error in errors]
+        proxied.over, proxied.problems = True, [said(error) for error in errors]
         # No errors of ours: strangers can make as many as they like.
         self._log(logging.INFO, "; ".join(proxied.problems) or "ended")
         self._published.watch(proxied)

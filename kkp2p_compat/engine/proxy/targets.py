@@ -108,7 +108,7 @@ class PathTarget:
         return sock
 
     def connect_udp(self) -> Any:
-        raise CallRefused(f"{self} takes streams only")
+        raise CallRefused("{target} takes streams only", target=str(self))
 
 
 class GivenTarget:
@@ -123,9 +123,9 @@ class GivenTarget:
 
     def connect(self) -> Any:
         if self._sock is None:
-            raise CallRefused(f"{self} is another caller's")
+            raise CallRefused("{target} is another caller's", target=str(self))
         sock, self._sock = self._sock, None
         return sock
 
     def connect_udp(self) -> Any:
-        raise CallRefused(f"{self} takes streams only")
+        raise CallRefused("{target} takes streams only", target=str(self))

@@ -19,6 +19,7 @@ import gevent
 from ..._descriptors import keep_private
 from ..._errors import EngineClosed, LinkLost
 from ..._io import READ
+from ..._sentence import Sentence, said
 from ...transport import tcp
 from ...transport.udp.stream_table import EARLY_BYTES
 from ..links.streams import OpenStream
@@ -86,7 +87,10 @@ class TcpProxy(Proxy):
 
     def carry(self, local: _socket.socket, port: int = 0, name: str = "") -> None:
         """Forward a connection, which need not be one to the listener; it is ours from now on."""
-        name = name or (f"port {port}" if port else f"connection {next(self._numbers)}")
+        if port:
+            name = name or Sentence("port {number}", number=port)
+        else:
+            name = name or Sentence("connection {number}", number=next(self._numbers))
         proxied = Proxied(self.peer_id, name, port)
         connection = _Connection(self, keep_private(local), proxied)
         self._connections.add(connection)
@@ -128,7 +132,7 @@ class _Connection:
         except BlockingIOError:
             early = b""
         except OSError as error:  # which is told only once
-            self._fail(LinkLost(f"local program: {error}"))
+            self._fail(LinkLost("local program: {why}", why=said(error)))
             return
         dialing = self._proxy.dialing(self._handle_dialed)
         self._stop = dialing.stop
@@ -143,7 +147,7 @@ class _Connection:
     def _fail(self, error: Exception) -> None:
         proxy, proxied = self._proxy, self._proxied
         _reset(self._local)
-        proxied.over, proxied.problems = True, [str(error)]
+        proxied.over, proxied.problems = True, [said(error)]
         proxied.timeline = proxy.dialer.last_attempt(proxy.peer_id, proxy.ctx.connect_mode)
         if not self._stopped:
             proxy.log_error(f"{proxied.name}: {error}")
@@ -167,7 +171,7 @@ class _Connection:
         proxy, proxied = self._proxy, self._proxied
         if self._stopped:
             errors = [EngineClosed(STOPPED)]
-        proxied.over, proxied.problems = True, [str(error) for error in errors]
+        proxied.over, proxied.problems = True, [said(error) for error in errors]
         proxied.take_end(self._stream)
         if not self._stopped:
             for broken in errors:

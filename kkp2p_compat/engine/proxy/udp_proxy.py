@@ -23,6 +23,7 @@ import gevent
 from ..._bucket import Bucket
 from ..._errors import EngineClosed, KKP2PError
 from ..._io import READ
+from ..._sentence import Sentence, said
 from ...control.backoff import Backoff
 from ...transport.udp.pipe import MessagePort
 from ..links.streams import OpenStream
@@ -223,7 +224,8 @@ class _Channel:
     def __init__(self, proxy: UdpProxy, client: _Client) -> None:
         self._proxy = proxy
         self._client = client
-        self._proxied = Proxied(proxy.peer_id, f"port {client.address[1]}", client.address[1])
+        port = client.address[1]
+        self._proxied = Proxied(proxy.peer_id, Sentence("port {number}", number=port), port)
         self._kept: list[bytes] = []  # until it is open
         self._dialing: Dialing | None = None
         self._stream: OpenStream | None = None
@@ -321,6 +323,6 @@ class _Channel:
 
     def _end(self, errors: list[Exception]) -> None:
         self._client.channel = self._dialing = None
-        self._proxied.over, self._proxied.problems = True, [str(error) for error in errors]
+        self._proxied.over, self._proxied.problems = True, [said(error) for error in errors]
         self._proxy.watch(self._proxied)
         self._proxy.forget(self)

@@ -16,6 +16,7 @@ from typing import Any
 from gevent import monkey
 
 from ..._descriptors import keep_private
+from ..._sentence import Sentence
 
 __all__ = ["BUFFER_BYTES", "Ancillary", "Received", "UdpSocket", "why_lost"]
 
@@ -83,9 +84,9 @@ class UdpSocket:
 def why_lost(error: OSError) -> str:
     """What a socket has not sent, in a few words: losses are counted by them."""
     if isinstance(error, BlockingIOError):
-        return "the socket is full"
+        return Sentence("the socket is full")
     if error.errno == errno.EMSGSIZE:
-        return "longer than a datagram"
+        return Sentence("longer than a datagram")
     return errno.errorcode.get(error.errno or 0, str(error))
 
 

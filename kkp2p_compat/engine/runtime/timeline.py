@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 
+from ..._sentence import Sentence
 from ...traversal.nat import UNKNOWN, NatBehaviour
 from ...traversal.notes import Note, NoteKind
 from ...traversal.plan import Plan
@@ -33,15 +34,15 @@ class Timeline:
     def elapsed_s(self) -> float:
         return time.monotonic() - self.started_at
 
-    def note(self, text: str) -> None:
-        self.add(Note(time.monotonic(), text))
+    def note(self, template: str, *values: object) -> None:
+        self.add(Note(time.monotonic(), template, values=values))
 
     def add(self, note: Note) -> None:
         if len(self._notes) < MAX_NOTES:
             self._notes.append(note)
 
     def step(self, text: str) -> None:
-        self._steps.append((self.elapsed_s, text))
+        self._steps.append((self.elapsed_s, Sentence(text)))
         self.note(text)
 
     @property

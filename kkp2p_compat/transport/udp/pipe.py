@@ -21,6 +21,7 @@ from gevent import get_hub
 
 from ..._errors import KKP2PError, LinkLost
 from ..._io import READ, WRITE, at_end, hung_up
+from ..._sentence import said
 from .. import pair
 from .messages import COST_BYTES, MAX_MESSAGE_BYTES
 from .peer_connection import PeerConnection
@@ -229,7 +230,7 @@ class StreamPipe(Pipe):
                 self._listen()
                 return False
             if self._mark is None:
-                self.abort(LinkLost(f"local program: {error}"))
+                self.abort(LinkLost("local program: {why}", why=said(error)))
                 return False
             data = b""
         if data:
@@ -263,7 +264,7 @@ class StreamPipe(Pipe):
                 elif self._mark is not None:
                     self._end_receiving(unwanted=True)
                 else:
-                    self.abort(LinkLost(f"local program: {error}"))
+                    self.abort(LinkLost("local program: {why}", why=said(error)))
                 return
             streams.consume(stream_id, count)
             if count < sum(map(len, pieces)):
