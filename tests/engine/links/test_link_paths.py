@@ -34,7 +34,7 @@ class Link:
         self.first = Path((*PLACE, pair.numbers[me]), None, PathKind.TCP)
         self.paths = LinkPaths(
             self.talker.connection, self.first, "", self._endpoint, self._wake, f"end {me}",
-            log, lambda text: None, UdpUse(False, log), is_caller=me == 0,
+            log, lambda *_: None, UdpUse(False, log), is_caller=me == 0,
         )  # fmt: skip
         handle = self.talker.handle_event
 
