@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from .._sentence import Sentence, listed
 from ..engine.runtime.timeline import Timeline
 from ..traversal.notes import NoteKind
 from ..traversal.plan import Plan
@@ -13,10 +14,10 @@ from ._words import N_, _, retold
 __all__ = ["explain", "timeline_fields"]
 
 _COUNTED = {
-    NoteKind.CHECK: N_("checks sent"),
-    NoteKind.GUESS: N_("ports guessed"),
-    NoteKind.ANSWER: N_("answers"),
-    NoteKind.LEARNT: N_("addresses learnt from the peer's checks"),
+    NoteKind.CHECK: Sentence("checks sent"),
+    NoteKind.GUESS: Sentence("ports guessed"),
+    NoteKind.ANSWER: Sentence("answers"),
+    NoteKind.LEARNT: Sentence("addresses learnt from the peer's checks"),
 }
 
 # What the two parts of a plan mean, but "check", which both sides always do.
@@ -56,6 +57,10 @@ def explain(fields: dict[str, Any]) -> list[str]:
     events: Sequence[tuple[float, str]] = fields["events"]
     lines = [f"{1000 * at:9.1f} ms  {retold(text)}" for at, text in events]
     counts = fields["counts"]
-    lines.append(", ".join(f"{_(what)}: {counts[kind.value]}" for kind, what in _COUNTED.items()))
+    numbers = [
+        Sentence("{what}: {count}", what=what, count=counts[kind.value])
+        for kind, what in _COUNTED.items()
+    ]
+    lines.append(retold(listed(numbers)))
     lines += [_("plan: {part}").format(part=part) for part in fields["parts"]]
     return lines

@@ -314,7 +314,7 @@ class PeerConnection:
 
     def _handle_idle(self, now: float, is_late: bool) -> None:
         silence_s = self.settings.idle_timeout_s
-        self._end(Cue.LOST, LinkLost(f"the peer is silent for {silence_s:.0f} s"))
+        self._end(Cue.LOST, LinkLost("the peer is silent for {seconds:.0f} s", seconds=silence_s))
 
     def _handle_doubt(self, now: float, is_late: bool) -> None:
         if self.liveness.is_gone(now):
