@@ -196,6 +196,7 @@ GRID = {
     "_api_checks.py": (1, 4, 1),
     "_api_outcome.py": (0, 4, 1),
     "_login.py": (1, 3, 1),
+    "_bytes.py": (0, 3, 1),
     "tls.py": (2, 4, 1),
     "engine/engine.py": (1, 5, 1),
     "engine/proxy/": (1, 6, 1),

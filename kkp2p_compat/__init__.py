@@ -24,7 +24,6 @@ from ._api_checks import (
     check_conf,
     check_context,
     check_engine,
-    check_fd,
     check_length,
     check_peer_id,
     check_proxy,
@@ -35,8 +34,8 @@ from ._api_checks import (
 )
 from ._api_outcome import api as _api
 from ._api_outcome import error_no, error_text
-from ._api_outcome import fail_with as _fail
 from ._api_outcome import note as _note
+from ._bytes import abort_fd, close_fd, read, write
 from ._codes import *  # noqa: F403 - the constants are API
 from ._codes import (
     CONNECT_P2P,
@@ -53,10 +52,8 @@ from ._structs import channel_stats_t, channel_t, connect_cb, connect_ctx_t, eng
 from ._version import __version__
 from .engine.channels.kinds import Channel
 from .engine.channels.stats import channel_stats as _channel_stats
-from .engine.channels.table import DESCRIPTORS as _DESCRIPTORS
 from .engine.engine import Engine as engine_t
 from .engine.runtime import log as _log
-from .transport.udp.messages import MAX_MESSAGE_BYTES as _MAX_MESSAGE_BYTES
 
 __all__ = [
     "__version__", "abort_fd", "accept", "channel_stats", "channel_stats_t", "channel_t",
@@ -340,50 +337,7 @@ def proxy_address(engine: engine_t, proxy_id: Any) -> tuple[str, int] | None:
     return check_engine(engine).proxy_address(check_value(number, 0, 2**32 - 1, "proxy_id"))
 
 
-# Bytes.
-
-
-@_api(...)
-def read(fd: int, buff: Any, length: int, timeout: int) -> int:
-    """Read up to ``length`` bytes into the writable ``buff``.
-
-    ``timeout``: ms, 0 or more.  Returns how many, 0 (none in time), -1 (nothing more will come),
-    -106, -121 (buff is shorter).  After -1 error_no distinguishes: -108, the peer has ended its
-    direction and all of it was read (we may still write); -107, the channel was cut, so something
-    may be missing; -1, not an open socket.  C: ``kkp2p_read``.
-    """
-    timeout_s = check_timeout(timeout)
-    view = check_length(buff, length, writable=True)
-    try:
-        count = _io.receive(check_fd(fd), view, length, timeout_s)
-    except OSError as error:
-        return _fail(_DESCRIPTORS.failure(fd, error))
-    if count is None:
-        return 0
-    return count or _fail(_DESCRIPTORS.failure(fd, None))
-
-
-@_api(...)
-def write(fd: int, buff: Any, length: int, timeout: int) -> int:
-    """Write up to the first ``length`` bytes of ``buff``.
-
-    ``timeout``: ms, 0 or more.  Returns how many were taken, which may be fewer; 0 (none in time:
-    the peer does not read), -1 (nothing more is taken), -106 (also: over 65,536 bytes on a UDP
-    channel, where each write is one message), -121 (buff is shorter).  After -1 error_no has
-    -108 (the peer has closed), -107 (the channel was cut) or -1 (not an open socket).
-    C: ``kkp2p_write``.
-    """
-    timeout_s = check_timeout(timeout)
-    view = check_length(buff, length, writable=False)
-    if length > _MAX_MESSAGE_BYTES and _DESCRIPTORS.takes_messages(check_fd(fd)):
-        raise ParameterError(f"a message of {length} bytes, over {_MAX_MESSAGE_BYTES}")
-    try:
-        # Not the view of bytes: that is read-only, and would be copied.
-        source = buff if isinstance(buff, bytes) else view
-        count = _io.send(check_fd(fd), source, length, timeout_s)
-    except OSError as error:
-        return _fail(_DESCRIPTORS.failure(fd, error))
-    return count or 0
+# Channels.
 
 
 @_api(None)
@@ -420,28 +374,6 @@ def engine_metrics(engine: engine_t) -> str:
     Not in C.
     """
     return check_engine(engine).metrics()
-
-
-@_api(None)
-def close_fd(fd: int) -> None:
-    """Close a channel's descriptor; what was written still arrives, and the peer is told.
-
-    A number that does not belong to a channel is left alone.  C: ``kkp2p_close_fd``.
-    """
-    if not _DESCRIPTORS.close(check_fd(fd)):
-        raise ParameterError(f"descriptor {fd} is not a channel's, or was closed before")
-
-
-@_api(None)
-def abort_fd(fd: int) -> None:
-    """Close a channel's descriptor; the peer is told that the channel was cut.
-
-    For a program that cannot finish what it was sending, so that the peer does not take the part
-    that has arrived for the whole.  What was written and has not arrived yet may be lost.  A number
-    that does not belong to a channel is left alone.  Not in C.
-    """
-    if not _DESCRIPTORS.abort(check_fd(fd)):
-        raise ParameterError(f"descriptor {fd} is not a channel's, or was closed before")
 
 
 @_api(b"")
