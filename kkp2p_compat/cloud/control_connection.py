@@ -9,8 +9,8 @@ holds little more than its TLS state.  Rules:
 - What waits for a slow reader is bounded; beyond it the connection is dropped.
 - Every connection has a deadline at every time (see Deadlines), and no timer.
 - What is read is handled in turns of TURN_S, and what a turn has for one peer is sent at once, at
-  its end.  Who has used more than its share (see Shares) waits for its next turn, by a timer: it is
-  delayed and nobody else is.
+  its end.  Who has used more than its share (see Allowance and Shares) waits for its next turn, by
+  a timer: it is delayed and nobody else is.
 """
 
 from __future__ import annotations
@@ -25,13 +25,12 @@ import gevent
 from gevent import get_hub, ssl
 from gevent.pool import Group
 
-from .._bucket import Bucket
 from .._errors import BadPacket
 from .._io import READ, WRITE
 from ..control.wire import LineReader, Message, encode
 from ..transport import tcp
 from .certificate import TLSIdentity
-from .limits import Gatekeeper
+from .limits import Allowance, Gatekeeper
 
 __all__ = ["ControlConnection", "Service"]
 
@@ -43,7 +42,6 @@ T = TypeVar("T")
 READ_BYTES = 16384  # the most that one TLS record holds
 TURN_S = 0.002  # then the other connections have their turn
 CLOSE_S = 5.0  # for the last line to reach the peer
-WORK_BURST_S = 0.05  # of processor time; Limits.work is what it has after that
 QUIET_BEATS = 2.5  # docs/protocol.rst: a peer quiet for so many heartbeats is gone
 
 _SHAKING, _OPEN, _CLOSING, _CLOSED = range(4)
@@ -82,11 +80,10 @@ class ControlConnection:
     """Made for a socket whose first byte looks like TLS; ``start`` it."""
 
     __slots__ = (
-        "_bytes",
+        "_allowance",
         "_closing",
         "_context",
         "_gate",
-        "_messages",
         "_next_turn",
         "_out",
         "_quiet_s",
@@ -96,7 +93,6 @@ class ControlConnection:
         "_service",
         "_sock",
         "_state",
-        "_work",
         "_writable",
         "binding",
         "deadline",
@@ -132,9 +128,7 @@ class ControlConnection:
         self._readable: Any = None
         self._writable: Any = None
         self._next_turn: Any = None  # a timer, while it waits
-        self._messages = Bucket(limits.messages_per_s, limits.messages_per_s, now)
-        self._bytes = Bucket(limits.bytes_per_s, limits.bytes_per_s * limits.burst_s, now)
-        self._work = Bucket(limits.work, WORK_BURST_S, now)
+        self._allowance = Allowance(limits, now)
         self.peer_id: str | None = None  # who it is, once that is proved
         self.known_as: Any = None  # to the service, while it is open
 
@@ -247,7 +241,7 @@ class ControlConnection:
     def _must_wait(self) -> bool:
         """Whether it has used more than its share: then it waits until that is made up for."""
         shares, now = self._gate.shares, time.monotonic()
-        wait_s = max(self._work.wait_s(now), self._bytes.wait_s(now), shares.wait_s(self.host, now))
+        wait_s = max(self._allowance.wait_s(now), shares.wait_s(self.host, now))
         if wait_s <= 0:
             return False
         # All connections of one address would go on at once: so each pays for a turn in advance.
@@ -266,8 +260,7 @@ class ControlConnection:
             connection._flush()
         used, now = time.thread_time() - began, time.monotonic()
         size, self._read_bytes = self._read_bytes, 0
-        self._work.spend(now, used)
-        self._bytes.spend(now, size)
+        self._allowance.spend(now, used, size)
         self._gate.shares.spend(self.host, now, used, size)
         if more and self._next_turn is None and not self._must_wait():
             self.pause(0.0)
@@ -357,7 +350,7 @@ class ControlConnection:
 
     def _take(self, message: Message) -> None:
         now = time.monotonic()
-        if not self._messages.take(now):
+        if not self._allowance.take_message(now):
             rate = self._gate.limits.messages_per_s
             why = self._gate.over("messages_per_s", f"over {rate:g} messages a second")
             self._gate.refused(self.host, why)

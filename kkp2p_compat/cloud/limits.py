@@ -17,12 +17,13 @@ from typing import Protocol
 
 from gevent.event import Event
 
+from .._bucket import Bucket
 from .audit import Audit
 from .counting import TABLE_SIZE, Different, Networks, Tally, address_key, address_keys
 from .counts import Counts
 from .settings import Limits
 
-__all__ = ["Deadlines", "Gatekeeper", "Shares", "SparingLog", "Timed"]
+__all__ = ["Allowance", "Deadlines", "Gatekeeper", "Shares", "SparingLog", "Timed"]
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 LOG_EVERY_S = 30.0  # refusals of one address: the first is logged, then a count this often
 WORK_WIDER = (1, 1.5, 2)  # WIDER, of processor time: nobody can have more than one second of it
 WORK_BURST_S = 0.1  # of processor time at once for an address: others may notice that much
+CONNECTION_WORK_BURST_S = 0.05  # the same for one of its connections
 KEPT_PART = 4  # one in so many places for connections is kept for networks that have few
 FEW = 16  # connections
 
@@ -57,6 +59,30 @@ class Shares:
             self._work.spend(keys, now, seconds)
             if size:
                 self._bytes.spend(keys, now, size)
+
+
+class Allowance:
+    """What one connection may use of this process, and how much it may say."""
+
+    __slots__ = ("_bytes", "_messages", "_work")
+
+    def __init__(self, limits: Limits, now: float) -> None:
+        self._messages = Bucket(limits.messages_per_s, limits.messages_per_s, now)
+        self._bytes = Bucket(limits.bytes_per_s, limits.bytes_per_s * limits.burst_s, now)
+        self._work = Bucket(limits.work, CONNECTION_WORK_BURST_S, now)
+
+    def take_message(self, now: float) -> bool:
+        """Whether one message more is within its rate."""
+        return self._messages.take(now)
+
+    def wait_s(self, now: float) -> float:
+        """How long it has to wait because it has used more than its share."""
+        return max(self._work.wait_s(now), self._bytes.wait_s(now))
+
+    def spend(self, now: float, seconds: float, size: int) -> None:
+        """Processor time that it has used, and how many bytes were read of it."""
+        self._work.spend(now, seconds)
+        self._bytes.spend(now, size)
 
 
 class SparingLog:

@@ -7,7 +7,14 @@ import logging
 import pytest
 
 from kkp2p_compat.cloud import limits as limits_module
-from kkp2p_compat.cloud.limits import WORK_BURST_S, Deadlines, Gatekeeper, Shares
+from kkp2p_compat.cloud.limits import (
+    CONNECTION_WORK_BURST_S,
+    WORK_BURST_S,
+    Allowance,
+    Deadlines,
+    Gatekeeper,
+    Shares,
+)
 from kkp2p_compat.cloud.settings import Limits
 
 
@@ -48,6 +55,23 @@ def test_a_share_is_waited_for_and_others_have_theirs() -> None:
     for loopback in ("127.0.0.1", "::1"):
         shares.spend(loopback, 0.0, 10.0, 10**9)
         assert shares.wait_s(loopback, 0.0) == 0.0
+
+
+def test_a_connection_waits_for_what_it_has_used_most_of() -> None:
+    limits = Limits(work=0.5, bytes_per_s=100.0, burst_s=1.0, messages_per_s=2.0)
+    allowance = Allowance(limits, 0.0)
+    allowance.spend(0.0, CONNECTION_WORK_BURST_S, 100)
+    assert allowance.wait_s(0.0) == 0.0
+    allowance.spend(0.0, 0.5, 50)
+    assert allowance.wait_s(0.0) == pytest.approx(1.0)  # the time, at half a second a second
+    allowance.spend(0.0, 0.0, 150)
+    assert allowance.wait_s(0.0) == pytest.approx(2.0)  # the bytes
+
+
+def test_a_connection_says_so_much_and_no_more() -> None:
+    allowance = Allowance(Limits(messages_per_s=2.0), 0.0)
+    assert [allowance.take_message(0.0) for _ in range(3)] == [True, True, False]
+    assert allowance.take_message(0.5)
 
 
 def test_deadlines() -> None:
