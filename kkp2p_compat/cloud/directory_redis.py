@@ -431,7 +431,7 @@ def _peer_ids_untrusted(ids: Iterable[bytes]) -> Iterator[str]:
 
 
 def _good(reply: Reply) -> Reply:
-    """An answer that is none is as good as no answer."""
+    """Redis's own error is no answer: the directory is away."""
     if isinstance(reply, Exception):
         raise DirectoryAway(f"Redis: {reply}") from reply
     return reply

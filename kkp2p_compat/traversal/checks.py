@@ -110,7 +110,6 @@ class Checks:
         self.selected: Address | None = None
         self.settled = False  # both sides know; nothing more to send but answers
         self.ignored = 0  # candidates of the peer that we do not try
-        self.packets_sent = 0
         self.notes: list[Note] = []  # whoever reads them may clear the list
         self._notes_left = MAX_NOTES
         self._controlling = controlling
@@ -430,7 +429,6 @@ class Checks:
         self._send(request.encode(self.remote.key), address, ttl)
 
     def _send(self, data: bytes, address: Address, ttl: int | None = None) -> None:
-        self.packets_sent += 1
         self._outbox.append((data, address, ttl))
 
     def _note(

@@ -38,7 +38,7 @@ from .attempts import Attempt
 __all__ = ["Meet", "OnAsked", "Remote", "Remotes", "Take"]
 
 # Our choices.
-RETRY_S = 1.0  # with less time left, a failed attempt is not followed by another
+RETRY_S = 1.0  # where less time is left, a failed attempt is the last one
 BLOCKED_S = 60.0  # in auto mode: how long the relay is taken at once where no path was found
 MAX_REMEMBERED = 1024  # peers
 MAX_TIMELINES = 16  # of the last attempts

@@ -66,7 +66,7 @@ class TurnMeeting:
         """Where the peer says that it is reached; raises BadPacket."""
         is_wanted = self._hides or not self._is_caller
         if not isinstance(place, list) or len(place) != 2 or not is_wanted:
-            raise BadPacket("a relayed address that is none")
+            raise BadPacket("not a relayed address")
         if not self._told.ready():
             self._told.set(host_port_untrusted(*place))
 
