@@ -171,7 +171,7 @@ def test_a_little_all_the_time_finds_a_dead_path_as_soon() -> None:
 def test_a_path_that_is_taken_again_is_known() -> None:
     pair = Pair("again", NEAR)
     far = pair.add_path(FAR)
-    _midway(pair, 40 * SIZE, 0)
+    _midway(pair, 12 * SIZE, 0)
     first = pair.caller.connection.path
     home = pair.caller.connection.address
     _prove(pair, far)
