@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 
@@ -20,6 +21,7 @@ _HOST_PORT = re.compile(r"(?:\[(?P<ipv6>[^\]]*)\]|(?P<host>[^][:]+))(?::(?P<port
 _HOST = re.compile(r"[0-9A-Za-z_.:%-]{1,253}")  # it is resolved, and logged
 
 
+@functools.lru_cache(1024)  # a call asks a dozen times about the same few
 def is_ip(text: str) -> bool:
     """Whether it is a numeric IP address."""
     try:

@@ -93,14 +93,16 @@ def host_candidates(
     ``addresses``: of this host, the preferred interface's first; read from the system by default.
     Asks the system anew each time; OSError: it has no descriptors left.
     """
-    usable = [
-        ip
-        # An address with a scope (fe80::1%eth0) is left out: only its network could use it.
-        for ip in map(_parse_ip, _own_addresses() if addresses is None else addresses)
-        if ip is not None and family_of(str(ip)) in ports and _is_one_host(ip)
+    # An address with a scope (fe80::1%eth0) names no host: only its network could use it.
+    named = [
+        text
+        for text in (_own_addresses() if addresses is None else addresses)
+        if family_of(text) in ports and _names_one_host(text)
     ]
-    usable = [ip for ip in usable if not ip.is_loopback] or usable
-    usable = _without_those_that_name_the_device(usable)
+    named = [text for text in named if _scope(text) is not _Scope.HOST] or named
+    usable = _without_those_that_name_the_device(
+        [ip for ip in map(_parse_ip, named) if ip is not None]
+    )
     chosen: list[IPAddress] = []
     for version in (6, 4):
         same_family = dict.fromkeys(ip for ip in usable if ip.version == version)

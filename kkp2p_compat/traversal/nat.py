@@ -218,6 +218,8 @@ class Discovery:
         self._now = now
         self._asks = Asks(random)
         self._main: dict[HostPort, Ask] = {}  # questions of the main socket
+        # (server, where it saw the main socket), as of the last input.
+        self._answers: list[tuple[HostPort, HostPort]] = []
         self._fresh: list[Ask] = []
         self._changed_ip: Ask | None = None
         self._changed_port: Ask | None = None
@@ -275,7 +277,7 @@ class Discovery:
     @property
     def mapped(self) -> list[HostPort]:
         """Where the main socket is seen, as the first server that answered said first."""
-        found = [mapped for _, mapped in self._answers()]
+        found = [mapped for _, mapped in self._answers]
         return list(dict.fromkeys(found))[:MAX_MAPPED]
 
     @property
@@ -289,7 +291,7 @@ class Discovery:
 
     def seen_from(self, server: Address) -> HostPort | None:
         """Where this server saw the main socket."""
-        return dict(self._answers()).get((server[0], server[1]))
+        return dict(self._answers).get((server[0], server[1]))
 
     @property
     def fresh_ports(self) -> list[tuple[int, int]]:
@@ -311,7 +313,7 @@ class Discovery:
         return self._behaviour
 
     def _judge(self) -> NatBehaviour:
-        if not self._answers():
+        if not self._answers:
             # A server that answers shows that UDP gets through, whatever it says: its own NAT may
             # hide from it who asks.
             heard = any(ask.refused for ask in self._main.values())
@@ -323,7 +325,7 @@ class Discovery:
         return NatBehaviour(mapping, filtering, allocation, step, self._hairpin(mapping, filtering))
 
     def _mapping(self) -> str:
-        answers = self._answers()
+        answers = self._answers
         if all(ip in self._local and port == self._port for _, (ip, port) in answers):
             return "none"
         if len(answers) == 1:
@@ -354,10 +356,6 @@ class Discovery:
         told = mapping == ENDPOINT_INDEPENDENT or filtering == ENDPOINT_INDEPENDENT
         return False if told and self._hairpins and over(*self._hairpins) else None
 
-    def _answers(self) -> list[tuple[HostPort, HostPort]]:
-        """(server, where it saw the main socket)."""
-        return [(to, ask.mapped) for to, ask in self._main.items() if ask.mapped is not None]
-
     # The steps.
 
     def _ask_main(self, to: HostPort) -> None:
@@ -366,7 +364,8 @@ class Discovery:
 
     def _go_on(self) -> None:
         self._behaviour = None
-        if self._answers() and self._first_answer_at == math.inf:
+        self._answers = [(to, seen) for to, ask in self._main.items() if (seen := ask.mapped)]
+        if self._answers and self._first_answer_at == math.inf:
             self._first_answer_at = self._now
         if self._phase is _Phase.MAPPING and self._mapping_is_known():
             self.verdict = True
@@ -384,7 +383,7 @@ class Discovery:
             self._phase = _Phase.DONE
 
     def _mapping_is_known(self) -> bool:
-        answered = [to for to, _ in self._answers()]
+        answered = [to for to, _ in self._answers]
         return (
             over(*self._main.values())
             or len({ip for ip, _ in answered}) > 1
@@ -398,7 +397,7 @@ class Discovery:
         return self._first_answer_at + 2 * (self._first_answer_at - started_at) + PATIENCE_S
 
     def _choose_server(self) -> None:
-        answered = [to for to, _ in self._answers()]
+        answered = [to for to, _ in self._answers]
         self._server = next((to for to in self._servers if to in answered), None)
         if self._server is None and answered:
             self._server = answered[0]
