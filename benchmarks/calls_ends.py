@@ -70,7 +70,7 @@ def _state_of(engine: Any) -> dict[str, Any]:
     underlay = engine.network.underlay()
     return {
         "channels": len(engine.channels), "links": len(engine.links),
-        "searches": len(underlay.finder), "accepted": len(_channels),
+        "searches": len(underlay.searches.finder), "accepted": len(_channels),
     }  # fmt: skip
 
 

@@ -16,8 +16,8 @@ import time
 from kkp2p_compat._address import Address
 from kkp2p_compat.transport import relay_wire
 from kkp2p_compat.transport.udp.batch_socket import MAX_SEGMENTS, MAX_SEND_BYTES, BatchSocket
+from kkp2p_compat.transport.udp.header import FIRST_BYTE, HEADER_BYTES
 from kkp2p_compat.transport.udp.lane import LaneClient, LaneState
-from kkp2p_compat.transport.udp.protection import FIRST_BYTE, HEADER_BYTES
 
 from .programs import say
 

@@ -58,9 +58,11 @@ def join(login: str, peer_id: str, secret: str, mapped: bool) -> dict[str, Any]:
 
 
 def _wait_for_mapping(engine: Any) -> None:
-    mapper = engine.thread.call(lambda: engine.network.underlay().mapper)
+    underlay = engine.thread.call(lambda: engine.network.underlay())
     deadline = time.monotonic() + LOOK_S
-    while mapper.mapped is None and time.monotonic() < deadline:  # without: that is a result, too
+    while (
+        underlay.own.mapped is None and time.monotonic() < deadline
+    ):  # without: that is a result, too
         time.sleep(0.02)
 
 

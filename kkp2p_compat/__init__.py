@@ -15,7 +15,7 @@ go on; in a plain thread it blocks.  docs/porting.rst has each C function beside
 from __future__ import annotations
 
 import hmac
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gevent
 
@@ -50,10 +50,11 @@ from ._errors import KKP2PError, ParameterError
 from ._login import kept_account, set_login
 from ._structs import channel_stats_t, channel_t, connect_cb, connect_ctx_t, engine_conf_t
 from ._version import __version__
-from .engine.channels.kinds import Channel
-from .engine.channels.stats import channel_stats as _channel_stats
 from .engine.engine import Engine as engine_t
 from .engine.runtime import log as _log
+
+if TYPE_CHECKING:
+    from .engine.channels.kinds import Channel
 
 __all__ = [
     "__version__", "abort_fd", "accept", "channel_stats", "channel_stats_t", "channel_t",
@@ -199,7 +200,7 @@ def listen_fd(engine: engine_t) -> int:
 
     It lives as long as the engine.  C: ``kkp2p_listen_fd``.
     """
-    return check_engine(engine).acceptor.queue.fd
+    return check_engine(engine).accept_queue.fd
 
 
 @_api(...)
@@ -358,9 +359,7 @@ def channel_stats(engine: engine_t, channel_id: int) -> channel_stats_t | None:
     """
     check_engine(engine)
     check_value(channel_id, 0, 2**32 - 1, "channel_id")
-    return engine.thread.call(
-        lambda: _channel_stats(engine.channels.need(channel_id), engine.network.nat)
-    )
+    return engine.channel_stats(channel_id)
 
 
 @_api("")

@@ -7,9 +7,9 @@ from typing import Any
 from . import _io
 from ._api_checks import check_fd, check_length, check_timeout
 from ._api_outcome import api, fail_with
+from ._codes import MAX_MESSAGE_BYTES
 from ._errors import ParameterError
-from .engine.channels.table import DESCRIPTORS
-from .transport.udp.messages import MAX_MESSAGE_BYTES
+from .engine.channels.descriptors import DESCRIPTORS
 
 __all__ = ["abort_fd", "close_fd", "read", "write"]
 

@@ -47,6 +47,7 @@ TRANSMIT_P2P = 1
 TRANSMIT_RELAY = 2
 
 MAX_PEER_ID = 32  # characters, as in C
+MAX_MESSAGE_BYTES = 65536  # of a UDP channel, as in C
 
 CODE_NAMES = {
     value: name

@@ -23,7 +23,7 @@ import kkp2p_compat as kkp2p
 
 from .._errors import BadPacket
 from .._io import shut_down
-from ..engine.channels.table import DESCRIPTORS
+from ..engine.channels.descriptors import DESCRIPTORS
 from ..engine.runtime.log import set_log_callback
 from ..engine.runtime.thread import native_thread
 from .wire import MAX_PACKET_BYTES, Answer, Call, Request

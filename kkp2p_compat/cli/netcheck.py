@@ -202,9 +202,8 @@ def _lifetime(engine: Engine, longest_s: float) -> float | None:
 
 
 def _port_mapping(engine: Engine) -> dict[str, Any]:
-    underlay = engine.network.underlay()
-    mapper = underlay.mapper
-    if mapper is None or not underlay.maps:
+    mapper = engine.network.underlay().mapper
+    if mapper is None:
         return {"needed": False, "method": "", "address": None, "problem": ""}
     _wait_until(lambda: mapper.problem != NOT_ASKED, MAPPING_S)
     silent = mapper.problem == NOT_ASKED

@@ -15,7 +15,7 @@ from gevent.event import Event
 
 from .._address import Address
 from ..transport.udp.demultiplex import connection_id
-from ..transport.udp.protection import OVERHEAD_BYTES
+from ..transport.udp.header import OVERHEAD_BYTES
 from .lane_table import Answers, LaneTable
 from .limits import Gatekeeper
 from .udp_port import UdpPort

@@ -23,7 +23,7 @@ from .._io import READ
 from ..transport import lane_wire
 from ..transport.udp.batch_socket import BatchSocket
 from ..transport.udp.demultiplex import joined, runs
-from ..transport.udp.protection import FIRST_BYTE
+from ..transport.udp.header import FIRST_BYTE
 from ..traversal.candidates import family_of
 
 __all__ = ["WILD", "Handler", "Home", "HomedSocket", "UdpPort", "homes_of", "ip_of", "number_of"]

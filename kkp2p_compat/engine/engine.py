@@ -11,58 +11,54 @@ import os
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gevent
+from gevent import monkey
 from gevent.event import Event
 
 from .. import _codes
 from .._errors import (
     EngineClosed,
     KKP2PError,
-    NotSupported,
     OutOfDescriptors,
     ParameterError,
     from_os_error,
 )
 from .._sentence import said
-from .._structs import connect_ctx_t, engine_conf_t
+from .._structs import channel_stats_t, connect_ctx_t, engine_conf_t
 from ..control.callers import Callers
 from ..control.client import CloudClient, OnOnline
+from ..control.link import Link
 from ..control.trust import parse_fingerprints
 from ..control.way_out import way_out
-from .calls.callee import Callee
-from .calls.dialer import Dialer
-from .calls.incoming import IncomingCalls
-from .calls.lan import LanCallee
-from .calls.metrics import metrics_text
-from .channels.acceptor import Acceptor
-from .channels.kinds import Channel, linger
-from .channels.table import ChannelTable
-from .links.background import Background
-from .links.link_table import LinkTable
-from .links.peer_link import PeerLink
+from ..control.wire import Message
+from .channels.accept_queue import AcceptQueue
 from .links.pins import Pins
-from .links.roaming import Roaming
 from .paths.network import Network
 from .paths.relay_meter import RelayMeter
 from .paths.stun_servers import stun_servers_of
 from .paths.udp_use import UdpUse
 from .paths.underlay import Underlay
-from .proxy.base import Proxy
-from .proxy.proxied import Watch
-from .proxy.published import Published, Targets
-from .proxy.table import Proxies
 from .runtime.callbacks import Callbacks
 from .runtime.engine_settings import EngineSettings
 from .runtime.log import EngineLog
 from .runtime.thread import EngineThread
-from .signalling.keys import make_private_key
+
+if TYPE_CHECKING:
+    from .calls.dialer import Dialer
+    from .channels.acceptor import Acceptor
+    from .channels.kinds import Channel
+    from .channels.table import ChannelTable
+    from .links.link_table import LinkTable
+    from .proxy.base import Proxy
+    from .proxy.proxied import Watch
+    from .proxy.published import Targets
+    from .switchboard import Switchboard
 
 __all__ = ["Engine"]
 
 # Our choices.
-DESTROY_S = 5.0  # how long engine_destroy lets written data go out
 SWEEP_S = 5.0  # how often channels are looked at for what no event tells
 CALLBACK_THREADS = 4  # with enable_engine_thread_pool
 
@@ -70,14 +66,14 @@ _alive: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
 class Engine:
-    """One engine: a thread, a cloud client, channels and proxies.  Ends with ``destroy``."""
+    """One engine: a thread, a cloud client, and a switchboard.  Ends with ``destroy``."""
 
     settings = EngineSettings()  # of all engines; tests replace it
 
     def __init__(self, conf: engine_conf_t, timeout_s: float) -> None:
         self.conf = conf = replace(conf)
         self._pid = os.getpid()
-        callers = Callers.parse_untrusted(conf.callers)
+        self._callers = Callers.parse_untrusted(conf.callers)
         pin = conf.login_fingerprint
         fingerprints = frozenset() if pin is None else parse_fingerprints(pin)
         self.stun_servers = stun_servers_of(conf)  # names stay names: servers move
@@ -86,18 +82,17 @@ class Engine:
         if problem:
             log.warning("%s", problem)
         self.thread = EngineThread(log)
-        spawn, port = self.thread.spawn, conf.lan_search_port
-        self._background = Background(self.thread, log)
-        self.channels = ChannelTable(self._background)
+        spawn = self.thread.spawn
         try:
-            self.pins = pins = Pins.of(conf, log, spawn)
-            places, patience_s = self.settings.accept_queue_places, self.settings.accept_s
-            self.acceptor = Acceptor(self.channels, places, patience_s, log)
+            self.pins = Pins.of(conf, log, spawn)
+            places = self.settings.accept_queue_places
+            self.accept_queue: AcceptQueue[Channel] = AcceptQueue(places)
         except KKP2PError:
             log.close()
             raise
         self._callbacks = Callbacks(CALLBACK_THREADS if conf.enable_engine_thread_pool else 1)
-        self._published: Published | None = None
+        self._making = monkey.get_original("_thread", "allocate_lock")()
+        self._switchboard: Switchboard | None = None
         self._torn_down: Event | None = None  # set at the end; None: not yet being destroyed
         self.network = Network(
             self.stun_servers,
@@ -109,17 +104,8 @@ class Engine:
             self._handle_addresses,
         )
         self._meter = RelayMeter(self.network, self.way_out, self._handle_round_trips, log, spawn)
-        roaming = Roaming(self._redial, self._check_cloud, log, spawn)
-        self.links = LinkTable(self.network, roaming, pins, self.acceptor.handle_offered, log)
-        callee = Callee(self.network, self.links, pins, log)
-        self._lan = LanCallee(port, callers, callee, self.links, self.network, log, spawn)
-        self._incoming = IncomingCalls(callers, callee, self.acceptor, self.links, pins, log, spawn)
         try:
             self.client = self._make_client(fingerprints)
-            self.dialer = Dialer(
-                self.client, port, self.network, self.links, pins, self.settings, log, spawn
-            )
-            self._proxies = Proxies(self.dialer, self._background)
             self.thread.start()
             self.thread.call(self._set_up, timeout_s)
         except BaseException as error:
@@ -128,16 +114,47 @@ class Engine:
             raise
         _alive.add(self)
 
+    @property
+    def switchboard(self) -> Switchboard:
+        """Made for the first who joins or connects, and loaded by his thread.
+
+        It takes half of the time and memory of all that an engine is, and the engine's own thread
+        goes on meanwhile.
+        """
+        with self._making:
+            if self._switchboard is None:
+                from .switchboard import Switchboard
+
+                self._switchboard = Switchboard(
+                    self.conf, self.settings, self._callers, self.client, self.network, self.pins,
+                    self.accept_queue, self._check_cloud, self.thread, self.log,
+                )  # fmt: skip
+            return self._switchboard
+
+    @property
+    def acceptor(self) -> Acceptor:
+        return self.switchboard.acceptor
+
+    @property
+    def channels(self) -> ChannelTable:
+        return self.switchboard.channels
+
+    @property
+    def dialer(self) -> Dialer:
+        return self.switchboard.dialer
+
+    @property
+    def links(self) -> LinkTable:
+        return self.switchboard.links
+
     def busy(self) -> bool:
         """Whether closed channels still have data on its way out, or calls are being made."""
-        return bool(
-            self._background.busy or self.links.busy or self._incoming.busy or self.dialer.busy
-        )
+        return self._switchboard is not None and self._switchboard.busy
 
     # From the application.
 
     def destroy(self) -> None:
-        """End everything; what was written still gets DESTROY_S seconds to arrive."""
+        """End everything; what was written still gets 5 s to arrive."""
         _alive.discard(self)
         if os.getpid() != self._pid:
             return  # a fork's copy: thread, sockets and peers are the parent's
@@ -147,7 +164,7 @@ class Engine:
             pass  # by another thread, at the same time or before; or it never started
         finally:
             self.thread.stop()
-            self.acceptor.queue.close()
+            self.accept_queue.close()
             self._callbacks.close()
             self.log.close()
 
@@ -162,30 +179,33 @@ class Engine:
         from ..control import scram  # noqa: F401
 
         self.pins.net_id = peer_id
-        self.thread.call(self._incoming.join, self.client, peer_id, secret)
+        self.thread.call(self.switchboard.incoming.join, self.client, peer_id, secret)
 
     def join_lan(self, peer_id: str) -> None:
         self.pins.lan_id = peer_id
-        self.thread.call(self._lan.join, peer_id)
+        self.thread.call(self.switchboard.lan.join, peer_id)
 
     def accept(self, timeout_s: float) -> Channel | None:
-        return self.acceptor.queue.take(timeout_s)
+        return self.accept_queue.take(timeout_s)
 
     def open_channel(self, ctx: connect_ctx_t, lan: bool) -> Channel:
         """Connect, over the LAN only or as ctx says, and make a channel of it."""
-        return self.thread.call(self._open_channel, ctx, lan, discard=self.channels.discard)
+        switchboard = self.switchboard
+        return self.thread.call(
+            switchboard.open_channel, ctx, lan, discard=switchboard.channels.discard
+        )
 
     def open_channel_later(
         self, ctx: connect_ctx_t, lan: bool, done: Callable[[Channel | KKP2PError], object]
     ) -> None:
         """The same, without waiting: ``done`` runs on a callback thread."""
-
+        switchboard = self.switchboard
         result: Channel | KKP2PError = EngineClosed()  # when the engine ends before
 
         def connect() -> None:
             nonlocal result
             try:
-                result = self._open_channel(ctx, lan)
+                result = switchboard.open_channel(ctx, lan)
             except KKP2PError as error:
                 self.log.error("asynchronous connect: %s", error)
                 result = error
@@ -193,18 +213,18 @@ class Engine:
         def connected(_: object) -> None:
             if not self._callbacks.submit(done, result):
                 self.log.error("%s: a callback is dropped: too many wait", ctx.peer_id)
-                if isinstance(result, Channel):
-                    self.channels.discard(result)
+                if not isinstance(result, KKP2PError):
+                    switchboard.channels.discard(result)
 
         if not self.thread.post(lambda: self.thread.spawn_call(connect).rawlink(connected)):
             raise EngineClosed
 
     def metrics(self) -> str:
-        return self.thread.call(
-            lambda: metrics_text(
-                self.client, self.dialer, self.acceptor, self.channels.values(), self.links
-            )
-        )
+        return self.thread.call(self.switchboard.metrics)
+
+    def channel_stats(self, channel_id: int) -> channel_stats_t:
+        """Raises ParameterError for a channel that is not there (any more)."""
+        return self.thread.call(self.switchboard.channel_stats, channel_id)
 
     def close_channel(self, channel_id: int) -> None:
         channel = self.channels.get(channel_id)
@@ -213,40 +233,35 @@ class Engine:
 
     def linger(self, fd: int) -> None:
         """The end of a raw channel whose descriptor was lent, and has come back as ``fd``."""
-        if not self.thread.post(lambda: linger(self._background, fd)):
+        if not self.thread.post(lambda: self.switchboard.linger(fd)):
             os.close(fd)
 
     def start_proxy(
         self, place: str, port: int, ctx: connect_ctx_t, watch: Watch | None = None
     ) -> Proxy:
         """``place``: an IP address, or the absolute path of a Unix socket."""
-        start, discard = self._proxies.start, self._proxies.stop_soon
-        return self.thread.call(start, place, port, ctx, watch, discard=discard)
+        proxies = self.switchboard.proxies
+        return self.thread.call(proxies.start, place, port, ctx, watch, discard=proxies.stop_soon)
 
     def proxy_socket(self, local: Any, name: str, ctx: connect_ctx_t, watch: Watch) -> Proxy:
         """Forward one socket, which the engine closes in the end."""
-        carry, discard = self._proxies.carry, self._proxies.stop_soon
-        return self.thread.call(carry, local, name, ctx, watch, discard=discard)
+        proxies = self.switchboard.proxies
+        return self.thread.call(proxies.carry, local, name, ctx, watch, discard=proxies.stop_soon)
 
     def proxy_address(self, proxy_id: int) -> tuple[str, int] | None:
-        proxy = self._proxies.find(proxy_id)
+        proxy = self.switchboard.proxies.find(proxy_id)
         return None if proxy is None else proxy.address
 
     def stop_proxy(self, proxy_id: int) -> bool:
-        return self.thread.call(self._proxies.stop, proxy_id)
+        return self.thread.call(self.switchboard.proxies.stop, proxy_id)
 
     def publish(self, targets: Targets, is_udp: bool, watch: Watch) -> None:
         """Forward what peers open, in place of ``accept``.  Once, before joining."""
-
-        def publish() -> None:
-            self._published = Published(self._background, targets, is_udp, watch)
-            self.acceptor.taker = self._published.take
-
-        self.thread.call(publish)
+        self.thread.call(self.switchboard.publish, targets, is_udp, watch)
 
     def unpublish(self) -> None:
         """End what is forwarded; the engine is then to be destroyed."""
-        self.thread.call(self._unpublish)
+        self.thread.call(self.switchboard.unpublish)
 
     def watch_login(self, watch: OnOnline) -> None:
         """``watch(None)`` in the engine's hub at each login, ``watch(error)`` when it is lost."""
@@ -265,8 +280,8 @@ class Engine:
             [],
             self.log,
             ca_file=conf.login_ca,
-            on_offer=self._incoming.handle_message,
-            on_login_lost=self._incoming.handle_login_lost,
+            on_offer=self._handle_message,
+            on_login_lost=self._handle_login_lost,
             on_login=self.network.look_again,
             on_relays=self._meter.handle_relays_untrusted,
             callers=conf.callers,
@@ -276,10 +291,6 @@ class Engine:
 
     def _set_up(self, timeout_s: float) -> None:
         conf = self.conf
-        try:
-            make_private_key()
-        except NotSupported as error:
-            self.log.error("no p2p, no LAN and no encrypt_data: %s", error)
         if self.client is not None:
             self.client.look_up(timeout_s)
             self.thread.spawn(self.client.prepare)
@@ -292,11 +303,6 @@ class Engine:
             "engine started: cloud %s, port %d", conf.login_domain or "none", conf.login_port
         )
 
-    def _unpublish(self) -> None:
-        published, self._published = self._published, None
-        if published is not None:
-            published.close()
-
     def _tear_down(self) -> None:
         if self._torn_down is not None:
             self._torn_down.wait()
@@ -306,17 +312,8 @@ class Engine:
         if self.client is not None:
             self.client.close()
         self._meter.close()
-        self._lan.close()
-        self._incoming.close()
-        self._proxies.stop_all()
-        self._unpublish()
-        self.acceptor.close()
-        self.channels.close()
-        with gevent.Timeout(DESTROY_S, False):
-            self.links.drain()
-            self._background.drain()
-        self._background.kill()
-        self.links.close()
+        if self._switchboard is not None:
+            self._switchboard.close()
         self.network.close()
         self.log.warning("engine destroyed")
         self._torn_down.set()
@@ -328,40 +325,24 @@ class Engine:
 
     def sweep(self) -> None:
         """Find out what no event tells."""
-        self.acceptor.sweep()
-        self.channels.sweep()
-        self._background.sweep()
-        self.links.sweep()
-        if self.client is not None and self.links.has_called:
-            self.client.keep_links()
+        if self._switchboard is not None:
+            self._switchboard.sweep()
 
     # In the engine's thread.
 
-    def _open_channel(self, ctx: connect_ctx_t, lan: bool) -> Channel:
-        try:
-            stream = self.dialer.connect(ctx, lan)
-            try:
-                channel = self.channels.open(stream, ctx.peer_id)
-            except KKP2PError:
-                stream.give_up()
-                raise
-        except KKP2PError as error:
-            raise KKP2PError(
-                "{peer}: {why}", error.code, peer=ctx.peer_id, why=said(error)
-            ) from error
-        self.log.info(
-            "%s: channel %d: connected by %s", ctx.peer_id, channel.channel_id, stream.how
-        )
-        return channel
+    def _handle_message(self, link: Link, message: Message) -> None:
+        self.switchboard.incoming.handle_message(link, message)
 
-    def _redial(self, link: PeerLink, budget_s: float, needs_tcp: bool) -> None:
-        self.dialer.redial(link, budget_s, needs_tcp)
+    def _handle_login_lost(self, error: KKP2PError) -> None:
+        self.switchboard.incoming.handle_login_lost(error)
 
     def _handle_network_change(self) -> None:
-        self.dialer.handle_network_change()
+        if self._switchboard is not None:
+            self._switchboard.dialer.handle_network_change()
         self._meter.forget()
         self._check_cloud()
-        self.links.ask()
+        if self._switchboard is not None:
+            self._switchboard.links.ask()
 
     def _check_cloud(self) -> None:
         """Whether it is there, and what a STUN server there sees of us."""

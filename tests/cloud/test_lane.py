@@ -27,8 +27,8 @@ from kkp2p_compat.cloud.udp_port import HomedSocket, UdpPort, homes_of, ip_of, n
 from kkp2p_compat.transport import lane_wire, relay_wire
 from kkp2p_compat.transport.udp import lane as lane_client
 from kkp2p_compat.transport.udp.batch_socket import BatchSocket
+from kkp2p_compat.transport.udp.header import FIRST_BYTE, OVERHEAD_BYTES
 from kkp2p_compat.transport.udp.lane import LaneClient, LaneState
-from kkp2p_compat.transport.udp.protection import FIRST_BYTE, OVERHEAD_BYTES
 from kkp2p_compat.traversal.stun import Kind, Message, parse_untrusted
 
 HERE, HERE_6 = "127.0.0.1", "::1"

@@ -312,7 +312,7 @@ def test_the_engine_has_no_descriptor_left(
     """The program waits until there is one."""
     dial()
     left = [OSError(24, "Too many open files"), OSError(103, "Software caused connection abort")]
-    (one,) = engine._proxies._by_id.values()
+    (one,) = engine.switchboard.proxies._by_id.values()
     accept_one = one._listener.accept
 
     def failing() -> object:

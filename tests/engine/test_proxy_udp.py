@@ -19,11 +19,11 @@ from gevent.pool import Group
 import kkp2p_compat as kkp2p
 from helpers.direct_support import LONG, links, settled, until
 from helpers.support import PATIENCE_S, SECRET
+from kkp2p_compat._codes import MAX_MESSAGE_BYTES
 from kkp2p_compat.engine.links.streams import OpenStream
 from kkp2p_compat.engine.proxy import udp_proxy
 from kkp2p_compat.engine.proxy.proxied import Proxied
 from kkp2p_compat.engine.proxy.udp_proxy import UdpProxy
-from kkp2p_compat.transport.udp.messages import MAX_MESSAGE_BYTES
 
 Address = tuple[str, int]
 Client = Callable[[Address], socket.socket]
@@ -87,7 +87,7 @@ def proxy(engine: kkp2p.engine_t) -> StartProxy:
         ctx = kkp2p.connect_ctx_t(peer_id, kkp2p.KKP2P_UDP_CHANNEL, mode, timeout=LONG)
         proxy_id = ctypes.c_uint32()
         assert kkp2p.start_proxy_udp(engine, ip, port, ctx, proxy_id) == 0
-        made = engine._proxies.find(proxy_id.value)
+        made = engine.switchboard.proxies.find(proxy_id.value)
         assert isinstance(made, UdpProxy)
         return made
 

@@ -93,6 +93,7 @@ def test_only_the_callee_is_without_x25519(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """It declines what it cannot do, and the caller takes the relay."""
+    assert engine.switchboard  # looks once whether there is an X25519
     original = keys.X25519PrivateKey
     request.getfixturevalue("fips")
     peer = make_engine()

@@ -140,7 +140,7 @@ class Callee:
                 if moved is not None:  # it has the ways over relays, and needs nothing else
                     moved.note_call(call.call_id)
                     return
-                call.meeting = underlay.hidden_meeting(
+                call.meeting = underlay.searches.hidden_meeting(
                     own_side, asked, keys, timeline, call.trickle
                 )
                 search.use_turn(call.meeting.turn)
@@ -151,7 +151,7 @@ class Callee:
                 )
                 return
             trickle = call.trickle if call.can_trickle else None
-            with underlay.meeting(own_side, asked, keys, timeline, trickle) as meeting:
+            with underlay.searches.meeting(own_side, asked, keys, timeline, trickle) as meeting:
                 call.meeting = meeting
                 search.use_turn(meeting.turn)
                 if call.can_decline:
@@ -182,7 +182,7 @@ class Callee:
         self, underlay: Underlay, moved: PeerLink | None, has_account: bool
     ) -> None:
         full = moved is None and len(self._links) >= share_of(MAX_LINKS, has_account)
-        if full or len(underlay.finder) >= share_of(MAX_MEETING, has_account):
+        if full or len(underlay.searches.finder) >= share_of(MAX_MEETING, has_account):
             raise NoPath("too many connections with peers")  # but the relay is a way
 
 
@@ -202,7 +202,7 @@ class _Search:
         assert call.offer.direct is not None
         theirs = call.offer.direct
         ids = (self._local_id, theirs.connection_id) if moved is None else moved.ids
-        relays = underlay.relays(call.relays, ids, False, theirs.nat)
+        relays = underlay.searches.relays(call.relays, ids, False, theirs.nat)
         self._relays = relays
         relays.on_path = lambda _: self._news.set()
         if moved is not None:

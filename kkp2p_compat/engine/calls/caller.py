@@ -118,7 +118,7 @@ class CloudCaller:
     @contextmanager
     def _meeting(self, spoken: Spoken, timeline: Timeline) -> Iterator[Meeting]:
         """The search for a direct path to the peer that has answered."""
-        meeting = self._network.underlay().meeting(
+        meeting = self._network.underlay().searches.meeting(
             spoken.own_side, spoken.theirs, spoken.keys, timeline, spoken.trickle
         )
         with meeting as begun:
@@ -128,11 +128,11 @@ class CloudCaller:
     def _relays(self, spoken: Spoken) -> RelayPaths:
         access = RelayPlaces.of_caller(spoken.call, spoken.link)
         ids = spoken.own_side.direct.connection_id, spoken.theirs.connection_id
-        return self._network.underlay().relays(access, ids, True, spoken.theirs.nat)
+        return self._network.underlay().searches.relays(access, ids, True, spoken.theirs.nat)
 
     def _meet_by_relay(self, spoken: Spoken, timeline: Timeline, take: Take) -> str:
         relays = self._relays(spoken)
-        meeting = self._network.underlay().hidden_meeting(
+        meeting = self._network.underlay().searches.hidden_meeting(
             spoken.own_side, spoken.theirs, spoken.keys, timeline, spoken.trickle
         )
         spoken.call.hear(meeting.handle_text_untrusted)
@@ -213,7 +213,8 @@ class CloudCaller:
             spoken = Spoken(own_side, offer, call.answer.get(), carrier, call)
             if info.mode != _codes.CONNECT_P2P:
                 access = RelayPlaces.of_caller(call, carrier)
-                relays = self._network.underlay().relays(access, link.ids, True, spoken.theirs.nat)
+                searches = self._network.underlay().searches
+                relays = searches.relays(access, link.ids, True, spoken.theirs.nat)
                 if needs_tcp:
                     relays.insist_on_tcp()
                 relays.hurry()

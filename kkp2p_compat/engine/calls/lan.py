@@ -79,7 +79,7 @@ class LanCaller:
         timeline.step("answer")
         public, theirs = parse_direct_answer_untrusted(answer)
         keys = own_side.keys(public, offer, answer)
-        meeting = self._network.underlay().meeting(own_side, theirs, keys, timeline, None)
+        meeting = self._network.underlay().searches.meeting(own_side, theirs, keys, timeline, None)
         late = TimedOut("no path to the peer was found")
         with meeting as begun, time_limit(deadline - time.monotonic(), late):
             return begun.take()

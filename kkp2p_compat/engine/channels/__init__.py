@@ -1,6 +1,7 @@
 """What the application holds: channels, and the queue that ``accept`` takes them from.
 
-table.py         the channels of an engine by id, and those of the process by descriptor
+descriptors.py   the channels of the process by their descriptors
+table.py         the channels of an engine by their ids
 kinds.py         a channel: raw (its descriptor is the socket to the relay), or a socket pair
 stats.py         what is known of a channel, as ``channel_stats`` returns it
 acceptor.py      the one way of what peers open into the queue: places, and who is refused

@@ -7,6 +7,7 @@ and only then, so that ``listen_fd`` is readable for ``select`` and every event 
 from __future__ import annotations
 
 import os
+import resource
 import time
 from collections import deque
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import Generic, TypeVar
 
 from gevent import monkey
 
-from ..._errors import EngineClosed
+from ..._errors import EngineClosed, from_os_error
 from ..._io import READ, wait_fd
 
 __all__ = ["AcceptQueue"]
@@ -31,8 +32,13 @@ class AcceptQueue(Generic[T]):
     A part of the places is kept for callers with an account: strangers cannot fill them all.
     """
 
-    def __init__(self, places: int) -> None:
-        self.fd, self._signal_fd = os.pipe()
+    def __init__(self, most: int) -> None:
+        """``most``: places; fewer where the process has few descriptors.  Raises KKP2PError."""
+        places = _places(most)
+        try:
+            self.fd, self._signal_fd = os.pipe()
+        except OSError as error:
+            raise from_os_error(error, "accept queue") from error
         os.set_blocking(self.fd, False)
         os.set_blocking(self._signal_fd, False)
         self._lock = monkey.get_original("_thread", "allocate_lock")()
@@ -139,3 +145,9 @@ class AcceptQueue(Generic[T]):
             self._takers -= 1
             if self._closed and not self._takers:
                 os.close(self.fd)
+
+
+def _places(most: int) -> int:
+    """Strangers fill the queue, so it takes a quarter of the process's descriptors at most."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return most if soft < 0 else min(most, max(1, soft // 4))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import resource
 import time
 from collections.abc import Callable, Iterator
 
 from ..._codes import KKP2P_TCP_CHANNEL, KKP2P_UDP_CHANNEL
-from ..._errors import CallRefused, KKP2PError, from_os_error
+from ..._errors import CallRefused, KKP2PError
 from ...transport.udp.events import ChannelOffered
 from ...transport.udp.stream_table import REFUSED_MOVED, REFUSED_UNSUPPORTED
 from ..links.peer_link import PeerLink
@@ -32,13 +31,11 @@ class Acceptor:
     taker: Callable[[OpenStream, str, Callable[[], object]], object] | None = None
 
     def __init__(
-        self, channels: ChannelTable, most: int, patience_s: float, log: logging.Logger
-    ) -> None:
-        """``most``: places of the queue.  ``patience_s``: how long one is held for ``accept``."""
-        try:
-            self.queue: AcceptQueue[Channel] = AcceptQueue(_places(most))
-        except OSError as error:
-            raise from_os_error(error, "accept queue") from error
+        self, channels: ChannelTable, queue: AcceptQueue[Channel], patience_s: float,
+        log: logging.Logger,
+    ) -> None:  # fmt: skip
+        """``patience_s``: how long a place is held for ``accept``."""
+        self.queue = queue
         self._channels = channels
         self._patience_s = patience_s
         self._log = log
@@ -127,9 +124,3 @@ class Acceptor:
             self.queue.release()
             self._log.error("%s: a channel from %s failed: %s", own_id, caller, error)
             raise
-
-
-def _places(most: int) -> int:
-    """Strangers fill the queue, so it takes a quarter of the process's descriptors at most."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return most if soft < 0 else min(most, max(1, soft // 4))

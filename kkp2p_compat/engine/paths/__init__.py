@@ -1,7 +1,8 @@
 """How a path to a peer is found.  Knows no call, no channel and no cloud.
 
 network.py          the underlay, made when it is wanted for the first time
-underlay.py         the network below all links: sockets, own addresses, meetings
+underlay.py         the network below all links: sockets, own addresses
+searches.py         the searches for paths, and what they share
 own_addresses.py    where this engine can be reached, and what its NAT does
 ipv6_only.py        on a host without IPv4: the network's NAT64
 stun_servers.py     which STUN servers are asked

@@ -43,7 +43,6 @@ from ...traversal.nat import (
     Discovery,
     NatBehaviour,
 )
-from ...traversal.port_mapping import PortMapper
 from ...traversal.stun_client import at
 from .questions import Questions
 
@@ -83,7 +82,6 @@ class OwnAddresses:
         log: Logger,
         spawn: Callable[..., Any],
         on_change: Callable[[], object],
-        mapper: PortMapper | None = None,
         watched: bool = False,
         udp: bool = True,
         timing: Timing = Timing(),
@@ -91,7 +89,6 @@ class OwnAddresses:
         """``servers``: names or numeric addresses, and ports.  ``spawn`` starts a greenlet.
 
         ``on_change`` is called in the hub when ``nat`` or ``candidates()`` say something new.
-        Whoever made the ``mapper`` calls ``see_changes`` when its mapping has changed.
         ``watched``: ``refresh`` is called when this host's addresses have changed; otherwise the
         system is asked for them each time.  Without ``udp`` nobody is asked, and there are none.
         """
@@ -104,7 +101,7 @@ class OwnAddresses:
         self._log = log
         self._spawn = spawn
         self._on_change = on_change
-        self._mapper = mapper
+        self.mapped: HostPort | None = None  # by a router; who sets it calls ``see_changes``
         self._watched = watched
         self._udp = udp
         self._closed = False
@@ -189,8 +186,8 @@ class OwnAddresses:
         host = self.host_candidates()
         taken = {(candidate.address, candidate.port) for candidate in host}
         outer: list[tuple[str, HostPort]] = []
-        if self._mapper is not None and self._mapper.mapped is not None:
-            outer.append(("mapped", self._mapper.mapped))
+        if self.mapped is not None:
+            outer.append(("mapped", self.mapped))
         for _, found in sorted(self.found.items(), reverse=True):
             if found.behaviour.mapping != "none":  # then it is an address of this host
                 outer += [("srflx", mapped) for mapped in found.mapped]

@@ -18,6 +18,7 @@ flow_control.py        how much the peer may send
 messages.py            messages of UDP channels, cut into DATAGRAM frames and joined again
 packing.py             what goes into the next packets
 frames.py              the layout of frames
+header.py              what a packet has besides its sealed content
 protection.py          seals and opens packets
 recovery.py            which packets arrived or are lost, and the round trip
 acks.py                which of the peer's packets have come, and when to acknowledge them

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from ..._address import Address
-from .protection import HEADER_BYTES, OVERHEAD_BYTES
+from .header import HEADER_BYTES, OVERHEAD_BYTES
 
 __all__ = ["Datagrams", "connection_id", "joined", "key_of", "runs"]
 

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ..._address import Address
 from .demultiplex import Datagrams, key_of
-from .events import Event, Transmit
+
+if TYPE_CHECKING:
+    from .events import Event, Transmit
 
 __all__ = ["Driven", "DrivenConnection", "Member"]
 

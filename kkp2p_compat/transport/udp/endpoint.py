@@ -37,9 +37,8 @@ from .demultiplex import Datagrams, connection_id, joined, key_of, runs
 from .doors import Door, Doors
 from .driven import Driven, Member
 from .early import EarlyDatagrams
-from .events import Closed
+from .header import FIRST_BYTE, OVERHEAD_BYTES
 from .mtu import MIN_BYTES
-from .protection import FIRST_BYTE, OVERHEAD_BYTES
 
 __all__ = ["CLOSE_INTERNAL_ERROR", "Endpoint"]
 
@@ -413,6 +412,8 @@ class Endpoint:
             except Exception:  # noqa: BLE001 - logged; then it ends without telling its peer
                 self._log.exception("bug in connection %s: it cannot be closed", name)
         self.remove(member.link)
+        from .events import Closed  # not before there is a connection: an idle engine has none
+
         try:
             error = OurFault("a fault of ours in the connection")
             member.link.handle_event(Closed(error))

@@ -21,8 +21,8 @@ import math
 
 from .acks import PER_ACK, Received
 from .frames import STREAM_HEADER
+from .header import OVERHEAD_BYTES
 from .mtu import MIN_BYTES
-from .protection import OVERHEAD_BYTES
 from .recovery import Recovery
 
 __all__ = ["Gathering"]

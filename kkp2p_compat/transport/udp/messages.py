@@ -13,13 +13,13 @@ from __future__ import annotations
 from collections import Counter, deque
 from dataclasses import dataclass, field
 
+from ..._codes import MAX_MESSAGE_BYTES
 from ..._errors import BadPacket
 from .frames import DATAGRAM_HEADER, encode_datagram
 from .ranges import RangeSet
 
 __all__ = [
     "COST_BYTES",
-    "MAX_MESSAGE_BYTES",
     "MAX_QUEUED_S",
     "MIN_QUEUE_BYTES",
     "Assembler",
@@ -27,7 +27,6 @@ __all__ = [
     "Splitter",
 ]
 
-MAX_MESSAGE_BYTES = 65536  # the C SDK's UDP channels
 
 # Our choice.
 MIN_QUEUE_BYTES = 128 << 10  # of messages to send: what may wait on any path ...

@@ -24,9 +24,10 @@ from .acks import Received
 from .duplex_stream import DuplexStream
 from .events import Transmit
 from .flow_control import ReceiveWindow
+from .header import OVERHEAD_BYTES
 from .messages import MessageQueue
 from .path_state import PathState
-from .protection import OVERHEAD_BYTES, PacketSealer
+from .protection import PacketSealer
 from .recovery import Flight, Recovery
 from .streams import SendStream
 

@@ -19,11 +19,12 @@ from typing import Any, Protocol
 
 from gevent import get_hub
 
+from ..._codes import MAX_MESSAGE_BYTES
 from ..._errors import KKP2PError, LinkLost
 from ..._io import READ, WRITE, at_end, hung_up
 from ..._sentence import said
 from .. import pair
-from .messages import COST_BYTES, MAX_MESSAGE_BYTES
+from .messages import COST_BYTES
 from .peer_connection import PeerConnection
 
 __all__ = ["Carrier", "MessagePipe", "MessagePort", "OnEnd", "Pipe", "StreamPipe"]

@@ -27,27 +27,18 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from ..._errors import BadPacket
+from .header import FIRST_BYTE, HEADER, HEADER_BYTES
 
 __all__ = [
     "CIPHERS",
-    "FIRST_BYTE",
-    "HEADER",
-    "HEADER_BYTES",
     "MAX_NUMBER",
-    "OVERHEAD_BYTES",
     "SECRET_BYTES",
-    "TAG_BYTES",
     "PacketOpener",
     "PacketSealer",
     "preferred_cipher",
 ]
 
-HEADER = struct.Struct(">QQ")  # FIRST_BYTE and the packet number, connection id
-HEADER_BYTES = HEADER.size
-TAG_BYTES = 16  # RFC 5116 section 5.1, RFC 8439 section 2.8
-OVERHEAD_BYTES = HEADER_BYTES + TAG_BYTES
 SECRET_BYTES = 32
-FIRST_BYTE = 0x40  # RFC 9443 section 3 leaves 64 to 127 to QUIC's short header; STUN has 0 to 3
 MAX_NUMBER = (1 << 56) - 1
 
 # RFC 9001 section 6.6: an AES-GCM key seals 2^23 packets at most.  ChaCha20-Poly1305 has no limit

@@ -87,7 +87,7 @@ def test_destroy_while_a_path_is_looked_for(
         gevent.spawn(kkp2p.connect, caller, ctx_to("peer", timeout=3_600_000), kkp2p.channel_t())
         for _ in range(3)
     ]
-    until(lambda: len(callee.network.underlay().finder) == 1)
+    until(lambda: len(callee.network.underlay().searches.finder) == 1)
     if who == "caller":
         kkp2p.engine_destroy(caller)
         assert [greenlet.get(timeout=PATIENCE_S) for greenlet in waiting] == [-1, -1, -1]
@@ -101,9 +101,13 @@ def test_destroy_while_a_path_is_looked_for(
 def test_who_was_called_is_not_here_any_more(engine: kkp2p.engine_t, peer: kkp2p.engine_t) -> None:
     """A call that is being answered under the old id leads nowhere."""
     calling = gevent.spawn(kkp2p.connect, engine, ctx_to("peer"), kkp2p.channel_t())
-    until(lambda: len(peer.network.underlay().finder) == 1)
+    until(lambda: len(peer.network.underlay().searches.finder) == 1)
     assert kkp2p.join_net(peer, "other", SECRET) == 0
-    until(lambda: not peer._incoming.busy and not len(peer.network.underlay().finder))
+    until(
+        lambda: (
+            not peer.switchboard.incoming.busy and not len(peer.network.underlay().searches.finder)
+        )
+    )
     calling.kill()
 
 
@@ -111,9 +115,9 @@ def test_who_was_called_is_not_here_any_more(engine: kkp2p.engine_t, peer: kkp2p
 def test_who_was_searched_on_the_lan_is_not_here_any_more(lan_pair: Any) -> None:
     caller, callee = lan_pair
     calling = gevent.spawn(kkp2p.connect, caller, ctx_to("lan-peer"), kkp2p.channel_t())
-    until(lambda: len(callee.network.underlay().finder) == 1)
+    until(lambda: len(callee.network.underlay().searches.finder) == 1)
     assert kkp2p.join_lan(callee, "other") == 0
-    until(lambda: not len(callee.network.underlay().finder))
+    until(lambda: not len(callee.network.underlay().searches.finder))
     calling.kill()
 
 
@@ -124,18 +128,18 @@ def test_a_path_that_nobody_waits_for_any_more(
     """It is found, by a socket of its own, as the callee's greenlet is killed."""
     calling = gevent.spawn(kkp2p.connect, engine, ctx_to("peer"), kkp2p.channel_t())
     endpoint = peer.network.underlay().endpoint
-    until(lambda: len(peer.network.underlay().finder) == 1)
+    until(lambda: len(peer.network.underlay().searches.finder) == 1)
 
     def find_and_kill() -> None:
-        (meeting,) = peer.network.underlay()._meetings
+        (meeting,) = peer.network.underlay().searches._meetings
         (number,) = endpoint.open_sockets(socket.AF_INET, 1)
         meeting._puncher._sockets.add(number)
         meeting._search.checks.selected = ("127.0.0.1", 9, number)
-        gevent.killall(list(peer._incoming._answering.values()), block=False)
+        gevent.killall(list(peer.switchboard.incoming._answering.values()), block=False)
         meeting.found.set((("127.0.0.1", 9, number), 0.1))
 
     peer.thread.call(find_and_kill)
-    until(lambda: not peer._incoming.busy)
+    until(lambda: not peer.switchboard.incoming.busy)
     assert not links(peer)
     assert not endpoint._doors.extra
     calling.kill()

@@ -99,8 +99,8 @@ def test_offers_that_are_none(engine: kkp2p.engine_t, peer: kkp2p.engine_t) -> N
         spoil(fields)
         with pytest.raises(KKP2PError):
             pytest.fail(f"{name}: {call(engine, json.dumps(fields), answer_of)}")
-    until(lambda: not peer._incoming.busy)
-    assert len(peer.network.underlay().finder) == 0
+    until(lambda: not peer.switchboard.incoming.busy)
+    assert len(peer.network.underlay().searches.finder) == 0
     assert links(peer) == []
     check_works(engine, peer)
 
@@ -139,7 +139,7 @@ def test_addresses_that_are_nobodys(
         fields = offer_of(ours)
         call(engine, json.dumps(fields), finish)
         until(lambda: probed)
-    until(lambda: not peer._incoming.busy)
+    until(lambda: not peer.switchboard.incoming.busy)
     assert probed == {"127.0.0.1"}
     check_works(engine, peer)
 
@@ -165,7 +165,7 @@ def test_trickled_nonsense(engine: kkp2p.engine_t, peer: kkp2p.engine_t) -> None
             link.trickle(made.number, text)
 
     call(engine, json.dumps(fields), finish)
-    until(lambda: not peer._incoming.busy)
+    until(lambda: not peer.switchboard.incoming.busy)
     check_works(engine, peer)
 
 
@@ -192,7 +192,7 @@ def test_checks_played_again_and_forged_ones(engine: kkp2p.engine_t, peer: kkp2p
     named = Message(Kind.REQUEST, b"x" * 12, username="somebody:else", priority=1, controlling=1)
     junk = [named.encode(b"a key of ours"), heard[0][:20], b"\0\1" + bytes(18), b"\1\1" + bytes(40)]
     told = [*heard, *forged, *junk]
-    table = underlay.finder._table
+    table = underlay.searches.finder._table
     before = table.drops.total()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
         stranger.bind(("127.0.0.1", 0))

@@ -78,7 +78,7 @@ def test_the_answer_goes_out_before_the_callee_looks_for_a_path(
     send = Responder._send
 
     def watch(self: Responder, *args: Any) -> None:
-        searches.append(len(callee.network.underlay().finder))
+        searches.append(len(callee.network.underlay().searches.finder))
         send(self, *args)
 
     monkeypatch.setattr(Responder, "_send", watch)
@@ -164,7 +164,7 @@ def test_search_port_of_another_program(make_engine: MakeEngine, lan_port: int) 
 def test_a_live_link_needs_no_search(lan_pair: Engines) -> None:
     caller, callee = lan_pair
     check_carries(find(caller), accept(callee))
-    callee.thread.call(callee._lan.leave)
+    callee.thread.call(callee.switchboard.lan.leave)
     for desc in range(3):
         mine, theirs = find(caller, desc=desc), accept(callee)
         assert theirs.connect_desc == desc

@@ -15,6 +15,7 @@ from helpers.line_server import wait_for
 from helpers.support import PATIENCE_S
 from kkp2p_compat._errors import CallRefused, OutOfDescriptors
 from kkp2p_compat.engine.channels import table
+from kkp2p_compat.engine.channels.accept_queue import AcceptQueue
 from kkp2p_compat.engine.channels.acceptor import Acceptor
 from kkp2p_compat.engine.channels.table import ChannelTable
 from kkp2p_compat.engine.links.background import Background
@@ -31,7 +32,7 @@ class World:
         log = logging.getLogger("acceptor")
         self.background = Background(engine.thread, log)
         self.channels = ChannelTable(self.background)
-        self.acceptor = self.call(Acceptor, self.channels, 1, patience_s, log)
+        self.acceptor = self.call(Acceptor, self.channels, AcceptQueue(1), patience_s, log)
 
     def take(self) -> socket.socket:
         """A stream that alice has opened; returns her end."""

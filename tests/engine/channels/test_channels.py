@@ -22,7 +22,7 @@ import pytest
 
 import kkp2p_compat as kkp2p
 from helpers.support import ENVIRONMENT, PATIENCE_S, SECRET, CloudProcess, in_thread, read_all
-from kkp2p_compat.engine.channels import acceptor, kinds
+from kkp2p_compat.engine.channels import accept_queue, kinds
 
 LONG = PATIENCE_S * 1000
 Pair = tuple[kkp2p.channel_t, kkp2p.channel_t]
@@ -173,7 +173,7 @@ def test_accept_queue_leaves_descriptors(
     places: int,
 ) -> None:
     """It takes a quarter of the process's descriptors at most; -1: there is no limit."""
-    monkeypatch.setattr(acceptor.resource, "getrlimit", lambda _: (soft, soft))
+    monkeypatch.setattr(accept_queue.resource, "getrlimit", lambda _: (soft, soft))
     queue = make_engine(login_domain=None).acceptor.queue
     taken = 0
     while queue.reserve(has_account=True):

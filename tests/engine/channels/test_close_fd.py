@@ -14,8 +14,8 @@ from gevent import socket as gsocket
 import kkp2p_compat as kkp2p
 from helpers.cloud_client import tcp_pair
 from helpers.line_server import wait_for
+from kkp2p_compat.engine.channels.descriptors import DESCRIPTORS
 from kkp2p_compat.engine.channels.kinds import Channel
-from kkp2p_compat.engine.channels.table import DESCRIPTORS
 from kkp2p_compat.engine.links.streams import SplicedStream
 
 Make = Callable[[], tuple[kkp2p.channel_t, gsocket.socket]]

@@ -15,7 +15,7 @@ import pytest
 import kkp2p_compat as kkp2p
 from helpers.direct_support import LONG, MakeEngine, accept, ctx_to, links, settled, until
 from helpers.support import PATIENCE_S, read_all, write_all
-from kkp2p_compat.transport.udp.messages import MAX_MESSAGE_BYTES
+from kkp2p_compat._codes import MAX_MESSAGE_BYTES
 
 SIZES = [1, 2, 100, 1199, 1200, 1500, 9000, 65_535, MAX_MESSAGE_BYTES]
 Pair = tuple[kkp2p.channel_t, kkp2p.channel_t]

@@ -181,7 +181,7 @@ def test_another_call_for_a_link_of_mode_2_leaves_it_its_relay(
     theirs = accept(peer)
     ((ours,), (other,)) = links(engine), links(peer)
     engine.thread.call(lambda: engine.dialer.redial(ours, 1.0, needs_tcp=False))
-    until(lambda: not peer.thread.call(lambda: peer._incoming.busy))
+    until(lambda: not peer.thread.call(lambda: peer.switchboard.incoming.busy))
     assert ours.paths.has_relay
     assert other.paths.has_relay
     assert kkp2p.write(mine.fd, b"still there", 11, LONG) == 11
@@ -193,9 +193,14 @@ def test_without_a_lane_packets_go_by_tcp(cloud: CloudProcess, make_engine: Make
     """Of a relay whose UDP port nothing reaches."""
     callee, caller = (make_engine() for _ in range(2))
     assert kkp2p.join_net(callee, "peer", SECRET) == 0
+
+    def deafen(engine: kkp2p.engine_t) -> None:
+        underlay = engine.network.underlay()
+        assert underlay.searches.lanes  # which listens from now on
+        underlay.endpoint.on_lane = None
+
     for engine in (callee, caller):
-        endpoint = engine.network.underlay().endpoint
-        engine.thread.call(lambda endpoint=endpoint: setattr(endpoint, "on_lane", None))
+        engine.thread.call(deafen, engine)
     ctx = ctx_to("peer", 2)
     ctx.channel_type = kkp2p.KKP2P_UDP_CHANNEL
     mine = kkp2p.channel_t()

@@ -246,28 +246,21 @@ def test_without_descriptors_less_is_found_out(make: Maker, inside: None) -> Non
         own.sample_ports(3)
 
 
-class Mapper:
-    """In place of a PortMapper."""
-
-    mapped: HostPort | None = None
-
-
 def test_a_mapped_port(make: Maker, inside: None) -> None:
-    mapper = Mapper()
-    own = make(Network(PORT_RESTRICTED), mapper=mapper)
+    own = make(Network(PORT_RESTRICTED))
     settled(own, lambda: len(own.candidates()) == 2)
     own.changes.clear()
-    mapper.mapped = (OUTSIDE, 7000)
+    own.mapped = (OUTSIDE, 7000)
     own.see_changes()
     assert [count for _, count in own.changes] == [3]
     assert [c.kind for c in own.candidates()] == ["host", "mapped", "srflx"]
-    mapper.mapped = (OUTSIDE, 4000)  # what the NAT gave anyway
+    own.mapped = (OUTSIDE, 4000)  # what the NAT gave anyway
     own.see_changes()
     assert [c.kind for c in own.candidates()] == ["host", "mapped"]
     own.see_changes()
     assert [count for _, count in own.changes] == [3, 2]  # nothing new
     own.close()
-    mapper.mapped = None
+    own.mapped = None
     own.see_changes()
     assert len(own.changes) == 2  # told to nobody after the end
 

@@ -54,4 +54,4 @@ def test_no_port_is_mapped_without_ipv4(
     monkeypatch.setattr(underlay_module.OwnAddresses, "nat", nat)
     underlay.own.see_changes()
     assert changes == ["addresses"]
-    assert not underlay.maps
+    assert underlay.mapper is None

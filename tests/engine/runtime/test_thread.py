@@ -21,7 +21,7 @@ from gevent.event import Event
 import kkp2p_compat as kkp2p
 from helpers.support import ENVIRONMENT, PATIENCE_S, in_thread
 from kkp2p_compat._errors import EngineClosed, KKP2PError, TimedOut
-from kkp2p_compat.engine import engine as engine_module
+from kkp2p_compat.engine import switchboard
 from kkp2p_compat.engine.runtime import thread as thread_module
 from kkp2p_compat.engine.runtime.thread import EngineThread
 
@@ -485,7 +485,7 @@ def test_calls_under_way_end_while_the_end_waits_for_a_peer(
     lan_port: int, monkeypatch: pytest.MonkeyPatch, run: Callable[[Callable[[], Any]], Any],
 ) -> None:  # fmt: skip
     """A peer that does not read may take the whole time that written data has; they need not."""
-    monkeypatch.setattr(engine_module, "DESTROY_S", 10 * PATIENCE_S)
+    monkeypatch.setattr(switchboard, "CLOSE_S", 10 * PATIENCE_S)
     engine = make_engine(lan_search_port=lan_port)
     ours, theirs = kkp2p.channel_t(), kkp2p.channel_t()
     ctx = kkp2p.connect_ctx_t("peer", 0, 1, 0, 1000 * PATIENCE_S)

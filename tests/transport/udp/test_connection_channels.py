@@ -24,9 +24,9 @@ from kkp2p_compat.transport.udp.events import (
 )  # fmt: skip
 from kkp2p_compat.transport.udp.flow_control import GROWTH_BYTES, SLOW_S
 from kkp2p_compat.transport.udp.frames import DATAGRAM_HEADER
+from kkp2p_compat.transport.udp.header import OVERHEAD_BYTES
 from kkp2p_compat.transport.udp.messages import COST_BYTES, MAX_QUEUED_S, MIN_QUEUE_BYTES
 from kkp2p_compat.transport.udp.packing import INITIAL_DATA_WINDOW_BYTES
-from kkp2p_compat.transport.udp.protection import OVERHEAD_BYTES
 from kkp2p_compat.transport.udp.stream_table import CLOGGED_S, EARLY_BYTES
 
 FAST = Conditions(rate_bytes_per_s=mbit_per_s(100), delay_s=0.005)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from kkp2p_compat._address import Address
 from kkp2p_compat.transport.udp.demultiplex import Datagrams, connection_id, joined, runs
-from kkp2p_compat.transport.udp.protection import OVERHEAD_BYTES
+from kkp2p_compat.transport.udp.header import OVERHEAD_BYTES
 
 SIZE = 40
 # Ids that differ in the last two bytes, as random ones do; see _all_alike.

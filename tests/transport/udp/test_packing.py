@@ -10,8 +10,9 @@ import pytest
 from kkp2p_compat._codes import KKP2P_TCP_CHANNEL
 from kkp2p_compat.transport.udp import frames as f
 from kkp2p_compat.transport.udp.events import ChannelOffered, Transmit, Writable
+from kkp2p_compat.transport.udp.header import OVERHEAD_BYTES
 from kkp2p_compat.transport.udp.peer_connection import PeerConnection
-from kkp2p_compat.transport.udp.protection import OVERHEAD_BYTES, PacketOpener, PacketSealer
+from kkp2p_compat.transport.udp.protection import PacketOpener, PacketSealer
 
 CIPHER = "aes-128-gcm"
 SECRETS = bytes(range(32)), bytes(range(32, 64))

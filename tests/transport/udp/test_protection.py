@@ -15,11 +15,10 @@ from hypothesis import strategies as st
 
 from kkp2p_compat._errors import BadPacket
 from kkp2p_compat.transport.udp import protection
+from kkp2p_compat.transport.udp.header import HEADER_BYTES, OVERHEAD_BYTES
 from kkp2p_compat.transport.udp.protection import (
     CIPHERS,
-    HEADER_BYTES,
     MAX_NUMBER,
-    OVERHEAD_BYTES,
     PacketOpener,
     PacketSealer,
     preferred_cipher,
