@@ -451,8 +451,14 @@ use(engine)
 
 @pytest.mark.parametrize("patched", [False, True], ids=["plain", "patched"])
 def test_in_a_forked_child_every_call_fails_and_the_parent_goes_on(patched: bool) -> None:
-    patch = "from gevent import monkey; monkey.patch_all()\n" * patched
-    run_program(patch + USE + FORK)
+    # gevent's fork begins to listen for SIGCHLD only after the fork: a child that has ended by then
+    # is waited for without end.
+    patch = """
+from gevent import get_hub, monkey
+monkey.patch_all()
+get_hub().loop.install_sigchld()
+"""
+    run_program(patch * patched + USE + FORK)
 
 
 def test_a_child_that_exits_in_order_leaves_the_parent_s_engine_alone() -> None:
