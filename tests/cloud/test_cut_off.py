@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from helpers.cloud_client import Client, running_cloud, until
+from helpers.ports import free_port
 from helpers.shared_directory import ACCOUNTS, Shared, SharedDirectory
 from kkp2p_compat.cloud.directory import LEASE_S, Node
 from kkp2p_compat.control import client as client_module
@@ -33,7 +34,7 @@ class Parted(SharedDirectory):
 
 class Fleet:
     def __init__(self, stack: ExitStack) -> None:
-        self.directories, self.clouds, port = [], [], 0
+        self.directories, self.clouds, port = [], [], free_port()
         shared = Shared()
         for host in HOSTS:
             directory = Parted(shared, ACCOUNTS)
@@ -43,7 +44,6 @@ class Fleet:
                     limits={"beat_s": 0.1},
                 )
             )  # fmt: skip
-            port = cloud.address[1]
             self.directories.append(directory)
             self.clouds.append(cloud)
         self.lost: list[Any] = []

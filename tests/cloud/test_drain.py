@@ -13,6 +13,7 @@ import gevent
 import pytest
 
 from helpers.cloud_client import Client, running_cloud, until
+from helpers.ports import free_port
 from helpers.shared_directory import ACCOUNTS, Shared, SharedDirectory
 from kkp2p_compat._errors import KKP2PError
 from kkp2p_compat.cloud.server import Cloud
@@ -34,7 +35,7 @@ class Restarts:
     def __init__(self, accounts: dict[str, str]) -> None:
         self.accounts = accounts
         self.shared = Shared()
-        self.port = 0
+        self.port = free_port()
         self.running = {host: self._start(host) for host in HOSTS}
         self.clients: list[CloudClient] = []
         self.lost: list[KKP2PError] = []
@@ -45,7 +46,6 @@ class Restarts:
         cloud = stack.enter_context(
             running_cloud(directory=directory, host=host, port=self.port, stun=False, lane=False)
         )
-        self.port = cloud.address[1]
         return cloud, stack.close
 
     def restart(self, host: str) -> None:

@@ -18,6 +18,7 @@ from gevent import socket as gsocket
 from gevent import ssl as gssl
 from scramp import ScramClient
 
+from helpers.ports import free_port
 from helpers.support import ENVIRONMENT
 from kkp2p_compat.cloud.directory import Directory
 from kkp2p_compat.cloud.server import Cloud
@@ -81,7 +82,7 @@ def running_cloud(
 ) -> Iterator[Cloud]:  # fmt: skip
     """A cloud on a free port of loopback that holds its limits against loopback, too."""
     limits = {"limit_loopback": True, **(limits or {})}
-    settings = {"host": "127.0.0.1", "port": 0, "drain_s": 0.0, **settings}
+    settings = {"host": "127.0.0.1", "port": free_port(), "drain_s": 0.0, **settings}
     settings |= {"directory": directory_url or (directory and "the test's own")}
     made = CloudSettings(accounts=accounts or {}, limits=Limits(**limits), **settings)
     cloud = Cloud(made, directory)

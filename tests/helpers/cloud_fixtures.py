@@ -13,6 +13,7 @@ import pytest
 from gevent import socket as gsocket
 
 import kkp2p_compat as kkp2p
+from helpers.ports import free_port
 from helpers.support import PATIENCE_S, SECRET, CloudProcess, Program
 from kkp2p_compat.engine.paths import own_addresses
 from kkp2p_compat.traversal import lan
@@ -39,7 +40,9 @@ def start_cloud(tmp_path: Path) -> Iterator[Callable[..., CloudProcess]]:
     with contextlib.ExitStack() as clouds:
 
         def start(*options: str, data: str = "cloud", port: int = 0) -> CloudProcess:
-            cloud = CloudProcess(tmp_path / data, *options, listen=f"127.0.0.1:{port}")
+            cloud = CloudProcess(
+                tmp_path / data, *options, listen=f"127.0.0.1:{port or free_port()}"
+            )
             clouds.callback(cloud.end)
             return cloud
 

@@ -10,14 +10,13 @@ from typing import Any
 
 import gevent
 import pytest
-from gevent import socket
 
+from helpers.ports import free_port
 from helpers.support import PATIENCE_S
 from kkp2p_compat.testing.plugin import absent, need
 
 HOST = "127.0.0.1"
 MASTER = "fleet"  # how the sentinels name it
-PORT_TRIES = 5
 
 
 class RedisServer:
@@ -32,14 +31,8 @@ class RedisServer:
         self.process: subprocess.Popen[bytes] | None = None
         self._lines = lines
         self._is_sentinel = is_sentinel
-        for tries_left in reversed(range(PORT_TRIES)):
-            self.port = _free_port()
-            try:
-                self.start()
-                break
-            except ChildProcessError:  # somebody has taken the port meanwhile
-                if not tries_left:
-                    raise
+        self.port = free_port()
+        self.start()
 
     @property
     def url(self) -> str:
@@ -140,12 +133,6 @@ def need_redis() -> None:
         import redis  # noqa: F401
     except ModuleNotFoundError:
         absent("no redis-py")
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind((HOST, 0))
-        return int(sock.getsockname()[1])
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ class CloudProcess:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.output.append(line)
-            match = re.search(r"127\.0\.0\.1:(\d+)", line)
+            match = re.fullmatch(r" *at 127\.0\.0\.1:(\d+)\n", line)
             if match:
                 return int(match[1])
         self.process.wait()
