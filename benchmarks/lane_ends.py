@@ -7,13 +7,13 @@ what arrives and not what is thrown away.  Without a token the two talk to each 
 from __future__ import annotations
 
 import logging
-import secrets
 import select
 import socket
 import sys
 import time
 
 from kkp2p_compat._address import Address
+from kkp2p_compat.cloud.usage import Payer, Sessions, tag_of
 from kkp2p_compat.transport import relay_wire
 from kkp2p_compat.transport.udp.batch_socket import MAX_SEGMENTS, MAX_SEND_BYTES, BatchSocket
 from kkp2p_compat.transport.udp.header import FIRST_BYTE, HEADER_BYTES
@@ -99,7 +99,7 @@ def sink(port: str, token: str) -> None:
 
 def tokens(key: bytes) -> tuple[str, str]:
     """Of the two sides of a call, for ``send`` and ``sink``."""
-    session, expiry = secrets.token_bytes(16), int(time.time()) + 60
+    session, expiry = Sessions(key).make(Payer(tag_of("sender"))), int(time.time()) + 60
     sides = (relay_wire.CALLER, relay_wire.CALLEE)
     caller, callee = (relay_wire.make_token(key, session, side, expiry).hex() for side in sides)
     return caller, callee

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from gevent import socket as gsocket
 from helpers.cloud_client import running_cloud, until
 from helpers.shared_directory import KEY, running_node
 from helpers.support import PATIENCE_S
+from helpers.usage_support import new_session
 from kkp2p_compat._address import Address
 from kkp2p_compat.cloud import lane_table
 from kkp2p_compat.cloud.lane import LaneRelay
@@ -110,7 +110,7 @@ class Scene:
         self._stack = stack
 
     def peers(self, a: str = HERE, b: str = HERE) -> tuple[Peer, Peer]:
-        session = secrets.token_bytes(16)
+        session = new_session(KEY)
         made = Peer((a, self.port), 0, session, ID_A), Peer((b, self.port), 1, session, ID_B)
         for each in made:
             self._stack.callback(each.close)
@@ -188,7 +188,7 @@ def test_from_the_address_that_was_asked(start: Start, host: str, asked: str) ->
 def test_two_sessions_of_the_same_sockets(scene: Scene) -> None:
     """One buffer with packets for two peers is cut apart."""
     a, b = scene.peers()
-    session, third = secrets.token_bytes(16), Peer(a.spot, 1, secrets.token_bytes(16), 0xC)
+    session, third = new_session(KEY), Peer(a.spot, 1, new_session(KEY), 0xC)
     token = relay_wire.make_token(KEY, session, 1, int(time.time()) + 60)
     third.lane = LaneClient(a.spot, token, 0xC, time.monotonic())
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-import secrets
 import socket
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from gevent import socket as gsocket
 
 from helpers.cloud_client import time_passes, until
 from helpers.shared_directory import KEY, running_node
+from helpers.usage_support import new_session
 from kkp2p_compat.cloud import relay as relay_module
 from kkp2p_compat.cloud.relay import Relay
 from kkp2p_compat.cloud.server import Cloud
@@ -72,7 +72,7 @@ def scene() -> Iterator[Scene]:
 
 def hellos(key: bytes = KEY, lives_s: int = 30) -> tuple[bytes, bytes]:
     """The caller's and the callee's of one session."""
-    session, expiry = secrets.token_bytes(16), int(time.time()) + lives_s
+    session, expiry = new_session(key), int(time.time()) + lives_s
     first, second = (
         wire.hello(wire.make_token(key, session, side, expiry))
         for side in (wire.CALLER, wire.CALLEE)

@@ -1,4 +1,4 @@
-"""A ``Usage`` for tests, and a directory in memory that can be away."""
+"""A ``Usage`` for tests, sessions, and a directory in memory that can be away."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from kkp2p_compat.cloud.directory import DirectoryAway
 from kkp2p_compat.cloud.directory_local import LocalDirectory
-from kkp2p_compat.cloud.usage import Usage
+from kkp2p_compat.cloud.usage import Payer, Sessions, Usage, tag_of
 
-__all__ = ["CountingDirectory", "make_usage"]
+__all__ = ["CountingDirectory", "make_usage", "new_session"]
 
 
 class CountingDirectory(LocalDirectory):
@@ -35,3 +35,8 @@ class CountingDirectory(LocalDirectory):
 
 def make_usage(key: bytes, directory: LocalDirectory | None = None) -> Usage:
     return Usage(key, directory or LocalDirectory(None))
+
+
+def new_session(key: bytes) -> bytes:
+    """Of an account without a quota; random bytes may stand for one that has used up its own."""
+    return Sessions(key).make(Payer(tag_of("somebody")))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -20,6 +19,7 @@ from helpers.direct_support import accept, check_carries, close, connect, log_of
 from helpers.line_server import RawServer
 from helpers.shared_directory import KEY, Shared, running_node
 from helpers.support import PATIENCE_S, SECRET, write_all
+from helpers.usage_support import new_session
 from kkp2p_compat._address import text_of
 from kkp2p_compat._errors import BadPacket, KKP2PError, LinkLost
 from kkp2p_compat.cloud import usage as usage_module
@@ -52,7 +52,7 @@ def relays(shared: Shared) -> Iterator[list[Cloud]]:
 @pytest.fixture
 def sides() -> Iterator[tuple[Side, Side]]:
     """What makes the visits of a caller and of a callee; each is closed in the end."""
-    session, expiry, made = secrets.token_bytes(16), int(time.time()) + 60, []
+    session, expiry, made = new_session(KEY), int(time.time()) + 60, []
 
     def side(number: int) -> Side:
         token = relay_wire.make_token(KEY, session, number, expiry)

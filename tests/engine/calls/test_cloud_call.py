@@ -35,7 +35,11 @@ def test_the_socket_is_closed_when_the_link_breaks_with_the_call(
     class Broken:
         """A link that breaks while the call is being given up."""
 
-        def call(self, to: str, offer: str, budget_ms: int) -> OutgoingCall:
+        @property
+        def calls(self) -> Broken:
+            return self
+
+        def make(self, to: str, offer: str, budget_ms: int) -> OutgoingCall:
             call = OutgoingCall(1)
             call.relay.set({})
             return call
