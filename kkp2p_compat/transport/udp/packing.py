@@ -217,7 +217,7 @@ class Packer:
                 self.sent_bytes += len(data)
                 return Transmit(data, len(data), address, False)
         limit = max(1, min(MAX_BATCH_PACKETS, MAX_BATCH_BYTES // size, budget // size))
-        batch = _Batch(self, size - OVERHEAD_BYTES, now)
+        batch = _Batch(self, size - OVERHEAD_BYTES, now, limit)
         if must_say or self.probes_left or self.received.ack_goes_along(now):
             batch.mixed(send_data)
         while send_data and batch.full and len(batch.payloads) < limit:
@@ -365,13 +365,12 @@ class Packer:
 class _Batch:
     """Packets that will leave together."""
 
-    def __init__(self, packer: Packer, room: int, now: float) -> None:
+    def __init__(self, packer: Packer, room: int, now: float, limit: int) -> None:
         self.payloads: list[bytes] = []
         self.full = True  # all packets so far, so another may follow
         self.padded = False  # one of the packets, to find out whether the path carries its size
-        self._packer = packer
-        self._room = room
-        self._now = now
+        self._packer, self._room, self._now = packer, room, now
+        self._long_from = limit // 2
 
     def bulk(self, limit: int) -> bool:
         """Fill packets from one stream; False: it has too little for one."""
@@ -386,8 +385,8 @@ class _Batch:
             return False
         stop = start + count * chunk
         first, size = packer.next_number + len(self.payloads), self._room + OVERHEAD_BYTES
-        data = stream.view(start, stop)
-        self.payloads += f.encode_stream_run(stream.stream_id, start, data, chunk)
+        run = stream.view(start, stop)
+        self.payloads += f.encode_stream_run(stream.stream_id, start, run, chunk)
         packer.mark_sent(stream, start, stop)
         packer.end_turn(stream, stop - start)
         left = Flight(first, first + count, size, self._now, None, stream, start, chunk, stop)
@@ -413,10 +412,9 @@ class _Batch:
             messages = packer.messages.take(room, packer.room)
             parts += messages
             room -= sum(map(len, messages))
-            room = self._add_streams(parts, pieces, room)
+            self._add_streams(parts, pieces, room)
         if len(parts) == acks and packer.probes_left:
             parts.append(f.encode(f.Ping()))
-            room -= 1
         if not parts:
             return False
         payload = b"".join(parts)
@@ -436,9 +434,11 @@ class _Batch:
         return True
 
     def _add_streams(self, parts: list[_Part], pieces: list[_Piece], room: int) -> int:
-        packer = self._packer
+        packer, is_long = self._packer, len(self.payloads) >= self._long_from
         while room > SIZED_BYTES and (turn := packer.next_stream()) is not None:
             stream, start, stop = turn
+            if pieces and is_long and stop - start >= self._room - STREAM_BYTES:
+                break  # or the rest of its turn is not in whole packets, nor any turn behind it
             stop = min(stop, start + room - SIZED_BYTES)
             packer.mark_sent(stream, start, stop)
             fin = stream.ends_at(stop)

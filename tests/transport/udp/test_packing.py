@@ -62,12 +62,15 @@ class Sender:
 
     def payloads(self) -> list[bytes]:
         """Of all packets that may leave now."""
+        return [payload for transmit in self.transmits() for payload in self.open(transmit)]
+
+    def open(self, transmit: Transmit) -> list[bytes]:
+        """The payloads of its packets."""
         found = []
-        for transmit in self.transmits():
-            for place in range(0, len(transmit.data), transmit.segment_bytes):
-                packet = transmit.data[place : place + transmit.segment_bytes]
-                self.largest, payload = self._opener.open_untrusted(packet)
-                found.append(payload)
+        for place in range(0, len(transmit.data), transmit.segment_bytes):
+            packet = transmit.data[place : place + transmit.segment_bytes]
+            self.largest, payload = self._opener.open_untrusted(packet)
+            found.append(payload)
         return found
 
     def frames(self) -> list[f.Frame]:
@@ -93,6 +96,33 @@ def test_a_short_message_fills_a_packet_to_its_end() -> None:
     assert sender.payloads() == [f.STREAM_HEADER.pack(f.STREAM, STREAM, 0) + b"hello"]
     sender.write(b", world")
     assert sender.payloads() == [f.STREAM_HEADER.pack(f.STREAM, STREAM, 5) + b", world"]
+
+
+def test_what_is_left_of_a_turn_ends_the_batch_and_the_next_turn_is_in_whole_packets() -> None:
+    sender = Sender()
+    other = STREAM + 2
+    sender.give(f.encode(f.Open(other, KKP2P_TCP_CHANNEL, 0, 0)))
+    sender.connection.streams.accept(other)
+    sender.frames()
+    sender.acknowledge()
+    chunk = sender.connection.packer.room - f.STREAM_HEADER.size
+    sizes = {STREAM: 5 * chunk + 100, other: 2 * chunk + 50}
+    for stream_id, size in sizes.items():
+        sender.connection.streams.write(stream_id, bytes(size))
+    sender.connection.streams.finish(other)
+    batches = [
+        [
+            (frame.stream, len(frame.data), frame.fin)
+            for payload in sender.open(transmit)
+            for frame in f.parse_untrusted(payload)
+            if isinstance(frame, f.Stream)
+        ]
+        for transmit in sender.transmits()
+    ]
+    assert batches == [
+        [(STREAM, chunk, False)] * 5 + [(STREAM, 100, False)],
+        [(other, chunk, False)] * 2 + [(other, 50, True)],
+    ]
 
 
 def test_an_acknowledgement_that_is_due_goes_along() -> None:
