@@ -7,6 +7,7 @@ link_channels.py   the channels on it
 link_table.py      all links of an engine
 traffic.py         what they have carried, by path
 path_choice.py     which of its paths a connection takes
+path_move.py       that it has taken another one, and why
 path_option.py     one of these paths, and what its use has taught
 path_meter.py      how much the path in use carries
 roaming.py         what is done when the path of a link dies

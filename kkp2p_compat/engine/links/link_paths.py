@@ -25,7 +25,8 @@ from ..paths.path_finder import Path
 from ..paths.path_kind import PathKind
 from ..paths.relay_paths import RelayPaths
 from ..paths.udp_use import THROTTLED_S, UdpUse
-from .path_choice import Move, PathChoice
+from .path_choice import PathChoice
+from .path_move import Move
 from .path_option import ChoiceSettings
 
 __all__ = ["LinkPaths"]

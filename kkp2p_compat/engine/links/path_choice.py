@@ -25,18 +25,19 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from ..._address import Address, text_of
+from ..._address import Address
 from ..._sentence import Sentence
 from ...transport.udp import events as e
 from ...transport.udp.peer_connection import PeerConnection
 from ..paths.path_kind import PathKind
 from .path_meter import Measured, PathMeter
+from .path_move import Move
 from .path_option import ChoiceSettings, PathOption
 
 if TYPE_CHECKING:
     from random import Random
 
-__all__ = ["FOLLOWERS", "Move", "PathChoice", "Sign", "State"]
+__all__ = ["FOLLOWERS", "PathChoice", "Sign", "State"]
 
 # Our choices.
 MAX_OPTIONS = 32  # a peer's network may change all the time
@@ -84,32 +85,6 @@ FOLLOWERS = {
     (State.TRYING, Sign.SILENCE): State.SILENT,
     (State.TRYING, Sign.MOVED): State.SETTLED,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Move:
-    """``why``: in words, for the log and ``channel_stats``.
-
-    From a path to itself: one that was tried is kept.
-    """
-
-    at: float
-    before: Address
-    after: Address
-    kind_before: PathKind
-    kind: PathKind
-    why: Sentence
-
-    @property
-    def text(self) -> Sentence:
-        before = f"{self.kind_before.value} {text_of(self.before)}"
-        if self.before == self.after:
-            return Sentence("{path} is kept: {why}", path=before, why=self.why)
-        after = f"{self.kind.value} {text_of(self.after)}"
-        return Sentence("{before} to {after}: {why}", before=before, after=after, why=self.why)
-
-    def __str__(self) -> str:
-        return str(self.text)
 
 
 @dataclass(slots=True)

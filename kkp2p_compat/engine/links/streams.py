@@ -24,7 +24,7 @@ from ...traversal.candidates import is_private
 from ..paths.path_kind import PathKind
 from ..runtime.timeline import Timeline
 from .background import Background
-from .path_choice import Move
+from .path_move import Move
 from .peer_link import PeerLink
 from .proving import PeerKey
 
