@@ -5,7 +5,8 @@ Where this host can be reached:
 interfaces.py     the host's addresses
 routes.py         its default routes
 address_watch.py  notices when either changes
-nat.py            what the NAT does, found out by asking STUN servers; sans-IO
+nat.py            what the NAT does, in the words of RFC 4787
+nat_discovery.py  finds it out by asking STUN servers; sans-IO
 stun_client.py    questions to STUN servers, and whose answer a datagram is; sans-IO
 stun.py           the bytes of STUN messages
 stun_values.py    the bytes of their attributes' values

@@ -11,7 +11,8 @@ from kkp2p_compat._errors import BadPacket
 from kkp2p_compat.cloud.stun import respond_untrusted
 from kkp2p_compat.traversal import stun
 from kkp2p_compat.traversal.candidates import may_be_peer
-from kkp2p_compat.traversal.nat import EXTRA_SOCKETS, MAX_MAPPED, Discovery, NatBehaviour
+from kkp2p_compat.traversal.nat import NatBehaviour
+from kkp2p_compat.traversal.nat_discovery import EXTRA_SOCKETS, MAX_MAPPED, Discovery
 
 __all__ = ["LIES", "fuzz_behaviour", "fuzz_discovery", "fuzz_responder"]
 

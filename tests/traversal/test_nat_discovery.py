@@ -30,14 +30,9 @@ from kkp2p_compat.testing.nat import (
     SYMMETRIC_SEQUENTIAL,
     NatType,
 )
-from kkp2p_compat.traversal import nat as nat_module
-from kkp2p_compat.traversal.nat import (
-    BLOCKED,
-    EXTRA_SOCKETS,
-    UNKNOWN,
-    Discovery,
-    NatBehaviour,
-)
+from kkp2p_compat.traversal import nat_discovery as discovery_module
+from kkp2p_compat.traversal.nat import BLOCKED, UNKNOWN, NatBehaviour, judge_allocation
+from kkp2p_compat.traversal.nat_discovery import EXTRA_SOCKETS, Discovery
 from kkp2p_compat.traversal.stun import CHANGE_REQUEST, Kind, Message, parse_untrusted
 
 BEHAVIOURS = (ENDPOINT_INDEPENDENT, ADDRESS_DEPENDENT, ADDRESS_AND_PORT_DEPENDENT)
@@ -449,9 +444,11 @@ def test_what_is_known_is_judged_once_until_something_new_comes(
 ) -> None:
     """A call asks for it dozens of times."""
     judged: list[object] = []
-    judge = nat_module.judge_allocation
+    judge = judge_allocation
     monkeypatch.setattr(
-        nat_module, "judge_allocation", lambda samples: judged.append(samples) or judge(samples)
+        discovery_module,
+        "judge_allocation",
+        lambda samples: judged.append(samples) or judge(samples),
     )
     world = Simulation(PORT_RESTRICTED)
     found = start(world)

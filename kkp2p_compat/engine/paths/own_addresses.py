@@ -36,13 +36,8 @@ from ...traversal.candidates import (
     is_private,
     outer_candidate,
 )
-from ...traversal.nat import (
-    BLOCKED,
-    MAX_SERVERS,
-    UNKNOWN,
-    Discovery,
-    NatBehaviour,
-)
+from ...traversal.nat import BLOCKED, UNKNOWN, NatBehaviour
+from ...traversal.nat_discovery import MAX_SERVERS, Discovery
 from ...traversal.stun_client import at
 from .questions import Questions
 

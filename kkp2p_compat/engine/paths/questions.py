@@ -14,7 +14,7 @@ from gevent.event import Event
 
 from ..._address import Address
 from ...transport.udp.endpoint import Endpoint
-from ...traversal.nat import Discovery
+from ...traversal.nat_discovery import Discovery
 from ...traversal.stun_client import Ask, Asks, over
 from .driver import Driver
 
