@@ -63,8 +63,7 @@ class Packer:
         self.paced_until = math.inf  # data waits for the pacer
         self.sent_bytes = 0  # of datagrams
         self.lost_packets = 0
-        self._sealer = sealer
-        self._remote_id = remote_id
+        self._sealer, self._remote_id = sealer, remote_id
         self._recovery = recovery
         self.received = received
         self._sending: dict[SendStream, None] = {}  # with something to send; the first is the next
