@@ -8,7 +8,15 @@ import re
 
 from ._errors import BadPacket
 
-__all__ = ["Address", "HostPort", "host_port_untrusted", "is_ip", "parse_host_port", "text_of"]
+__all__ = [
+    "Address",
+    "HostPort",
+    "host_port_untrusted",
+    "is_ip",
+    "network_of",
+    "parse_host_port",
+    "text_of",
+]
 
 HostPort = tuple[str, int]  # a name or a numeric IP address, and a port
 
@@ -29,6 +37,16 @@ def is_ip(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def network_of(ip: str) -> str:
+    """What one host may have for itself: an IPv4 address, or the /64 of an IPv6 one."""
+    address = ipaddress.ip_address(ip.partition("%")[0])
+    if isinstance(address, ipaddress.IPv4Address):
+        return ip
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return f"{ipaddress.IPv6Address(int(address) >> 64 << 64)}/64"
 
 
 def parse_host_port(text: str, *, default: int | None = None, lowest: int = 1) -> HostPort:

@@ -233,9 +233,10 @@ def test_messages_per_second_are_limited() -> None:
         assert 50 <= len(answers) < 1000
 
 
-def test_who_sends_more_than_its_share_waits_and_nobody_else() -> None:
+@pytest.mark.parametrize("of_whom", ["bytes_per_s", "bytes_per_s_per_address"])
+def test_who_sends_more_than_its_share_waits_and_nobody_else(of_whom: str) -> None:
     """It is not even read; so the kernel makes it wait.  It loses nothing."""
-    with _attacked(bytes_per_s=20_000.0, burst_s=0.02) as cloud:
+    with _attacked(**{of_whom: 20_000.0}, burst_s=0.02) as cloud:
         with Client(cloud.address) as client, Client(cloud.address, source="127.0.0.3") as other:
             assert client.ask("beat") == {"op": "beat"}
             (greedy,) = connections(cloud, "127.0.0.1")

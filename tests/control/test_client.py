@@ -130,6 +130,27 @@ def test_a_wrong_server_does_not_keep_a_half_made_login(make: Make, serve: Serve
     wait_for(lambda: not client._links.all())
 
 
+def test_a_later_login_takes_no_fewer_iterations(
+    make: Make, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever is in the middle would make guessing the secret cheaper."""
+    turns = iter([8192, 4096, 8192])
+    proofs: list[int] = []
+
+    def script(visitor: Visitor) -> None:
+        iterations = next(turns)
+        visitor.log_in(iterations)
+        proofs.append(iterations)
+        if server.visits == 3:
+            visitor.wait_until_gone()
+
+    server = serve(all_here(script))
+    make(server).login("me", SECRET).get()
+    wait_for(lambda: len(proofs) == 2)
+    assert (server.visits, proofs) == (3, [8192, 8192])
+    assert "wants under 8192 iterations" in caplog.text
+
+
 @pytest.mark.parametrize("reason", ["duplicate", "removed"])
 def test_the_end_of_a_login_is_told_once(
     make: Make, serve: Serve, lost: list[Any], reason: str

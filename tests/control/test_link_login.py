@@ -114,11 +114,7 @@ def test_fewer_iterations_than_the_last_time_are_refused(open_link: OpenLink) ->
     """Whoever is in the middle would make guessing the secret cheaper."""
 
     def script(visitor: Visitor) -> None:
-        scram = visitor.scram(iterations=8192)
-        scram.set_client_first(visitor.receive("login")["scram"])
-        visitor.send("challenge", scram=scram.get_server_first())
-        scram.set_client_final(visitor.receive("proof")["scram"])
-        visitor.send("welcome", scram=scram.get_server_final(), beat=60)
+        visitor.log_in(iterations=8192)
         visitor.wait_until_gone()
 
     link = open_link(script)

@@ -207,6 +207,30 @@ def test_the_places_of_callers_are_given_back(make_engine: MakeEngine, held_port
     assert queue._places == places
 
 
+def test_one_caller_leaves_connections_for_others(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(published, "MAX_CONNECTIONS", 4)  # strangers may have three of them
+    with _socket.create_server(("127.0.0.1", 0)) as service:
+        service.settimeout(PATIENCE_S)
+        publisher = Publisher(make_engine(), PortTarget(("127.0.0.1",), service.getsockname()[1]))
+        stranger, other = make_engine(), make_engine()
+        assert kkp2p.join_net(other, "other", SECRET) == 0
+        taken = [call(caller, 1) for caller in (stranger, stranger, stranger, other)]
+        assert [result for result, _ in taken] == [0, 0, -108, 0]
+        assert publisher.told[2] == (True, ("too many connections",))
+        carried = [gevent.get_hub().threadpool.apply(service.accept)[0] for _ in range(3)]
+        for (_, channel), local in ((taken[0], carried[0]), (taken[3], carried[2])):
+            kkp2p.close_fd(channel.fd)
+            local.close()
+        publisher.until(6)
+        taken.append(call(stranger, 1))
+        assert taken[-1][0] == 0
+        carried[1].close()
+        for _, channel in (taken[1], taken[-1]):
+            kkp2p.close_fd(channel.fd)
+
+
 def test_targets_by_name() -> None:
     assert str(PortTarget(("::1", "127.0.0.1"), 80)) == "[::1]:80"
     assert str(PathTarget("/run/x")) == "unix:/run/x"

@@ -78,9 +78,9 @@ class Visitor:
         binding = "tls-server-end-point", self.server.identity.binding
         return mechanism.make_server(lambda _: kept, channel_binding=binding)
 
-    def log_in(self, **welcome: Any) -> None:
+    def log_in(self, iterations: int = 4096, **welcome: Any) -> None:
         """Be a good cloud until the welcome; its fields may be replaced."""
-        scram = self.scram()
+        scram = self.scram(iterations)
         scram.set_client_first(self.receive("login")["scram"])
         self.send("challenge", scram=scram.get_server_first())
         scram.set_client_final(self.receive("proof")["scram"])

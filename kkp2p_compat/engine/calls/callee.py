@@ -15,7 +15,6 @@ from gevent.event import Event
 from ... import _codes
 from ..._errors import BadPacket, NoPath, TimedOut
 from ..._io import time_limit
-from ..channels.accept_queue import KEPT_PART
 from ..links.link_table import LinkTable
 from ..links.peer_link import LinkInfo, PeerLink
 from ..links.pins import UNPROVEN, Pins
@@ -25,6 +24,7 @@ from ..paths.path_finder import Path
 from ..paths.relay_paths import RelayAccess, RelayPaths
 from ..paths.turn_meeting import HiddenMeeting, TurnMeeting
 from ..paths.underlay import Underlay
+from ..runtime.shares import share_of
 from ..runtime.timeline import Timeline
 from ..signalling.direct_offer import DirectOffer
 from ..signalling.offer import Offer
@@ -32,7 +32,7 @@ from ..signalling.own_side import OwnSide
 from .caller import RELAY_PLAN
 from .pace import Pace
 
-__all__ = ["Callee", "IncomingCall", "share_of"]
+__all__ = ["Callee", "IncomingCall"]
 
 # Our choices.
 LOOK_S = 0.5  # how long a caller whose path is dead waits for what STUN says of our addresses
@@ -41,17 +41,11 @@ MAX_MEETING = 2048  # calls of others whose path is being looked for
 ANSWER_GRACE_S = 2.0  # after the time of a call is over: the caller may have been just in time
 
 
-def share_of(most: int, has_account: bool) -> int:
-    """How many of what calls take up may be taken when this caller comes: a part is kept for
-    callers with an account, whatever strangers do.
-    """
-    return most if has_account else most - most // KEPT_PART
-
-
 class IncomingCall:
     """A call that we answer.  What carries it, the cloud or a LAN search, makes a subclass.
 
     ``caller_id``: of a caller that has logged in, if the cloud vouches for it; else "".
+    ``share``: whose part of our room it takes up.
     ``call_id``: what the track calls it; "" on the LAN.
     ``to_stranger``: the caller need not know addresses of ours that the world does not see.
     ``meeting`` is set when the caller may trickle.
@@ -63,7 +57,7 @@ class IncomingCall:
     has_relay = False
 
     def __init__(
-        self, offer: Offer, text: str, own_id: str, name: str, budget_s: float,
+        self, offer: Offer, text: str, own_id: str, name: str, budget_s: float, share: str,
         caller_id: str = "", call_id: str = "", to_stranger: bool = False,
     ) -> None:  # fmt: skip
         self.offer = offer
@@ -71,6 +65,7 @@ class IncomingCall:
         self.own_id = own_id
         self.name = name
         self.budget_s = budget_s
+        self.share = share
         self.caller_id = caller_id
         self.call_id = call_id
         self.to_stranger = to_stranger
@@ -109,7 +104,7 @@ class Callee:
             self._pins.check_unproven(call.caller_id, UNPROVEN)
         underlay = self._network.underlay()
         moved = self._find_link(offer.restarts)
-        self._see_if_there_is_room(underlay, moved, bool(call.caller_id))
+        self._see_if_there_is_room(underlay, moved, call)
         late = TimedOut("no path to the caller was found")
         with time_limit(call.budget_s + ANSWER_GRACE_S, late):
             self._paces[bool(call.caller_id)].wait()
@@ -179,9 +174,10 @@ class Callee:
         return link
 
     def _see_if_there_is_room(
-        self, underlay: Underlay, moved: PeerLink | None, has_account: bool
+        self, underlay: Underlay, moved: PeerLink | None, call: IncomingCall
     ) -> None:
-        full = moved is None and len(self._links) >= share_of(MAX_LINKS, has_account)
+        has_account, shares = bool(call.caller_id), self._links.shares
+        full = moved is None and not shares.has_room(MAX_LINKS, call.share, has_account)
         if full or len(underlay.searches.finder) >= share_of(MAX_MEETING, has_account):
             raise NoPath("too many connections with peers")  # but the relay is a way
 
@@ -302,5 +298,6 @@ def _link_info(call: IncomingCall, met: Met) -> LinkInfo:
         is_lan=not call.has_relay,
         mode=call.offer.mode,
         caller_id=call.caller_id,
+        share=call.share,
         met=met,
     )

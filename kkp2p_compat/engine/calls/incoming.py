@@ -26,8 +26,9 @@ from ..channels.acceptor import Acceptor
 from ..links.link_table import LinkTable
 from ..links.pins import PLAIN, Pins
 from ..paths.relay_paths import RelayAccess
+from ..runtime.shares import Shares, stranger_at
 from ..signalling.offer import Offer, parse_offer_untrusted, vouched_untrusted
-from .callee import Callee, IncomingCall, share_of
+from .callee import Callee, IncomingCall
 from .cloud_call import RelayPlaces, answer_call
 
 __all__ = ["IncomingCalls"]
@@ -53,6 +54,7 @@ class _CloudCall(IncomingCall):
             own_id,
             _caller(message),
             budget_s,
+            _share(message),
             _caller_id(message),
             message["call"],
             _is_far_stranger(message),
@@ -86,6 +88,7 @@ class IncomingCalls:
         self._log = log
         self._spawn = spawn
         self._peer_id = ""
+        self._shares = Shares()  # of those that are being answered
         self._answering: dict[tuple[Link, str], gevent.Greenlet[..., Any]] = {}
         self._meeting: dict[tuple[Link, str], IncomingCall] = {}  # of those, what may be direct
 
@@ -156,13 +159,19 @@ class IncomingCalls:
         )
 
     def _handle_offer(self, link: Link, message: Message) -> None:
-        if len(self._answering) >= share_of(MAX_ANSWERING, bool(_caller_id(message))):
+        share, has_account = _share(message), bool(_caller_id(message))
+        if not self._shares.has_room(MAX_ANSWERING, share, has_account):
             self._decline(link, message, "busy")
             return
         key = link, message["call"]
         greenlet = self._spawn(self._answer, link, message)
         self._answering[key] = greenlet
-        greenlet.rawlink(lambda _: self._answering.pop(key, None))
+        self._shares.enter(share)
+        greenlet.rawlink(lambda _: self._handle_answered(key, share))
+
+    def _handle_answered(self, key: tuple[Link, str], share: str) -> None:
+        del self._answering[key]
+        self._shares.leave(share)
 
     def _answer(self, link: Link, message: Message) -> None:
         try:
@@ -191,7 +200,8 @@ class IncomingCalls:
             time_limit(budget_s, TimedOut("the caller did not come to the relay")),
         ):
             stream = answer_call(link, message, offer)
-        self._acceptor.take(stream, self._peer_id, _caller_id(message), _caller(message))
+        who = _caller_id(message), _caller(message), _share(message)
+        self._acceptor.take(stream, self._peer_id, *who)
 
     def _meet(self, link: Link, message: Message, offer: Offer, budget_s: float) -> None:
         if offer.restarts is None:
@@ -219,6 +229,12 @@ def _caller(message: Message) -> str:
     """Who calls, for the log: the cloud knows those that have logged in."""
     peer_id = _caller_id(message)
     return repr(peer_id) if peer_id else "a stranger"
+
+
+def _share(message: Message) -> str:
+    """Whose part of our room this call takes up; an old track does not tell where a stranger is."""
+    seen = message.get("seen")
+    return _caller_id(message) or stranger_at(seen[0] if isinstance(seen, list) and seen else None)
 
 
 def _is_far_stranger(message: Message) -> bool:

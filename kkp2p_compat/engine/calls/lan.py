@@ -25,6 +25,7 @@ from ..links.peer_link import PeerLink
 from ..links.pins import UNPROVEN, Pins
 from ..paths.meeting import Met
 from ..paths.network import Network
+from ..runtime.shares import stranger_at
 from ..runtime.timeline import Timeline
 from ..signalling.offer import parse_direct_answer_untrusted, parse_offer_untrusted
 from ..signalling.own_side import OwnSide
@@ -89,7 +90,8 @@ class _LanCall(IncomingCall):
     """A call that came by a search."""
 
     def __init__(self, text: str, own_id: str, source: Address) -> None:
-        super().__init__(parse_offer_untrusted(text), text, own_id, f"{source[0]} (LAN)", MEETING_S)
+        name, offer = f"{source[0]} (LAN)", parse_offer_untrusted(text)
+        super().__init__(offer, text, own_id, name, MEETING_S, stranger_at(source[0]))
         self.answered: AsyncResult[str] = AsyncResult()
 
     def answer(self, text: str) -> None:

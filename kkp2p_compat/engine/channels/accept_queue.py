@@ -17,10 +17,10 @@ from gevent import monkey
 
 from ..._errors import EngineClosed, from_os_error
 from ..._io import READ, wait_fd
+from ..runtime.shares import KEPT_PART
 
 __all__ = ["AcceptQueue"]
 
-KEPT_PART = 4  # our choice: one in so many places
 MAX_ENTRIES = 65_536  # our choice: with the errors that nobody takes
 
 T = TypeVar("T")

@@ -26,9 +26,10 @@ class Acceptor:
     ``own_id``: the peer id that was called.  ``caller_id``: the caller's, if the cloud vouches for
     it; else "".  ``taker``: gets what would go into the queue, with the caller's id; it accepts or
     refuses, and then gives back the place, by calling what it gets last.
+    ``share``: whose part of our room the caller takes up.
     """
 
-    taker: Callable[[OpenStream, str, Callable[[], object]], object] | None = None
+    taker: Callable[[OpenStream, str, str, Callable[[], object]], object] | None = None
 
     def __init__(
         self, channels: ChannelTable, queue: AcceptQueue[Channel], patience_s: float,
@@ -42,13 +43,15 @@ class Acceptor:
         self.accepted = self.refused = 0  # channels
         self._is_refusing = False  # because all places are taken
 
-    def take(self, stream: OpenStream, own_id: str, caller_id: str, caller: str) -> None:
+    def take(
+        self, stream: OpenStream, own_id: str, caller_id: str, caller: str, share: str
+    ) -> None:
         """Accept a stream that a peer has opened, or refuse it.  ``caller``: who, for the log."""
         try:
             self._reserve(own_id, caller_id)
             if self.taker is not None:
                 self.accepted += 1
-                self.taker(stream, caller_id, self.queue.release)
+                self.taker(stream, caller_id, share, self.queue.release)
                 return
             channel = self._open(stream, own_id, caller_id, caller)
         except KKP2PError:
@@ -72,7 +75,7 @@ class Acceptor:
         stream = LinkStream(
             link, offered.stream_id, offered.channel_type, offered.encrypt_data, offered.desc
         )
-        self.take(stream, link.info.own_id, link.info.caller_id, link.name)
+        self.take(stream, link.info.own_id, link.info.caller_id, link.name, link.info.share)
 
     @contextlib.contextmanager
     def place(self, own_id: str, caller_id: str, *, held: bool) -> Iterator[None]:

@@ -15,6 +15,7 @@ from ...transport.udp.peer_connection import PeerConnection
 from ...transport.udp.stream_table import REFUSED_UNSUPPORTED
 from ...transport.udp.transport_settings import TransportSettings
 from ..paths.network import Network
+from ..runtime.shares import Shares
 from .peer_link import LinkInfo, PeerLink, Roams
 from .pins import Pins
 from .traffic import Traffic, TrafficTable
@@ -36,6 +37,7 @@ class LinkTable:
         self._pins = pins
         self._on_offered = on_offered
         self._log = log
+        self.shares = Shares()  # of links that peers made
         self._links: set[PeerLink] = set()
         self._traffic = TrafficTable()
 
@@ -78,11 +80,15 @@ class LinkTable:
             self._pins,
         )
         self._links.add(link)
+        if not info.is_caller:
+            self.shares.enter(info.share)
         self._log.info("%s: %s, %s", info.name, link.describe(), callee.cipher)
         return link
 
     def _forget(self, link: PeerLink) -> None:
         self._links.discard(link)
+        if not link.info.is_caller:
+            self.shares.leave(link.info.share)
         self._look_at_traffic(link)
         self._traffic.forget(link.connection)
 

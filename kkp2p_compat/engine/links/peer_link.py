@@ -49,6 +49,7 @@ class LinkInfo:
     own_id: str = ""  # that the peer called us by; "": we called
     is_lan: bool  # offer and answer went over the LAN, not over the cloud
     caller_id: str = ""  # of the peer that called us, if the cloud vouches for it
+    share: str = ""  # whose part of our room it takes up, if the peer called us
     mode: int
     met: Met
 

@@ -22,9 +22,9 @@ from ..._io import READ, time_limit
 from ..._sentence import Sentence, said
 from ...transport.udp.pipe import MessagePort
 from ...transport.udp.stream_table import REFUSED_BUSY, REFUSED_SILENT, REFUSED_UNSUPPORTED
-from ..calls.callee import share_of
 from ..links.background import Background
 from ..links.streams import OpenStream
+from ..runtime.shares import Shares
 from .proxied import Proxied, Watch
 from .targets import Target
 from .udp_socket import MAX_BYTES, why_lost
@@ -33,7 +33,7 @@ __all__ = ["Published", "Targets"]
 
 # Our choices.
 CONNECT_S = 5.0  # for a target to answer: its caller waits for twice as long by default
-MAX_CONNECTIONS = 10_000  # callers without an account may have three quarters of them
+MAX_CONNECTIONS = 10_000
 IDLE_S = 180.0  # a UDP channel without datagrams; a proxy ends its own after 120 s
 SWEEP_S = 15.0  # how often idle ones are looked for
 READS_PER_TURN = 64  # datagrams; about a millisecond
@@ -54,28 +54,32 @@ class Published:
         self._targets: Targets = dict(targets)
         self._kind = _UdpConnection if is_udp else _TcpConnection
         self._connections: set[_Connection] = set()
+        self._shares = Shares()
         self._none_left = Event()
         self._numbers = itertools.count(1)
         self._sweeping = gevent.get_hub().loop.timer(SWEEP_S, SWEEP_S)
         self._sweeping.start(self._sweep)
 
-    def take(self, stream: OpenStream, caller_id: str, release: Callable[[], object]) -> None:
+    def take(
+        self, stream: OpenStream, caller_id: str, share: str, release: Callable[[], object]
+    ) -> None:
         """Accept or refuse; ``release`` is called when that is decided."""
         name = Sentence("connection {number}", number=next(self._numbers))
         proxied = Proxied(caller_id, name, 0)
         proxied.target = ""
-        connection = self._kind(self, stream, proxied)
+        connection = self._kind(self, stream, proxied, share)
         target = self._targets.get(stream.desc, self._targets.get(None))
         if stream.channel_type != self._kind.channel_type:
             connection.refuse("a channel of the other kind, TCP or UDP", REFUSED_UNSUPPORTED)
         elif target is None:
             why = Sentence("no target for connect_desc {desc}", desc=stream.desc)
             connection.refuse(why, REFUSED_UNSUPPORTED)
-        elif len(self._connections) >= share_of(MAX_CONNECTIONS, bool(caller_id)):
+        elif not self._shares.has_room(MAX_CONNECTIONS, share, bool(caller_id)):
             connection.refuse(Sentence("too many connections"), REFUSED_BUSY)
         else:
             proxied.target = str(target)
             self._connections.add(connection)
+            self._shares.enter(share)
             self._none_left.clear()
             connection.dial(target, release)
             return
@@ -91,7 +95,9 @@ class Published:
             self._none_left.wait()
 
     def forget(self, connection: _Connection) -> None:
-        self._connections.discard(connection)
+        if connection in self._connections:  # one that was refused at once is not
+            self._connections.remove(connection)
+            self._shares.leave(connection.share)
         if not self._connections:
             self._none_left.set()
 
@@ -107,7 +113,10 @@ class _Connection:
     channel_type: int
     _port: MessagePort | None = None  # of UDP, while it is carried
 
-    def __init__(self, published: Published, stream: OpenStream, proxied: Proxied) -> None:
+    def __init__(
+        self, published: Published, stream: OpenStream, proxied: Proxied, share: str
+    ) -> None:
+        self.share = share
         self._published = published
         self._stream = stream
         self._proxied = proxied

@@ -166,6 +166,23 @@ def test_too_many_links(
     check_carries(mine, theirs)
 
 
+def test_one_address_leaves_links_for_others(
+    monkeypatch: pytest.MonkeyPatch, make_engine: MakeEngine, peer: kkp2p.engine_t
+) -> None:
+    monkeypatch.setattr(callee_module, "MAX_LINKS", 4)  # strangers may have three of them
+    strangers, channel = [make_engine() for _ in range(3)], kkp2p.channel_t()
+    for stranger in strangers[:2]:
+        check_carries(connect(stranger), accept(peer))
+    assert kkp2p.connect(strangers[2], ctx_to("peer"), channel) == -109
+    other = make_engine()
+    assert kkp2p.join_net(other, "other", SECRET) == 0
+    check_carries(connect(other), accept(peer))
+    for gone in (strangers[0], other):
+        kkp2p.engine_destroy(gone)
+    until(lambda: len(links(peer)) == 1)
+    check_carries(connect(strangers[2]), accept(peer))  # what the others had is there for it
+
+
 # Without a path.
 
 

@@ -41,7 +41,7 @@ class World:
 
         def in_engine() -> None:
             sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, fileno=fd)
-            self.acceptor.take(SplicedStream(sock, 7), "bob", "alice", "'alice'")
+            self.acceptor.take(SplicedStream(sock, 7), "bob", "alice", "'alice'", "alice")
 
         self.call(in_engine)
         return theirs
