@@ -225,8 +225,12 @@ def test_a_time_out_of_the_call_is_no_reason_to_try_the_next_address(make: Make)
 
 
 def test_a_time_out_of_a_call_leaves_the_link_to_the_others(make: Make, serve: Serve) -> None:
+    calls: list[Message] = []
+
     def script(visitor: Visitor) -> None:
-        first, second = next_but_routes(visitor), next_but_routes(visitor)
+        for _ in range(2):
+            calls.append(next_but_routes(visitor))
+        first, second = calls
         for _ in range(2):
             message = visitor.receive()
             if message["op"] == "beat":  # the client wonders whether we live
@@ -237,8 +241,11 @@ def test_a_time_out_of_a_call_leaves_the_link_to_the_others(make: Make, serve: S
         visitor.wait_until_gone()
 
     client = make(serve(script))
-    first = gevent.spawn(call_within, client, 0.1)
+    first = gevent.spawn(make_call, client, ctx(), PATIENCE_S, "")
+    wait_for(lambda: calls)
     second = gevent.spawn(make_call, client, ctx(), PATIENCE_S, "")
+    wait_for(lambda: len(calls) == 2)
+    first.kill(TimedOut("as its time limit says"))
     with pytest.raises(TimedOut):
         first.get()
     with pytest.raises(KKP2PError, match="queue is full"):
