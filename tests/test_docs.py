@@ -63,6 +63,16 @@ def test_there_is_such_a_name(file: str, name: str) -> None:
     assert re.search(rf"^ *((def|class) {name}\b|{name}\b.*[:=])", source, re.MULTILINE)
 
 
+def test_each_row_of_the_threat_model_names_a_test() -> None:
+    _, _, *rows = re.split(r"\n   \* -", PAGES["SECURITY.rst"])  # what is before them, the head
+    assert len(rows) > 20
+    for row in rows:
+        cells = re.split(r"\n     -", row.partition("\n\n")[0])
+        assert len(cells) == 4
+        assert "::test_" in cells[3]
+        assert not any("::test_" in cell for cell in cells[:3])
+
+
 @pytest.mark.parametrize(("file", "name"), TESTS)
 def test_there_is_such_a_test(file: str, name: str) -> None:
     tree = ast.parse((ROOT / "tests" / file).read_text())
