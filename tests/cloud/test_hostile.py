@@ -8,6 +8,7 @@ import os
 import socket
 import struct
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -233,10 +234,9 @@ def test_messages_per_second_are_limited() -> None:
         assert 50 <= len(answers) < 1000
 
 
-@pytest.mark.parametrize("of_whom", ["bytes_per_s", "bytes_per_s_per_address"])
-def test_who_sends_more_than_its_share_waits_and_nobody_else(of_whom: str) -> None:
+def test_who_sends_more_than_its_share_waits_and_nobody_else() -> None:
     """It is not even read; so the kernel makes it wait.  It loses nothing."""
-    with _attacked(**{of_whom: 20_000.0}, burst_s=0.02) as cloud:
+    with _attacked(bytes_per_s=20_000.0, burst_s=0.02) as cloud:
         with Client(cloud.address) as client, Client(cloud.address, source="127.0.0.3") as other:
             assert client.ask("beat") == {"op": "beat"}
             (greedy,) = connections(cloud, "127.0.0.1")
@@ -252,6 +252,19 @@ def test_who_sends_more_than_its_share_waits_and_nobody_else(of_whom: str) -> No
                 client.send("beat")
                 gevent.sleep(0)
         until(lambda: cloud.gate.connections == 1)  # it has left while it waited
+
+
+def test_the_connections_of_an_address_have_one_share() -> None:
+    limits = {"bytes_per_s": 1e9, "work": 1e9, "bytes_per_s_per_address": 2000.0}
+    with (
+        _attacked(**limits) as cloud,
+        Client(cloud.address) as greedy,
+        Client(cloud.address, source="127.0.0.3") as other,
+    ):
+        while not cloud.gate.shares.wait_s("127.0.0.1", time.monotonic()):
+            greedy.send("beat")
+            gevent.sleep(0)
+        assert other.ask("beat") == {"op": "beat"}
 
 
 def connections(cloud: Cloud, host: str) -> list[ControlConnection]:
