@@ -162,7 +162,7 @@ def take(channel: kkp2p.channel_t, file: BinaryIO, size: int, timeout: int) -> t
 
 
 def serve(channel: kkp2p.channel_t, folder: int, limit: int, timeout: int) -> bool:
-    fd, answer, source, keeps = channel.fd, NAK, "/", False
+    fd, answer, source, keeps, failed = channel.fd, NAK, "/", False, ""
     try:
         if channel.connect_desc not in (FILE_DESC, RESUMING_DESC):
             raise ValueError(f"unknown protocol,connect desc is :{channel.connect_desc}")
@@ -186,11 +186,9 @@ def serve(channel: kkp2p.channel_t, folder: int, limit: int, timeout: int) -> bo
         print(CLEAR, end="", file=sys.stderr)
         print(f"received {name!r}, {size} bytes, {rate}, mode is {channel.transmit_mode}.")
     except ConnectionError as error:
-        kept = "; what has come is kept" if keeps else ""
-        print(f"{CLEAR}not received: {error}{kept}.", file=sys.stderr)
+        failed = f"{error}; what has come is kept" if keeps else f"{error}"
     except (OSError, ValueError) as error:
-        keeps = False
-        print(f"{CLEAR}not received: {error}.", file=sys.stderr)
+        keeps, failed = False, f"{error}"
     finally:
         bars.pop(fd, None)
         try:
@@ -199,9 +197,11 @@ def serve(channel: kkp2p.channel_t, folder: int, limit: int, timeout: int) -> bo
             else:
                 with contextlib.suppress(OSError):  # it has a name by now, or never had one
                     os.unlink(source, dir_fd=folder)
-        finally:  # whoever hears the answer finds the folder as it stays
+        finally:  # whoever hears the answer, or reads why, finds the folder as it stays
             kkp2p.write(fd, answer, len(answer), 1000)
             kkp2p.close_fd(fd)
+    if failed:
+        print(f"{CLEAR}not received: {failed}.", file=sys.stderr)
     return answer[:1] == ACK
 
 

@@ -106,7 +106,7 @@ def test_the_track_tells_each_side_where_the_other_is(scene: Scene) -> None:
 
 def guesses(vouched: frozenset[str] | None) -> Guesses:
     listed = Candidate("srflx", 1, VICTIM, 4000)
-    return Guesses({(VICTIM, 4000): listed}, lambda *_: None, vouched)
+    return Guesses({(VICTIM, 4000): listed}, lambda *_, **__: None, vouched)
 
 
 @pytest.mark.parametrize(("vouched", "count"), [(None, 3), (frozenset({VICTIM}), 3)])

@@ -26,7 +26,7 @@ HOME = ("192.0.2.1", 5)
 MET: Any = SimpleNamespace(
     path=Path(HOME, 0.01),
     reason="",
-    timeline=SimpleNamespace(note=lambda *_: None),
+    timeline=SimpleNamespace(note=lambda *_, **__: None),
     ours=SimpleNamespace(proves=False),
 )
 
