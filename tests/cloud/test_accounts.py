@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import re
 import sqlite3
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from scramp import ScramMechanism
 
+from helpers.support import ENVIRONMENT
 from kkp2p_compat.cli import main
 from kkp2p_compat.cloud.accounts import Accounts, default_data
 from kkp2p_compat.cloud.directory_local import LocalDirectory
@@ -111,3 +113,19 @@ def test_a_data_folder_that_cannot_be_used(
     assert "Traceback" not in capsys.readouterr().err
     with pytest.raises(sqlite3.Error):
         Accounts(tmp_path)
+
+
+IN_A_THREAD = """
+import threading
+from kkp2p_compat.cloud.accounts import Accounts
+made = []
+thread = threading.Thread(target=lambda: made.append(Accounts(None)))
+thread.start()
+thread.join()
+"""
+
+
+def test_accounts_in_memory_end_with_the_program_whoever_made_them() -> None:
+    command = [sys.executable, "-W", "error", "-c", IN_A_THREAD]
+    ended = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
