@@ -39,14 +39,17 @@ def is_ip(text: str) -> bool:
     return True
 
 
-def network_of(ip: str) -> str:
-    """What one host may have for itself: an IPv4 address, or the /64 of an IPv6 one."""
-    address = ipaddress.ip_address(ip.partition("%")[0])
-    if isinstance(address, ipaddress.IPv4Address):
+def network_of(ip: str, bits: int = 64) -> str:
+    """An IPv4 address itself, or the network of so many bits around an IPv6 one.
+
+    By 64 it is what one host may have for itself.
+    """
+    if ":" not in ip:
         return ip
+    address = ipaddress.IPv6Address(ip.partition("%")[0])
     if address.ipv4_mapped is not None:
         return str(address.ipv4_mapped)
-    return f"{ipaddress.IPv6Address(int(address) >> 64 << 64)}/64"
+    return f"{ipaddress.IPv6Address(int(address) >> 128 - bits << 128 - bits)}/{bits}"
 
 
 def parse_host_port(text: str, *, default: int | None = None, lowest: int = 1) -> HostPort:

@@ -12,6 +12,7 @@ import functools
 import ipaddress
 from collections import Counter, OrderedDict
 
+from .._address import network_of
 from .._bucket import Bucket
 
 __all__ = [
@@ -37,19 +38,13 @@ def address_keys(host: str) -> tuple[str, ...]:
 
     Loopback has none around it.
     """
-    if ":" in host:
-        address = ipaddress.IPv6Address(host.partition("%")[0])
-        if address.ipv4_mapped is None:
-            return ("::1",) if address.is_loopback else _networks(int(address))
-        host = str(address.ipv4_mapped)
-    return (host,) if host.startswith("127.") else (host, f"{host.rpartition('.')[0]}.0/24")
-
-
-def _networks(address: int) -> tuple[str, ...]:
-    return tuple(
-        f"{ipaddress.IPv6Address(address >> 128 - bits << 128 - bits)}/{bits}"
-        for bits in (64, 56, 48)
-    )
+    narrowest = network_of(host)
+    if ":" not in narrowest:
+        around = () if narrowest.startswith("127.") else (f"{narrowest.rpartition('.')[0]}.0/24",)
+        return (narrowest, *around)
+    if ipaddress.IPv6Address(host.partition("%")[0]).is_loopback:
+        return ("::1",)
+    return narrowest, network_of(host, 56), network_of(host, 48)
 
 
 def address_key(host: str) -> str:

@@ -30,9 +30,7 @@ def fleet(redis_server: RedisServer) -> Iterator[Fleet]:
             cloud.nodes.take_turn()
         made = Fleet(Shared(), clouds)
         yield made
-        for client in made.clients:
-            client.close()
-        until(made.is_clean)
+        made.end()
 
 
 def back(fleet: Fleet) -> None:

@@ -18,9 +18,7 @@ def fleet() -> Iterator[Fleet]:
     with running_nodes(3, ACCOUNTS) as (shared, clouds):
         made = Fleet(shared, clouds)
         yield made
-        for client in made.clients:
-            client.close()
-        until(made.is_clean)
+        made.end()
         if shared.away:
             shared.come_back()  # what it could not be told meanwhile it is told now
         until(lambda: not shared.presences)

@@ -201,6 +201,12 @@ class Fleet:
             assert answer["op"] == "welcome", answer
         return client
 
+    def end(self) -> None:
+        """Nothing is left of any call."""
+        for client in self.clients:
+            client.close()
+        until(self.is_clean)
+
     def received(self, count: int) -> list[dict[str, Any]]:
         """So many messages of the callee, which has no more."""
         found = [self.callee.receive() for _ in range(count)]
@@ -233,6 +239,4 @@ def running_fleet() -> Iterator[Fleet]:
     with running_nodes(2, ACCOUNTS) as (shared, clouds):
         made = Fleet(shared, clouds)
         yield made
-        for client in made.clients:
-            client.close()
-        until(made.is_clean)
+        made.end()
