@@ -290,7 +290,7 @@ def test_a_forwarder_of_standard_output_does_not_outlive_its_reader(
 def test_a_target_that_refuses(publish: Publish, proxy: StartProxy, held_port: int) -> None:
     publisher = publish(str(held_port))
     tool, port = proxy()
-    with call(port) as sock, pytest.raises(ConnectionResetError):
+    with pytest.raises(ConnectionResetError), call(port) as sock:
         sock.recv(1)
     assert tool.event()["problems"] == [SILENT]
     failed = publisher.event()
@@ -322,7 +322,7 @@ def test_a_target_for_each_connect_desc(
     assert [publisher.event()["event"] for _ in range(2)] == ["connected", "ended"]
     for desc, problem in (("1", SILENT), ("0", "the peer takes no such channel here")):
         tool, port = proxy("--desc", desc)
-        with call(port) as sock, pytest.raises(ConnectionResetError):
+        with pytest.raises(ConnectionResetError), call(port) as sock:
             sock.recv(1)
         assert tool.event()["problems"] == [problem]
     assert publisher.event()["target"] == f"127.0.0.1:{held_port}"
@@ -332,7 +332,7 @@ def test_a_target_for_each_connect_desc(
 def test_who_may_call(publish: Publish, proxy: StartProxy, echo_port: int) -> None:
     publisher = publish(str(echo_port), "--from", "other")
     tool, port = proxy()
-    with call(port) as sock, pytest.raises(ConnectionResetError):
+    with pytest.raises(ConnectionResetError), call(port) as sock:
         sock.recv(1)
     assert tool.event()["event"] == "failed"
     _, port = proxy("--as", "other")
@@ -389,7 +389,7 @@ def test_datagrams_that_are_lost_are_told_in_the_last_line() -> None:
 
 def test_a_channel_of_the_other_kind(publish: Publish, proxy: StartProxy, echo_port: int) -> None:
     publisher = publish(str(echo_port), "--udp")
-    with call(proxy()[1]) as sock, pytest.raises(ConnectionResetError):
+    with pytest.raises(ConnectionResetError), call(proxy()[1]) as sock:
         sock.recv(1)
     assert publisher.event()["problems"] == ["a channel of the other kind, TCP or UDP"]
 
