@@ -10,7 +10,8 @@ The rules:
   one itself did, or it loses much, *tries* another: uses it for some seconds, measures, and keeps
   the better one.  The loser is not tried again for minutes.
 - The other side follows each move (``transport/udp/paths.py``).  A path that the peer has left for
-  a worse one is held, too; if the peer was still heard there, it has measured, as we would have.
+  a worse one is held, too; if the peer was still heard there, and the path had been used for a
+  while, the peer has measured, as we would have.
 
 The driver's loop: ``offer`` and ``withdraw`` as paths become known and break, ``handle_event`` with
 each event of the connection about paths, ``handle_timer`` when ``next_timer`` is due; then the
@@ -221,15 +222,14 @@ class PathChoice:
     def _handle_followed(self, address: Address, now: float) -> None:
         """The peer has moved, and the connection has followed it."""
         before, option = self.current, self._options.get(address)
+        heard_s = HEARD_S + self._connection.recovery.rtt.least_s / 2
         if option is None:  # the address of a peer that has moved; relays have told us theirs
             kind = PathKind.DIRECT if before.kind.is_relay else before.kind
             self._make_room()
             option = self._options[address] = PathOption(address, kind, self._settings)
         if option.kind.rank <= before.kind.rank:
             option.handle_rehabilitated()
-        elif (
-            self._connection.paths.unheard_s <= HEARD_S + self._connection.recovery.rtt.least_s / 2
-        ):
+        elif self._connection.paths.unheard_s <= heard_s and before.used_s(now) >= LOOK_S:
             before.handle_lost_trial(now)
         else:
             before.handle_failed(now)

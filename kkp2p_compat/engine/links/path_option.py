@@ -91,6 +91,10 @@ class PathOption:
     def handle_used(self, now: float) -> None:
         self._used_since = now
 
+    def used_s(self, now: float) -> float:
+        """For how long it has been in use; negative: it is not."""
+        return now - self._used_since
+
     def handle_failed(self, now: float) -> float:
         """Nothing came through while it was used; for how long it is held."""
         settings = self._settings
@@ -117,7 +121,7 @@ class PathOption:
 
     def rest(self, now: float) -> None:
         """It is not used any more."""
-        if now - self._used_since >= self._settings.stable_s:
+        if self.used_s(now) >= self._settings.stable_s:
             self._failures = 0
         self._used_since = math.inf
 

@@ -81,6 +81,7 @@ class PathValidation:
     def __init__(self, random: Random) -> None:
         self.checks: dict[Address, PathCheck] = {}
         self.next_at = math.inf  # a challenge is due, or an address has not answered
+        self.is_following = False  # the peer seems to have moved
         self.responses: deque[tuple[Address, bytes]] = deque()  # to be sent
         self._random = random
 
@@ -101,6 +102,7 @@ class PathValidation:
 
     def follow(self, address: Address, now: float, interval_s: float) -> None:
         """The peer seems to be there.  Only one at a time: a copier of packets may make us ask."""
+        self.is_following = True
         if (asked := self.checks.get(address)) is not None:
             asked.follows = True
             return
@@ -111,9 +113,16 @@ class PathValidation:
 
     def search(self, address: Address, now: float, interval_s: float) -> None:
         """Connectivity checks have found it."""
-        for check in list(self.checks.values()):
-            check.follows = check.searched = False
+        self.stay()
+        for check in self.checks.values():
+            check.searched = False
         self.ask(address, now, interval_s).searched = True
+
+    def stay(self) -> None:
+        """The peer is not where it seemed to be."""
+        self.is_following = False
+        for check in self.checks.values():
+            check.follows = False
 
     def forget(self, address: Address) -> None:
         if self.checks.pop(address, None) is not None:

@@ -4,12 +4,13 @@ The rules of a move:
 
 - Who decides to move (``move``) does so to an address that has proved that the peer is there.
 - The other side follows: a genuine packet, newer than all others and no mere question or answer
-  about a path, has come from another address, so that one is asked, and used when it answers.
+  about a path, has come from another address, so that one is asked, and used when it answers,
+  unless a newer one has come by the path in use meanwhile.
 - Both may move at once, and each is heard on the old path until it has heard of the other's move.
   So who has decided *settles*: until the peer is heard on the new path, and not for too long, the
   caller follows to no address, the callee to none that it has just left.  The caller's time is the
   longer one, so two sides that still disagree end on the path of the caller.
-- A caller that has followed settles, too, and for a round trip whatever it hears: a callee that has
+- A caller settles for a round trip whatever it hears, also when it has followed: a callee that has
   followed to the caller's old path at the same moment comes back, and they do not swap for ever.
 - What is learnt of a path is kept for a while after it is left.
 """
@@ -130,12 +131,12 @@ class Paths:
             return False
         self._before = self.current.address
         self._enter(address, now, lossless=lossless)
-        self._settle(now, now)
+        self._settle(now)
         return True
 
-    def _settle(self, now: float, heard_counts_from: float) -> None:
+    def _settle(self, now: float) -> None:
         self.settling = True
-        self._heard_counts_from = heard_counts_from
+        self._heard_counts_from = now + (self._recovery.rtt.pto_s if self._is_caller else 0.0)
         self._settled_at = now + max(self._settles_s, 2 * self._recovery.rtt.pto_s)
 
     def handle_newer(self, address: Address, now: float) -> None:
@@ -144,6 +145,7 @@ class Paths:
         if address == current.address:
             self.settling = now < self._heard_counts_from
             self._newest_from = address
+            self.validation.stay()
             return
         if address != self._newest_from:
             self._newest_from, self.unheard_s = address, now - current.heard_at
@@ -173,7 +175,7 @@ class Paths:
             # Of an old path on which something is overdue, nothing more is hoped for.
             self._enter(address, now, lossless=not self._recovery.pto_count)
             if self._is_caller:
-                self._settle(now, now + self._recovery.rtt.pto_s)
+                self._settle(now)
 
     def _enter(self, address: Address, now: float, *, lossless: bool) -> None:
         before, recovery, packer = self.current, self._recovery, self._packer

@@ -298,6 +298,20 @@ def test_sides_with_other_opinions_agree_soon(seed: int) -> None:
     choosing.run_until_uses(choosing.first, 10.0)
 
 
+def test_who_follows_the_peer_away_at_once_does_not_take_it_for_a_measurement() -> None:
+    choosing = Choosing("crossing", PathKind.FRAMED, RELAY)
+    direct = choosing.add(PathKind.DIRECT, DIRECT)
+    choosing.pair.start(LONG, LONG)
+    choosing.run_until_uses(direct, 2.0)
+    choosing.pair.run(None, 0.5)
+    callee = choosing.pair.callee
+    home = choosing.first.of_caller
+    assert callee.connection.move_to(home, choosing.network.now, lossless=True)
+    callee.drive()
+    choosing.run_until_uses(choosing.first, 2.0)
+    choosing.run_until_uses(direct, 10.0)
+
+
 def test_the_peers_packets_from_elsewhere_move_nothing() -> None:
     """Someone who copies packets, and sends them first, from an address that answers nothing."""
     choosing = Choosing("copier", PathKind.LANE, RELAY)

@@ -16,6 +16,8 @@ from .simnet import Address, Conditions, Link, Network
 __all__ = ["Pair", "SidePath", "Transfer", "mbit_per_s"]
 
 CIPHER = "aes-128-gcm"
+_ADDED = 100  # in the addresses of paths that are added
+_FIRST_ADDED = (f"192.0.2.{_ADDED}", 1000)  # its caller's
 
 
 def mbit_per_s(rate: float) -> float:
@@ -63,8 +65,10 @@ class Pair:
         *,
         beside: Pair | None = None,
         wake_s: float = 0.00025,
+        apart: Conditions | None = None,
         **settings: Any,
     ) -> None:
+        """``apart``: of another path, on which the callee begins: ``self.apart``."""
         if beside is None:
             self.network = Network(seed)
             there = there or Conditions()
@@ -79,6 +83,7 @@ class Pair:
         number, random = self.number, self.network.random
         secrets = random(f"secrets {number}").randbytes(32), random(f"s {number}").randbytes(32)
         addresses = (f"192.0.2.{number}", 1000), (f"198.51.100.{number}", 2000)
+        begins_at = addresses[1], addresses[0] if apart is None else _FIRST_ADDED
         ids = random(f"ids {number}").getrandbits(64), random(f"i {number}").getrandbits(64)
 
         def make(name: str, me: int, link: Link) -> Peer:
@@ -89,7 +94,7 @@ class Pair:
                 is_caller=me == 0,
                 local_id=ids[me],
                 remote_id=ids[1 - me],
-                address=addresses[1 - me],
+                address=begins_at[me],
                 now=self.network.now,
                 settings=replace(TransportSettings(), **settings),
                 random=random(f"{name} {number}"),
@@ -99,12 +104,13 @@ class Pair:
         self.caller = make("caller", 0, self.there)
         self.callee = make("callee", 1, self.back)
         self.callee.on_offer = self._accept
+        self.apart = None if apart is None else self.add_path(apart)
         before = self.network.state
         self.network.state = lambda: f"{before()}\n{self.caller}\n{self.callee}"
 
     def add_path(self, there: Conditions, back: Conditions | None = None) -> SidePath:
         """Each side reaches the other at one more address, over links of its own."""
-        network, number = self.network, 100 + len(self.caller.routes)
+        network, number = self.network, _ADDED + len(self.caller.routes)
         wake_s = self.there.wake_s
         made = SidePath(
             Link(network, f"there {number}", there, wake_s),

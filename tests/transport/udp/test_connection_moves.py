@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 
+from helpers.sim.drive import Peer
 from helpers.sim.pair import Pair, SidePath, Transfer, mbit_per_s
 from helpers.sim.simnet import Conditions
 from kkp2p_compat._codes import KKP2P_UDP_CHANNEL
@@ -210,6 +211,54 @@ def test_both_decide_at_once_and_agree_on_the_callers_path() -> None:
     pair.run(lambda: transfer.done, 30)
     assert _addresses(pair) == (one.of_callee, one.of_caller)
     pair.finish()
+
+
+def _ping(side: Peer) -> None:
+    side.connection.ping()
+    side.drive()
+
+
+def _moves(side: Peer) -> list[PathChanged]:
+    return [event for event in side.events if isinstance(event, PathChanged)]
+
+
+def test_who_asks_about_the_peers_old_path_stays_when_the_peer_comes() -> None:
+    """The answer of the old path is later than what the peer has sent by the new one."""
+    pair = Pair("apart", NEAR, apart=replace(NEAR, delay_s=0.01))
+    near = pair.apart
+    assert near is not None
+    _prove(pair, near)
+    _ping(pair.caller)
+    pair.run(None, 0.02)
+    _ping(pair.callee)
+    _move(pair, near)
+    pair.run(None, 0.5)
+    assert _addresses(pair) == (near.of_callee, near.of_caller)
+    assert _moves(pair.caller) == [PathChanged(near.of_callee)]
+    assert not _moves(pair.callee)
+
+
+def test_a_caller_waits_for_who_has_followed_to_the_path_before() -> None:
+    """What it hears by the new path was sent before the callee had heard of the move."""
+    pair = Pair("there and back", NEAR)
+    far = pair.add_path(replace(NEAR, delay_s=0.15))
+    home = pair.caller.connection.address
+    _prove(pair, far)
+    _move(pair, far)
+    pair.run(None, 2.0)
+    _ping(pair.callee)
+    pair.run(None, 0.1)
+    for address in (home, far.of_callee):
+        assert pair.caller.connection.move_to(address, pair.network.now, lossless=True)
+        pair.caller.drive()
+    pair.run(None, 0.04)
+    assert pair.callee.connection.address == pair.caller.address
+    _ping(pair.callee)
+    pair.run(None, 1.0)
+    assert _addresses(pair) == (far.of_callee, far.of_caller)
+    assert _moves(pair.caller) == [
+        PathChanged(each) for each in (far.of_callee, home, far.of_callee)
+    ]
 
 
 def test_two_that_follow_each_other_at_once_do_not_swap_for_ever() -> None:
