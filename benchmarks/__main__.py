@@ -63,18 +63,25 @@ def main() -> None:
         capi.run(quick=options.quick)
     elif options.what == "chaos":
         chaos.run(
-            options.minutes, options.seed, options.transfers, peers=options.peers,
+            options.minutes,
+            options.seed,
+            options.transfers,
+            peers=options.peers,
             verbose=options.verbose,
-        )  # fmt: skip
+        )
     elif options.what == "compare":
         load = _sized(compare.LOAD, options)
         words = _words(options, options.revision)
         compare.run(words, load, options.revision, options.only or [], options.json)
     elif options.what == "fleet":
         fleet.run(
-            options.quick, options.only or [], options.peers,
-            minutes=options.minutes, seed=options.seed, verbose=options.verbose,
-        )  # fmt: skip
+            options.quick,
+            options.only or [],
+            options.peers,
+            minutes=options.minutes,
+            seed=options.seed,
+            verbose=options.verbose,
+        )
     elif options.what == "hostile":
         hostile.run(options.quick, options.only or [])
     elif options.what == "moves":

@@ -61,10 +61,20 @@ class Crowd:
         cloud = net.host("cloud", addresses=2)
         self._world = net.process.pid
         process = run(
-            cloud, CLOUD_PORT, "-m", "kkp2p_compat", "cloud", "--data", "data",
-            "--listen", f"0.0.0.0:{CLOUD_PORT}", "--account", f"{PEER}:{SECRET}",
-            "--stun-address", cloud.addresses[1],
-        )  # fmt: skip
+            cloud,
+            CLOUD_PORT,
+            "-m",
+            "kkp2p_compat",
+            "cloud",
+            "--data",
+            "data",
+            "--listen",
+            f"0.0.0.0:{CLOUD_PORT}",
+            "--account",
+            f"{PEER}:{SECRET}",
+            "--stun-address",
+            cloud.addresses[1],
+        )
         assert process.stdout is not None
         threading.Thread(target=process.stdout.read, daemon=True).start()  # or its log gets stuck
         self._cloud = process.pid
@@ -85,9 +95,11 @@ class Crowd:
         """Of all that takes part: what the machine is busy with."""
         callers = sum(Usage(end.pid).cpu_s for end in self._ends)
         return {
-            "callee": self.usage().cpu_s, "callers": callers,
-            "cloud": Usage(self._cloud).cpu_s, "lab": Usage(self._world).cpu_s,
-        }  # fmt: skip
+            "callee": self.usage().cpu_s,
+            "callers": callers,
+            "cloud": Usage(self._cloud).cpu_s,
+            "lab": Usage(self._world).cpu_s,
+        }
 
     def start(self) -> None:
         """Engines that know their NAT: what is measured is calls, not the start of programs.
@@ -132,9 +144,10 @@ def run(quick: bool, rounds: int = 2) -> None:
     nats, programs, engines = (2, 1, 10) if quick else (5, 5, 20)
     print(f"{os.cpu_count()} cores; Python {sys.version.split()[0]}")
     with (
-        tempfile.TemporaryDirectory() as folder, runner() as start,
+        tempfile.TemporaryDirectory() as folder,
+        runner() as start,
         closing(Lab(Path(folder))) as lab,
-    ):  # fmt: skip
+    ):
         crowd = Crowd(lab, start, nats, programs, engines)
         began = time.monotonic()
         crowd.start()

@@ -69,9 +69,11 @@ def state() -> dict[str, Any]:
 def _state_of(engine: Any) -> dict[str, Any]:
     underlay = engine.network.underlay()
     return {
-        "channels": len(engine.channels), "links": len(engine.links),
-        "searches": len(underlay.searches.finder), "accepted": len(_channels),
-    }  # fmt: skip
+        "channels": len(engine.channels),
+        "links": len(engine.links),
+        "searches": len(underlay.searches.finder),
+        "accepted": len(_channels),
+    }
 
 
 def start(login: str, count: int) -> dict[str, Any]:
@@ -160,9 +162,14 @@ def leave() -> dict[str, Any]:
 
 
 QUESTIONS: dict[str, Callable[..., dict[str, Any]]] = {
-    "join": join, "state": state, "start": start, "call": call, "close": close,
-    "part": part, "leave": leave,
-}  # fmt: skip
+    "join": join,
+    "state": state,
+    "start": start,
+    "call": call,
+    "close": close,
+    "part": part,
+    "leave": leave,
+}
 
 
 if __name__ == "__main__":

@@ -36,10 +36,7 @@ def run(*, quick: bool) -> None:
         port = str(cloud_port(cloud))
         server = stack.enter_context(started(*ENDS, "serve", port, folder=folder))
         server.line()  # it has logged in
-        callers = {
-            "C": [str(_compiled(folder))],
-            "Python": [sys.executable, *ENDS, "call", port],
-        }
+        callers = {"C": [str(_compiled(folder))], "Python": [sys.executable, *ENDS, "call", port]}
         for mode, text in MODES.items():
             print(f"{text}:", flush=True)
             words = [PEER, mode, str(trips), str(megabytes)]
@@ -53,9 +50,17 @@ def run(*, quick: bool) -> None:
 def _compiled(folder: Path) -> Path:
     built = library(folder / "library")
     command = [
-        "cc", "-O2", str(CALLER), f"-I{built.include}", f"-L{built.lib}", "-lkkp2p",
-        f"-Wl,-rpath,{built.lib}", "-pthread", "-o", str(folder / "caller"),
-    ]  # fmt: skip
+        "cc",
+        "-O2",
+        str(CALLER),
+        f"-I{built.include}",
+        f"-L{built.lib}",
+        "-lkkp2p",
+        f"-Wl,-rpath,{built.lib}",
+        "-pthread",
+        "-o",
+        str(folder / "caller"),
+    ]
     subprocess.run(command, check=True)
     return folder / "caller"
 

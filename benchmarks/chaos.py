@@ -54,11 +54,14 @@ DESCRIPTORS = 400  # of a peer
 PEERS, AT_ONCE, PAUSE_S = 8, 4, 1.0  # calls of each, and the mean pause after each
 AFTER_S = 15.0  # our choice: until a program is started and online again, a dead path is left
 BOXES = {
-    "full cone": nat.FULL_CONE, "address-restricted": nat.ADDRESS_RESTRICTED,
-    "port-restricted": nat.PORT_RESTRICTED, "sequential": nat.SYMMETRIC_SEQUENTIAL,
-    "random": nat.SYMMETRIC_RANDOM, "behind a carrier's": nat.PORT_RESTRICTED,
+    "full cone": nat.FULL_CONE,
+    "address-restricted": nat.ADDRESS_RESTRICTED,
+    "port-restricted": nat.PORT_RESTRICTED,
+    "sequential": nat.SYMMETRIC_SEQUENTIAL,
+    "random": nat.SYMMETRIC_RANDOM,
+    "behind a carrier's": nat.PORT_RESTRICTED,
     "UDP blocked": nat.PORT_RESTRICTED,
-}  # fmt: skip
+}
 
 # Of each kind: what it hits, how often (weight), and how many seconds it lasts.
 FAULTS = {
@@ -78,7 +81,7 @@ FAULTS = {
     "kill cloud": ("cloud", 2, (0.5, 3.0)),
     "stop cloud": ("cloud", 2, (0.5, 4.0)),
     "cut cloud": ("cloud", 2, (1.0, 5.0)),
-}  # fmt: skip
+}
 
 
 class Fault(NamedTuple):
@@ -209,7 +212,7 @@ class Results:
         return any(
             began <= record["ended"] and record["began"] <= ended + AFTER_S and whom & ends
             for began, ended, whom in self.hits
-        )  # fmt: skip
+        )
 
 
 class Chaos:
@@ -227,18 +230,23 @@ class Chaos:
         self.relays = [Service(run, host, *command, "--role", "relay") for host in hosts]
         accounts = [f"--account=peer{number}:{SECRET}" for number in range(peers)]
         self.cloud = Service(
-            run, host, *command, "--role", "track", *accounts,
-            "--stun-address", host.addresses[1],
-        )  # fmt: skip
+            run, host, *command, "--role", "track", *accounts, "--stun-address", host.addresses[1]
+        )
         self.peers: list[Member] = []
         names = [f"peer{number}" for number in range(peers)]
         _wait_for_port(run, self.cloud)
         for number, name in enumerate(names):
             settings = {
-                "name": name, "number": number, "seed": seed, "secret": SECRET,
-                "others": [other for other in names if other != name], "login": host.address,
-                "at_once": AT_ONCE, "pause_s": PAUSE_S, "descriptors": DESCRIPTORS,
-            }  # fmt: skip
+                "name": name,
+                "number": number,
+                "seed": seed,
+                "secret": SECRET,
+                "others": [other for other in names if other != name],
+                "login": host.address,
+                "at_once": AT_ONCE,
+                "pause_s": PAUSE_S,
+                "descriptors": DESCRIPTORS,
+            }
             place = list(self._places)[number % len(self._places)]
             self.peers.append(Member(run, self._places[place].host(name), settings, place))
             stack.callback(self.peers[-1].remove)
@@ -257,9 +265,12 @@ class Chaos:
 
     def counts(self) -> dict[str, int]:
         return {
-            "peer": len(self.peers), "relay": len(self.relays), "cloud": 1, "all": 1,
+            "peer": len(self.peers),
+            "relay": len(self.relays),
+            "cloud": 1,
+            "all": 1,
             "box": len(BOXES),
-        }  # fmt: skip
+        }
 
     def services(self) -> dict[str, Service]:
         relays = {f"relay{number}": relay for number, relay in enumerate(self.relays)}
@@ -363,8 +374,10 @@ class Chaos:
     def _service(self, fault: Fault) -> Any:
         """What is hit, if it is a program."""
         services: dict[str, Sequence[Any]] = {
-            "peer": self.peers, "relay": self.relays, "cloud": [self.cloud],
-        }  # fmt: skip
+            "peer": self.peers,
+            "relay": self.relays,
+            "cloud": [self.cloud],
+        }
         of_that_kind = services.get(FAULTS[fault.kind][0])
         return of_that_kind[fault.target] if of_that_kind else None
 
@@ -551,9 +564,11 @@ def _lab() -> Iterator[tuple[Lab, Run, ExitStack]]:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
     with (
-        tempfile.TemporaryDirectory() as folder, closing(Lab(Path(folder))) as lab,
-        runner() as start, ExitStack() as stack,
-    ):  # fmt: skip
+        tempfile.TemporaryDirectory() as folder,
+        closing(Lab(Path(folder))) as lab,
+        runner() as start,
+        ExitStack() as stack,
+    ):
         try:
             yield lab, start, stack
         finally:

@@ -44,17 +44,26 @@ EXHAUSTED_S = 3.0
 
 # Kinds of transfers: connect_mode, encrypt_data, channel_type.
 CHANNELS = {
-    "auto": (0, 0, 0), "p2p": (1, 0, 0), "relay": (2, 0, 0), "sealed": (2, 1, 0),
-    "udp": (1, 0, 1), "udp auto": (0, 0, 1), "udp relay": (2, 0, 1),
-}  # fmt: skip
+    "auto": (0, 0, 0),
+    "p2p": (1, 0, 0),
+    "relay": (2, 0, 0),
+    "sealed": (2, 1, 0),
+    "udp": (1, 0, 1),
+    "udp auto": (0, 0, 1),
+    "udp relay": (2, 0, 1),
+}
 PROXIES = {"proxy": (0, 0), "proxy sealed": (2, 1)}
 KINDS = (*CHANNELS, *PROXIES)
 
 # What the functions' docstrings promise; -119 (out of descriptors) may come of any.
 DOCUMENTED = {
-    "join_net": (0,), "accept": (1, 0, -117), "connect": (0, -109, -108, -107, -106, -117, -1),
-    "start_proxy": (0,), "read": (-1,), "write": (-1,),
-}  # fmt: skip
+    "join_net": (0,),
+    "accept": (1, 0, -117),
+    "connect": (0, -109, -108, -107, -106, -117, -1),
+    "start_proxy": (0,),
+    "read": (-1,),
+    "write": (-1,),
+}
 ENDS = {-108: "end", -107: "cut", -1: "closed"}  # error_no after read or write gave -1
 HEAD = struct.Struct("!QII")  # number, bytes, checksum of those
 MESSAGE = struct.Struct("!QH")  # number, which one
@@ -151,9 +160,7 @@ class Wire:
 
     def _move(self, name: str, buff: Any) -> int:
         while time.monotonic() < self._until:
-            got, code = self._watch.call(
-                name, STEP_MS / 1000, self.fd, buff, len(buff), STEP_MS
-            )  # fmt: skip
+            got, code = self._watch.call(name, STEP_MS / 1000, self.fd, buff, len(buff), STEP_MS)
             if got > 0:
                 self.moved_at = time.monotonic()
                 return got
@@ -235,8 +242,9 @@ class Peer:
         self.watch.call("join_net", 3.0, self.engine, self.name, self._secret)
         self._ports = {
             (kind, other): self._proxy(other, *PROXIES[kind])
-            for kind in PROXIES for other in self._others
-        }  # fmt: skip
+            for kind in PROXIES
+            for other in self._others
+        }
 
     def _proxy(self, other: str, mode: int, encrypt: int) -> int:
         ctx = kkp2p.connect_ctx_t(
@@ -262,11 +270,17 @@ class Peer:
             if self.resting:
                 continue
             record: dict[str, Any] = {
-                "what": "transfer", "side": "caller", "by": self.name, "right": 0, "wrong": 0,
-                "number": next(self._numbers), "kind": rng.choice(KINDS),
-                "to": rng.choice(self._others), "began": time.monotonic(),
+                "what": "transfer",
+                "side": "caller",
+                "by": self.name,
+                "right": 0,
+                "wrong": 0,
+                "number": next(self._numbers),
+                "kind": rng.choice(KINDS),
+                "to": rng.choice(self._others),
+                "began": time.monotonic(),
                 "size": rng.choices(list(SIZES), list(SIZES.values()))[0],
-            }  # fmt: skip
+            }
             self._record(record, self._transfer)
 
     def _record(self, record: dict[str, Any], function: Callable[[dict[str, Any]], None]) -> None:
@@ -358,12 +372,18 @@ class Peer:
 
     def _answer(self, channel: kkp2p.channel_t) -> None:
         record: dict[str, Any] = {
-            "what": "transfer", "side": "callee", "by": self.name, "right": 0, "wrong": 0,
-            "kind": "", "number": 0, "size": 0, "began": time.monotonic(),
-            "plain": channel.transmit_mode == 2 and not (
-                channel.encrypt_data or channel.channel_type
-            ),
-        }  # fmt: skip
+            "what": "transfer",
+            "side": "callee",
+            "by": self.name,
+            "right": 0,
+            "wrong": 0,
+            "kind": "",
+            "number": 0,
+            "size": 0,
+            "began": time.monotonic(),
+            "plain": channel.transmit_mode == 2
+            and not (channel.encrypt_data or channel.channel_type),
+        }
         wire = Wire(self.watch, channel.fd, UNTOLD_S)
         serve_it = self._echo if channel.channel_type else self._serve
         self._record(record, lambda record: serve_it(wire, record))

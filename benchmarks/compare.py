@@ -18,13 +18,27 @@ from .p2p import FULL, Load
 from .relay import TREE
 
 LOAD = replace(
-    FULL, rounds=5, link_s=6.0, veth_s=3.0, trips=5_000, channels=1_000, idle_channels=300,
-    at_once=(100, 1000), tries=1,
-)  # fmt: skip
+    FULL,
+    rounds=5,
+    link_s=6.0,
+    veth_s=3.0,
+    trips=5_000,
+    channels=1_000,
+    idle_channels=300,
+    at_once=(100, 1000),
+    tries=1,
+)
 COMPARED = [name for name, row in rows.ROWS.items() if row.ours]
 USUAL = (
-    "trip", "channel", "new", "memory", "relay-trip", "relay-channel", "relay-new", "relay-memory",
-)  # fmt: skip
+    "trip",
+    "channel",
+    "new",
+    "memory",
+    "relay-trip",
+    "relay-channel",
+    "relay-new",
+    "relay-memory",
+)
 
 
 def _unpack(revision: str, folder: Path) -> Path:

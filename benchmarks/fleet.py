@@ -112,10 +112,20 @@ class Fleet:
             options = ("--directory", self.redis.url, "--workers", str(WORKERS))
         program = self._stack.enter_context(
             started(
-                "-m", "kkp2p_compat", "cloud", *NO_LIMITS, *options, "--data", "data",
-                "--listen", f"0.0.0.0:{self.port}", "--log-level", "error", folder=self._folder,
+                "-m",
+                "kkp2p_compat",
+                "cloud",
+                *NO_LIMITS,
+                *options,
+                "--data",
+                "data",
+                "--listen",
+                f"0.0.0.0:{self.port}",
+                "--log-level",
+                "error",
+                folder=self._folder,
             )
-        )  # fmt: skip
+        )
         while not (found := re.fullmatch(r"  at .*:(\d+)\n", program.line())):
             pass
         self.port, self._program = int(found[1]), program.process
@@ -157,11 +167,17 @@ class Fleet:
         began = time.monotonic()
         self._ask(
             [
-                {"op": "log_in", "port": self.port, "hosts": [f"127.0.0.{number + 1}"],
-                 "secret": self.secret, "first": number * share, "count": share}
+                {
+                    "op": "log_in",
+                    "port": self.port,
+                    "hosts": [f"127.0.0.{number + 1}"],
+                    "secret": self.secret,
+                    "first": number * share,
+                    "count": share,
+                }
                 for number in range(PROGRAMS)
             ]
-        )  # fmt: skip
+        )
         self.peers = share * PROGRAMS
         return self.peers / (time.monotonic() - began)
 
@@ -182,11 +198,15 @@ class Fleet:
         began = time.monotonic()
         answers = self._ask(
             [
-                {"op": "calls", "pairs": those, "at_once": at_once if number < crowds else 0,
-                 "seconds": CALLS_S}
+                {
+                    "op": "calls",
+                    "pairs": those,
+                    "at_once": at_once if number < crowds else 0,
+                    "seconds": CALLS_S,
+                }
                 for number, those in enumerate(of_program)
             ]
-        )  # fmt: skip
+        )
         took_s = time.monotonic() - began
         times = sorted(one for answer in answers for one in answer["took_s"])
         return times, sum(answer["failed"] for answer in answers), len(times) / took_s

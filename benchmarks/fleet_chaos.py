@@ -61,7 +61,7 @@ FAULTS = {
     "fill redis": ("redis", 2, (1.0, 6.0)),
     "slow redis": ("redis", 2, (0.5, 4.0)),
     "fail over": ("redis", 2, (4.0, 6.0)),
-}  # fmt: skip
+}
 
 
 class Fault(NamedTuple):
@@ -140,10 +140,24 @@ class Fleet:
 
     def _node(self, host: SwitchHost, number: int) -> Service:
         return Node(
-            self._run, host, "-m", "kkp2p_compat", "cloud", "--data", "data",
-            "--listen", f"{host.address}:{CLOUD_PORT}", "--directory", self.url, "--beat-s", BEAT_S,
-            "--drain", DRAIN_S, "--region", f"region{number}",
-        )  # fmt: skip
+            self._run,
+            host,
+            "-m",
+            "kkp2p_compat",
+            "cloud",
+            "--data",
+            "data",
+            "--listen",
+            f"{host.address}:{CLOUD_PORT}",
+            "--directory",
+            self.url,
+            "--beat-s",
+            BEAT_S,
+            "--drain",
+            DRAIN_S,
+            "--region",
+            f"region{number}",
+        )
 
     def _make_accounts(self, names: Sequence[str]) -> None:
         """On a node's host: Redis is reached from there."""

@@ -71,9 +71,7 @@ class Crowd:
         }
 
     def report(self) -> dict[str, Any]:
-        return {
-            "counts": self.counts, "failures": self.failures, "strange": self.records.strange,
-        }  # fmt: skip
+        return {"counts": self.counts, "failures": self.failures, "strange": self.records.strange}
 
     def leave(self) -> dict[str, Any]:
         for peer in self.peers:

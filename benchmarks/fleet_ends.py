@@ -56,9 +56,15 @@ class Peer:
     ) -> None:
         self.peer_id = peer_id
         self.client = CloudClient(
-            "|".join(hosts), port, hosts, logging.getLogger("peers"), ca_file=None,
-            on_offer=_answer, on_login_lost=lambda error: None, on_login=came,
-        )  # fmt: skip
+            "|".join(hosts),
+            port,
+            hosts,
+            logging.getLogger("peers"),
+            ca_file=None,
+            on_offer=_answer,
+            on_login_lost=lambda error: None,
+            on_login=came,
+        )
 
     @property
     def link(self) -> Link | None:

@@ -86,40 +86,52 @@ ATTACKS = {
         "one text in each long line", "lines", ("text", 200), worst_route_ms, "ms, connect + route"
     ),
     "floats": Attack(
-        "lines of numbers, 200 connections", "lines", ("floats", 200), worst_route_ms,
+        "lines of numbers, 200 connections",
+        "lines",
+        ("floats", 200),
+        worst_route_ms,
         "ms, connect + route",
     ),
     "surrogates": Attack(
-        "numbers and escaped texts, 200 connections", "lines", ("surrogates", 200),
-        worst_route_ms, "ms, connect + route",
+        "numbers and escaped texts, 200 connections",
+        "lines",
+        ("surrogates", 200),
+        worst_route_ms,
+        "ms, connect + route",
     ),
     "call-floats": Attack(
-        "the same in calls, which may be long", "lines", ("call-floats", 200), worst_route_ms,
+        "the same in calls, which may be long",
+        "lines",
+        ("call-floats", 200),
+        worst_route_ms,
         "ms, connect + route",
     ),
     "calls": Attack(
-        "250 calls/s to a peer by a stranger who never comes to the relay", "calls", (250, 1),
-        connect_ms, "ms, connect to that peer, p95",
+        "250 calls/s to a peer by a stranger who never comes to the relay",
+        "calls",
+        (250, 1),
+        connect_ms,
+        "ms, connect to that peer, p95",
     ),
     "many-calls": Attack("the same, 2,000/s", "calls", (2000, 1), connect_ms, "ms, p95"),
     "calls-of-many": Attack(
         "the same, 2,000/s, from 200 addresses", "calls", (2000, 200), connect_ms, "ms, p95"
     ),
-    "call-beats": Attack(
-        "the same", "lines", ("call-floats", 200), worst_beat_ms, "ms, heartbeat"
-    ),
+    "call-beats": Attack("the same", "lines", ("call-floats", 200), worst_beat_ms, "ms, heartbeat"),
     "hold": Attack(
-        "2,000 connections that say nothing", "hold", (2000,), worst_route_ms,
-        "ms, connect + route",
+        "2,000 connections that say nothing", "hold", (2000,), worst_route_ms, "ms, connect + route"
     ),
     "stun": Attack(
         "20,000 datagrams of garbage a second", "flood", (), worst_stun_ms, "ms, STUN answer"
     ),
     "guess": Attack(
-        "guesses at an account, 20 at a time", "guess", (VICTIM, 20), worst_login_ms,
+        "guesses at an account, 20 at a time",
+        "guess",
+        (VICTIM, 20),
+        worst_login_ms,
         "ms, login of another account from that very address",
     ),
-}  # fmt: skip
+}
 
 
 def run(quick: bool, only: list[str]) -> None:

@@ -283,9 +283,17 @@ def logins(port: int, seconds: str, peer: str, secret: str) -> None:
 
 
 PROGRAMS: dict[str, Callable[..., None]] = {
-    "lines": lines, "calls": calls, "routes": routes, "beats": beats, "connects": connects,
-    "flood": flood, "guess": guess, "hold": hold, "logins": logins, "stun": stun,
-}  # fmt: skip
+    "lines": lines,
+    "calls": calls,
+    "routes": routes,
+    "beats": beats,
+    "connects": connects,
+    "flood": flood,
+    "guess": guess,
+    "hold": hold,
+    "logins": logins,
+    "stun": stun,
+}
 
 if __name__ == "__main__":
     threading.Thread(target=_end_with_parent, daemon=True).start()

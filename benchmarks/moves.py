@@ -50,9 +50,14 @@ class Channel:
     def __init__(self, scene: Scene, kind: str, mode: int, rate: int, encrypt: int) -> None:
         self.kind = kind
         self.met = scene.caller.do(
-            "connect", peer_id=PEER, mode=mode, kind=kind, rate=rate, timeout_ms=CONNECT_MS,
+            "connect",
+            peer_id=PEER,
+            mode=mode,
+            kind=kind,
+            rate=rate,
+            timeout_ms=CONNECT_MS,
             encrypt=encrypt,
-        )  # fmt: skip
+        )
         if self.met["result"] < 0:
             raise RuntimeError(f"not connected: {self.met}")
         self._ends = scene.caller, scene.callee
@@ -92,9 +97,10 @@ class Channel:
         ends = [end.answer() for end in self._ends]
         self.do("close")
         bad = [
-            one for one in ends
+            one
+            for one in ends
             if one["wrong"] or (self.kind == "stream" and (one["lost"] or one["repeated"]))
-        ]  # fmt: skip
+        ]
         if bad:
             raise RuntimeError(f"not what was sent: {bad}")
         return [{**one, "of": count} for one, count in zip(ends, reversed(sent), strict=True)]
@@ -141,9 +147,7 @@ class Scene:
         self.cloud = Cloud(run, self.net)
         names = ("caller", "callee")
         self.nats = [self.net.nat(f"{name}'s nat", nat_type) for name in names]
-        self.hosts = [
-            nat.host(name) for nat, name in zip(self.nats, names, strict=True)
-        ]  # fmt: skip
+        self.hosts = [nat.host(name) for nat, name in zip(self.nats, names, strict=True)]
         self.caller, self.callee = (
             Agent(run, host, "benchmarks.moves_ends") for host in self.hosts
         )
@@ -175,9 +179,10 @@ RELAYED = ("relay", "relay by TURN", "relay over TCP", "spliced")
 @contextmanager
 def scene(nat_type: NatType | None = None) -> Iterator[Scene]:
     with (
-        tempfile.TemporaryDirectory() as folder, runner() as run,
+        tempfile.TemporaryDirectory() as folder,
+        runner() as run,
         closing(Lab(Path(folder))) as lab,
-    ):  # fmt: skip
+    ):
         yield Scene(lab, run, nat_type)
 
 
@@ -372,10 +377,15 @@ def bear(scene: Scene, mode: int, network: str, stay_s: float = STAY_S) -> list[
         connect_ms, pause_ms = 1000 * channel.met["took_s"], 1000 * look["pause_s"]
         rows.append(
             [
-                kind, f"{connect_ms:.0f}", channel.met["path"], later, f"{mb_s:.2f}",
-                f"{pause_ms:.0f}", _lost(channel.end()),
+                kind,
+                f"{connect_ms:.0f}",
+                channel.met["path"],
+                later,
+                f"{mb_s:.2f}",
+                f"{pause_ms:.0f}",
+                _lost(channel.end()),
             ]
-        )  # fmt: skip
+        )
     return rows
 
 

@@ -109,11 +109,18 @@ class Flow:
             arrivals, now = self._arrivals, time.monotonic()
             pause_s, until = arrivals.pause(now)
             return {
-                "at": now, "pause_s": pause_s, "until": until, "over": self.over,
-                "sent": self.sent, "received": arrivals.received, "bytes": arrivals.bytes,
-                "lost": arrivals.lost(sent), "repeated": arrivals.repeated,
-                "reordered": arrivals.reordered, "wrong": arrivals.wrong,
-            }  # fmt: skip
+                "at": now,
+                "pause_s": pause_s,
+                "until": until,
+                "over": self.over,
+                "sent": self.sent,
+                "received": arrivals.received,
+                "bytes": arrivals.bytes,
+                "lost": arrivals.lost(sent),
+                "repeated": arrivals.repeated,
+                "reordered": arrivals.reordered,
+                "wrong": arrivals.wrong,
+            }
 
     def await_records(self, count: int, timeout_s: float) -> None:
         """In all.  Of messages some may never come."""
@@ -164,9 +171,7 @@ def connect(
 ) -> dict[str, Any]:
     """``number``: by which both ends know the channel, if the same two make no others meanwhile."""
     channel, began_at = kkp2p.channel_t(), time.monotonic()
-    ctx = kkp2p.connect_ctx_t(
-        peer_id, KINDS[kind], mode, encrypt, timeout_ms, connect_desc=rate
-    )  # fmt: skip
+    ctx = kkp2p.connect_ctx_t(peer_id, KINDS[kind], mode, encrypt, timeout_ms, connect_desc=rate)
     result = kkp2p.connect(_engine, ctx, channel)
     took_s = time.monotonic() - began_at
     if result < 0:
@@ -244,10 +249,18 @@ def close(number: int) -> dict[str, Any]:
 
 
 QUESTIONS: dict[str, Callable[..., dict[str, Any]]] = {
-    "start": start, "connect": connect, "accepted": accepted, "path": path,
-    "until_path": until_path, "look": look, "hears": hears, "stop": stop, "go": go,
-    "drain": drain, "close": close,
-}  # fmt: skip
+    "start": start,
+    "connect": connect,
+    "accepted": accepted,
+    "path": path,
+    "until_path": until_path,
+    "look": look,
+    "hears": hears,
+    "stop": stop,
+    "go": go,
+    "drain": drain,
+    "close": close,
+}
 
 
 if __name__ == "__main__":

@@ -70,10 +70,8 @@ KINDS: dict[str, Callable[[Run, Internet, str], Made]] = {
     "CGNAT": _cgnat,
     "UPnP router": _upnp,
     "UDP blocked": lambda _, net, name: (net.nat(f"{name}-nat", udp=False).host(name), False),
-    "IPv6 only": lambda _, net, name: (
-        net.host(name, ipv4=False, ipv6=True, firewall=True), False,
-    ),
-}  # fmt: skip
+    "IPv6 only": lambda _, net, name: (net.host(name, ipv4=False, ipv6=True, firewall=True), False),
+}
 SAME = {"same NAT": False, "same NAT, hairpin": True}
 IPV6 = {"public", "IPv6 only"}
 
@@ -111,14 +109,17 @@ class Result:
         seconds = [1000 * one["second_s"] for one in counted]
         packets = [one["packets"] for one in self.tries if one.get("packets")]
         return [
-            self.caller, self.callee, self.mode, f"{len(direct)}/{len(self.tries)}",
+            self.caller,
+            self.callee,
+            self.mode,
+            f"{len(direct)}/{len(self.tries)}",
             f"{statistics.median(times):.0f}" if times else "",
             f"{times[min(len(times) - 1, int(0.95 * len(times)))]:.0f}" if times else "",
             f"{statistics.median(seconds):.0f}" if seconds else "",
             f"{max(packets)}" if packets else "",
             ", ".join(path for path, _ in paths.most_common()) or "none",
             *(_counted(stay[when] for stay in self.stays) for when in ("first", "later")),
-        ]  # fmt: skip
+        ]
 
 
 def _counted(paths: Iterable[str]) -> str:
@@ -172,9 +173,12 @@ class Ends:
         """Packets that left hosts for other places than the cloud, or in vain."""
         counted = self._net.counters()
         carried = sum(
-            count for name, targets in counted["carried"].items() if name != "cloud"
-            for target, count in targets.items() if target != "cloud"
-        )  # fmt: skip
+            count
+            for name, targets in counted["carried"].items()
+            if name != "cloud"
+            for target, count in targets.items()
+            if target != "cloud"
+        )
         dropped = (reasons for name, reasons in counted["dropped"].items() if name != "cloud")
         return carried + sum(sum(reasons.values()) for reasons in dropped)
 
@@ -187,9 +191,15 @@ class Room:
         self.net = lab.internet(delay_s=DELAY_S, public=PUBLIC)
         cloud = self.cloud = self.net.host("cloud", addresses=2, ipv6=True)
         start_cloud(
-            run, cloud, "--listen", "[::]:3080", "--account", f"{PEER}:{SECRET}",
-            "--stun-address", cloud.addresses[1],
-        )  # fmt: skip
+            run,
+            cloud,
+            "--listen",
+            "[::]:3080",
+            "--account",
+            f"{PEER}:{SECRET}",
+            "--stun-address",
+            cloud.addresses[1],
+        )
         self._pairs = 0
 
     def pair(self, caller: str, callee: str) -> Ends:
@@ -210,9 +220,10 @@ class Room:
 def work(pairs: Sequence[Sequence[str]], tries: int) -> None:
     """Measure these pairs, and print each as a line of JSON."""
     with (
-        tempfile.TemporaryDirectory() as folder, runner() as run,
+        tempfile.TemporaryDirectory() as folder,
+        runner() as run,
         closing(Lab(Path(folder))) as lab,
-    ):  # fmt: skip
+    ):
         room = Room(lab, run)
         for caller, callee in pairs:
             ends = room.pair(caller, callee)

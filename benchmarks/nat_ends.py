@@ -157,9 +157,12 @@ def _describe(engine: Any) -> dict[str, Any]:
 
 
 QUESTIONS: dict[str, Callable[..., dict[str, Any]]] = {
-    "join": join, "leave": leave, "meet": meet, "start": start,
+    "join": join,
+    "leave": leave,
+    "meet": meet,
+    "start": start,
     "stay": stay,
-}  # fmt: skip
+}
 
 
 if __name__ == "__main__":

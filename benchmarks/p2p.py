@@ -56,9 +56,7 @@ class Load:
     starts: int
 
 
-FULL = Load(
-    3, 12.0, 4.0, 20_000, 4_000, 1_000, 50, (10, 100, 1000), 3, 40, (5, 5, 20), 10, 7
-)  # fmt: skip
+FULL = Load(3, 12.0, 4.0, 20_000, 4_000, 1_000, 50, (10, 100, 1000), 3, 40, (5, 5, 20), 10, 7)
 QUICK = Load(1, 2.0, 1.0, 500, 200, 100, 5, (10, 100), 1, 3, (2, 1, 10), 2, 2)
 
 
@@ -103,9 +101,17 @@ class Bench:
     def cloud(self) -> Iterator[Program]:
         """What every kind of ours needs."""
         command = (
-            "-m", "kkp2p_compat", "cloud", "--listen", f"0.0.0.0:{PORT}", "--data", "data",
-            "--account", f"{PEER}:{self.secret}", *NO_LIMITS,
-        )  # fmt: skip
+            "-m",
+            "kkp2p_compat",
+            "cloud",
+            "--listen",
+            f"0.0.0.0:{PORT}",
+            "--data",
+            "data",
+            "--account",
+            f"{PEER}:{self.secret}",
+            *NO_LIMITS,
+        )
         with self.started(self.server, *command) as cloud:
             while PORT not in cloud.line():
                 pass

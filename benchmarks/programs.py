@@ -155,11 +155,16 @@ def storm_peers(port: str, prefix: str, secret: str, first: str, count: str) -> 
     log.propagate = False
     clients = [
         CloudClient(
-            "127.0.0.1", int(port), ["127.0.0.1"], log, ca_file=None,
-            on_offer=lambda *_: None, on_login_lost=lambda _: None,
+            "127.0.0.1",
+            int(port),
+            ["127.0.0.1"],
+            log,
+            ca_file=None,
+            on_offer=lambda *_: None,
+            on_login_lost=lambda _: None,
         )
         for _ in range(int(count))
-    ]  # fmt: skip
+    ]
 
     def log_in(number: int) -> None:
         clients[number].login(f"{prefix}{int(first) + number}", secret).get()

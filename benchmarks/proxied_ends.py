@@ -147,9 +147,14 @@ def peer_udp_server(port: str, peer: str, secret: str) -> None:
 
 
 def proxy(
-    host: str, port: str, peer: str, mode: str, encrypt: str,
-    kind: int = kkp2p.KKP2P_TCP_CHANNEL, start: Any = kkp2p.start_proxy,
-) -> None:  # fmt: skip
+    host: str,
+    port: str,
+    peer: str,
+    mode: str,
+    encrypt: str,
+    kind: int = kkp2p.KKP2P_TCP_CHANNEL,
+    start: Any = kkp2p.start_proxy,
+) -> None:
     engine = _engine(host, port)
     context = kkp2p.connect_ctx_t(peer, kind, int(mode), int(encrypt), timeout=CALL_MS)
     number = ctypes.c_uint32()

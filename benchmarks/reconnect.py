@@ -118,12 +118,19 @@ def run(quick: bool) -> None:
             programs = [
                 peers_stack.enter_context(
                     started(
-                        "-m", "benchmarks.programs", "storm_peers", str(port), "idle", secret,
-                        str(number * share), str(share), folder=folder,
+                        "-m",
+                        "benchmarks.programs",
+                        "storm_peers",
+                        str(port),
+                        "idle",
+                        secret,
+                        str(number * share),
+                        str(share),
+                        folder=folder,
                     )
                 )
                 for number in range(PROCESSES)
-            ]  # fmt: skip
+            ]
             crowds = [Crowd(program) for program in programs]
             print(f"{peers} peers online")
             show(cloud, "with all online")

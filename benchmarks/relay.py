@@ -55,9 +55,12 @@ class Program:
     ) -> None:
         self.process = subprocess.Popen(
             [*within, sys.executable, *command],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            cwd=folder, env=environment(tree),
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=folder,
+            env=environment(tree),
+        )
 
     def line(self) -> str:
         assert self.process.stdout is not None
@@ -322,9 +325,15 @@ def run(quick: bool) -> None:
 
 # The benchmark is one address that does everything at once.
 NO_LIMITS = (
-    "--log-level", "warning", "--messages-per-s", "100000", "--calls-per-s", "100000",
-    "--open-calls", "10000",
-)  # fmt: skip
+    "--log-level",
+    "warning",
+    "--messages-per-s",
+    "100000",
+    "--calls-per-s",
+    "100000",
+    "--open-calls",
+    "10000",
+)
 
 
 def _make_accounts(data: Path, secret: str, peers: int) -> None:

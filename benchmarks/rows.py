@@ -72,7 +72,8 @@ ROWS = {
     "100M-20ms": _link("100 Mbit/s, 20 ms, 5 % loss", Link(100e6, 0.020, 0.05, 256 * KIB)),
     "call": Row("calls by new engines on a cable, one after the other", turns.calls),
     "lossy-call": Row(
-        "the same over 100 Mbit/s, 20 ms, 5 % loss", turns.calls,
+        "the same over 100 Mbit/s, 20 ms, 5 % loss",
+        turns.calls,
         link=Link(100e6, 0.020, 0.05, 256 * KIB),
     ),
     "calls": Row("calls at one moment, through NATs, to one engine", turns.calls_at_once),
@@ -87,7 +88,7 @@ ROWS = {
     # Without a limit, so that what limits is the emulator itself (with TCP at its ends).
     "emulator": Row("the emulator, frame by frame", turns.transfer, (), TCP, Link()),
     "emulator-trains": Row("the emulator, trains", turns.transfer, (), TCP, Link(trains=True)),
-}  # fmt: skip
+}
 
 
 class Side(NamedTuple):
@@ -206,10 +207,15 @@ def _keep(
     """Put a row into a file of rows, one a line, in the place of what it had of that name."""
     kept = json.loads(file.read_text()) if file.exists() else {}
     kept[f"compare {name}" if run.trees else name] = {
-        "title": ROWS[name].title, "command": run.command(name), "machine": machine(),
-        "revision": _revision(), "date": time.strftime("%Y-%m-%d"), "load": asdict(run.load),
-        "pairs": pairs, "measured": _rounded(measured),
-    }  # fmt: skip
+        "title": ROWS[name].title,
+        "command": run.command(name),
+        "machine": machine(),
+        "revision": _revision(),
+        "date": time.strftime("%Y-%m-%d"),
+        "load": asdict(run.load),
+        "pairs": pairs,
+        "measured": _rounded(measured),
+    }
     lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(kept[key])}" for key in sorted(kept))
     file.write_text(f"{{\n{lines}\n}}\n")
 

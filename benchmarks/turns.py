@@ -131,8 +131,10 @@ def calls(bench: Bench, kind: str) -> Figures:
 def calls_at_once(bench: Bench, kind: str) -> Figures:
     """All engines of a crowd behind NATs at one moment, to one engine behind another NAT."""
     with (
-        tempfile.TemporaryDirectory() as folder, runner() as run, closing(Lab(Path(folder))) as lab,
-    ):  # fmt: skip
+        tempfile.TemporaryDirectory() as folder,
+        runner() as run,
+        closing(Lab(Path(folder))) as lab,
+    ):
 
         def from_tree(host: Any, line: str | None, *command: str, program: str = "") -> Any:
             python = (f"PYTHONPATH={bench.tree}", sys.executable)

@@ -25,15 +25,25 @@ ROOT = Path(__file__).parents[1]
 PO = _words.FOLDER / "zh" / "LC_MESSAGES" / f"{_words.DOMAIN}.po"
 # What argparse says to users of any Python that we support.
 ARGPARSE = [
-    "usage: ", "positional arguments", "options", "show this help message and exit",
-    "show program's version number and exit", "argument %(argument_name)s: %(message)s",
-    "%(prog)s: error: %(message)s\n", "the following arguments are required: %s",
-    "one of the arguments %s is required", "unrecognized arguments: %s",
-    "not allowed with argument %s", "ambiguous option: %(option)s could match %(matches)s",
-    "ignored explicit argument %r", "expected one argument", "expected at most one argument",
-    "expected at least one argument", "invalid %(type)s value: %(value)r",
+    "usage: ",
+    "positional arguments",
+    "options",
+    "show this help message and exit",
+    "show program's version number and exit",
+    "argument %(argument_name)s: %(message)s",
+    "%(prog)s: error: %(message)s\n",
+    "the following arguments are required: %s",
+    "one of the arguments %s is required",
+    "unrecognized arguments: %s",
+    "not allowed with argument %s",
+    "ambiguous option: %(option)s could match %(matches)s",
+    "ignored explicit argument %r",
+    "expected one argument",
+    "expected at most one argument",
+    "expected at least one argument",
+    "invalid %(type)s value: %(value)r",
     "invalid choice: %(value)r (choose from %(choices)s)",
-]  # fmt: skip
+]
 
 # Not those whose text is for engineers: of the protocol, and of the arguments of the API.
 _NOT_FOR_USERS = (_errors.BadPacket, _errors.ParameterError)

@@ -58,9 +58,15 @@ def link_pages(app: Any, doctree: nodes.document) -> None:
             continue
         target = found[1] or PAGES_OF.get(found[2], found[2].lower())
         reference = addnodes.pending_xref(
-            "", literal.deepcopy(), refdomain="std", reftype="doc", reftarget=f"/{target}",
-            refdoc=app.env.docname, refexplicit=False, refwarn=True,
-        )  # fmt: skip
+            "",
+            literal.deepcopy(),
+            refdomain="std",
+            reftype="doc",
+            reftarget=f"/{target}",
+            refdoc=app.env.docname,
+            refexplicit=False,
+            refwarn=True,
+        )
         literal.replace_self(reference)
 
 
@@ -74,10 +80,16 @@ def link_languages(app: Any, doctree: nodes.document) -> None:
         target = PAGES_OF.get(file, posixpath.normpath(beside))
         link.replace_self(
             addnodes.pending_xref(
-                "", nodes.inline("", link.astext()), refdomain="std", reftype="doc",
-                reftarget=f"/{target}", refdoc=app.env.docname, refexplicit=True, refwarn=True,
+                "",
+                nodes.inline("", link.astext()),
+                refdomain="std",
+                reftype="doc",
+                reftarget=f"/{target}",
+                refdoc=app.env.docname,
+                refexplicit=True,
+                refwarn=True,
             )
-        )  # fmt: skip
+        )
 
 
 def drop_contents(app: Any, doctree: nodes.document) -> None:

@@ -30,9 +30,15 @@ NOTES = ("disturbed", "emulator")
 
 # What the C SDK was measured to carry, elsewhere, in MB/s.
 LINKS = {
-    "100M-10ms": "6.2", "100M-25ms": "1.2", "100M-100ms": "under 0.6", "20M-40ms": "0.6",
-    "1G-5ms": "10.2", "1G-1ms": "-", "100M-50ms": "-", "100M-20ms": "-",
-}  # fmt: skip
+    "100M-10ms": "6.2",
+    "100M-25ms": "1.2",
+    "100M-100ms": "under 0.6",
+    "20M-40ms": "0.6",
+    "1G-5ms": "10.2",
+    "1G-1ms": "-",
+    "100M-50ms": "-",
+    "100M-20ms": "-",
+}
 
 
 @cache
@@ -92,12 +98,29 @@ AIMS = [
     Aim("One byte there and back: p50 of the floor's", "trip", P50, OURS, FLOOR, "2.4 to 5", "1.5"),
     Aim("the same, p99", "trip", P99, OURS, FLOOR, "3", "2"),
     Aim("the same by the plain relay, p50 us", "relay-trip", P50, RELAY, "", "130", "100"),
-    Aim("One channel, of what it was before", "compare channel", RATE, f"{OURS} now",
-        f"{OURS} then", "1", "1.5"),
-    Aim("100 channels at once, of one", "many", "100 channels, of one channel's MB/s",
-        before="0.6", aim="0.9"),
-    Aim("1,000 channels at once, of one", "many", "1000 channels, of one channel's MB/s",
-        before="0.5", aim="0.8"),
+    Aim(
+        "One channel, of what it was before",
+        "compare channel",
+        RATE,
+        f"{OURS} now",
+        f"{OURS} then",
+        "1",
+        "1.5",
+    ),
+    Aim(
+        "100 channels at once, of one",
+        "many",
+        "100 channels, of one channel's MB/s",
+        before="0.6",
+        aim="0.9",
+    ),
+    Aim(
+        "1,000 channels at once, of one",
+        "many",
+        "1000 channels, of one channel's MB/s",
+        before="0.5",
+        aim="0.8",
+    ),
     Aim("CPU s/GB at 100 Mbit/s, 10 ms: sending", "100M-10ms", SENDING, before="17 to 22", aim="9"),
     Aim("the same, receiving", "100M-10ms", RECEIVING, before="30 to 44", aim="12"),
     Aim("1 Gbit/s, 1 ms, of kernel BBR", "1G-1ms", RATE, OURS, BBR, "0.5 to 0.8", "0.95"),
@@ -112,14 +135,24 @@ AIMS = [
     Aim("the same, of 500 at once", "calls", CALL_CPU, before="70", aim="15"),
     Aim("500 p2p calls at once, p50 ms", "calls", CONNECT, before="20,000", aim="3,000"),
     Aim("calls of these that failed", "calls", "calls that failed", before="0", aim="0"),
-    Aim("Short HTTP connections a second, p2p", "proxied",
-        "short connections a second, 32 at once", before="1,145", aim="3,000"),
+    Aim(
+        "Short HTTP connections a second, p2p",
+        "proxied",
+        "short connections a second, 32 at once",
+        before="1,145",
+        aim="3,000",
+    ),
     Aim("LAN search, cold, ms", "lan", "LAN search, cold, p50 ms", LAN, "", "18 to 34", "5"),
     Aim("the same, warm, ms", "lan", "LAN search, warm, p50 ms", LAN, "", "1.1", "1"),
     Aim("``import kkp2p_compat``, ms", "start", "import, ms", before="210", aim="120"),
-    Aim("Memory with one idle engine, MB", "start", "memory with one idle engine, MB",
-        before="47", aim="35"),
-]  # fmt: skip
+    Aim(
+        "Memory with one idle engine, MB",
+        "start",
+        "memory with one idle engine, MB",
+        before="47",
+        aim="35",
+    ),
+]
 
 
 def aims() -> str:
@@ -270,8 +303,12 @@ def draw_trips() -> str:
 
 
 TRIPS = (
-    ("trip", OURS), ("trip", FLOOR), ("trip", BBR), ("relay-trip", RELAY), ("relay-trip", SEALED),
-)  # fmt: skip
+    ("trip", OURS),
+    ("trip", FLOOR),
+    ("trip", BBR),
+    ("relay-trip", RELAY),
+    ("relay-trip", SEALED),
+)
 PICTURES = {"links.svg": draw_links, "trips.svg": draw_trips}
 
 

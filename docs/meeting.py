@@ -27,17 +27,26 @@ from kkp2p_compat.traversal.stun import Kind, parse_untrusted  # noqa: E402
 
 # In English, and in Chinese.
 WORDS = {
-    "A connect between each two kinds of network, median in ms":
-        "每两类网络之间的连接时间，中位数，毫秒",
+    "A connect between each two kinds of network, median in ms": (
+        "每两类网络之间的连接时间，中位数，毫秒"
+    ),
     "relay": "中继",
-    "Two port-restricted NATs are punched; ms since the offer":
-        "给两个端口受限的 NAT 打洞；时间为发出请求之后的毫秒数",
-    "caller": "呼叫方", "caller's NAT": "呼叫方的 NAT", "cloud": "云端",
-    "callee's NAT": "被叫方的 NAT", "callee": "被叫方",
-    "offer": "请求", "answer": "应答", "check": "检查", "check answered": "检查的应答",
-    "check, of few hops": "检查，跳数很少", "chosen": "选定",
+    "Two port-restricted NATs are punched; ms since the offer": (
+        "给两个端口受限的 NAT 打洞；时间为发出请求之后的毫秒数"
+    ),
+    "caller": "呼叫方",
+    "caller's NAT": "呼叫方的 NAT",
+    "cloud": "云端",
+    "callee's NAT": "被叫方的 NAT",
+    "callee": "被叫方",
+    "offer": "请求",
+    "answer": "应答",
+    "check": "检查",
+    "check answered": "检查的应答",
+    "check, of few hops": "检查，跳数很少",
+    "chosen": "选定",
     "from here on the NAT lets the other side's packets in": "从这里开始，NAT 放行对方的包",
-}  # fmt: skip
+}
 
 
 class Words:
@@ -151,9 +160,11 @@ class Leg(NamedTuple):
 
 def signals(each_s: float) -> list[Leg]:
     ways = [
-        ("offer", CALLER, CLOUD), ("offer", CLOUD, CALLEE),
-        ("answer", CALLEE, CLOUD), ("answer", CLOUD, CALLER),
-    ]  # fmt: skip
+        ("offer", CALLER, CLOUD),
+        ("offer", CLOUD, CALLEE),
+        ("answer", CALLEE, CLOUD),
+        ("answer", CLOUD, CALLER),
+    ]
     return [
         Leg(number * each_s, start, end, (number + 1) * each_s, words)
         for number, (words, start, end) in enumerate(ways)
@@ -170,10 +181,12 @@ def checks(world: World) -> Iterator[Leg]:
             start, nat, end = CALLEE, CALLEES_NAT, CALLER
         arrives = first.end != "sent"  # or it is still on its way
         yield Leg(
-            at - world.started, start, end if arrives else nat,
+            at - world.started,
+            start,
+            end if arrives else nat,
             at - world.started + 2 * DELAY_S * (1 if arrives else NEAR),
             " + ".join(map(_named, together)) if arrives else "check, of few hops",
-        )  # fmt: skip
+        )
 
 
 NEAR = (CALLERS_NAT - CALLER) / (CALLEE - CALLER)  # of the way: to one's own NAT

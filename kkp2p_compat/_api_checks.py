@@ -21,9 +21,18 @@ from .control.trust import parse_fingerprints
 from .engine.engine import Engine
 
 __all__ = [
-    "check_conf", "check_context", "check_engine", "check_fd", "check_length", "check_peer_id",
-    "check_proxy", "check_text", "check_timeout", "check_type", "check_value",
-]  # fmt: skip
+    "check_conf",
+    "check_context",
+    "check_engine",
+    "check_fd",
+    "check_length",
+    "check_peer_id",
+    "check_proxy",
+    "check_text",
+    "check_timeout",
+    "check_type",
+    "check_value",
+]
 
 T = TypeVar("T")
 MAX_TIMEOUT_MS = 2**31 - 1  # a C int

@@ -324,9 +324,14 @@ def send(
 
 
 def _transfer(
-    function: Any, fd: int, place: Any, length: int, events: int, timeout_s: float | None,
+    function: Any,
+    fd: int,
+    place: Any,
+    length: int,
+    events: int,
+    timeout_s: float | None,
     era: int | None,
-) -> int | None:  # fmt: skip
+) -> int | None:
     deadline = None
     era = closings(fd) if era is None else era
     while True:

@@ -38,8 +38,10 @@ def send_data(fd: int, buff: bytes, length: int) -> int:
     while sended < length:
         wl = kkp2p.write(fd, memoryview(buff)[sended:], length - sended, 1000)  # 1 s 1秒超时
         if wl < 0:
-            print(f"SendData error,fd:{fd},ret:{wl},len:{length},errno:{errno.EPIPE},"
-                  f"desc:{os.strerror(errno.EPIPE)}.")  # fmt: skip
+            print(
+                f"SendData error,fd:{fd},ret:{wl},len:{length},errno:{errno.EPIPE},"
+                f"desc:{os.strerror(errno.EPIPE)}."
+            )
             return -1
         sended += wl
     return length

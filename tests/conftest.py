@@ -43,10 +43,28 @@ from helpers.support import PATIENCE_S
 
 __all__ = [
     "black_hole",
-    "cloud", "engine", "held_port", "identity", "lan_pair", "lan_port", "make_engine", "make_link",
-    "make_pair", "offers", "on_loopback", "open_link", "out_of_reach", "peer", "quick_backoff",
-    "quick_link", "redis_server", "serve", "start_cloud", "start_program", "start_redis",
-]  # fmt: skip
+    "cloud",
+    "engine",
+    "held_port",
+    "identity",
+    "lan_pair",
+    "lan_port",
+    "make_engine",
+    "make_link",
+    "make_pair",
+    "offers",
+    "on_loopback",
+    "open_link",
+    "out_of_reach",
+    "peer",
+    "quick_backoff",
+    "quick_link",
+    "redis_server",
+    "serve",
+    "start_cloud",
+    "start_program",
+    "start_redis",
+]
 
 # A script's background job ignores SIGINT, and so would the programs that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -29,10 +29,14 @@ def _build(builder: str, folder: Path) -> None:
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-n", "-b", builder]
     # Sphinx's own warnings of what Python deprecates are not ours.
     ended = subprocess.run(
-        [*command, "-d", folder / "read", ROOT / "docs", folder / builder], cwd=folder,
-        env={**ENVIRONMENT, "PYTHONWARNINGS": "default"}, capture_output=True, text=True,
-        timeout=5 * PATIENCE_S, check=False,
-    )  # fmt: skip
+        [*command, "-d", folder / "read", ROOT / "docs", folder / builder],
+        cwd=folder,
+        env={**ENVIRONMENT, "PYTHONWARNINGS": "default"},
+        capture_output=True,
+        text=True,
+        timeout=5 * PATIENCE_S,
+        check=False,
+    )
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 

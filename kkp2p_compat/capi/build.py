@@ -48,9 +48,12 @@ def library(
     folder = default_folder() if folder is None else folder
     compiler = shlex.split(cc or os.environ.get("CC") or "cc")
     command = [
-        *compiler, *OPTIONS, *options,
-        f'-DKKP2P_PYTHON="{sys.executable}"', f'-DKKP2P_VERSION="{__version__}"',
-    ]  # fmt: skip
+        *compiler,
+        *OPTIONS,
+        *options,
+        f'-DKKP2P_PYTHON="{sys.executable}"',
+        f'-DKKP2P_VERSION="{__version__}"',
+    ]
     if not _is_up_to_date(folder, command):
         folder.mkdir(parents=True, exist_ok=True)
         _compile(folder, command)

@@ -153,9 +153,15 @@ class Companion:
         kkp2p.log_switch_level(request.tag)
         self._set_log(fds.pop() if fds else None)
         conf = kkp2p.engine_conf_t(
-            domain, port, lan_port, no_upnp, log_path, log_size, pool,
+            domain,
+            port,
+            lan_port,
+            no_upnp,
+            log_path,
+            log_size,
+            pool,
             login_ca=os.environ.get("KKP2P_LOGIN_CA") or None,
-        )  # fmt: skip
+        )
         login = os.environ.get("KKP2P_LOGIN")
         if domain is not None and login and kkp2p.set_login(conf, login) < 0:
             return Answer(kkp2p.error_no()), []
@@ -195,10 +201,8 @@ class Companion:
         proxy_id = ctypes.c_uint32()
         tcp = request.call is Call.START_PROXY
         call = kkp2p.start_proxy if tcp else kkp2p.start_proxy_udp
-        ip, port = request.texts[1], request.numbers[5]
-        answer.result = call(
-            self._engine, ip, port, _context(request), proxy_id  # type: ignore[arg-type]
-        )  # fmt: skip
+        ip, port, ctx = request.texts[1], request.numbers[5], _context(request)
+        answer.result = call(self._engine, ip, port, ctx, proxy_id)  # type: ignore[arg-type]
         answer.number = proxy_id.value
 
     def _set_log(self, fd: int | None) -> Callable[[], None]:

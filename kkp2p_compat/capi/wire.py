@@ -93,9 +93,17 @@ class Answer:
         text = self.text.encode()[:MAX_TEXT_BYTES]
         return (
             _ANSWER.pack(
-                self.result, self.error, self.tag, channel.peer_id.encode(), channel.channel_type,
-                channel.transmit_mode, channel.encrypt_data, channel.channel_id,
-                channel.is_ipv6_p2p, channel.connect_desc, len(text),
+                self.result,
+                self.error,
+                self.tag,
+                channel.peer_id.encode(),
+                channel.channel_type,
+                channel.transmit_mode,
+                channel.encrypt_data,
+                channel.channel_id,
+                channel.is_ipv6_p2p,
+                channel.connect_desc,
+                len(text),
             )
             + text
-        )  # fmt: skip
+        )

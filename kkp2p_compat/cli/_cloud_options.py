@@ -25,9 +25,12 @@ class _Gone(argparse.Action):
     """An option that there was: who still gives it is told what to use."""
 
     def __call__(
-        self, parser: argparse.ArgumentParser, namespace: object, values: object,
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: object,
+        values: object,
         option_string: str | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         parser.error(
             _(
                 "{option} is no more: servers of one cloud find each other in a Redis, which all "

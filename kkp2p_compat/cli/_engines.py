@@ -51,27 +51,32 @@ RESOLVE_S = 5.0  # our choice: for the cloud's name
 QUIET, DEBUG = 0, 4  # levels of the engine's log
 # A name that does not resolve may do so later: at boot the network is not up yet.
 _NOT_YET = (
-    KKP2P_ERROR_ANALYSIS_DOMAIN_FAILURE, KKP2P_ERROR_ANALYSIS_DOMAIN_TIMEOUT,
+    KKP2P_ERROR_ANALYSIS_DOMAIN_FAILURE,
+    KKP2P_ERROR_ANALYSIS_DOMAIN_TIMEOUT,
     KKP2P_ERROR_DOMAIN_NO_IP,
-)  # fmt: skip
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     where = parser.add_argument_group("where peers meet")
     where.add_argument(
-        "--login", metavar="HOST:PORT[#sha256:HEX]", type=_parse_login,
+        "--login",
+        metavar="HOST:PORT[#sha256:HEX]",
+        type=_parse_login,
         default=_default_login(),  # parsed as if it were given
         help="the cloud, and the hash of its certificate, which it prints when it starts; or an "
         "invitation (default: $KKP2P_LOGIN, else what kkp2p join has kept, else "
         f"{DEFAULT_LOGIN})",
-    )  # fmt: skip
+    )
     where.add_argument(
         "--ca", metavar="FILE", help="the cloud's certificate must verify with this one"
     )
     where.add_argument(
-        "--lan", metavar="PORT", type=parse_port,
+        "--lan",
+        metavar="PORT",
+        type=parse_port,
         help="use no cloud: search the LAN on this UDP port",
-    )  # fmt: skip
+    )
     where.add_argument(
         "--stun", metavar="HOST:PORT,...", help="ask these STUN servers instead of the cloud"
     )
@@ -79,19 +84,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--no-upnp", action="store_true", help="do not ask the router for a port mapping"
     )
     where.add_argument(
-        "--tcp-only", action="store_true",
+        "--tcp-only",
+        action="store_true",
         help="use no UDP, as in a network that blocks or strangles it",
-    )  # fmt: skip
+    )
     keys = parser.add_argument_group("who the peer is")
     keys.add_argument("--identity", metavar="FILE", help="our key; made if it is missing")
     keys.add_argument(
         "--known-peers", metavar="FILE", help="the keys by which we know peers, one a line"
     )
     keys.add_argument(
-        "--pin", choices=POLICIES,
+        "--pin",
+        choices=POLICIES,
         help="who has to prove a key: no peer, those that are known (others are learned), "
         "or all (default: off; with --known-peers: first-use)",
-    )  # fmt: skip
+    )
     parser.add_argument("--json", action="store_true", help="output for programs instead of people")
     parser.add_argument(
         "--explain", action="store_true", help="show everything that was done to reach the peer"
@@ -106,13 +113,19 @@ def add_account_options(parser: argparse.ArgumentParser, *, required: bool, text
     account = parser.add_argument_group("who we are")
     joined = _joined() if required else None
     account.add_argument(
-        "--as", metavar="PEER", type=parse_peer, required=required and not joined, default=joined,
-        dest="own_id", help=text,
-    )  # fmt: skip
+        "--as",
+        metavar="PEER",
+        type=parse_peer,
+        required=required and not joined,
+        default=joined,
+        dest="own_id",
+        help=text,
+    )
     account.add_argument(
-        "--secret-file", metavar="FILE",
+        "--secret-file",
+        metavar="FILE",
         help="its secret is the first line of FILE (default: $KKP2P_SECRET, else it is asked for)",
-    )  # fmt: skip
+    )
 
 
 def _joined() -> str | None:
@@ -189,10 +202,14 @@ def open_engine(
     ``callers``: who may call, as engine_conf_t has it.
     """
     conf = engine_conf_t(
-        disable_upnp=int(options.no_upnp), stun_servers=options.stun,
-        tcp_only=int(options.tcp_only), callers=callers, identity=options.identity,
-        known_peers=options.known_peers, pin=options.pin,
-    )  # fmt: skip
+        disable_upnp=int(options.no_upnp),
+        stun_servers=options.stun,
+        tcp_only=int(options.tcp_only),
+        callers=callers,
+        identity=options.identity,
+        known_peers=options.known_peers,
+        pin=options.pin,
+    )
     if options.lan:
         conf.lan_search_port = options.lan
     else:

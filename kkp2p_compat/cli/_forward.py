@@ -205,23 +205,31 @@ class Watch:
 
     def __call__(self, proxied: Proxied) -> None:
         event: dict[str, Any] = {
-            "port": proxied.port, "at": time.time(), "name": proxied.name, "peer": proxied.peer_id,
-        }  # fmt: skip
+            "port": proxied.port,
+            "at": time.time(),
+            "name": proxied.name,
+            "peer": proxied.peer_id,
+        }
         if proxied.target is not None:
             event["target"] = proxied.target
         if not proxied.over:
             event |= {
-                "event": "connected", "path": proxied.path, "address": proxied.address,
-                "reason": proxied.reason, "set_up_s": proxied.set_up_s,
-            }  # fmt: skip
+                "event": "connected",
+                "path": proxied.path,
+                "address": proxied.address,
+                "reason": proxied.reason,
+                "set_up_s": proxied.set_up_s,
+            }
         elif not proxied.path:
             event |= {"event": "failed", "problems": proxied.problems}
         else:
             event |= {
-                "event": "ended", "problems": proxied.problems,
-                "bytes_sent": proxied.bytes_sent, "bytes_received": proxied.bytes_received,
+                "event": "ended",
+                "problems": proxied.problems,
+                "bytes_sent": proxied.bytes_sent,
+                "bytes_received": proxied.bytes_received,
                 "moves": proxied.moves,
-            }  # fmt: skip
+            }
             if self._is_udp:
                 event["datagrams_sent"] = proxied.datagrams_sent
                 event["datagrams_received"] = proxied.datagrams_received
@@ -261,9 +269,13 @@ class _Patience:
 
 
 def forward(
-    command: str, options: argparse.Namespace, begin: Begin, *, callers: str | None = None,
+    command: str,
+    options: argparse.Namespace,
+    begin: Begin,
+    *,
+    callers: str | None = None,
     by_stdio: bool = False,
-) -> int:  # fmt: skip
+) -> int:
     """``begin`` with an engine, and show what happens until the end; it returns what to stop then.
 
     Returns the exit status.

@@ -38,9 +38,11 @@ def examine_peer(engine: Engine, options: argparse.Namespace) -> Iterator[dict[s
     modes = {"p2p": CONNECT_P2P} if options.lan else {"p2p": CONNECT_P2P, "auto": CONNECT_AUTO}
     for name, mode in modes.items():
         ctx = connect_ctx_t(
-            options.peer, connect_mode=mode, timeout=int(1000 * options.timeout),
+            options.peer,
+            connect_mode=mode,
+            timeout=int(1000 * options.timeout),
             connect_desc=options.desc,
-        )  # fmt: skip
+        )
         attempt = {"mode": name} | _connect(engine, ctx, bool(options.lan))
         report["tries"].append(attempt)
         report["verdict"] = attempt.pop("verdict") or report["verdict"]
@@ -52,8 +54,12 @@ def examine_peer(engine: Engine, options: argparse.Namespace) -> Iterator[dict[s
 
 def _connect(engine: Engine, ctx: connect_ctx_t, lan: bool) -> dict[str, Any]:
     fields: dict[str, Any] = {
-        "problem": "", "code": 0, "is_offline": False, "stats": None, "timeline": None
-    }  # fmt: skip
+        "problem": "",
+        "code": 0,
+        "is_offline": False,
+        "stats": None,
+        "timeline": None,
+    }
     channel: Channel | None = None
     try:
         channel = engine.open_channel(ctx, lan)
@@ -78,8 +84,10 @@ def _look(engine: Engine, ctx: connect_ctx_t, channel: Channel | None, lan: bool
     if channel is not None and channel.channel_id in engine.channels:
         stats = dataclasses.asdict(channel_stats(channel, engine.network.nat))
     return {
-        "verdict": _verdict(engine, timeline), "stats": stats, "timeline": timeline_fields(timeline)
-    }  # fmt: skip
+        "verdict": _verdict(engine, timeline),
+        "stats": stats,
+        "timeline": timeline_fields(timeline),
+    }
 
 
 def _verdict(engine: Engine, timeline: Timeline) -> dict[str, Any] | None:

@@ -37,12 +37,7 @@ class Program:
     """One child process.  ``lines``: what it has printed so far, without line ends."""
 
     def __init__(
-        self,
-        programs: Programs,
-        name: str,
-        command: list[str],
-        text: bytes | None,
-        apart: bool,
+        self, programs: Programs, name: str, command: list[str], text: bytes | None, apart: bool
     ) -> None:
         self.name = name
         self.lines: list[str] = []

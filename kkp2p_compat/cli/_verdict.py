@@ -9,11 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..traversal.candidates import Candidate, outer_candidate
-from ..traversal.nat import (
-    ADDRESS_AND_PORT_DEPENDENT,
-    ENDPOINT_INDEPENDENT,
-    NatBehaviour,
-)
+from ..traversal.nat import ADDRESS_AND_PORT_DEPENDENT, ENDPOINT_INDEPENDENT, NatBehaviour
 from ..traversal.plan import Side, make_plan
 from ._words import N_, _
 

@@ -95,9 +95,13 @@ def _limit_arguments(action: argparse.ArgumentParser) -> None:
     for flag, kind, help_text in (
         ("--calls-per-s", float, "calls a second that it may make, at each node"),
         ("--relay-bytes-per-day", int, "bytes that relays carry for it in a day (UTC)"),
-        ("--channels", int, "calls that it may have at once, at each node: those that are not "
-         "answered, or whose two sides need the cloud yet"),
-    ):  # fmt: skip
+        (
+            "--channels",
+            int,
+            "calls that it may have at once, at each node: those that are not "
+            "answered, or whose two sides need the cloud yet",
+        ),
+    ):
         action.add_argument(
             flag,
             metavar="N",
@@ -271,11 +275,15 @@ ACTIONS = (
     ("limit", "say what a peer may use", _limit, _limit_arguments),
     ("list", "show the peers that may log in", _list, _no_arguments),
     ("show", "show one account, and what it has used today", _show, _peer_argument),
-    ("export", "write all accounts to a file, with what proves secrets", _export,
-     _export_arguments),
+    (
+        "export",
+        "write all accounts to a file, with what proves secrets",
+        _export,
+        _export_arguments,
+    ),
     ("import", "add the accounts of such a file", _import, _import_arguments),
     ("log", "show what was done to accounts last, as lines of JSON", _log, _log_arguments),
-)  # fmt: skip
+)
 
 
 def _account(accounts: Directory, peer_id: str) -> Account:
@@ -290,11 +298,7 @@ def _time(unix_s: int) -> str:
 
 
 def _callers(allow: str) -> str:
-    words = {
-        "accounts": _("whoever has logged in"),
-        "anybody": _("anybody"),
-        "nobody": _("nobody"),
-    }
+    words = {"accounts": _("whoever has logged in"), "anybody": _("anybody"), "nobody": _("nobody")}
     return words.get(allow, allow.replace(",", ", "))
 
 

@@ -250,9 +250,7 @@ def make_certificate(folder: Path) -> tuple[str, str]:
         .sign(key, hashes.SHA256())
     )
     key_pem = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     key_file, certificate_file = folder / "key.pem", folder / "cert.pem"
     key_file.touch(mode=0o600)

@@ -26,9 +26,11 @@ def add_parser(subparsers: Any) -> None:
         "peers.",
     )
     parser.add_argument(
-        "--identity", metavar="FILE", default=os.path.join(data_folder(), "identity"),
+        "--identity",
+        metavar="FILE",
+        default=os.path.join(data_folder(), "identity"),
         help="the file with our key (default: %(default)s)",
-    )  # fmt: skip
+    )
     parser.set_defaults(run=_run, act=_show)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     peers = commands.add_parser("peers", help="list the peers whose keys we know")
@@ -39,9 +41,11 @@ def add_parser(subparsers: Any) -> None:
     forget.add_argument("peers", metavar="PEER", nargs="+", type=parse_peer)
     for command, act in ((peers, _list), (add, _add), (forget, _forget)):
         command.add_argument(
-            "--known-peers", metavar="FILE", default=os.path.join(data_folder(), "known_peers"),
+            "--known-peers",
+            metavar="FILE",
+            default=os.path.join(data_folder(), "known_peers"),
             help="the file with their keys (default: %(default)s)",
-        )  # fmt: skip
+        )
         command.set_defaults(act=act)
 
 

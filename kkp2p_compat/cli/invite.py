@@ -41,21 +41,28 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("peer", metavar="PEER", type=parse_peer, help="peer id, 1 to 32 characters")
     parser.add_argument(
-        "--at", metavar="HOST[:PORT]", type=_parse_place,
+        "--at",
+        metavar="HOST[:PORT]",
+        type=_parse_place,
         help="where peers reach this cloud (default: as it said when it was started last)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--hours", metavar="N", type=_parse_hours, default=HOURS,
+        "--hours",
+        metavar="N",
+        type=_parse_hours,
+        default=HOURS,
         help="how long a secret that is good once can be taken up (default: %(default)g)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--again", action="store_true",
+        "--again",
+        action="store_true",
         help="a peer that has an account already gets a new secret, too, which ends its login",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--no-fingerprint", action="store_true",
+        "--no-fingerprint",
+        action="store_true",
         help="leave the SHA-256 out, where a CA that peers trust vouches for the certificate",
-    )  # fmt: skip
+    )
     add_place_options(parser)
     parser.set_defaults(run=_run)
 

@@ -36,10 +36,11 @@ def add_parser(subparsers: Any) -> None:
         "machine knows.",
     )
     parser.add_argument(
-        "line", metavar="LINE",
+        "line",
+        metavar="LINE",
         help="the invitation, as kkp2p invite prints it, or HOST:PORT#sha256:HEX of a cloud that "
         "is only called through; - reads it from standard input",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--ca", metavar="FILE", help="the cloud's certificate must verify with this one"
     )
@@ -92,11 +93,16 @@ def _take_up(cloud: Invitation, secret: str, new_secret: str, ca_file: str | Non
     if problem:
         print(f"kkp2p join: {problem}", file=sys.stderr)
     client = CloudClient(
-        cloud.host, cloud.port, list(resolve(cloud.host, RESOLVE_S, way.is_proxied)),
-        logging.getLogger(__name__), ca_file=ca_file, way_out=way,
+        cloud.host,
+        cloud.port,
+        list(resolve(cloud.host, RESOLVE_S, way.is_proxied)),
+        logging.getLogger(__name__),
+        ca_file=ca_file,
+        way_out=way,
         fingerprints=parse_fingerprints(cloud.fingerprint) if cloud.fingerprint else frozenset(),
-        on_offer=lambda link, message: None, on_login_lost=lambda error: None,
-    )  # fmt: skip
+        on_offer=lambda link, message: None,
+        on_login_lost=lambda error: None,
+    )
     try:
         with gevent.Timeout(PATIENCE_S, LoginRefused("no answer in time")):
             return client.take_up(str(cloud.peer_id), secret, new_secret)

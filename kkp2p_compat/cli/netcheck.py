@@ -68,13 +68,18 @@ def add_parser(subparsers: Any) -> None:
         help="connect_desc of that test (default: 0)",
     )
     parser.add_argument(
-        "--timeout", metavar="SECONDS", type=parse_seconds, default=10.0,
+        "--timeout",
+        metavar="SECONDS",
+        type=parse_seconds,
+        default=10.0,
         help="time for each connect of that test (default: %(default)s)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--lifetime", metavar="SECONDS", type=parse_seconds,
+        "--lifetime",
+        metavar="SECONDS",
+        type=parse_seconds,
         help="find out, too, whether the NAT keeps an idle binding for this time; takes as long",
-    )  # fmt: skip
+    )
     add_options(parser)
     parser.set_defaults(run=_run)
 
@@ -140,9 +145,13 @@ def _cloud(way_out: WayOut, host: str, port: int, pin: str | None) -> dict[str, 
             problem=_("it shows another certificate: sha256:{digest}").format(digest=shown.hex()),
         )
     return {
-        "host": host, "port": port, "ip": ip, "tcp_s": reach.tcp_s, "tls_s": reach.tls_s,
+        "host": host,
+        "port": port,
+        "ip": ip,
+        "tcp_s": reach.tcp_s,
+        "tls_s": reach.tls_s,
         "problem": reach.problem,
-    }  # fmt: skip
+    }
 
 
 def _first_to_answer(addresses: list[str], port: int, connect: Callable[[str, int], Any]) -> str:
@@ -208,10 +217,13 @@ def _port_mapping(engine: Engine) -> dict[str, Any]:
     _wait_until(lambda: mapper.problem != NOT_ASKED, MAPPING_S)
     silent = mapper.problem == NOT_ASKED
     return {
-        "needed": True, "method": mapper.method, "address": mapper.mapped,
+        "needed": True,
+        "method": mapper.method,
+        "address": mapper.mapped,
         "problem": _("no answer in {seconds:.0f} s").format(seconds=MAPPING_S)
-        if silent else mapper.problem,
-    }  # fmt: skip
+        if silent
+        else mapper.problem,
+    }
 
 
 def _summary(engine: Engine, cloud: dict[str, Any] | None) -> dict[str, Any]:

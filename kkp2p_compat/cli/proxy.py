@@ -27,14 +27,7 @@ from ._arguments import (
     parse_port,
     parse_seconds,
 )
-from ._engines import (
-    MODES,
-    NoSecret,
-    add_account_options,
-    add_options,
-    join,
-    read_secret,
-)
+from ._engines import MODES, NoSecret, add_account_options, add_options, join, read_secret
 from ._forward import Report, Watch, forward
 from ._toml import read_toml
 from ._words import _
@@ -56,19 +49,22 @@ def add_parser(subparsers: Any) -> None:
     )
     _add_one(parser, optional="?")
     parser.add_argument(
-        "--config", metavar="FILE",
+        "--config",
+        metavar="FILE",
         help="a TOML file with a table [[proxy]] for each of several proxies, whose keys are "
         "listen, peer, udp, desc, mode, encrypt and timeout",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--no-retry", action="store_true",
+        "--no-retry",
+        action="store_true",
         help="end when the cloud's name does not resolve; by default look it up until it does",
-    )  # fmt: skip
+    )
     add_account_options(
-        parser, required=False,
+        parser,
+        required=False,
         text="log in as PEER, which must have an account of its own: for peers that choose who "
         "may call them; by default the caller is nobody in particular",
-    )  # fmt: skip
+    )
     add_options(parser)
     parser.set_defaults(run=_run)
 
@@ -76,30 +72,41 @@ def add_parser(subparsers: Any) -> None:
 def _add_one(parser: argparse.ArgumentParser, optional: str | None = None) -> None:
     """The options of one proxy."""
     parser.add_argument(
-        "listen", metavar="LISTEN", type=_parse_listen, nargs=optional,
+        "listen",
+        metavar="LISTEN",
+        type=_parse_listen,
+        nargs=optional,
         help="PORT on 127.0.0.1 and ::1, or ADDRESS:PORT; port 0: any free one; or unix:PATH; or "
         "-: forward standard input and output, and end with them, as ssh's ProxyCommand wants it",
-    )  # fmt: skip
+    )
     parser.add_argument("peer", metavar="PEER", type=parse_peer, nargs=optional, help="peer id")
     parser.add_argument(
-        "--udp", action="store_true",
+        "--udp",
+        action="store_true",
         help="a UDP port: whole datagrams; a client that is idle for two minutes ends",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--desc", metavar="N", type=parse_desc, default=0,
+        "--desc",
+        metavar="N",
+        type=parse_desc,
+        default=0,
         help="connect_desc, which names the protocol as the two have agreed (default: 0)",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--mode", choices=MODES, default="auto", help="auto: p2p, or else the relay (default)"
     )
     parser.add_argument(
-        "--encrypt", action="store_true",
+        "--encrypt",
+        action="store_true",
         help="encrypt end to end also on the relay; p2p is always encrypted",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--timeout", metavar="SECONDS", type=parse_seconds, default=10.0,
+        "--timeout",
+        metavar="SECONDS",
+        type=parse_seconds,
+        default=10.0,
         help="time for the connect to the peer (default: %(default)s)",
-    )  # fmt: skip
+    )
 
 
 def _parse_listen(text: str) -> Place | str:
@@ -216,9 +223,13 @@ def _start(
 ) -> list[Proxy]:
     mode = "p2p" if options.lan else one.mode
     ctx = connect_ctx_t(
-        one.peer, int(one.udp), connect_mode=MODES[mode], encrypt_data=int(one.encrypt),
-        timeout=int(1000 * one.timeout), connect_desc=one.desc,
-    )  # fmt: skip
+        one.peer,
+        int(one.udp),
+        connect_mode=MODES[mode],
+        encrypt_data=int(one.encrypt),
+        timeout=int(1000 * one.timeout),
+        connect_desc=one.desc,
+    )
     watch = Watch(report, options.explain, one.udp)
     if report.stdio is not None:
         return [engine.proxy_socket(report.stdio.socket, Sentence("standard input"), ctx, watch)]
@@ -226,10 +237,14 @@ def _start(
     addresses = [proxy.address for proxy in proxies]
     report.show(
         {
-            "event": "listening", "address": addresses[0], "addresses": addresses,
-            "peer": one.peer, "mode": mode, "protocol": "udp" if one.udp else "tcp",
+            "event": "listening",
+            "address": addresses[0],
+            "addresses": addresses,
+            "peer": one.peer,
+            "mode": mode,
+            "protocol": "udp" if one.udp else "tcp",
         }
-    )  # fmt: skip
+    )
     return proxies
 
 

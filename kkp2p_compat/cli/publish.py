@@ -18,14 +18,7 @@ from .._errors import KKP2PError
 from .._sentence import Sentence, said
 from ..engine.engine import Engine
 from ..engine.proxy.targets import GivenTarget, PathTarget, PortTarget, Target
-from ._arguments import (
-    LOOPBACKS,
-    parse_address,
-    parse_desc,
-    parse_path,
-    parse_peer,
-    parse_port,
-)
+from ._arguments import LOOPBACKS, parse_address, parse_desc, parse_path, parse_peer, parse_port
 from ._engines import NoSecret, add_account_options, add_options, join, read_secret
 from ._forward import Report, Watch, forward
 from ._words import _, told
@@ -46,26 +39,40 @@ def add_parser(subparsers: Any) -> None:
         "or SIGTERM.",
     )
     parser.add_argument(
-        "target", metavar="TARGET", nargs="?", type=_parse_target,
+        "target",
+        metavar="TARGET",
+        nargs="?",
+        type=_parse_target,
         help="PORT of this host, HOST:PORT, unix:PATH, or - for standard input and output, of "
         "the first caller; it serves each connect_desc that has no --target",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--target", metavar="N=TARGET", dest="targets", action="append", default=[],
-        type=_parse_numbered, help="the target of connect_desc N; may be given several times",
-    )  # fmt: skip
+        "--target",
+        metavar="N=TARGET",
+        dest="targets",
+        action="append",
+        default=[],
+        type=_parse_numbered,
+        help="the target of connect_desc N; may be given several times",
+    )
     parser.add_argument(
-        "--from", metavar="ID", dest="callers", nargs="+", action="extend", type=parse_peer,
+        "--from",
+        metavar="ID",
+        dest="callers",
+        nargs="+",
+        action="extend",
+        type=parse_peer,
         help="only these may call, or with the word accounts all that have one: the cloud vouches "
         "for callers that have logged in, and for no others (default: anybody may call)",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--udp", action="store_true", help="UDP: whole datagrams, to UDP ports; no TCP then"
     )
     parser.add_argument(
-        "--no-retry", action="store_true",
+        "--no-retry",
+        action="store_true",
         help="end when the cloud's name does not resolve; by default look it up until it does",
-    )  # fmt: skip
+    )
     add_account_options(parser, required=True, text="the peer id that callers use; its account")
     add_options(parser)
     parser.set_defaults(run=_run)
@@ -124,12 +131,13 @@ def _run(options: argparse.Namespace) -> int:
             targets.update({desc: given for desc, one in targets.items() if one == STDIO})
         report.show(
             {
-                "event": "publishing", "peer": options.own_id,
+                "event": "publishing",
+                "peer": options.own_id,
                 "targets": {"" if desc is None else desc: str(targets[desc]) for desc in targets},
                 "callers": ", ".join(options.callers or ["anybody"]),
                 "protocol": "udp" if options.udp else "tcp",
             }
-        )  # fmt: skip
+        )
         engine.publish(targets, options.udp, Watch(report, options.explain, options.udp))
         presence = _Presence(report)
         engine.watch_login(presence)

@@ -124,9 +124,13 @@ class Abroad:
         self._callers[caller.number] = caller
         self._unheard[self._calls.carry(caller, carrier, asked)] = time.monotonic()
         inner = encode(
-            "call", call=asked.number, to=asked.to, ms=asked.budget_ms, offer=asked.offer,
+            "call",
+            call=asked.number,
+            to=asked.to,
+            ms=asked.budget_ms,
+            offer=asked.offer,
             shows=asked.may_show or None,
-        )  # fmt: skip
+        )
         self._nodes.send(
             node_id, "call", inner=inner, connection=caller.number, **_description(caller)
         )

@@ -60,9 +60,11 @@ def open_private(path: Path | None) -> sqlite3.Connection:
         # SQLite gives its -wal and -shm files the mode of this one.
         os.close(os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     database = sqlite3.connect(
-        name, timeout=_BUSY_TIMEOUT_S, isolation_level=None,
+        name,
+        timeout=_BUSY_TIMEOUT_S,
+        isolation_level=None,
         check_same_thread=path is not None,  # one in memory ends with its object, in any thread
-    )  # fmt: skip
+    )
     try:
         database.execute("PRAGMA journal_mode = WAL")
     except sqlite3.Error:

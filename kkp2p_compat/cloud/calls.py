@@ -306,11 +306,7 @@ class Calls:
             return
         try:
             line = encode(
-                "answer",
-                call=call.number,
-                answer=answer,
-                seen=callee.seen,
-                nat_text=callee.nat,
+                "answer", call=call.number, answer=answer, seen=callee.seen, nat_text=callee.nat
             )
         except ValueError as error:
             raise BadPacket("an answer that is too long") from error

@@ -15,15 +15,7 @@ from collections import Counter, OrderedDict
 from .._address import network_of
 from .._bucket import Bucket
 
-__all__ = [
-    "TABLE_SIZE",
-    "WIDER",
-    "Different",
-    "Networks",
-    "Tally",
-    "address_key",
-    "address_keys",
-]
+__all__ = ["TABLE_SIZE", "WIDER", "Different", "Networks", "Tally", "address_key", "address_keys"]
 
 # Our choices.
 TABLE_SIZE = 20_000  # addresses remembered for rates; about 300 bytes each
@@ -61,11 +53,7 @@ class Networks:
     __slots__ = ("_rates", "_size", "_tables")
 
     def __init__(
-        self,
-        rate: float,
-        burst: float,
-        wider: tuple[float, ...] = WIDER,
-        size: int = TABLE_SIZE,
+        self, rate: float, burst: float, wider: tuple[float, ...] = WIDER, size: int = TABLE_SIZE
     ) -> None:
         self._rates = [(rate * factor, burst * factor) for factor in wider]
         self._tables: list[OrderedDict[str, Bucket]] = [OrderedDict() for _ in wider]

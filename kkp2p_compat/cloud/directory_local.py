@@ -14,15 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .accounts import Accounts, open_private
-from .directory import (
-    Account,
-    Directory,
-    Imported,
-    Node,
-    Presence,
-    Refused,
-    today,
-)
+from .directory import Account, Directory, Imported, Node, Presence, Refused, today
 
 __all__ = ["LocalDirectory"]
 

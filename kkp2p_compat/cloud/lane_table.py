@@ -60,9 +60,17 @@ class _Session:
     """Lives while a side is bound."""
 
     __slots__ = (
-        "bytes", "charged", "expiry", "hosts", "id", "paired_at", "payer", "receipt", "sides",
+        "bytes",
+        "charged",
+        "expiry",
+        "hosts",
+        "id",
+        "paired_at",
+        "payer",
+        "receipt",
+        "sides",
         "turn",
-    )  # fmt: skip
+    )
 
     def __init__(
         self, token: relay_wire.Token, payer: Payer, receipt: bytes, carried: int, turn: int
@@ -226,8 +234,9 @@ class LaneTable:
         session = self._sessions.get(token.session)
         bound = None if session is None else session.sides[token.side]
         for applies, status in (
-            (unix_now > token.expiry, relay_wire.EXPIRED), (self._closing, relay_wire.CLOSING),
-        ):  # fmt: skip
+            (unix_now > token.expiry, relay_wire.EXPIRED),
+            (self._closing, relay_wire.CLOSING),
+        ):
             if applies and bound is None:
                 return status, relay_wire.status_text(status)
         limit = self._limit_reached(token, session, bound, source)
@@ -248,9 +257,12 @@ class LaneTable:
         return [side for side in sides if side.session is not other.session]
 
     def _limit_reached(
-        self, token: relay_wire.Token, session: _Session | None, bound: _Side | None,
+        self,
+        token: relay_wire.Token,
+        session: _Session | None,
+        bound: _Side | None,
         source: Address,
-    ) -> str:  # fmt: skip
+    ) -> str:
         limits = self._limits
         if session is None and len(self._sessions) >= limits.relay_sessions:
             return self._gate.over(
@@ -382,8 +394,11 @@ class LaneTable:
             self._gate.ended.tell(
                 address_key(session.hosts[relay_wire.CALLER]),
                 "relay: lane of %s and %s: %d and %d bytes in %.1f s%s",
-                *session.hosts, *session.bytes, now - session.paired_at, why,
-            )  # fmt: skip
+                *session.hosts,
+                *session.bytes,
+                now - session.paired_at,
+                why,
+            )
 
     def _charge(self, session: _Session) -> None:
         carried = session.all_bytes

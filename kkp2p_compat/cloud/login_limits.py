@@ -127,8 +127,10 @@ class LoginLimits:
             self._today[peer_id] = -math.inf
             log.warning(
                 "account %s: over %d failed logins today, the last from %s",
-                peer_id, self._limits.login_alarm, host,
-            )  # fmt: skip
+                peer_id,
+                self._limits.login_alarm,
+                host,
+            )
 
 
 def _with(peer_id: str, keys: tuple[str, ...]) -> tuple[str, ...]:

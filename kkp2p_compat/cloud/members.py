@@ -155,9 +155,15 @@ class Call:
     )
 
     def __init__(
-        self, session: bytes, caller: Member, number: int, callee: Member, budget_ms: int,
-        share: str, now: float,
-    ) -> None:  # fmt: skip
+        self,
+        session: bytes,
+        caller: Member,
+        number: int,
+        callee: Member,
+        budget_ms: int,
+        share: str,
+        now: float,
+    ) -> None:
         """``session``: its id on the relay."""
         self.session = session
         self.id = session.hex()

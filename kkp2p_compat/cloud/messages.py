@@ -7,13 +7,7 @@ from typing import NamedTuple
 
 from .._errors import BadPacket
 from .._peer_id import is_peer_id
-from ..control.wire import (
-    MAX_BUDGET_MS,
-    MAX_NAT_CHARS,
-    MAX_OFFER_CHARS,
-    Message,
-    number_untrusted,
-)
+from ..control.wire import MAX_BUDGET_MS, MAX_NAT_CHARS, MAX_OFFER_CHARS, Message, number_untrusted
 
 __all__ = ["MAX_CALL_NUMBER", "Asked", "nat_text_untrusted", "peer_id_untrusted", "text_untrusted"]
 

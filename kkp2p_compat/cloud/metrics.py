@@ -132,10 +132,7 @@ class Metrics:
         yield _counter("kkp2p_relay_bytes", "Bytes relayed.", ["kind"], relayed)
         if cloud.stun is not None:
             answered = cloud.stun.counts["answered"]
-            counts = {
-                ("answered",): answered,
-                ("dropped",): cloud.stun.counts.total() - answered,
-            }
+            counts = {("answered",): answered, ("dropped",): cloud.stun.counts.total() - answered}
             yield _counter("kkp2p_stun_requests", "STUN requests by UDP.", ["outcome"], counts)
         if cloud.lane is not None:
             dropped = cloud.lane.counts.total()

@@ -118,12 +118,7 @@ class Relay:
     """``welcome`` takes a connection whose first byte looks like a relay hello."""
 
     def __init__(
-        self,
-        gate: Gatekeeper,
-        key: bytes,
-        usage: Usage,
-        closing: Group,
-        pipes: int = MOST_PIPES,
+        self, gate: Gatekeeper, key: bytes, usage: Usage, closing: Group, pipes: int = MOST_PIPES
     ) -> None:
         self._gate = gate
         self._limits = gate.limits

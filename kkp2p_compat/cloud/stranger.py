@@ -21,9 +21,13 @@ class Stranger:
     __slots__ = ("_dismiss", "_readable", "_sort", "deadline", "host", "reason", "sock")
 
     def __init__(
-        self, sock: Any, host: str, deadline: float,
-        sort: Callable[[Stranger, bytes], object], dismiss: Callable[[Stranger, str], object],
-    ) -> None:  # fmt: skip
+        self,
+        sock: Any,
+        host: str,
+        deadline: float,
+        sort: Callable[[Stranger, bytes], object],
+        dismiss: Callable[[Stranger, str], object],
+    ) -> None:
         self.sock = sock
         self.host = host
         self.deadline = deadline

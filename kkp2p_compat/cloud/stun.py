@@ -62,9 +62,13 @@ def parse_request_untrusted(data: bytes, source: HostPort) -> Message:
 
 
 def respond(
-    request: Message, most: int, source: HostPort, asked: HostPort, other: HostPort,
+    request: Message,
+    most: int,
+    source: HostPort,
+    asked: HostPort,
+    other: HostPort,
     ticket: bytes | None = None,
-) -> Reply:  # fmt: skip
+) -> Reply:
     """The answer to a request of ``most`` bytes.  Raises BadPacket if it gets none.
 
     ``asked``: the address and port that it came to, the address empty where the system does not

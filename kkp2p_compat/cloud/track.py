@@ -24,14 +24,7 @@ from ..control.wire import PROTOCOL_VERSION, Message, encode
 from .abroad import Abroad
 from .calls import Calls
 from .control_connection import QUIET_BEATS, ControlConnection, Service
-from .directory import (
-    LEASE_S,
-    Account,
-    Directory,
-    DirectoryAway,
-    UnknownAccount,
-    Verifier,
-)
+from .directory import LEASE_S, Account, Directory, DirectoryAway, UnknownAccount, Verifier
 from .limits import Gatekeeper
 from .login import Login, LoginFailed
 from .login_limits import LoginLimits
@@ -358,10 +351,7 @@ class Track(Service):
         self._gate.counts.login(error.reason)
         if self._gate.audit is not None:
             self._gate.audit.refuse(
-                "login-refused",
-                account=str(peer_id)[:32],
-                address=member.host,
-                reason=error.reason,
+                "login-refused", account=str(peer_id)[:32], address=member.host, reason=error.reason
             )
         if error.reason != "limit":
             known = login is not None and login.verifier is not None

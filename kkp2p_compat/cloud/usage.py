@@ -162,8 +162,9 @@ class Usage:
         if self._left_out:
             log.warning(
                 "usage: %d bytes, logins and calls are not counted: over %d numbers at once",
-                self._left_out, MAX_COUNTS,
-            )  # fmt: skip
+                self._left_out,
+                MAX_COUNTS,
+            )
             self._left_out = 0
         counts, self._counts = self._counts, Counter()
         try:

@@ -14,9 +14,7 @@ class Backoff:
     first between ``first_s`` and ``spread_s``.
     """
 
-    def __init__(
-        self, rng: random.Random, first_s: float, most_s: float, spread_s: float
-    ) -> None:  # fmt: skip
+    def __init__(self, rng: random.Random, first_s: float, most_s: float, spread_s: float) -> None:
         self._rng = rng
         self._first_s = first_s
         self._most_s = most_s

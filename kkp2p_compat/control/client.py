@@ -23,13 +23,7 @@ from typing import NamedTuple, NoReturn
 import gevent
 from gevent.event import AsyncResult, Event
 
-from .._errors import (
-    DuplicateLogin,
-    EngineClosed,
-    KKP2PError,
-    LinkLost,
-    LoginRefused,
-)
+from .._errors import DuplicateLogin, EngineClosed, KKP2PError, LinkLost, LoginRefused
 from .backoff import Backoff
 from .link import Link, OfferHandler
 from .links import Links

@@ -52,9 +52,15 @@ class Link:
     """Call order: ``open``, then ``route``/``login``/``calls.make``, ``close`` at the end."""
 
     def __init__(
-        self, address: HostPort, log: Logger, on_offer: OfferHandler, context: ssl.SSLContext,
-        server_name: str | None, named_by: str | None = None, way_out: WayOut = DIRECT,
-    ) -> None:  # fmt: skip
+        self,
+        address: HostPort,
+        log: Logger,
+        on_offer: OfferHandler,
+        context: ssl.SSLContext,
+        server_name: str | None,
+        named_by: str | None = None,
+        way_out: WayOut = DIRECT,
+    ) -> None:
         """``named_by``: the IP address of the server that named this one; None: the user did."""
         self.address = address
         self.reached = address  # the same with a numeric host, once open
@@ -196,10 +202,16 @@ class Link:
         return [host_port_untrusted(*track) for track in tracks[:MAX_TRACKS]]
 
     def login(
-        self, peer_id: str, secret: str, session: str | None = None, again: bool = False,
-        callers: str | None = None, call_only: bool = False, least_iterations: int = 0,
+        self,
+        peer_id: str,
+        secret: str,
+        session: str | None = None,
+        again: bool = False,
+        callers: str | None = None,
+        call_only: bool = False,
+        least_iterations: int = 0,
         leaves_cut_off: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """SCRAM-SHA-256-PLUS (RFC 5802); raises LoginRefused with -110 or -111.
 
         ``session`` names the login over all its connections, at most 64 characters; ``again``: it
@@ -212,10 +224,14 @@ class Link:
         """
         self._judged = Event()
         fields: Message = {
-            "session": session, "again": again or None, "callers": told(callers),
-            "call_only": call_only or None, "moves": not call_only or None,
-            "relays": not call_only or None, "leaves_cut_off": leaves_cut_off or None,
-        }  # fmt: skip
+            "session": session,
+            "again": again or None,
+            "callers": told(callers),
+            "call_only": call_only or None,
+            "moves": not call_only or None,
+            "relays": not call_only or None,
+            "leaves_cut_off": leaves_cut_off or None,
+        }
         logged_in = False
         try:
             welcome = self._log_in(peer_id, secret, fields, least_iterations)

@@ -58,9 +58,13 @@ class WayOut:
 
         What is reached directly by its name is so by its address, too.
         """
-        return replace(self, directly=(
-            *self.directly, *(ip for ip, name in names.items() if not self.is_proxied(name))
-        ))  # fmt: skip
+        return replace(
+            self,
+            directly=(
+                *self.directly,
+                *(ip for ip, name in names.items() if not self.is_proxied(name)),
+            ),
+        )
 
     def to(self, host: str) -> WayOut:
         """The way to all addresses of this host."""

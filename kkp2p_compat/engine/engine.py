@@ -18,13 +18,7 @@ from gevent import monkey
 from gevent.event import Event
 
 from .. import _codes
-from .._errors import (
-    EngineClosed,
-    KKP2PError,
-    OutOfDescriptors,
-    ParameterError,
-    from_os_error,
-)
+from .._errors import EngineClosed, KKP2PError, OutOfDescriptors, ParameterError, from_os_error
 from .._sentence import said
 from .._structs import channel_stats_t, connect_ctx_t, engine_conf_t
 from ..control.callers import Callers
@@ -126,9 +120,17 @@ class Engine:
                 from .switchboard import Switchboard
 
                 self._switchboard = Switchboard(
-                    self.conf, self.settings, self._callers, self.client, self.network, self.pins,
-                    self.accept_queue, self._check_cloud, self.thread, self.log,
-                )  # fmt: skip
+                    self.conf,
+                    self.settings,
+                    self._callers,
+                    self.client,
+                    self.network,
+                    self.pins,
+                    self.accept_queue,
+                    self._check_cloud,
+                    self.thread,
+                    self.log,
+                )
             return self._switchboard
 
     @property

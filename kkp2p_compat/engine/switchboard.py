@@ -51,10 +51,18 @@ class Switchboard:
     """
 
     def __init__(
-        self, conf: engine_conf_t, settings: EngineSettings, callers: Callers,
-        client: CloudClient | None, network: Network, pins: Pins, queue: AcceptQueue[Channel],
-        check_cloud: Callable[[], object], thread: EngineThread, log: EngineLog,
-    ) -> None:  # fmt: skip
+        self,
+        conf: engine_conf_t,
+        settings: EngineSettings,
+        callers: Callers,
+        client: CloudClient | None,
+        network: Network,
+        pins: Pins,
+        queue: AcceptQueue[Channel],
+        check_cloud: Callable[[], object],
+        thread: EngineThread,
+        log: EngineLog,
+    ) -> None:
         spawn, port = thread.spawn, conf.lan_search_port
         self._client = client
         self._network = network

@@ -58,9 +58,13 @@ class Host(ABC):
         """Start a program; its standard output and error go to one pipe."""
         return subprocess.Popen(
             ["ip", "netns", "exec", self.namespace, *command],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            cwd=self.folder, env=self._environment,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=self.folder,
+            env=self._environment,
+        )
 
     def python(self, *command: str) -> subprocess.Popen[str]:
         return self.start(sys.executable, *command)
@@ -104,24 +108,44 @@ class SwitchHost(Host):
     """A host on a switch."""
 
     def __init__(
-        self, name: str, namespace: str, folder: Path, env: Mapping[str, str], switch: Switch,
-        number: int, gateway: str = "",
-    ) -> None:  # fmt: skip
+        self,
+        name: str,
+        namespace: str,
+        folder: Path,
+        env: Mapping[str, str],
+        switch: Switch,
+        number: int,
+        gateway: str = "",
+    ) -> None:
         super().__init__(name, namespace, folder, env)
         self.address = f"{switch.network}.{number}"
         self._switch = switch
         self._port = f"p{number}"
-        ip("-n", switch.namespace, "link", "add", self._port, "type", "veth",
-           "peer", "name", DEVICE, "netns", namespace)  # fmt: skip
+        ip(
+            "-n",
+            switch.namespace,
+            "link",
+            "add",
+            self._port,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            DEVICE,
+            "netns",
+            namespace,
+        )
         self.plug_in()
         route = [f"route add default via {gateway}"] if gateway else []
         ip_batch(
             namespace,
             [
-                "link set lo up", f"link set {DEVICE} up",
-                f"address add {self.address}/24 dev {DEVICE}", *route,
+                "link set lo up",
+                f"link set {DEVICE} up",
+                f"address add {self.address}/24 dev {DEVICE}",
+                *route,
             ],
-        )  # fmt: skip
+        )
 
     def unplug(self) -> None:
         ip("-n", self._switch.namespace, "link", "set", self._port, "nomaster")

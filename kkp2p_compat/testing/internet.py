@@ -187,8 +187,11 @@ class Internet:
         self._outer: dict[str, _Site] = {}  # of each NAT
         self.process = subprocess.Popen(
             [sys.executable, "-m", "kkp2p_compat.testing.world_process", json.dumps(settings)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(),
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment(),
+        )
         self._answer()
 
     # What there is.
@@ -217,9 +220,15 @@ class Internet:
         site = self._outer[name] = self._core if behind is None else behind.site
         made.addresses = self._take(site, addresses)
         self.ask(
-            "nat", name=name, outer=site.network, addresses=made.addresses, subnet=made.subnet,
-            nat_type=asdict(made.type), udp=udp, delay_s=delay_s,
-        )  # fmt: skip
+            "nat",
+            name=name,
+            outer=site.network,
+            addresses=made.addresses,
+            subnet=made.subnet,
+            nat_type=asdict(made.type),
+            udp=udp,
+            delay_s=delay_s,
+        )
         return made
 
     def kernel_nat(
@@ -280,9 +289,12 @@ class Internet:
         addresses = self._take(site, len(host.addresses))
         address6 = self._take6(site) if with_ipv6 else ""
         self.ask(
-            "addresses", name=host.name, network=site.network,
-            addresses=[*addresses, *filter(None, [address6])], firewall=host.firewall,
-        )  # fmt: skip
+            "addresses",
+            name=host.name,
+            network=site.network,
+            addresses=[*addresses, *filter(None, [address6])],
+            firewall=host.firewall,
+        )
         host.set_addresses(addresses, address6, site.subnet)
 
     def reboot(self, nat: NatHandle, new_address: bool = False) -> None:
@@ -363,9 +375,14 @@ class Internet:
         if not given and not address6:
             raise ValueError(f"{host.name} has no address")
         self.ask(
-            "host", name=host.name, namespace=host.namespace, device=DEVICE, network=site.network,
-            addresses=[*given, *filter(None, [address6])], **fields,
-        )  # fmt: skip
+            "host",
+            name=host.name,
+            namespace=host.namespace,
+            device=DEVICE,
+            network=site.network,
+            addresses=[*given, *filter(None, [address6])],
+            **fields,
+        )
         up = f"link set {DEVICE} mtu {MTU} addrgenmode none up"
         ip_batch(host.namespace, ["link set lo up", up])
         host.set_addresses(given, address6, site.subnet)

@@ -21,9 +21,16 @@ from .internet import PUBLIC, Internet, InternetHost, KernelNat, NatHandle
 from .nat import NatType
 
 __all__ = [
-    "Host", "Internet", "InternetHost", "KernelNat", "Lab", "NatHandle", "NatType", "SwitchHost",
+    "Host",
+    "Internet",
+    "InternetHost",
+    "KernelNat",
+    "Lab",
+    "NatHandle",
+    "NatType",
+    "SwitchHost",
     "why_not",
-]  # fmt: skip
+]
 
 NETWORK = "10.77.0"  # of the switch
 

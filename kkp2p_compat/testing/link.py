@@ -132,10 +132,14 @@ class Direction:
         """Since the start; ``latest_s`` since the last question."""
         latest_s, self.latest_s = self.latest_s, 0.0
         return {
-            "frames": self.frames, "bytes": self.bytes, "lost": self.lost,
-            "overflowed": self.overflowed, "delivered": self.delivered,
-            "late_s": self.late_s, "latest_s": latest_s,
-        }  # fmt: skip
+            "frames": self.frames,
+            "bytes": self.bytes,
+            "lost": self.lost,
+            "overflowed": self.overflowed,
+            "delivered": self.delivered,
+            "late_s": self.late_s,
+            "latest_s": latest_s,
+        }
 
 
 def open_tap(namespace: str, number: int, trains: bool) -> int:
@@ -151,8 +155,7 @@ def open_tap(namespace: str, number: int, trains: bool) -> int:
         with contextlib.suppress(OSError):  # Linux before 6.2: UDP comes frame by frame
             fcntl.ioctl(fd, TUNSETOFFLOAD, offload | TUN_F_USO4 | TUN_F_USO6)
     subprocess.run(
-        ["ip", "link", "set", name, "netns", namespace, "name", DEVICE, "mtu", str(MTU)],
-        check=True,
+        ["ip", "link", "set", name, "netns", namespace, "name", DEVICE, "mtu", str(MTU)], check=True
     )
     return fd
 
@@ -199,8 +202,10 @@ class LinkProcess:
     def __init__(self, namespaces: tuple[str, str], link: Link) -> None:
         self.process = subprocess.Popen(
             [sys.executable, __file__, *namespaces, json.dumps(asdict(link))],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         self.scheduling = self._answer()["scheduling"]
 
     def counters(self) -> dict[str, Any]:
@@ -238,8 +243,19 @@ def joined(one: SwitchHost, two: SwitchHost, link: Link | None) -> Iterator[Link
     for host in hosts:
         host.pull_out()
     if link is None:
-        _ip(one, "link", "add", DEVICE, "type", "veth", "peer", "name", DEVICE, "netns",
-            two.namespace)  # fmt: skip
+        _ip(
+            one,
+            "link",
+            "add",
+            DEVICE,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            DEVICE,
+            "netns",
+            two.namespace,
+        )
     else:
         process = LinkProcess((one.namespace, two.namespace), link)
     try:

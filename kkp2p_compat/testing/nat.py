@@ -23,10 +23,20 @@ from random import Random
 from .._address import HostPort
 
 __all__ = [
-    "ADDRESS_AND_PORT_DEPENDENT", "ADDRESS_DEPENDENT", "ADDRESS_RESTRICTED",
-    "ENDPOINT_INDEPENDENT", "FIREWALL", "FULL_CONE", "PORT_RESTRICTED", "SYMMETRIC_RANDOM",
-    "SYMMETRIC_SEQUENTIAL", "TCP", "UDP", "Nat", "NatType",
-]  # fmt: skip
+    "ADDRESS_AND_PORT_DEPENDENT",
+    "ADDRESS_DEPENDENT",
+    "ADDRESS_RESTRICTED",
+    "ENDPOINT_INDEPENDENT",
+    "FIREWALL",
+    "FULL_CONE",
+    "PORT_RESTRICTED",
+    "SYMMETRIC_RANDOM",
+    "SYMMETRIC_SEQUENTIAL",
+    "TCP",
+    "UDP",
+    "Nat",
+    "NatType",
+]
 
 TCP, UDP = 6, 17  # IANA protocol numbers
 

@@ -37,9 +37,16 @@ class Packet:
     """One packet; ``data`` is what goes on.  ``ports_at`` is 0 where there are no ports."""
 
     __slots__ = (
-        "data", "origin", "ports_at", "protocol", "source", "source_port", "target", "target_port",
+        "data",
+        "origin",
+        "ports_at",
+        "protocol",
+        "source",
+        "source_port",
+        "target",
+        "target_port",
         "version",
-    )  # fmt: skip
+    )
 
     def __init__(self, data: bytearray, version: int, protocol: int, ports_at: int) -> None:
         self.data = data

@@ -17,8 +17,15 @@ import gevent
 from .hosts import PATIENCE_S, Host
 
 __all__ = [
-    "CLOUD_PORT", "Run", "marked", "output_of", "runner", "start_cloud", "start_redis", "wait_for",
-]  # fmt: skip
+    "CLOUD_PORT",
+    "Run",
+    "marked",
+    "output_of",
+    "runner",
+    "start_cloud",
+    "start_redis",
+    "wait_for",
+]
 
 CLOUD_PORT = "3080"  # the document's
 MAX_WAIT_S = 6 * PATIENCE_S  # for one line or an end, unless a call says otherwise

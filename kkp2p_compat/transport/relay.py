@@ -88,9 +88,13 @@ class Visit:
     """
 
     def __init__(
-        self, spots: Sequence[Spot], token: bytes, is_caller: bool, wants_receipt: bool = False,
+        self,
+        spots: Sequence[Spot],
+        token: bytes,
+        is_caller: bool,
+        wants_receipt: bool = False,
         connect: Callable[[str, int], Any] = tcp.connect,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """``spots``: at least one, in the order that both sides have.  A caller that
         ``wants_receipt`` calls ``read_receipt`` after ``begin``.  ``connect``: to one of them.
         """

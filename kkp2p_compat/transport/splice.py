@@ -427,10 +427,7 @@ class Splice:
 
 
 def close_both(
-    a: socket.socket,
-    b: socket.socket,
-    outcome: Outcome,
-    timeout_s: float = CLOSE_TIMEOUT_S,
+    a: socket.socket, b: socket.socket, outcome: Outcome, timeout_s: float = CLOSE_TIMEOUT_S
 ) -> None:
     """Close the two sockets of a splice, each after all that was written to it has arrived.
 

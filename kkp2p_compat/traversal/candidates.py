@@ -24,9 +24,17 @@ from .._errors import BadPacket
 from .interfaces import interfaces, source_addresses
 
 __all__ = [
-    "MAX_CANDIDATES", "Candidate", "family_of", "host_candidates", "is_private", "may_be_peer",
-    "outer_candidate", "parse_untrusted", "plausible", "reflexive_priority",
-]  # fmt: skip
+    "MAX_CANDIDATES",
+    "Candidate",
+    "family_of",
+    "host_candidates",
+    "is_private",
+    "may_be_peer",
+    "outer_candidate",
+    "parse_untrusted",
+    "plausible",
+    "reflexive_priority",
+]
 
 # Type preferences, as RFC 8445 section 5.1.2.2 recommends them.  "mapped" is our choice: it takes
 # packets from everybody, as a host address does, so it is the next best.
@@ -51,10 +59,16 @@ KINDS = {"host", *OUTER_PREFERENCES}
 PRIVATE = [
     ipaddress.ip_network(text)
     for text in (
-        "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "169.254.0.0/16",
-        "fc00::/7", "192.0.0.0/29", "198.18.0.0/15",
+        "10.0.0.0/8",
+        "172.16.0.0/12",
+        "192.168.0.0/16",
+        "100.64.0.0/10",
+        "169.254.0.0/16",
+        "fc00::/7",
+        "192.0.0.0/29",
+        "198.18.0.0/15",
     )
-]  # fmt: skip
+]
 # IPv6 addresses whose packets a translator or tunnel carries to the IPv4 address within them:
 # RFC 6052, RFC 8215, RFC 3056, RFC 4291 section 2.5.5.1.
 CARRIED_TO_IPV4 = [

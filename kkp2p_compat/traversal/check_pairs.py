@@ -16,9 +16,19 @@ class Pair:
     """A remote address, and what became of it."""
 
     __slots__ = (
-        "address", "first_sent_at", "heard", "interval_s", "kind", "last_sent_at", "next_probe_at",
-        "nominated", "priority", "probes", "round_trip_s", "valid",
-    )  # fmt: skip
+        "address",
+        "first_sent_at",
+        "heard",
+        "interval_s",
+        "kind",
+        "last_sent_at",
+        "next_probe_at",
+        "nominated",
+        "priority",
+        "probes",
+        "round_trip_s",
+        "valid",
+    )
 
     def __init__(self, kind: str, address: Address, priority: int, now: float) -> None:
         self.kind = kind  # a candidate's, or "prflx": learnt

@@ -24,9 +24,7 @@ from .._address import Address, text_of
 from .candidates import Candidate, family_of, is_private
 from .notes import NoteKind
 
-__all__ = [
-    "LOWEST_PORT", "LOW_TTL", "MAX_PREDICTED", "MAX_PROBES", "PACE_S", "Guesses", "Wave",
-]  # fmt: skip
+__all__ = ["LOWEST_PORT", "LOW_TTL", "MAX_PREDICTED", "MAX_PROBES", "PACE_S", "Guesses", "Wave"]
 
 LOWEST_PORT = 1024  # that a NAT gives to a socket (RFC 4787 REQ-3)
 
@@ -48,9 +46,11 @@ class Guesses:
     """
 
     def __init__(
-        self, listed: Mapping[Address, Candidate], note: Callable[..., object],
+        self,
+        listed: Mapping[Address, Candidate],
+        note: Callable[..., object],
         vouched: Collection[str] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """``listed``: the peer's candidates that are tried; may grow.  ``note`` takes what makes
         a Note.  ``vouched``: the IP addresses at which the cloud has seen the peer; None: it
         cannot tell.

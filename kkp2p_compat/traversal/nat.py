@@ -17,9 +17,14 @@ from .._errors import BadPacket
 from .._sentence import Sentence, listed
 
 __all__ = [
-    "ADDRESS_AND_PORT_DEPENDENT", "ADDRESS_DEPENDENT", "BLOCKED", "ENDPOINT_INDEPENDENT",
-    "UNKNOWN", "NatBehaviour", "judge_allocation",
-]  # fmt: skip
+    "ADDRESS_AND_PORT_DEPENDENT",
+    "ADDRESS_DEPENDENT",
+    "BLOCKED",
+    "ENDPOINT_INDEPENDENT",
+    "UNKNOWN",
+    "NatBehaviour",
+    "judge_allocation",
+]
 
 ENDPOINT_INDEPENDENT = "endpoint-independent"
 ADDRESS_DEPENDENT = "address-dependent"
@@ -121,10 +126,7 @@ _MAPPING_WORDS = {
     ADDRESS_DEPENDENT: Sentence("address-dependent mapping"),
     ADDRESS_AND_PORT_DEPENDENT: Sentence("symmetric"),
 }
-_ALLOCATION_WORDS = {
-    "preserved": Sentence("preserved ports"),
-    "random": Sentence("random ports"),
-}
+_ALLOCATION_WORDS = {"preserved": Sentence("preserved ports"), "random": Sentence("random ports")}
 _FILTERING_WORDS = {
     "unknown": Sentence("unknown filtering"),
     ENDPOINT_INDEPENDENT: Sentence("endpoint-independent filtering"),

@@ -63,10 +63,15 @@ class Discovery:
     """
 
     def __init__(
-        self, servers: Sequence[HostPort], *, port: int,
-        open_fresh: Callable[[int], Mapping[int, int]], local: Collection[str], now: float,
+        self,
+        servers: Sequence[HostPort],
+        *,
+        port: int,
+        open_fresh: Callable[[int], Mapping[int, int]],
+        local: Collection[str],
+        now: float,
         random: Random,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """``servers``: numeric, of one family, the first MAX_SERVERS of which are asked.
 
         ``port``: of the main socket.  ``open_fresh``: opens so many fresh sockets, once, up to
@@ -149,8 +154,9 @@ class Discovery:
         answers = [ask.answer for ask in self._main.values()]
         return {
             answer.mapped[0]: answer.ticket
-            for answer in answers if answer and answer.mapped and answer.ticket
-        }  # fmt: skip
+            for answer in answers
+            if answer and answer.mapped and answer.ticket
+        }
 
     def seen_from(self, server: Address) -> HostPort | None:
         """Where this server saw the main socket."""

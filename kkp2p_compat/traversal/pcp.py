@@ -16,11 +16,23 @@ from typing import NamedTuple
 from .._errors import BadPacket
 
 __all__ = [
-    "MAX_BYTES", "NONCE_BYTES", "PCP_RESULTS", "PMP_RESULTS", "PORT", "SUCCESS",
-    "UNSUPPORTED_VERSION", "VERSION", "PcpAnswer", "PmpAnswer", "address_request",
-    "announce_request", "map_request", "parse_pcp_untrusted", "parse_pmp_untrusted",
+    "MAX_BYTES",
+    "NONCE_BYTES",
+    "PCP_RESULTS",
+    "PMP_RESULTS",
+    "PORT",
+    "SUCCESS",
+    "UNSUPPORTED_VERSION",
+    "VERSION",
+    "PcpAnswer",
+    "PmpAnswer",
+    "address_request",
+    "announce_request",
+    "map_request",
+    "parse_pcp_untrusted",
+    "parse_pmp_untrusted",
     "pmp_map_request",
-]  # fmt: skip
+]
 
 PORT = 5351  # RFC 6887 section 19.1, RFC 6886 section 3.1
 UDP = 17  # RFC 6887 section 11.1: IANA's protocol number
@@ -35,21 +47,32 @@ RESPONSE = 0x80  # 7.2
 SUCCESS = 0  # 7.4; of NAT-PMP, too
 UNSUPPORTED_VERSION = 1  # 7.4
 PCP_RESULTS = {  # 7.4
-    1: "unsupported version", 2: "not authorised", 3: "malformed request",
-    4: "unsupported opcode", 5: "unsupported option", 6: "malformed option",
-    7: "network failure", 8: "no resources", 9: "unsupported protocol", 10: "quota exceeded",
-    11: "cannot provide that external address", 12: "another address than ours arrives there",
+    1: "unsupported version",
+    2: "not authorised",
+    3: "malformed request",
+    4: "unsupported opcode",
+    5: "unsupported option",
+    6: "malformed option",
+    7: "network failure",
+    8: "no resources",
+    9: "unsupported protocol",
+    10: "quota exceeded",
+    11: "cannot provide that external address",
+    12: "another address than ours arrives there",
     13: "excessive remote peers",
-}  # fmt: skip
+}
 
 # RFC 6886.
 PMP_VERSION = 0  # section 3.3
 PMP_ADDRESS = 0  # 3.2
 PMP_MAP_UDP = 1  # 3.3
 PMP_RESULTS = {  # 3.5
-    1: "unsupported version", 2: "not authorised", 3: "network failure", 4: "no resources",
+    1: "unsupported version",
+    2: "not authorised",
+    3: "network failure",
+    4: "no resources",
     5: "unsupported opcode",
-}  # fmt: skip
+}
 
 REQUEST = struct.Struct(">BBxxI16s")  # version, opcode, lifetime, our address
 ANSWER = struct.Struct(">BBxBII12x")  # version, opcode, result, lifetime, epoch

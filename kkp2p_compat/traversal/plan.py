@@ -26,12 +26,7 @@ from typing import NamedTuple
 
 from .._sentence import Sentence
 from .candidates import Candidate, family_of, is_private
-from .nat import (
-    ADDRESS_AND_PORT_DEPENDENT,
-    ADDRESS_DEPENDENT,
-    ENDPOINT_INDEPENDENT,
-    NatBehaviour,
-)
+from .nat import ADDRESS_AND_PORT_DEPENDENT, ADDRESS_DEPENDENT, ENDPOINT_INDEPENDENT, NatBehaviour
 
 __all__ = ["KINDS", "Plan", "Side", "make_plan"]
 

@@ -95,9 +95,14 @@ class Punch:
     """
 
     def __init__(
-        self, checks: Checks, plan: Plan, is_caller: bool, nat: NatBehaviour, random: Random,
+        self,
+        checks: Checks,
+        plan: Plan,
+        is_caller: bool,
+        nat: NatBehaviour,
+        random: Random,
         now: float,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """``nat``: ours.  ``random``: a SystemRandom outside tests."""
         self._checks = checks
         self._plan = plan

@@ -47,9 +47,15 @@ from .stun_values import (
 )
 
 __all__ = [
-    "MAX_BYTES", "TICKET_BYTES", "UNKNOWN_ATTRIBUTE", "Kind", "Message", "TurnKind",
-    "parse_untrusted", "size_untrusted",
-]  # fmt: skip
+    "MAX_BYTES",
+    "TICKET_BYTES",
+    "UNKNOWN_ATTRIBUTE",
+    "Kind",
+    "Message",
+    "TurnKind",
+    "parse_untrusted",
+    "size_untrusted",
+]
 
 # RFC 8489.
 MAX_BYTES = 548  # 6.1: 576 bytes less the headers of IPv4 and UDP, when the path's MTU is unknown
@@ -92,13 +98,28 @@ OTHER_ADDRESS = 0x802C
 TICKET = 0xFB4B
 
 UNDERSTOOD = {
-    MAPPED_ADDRESS, USERNAME, MESSAGE_INTEGRITY, ERROR_CODE, UNKNOWN_ATTRIBUTES,
-    XOR_MAPPED_ADDRESS, PRIORITY, USE_CANDIDATE, CHANGE_REQUEST, PADDING, RESPONSE_PORT,
-}  # fmt: skip
+    MAPPED_ADDRESS,
+    USERNAME,
+    MESSAGE_INTEGRITY,
+    ERROR_CODE,
+    UNKNOWN_ATTRIBUTES,
+    XOR_MAPPED_ADDRESS,
+    PRIORITY,
+    USE_CANDIDATE,
+    CHANGE_REQUEST,
+    PADDING,
+    RESPONSE_PORT,
+}
 UNDERSTOOD_OF_TURN = UNDERSTOOD | {
-    CHANNEL_NUMBER, LIFETIME, XOR_PEER_ADDRESS, DATA, REALM, NONCE, XOR_RELAYED_ADDRESS,
+    CHANNEL_NUMBER,
+    LIFETIME,
+    XOR_PEER_ADDRESS,
+    DATA,
+    REALM,
+    NONCE,
+    XOR_RELAYED_ADDRESS,
     REQUESTED_TRANSPORT,
-}  # fmt: skip
+}
 MUST_BE_UNDERSTOOD_BELOW = 0x8000  # section 14
 CHANGE_IP, CHANGE_PORT = 4, 2  # RFC 5780 section 7.2
 
@@ -268,9 +289,14 @@ def parse_untrusted(
         fields["change_ip"] = bool(change & CHANGE_IP)
         fields["change_port"] = bool(change & CHANGE_PORT)
     return Message(
-        kind, transaction_id, **fields, unknown=tuple(unknown),
-        has_fingerprint=FINGERPRINT in values, _wire=data, _integrity_at=integrity_at,
-    )  # fmt: skip
+        kind,
+        transaction_id,
+        **fields,
+        unknown=tuple(unknown),
+        has_fingerprint=FINGERPRINT in values,
+        _wire=data,
+        _integrity_at=integrity_at,
+    )
 
 
 def size_untrusted(start: bytes, max_bytes: int = MAX_BYTES) -> int:

@@ -87,10 +87,16 @@ class Asks:
         return len(self._asks)
 
     def ask(
-        self, to: Address, now: float, *, answer_from: HostPort | None = None,
-        change_ip: bool = False, change_port: bool = False,
-        response_port: int | None = None, heard_by: int | None = None,
-    ) -> Ask:  # fmt: skip
+        self,
+        to: Address,
+        now: float,
+        *,
+        answer_from: HostPort | None = None,
+        change_ip: bool = False,
+        change_port: bool = False,
+        response_port: int | None = None,
+        heard_by: int | None = None,
+    ) -> Ask:
         """Ask the server ``to``; it leaves with the next ``poll_transmit``.
 
         ``answer_from``: where the answer is to come from, if not from there.
@@ -99,9 +105,13 @@ class Asks:
         number = _number(to) if heard_by is None else heard_by
         expected = at((to[0], to[1]) if answer_from is None else answer_from, number)
         message = Message(
-            Kind.REQUEST, self._random.randbytes(12), change_ip=change_ip, change_port=change_port,
-            response_port=response_port, software="kkp2p".ljust(REQUEST_BYTES - _BARE_BYTES),
-        )  # fmt: skip
+            Kind.REQUEST,
+            self._random.randbytes(12),
+            change_ip=change_ip,
+            change_port=change_port,
+            response_port=response_port,
+            software="kkp2p".ljust(REQUEST_BYTES - _BARE_BYTES),
+        )
         return self._start(message, to, expected, number, now)
 
     def ask_ourselves(self, to: Address, number: int, now: float) -> Ask:

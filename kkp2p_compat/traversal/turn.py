@@ -42,10 +42,15 @@ UDP = 17  # 18.8
 UNAUTHORIZED, ALLOCATION_MISMATCH, STALE_NONCE = 401, 437, 438
 # What the log says of errors (RFC 8489 section 14.8, RFC 8656 section 19).
 ERRORS = {
-    300: "Try Alternate", UNAUTHORIZED: "Unauthorized", 403: "Forbidden",
-    ALLOCATION_MISMATCH: "Allocation Mismatch", 440: "Address Family not Supported",
-    441: "Wrong Credentials", 486: "Allocation Quota Reached", 508: "Insufficient Capacity",
-}  # fmt: skip
+    300: "Try Alternate",
+    UNAUTHORIZED: "Unauthorized",
+    403: "Forbidden",
+    ALLOCATION_MISMATCH: "Allocation Mismatch",
+    440: "Address Family not Supported",
+    441: "Wrong Credentials",
+    486: "Allocation Quota Reached",
+    508: "Insufficient Capacity",
+}
 
 # Our choices.
 RENEW_ALLOCATION_S = 25.0  # as often as we ask a STUN server behind a NAT
@@ -163,9 +168,14 @@ class TurnClient:
             if self._last_channel > LAST_CHANNEL:
                 self._last_channel = FIRST_CHANNEL
             grant = Grant(
-                TurnKind.CHANNEL_BIND, CHANNEL_S, RENEW_S, now, peer, self._last_channel,
+                TurnKind.CHANNEL_BIND,
+                CHANNEL_S,
+                RENEW_S,
+                now,
+                peer,
+                self._last_channel,
                 used_at=now,
-            )  # fmt: skip
+            )
             self._asked[peer] = grant
             self._ask(grant, now)
 
@@ -293,20 +303,33 @@ class TurnClient:
     def _ask(self, grant: Grant, now: float) -> None:
         grant.transaction_id = self._random.randbytes(12)
         grant.wire = self._request(
-            grant.kind, grant.transaction_id, peer=grant.peer, channel=grant.channel,
+            grant.kind,
+            grant.transaction_id,
+            peer=grant.peer,
+            channel=grant.channel,
             transport=UDP if grant.kind is TurnKind.ALLOCATE else None,
-        )  # fmt: skip
+        )
         grant.sent = 0
         self._transmit(grant, now)
 
     def _request(
-        self, kind: TurnKind, transaction_id: bytes | None = None, *, peer: HostPort | None = None,
-        channel: int | None = None, transport: int | None = None, lifetime_s: int | None = None,
-    ) -> bytes:  # fmt: skip
+        self,
+        kind: TurnKind,
+        transaction_id: bytes | None = None,
+        *,
+        peer: HostPort | None = None,
+        channel: int | None = None,
+        transport: int | None = None,
+        lifetime_s: int | None = None,
+    ) -> bytes:
         message = Message(
-            kind, transaction_id or self._random.randbytes(12), peer=peer, channel=channel,
-            transport=transport, lifetime_s=lifetime_s,
-        )  # fmt: skip
+            kind,
+            transaction_id or self._random.randbytes(12),
+            peer=peer,
+            channel=channel,
+            transport=transport,
+            lifetime_s=lifetime_s,
+        )
         if self._key is not None:
             message.username, message.realm = self._username, self._realm
             message.nonce = self._nonce

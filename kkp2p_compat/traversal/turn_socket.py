@@ -37,9 +37,13 @@ class TurnSocket:
     datagram_bytes = 0
 
     def __init__(
-        self, server: HostPort, client: TurnClient, number: int, log: Logger,
+        self,
+        server: HostPort,
+        client: TurnClient,
+        number: int,
+        log: Logger,
         poll: Callable[[], object],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """``server``: with a numeric host.  Raises OSError, as BatchSocket."""
         self.number = number
         self.holds_more = False

@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kkp2p_compat._address import (
-    Address,
-    HostPort,
-    host_port_untrusted,
-    parse_host_port,
-    text_of,
-)
+from kkp2p_compat._address import Address, HostPort, host_port_untrusted, parse_host_port, text_of
 from kkp2p_compat._errors import BadPacket
 
 DEFAULT = 9
@@ -43,11 +37,30 @@ def test_host_and_port(text: str, expected: HostPort | None, by_default: HostPor
 @pytest.mark.parametrize(
     "text",
     [
-        "", ":", ":3080", "host:", "host:x", "host:0", "host:65536", "host:-1", "host:+1",
-        "host:\u0661", f"host:{'1' * 6000}", "host:1:2", "[]:1", "[]", "[host]:1", "[192.0.2.1]:1",
-        "[::1", "::1]:1", "[::1]1", "[::1]:", "[[::1]]:1", "host[::1]:1",
+        "",
+        ":",
+        ":3080",
+        "host:",
+        "host:x",
+        "host:0",
+        "host:65536",
+        "host:-1",
+        "host:+1",
+        "host:\u0661",
+        f"host:{'1' * 6000}",
+        "host:1:2",
+        "[]:1",
+        "[]",
+        "[host]:1",
+        "[192.0.2.1]:1",
+        "[::1",
+        "::1]:1",
+        "[::1]1",
+        "[::1]:",
+        "[[::1]]:1",
+        "host[::1]:1",
     ],
-)  # fmt: skip
+)
 def test_neither(text: str) -> None:
     for default in (None, DEFAULT):
         with pytest.raises(ValueError, match="is not HOST:PORT") as caught:
@@ -68,10 +81,22 @@ def test_any_port() -> None:
 @pytest.mark.parametrize(
     ("host", "port"),
     [
-        (None, 1), (7, 1), ("", 1), ("a b", 1), ("a\n", 1), ("x" * 254, 1), ("\u00e4", 1),
-        ("a", 0), ("a", 65536), ("a", -1), ("a", "1"), ("a", 1.0), ("a", True), ("a", None),
+        (None, 1),
+        (7, 1),
+        ("", 1),
+        ("a b", 1),
+        ("a\n", 1),
+        ("x" * 254, 1),
+        ("\u00e4", 1),
+        ("a", 0),
+        ("a", 65536),
+        ("a", -1),
+        ("a", "1"),
+        ("a", 1.0),
+        ("a", True),
+        ("a", None),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_address_in_json(host: object, port: object) -> None:
     with pytest.raises(BadPacket):
         host_port_untrusted(host, port)

@@ -21,16 +21,28 @@ from kkp2p_compat.cloud.certificate import load_identity
 FUNCTIONS = sorted(
     name
     for name in kkp2p.__all__
-    if callable(getattr(kkp2p, name)) and not isinstance(getattr(kkp2p, name), type)
+    if callable(getattr(kkp2p, name))
+    and not isinstance(getattr(kkp2p, name), type)
     and name != "connect_cb"
-)  # fmt: skip
+)
 # What they return for an error; every other one returns the code itself.
 FAILED = {
-    "sdk_version": "", "hmac_sha1": b"", "engine_init": None, "engine_destroy": None,
-    "switch_log_level": None, "log_destroy": None, "log_switch_level": None, "stop_proxy": None,
-    "proxy_address": None, "close_channel": None, "close_fd": None, "abort_fd": None,
-    "channel_stats": None, "engine_metrics": "", "kept_account": None,
-}  # fmt: skip
+    "sdk_version": "",
+    "hmac_sha1": b"",
+    "engine_init": None,
+    "engine_destroy": None,
+    "switch_log_level": None,
+    "log_destroy": None,
+    "log_switch_level": None,
+    "stop_proxy": None,
+    "proxy_address": None,
+    "close_channel": None,
+    "close_fd": None,
+    "abort_fd": None,
+    "channel_stats": None,
+    "engine_metrics": "",
+    "kept_account": None,
+}
 CODES = {value for name, value in vars(kkp2p).items() if name.startswith("KKP2P_ERROR")}
 
 
@@ -73,24 +85,43 @@ numbers = st.sampled_from(
     [-1, 0, 1, 2, 3, 5, 255, 65535, 65536, 2**31 - 1, 2**31, 2**32, 2**64, -(2**31)]
 )
 scraps = (
-    st.none() | st.booleans() | st.floats() | st.text(max_size=40) | st.binary(max_size=40)
+    st.none()
+    | st.booleans()
+    | st.floats()
+    | st.text(max_size=40)
+    | st.binary(max_size=40)
     | st.sampled_from(["127.0.0.1", "::1", "alice", "x" * 33, "a b", "\0", "\ud800", b"\xff"])
-    | st.lists(st.none(), max_size=2) | st.tuples() | st.builds(object) | st.builds(Hostile)
-    | st.builds(lambda: print) | st.builds(ctypes.c_uint32) | st.builds(ctypes.c_char_p)
-    | st.builds(lambda: memoryview(bytearray(9))[::2]) | st.builds(kkp2p.channel_t)
-)  # fmt: skip
+    | st.lists(st.none(), max_size=2)
+    | st.tuples()
+    | st.builds(object)
+    | st.builds(Hostile)
+    | st.builds(lambda: print)
+    | st.builds(ctypes.c_uint32)
+    | st.builds(ctypes.c_char_p)
+    | st.builds(lambda: memoryview(bytearray(9))[::2])
+    | st.builds(kkp2p.channel_t)
+)
 junk = numbers | scraps
 # Structs filled with junk; log_path too, but for a text: no test writes all over the disk.
 contexts = st.builds(
     kkp2p.connect_ctx_t,
-    *[junk | st.just(good) for good in ("alice", 0, 2, 0)], st.sampled_from([0, 1, -1, None, "x"]),
-    junk, st.none() | junk.filter(lambda value: value is not print), junk,
-)  # fmt: skip
+    *[junk | st.just(good) for good in ("alice", 0, 2, 0)],
+    st.sampled_from([0, 1, -1, None, "x"]),
+    junk,
+    st.none() | junk.filter(lambda value: value is not print),
+    junk,
+)
 configurations = st.builds(
     kkp2p.engine_conf_t,
     st.sampled_from([None, "", "a..b", "127.0.0.1", b"127.0.0.1", b"\xff", 5]),
-    junk, junk, junk, numbers | st.floats() | st.just("\0"), junk, junk, junk,
-).filter(lambda conf: conf.log_path is not None)  # fmt: skip
+    junk,
+    junk,
+    junk,
+    numbers | st.floats() | st.just("\0"),
+    junk,
+    junk,
+    junk,
+).filter(lambda conf: conf.log_path is not None)
 patient = settings(
     deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -136,13 +167,24 @@ def test_junk_everywhere(name: str, data: st.DataObject) -> None:
 
 
 ENGINE_CALLS = [
-    name for name in SAFE
-    if name not in {
-        "engine_init", "sdk_version", "hmac_sha1", "read", "write", "close_fd", "abort_fd",
-        "log_init", "set_login", "kept_account",
-        "log_destroy", "log_switch_level",
+    name
+    for name in SAFE
+    if name
+    not in {
+        "engine_init",
+        "sdk_version",
+        "hmac_sha1",
+        "read",
+        "write",
+        "close_fd",
+        "abort_fd",
+        "log_init",
+        "set_login",
+        "kept_account",
+        "log_destroy",
+        "log_switch_level",
     }
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("name", [name for name in ENGINE_CALLS if name != "engine_destroy"])
@@ -190,12 +232,23 @@ def test_a_dead_engine_and_none(name: str, dead_engine: kkp2p.engine_t) -> None:
 @pytest.mark.parametrize(
     ("peer_id", "code"),
     [
-        ("", -110), ("x" * 33, -110), ("a b", -110), ("a\n", -110), ("\u00e9", -110),
-        (b"\xff", -110), (b"alice\0", -110), (bytearray(b"alice"), -109),
-        (memoryview(b"alice!")[:5], -109), (memoryview(b"\xff"), -110),
-        (5, -106), (None, -106), ("x" * 32, -109), (b"alice", -109), ("!~", -109),
+        ("", -110),
+        ("x" * 33, -110),
+        ("a b", -110),
+        ("a\n", -110),
+        ("\u00e9", -110),
+        (b"\xff", -110),
+        (b"alice\0", -110),
+        (bytearray(b"alice"), -109),
+        (memoryview(b"alice!")[:5], -109),
+        (memoryview(b"\xff"), -110),
+        (5, -106),
+        (None, -106),
+        ("x" * 32, -109),
+        (b"alice", -109),
+        ("!~", -109),
     ],
-)  # fmt: skip
+)
 def test_peer_ids(lone_engine: kkp2p.engine_t, peer_id: Any, code: int) -> None:
     ctx = kkp2p.connect_ctx_t(peer_id, timeout=0)
     assert kkp2p.connect(lone_engine, ctx, kkp2p.channel_t()) == code

@@ -76,18 +76,35 @@ OURS = {  # not in C
 
 STRUCTS = {
     "engine_conf_t": [
-        "login_domain", "login_port", "lan_search_port", "disable_upnp",
-        "log_path", "max_log_size", "enable_engine_thread_pool",
+        "login_domain",
+        "login_port",
+        "lan_search_port",
+        "disable_upnp",
+        "log_path",
+        "max_log_size",
+        "enable_engine_thread_pool",
     ],
     "connect_ctx_t": [
-        "peer_id", "channel_type", "connect_mode", "encrypt_data", "timeout", "connect_desc",
-        "func", "func_param",
+        "peer_id",
+        "channel_type",
+        "connect_mode",
+        "encrypt_data",
+        "timeout",
+        "connect_desc",
+        "func",
+        "func_param",
     ],
     "channel_t": [
-        "peer_id", "channel_type", "transmit_mode", "encrypt_data", "channel_id", "is_ipv6_p2p",
-        "connect_desc", "fd",
+        "peer_id",
+        "channel_type",
+        "transmit_mode",
+        "encrypt_data",
+        "channel_id",
+        "is_ipv6_p2p",
+        "connect_desc",
+        "fd",
     ],
-}  # fmt: skip
+}
 EXTENSIONS = {
     "engine_conf_t": [
         "login_ca",

@@ -16,13 +16,32 @@ print(*set(sys.modules) - before)
 
 # Not needed by everybody, or not at all; the largest first.
 NOT_YET = {
-    "scramp", "asn1crypto", "cryptography", "OpenSSL", "asyncio", "email", "http", "pathlib",
-    "urllib.parse", "concurrent.futures", "netifaces", "miniupnpc", "argparse", "subprocess",
-    "tempfile", "kkp2p_compat.cli", "kkp2p_compat.cloud", "kkp2p_compat.testing",
-    "kkp2p_compat.tls", "kkp2p_compat.engine.switchboard", "kkp2p_compat.engine.calls",
-    "kkp2p_compat.engine.proxy", "kkp2p_compat.engine.paths.searches",
-    "kkp2p_compat.transport.udp.peer_connection", "kkp2p_compat.traversal.port_mapping",
-}  # fmt: skip
+    "scramp",
+    "asn1crypto",
+    "cryptography",
+    "OpenSSL",
+    "asyncio",
+    "email",
+    "http",
+    "pathlib",
+    "urllib.parse",
+    "concurrent.futures",
+    "netifaces",
+    "miniupnpc",
+    "argparse",
+    "subprocess",
+    "tempfile",
+    "kkp2p_compat.cli",
+    "kkp2p_compat.cloud",
+    "kkp2p_compat.testing",
+    "kkp2p_compat.tls",
+    "kkp2p_compat.engine.switchboard",
+    "kkp2p_compat.engine.calls",
+    "kkp2p_compat.engine.proxy",
+    "kkp2p_compat.engine.paths.searches",
+    "kkp2p_compat.transport.udp.peer_connection",
+    "kkp2p_compat.traversal.port_mapping",
+}
 
 ENGINE = """
 import sys, tempfile

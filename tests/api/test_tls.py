@@ -388,8 +388,11 @@ def test_free(pair: Pair) -> None:
     server.free()
     server.free()
     for result in (
-        server.read_into(bytearray(1)), server.write(b"x"), server.shutdown(), server.accept()
-    ):  # fmt: skip
+        server.read_into(bytearray(1)),
+        server.write(b"x"),
+        server.shutdown(),
+        server.accept(),
+    ):
         assert result == -1
         assert server.get_error(-1) == tls.SSL_ERROR_SSL
     assert server.error_string() == "the connection was freed"
@@ -444,6 +447,9 @@ def test_under_monkey_patching(tmp_path: Path) -> None:
     """threading and socket are gevent's there: two "threads", one hub."""
     run = subprocess.run(
         [sys.executable, "-W", "error", "-c", PATCHED, *make_certificate(tmp_path)],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert (run.stdout, run.stderr) == (f"1000000 {tls.SSL_ERROR_ZERO_RETURN}\n", "")

@@ -12,9 +12,13 @@ from helpers.support import ENVIRONMENT, PATIENCE_S, ROOT
 def test_a_small_one() -> None:
     need_program("cc")
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "capi", "--quick"], cwd=ROOT, env=ENVIRONMENT,
-        capture_output=True, text=True, timeout=6 * PATIENCE_S,
-    )  # fmt: skip
+        [sys.executable, "-m", "benchmarks", "capi", "--quick"],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=6 * PATIENCE_S,
+    )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert [line for line in lines if not line.startswith(" ")] == ["p2p:", "relay:"]

@@ -57,9 +57,12 @@ def test_the_header_has_the_constants() -> None:
     defined = {
         words[1]: int(words[2].strip("()"))
         for line in (SOURCES / "kkp2p_sdk.h").read_text().splitlines()
-        if (words := line.split())[:1] == ["#define"] and len(words) > 2 and words[2][-1] != '"'
-        and words[1].startswith("KKP2P_") and words[1] != "KKP2P_API"
-    }  # fmt: skip
+        if (words := line.split())[:1] == ["#define"]
+        and len(words) > 2
+        and words[2][-1] != '"'
+        and words[1].startswith("KKP2P_")
+        and words[1] != "KKP2P_API"
+    }
     assert defined == {
         name: value for name, value in vars(_codes).items() if name.startswith("KKP2P_")
     }

@@ -33,12 +33,16 @@ def _script(tmp_path: Path, *lines: str) -> str:
         (None, "No such file or directory"),
         (["echo first >&2", "echo No module named kkp2p_compat >&2"], "No module named kkp2p_comp"),
         (["exit 0"], "it has ended without a word"),
-        ([f"exec {sys.executable} -I -m kkp2p_compat.capi 99"],
-         r"kkp2p_compat \S+ wants packets of version 1, and the library has 99: build the library"),
-        ([f"exec {sys.executable} -c 'import os; os.write(3, bytes([99, 0, 0, 0]))'"],
-         "it is of another version than this library .99, not 1.; build the library again"),
+        (
+            [f"exec {sys.executable} -I -m kkp2p_compat.capi 99"],
+            r"kkp2p_compat \S+ wants packets of version 1, and the library has 99: build the",
+        ),
+        (
+            [f"exec {sys.executable} -c 'import os; os.write(3, bytes([99, 0, 0, 0]))'"],
+            "it is of another version than this library .99, not 1.; build the library again",
+        ),
     ],
-)  # fmt: skip
+)
 def test_no_companion(
     compiler: Compiler, start_c: StartC, tmp_path: Path, lines: list[str] | None, reason: str
 ) -> None:

@@ -49,13 +49,25 @@ def start(compiler: Compiler, start_c: StartC, cloud: CloudProcess) -> Start:
 
 @pytest.mark.parametrize(
     ("server_language", "client_language", "mode"),
-    [("c", "c", 0), ("c", "c", 1), ("c", "c", 2), ("c", "python", 1), ("c", "python", 2),
-     ("python", "c", 1), ("python", "c", 2)],
-)  # fmt: skip
+    [
+        ("c", "c", 0),
+        ("c", "c", 1),
+        ("c", "c", 2),
+        ("c", "python", 1),
+        ("c", "python", 2),
+        ("python", "c", 1),
+        ("python", "c", 2),
+    ],
+)
 def test_http_and_https(
-    start: Start, cloud: CloudProcess, tmp_path: Path, held_port: int,
-    server_language: str, client_language: str, mode: int,
-) -> None:  # fmt: skip
+    start: Start,
+    cloud: CloudProcess,
+    tmp_path: Path,
+    held_port: int,
+    server_language: str,
+    client_language: str,
+    mode: int,
+) -> None:
     curl, openssl = need_program("curl"), need_program("openssl")
     seen = len(cloud.output)
     server = start("server", server_language, "peer", SECRET, *make_certificate(tmp_path))

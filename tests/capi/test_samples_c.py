@@ -98,8 +98,9 @@ def test_a_file_for_the_python_sample(
 
 def test_a_file_that_nobody_takes(run: Run, tmp_path: Path) -> None:
     assert run("send_file", "peer", str(tmp_path)).end() == (
-        1, "not sent: it is no file that can be read.\n"
-    )  # fmt: skip
+        1,
+        "not sent: it is no file that can be read.\n",
+    )
     assert run("send_file", "peer", __file__).end() == (1, "kkp2p_connect error,ret:-109.\n")
 
 

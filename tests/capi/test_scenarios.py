@@ -16,9 +16,18 @@ from helpers.support import PATIENCE_S, CloudProcess, write_all
 ADDRESS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 THREAD = ("-fsanitize=thread",)
 SCENARIOS = (
-    "arguments", "hmac", "threads", "destroy", "suicide", "forked", "manners", "ends", "logs",
-    "messages", "descriptors",
-)  # fmt: skip
+    "arguments",
+    "hmac",
+    "threads",
+    "destroy",
+    "suicide",
+    "forked",
+    "manners",
+    "ends",
+    "logs",
+    "messages",
+    "descriptors",
+)
 WRITTEN_BYTES = 100_000
 ECHO, SINK, END = 0, 1, 2  # the callers' connect_desc
 

@@ -77,20 +77,27 @@ def test_everything_that_can_be_done_to_an_account(
     assert told("list") == ""
     assert "no limit given" in refused("limit", "alice") or "no account" in refused("show", "alice")
     for action in (
-        ("passwd", "alice", "--secret", "x"), ("remove", "alice"), ("disable", "alice"),
-        ("allow", "alice", "--from", "bob"), ("limit", "alice", "--channels", "1"),
+        ("passwd", "alice", "--secret", "x"),
+        ("remove", "alice"),
+        ("disable", "alice"),
+        ("allow", "alice", "--from", "bob"),
+        ("limit", "alice", "--channels", "1"),
         ("show", "alice"),
-    ):  # fmt: skip
+    ):
         assert "no account alice" in refused(*action)
     records = [json.loads(line) for line in told("log").splitlines()]
     assert [record["what"] for record in records] == [
-        "account-added", *["account-changed"] * 8, "account-removed",
-    ]  # fmt: skip
+        "account-added",
+        *["account-changed"] * 8,
+        "account-removed",
+    ]
     assert all(record["account"] == "alice" and "@" in record["by"] for record in records)
     assert records[1]["allow"] == "bob,carol"
     assert records[3]["limits"] == {
-        "calls_per_s": 1.5, "relay_bytes_per_day": 1_000_000, "channels": None,
-    }  # fmt: skip
+        "calls_per_s": 1.5,
+        "relay_bytes_per_day": 1_000_000,
+        "channels": None,
+    }
     assert records[4]["disabled"] is True
     assert records[8]["secret"] == "another"
     assert records[0]["time"] <= records[-1]["time"]
@@ -210,14 +217,27 @@ def test_a_line_is_what_it_was() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"peer": "a b"}, {"peer": 7}, {"salt": "not base 64!"}, {"salt": ""}, {"salt": None},
-        {"stored_key": "x" * 1000}, {"iterations": 0}, {"iterations": 10**9}, {"iterations": "1"},
-        {"iterations": True}, {"changed": "now"}, {"disabled": 1}, {"allow": ""},
-        {"allow": ["bob"]}, {"limits": []}, {"limits": {"channels": -1}},
-        {"limits": {"channels": 1.5}}, {"limits": {"calls_per_s": "fast"}},
+        {"peer": "a b"},
+        {"peer": 7},
+        {"salt": "not base 64!"},
+        {"salt": ""},
+        {"salt": None},
+        {"stored_key": "x" * 1000},
+        {"iterations": 0},
+        {"iterations": 10**9},
+        {"iterations": "1"},
+        {"iterations": True},
+        {"changed": "now"},
+        {"disabled": 1},
+        {"allow": ""},
+        {"allow": ["bob"]},
+        {"limits": []},
+        {"limits": {"channels": -1}},
+        {"limits": {"channels": 1.5}},
+        {"limits": {"calls_per_s": "fast"}},
         {"limits": {"calls_per_s": True}},
     ],
-)  # fmt: skip
+)
 def test_lines_that_are_no_accounts(change: dict[str, object]) -> None:
     fields = json.loads(line_of(Account("alice", VERIFIER, 7)))
     with pytest.raises(ValueError):  # noqa: PT011 - each has a reason of its own

@@ -207,10 +207,20 @@ def test_only_an_invited_peer_may_replace_its_secret_and_once(
     with Client(("127.0.0.1", own_cloud.port)) as client:
         assert client.login("alice", str(given.secret), call_only=True)["once"] is True
         for bad in (
-            None, 7, [], VERIFIER[:3], [*VERIFIER, 1], ["", *VERIFIER[1:]], [*VERIFIER[:3], 4096],
-            [*VERIFIER[:3], 10**9], [*VERIFIER[:3], True], [*VERIFIER[:3], 16384.0],
-            [[], {}, None, 16384], ["A" * 23, *VERIFIER[1:]], ["\u00e9" * 22, *VERIFIER[1:]],
-        ):  # fmt: skip
+            None,
+            7,
+            [],
+            VERIFIER[:3],
+            [*VERIFIER, 1],
+            ["", *VERIFIER[1:]],
+            [*VERIFIER[:3], 4096],
+            [*VERIFIER[:3], 10**9],
+            [*VERIFIER[:3], True],
+            [*VERIFIER[:3], 16384.0],
+            [[], {}, None, 16384],
+            ["A" * 23, *VERIFIER[1:]],
+            ["\u00e9" * 22, *VERIFIER[1:]],
+        ):
             assert client.ask("secret", verifier=bad)["op"] == "error"
         verifier = Verifier.of("another")
         told = [*map(_base64url.encode, verifier[:3]), verifier.iterations]

@@ -54,9 +54,13 @@ def test_for_people(check: Callable[..., Tool]) -> None:
     assert (status, errors) == (0, "")
     headings = [line for line in output.splitlines() if line[0] != " "]
     assert [heading.split(",")[0].split(" to ")[0] for heading in headings] == [
-        "The cloud", "This host's addresses", "What is in front of it", "UDP",
-        "How peers reach this host", "In short",
-    ]  # fmt: skip
+        "The cloud",
+        "This host's addresses",
+        "What is in front of it",
+        "UDP",
+        "How peers reach this host",
+        "In short",
+    ]
     assert "TCP answers after" in output
     assert "10 of 10 answered" in output
     assert "cannot see what is in front of it" in " ".join(output.split())
@@ -128,8 +132,10 @@ def test_on_the_lan_without_a_cloud(start_tool: StartTool, lan_port: int) -> Non
     assert "cloud" not in report
     assert report["nat"]["asked"] is False
     assert report["summary"] == {
-        "usable": True, "reach": {}, "text": "On the LAN there is no NAT between peers.",
-    }  # fmt: skip
+        "usable": True,
+        "reach": {},
+        "text": "On the LAN there is no NAT between peers.",
+    }
 
 
 def test_other_stun_servers(start_tool: StartTool, cloud: CloudProcess, lan_port: int) -> None:

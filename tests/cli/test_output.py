@@ -155,9 +155,13 @@ def wait_for_listener(port: int) -> None:
 
 @pytest.mark.parametrize("output", ["full", "no reader", "not read"])
 def test_a_proxy_serves_on(
-    cloud: CloudProcess, server: Program, tmp_path: Path, held_port: int, output: str,
+    cloud: CloudProcess,
+    server: Program,
+    tmp_path: Path,
+    held_port: int,
+    output: str,
     pipe: tuple[int, int],
-) -> None:  # fmt: skip
+) -> None:
     reader, writer = pipe
     if output == "full":
         os.close(writer)
@@ -171,10 +175,22 @@ def test_a_proxy_serves_on(
                 os.write(writer, b"\n" * 4096)
         os.set_blocking(writer, True)
     proxy = subprocess.Popen(
-        [sys.executable, "-m", "kkp2p_compat", "proxy", str(held_port), "peer", "--verbose",
-         "--login", f"127.0.0.1:{cloud.port}"],
-        cwd=tmp_path, env=ENVIRONMENT, stdout=writer, stderr=writer,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "kkp2p_compat",
+            "proxy",
+            str(held_port),
+            "peer",
+            "--verbose",
+            "--login",
+            f"127.0.0.1:{cloud.port}",
+        ],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stdout=writer,
+        stderr=writer,
+    )
     try:
         wait_for_listener(held_port)
         for _ in range(3):
@@ -195,9 +211,13 @@ def test_a_command_that_answers_says_why_its_answer_is_not_there(
     with open("/dev/full", "w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "kkp2p_compat", command],
-            env={**ENVIRONMENT, "XDG_DATA_HOME": str(tmp_path)}, stdout=full,
-            stderr=subprocess.PIPE, text=True, timeout=PATIENCE_S, check=False,
-        )  # fmt: skip
+            env={**ENVIRONMENT, "XDG_DATA_HOME": str(tmp_path)},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
     assert (done.returncode, done.stderr) == (1, "kkp2p: [Errno 28] No space left on device\n")
 
 

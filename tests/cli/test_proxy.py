@@ -250,9 +250,12 @@ def before_the_network(tmp_path: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("as_json", [False, True])
 def test_it_starts_before_the_network(
-    cloud: CloudProcess, server: Program, start_tool: StartTool,
-    before_the_network: dict[str, str], as_json: bool,
-) -> None:  # fmt: skip
+    cloud: CloudProcess,
+    server: Program,
+    start_tool: StartTool,
+    before_the_network: dict[str, str],
+    as_json: bool,
+) -> None:
     options = ["--login", f"cloud.test:{cloud.port}", *(["--json"] if as_json else [])]
     tool = start_tool("proxy", "127.0.0.1:0", "peer", *options, **before_the_network)
     if as_json:

@@ -189,10 +189,12 @@ class Piped:
 
     def __init__(self, *arguments: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "kkp2p_compat", *arguments], stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            [sys.executable, "-m", "kkp2p_compat", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             env=ENVIRONMENT | {"KKP2P_SECRET": SECRET},
-        )  # fmt: skip
+        )
 
     def error_line(self) -> str:
         assert self.process.stderr is not None

@@ -182,9 +182,11 @@ def test_a_cloud_speaks_to_its_user_and_logs_in_english(start_tool: StartTool) -
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_help_is_chinese_to_the_last_line(
-    speak: Speak, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    speak: Speak,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
     command: list[str],
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setenv("COLUMNS", str(COLUMNS))
     monkeypatch.setenv("LC_ALL", "zh_CN.UTF-8")
     with pytest.raises(SystemExit):

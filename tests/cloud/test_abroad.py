@@ -103,8 +103,11 @@ def test_a_node_that_says_nothing(fleet: Fleet) -> None:
     until(lambda: fleet.calls == [1, 0])
     time_passes(fleet.clouds[0], UNHEARD_S + 1)
     assert fleet.caller.receive() == {
-        "op": "declined", "call": 1, "reason": "unavailable", "again": True,
-    }  # fmt: skip
+        "op": "declined",
+        "call": 1,
+        "reason": "unavailable",
+        "again": True,
+    }
 
 
 def test_the_directory_is_away(fleet: Fleet) -> None:

@@ -118,10 +118,16 @@ def test_what_it_does_not_have(cloud: Cloud, port: HostPort) -> None:
 
 def test_a_name_that_is_not_ours_gets_no_page(cloud: Cloud, port: HostPort) -> None:
     for host, code in (
-        ("127.0.0.1:80", 200), ("[::1]:80", 200), ("localhost", 200), ("LocalHost:1", 200),
-        ("cloud.test:9", 200), ("evil.test", 421), ("", 421), ("127.0.0.1.evil.test", 421),
+        ("127.0.0.1:80", 200),
+        ("[::1]:80", 200),
+        ("localhost", 200),
+        ("LocalHost:1", 200),
+        ("cloud.test:9", 200),
+        ("evil.test", 421),
+        ("", 421),
+        ("127.0.0.1.evil.test", 421),
         ("[evil.test]", 421),
-    ):  # fmt: skip
+    ):
         for path in ("/", "/api/status", "/api/peer?id=peer"):
             assert get(port, path, host)[0] == code, host
         for path in ("/healthz", "/readyz", "/metrics"):  # of a balancer, and a Prometheus
@@ -130,9 +136,12 @@ def test_a_name_that_is_not_ours_gets_no_page(cloud: Cloud, port: HostPort) -> N
 
 def test_garbage_is_answered_or_closed(cloud: Cloud, port: HostPort) -> None:
     for request in (
-        b"\0" * 100, b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 10_000, b"GET /" + b"a" * 100_000,
-        b"GET / HTTP/1.1\r\nHost: \xff\xfe\r\nConnection: close\r\n\r\n", b"\x16\x03\x01\x02\x00",
-    ):  # fmt: skip
+        b"\0" * 100,
+        b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 10_000,
+        b"GET /" + b"a" * 100_000,
+        b"GET / HTTP/1.1\r\nHost: \xff\xfe\r\nConnection: close\r\n\r\n",
+        b"\x16\x03\x01\x02\x00",
+    ):
         with contextlib.suppress(ConnectionError):  # it did not read all of it
             exchange(port, request + b"\r\n\r\n")
         assert get(port, "/healthz")[0] == 200
@@ -168,11 +177,20 @@ def test_a_port_that_is_taken(cloud: Cloud, port: HostPort) -> None:
 @pytest.mark.parametrize(
     "told",
     [
-        {}, {"peers": float("inf")}, {"peers": -1}, {"peers": "1"}, {"minutes": [1]},
-        {"minutes": {"p2p": [1]}}, {"nats": []}, {"nats": {"a": 1}}, {"nats": {"a": [1, 2]}},
-        {"minute": float("nan")}, {"peers": [[]]}, {"minutes": {"p2p": ["x"] * LAST_MINUTES}},
+        {},
+        {"peers": float("inf")},
+        {"peers": -1},
+        {"peers": "1"},
+        {"minutes": [1]},
+        {"minutes": {"p2p": [1]}},
+        {"nats": []},
+        {"nats": {"a": 1}},
+        {"nats": {"a": [1, 2]}},
+        {"minute": float("nan")},
+        {"peers": [[]]},
+        {"minutes": {"p2p": ["x"] * LAST_MINUTES}},
     ],
-)  # fmt: skip
+)
 def test_the_numbers_of_another_node_may_be_anything(told: dict[str, Any]) -> None:
     clean = stats_untrusted(told)
     assert json.loads(json.dumps(clean, allow_nan=False)) == clean

@@ -44,9 +44,12 @@ def test_logins_and_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert {line["node"] for line in lines} == {cloud.nodes.id}
     accounts.close()
     assert [(line["what"], line.get("account")) for line in lines] == [
-        ("login", "alice"), ("login-refused", "bob"), ("login", "bob"),
-        ("call-refused", None), ("login-ended", "alice"),
-    ]  # fmt: skip
+        ("login", "alice"),
+        ("login-refused", "bob"),
+        ("login", "bob"),
+        ("call-refused", None),
+        ("login-ended", "alice"),
+    ]
     assert lines[1]["reason"] == "bad-secret"
     assert {line["address"] for line in lines} == {"127.0.0.1"}
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -109,8 +112,9 @@ def test_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
     audit.write("two")
     audit.close()
     assert [json.loads(line)["what"] for line in capsys.readouterr().out.splitlines()] == [
-        "one", "two",
-    ]  # fmt: skip
+        "one",
+        "two",
+    ]
 
 
 def test_a_full_disk_is_told_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -22,9 +22,13 @@ from kkp2p_compat.cloud.relays import Relays
 from kkp2p_compat.cloud.settings import Limits
 
 LIMITS = Limits(
-    calls_per_s=1e9, open_calls=6, open_calls_per_address=8, kept_calls=4, kept_calls_per_address=5,
+    calls_per_s=1e9,
+    open_calls=6,
+    open_calls_per_address=8,
+    kept_calls=4,
+    kept_calls_per_address=5,
     limit_loopback=True,
-)  # fmt: skip
+)
 KEY = b"k" * 32
 PEERS = ("a", "b", "c", "d")
 
@@ -59,9 +63,16 @@ class World:
     def step(self) -> None:
         dice = self.random
         acts: list[Callable[[], None]] = [
-            self._come, self._go, self._call, self._call, self._answer, self._answer, self._end,
-            self._sweep, self._slow,
-        ]  # fmt: skip
+            self._come,
+            self._go,
+            self._call,
+            self._call,
+            self._answer,
+            self._answer,
+            self._end,
+            self._sweep,
+            self._slow,
+        ]
         dice.choice(acts)()
         self.check()
 

@@ -72,10 +72,7 @@ def test_names_are_taken_in_one_form() -> None:
     for name in ("", "a b", "-x.example", "x" * 64, "a..b", "http://x", "a" * 254, "caf\u00e9.fr"):
         with pytest.raises(ValueError, match="neither a DNS name nor an IP address"):
             CloudSettings(names=[name])
-    for fields in (
-        {"tls_cert": Path("a"), "tls_key": Path("b")},
-        {"role": "relay"},
-    ):
+    for fields in ({"tls_cert": Path("a"), "tls_key": Path("b")}, {"role": "relay"}):
         with pytest.raises(ValueError, match="that the cloud makes itself"):
             CloudSettings(names=["a.example"], **fields)  # type: ignore[arg-type]
 

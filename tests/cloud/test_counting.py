@@ -5,13 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kkp2p_compat.cloud import counting
-from kkp2p_compat.cloud.counting import (
-    Different,
-    Networks,
-    Tally,
-    address_key,
-    address_keys,
-)
+from kkp2p_compat.cloud.counting import Different, Networks, Tally, address_key, address_keys
 
 
 @pytest.mark.parametrize(

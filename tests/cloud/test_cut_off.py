@@ -40,17 +40,26 @@ class Fleet:
             directory = Parted(shared, ACCOUNTS)
             cloud = stack.enter_context(
                 running_cloud(
-                    directory=directory, host=host, port=port, stun=False, lane=False,
+                    directory=directory,
+                    host=host,
+                    port=port,
+                    stun=False,
+                    lane=False,
                     limits={"beat_s": 0.1},
                 )
-            )  # fmt: skip
+            )
             self.directories.append(directory)
             self.clouds.append(cloud)
         self.lost: list[Any] = []
         self.client = CloudClient(
-            "|".join(HOSTS), port, list(HOSTS), logging.getLogger("test"), ca_file=None,
-            on_offer=print, on_login_lost=self.lost.append,
-        )  # fmt: skip
+            "|".join(HOSTS),
+            port,
+            list(HOSTS),
+            logging.getLogger("test"),
+            ca_file=None,
+            on_offer=print,
+            on_login_lost=self.lost.append,
+        )
         stack.callback(self.client.close)
         self.client.login(PEER, SECRET).get()
 

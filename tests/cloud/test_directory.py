@@ -11,13 +11,7 @@ import pytest
 from scramp import ScramClient, ScramMechanism
 
 from kkp2p_compat._errors import BadPacket
-from kkp2p_compat.cloud.directory import (
-    AccountLimits,
-    Directory,
-    Node,
-    UnknownAccount,
-    callers_of,
-)
+from kkp2p_compat.cloud.directory import AccountLimits, Directory, Node, UnknownAccount, callers_of
 from kkp2p_compat.cloud.directory_local import LocalDirectory
 from kkp2p_compat.cloud.open_directory import open_directory
 
@@ -208,12 +202,28 @@ def test_a_node_is_told_and_read() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("id", "'x"), ("id", 7), ("id", None), ("role", "a b"), ("host", "a b"), ("host", "a\n"),
-        ("host", ["x"]), ("port", -1), ("port", 65536), ("port", "80"), ("port", True),
-        ("relay_port", 1.5), ("relay_host", "<b>"), ("region", "x" * 33), ("fingerprint", "ab"),
-        ("draining", 1), ("load", "1"), ("load", float("nan")), ("stats", []), ("protocol", None),
+        ("id", "'x"),
+        ("id", 7),
+        ("id", None),
+        ("role", "a b"),
+        ("host", "a b"),
+        ("host", "a\n"),
+        ("host", ["x"]),
+        ("port", -1),
+        ("port", 65536),
+        ("port", "80"),
+        ("port", True),
+        ("relay_port", 1.5),
+        ("relay_host", "<b>"),
+        ("region", "x" * 33),
+        ("fingerprint", "ab"),
+        ("draining", 1),
+        ("load", "1"),
+        ("load", float("nan")),
+        ("stats", []),
+        ("protocol", None),
     ],
-)  # fmt: skip
+)
 def test_nodes_that_cannot_be_right(field: str, value: object) -> None:
     import json
 

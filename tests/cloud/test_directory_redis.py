@@ -20,13 +20,7 @@ from helpers.redis_server import HOST, RedisServer, SentinelFleet
 from helpers.support import PATIENCE_S
 from kkp2p_compat.cloud import directory_redis, redis_link
 from kkp2p_compat.cloud.certificate import load_identity
-from kkp2p_compat.cloud.directory import (
-    DirectoryAway,
-    Node,
-    Presence,
-    Refused,
-    today,
-)
+from kkp2p_compat.cloud.directory import DirectoryAway, Node, Presence, Refused, today
 from kkp2p_compat.cloud.directory_redis import RedisDirectory
 from kkp2p_compat.cloud.open_directory import open_directory
 from kkp2p_compat.cloud.redis_link import RedisLink
@@ -651,11 +645,20 @@ def test_urls(url: str, shown: str) -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        "", "host", "http://host", "redis://", "redis://a,b", "redis://host/x", "redis://host:0",
-        "redis+sentinel://host", "redis+sentinel://host/", "redis://host?nonsense=1",
-        "unix+sentinel:///x/y", "redis+other://x",
+        "",
+        "host",
+        "http://host",
+        "redis://",
+        "redis://a,b",
+        "redis://host/x",
+        "redis://host:0",
+        "redis+sentinel://host",
+        "redis+sentinel://host/",
+        "redis://host?nonsense=1",
+        "unix+sentinel:///x/y",
+        "redis+other://x",
     ],
-)  # fmt: skip
+)
 def test_urls_that_are_none(url: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - the sentences are several modules' own
         open_directory(url or "x", tmp_path)

@@ -64,9 +64,14 @@ class Restarts:
 
     def client(self, on_offer: Callable[[Link, Message], object] = print) -> CloudClient:
         made = CloudClient(
-            "|".join(HOSTS), self.port, list(HOSTS), log, ca_file=None, on_offer=on_offer,
+            "|".join(HOSTS),
+            self.port,
+            list(HOSTS),
+            log,
+            ca_file=None,
+            on_offer=on_offer,
             on_login_lost=self.lost.append,
-        )  # fmt: skip
+        )
         self.clients.append(made)
         return made
 

@@ -29,13 +29,35 @@ from kkp2p_compat.transport import tcp
 
 ACCOUNTS = {"good": "g", "other": "o"}
 OPS = (
-    "route", "login", "proof", "beat", "call", "answer", "decline", "cancel", "over", "trickle",
-    "nat", "error", "?",
-)  # fmt: skip
+    "route",
+    "login",
+    "proof",
+    "beat",
+    "call",
+    "answer",
+    "decline",
+    "cancel",
+    "over",
+    "trickle",
+    "nat",
+    "error",
+    "?",
+)
 FIELDS = (
-    "v", "peer", "scram", "session", "again", "call", "to", "ms", "offer", "answer", "reason",
-    "text", "nat",
-)  # fmt: skip
+    "v",
+    "peer",
+    "scram",
+    "session",
+    "again",
+    "call",
+    "to",
+    "ms",
+    "offer",
+    "answer",
+    "reason",
+    "text",
+    "nat",
+)
 
 
 class Good:

@@ -29,8 +29,11 @@ KEY = b"k" * 32
 UNIX = 1_700_000_000.0
 EXPIRY = int(UNIX) + 40
 A, A2, B, B2 = (
-    ("198.51.100.1", 4001), ("198.51.100.7", 4002), ("203.0.113.2", 5001), ("203.0.113.9", 5002),
-)  # fmt: skip
+    ("198.51.100.1", 4001),
+    ("198.51.100.7", 4002),
+    ("203.0.113.2", 5001),
+    ("203.0.113.9", 5002),
+)
 ID_A, ID_B = b"a" * 8, b"b" * 8
 
 
@@ -53,9 +56,14 @@ class World:
         return [(wire.parse_answer_untrusted(data), to) for data, to in answers]
 
     def show(
-        self, side: int, source: Address, connection_id: bytes = b"", session: int = 1,
-        kind: int = wire.SHOW, cookie: bytes | None = None,
-    ) -> list[tuple[wire.Answer, Address]]:  # fmt: skip
+        self,
+        side: int,
+        source: Address,
+        connection_id: bytes = b"",
+        session: int = 1,
+        kind: int = wire.SHOW,
+        cookie: bytes | None = None,
+    ) -> list[tuple[wire.Answer, Address]]:
         """What is answered to a side that has its cookie."""
         connection_id = connection_id or (ID_A, ID_B)[side]
         token = relay_wire.make_token(KEY, bytes([session]) * 16, side, EXPIRY)
@@ -190,8 +198,9 @@ def test_what_is_said_when_the_relay_closes() -> None:
     world.statuses(CALLEE, B)
     told = [(wire.parse_answer_untrusted(data), to) for data, to in world.table.close()]
     assert [(answer.status, to) for answer, to in told] == [
-        (relay_wire.CLOSING, A), (relay_wire.CLOSING, B),
-    ]  # fmt: skip
+        (relay_wire.CLOSING, A),
+        (relay_wire.CLOSING, B),
+    ]
     assert world.route(A, ID_B) == B, "until they are elsewhere"
     assert world.statuses(CALLEE, B2)[0] == (relay_wire.PAIRED, B2)
     assert world.statuses(CALLER, A, session=2) == [(relay_wire.CLOSING, A)]
@@ -351,9 +360,13 @@ def test_a_relay_takes_nothing_from_another() -> None:
     """So two relays, each made to believe that it serves the other, cannot keep each other busy."""
     world = World()
     for data in (
-        wire.make_cookie(ID_A, bytes(16)), wire.make_state(ID_A, 0), wire.make_state(ID_A, 0, A16),
-        wire.make_who(ID_A), b"KKLN", b"",
-    ):  # fmt: skip
+        wire.make_cookie(ID_A, bytes(16)),
+        wire.make_state(ID_A, 0),
+        wire.make_state(ID_A, 0, A16),
+        wire.make_who(ID_A),
+        b"KKLN",
+        b"",
+    ):
         assert world.hear(data, A) == []
     assert world.table.counts.total() == 6
 
@@ -465,10 +478,13 @@ def test_loopback_is_counted_only_if_that_is_wanted() -> None:
 STEPS = st.lists(
     st.tuples(
         st.sampled_from(["show", "leave", "packet", "wait", "junk"]),
-        st.integers(1, 3), st.sampled_from([CALLER, CALLEE]), st.integers(0, 3), st.integers(0, 2),
+        st.integers(1, 3),
+        st.sampled_from([CALLER, CALLEE]),
+        st.integers(0, 3),
+        st.integers(0, 2),
     ),
     max_size=60,
-)  # fmt: skip
+)
 
 
 @given(STEPS)

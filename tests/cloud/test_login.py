@@ -218,9 +218,11 @@ def test_an_account_removed_during_its_login(tmp_path: Path) -> None:
     accounts.add("alice", "s3cret")
     with running_cloud(data=tmp_path) as cloud, Client(cloud.address) as alice:
         scram = ScramClient(
-            ["SCRAM-SHA-256-PLUS"], "alice", "s3cret",
+            ["SCRAM-SHA-256-PLUS"],
+            "alice",
+            "s3cret",
             channel_binding=("tls-server-end-point", load_identity(tmp_path).binding),
-        )  # fmt: skip
+        )
         answer = alice.ask("login", v=1, peer="alice", scram=scram.get_client_first())
         scram.set_server_first(answer["scram"])
         accounts.remove("alice")

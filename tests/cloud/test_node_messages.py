@@ -19,9 +19,12 @@ from kkp2p_compat.cloud.nodes import MAX_NODE_LINE_BYTES
 OTHER = "0123456789abcdef"
 BASE: dict[str, Any] = {"v": 1, "from": OTHER, "connection": 9}
 CALL = {
-    **BASE, "op": "call", "host": "127.0.0.1", "seen": SEEN,
+    **BASE,
+    "op": "call",
+    "host": "127.0.0.1",
+    "seen": SEEN,
     "message": {"op": "call", "call": 3, "to": "callee", "ms": 9000, "offer": "{}"},
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -39,15 +42,28 @@ def _hear(fleet: Fleet, line: object, node: int = 1) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        b"", b"\xff", b"[]", b"[" * 3000, b"{" + b" " * MAX_NODE_LINE_BYTES + b"}",
-        {"op": "call"}, {**CALL, "from": 7}, {**CALL, "from": "x"}, {**CALL, "host": None},
-        {**CALL, "seen": "x"}, {**CALL, "connection": -1}, {**CALL, "message": []},
-        {**CALL, "message": {"op": "call", "call": [], "to": {}}}, {**CALL, "rtt": 3},
-        {**CALL, "quota": "x"}, {**CALL, "peer": "\n"}, {**BASE, "op": "met", "calls": 3},
+        b"",
+        b"\xff",
+        b"[]",
+        b"[" * 3000,
+        b"{" + b" " * MAX_NODE_LINE_BYTES + b"}",
+        {"op": "call"},
+        {**CALL, "from": 7},
+        {**CALL, "from": "x"},
+        {**CALL, "host": None},
+        {**CALL, "seen": "x"},
+        {**CALL, "connection": -1},
+        {**CALL, "message": []},
+        {**CALL, "message": {"op": "call", "call": [], "to": {}}},
+        {**CALL, "rtt": 3},
+        {**CALL, "quota": "x"},
+        {**CALL, "peer": "\n"},
+        {**BASE, "op": "met", "calls": 3},
         {**BASE, "op": "tell", "message": {"op": "answer", "call": 1}},
-        {**BASE, "op": "pass", "message": {"op": "login"}}, {**BASE, "op": "gone", "peer": 1},
+        {**BASE, "op": "pass", "message": {"op": "login"}},
+        {**BASE, "op": "gone", "peer": 1},
     ],
-)  # fmt: skip
+)
 def test_junk_changes_nothing(fleet: Fleet, line: object, caplog: pytest.LogCaptureFixture) -> None:
     _hear(fleet, line)
     assert "a fault of ours" not in caplog.text

@@ -100,9 +100,13 @@ def test_redis_answers_nothing_for_a_while(fleet: Fleet, redis_server: RedisServ
 
 
 CALL = {
-    "op": "call", "from": "0123456789abcdef", "connection": 0, "seen": SEEN, "host": "192.0.2.1",
+    "op": "call",
+    "from": "0123456789abcdef",
+    "connection": 0,
+    "seen": SEEN,
+    "host": "192.0.2.1",
     "message": {"op": "call", "call": 3, "to": "callee", "ms": 20_000, "offer": "{}"},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(
@@ -123,12 +127,23 @@ def test_whoever_can_write_to_redis_floods_a_node(
     assert track._abroad is not None
     flood = subprocess.Popen(
         [
-            "redis-benchmark", "-p", str(redis_server.port), "-P", "16", "-c", "4", "-q", "-l",
-            "-r", "1000000000", "PUBLISH", *told,
+            "redis-benchmark",
+            "-p",
+            str(redis_server.port),
+            "-P",
+            "16",
+            "-c",
+            "4",
+            "-q",
+            "-l",
+            "-r",
+            "1000000000",
+            "PUBLISH",
+            *told,
         ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    )
     try:
         until(lambda: float(_info(redis_server, "total_net_input_bytes")) > 1e7)
         for number in range(200):

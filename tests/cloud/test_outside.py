@@ -130,10 +130,15 @@ def test_no_birthday_waits_for_one_with_a_third_party(
     """An engine has one at a time: nobody may hold the turn for nothing, nor open the sockets."""
     dice = Random(1)
     checks = Checks(
-        controlling=True, local=Credentials.make(dice), remote=Credentials.make(dice),
+        controlling=True,
+        local=Credentials.make(dice),
+        remote=Credentials.make(dice),
         local_candidates=[Candidate("host", 9, "192.0.2.1", 4000)],
-        candidates=[Candidate("srflx", 5, VICTIM, 4000)], now=0.0, random=dice, vouched=vouched,
-    )  # fmt: skip
+        candidates=[Candidate("srflx", 5, VICTIM, 4000)],
+        now=0.0,
+        random=dice,
+        vouched=vouched,
+    )
     punch = Punch(checks, Plan("birthday", "", *parts), True, NatBehaviour(), dice, 0.0)
     if parts[0] == "sweep":
         punch.handle_fields_untrusted({"spread": 256}, 0.0)
@@ -253,8 +258,9 @@ def pair(ip: str, key: bytes = KEY, now: float = 1000.0, of: str = "") -> list[s
 def test_tickets_are_of_one_address_one_key_and_half_an_hour() -> None:
     good = pair("192.0.2.1")
     assert seen_by_stun_untrusted(KEY, [good, pair("192.0.2.2")], 1000.0 + TICKET_S) == [
-        "192.0.2.1", "192.0.2.2",
-    ]  # fmt: skip
+        "192.0.2.1",
+        "192.0.2.2",
+    ]
     assert seen_by_stun_untrusted(KEY, [good], 1001.0 + TICKET_S) == []
     assert seen_by_stun_untrusted(b"another key", [good], 1000.0) == []
     assert seen_by_stun_untrusted(KEY, [pair(VICTIM, of="192.0.2.1")], 1000.0) == []
@@ -263,11 +269,21 @@ def test_tickets_are_of_one_address_one_key_and_half_an_hour() -> None:
 @pytest.mark.parametrize(
     "pairs",
     [
-        None, 5, "x", [5], [["192.0.2.1"]], [[5, "x"]], [["192.0.2.1", "x"]], [["192.0.2.1", None]],
-        [["::1", "A" * 22]], [["nobody", "A" * 22]], [["192.0.2.1\0", "A" * 22]],
-        [["192.0.2.1", "A" * 22]] * 4, [["\ud800", "A" * 22]],
+        None,
+        5,
+        "x",
+        [5],
+        [["192.0.2.1"]],
+        [[5, "x"]],
+        [["192.0.2.1", "x"]],
+        [["192.0.2.1", None]],
+        [["::1", "A" * 22]],
+        [["nobody", "A" * 22]],
+        [["192.0.2.1\0", "A" * 22]],
+        [["192.0.2.1", "A" * 22]] * 4,
+        [["\ud800", "A" * 22]],
     ],
-)  # fmt: skip
+)
 def test_what_are_no_tickets(pairs: object) -> None:
     with pytest.raises(BadPacket):
         seen_by_stun_untrusted(KEY, pairs, 1000.0)

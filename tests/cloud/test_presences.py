@@ -81,12 +81,7 @@ def test_who_moves_stays_until_its_calls_are_over(fleet: Fleet) -> None:
     fleet.caller.call("other", 2)
     assert new.receive()["op"] == "offer"
     old.send("answer", call=name, answer="yes")
-    assert fleet.caller.receive() == {
-        "op": "answer",
-        "call": 1,
-        "answer": "yes",
-        "seen": SEEN,
-    }
+    assert fleet.caller.receive() == {"op": "answer", "call": 1, "answer": "yes", "seen": SEEN}
     fleet.caller.send("over", call=1)
     until(lambda: not track.calls)
     track._presences.sweep(1e12)

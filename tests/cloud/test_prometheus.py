@@ -67,9 +67,11 @@ def prometheus(tmp_path: Path) -> Iterator[Any]:
             free.bind(("127.0.0.1", 0))
             port = int(free.getsockname()[1])
         command = [
-            "prometheus", f"--config.file={tmp_path / 'prometheus.yml'}",
-            f"--storage.tsdb.path={tmp_path / 'data'}", f"--web.listen-address=127.0.0.1:{port}",
-        ]  # fmt: skip
+            "prometheus",
+            f"--config.file={tmp_path / 'prometheus.yml'}",
+            f"--storage.tsdb.path={tmp_path / 'data'}",
+            f"--web.listen-address=127.0.0.1:{port}",
+        ]
         with (tmp_path / "prometheus.log").open("w") as log:
             processes.append(subprocess.Popen(command, stdout=log, stderr=log))
         return port

@@ -13,13 +13,7 @@ from hypothesis import strategies as st
 from helpers.usage_support import make_usage
 from kkp2p_compat._errors import BadPacket
 from kkp2p_compat.cloud.directory import Node
-from kkp2p_compat.cloud.relays import (
-    ALIKE_MS,
-    MAX_RELAYS,
-    Relays,
-    choose,
-    round_trips_untrusted,
-)
+from kkp2p_compat.cloud.relays import ALIKE_MS, MAX_RELAYS, Relays, choose, round_trips_untrusted
 from kkp2p_compat.control.wire import MAX_ROUND_TRIP_MS, MAX_TOLD_RELAYS
 
 KEY = b"k" * 32
@@ -54,8 +48,10 @@ def test_the_sum_of_both_round_trips_counts() -> None:
     caller, callee = far(a=5, b=60, c=100), far(a=200, b=50, c=100)
     assert first([A, B, C], caller, callee) == [B]
     assert [node.id for node in choose([A, B, C], [caller, callee], Random(1))] == [
-        B.id, C.id, A.id,
-    ]  # fmt: skip
+        B.id,
+        C.id,
+        A.id,
+    ]
 
 
 def test_one_that_is_busy_counts_as_farther_away() -> None:
@@ -150,12 +146,20 @@ def test_peers_are_told_one_of_each_host_and_of_each_region() -> None:
 @pytest.mark.parametrize(
     "told",
     [
-        [], "", 5, {"192.0.2.1:3080": -1}, {"192.0.2.1:3080": MAX_ROUND_TRIP_MS + 1},
-        {"192.0.2.1:3080": 1.5}, {"192.0.2.1:3080": True}, {"192.0.2.1": 5}, {"": 5},
-        {"x:0": 5}, {f"192.0.2.{number}:3080": 5 for number in range(MAX_TOLD_RELAYS + 1)},
+        [],
+        "",
+        5,
+        {"192.0.2.1:3080": -1},
+        {"192.0.2.1:3080": MAX_ROUND_TRIP_MS + 1},
+        {"192.0.2.1:3080": 1.5},
+        {"192.0.2.1:3080": True},
+        {"192.0.2.1": 5},
+        {"": 5},
+        {"x:0": 5},
+        {f"192.0.2.{number}:3080": 5 for number in range(MAX_TOLD_RELAYS + 1)},
         {"a" * 300 + ":1": 5},
     ],
-)  # fmt: skip
+)
 def test_round_trips_that_cannot_be(told: object) -> None:
     with pytest.raises(BadPacket):
         round_trips_untrusted(told)

@@ -19,10 +19,22 @@ EVIL_PEER = "<img/src=x/onerror=alert(1)>"
 EVIL_REASON = "<script>alert(2)</script><b>no</b>"
 ACCOUNTS = {"callee": "c", "caller": "d", EVIL_PEER: "e"}
 EVIL_NODE = Node(
-    "f" * 16, "all", "192.0.2.7", 3080, "192.0.2.7", 3080, "<svg/onload=alert(3)>", "1.0.0",
-    stats={"peers": "<b>many</b>", "calls": float("nan"), "minutes": {"p2p": [1e300] * 30},
-           "nats": {"<i>evil</i>": [1, 2, 3], "__proto__": [4, 5, 6]}, "minute": -1},
-)  # fmt: skip
+    "f" * 16,
+    "all",
+    "192.0.2.7",
+    3080,
+    "192.0.2.7",
+    3080,
+    "<svg/onload=alert(3)>",
+    "1.0.0",
+    stats={
+        "peers": "<b>many</b>",
+        "calls": float("nan"),
+        "minutes": {"p2p": [1e300] * 30},
+        "nats": {"<i>evil</i>": [1, 2, 3], "__proto__": [4, 5, 6]},
+        "minute": -1,
+    },
+)
 
 pytestmark = pytest.mark.skipif(
     not has_chromium() and not os.environ.get("KKP2P_REQUIRE_LAB"), reason="there is no chromium"

@@ -125,12 +125,16 @@ def test_nobody_to_answer(source: HostPort) -> None:
         padded,
         st.integers(20, 600),
         st.builds(
-            Message, st.sampled_from(Kind), st.just(ID), username=st.none() | st.text(max_size=9),
-            change_ip=st.booleans(), change_port=st.booleans(),
+            Message,
+            st.sampled_from(Kind),
+            st.just(ID),
+            username=st.none() | st.text(max_size=9),
+            change_ip=st.booleans(),
+            change_port=st.booleans(),
             response_port=st.none() | st.integers(0, 65535),
         ),
     )
-)  # fmt: skip
+)
 def test_anything(data: bytes) -> None:
     for source, asked, other in ((SOURCE, ASKED, OTHER), SIX, (SOURCE, ASKED, ASKED)):
         with contextlib.suppress(BadPacket):
@@ -175,10 +179,14 @@ def ask(sock: gsocket.socket, to: HostPort, request: Message = REQUEST) -> tuple
 @pytest.mark.parametrize(
     ("host", "asked"),
     [
-        ("127.0.0.1", "127.0.0.1"), ("::1", "::1"), ("0.0.0.0", "127.0.0.1"),
-        ("0.0.0.0", "127.0.0.77"), ("::", "::1"), ("::", "127.0.0.77"),
+        ("127.0.0.1", "127.0.0.1"),
+        ("::1", "::1"),
+        ("0.0.0.0", "127.0.0.1"),
+        ("0.0.0.0", "127.0.0.77"),
+        ("::", "::1"),
+        ("::", "127.0.0.77"),
     ],
-)  # fmt: skip
+)
 def test_from_the_address_that_was_asked(start: Start, host: str, asked: str) -> None:
     ports = start(host).ports
     with client("::1" if ":" in asked else "127.0.0.1") as sock:

@@ -49,5 +49,7 @@ def test_reset() -> None:
 
 def test_what_the_client_uses() -> None:
     assert (client.BACKOFF_FIRST_S, client.BACKOFF_MOST_S, client.BACKOFF_SPREAD_S) == (
-        0.5, 30.0, 5.0,
-    )  # fmt: skip
+        0.5,
+        30.0,
+        5.0,
+    )

@@ -44,10 +44,21 @@ def test_a_line(line: str, found: Invitation) -> None:
 
 
 BAD = [
-    "", "a:0", "a:70000", "a#", "a#sha256:12", "http://a", "kkp2p://alice:hidden@",
-    "kkp2p://:hidden@a", "kkp2p://a b:hidden@a", "alice:hidden@a", f"kkp2p://{'a' * 33}:hidden@a",
-    "kkp2p://alice:hidden@a/path", "kkp2p://alice:hidden@a#x", "x" * 5000,
-]  # fmt: skip
+    "",
+    "a:0",
+    "a:70000",
+    "a#",
+    "a#sha256:12",
+    "http://a",
+    "kkp2p://alice:hidden@",
+    "kkp2p://:hidden@a",
+    "kkp2p://a b:hidden@a",
+    "alice:hidden@a",
+    f"kkp2p://{'a' * 33}:hidden@a",
+    "kkp2p://alice:hidden@a/path",
+    "kkp2p://alice:hidden@a#x",
+    "x" * 5000,
+]
 
 
 @pytest.mark.parametrize("line", BAD)

@@ -14,22 +14,9 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from helpers.line_server import (
-    Gone,
-    LineServer,
-    MakeLink,
-    OpenLink,
-    RawServer,
-    Visitor,
-    wait_for,
-)
+from helpers.line_server import Gone, LineServer, MakeLink, OpenLink, RawServer, Visitor, wait_for
 from helpers.support import PATIENCE_S, SECRET
-from kkp2p_compat._errors import (
-    BadPacket,
-    CallRefused,
-    CloudUnreachable,
-    LinkLost,
-)
+from kkp2p_compat._errors import BadPacket, CallRefused, CloudUnreachable, LinkLost
 from kkp2p_compat.cloud.certificate import load_identity
 from kkp2p_compat.control import link as link_module
 from kkp2p_compat.control.link import Link
@@ -140,10 +127,28 @@ def test_who_waited_for_another_question_need_not_ask(open_link: OpenLink) -> No
 
 
 BAD_TRACKS = [
-    None, {}, "x", 5, [1], [[]], [["h"]], [["h", 1, 2]], [["h", "1"]], [["h", 0]], [["h", 65536]],
-    [["h", 1.5]], [["h", True]], [["h", None]], [[None, 1]], [["", 1]], [["a b", 1]],
-    [["a\nb", 1]], [["x" * 254, 1]], [["\u00e9", 1]], ["ab"],
-]  # fmt: skip
+    None,
+    {},
+    "x",
+    5,
+    [1],
+    [[]],
+    [["h"]],
+    [["h", 1, 2]],
+    [["h", "1"]],
+    [["h", 0]],
+    [["h", 65536]],
+    [["h", 1.5]],
+    [["h", True]],
+    [["h", None]],
+    [[None, 1]],
+    [["", 1]],
+    [["a b", 1]],
+    [["a\nb", 1]],
+    [["x" * 254, 1]],
+    [["\u00e9", 1]],
+    ["ab"],
+]
 
 
 @pytest.mark.parametrize("tracks", BAD_TRACKS, ids=repr)

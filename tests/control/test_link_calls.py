@@ -237,6 +237,8 @@ def test_the_nat_is_told_when_it_has_changed(open_link: OpenLink) -> None:
         link.tell_nat({"a": 2}, {}, {"192.0.2.9:3080": 12})
     link.closed.wait()
     assert heard == [
-        ({"a": 1}, None, None), ({"a": 2}, None, None),
-        ({"a": 2}, [["192.0.2.1", "A" * 22]], None), ({"a": 2}, None, {"192.0.2.9:3080": 12}),
-    ]  # fmt: skip
+        ({"a": 1}, None, None),
+        ({"a": 2}, None, None),
+        ({"a": 2}, [["192.0.2.1", "A" * 22]], None),
+        ({"a": 2}, None, {"192.0.2.9:3080": 12}),
+    ]

@@ -6,22 +6,9 @@ from typing import Any
 
 import pytest
 
-from helpers.line_server import (
-    Gone,
-    Offers,
-    OpenLink,
-    Script,
-    Visitor,
-    wait_for,
-)
+from helpers.line_server import Gone, Offers, OpenLink, Script, Visitor, wait_for
 from helpers.support import SECRET
-from kkp2p_compat._errors import (
-    BadPacket,
-    DuplicateLogin,
-    KKP2PError,
-    LinkLost,
-    LoginRefused,
-)
+from kkp2p_compat._errors import BadPacket, DuplicateLogin, KKP2PError, LinkLost, LoginRefused
 from kkp2p_compat.control import scram
 from kkp2p_compat.control.wire import encode
 

@@ -22,9 +22,17 @@ OFFER = '{"type":0,"mode":2,"encrypt":0,"desc":1}'
 
 PUBLIC = ["8.8.8.8", "2606:4700::1111"]
 PRIVATE = [
-    "10.0.0.1", "172.16.5.5", "192.168.1.1", "100.64.0.1", "198.18.0.1", "fd00::1", "fec0::1",
-    "::ffff:10.0.0.1", "64:ff9b::10.0.0.1", "2002:c0a8:0101::1",
-]  # fmt: skip
+    "10.0.0.1",
+    "172.16.5.5",
+    "192.168.1.1",
+    "100.64.0.1",
+    "198.18.0.1",
+    "fd00::1",
+    "fec0::1",
+    "::ffff:10.0.0.1",
+    "64:ff9b::10.0.0.1",
+    "2002:c0a8:0101::1",
+]
 LINK_LOCAL = ["169.254.169.254", "fe80::1", "fe80::1%lo", "::ffff:169.254.1.1"]
 LOOPBACK = ["127.0.0.1", "127.8.8.8", "::1", "::ffff:127.0.0.1", "64:ff9b::127.0.0.1"]
 NOWHERE = ["0.0.0.0", "::", "224.0.0.1", "239.1.1.1", "ff02::1", "255.255.255.255"]
@@ -152,5 +160,7 @@ def test_what_one_on_loopback_hears_is_no_command(
     words = [data for data in heard if data and data not in records]
     assert records
     assert [len(data) for data in words] == [HELLO_BYTES] * 2
-    assert all(data.startswith(b"KKRL\x02") and data[5:].isalnum() for data in
-               (data.replace(b"-", b"a").replace(b"_", b"a") for data in words))  # fmt: skip
+    assert all(
+        data.startswith(b"KKRL\x02") and data[5:].isalnum()
+        for data in (data.replace(b"-", b"a").replace(b"_", b"a") for data in words)
+    )

@@ -40,10 +40,15 @@ def make(lost: list[KKP2PError]) -> Iterator[Make]:
     def make(port: int) -> CloudClient:
         clients.append(
             CloudClient(
-                "127.0.0.1", port, ["127.0.0.1"], logging.getLogger("test"), ca_file=None,
-                on_offer=print, on_login_lost=lost.append,
+                "127.0.0.1",
+                port,
+                ["127.0.0.1"],
+                logging.getLogger("test"),
+                ca_file=None,
+                on_offer=print,
+                on_login_lost=lost.append,
             )
-        )  # fmt: skip
+        )
         return clients[-1]
 
     yield make

@@ -101,9 +101,11 @@ def guessing(visitor: Visitor, message: Message) -> None:
 
 @pytest.mark.parametrize("answer_login", [silent, refusing, guessing])
 def test_who_cuts_a_peer_off_cannot_answer_its_calls(
-    start_cloud: StartCloud, intercept: Intercept, make_engine: MakeEngine,
+    start_cloud: StartCloud,
+    intercept: Intercept,
+    make_engine: MakeEngine,
     answer_login: Callable[[Visitor, Message], None],
-) -> None:  # fmt: skip
+) -> None:
     cloud = start_cloud(*ACCOUNTS)
     path = intercept(cloud)
     path.answer_login = answer_login
@@ -182,10 +184,22 @@ def test_a_fingerprint_closes_that(
     until_it_works(fresh, "peer0")
 
 
-@pytest.mark.parametrize("wrong", [
-    "", ",", "sha256:", "00" * 31, "00" * 33, "sha1:" + "00" * 20, "0g" * 32, "00" * 32 + ",",
-    ":".join(["00"] * 31), 5, b"\xff",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "",
+        ",",
+        "sha256:",
+        "00" * 31,
+        "00" * 33,
+        "sha1:" + "00" * 20,
+        "0g" * 32,
+        "00" * 32 + ",",
+        ":".join(["00"] * 31),
+        5,
+        b"\xff",
+    ],
+)
 def test_a_malformed_fingerprint(engine_conf: Callable[..., Any], wrong: object) -> None:
     conf = engine_conf(login_domain="127.0.0.1", login_port=1, login_fingerprint=wrong)
     assert kkp2p.engine_init(conf, 0) is None

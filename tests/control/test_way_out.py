@@ -38,10 +38,19 @@ def test_urls(url: str, proxy: tuple[str, int], user: str | None) -> None:
 
 
 BAD_URLS = [
-    "socks5://proxy:1080", "https://proxy:443", "http://", "http://a:secret@", "http://proxy:0",
-    "http://proxy:70000", "http://a|b:1", "http://proxy:1/path", "http://pro xy:1", "x" * 5000,
-    "http://-x:1", "http://1.2.3:1",
-]  # fmt: skip
+    "socks5://proxy:1080",
+    "https://proxy:443",
+    "http://",
+    "http://a:secret@",
+    "http://proxy:0",
+    "http://proxy:70000",
+    "http://a|b:1",
+    "http://proxy:1/path",
+    "http://pro xy:1",
+    "x" * 5000,
+    "http://-x:1",
+    "http://1.2.3:1",
+]
 
 
 @pytest.mark.parametrize("url", BAD_URLS)
@@ -125,9 +134,7 @@ def test_a_call_through_a_proxy(
 
 
 def test_the_environments_proxy_is_used(
-    cloud: CloudProcess,
-    make_engine: Callable[..., kkp2p.engine_t],
-    monkeypatch: pytest.MonkeyPatch,
+    cloud: CloudProcess, make_engine: Callable[..., kkp2p.engine_t], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with running_proxy({NAME: "127.0.0.1"}) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", proxy.place)

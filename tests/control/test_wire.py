@@ -12,13 +12,7 @@ from hypothesis import strategies as st
 
 from kkp2p_compat._errors import BadPacket
 from kkp2p_compat.control import wire
-from kkp2p_compat.control.wire import (
-    MAX_LINE_BYTES,
-    LineReader,
-    Message,
-    encode,
-    number_untrusted,
-)
+from kkp2p_compat.control.wire import MAX_LINE_BYTES, LineReader, Message, encode, number_untrusted
 
 MESSAGES: list[Message] = [
     {"op": "beat"},
@@ -26,8 +20,11 @@ MESSAGES: list[Message] = [
     {"op": "answer", "call": 3, "answer": '{"key":"\u00e9\n"}'},
     {"op": "track", "tracks": [["10.0.0.1", 3080], ["::1", 1]]},
 ]
-LINES = b"".join(encode(message["op"], **_rest) for message in MESSAGES
-                 for _rest in [{k: v for k, v in message.items() if k != "op"}])  # fmt: skip
+LINES = b"".join(
+    encode(message["op"], **_rest)
+    for message in MESSAGES
+    for _rest in [{k: v for k, v in message.items() if k != "op"}]
+)
 
 
 def read(*pieces: bytes) -> list[Message]:
@@ -160,11 +157,14 @@ def test_strangers_bytes_raise_only_bad_packet(data: bytes) -> None:
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(exclude_categories=["Cs"])),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(codec="utf-8")), inner),
     max_leaves=6,
-)  # fmt: skip
+)
 
 
 @given(st.dictionaries(st.text(st.characters(codec="utf-8")), json_values))

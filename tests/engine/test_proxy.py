@@ -118,10 +118,7 @@ def test_peer_that_is_away(
     _, address = proxy("other", mode=mode)
     with gevent.Timeout(PATIENCE_S):
         for _ in range(3):
-            with (
-                pytest.raises(ConnectionResetError),
-                socket.create_connection(address) as sock,
-            ):
+            with pytest.raises(ConnectionResetError), socket.create_connection(address) as sock:
                 sock.recv(1)
     back = make_engine()
     assert kkp2p.join_net(back, "other", SECRET) == 0
@@ -166,9 +163,14 @@ def test_stop_proxy_ends_its_connections(
 @pytest.mark.parametrize("destroyed", [False, True], ids=["stop_proxy", "engine_destroy"])
 @all_kinds
 def test_a_forked_child_keeps_neither_the_port_nor_its_connections(
-    proxy: Start, engine: kkp2p.engine_t, peer: kkp2p.engine_t, mode: int, encrypt: int,
-    destroyed: bool, make_engine: Callable[..., kkp2p.engine_t],
-) -> None:  # fmt: skip
+    proxy: Start,
+    engine: kkp2p.engine_t,
+    peer: kkp2p.engine_t,
+    mode: int,
+    encrypt: int,
+    destroyed: bool,
+    make_engine: Callable[..., kkp2p.engine_t],
+) -> None:
     """multiprocessing forks, too; its children have copies of every descriptor."""
     proxy_id, address = proxy("peer", mode=mode, encrypt=encrypt)
     channel = kkp2p.channel_t()

@@ -60,9 +60,10 @@ def dial(address: Address, peer: kkp2p.engine_t) -> Iterator[Dial]:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Links that notice within half a second that the peer is gone."""
     monkeypatch.setattr(
-        link_table, "TransportSettings",
+        link_table,
+        "TransportSettings",
         functools.partial(link_table.TransportSettings, idle_timeout_s=0.5, keepalive_s=0.1),
-    )  # fmt: skip
+    )
 
 
 def receive_all(sock: socket.socket) -> bytes:
@@ -271,9 +272,12 @@ def deaf(engine: kkp2p.engine_t, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.tuned(reuse_s=0.05)
 def test_a_live_link_that_takes_no_channel(
-    monkeypatch: pytest.MonkeyPatch, dial: Dial, address: Address, engine: kkp2p.engine_t,
+    monkeypatch: pytest.MonkeyPatch,
+    dial: Dial,
+    address: Address,
+    engine: kkp2p.engine_t,
     peer: kkp2p.engine_t,
-) -> None:  # fmt: skip
+) -> None:
     """The peer is called again; who was connected before goes on."""
     first = dial()
     deaf(peer, monkeypatch)
@@ -291,9 +295,12 @@ def test_a_live_link_that_takes_no_channel(
 
 @pytest.mark.tuned(reuse_s=10 * PATIENCE_S)
 def test_stopped_while_the_peer_is_asked(
-    monkeypatch: pytest.MonkeyPatch, dial: Dial, address: Address, engine: kkp2p.engine_t,
+    monkeypatch: pytest.MonkeyPatch,
+    dial: Dial,
+    address: Address,
+    engine: kkp2p.engine_t,
     peer: kkp2p.engine_t,
-) -> None:  # fmt: skip
+) -> None:
     dial()
     deaf(peer, monkeypatch)
     (link,) = links(engine)
@@ -306,9 +313,12 @@ def test_stopped_while_the_peer_is_asked(
 
 
 def test_the_engine_has_no_descriptor_left(
-    monkeypatch: pytest.MonkeyPatch, dial: Dial, address: Address, engine: kkp2p.engine_t,
+    monkeypatch: pytest.MonkeyPatch,
+    dial: Dial,
+    address: Address,
+    engine: kkp2p.engine_t,
     peer: kkp2p.engine_t,
-) -> None:  # fmt: skip
+) -> None:
     """The program waits until there is one."""
     dial()
     left = [OSError(24, "Too many open files"), OSError(103, "Software caused connection abort")]
@@ -329,9 +339,12 @@ def test_the_engine_has_no_descriptor_left(
 
 
 def test_a_link_that_breaks(
-    impatient: None, monkeypatch: pytest.MonkeyPatch, dial: Dial,
-    engine: kkp2p.engine_t, peer: kkp2p.engine_t,
-) -> None:  # fmt: skip
+    impatient: None,
+    monkeypatch: pytest.MonkeyPatch,
+    dial: Dial,
+    engine: kkp2p.engine_t,
+    peer: kkp2p.engine_t,
+) -> None:
     """Programs must not take it for the end of their data; the proxy lives on."""
     pairs = [dial() for _ in range(3)]
     endpoints = [one.network.underlay().endpoint for one in (engine, peer)]
@@ -352,9 +365,12 @@ def test_a_link_that_breaks(
 
 
 def test_a_peer_that_is_killed(
-    impatient: None, address: Address, cloud: CloudProcess,
-    start_program: Callable[..., Program], engine: kkp2p.engine_t,
-) -> None:  # fmt: skip
+    impatient: None,
+    address: Address,
+    cloud: CloudProcess,
+    start_program: Callable[..., Program],
+    engine: kkp2p.engine_t,
+) -> None:
     """SIGKILL in the middle of a transfer; the proxy works again when the peer is back."""
     for _ in range(2):
         server = start_program("server", str(cloud.port), "peer", SECRET)

@@ -196,10 +196,13 @@ def test_an_answer_that_no_datagram_can_hold(
 @pytest.mark.parametrize(
     ("ip", "asked"),
     [
-        ("::1", "::1"), ("127.0.0.2", "127.0.0.2"),
-        ("0.0.0.0", "127.0.0.3"), ("::", "::1"), ("::", "::ffff:127.0.0.3"),
+        ("::1", "::1"),
+        ("127.0.0.2", "127.0.0.2"),
+        ("0.0.0.0", "127.0.0.3"),
+        ("::", "::1"),
+        ("::", "::ffff:127.0.0.3"),
     ],
-)  # fmt: skip
+)
 def test_answers_leave_by_the_address_that_was_asked(
     proxy: StartProxy, client: Client, server: Peer, ip: str, asked: str
 ) -> None:
@@ -245,9 +248,12 @@ def gate(engine: kkp2p.engine_t, monkeypatch: pytest.MonkeyPatch) -> tuple[list[
 
 
 def test_what_comes_before_the_channel_is_open(
-    proxy: StartProxy, client: Client, server: Peer, engine: kkp2p.engine_t,
+    proxy: StartProxy,
+    client: Client,
+    server: Peer,
+    engine: kkp2p.engine_t,
     gate: tuple[list[str], Event],
-) -> None:  # fmt: skip
+) -> None:
     """It is kept, up to a bound, in its order."""
     one, (_, opened) = proxy(), gate
     sock, lengthy = client(one.address), client(one.address)
@@ -268,9 +274,13 @@ def test_what_comes_before_the_channel_is_open(
 
 
 def test_few_are_opened_at_once(
-    monkeypatch: pytest.MonkeyPatch, proxy: StartProxy, client: Client, server: Peer,
-    engine: kkp2p.engine_t, gate: tuple[list[str], Event],
-) -> None:  # fmt: skip
+    monkeypatch: pytest.MonkeyPatch,
+    proxy: StartProxy,
+    client: Client,
+    server: Peer,
+    engine: kkp2p.engine_t,
+    gate: tuple[list[str], Event],
+) -> None:
     """The other clients wait, and what all have sent by then is bounded, too."""
     monkeypatch.setattr(udp_proxy, "MAX_OPENING", 3)
     monkeypatch.setattr(udp_proxy, "ALL_KEPT_BYTES", 20 * 5)
@@ -290,9 +300,13 @@ def test_few_are_opened_at_once(
 
 
 def test_idle_clients_end_in_order(
-    monkeypatch: pytest.MonkeyPatch, proxy: StartProxy, client: Client, server: Peer,
-    engine: kkp2p.engine_t, quick: None,
-) -> None:  # fmt: skip
+    monkeypatch: pytest.MonkeyPatch,
+    proxy: StartProxy,
+    client: Client,
+    server: Peer,
+    engine: kkp2p.engine_t,
+    quick: None,
+) -> None:
     """The peer reads the end; the client's next datagram opens another channel."""
     monkeypatch.setattr(udp_proxy, "SWEEP_S", 0.01)
     one = proxy()
@@ -309,9 +323,13 @@ def test_idle_clients_end_in_order(
 
 @pytest.mark.parametrize("spared", [True, False])
 def test_thousands_of_source_ports(
-    monkeypatch: pytest.MonkeyPatch, proxy: StartProxy, client: Client, server: Peer,
-    engine: kkp2p.engine_t, spared: bool,
-) -> None:  # fmt: skip
+    monkeypatch: pytest.MonkeyPatch,
+    proxy: StartProxy,
+    client: Client,
+    server: Peer,
+    engine: kkp2p.engine_t,
+    spared: bool,
+) -> None:
     """Clients are bounded: who was active a moment ago keeps its place, an idle one may lose it."""
     monkeypatch.setattr(udp_proxy, "MAX_CLIENTS", 8)
     monkeypatch.setattr(udp_proxy, "SPARED_S", PATIENCE_S if spared else 0.0)
@@ -347,9 +365,13 @@ def test_new_channels_have_a_pace(
 
 
 def test_a_peer_that_is_away(
-    monkeypatch: pytest.MonkeyPatch, proxy: StartProxy, client: Client, engine: kkp2p.engine_t,
-    make_engine: Callable[..., kkp2p.engine_t], gate: tuple[list[str], Event],
-) -> None:  # fmt: skip
+    monkeypatch: pytest.MonkeyPatch,
+    proxy: StartProxy,
+    client: Client,
+    engine: kkp2p.engine_t,
+    make_engine: Callable[..., kkp2p.engine_t],
+    gate: tuple[list[str], Event],
+) -> None:
     """It is tried again at a bounded pace, whoever asks; the proxy works when it is back."""
     monkeypatch.setattr(udp_proxy, "REST_FIRST_S", PATIENCE_S)
     monkeypatch.setattr(udp_proxy, "REST_MOST_S", PATIENCE_S)
@@ -441,9 +463,13 @@ def test_stop(proxy: StartProxy, client: Client, server: Peer, engine: kkp2p.eng
 
 
 def test_stop_while_channels_are_opened(
-    monkeypatch: pytest.MonkeyPatch, proxy: StartProxy, client: Client, engine: kkp2p.engine_t,
-    peer: kkp2p.engine_t, gate: tuple[list[str], Event],
-) -> None:  # fmt: skip
+    monkeypatch: pytest.MonkeyPatch,
+    proxy: StartProxy,
+    client: Client,
+    engine: kkp2p.engine_t,
+    peer: kkp2p.engine_t,
+    gate: tuple[list[str], Event],
+) -> None:
     monkeypatch.setattr(udp_proxy, "MAX_OPENING", 2)
     one, (dialed, _) = proxy(), gate
     for sock in [client(one.address) for _ in range(5)]:

@@ -179,8 +179,9 @@ def test_datagrams_that_are_lost_are_counted(
     publisher.until(2)
     assert proxied.datagrams_sent == 5
     assert proxied.datagrams_lost == {
-        "the socket is full": 1, "too many waited for the path to the peer": 4,
-    }  # fmt: skip
+        "the socket is full": 1,
+        "too many waited for the path to the peer": 4,
+    }
     slow.theirs.close()
 
 

@@ -36,9 +36,13 @@ def fuzz(name: str, seconds: int, work: Path, found: Path) -> str:
     """One target; what to say of it."""
     folder = folder_of(name, work)
     ended = _run(
-        name, f"-max_total_time={seconds}", f"-timeout={HANG_S}", "-print_final_stats=1",
-        f"-artifact_prefix={found}/{folder.name}-", str(folder),
-    )  # fmt: skip
+        name,
+        f"-max_total_time={seconds}",
+        f"-timeout={HANG_S}",
+        "-print_final_stats=1",
+        f"-artifact_prefix={found}/{folder.name}-",
+        str(folder),
+    )
     runs = re.search(r"number_of_executed_units:\s*(\d+)", ended.stderr)
     cover = re.findall(r"cov: (\d+)", ended.stderr)
     verdict = "nothing" if ended.returncode == 0 else f"FOUND: {ended.stderr[-3000:]}"

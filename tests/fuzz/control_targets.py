@@ -264,7 +264,7 @@ LINES = [
     + _line(0x13, "proof", scram="c=biws,r=xy,p=AAAA"),
 ]
 ROUTE_LINES = [
-    _line(0x10, "route", v=1, peer=ALICE) + _line(0x11, "beat") + _line(0x10, "route", peer=7),
+    _line(0x10, "route", v=1, peer=ALICE) + _line(0x11, "beat") + _line(0x10, "route", peer=7)
 ]
 
 
@@ -353,10 +353,18 @@ def _to_caller(op: str, **fields: Any) -> bytes:
 
 
 _CALL_OF_A_NODE = _node_line(
-    0x10, "call", connection=9, host="192.0.2.9", seen=["192.0.2.9"], peer="bob", online=True,
-    nat={"mapping": "none"}, rtt={"192.0.2.7:3081": 5}, quota=10,
+    0x10,
+    "call",
+    connection=9,
+    host="192.0.2.9",
+    seen=["192.0.2.9"],
+    peer="bob",
+    online=True,
+    nat={"mapping": "none"},
+    rtt={"192.0.2.7:3081": 5},
+    quota=10,
     message={"op": "call", "call": 3, "to": ALICE, "ms": 9000, "offer": "o", "shows": True},
-)  # fmt: skip
+)
 NODE_LINES = [
     _CALL_OF_A_NODE
     + _of_caller(0x10, "trickle", text="t")
@@ -439,10 +447,7 @@ MESSAGES = [
 
 def fuzz_offers(data: bytes) -> None:
     text = data.decode("utf-8", "replace")
-    for parse in (
-        offer.parse_offer_untrusted,
-        offer.parse_direct_answer_untrusted,
-    ):
+    for parse in (offer.parse_offer_untrusted, offer.parse_direct_answer_untrusted):
         try:
             parse(text)
         except (BadPacket, KKP2PError):

@@ -19,8 +19,11 @@ __all__ = ["LANES", "LANE_ANSWERS", "fuzz_lane", "fuzz_lane_answers"]
 KEY = b"k" * 32
 UNIX = 1_700_000_000
 PLACES: list[Address] = [
-    ("198.51.100.1", 4000), ("203.0.113.2", 5000), ("2001:db8::3", 6000, 7), ("192.0.2.4", 0),
-]  # fmt: skip
+    ("198.51.100.1", 4000),
+    ("203.0.113.2", 5000),
+    ("2001:db8::3", 6000, 7),
+    ("192.0.2.4", 0),
+]
 SESSIONS = 4
 BYTES = 5000  # of a session
 MAGIC_BYTES = len(lane_wire.MAGIC)
@@ -38,9 +41,12 @@ class Strangers:
 
     def __init__(self) -> None:
         limits = Limits(
-            relay_sessions=3, relay_sessions_per_address=2, relay_session_bytes=BYTES,
-            lane_per_s=1e6, lane_total_per_s=1e6,
-        )  # fmt: skip
+            relay_sessions=3,
+            relay_sessions_per_address=2,
+            relay_session_bytes=BYTES,
+            lane_per_s=1e6,
+            lane_total_per_s=1e6,
+        )
         self.now = 1000.0
         self.gate = Gatekeeper(limits)
         self.table = LaneTable(self.gate, KEY, Usage(KEY, LocalDirectory(None)), self.now)
@@ -66,9 +72,11 @@ class Strangers:
         token = relay_wire.make_token(KEY, bytes([session]) * 16, side, UNIX + 100)
         cookie = self.cookies.get(place, lane_wire.NO_COOKIE)
         shown = lane_wire.make_show(
-            token, body[1:9].ljust(8, b"i"), cookie,
+            token,
+            body[1:9].ljust(8, b"i"),
+            cookie,
             lane_wire.LEAVE if kind == b"L" else lane_wire.SHOW,
-        )  # fmt: skip
+        )
         mask = body[9:]
         altered = bytes(a ^ b for a, b in zip(shown, mask, strict=False))
         return altered + shown[len(altered) :]

@@ -18,23 +18,30 @@ from kkp2p_compat.traversal.gateway import MAX_LEASE_S, checked
 from kkp2p_compat.traversal.upnp import parse_answer_untrusted
 
 __all__ = [
-    "ANSWERS", "ROUTERS", "SEARCH_ANSWERS", "fuzz_mapping", "fuzz_router", "fuzz_search_answer",
-]  # fmt: skip
+    "ANSWERS",
+    "ROUTERS",
+    "SEARCH_ANSWERS",
+    "fuzz_mapping",
+    "fuzz_router",
+    "fuzz_search_answer",
+]
 
 GATEWAY = "192.168.1.1"
 
 _MAPPED = bytes(10) + b"\xff\xff" + socket.inet_aton("198.51.100.7")
 ANSWERS = [
-    bytes.fromhex("0281000000000e10000000640000000000000000") + bytes(4 + 12)
-    + bytes.fromhex("110000001f902382") + _MAPPED,
+    bytes.fromhex("0281000000000e10000000640000000000000000")
+    + bytes(4 + 12)
+    + bytes.fromhex("110000001f902382")
+    + _MAPPED,
     bytes.fromhex("0281000200000708000000640000000000000000") + bytes(4),
     bytes.fromhex("0081000000000064") + bytes.fromhex("1f90238200000e10"),
     bytes.fromhex("0080000000000064c6336407"),
-]  # fmt: skip
+]
 SEARCH_ANSWERS = [
     b"HTTP/1.1 200 OK\r\nCACHE-CONTROL: max-age=120\r\n"
     b"ST: urn:schemas-upnp-org:device:InternetGatewayDevice:1\r\nUSN: uuid:1::x\r\nEXT:\r\n"
-    b"LOCATION: http://192.168.1.1:5000/rootDesc.xml\r\n\r\n",
+    b"LOCATION: http://192.168.1.1:5000/rootDesc.xml\r\n\r\n"
 ]
 
 
@@ -92,14 +99,20 @@ _DESCRIPTION = (
 
 def _soap(action: bytes, fields: bytes) -> bytes:
     return (
-        b"<s:Envelope><s:Body><u:" + action + b'Response xmlns:u="' + _SPACE + b'">' + fields
-        + b"</u:" + action + b"Response></s:Body></s:Envelope>"
-    )  # fmt: skip
+        b"<s:Envelope><s:Body><u:"
+        + action
+        + b'Response xmlns:u="'
+        + _SPACE
+        + b'">'
+        + fields
+        + b"</u:"
+        + action
+        + b"Response></s:Body></s:Envelope>"
+    )
 
 
 _OUTSIDE = _soap(
-    b"GetExternalIPAddress",
-    b"<NewExternalIPAddress>198.51.100.7</NewExternalIPAddress>",
+    b"GetExternalIPAddress", b"<NewExternalIPAddress>198.51.100.7</NewExternalIPAddress>"
 )
 _FAULT = (
     b"HTTP/1.0 500 No\r\n\r\n<s:Body><s:Fault><detail><UPnPError><errorCode>%d</errorCode>"

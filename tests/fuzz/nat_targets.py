@@ -74,9 +74,13 @@ def fuzz_discovery(data: bytes) -> None:
     """A server that answers every question as it likes, from where it likes."""
     now = 0.0
     discovery = Discovery(
-        [ASKED, ("203.0.113.5", 9)], port=4000, open_fresh=lambda count: EXTRA,
-        local=["192.168.1.2"], now=now, random=Random(1),
-    )  # fmt: skip
+        [ASKED, ("203.0.113.5", 9)],
+        port=4000,
+        open_fresh=lambda count: EXTRA,
+        local=["192.168.1.2"],
+        now=now,
+        random=Random(1),
+    )
     sent = poll_all(discovery)
     while len(data) >= 2:
         length = int.from_bytes(data[:2], "big")

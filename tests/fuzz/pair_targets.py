@@ -37,10 +37,16 @@ class End:
         addresses = ("192.0.2.1", 1000), ("198.51.100.1", 2000)
         self.address: Address = addresses[me]
         self.connection = PeerConnection(
-            send_secret=SECRETS[me], receive_secret=SECRETS[1 - me], cipher="aes-128-gcm",
-            is_caller=me == 0, local_id=8 + me, remote_id=9 - me, address=addresses[1 - me],
-            now=0.0, random=Random(me),
-        )  # fmt: skip
+            send_secret=SECRETS[me],
+            receive_secret=SECRETS[1 - me],
+            cipher="aes-128-gcm",
+            is_caller=me == 0,
+            local_id=8 + me,
+            remote_id=9 - me,
+            address=addresses[1 - me],
+            now=0.0,
+            random=Random(me),
+        )
         self.queue: deque[tuple[bytes, Address]] = deque()  # to the other one, and from where
         self.written: defaultdict[int, bytearray] = defaultdict(bytearray)
         self.read: defaultdict[int, bytearray] = defaultdict(bytearray)

@@ -27,8 +27,7 @@ def run_any(data: bytes) -> None:
 
 
 EVERY = Target(
-    run_any,
-    [bytes([NAMES.index(name)]) + seed for name in NAMES for seed in TARGETS[name].seeds],
+    run_any, [bytes([NAMES.index(name)]) + seed for name in NAMES for seed in TARGETS[name].seeds]
 )
 
 

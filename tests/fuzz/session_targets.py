@@ -35,9 +35,17 @@ from kkp2p_compat.traversal.plan import Side, make_plan
 from kkp2p_compat.traversal.punch import Close, Open, Punch, Sample, Tell, Turn
 
 __all__ = [
-    "CHALLENGES", "GUESTS", "LAN_ANSWERS", "PLACES", "TRICKLES", "fuzz_lan_search",
-    "fuzz_places", "fuzz_punch", "fuzz_relay", "fuzz_scram_client",
-]  # fmt: skip
+    "CHALLENGES",
+    "GUESTS",
+    "LAN_ANSWERS",
+    "PLACES",
+    "TRICKLES",
+    "fuzz_lan_search",
+    "fuzz_places",
+    "fuzz_punch",
+    "fuzz_relay",
+    "fuzz_scram_client",
+]
 
 KEY = bytes(range(32))
 log = logging.Logger("fuzz", logging.CRITICAL)
@@ -107,11 +115,21 @@ def _guest(who: int, what: int, said: bytes = b"", more: int = 0) -> bytes:
 
 
 GUESTS = [
-    _guest(0, COME) + _guest(1, COME) + _guest(0, SAY) + _guest(1, SAY, more=1)
-    + _guest(0, SAY, b"hello") + _guest(1, LEAVE) + _guest(0, SWEEP),
-    _guest(2, COME) + _guest(2, SAY, more=2) + _guest(3, COME) + _guest(3, SAY, b"KKRL\x02AAAA")
-    + _guest(2, SAY, b"early") + _guest(3, SWEEP, more=1) + _guest(2, COME),
-]  # fmt: skip
+    _guest(0, COME)
+    + _guest(1, COME)
+    + _guest(0, SAY)
+    + _guest(1, SAY, more=1)
+    + _guest(0, SAY, b"hello")
+    + _guest(1, LEAVE)
+    + _guest(0, SWEEP),
+    _guest(2, COME)
+    + _guest(2, SAY, more=2)
+    + _guest(3, COME)
+    + _guest(3, SAY, b"KKRL\x02AAAA")
+    + _guest(2, SAY, b"early")
+    + _guest(3, SWEEP, more=1)
+    + _guest(2, COME),
+]
 
 
 # A server that has a peer log in, and does not know the secret.
@@ -220,10 +238,14 @@ def fuzz_punch(data: bytes) -> None:
     other = [Candidate("srflx", 5, "203.0.113.9", 5001)]
     is_caller = bool(data[0] & 16)
     checks = Checks(
-        controlling=is_caller, local=Credentials("AAAAAAAA", "B" * 24),
-        remote=Credentials("CCCCCCCC", "D" * 24), local_candidates=mine, candidates=other, now=0.0,
+        controlling=is_caller,
+        local=Credentials("AAAAAAAA", "B" * 24),
+        remote=Credentials("CCCCCCCC", "D" * 24),
+        local_candidates=mine,
+        candidates=other,
+        now=0.0,
         random=Random(1),
-    )  # fmt: skip
+    )
     sides = Side(ours, mine), Side(theirs, other)
     plan = make_plan(*(sides if is_caller else sides[::-1]))
     punch = Punch(checks, plan, is_caller, ours, Random(2), 0.0)  # type: ignore[arg-type]
@@ -307,11 +329,16 @@ class _PunchRun:
 
 
 TRICKLES = [
-    bytes([first]) + b"\n" + b"\n".join(
+    bytes([first])
+    + b"\n"
+    + b"\n".join(
         bytes([20]) + json.dumps(fields).encode()
         for fields in (
-            {"predict": [1, 6000, 2]}, {"spread": 256}, {"predict": [2, 6010, 0]}, {"spread": 1},
+            {"predict": [1, 6000, 2]},
+            {"spread": 256},
+            {"predict": [2, 6010, 0]},
+            {"spread": 1},
         )
     )
     for first in (0x06, 0x09, 0x0E, 0x16, 0x1E)  # NATs and roles; others take long
-]  # fmt: skip
+]

@@ -33,14 +33,19 @@ def test_a_bounded_run_finds_nothing(tmp_path: Path) -> None:
     pytest.importorskip("atheris", reason="atheris has wheels for Linux on x86-64 only")
     ended = subprocess.run(
         [
-            sys.executable, str(Path(__file__).with_name("run.py")), "all", f"-runs={RUNS}",
-            "-seed=1", f"-timeout={PATIENCE_S:.0f}", f"-artifact_prefix={tmp_path}/",
+            sys.executable,
+            str(Path(__file__).with_name("run.py")),
+            "all",
+            f"-runs={RUNS}",
+            "-seed=1",
+            f"-timeout={PATIENCE_S:.0f}",
+            f"-artifact_prefix={tmp_path}/",
         ],
         env=ENVIRONMENT | {"PYTHONHASHSEED": "0"},
         capture_output=True,
         text=True,
         errors="replace",
         timeout=10 * PATIENCE_S,
-    )  # fmt: skip
+    )
     assert ended.returncode == 0, ended.stdout + ended.stderr[-10000:]
     assert f"Done {RUNS} runs" in ended.stderr

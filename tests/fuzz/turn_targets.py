@@ -65,7 +65,7 @@ SERVERS = [
     BEGUN
     + piece(TIME, 0, 0, 26)
     + piece(ANSWER, 0, 0, 0, challenge(TurnKind.REFRESH_ERROR, 438, b"m")),
-]  # fmt: skip
+]
 
 
 def fuzz_turn(data: bytes) -> None:

@@ -226,9 +226,16 @@ def fuzz_connection(data: bytes) -> None:
     """Pieces: a byte that says how the packet comes, and its plaintext."""
     sealer = PacketSealer(SECRETS[0], AES)
     connection = PeerConnection(
-        send_secret=SECRETS[1], receive_secret=SECRETS[0], cipher=AES, is_caller=True,
-        local_id=9, remote_id=8, address=PEER, now=0.0, random=Random(1),
-    )  # fmt: skip
+        send_secret=SECRETS[1],
+        receive_secret=SECRETS[0],
+        cipher=AES,
+        is_caller=True,
+        local_id=9,
+        remote_id=8,
+        address=PEER,
+        now=0.0,
+        random=Random(1),
+    )
     connection.streams.write(connection.streams.open(0, 0, 0), bytes(3000))
     connection.streams.open(1, 0, 0)
     number, now, closed = 0, 0.0, 0
@@ -319,10 +326,14 @@ def fuzz_checks(data: bytes) -> None:
     """Pieces are authentic messages of the call, or any datagram; nothing is sent without bound."""
     table, random = CheckTable(), Random(1)
     checks = Checks(
-        controlling=bool(len(data) & 1), local=LOCAL, remote=REMOTE,
+        controlling=bool(len(data) & 1),
+        local=LOCAL,
+        remote=REMOTE,
         local_candidates=[Candidate("host", 2, "192.0.2.9", 4001)],
-        candidates=[Candidate("host", 2**24, *PEER)], now=0.0, random=random,
-    )  # fmt: skip
+        candidates=[Candidate("host", 2**24, *PEER)],
+        now=0.0,
+        random=random,
+    )
     table.add(checks)
     now, sent = 0.0, poll_all(checks)
     for piece in pieces_of(data):
@@ -364,18 +375,24 @@ def authentic(what: int, priority: int, error: int, sent: list[bytes]) -> bytes:
     kind = list(stun.Kind)[what & 3]
     if kind in (stun.Kind.REQUEST, stun.Kind.INDICATION):
         message = stun.Message(
-            kind, struct.pack(">III", what >> 6, priority, error), username="AAAAAAAA:CCCCCCCC",
-            priority=priority if what & 4 else None, use_candidate=bool(what & 8),
-            controlling=1 if what & 16 else None, controlled=1 if what & 32 else None,
-        )  # fmt: skip
+            kind,
+            struct.pack(">III", what >> 6, priority, error),
+            username="AAAAAAAA:CCCCCCCC",
+            priority=priority if what & 4 else None,
+            use_candidate=bool(what & 8),
+            controlling=1 if what & 16 else None,
+            controlled=1 if what & 32 else None,
+        )
         return message.encode(LOCAL.key)
     requests = [datagram for datagram in sent if datagram[:2] == b"\0\x01"]
     transaction_id = requests[priority % len(requests)][8:20] if requests else bytes(12)
     failed = kind is stun.Kind.ERROR
     message = stun.Message(
-        kind, transaction_id, mapped=PEER if what & 4 else None,
+        kind,
+        transaction_id,
+        mapped=PEER if what & 4 else None,
         error=300 + error % 400 if failed else None,
-    )  # fmt: skip
+    )
     return message.encode(REMOTE.key)
 
 
@@ -420,9 +437,13 @@ def fuzz_lan(data: bytes) -> None:
 
 
 REQUEST = stun.Message(
-    stun.Kind.REQUEST, bytes(12), username="AAAAAAAA:CCCCCCCC", priority=5, controlling=7,
+    stun.Kind.REQUEST,
+    bytes(12),
+    username="AAAAAAAA:CCCCCCCC",
+    priority=5,
+    controlling=7,
     use_candidate=True,
-)  # fmt: skip
+)
 RESPONSE = stun.Message(stun.Kind.RESPONSE, bytes(12), mapped=("2001:db8::1", 9))
 REFUSAL = stun.Message(stun.Kind.ERROR, bytes(12), error=420, not_understood=(1, 2))
 ASKING = stun.Message(stun.Kind.REQUEST, bytes(12), change_port=True, software="." * 60)

@@ -33,18 +33,32 @@ class Compiler:
         return build.library(self._folder / name, cc, (*STRICT, *options))
 
     def program(
-        self, source: str, *options: str, cc: str = "gcc", libraries: Sequence[str] = (),
+        self,
+        source: str,
+        *options: str,
+        cc: str = "gcc",
+        libraries: Sequence[str] = (),
         warnings: Sequence[str] = STRICT,
-    ) -> Path:  # fmt: skip
+    ) -> Path:
         """``options``: as for the library, which is linked into the program."""
         key = (source, cc, *options)
         if key not in self._programs:
             built = self.library(*options, cc=cc)
             program = self._folder / "-".join([Path(source).stem, built.lib.name])
             command = [
-                cc, "-g", "-O1", *warnings, *options, f"-I{built.include}", str(SOURCES / source),
-                str(built.lib / "libkkp2p.a"), *libraries, "-pthread", "-o", str(program),
-            ]  # fmt: skip
+                cc,
+                "-g",
+                "-O1",
+                *warnings,
+                *options,
+                f"-I{built.include}",
+                str(SOURCES / source),
+                str(built.lib / "libkkp2p.a"),
+                *libraries,
+                "-pthread",
+                "-o",
+                str(program),
+            ]
             ended = subprocess.run(command, capture_output=True, text=True)
             assert (ended.returncode, ended.stderr) == (0, "")
             self._programs[key] = program
@@ -57,9 +71,13 @@ class CProgram:
     def __init__(self, folder: Path, command: Sequence[str], environment: dict[str, str]) -> None:
         folder.mkdir()
         self.process = subprocess.Popen(
-            command, cwd=folder, text=True, env=ENVIRONMENT | environment,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+            command,
+            cwd=folder,
+            text=True,
+            env=ENVIRONMENT | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
 
     def line(self) -> str:
         assert self.process.stdout is not None

@@ -53,9 +53,11 @@ class Host:
         inside = {outside: inside for inside, outside in self.outside.items()}
         ip, port = inside.get(target, target)
         # What a NAT hides is not reached by its inner address.
-        return ip in self.addresses and port == self.port and (
-            target in inside or (ip, port) not in self.outside
-        )  # fmt: skip
+        return (
+            ip in self.addresses
+            and port == self.port
+            and (target in inside or (ip, port) not in self.outside)
+        )
 
 
 class Network:

@@ -22,10 +22,18 @@ from helpers.support import PATIENCE_S
 __all__ = ["Page", "chromium", "has_chromium"]
 
 _OPTIONS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-    "--disable-extensions", "--disable-background-networking", "--disable-component-update",
-    "--remote-debugging-pipe", "--hide-scrollbars", "--no-proxy-server",
-)  # fmt: skip
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-extensions",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--remote-debugging-pipe",
+    "--hide-scrollbars",
+    "--no-proxy-server",
+)
 
 
 def has_chromium() -> bool:
@@ -59,8 +67,11 @@ class Page:
     def resize(self, width: int, height: int, mobile: bool) -> None:
         self._ask(
             "Emulation.setDeviceMetricsOverride",
-            width=width, height=height, deviceScaleFactor=1, mobile=mobile,
-        )  # fmt: skip
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=mobile,
+        )
 
     def be_dark(self) -> None:
         feature = {"name": "prefers-color-scheme", "value": "dark"}
@@ -137,9 +148,13 @@ def chromium(folder: Path) -> Iterator[Page]:
     with (folder / "chromium.log").open("w") as log:
         process = subprocess.Popen(
             ["bash", "-c", f'exec "$@" 3<&{to_it} 4>&{from_it}', "bash", *command],
-            pass_fds=(to_it, from_it), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            start_new_session=True, env=os.environ | {"HOME": str(folder)},
-        )  # fmt: skip
+            pass_fds=(to_it, from_it),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env=os.environ | {"HOME": str(folder)},
+        )
     os.close(to_it)
     os.close(from_it)
     reader = FileObject(ours_from_it, "rb")

@@ -77,9 +77,12 @@ def time_passes(cloud: Cloud, seconds: float) -> None:
 
 @contextmanager
 def running_cloud(
-    accounts: dict[str, str] | None = None, limits: dict[str, Any] | None = None,
-    directory: Directory | None = None, directory_url: str | None = None, **settings: Any,
-) -> Iterator[Cloud]:  # fmt: skip
+    accounts: dict[str, str] | None = None,
+    limits: dict[str, Any] | None = None,
+    directory: Directory | None = None,
+    directory_url: str | None = None,
+    **settings: Any,
+) -> Iterator[Cloud]:
     """A cloud on a free port of loopback that holds its limits against loopback, too."""
     limits = {"limit_loopback": True, **(limits or {})}
     settings = {"host": "127.0.0.1", "port": free_port(), "drain_s": 0.0, **settings}

@@ -19,13 +19,24 @@ from kkp2p_compat.traversal.stun import Kind, Message
 HOME = "127.0.0.1"
 SECRET = b"a secret of coturn and cloud"
 ONLY_UDP = (
-    "-n", "--no-cli", "--no-tls", "--no-dtls", "--no-tcp", "--log-file", "stdout",
-    "--pidfile", "pid", "--db", "db",
-)  # fmt: skip
+    "-n",
+    "--no-cli",
+    "--no-tls",
+    "--no-dtls",
+    "--no-tcp",
+    "--log-file",
+    "stdout",
+    "--pidfile",
+    "pid",
+    "--db",
+    "db",
+)
 BY_SECRET = (
-    "--use-auth-secret", f"--static-auth-secret={SECRET.decode()}", "--realm=example.org",
+    "--use-auth-secret",
+    f"--static-auth-secret={SECRET.decode()}",
+    "--realm=example.org",
     "--relay-threads=1",
-)  # fmt: skip
+)
 TURN = (*BY_SECRET, "-E", HOME, "--allow-loopback-peers")
 
 

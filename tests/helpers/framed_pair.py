@@ -104,11 +104,17 @@ class FramedPair:
         for me, sock in enumerate(tcp_pair()):
             endpoint, number = self.endpoints[me], self.adopt(me, sock)
             connection = PeerConnection(
-                send_secret=keys[me], receive_secret=keys[1 - me], cipher="aes-128-gcm",
-                is_caller=me == 0, local_id=ids[me], remote_id=ids[1 - me],
-                address=("192.0.2.1", 443, number), now=time.monotonic(),
-                random=SystemRandom(), settings=TransportSettings(**settings),
-            )  # fmt: skip
+                send_secret=keys[me],
+                receive_secret=keys[1 - me],
+                cipher="aes-128-gcm",
+                is_caller=me == 0,
+                local_id=ids[me],
+                remote_id=ids[1 - me],
+                address=("192.0.2.1", 443, number),
+                now=time.monotonic(),
+                random=SystemRandom(),
+                settings=TransportSettings(**settings),
+            )
             self.numbers.append(number)
             self.ends.append(Talker(connection, endpoint))
             endpoint.add(self.ends[-1])

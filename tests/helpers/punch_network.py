@@ -66,9 +66,13 @@ class Peer:
     """
 
     def __init__(
-        self, ip: str, nats: Sequence[Nat | LinuxNat], behaviour: NatBehaviour, delay_s: float,
+        self,
+        ip: str,
+        nats: Sequence[Nat | LinuxNat],
+        behaviour: NatBehaviour,
+        delay_s: float,
         hops: Sequence[int] = (1, 2, 3),
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.ip = ip
         self.nats = nats
         self.behaviour = behaviour
@@ -167,9 +171,14 @@ class World:
     def start(self, peer: Peer) -> None:
         other = self.other(peer)
         peer.checks = Checks(
-            controlling=peer is self.caller, local=peer.credentials, remote=other.credentials,
-            local_candidates=peer.listed, candidates=other.listed, now=self.now, random=self.dice,
-        )  # fmt: skip
+            controlling=peer is self.caller,
+            local=peer.credentials,
+            remote=other.credentials,
+            local_candidates=peer.listed,
+            candidates=other.listed,
+            now=self.now,
+            random=self.dice,
+        )
         peer.table.add(peer.checks)
         peer.punch = Punch(
             peer.checks, self.plan, peer is self.caller, peer.behaviour, self.dice, self.now
@@ -253,8 +262,7 @@ class World:
                     if part is not None and due is not None:
                         timers.append((due, peer, part))
             due_at = min(
-                [due for due, _, _ in timers] + [at for at, _, _ in self.arrivals[:1]],
-                default=end,
+                [due for due, _, _ in timers] + [at for at, _, _ in self.arrivals[:1]], default=end
             )
             if due_at >= end:
                 return None
@@ -272,9 +280,12 @@ class World:
 
 
 def peer_behind(
-    kind: NatType | str, side: int, dice: random.Random, delay_s: float = DELAY_S,
+    kind: NatType | str,
+    side: int,
+    dice: random.Random,
+    delay_s: float = DELAY_S,
     behaviour: NatBehaviour | None = None,
-) -> Peer:  # fmt: skip
+) -> Peer:
     """``kind``: a NatType; "public", "linux", "linux random", or "carrier": a home router that is
     port-restricted, and six hops away a carrier's NAT with random ports.  ``side``: 1 or 2.
     """
@@ -282,9 +293,11 @@ def peer_behind(
     if isinstance(kind, NatType):
         nat = Nat(kind, [outside], dice)
         told = behaviour or NatBehaviour(
-            kind.mapping, kind.filtering, kind.allocation,
+            kind.mapping,
+            kind.filtering,
+            kind.allocation,
             kind.step if kind.allocation == "sequential" else 0,
-        )  # fmt: skip
+        )
         return Peer(outside if kind.mapping == "none" else ip, [nat], told, delay_s)
     if kind == "public":
         told = NatBehaviour("none", "endpoint-independent", "preserved")
@@ -304,9 +317,15 @@ def peer_behind(
 
 
 def call(
-    caller: NatType | str, callee: NatType | str, seed: int, *, loss: float = 0.0,
-    busy: float = 0.0, seconds: float = 10.0, delays: tuple[float, float] = (DELAY_S, DELAY_S),
-) -> tuple[float | None, World]:  # fmt: skip
+    caller: NatType | str,
+    callee: NatType | str,
+    seed: int,
+    *,
+    loss: float = 0.0,
+    busy: float = 0.0,
+    seconds: float = 10.0,
+    delays: tuple[float, float] = (DELAY_S, DELAY_S),
+) -> tuple[float | None, World]:
     """One call: how long until the caller had a path (None: none), and the world it was in."""
     dice = random.Random(f"NATs {seed}")
     one, other = peer_behind(caller, 1, dice, delays[0]), peer_behind(callee, 2, dice, delays[1])

@@ -42,10 +42,11 @@ class SampleProcess:
         self.process = subprocess.Popen(
             [sys.executable, str(ROOT / "samples" / f"{name}.py"), *arguments],
             env=ENVIRONMENT | {"KKP2P_LOGIN": login, "KKP2P_SECRET": SECRET},
-            cwd=folder, stdout=subprocess.PIPE,
+            cwd=folder,
+            stdout=subprocess.PIPE,
             stdin=subprocess.PIPE if keyboard is None else keyboard,
             stderr=subprocess.PIPE if screen is None else screen,
-        )  # fmt: skip
+        )
 
     def line(self) -> str:
         """The next line of its standard output; empty at the end of it."""

@@ -154,9 +154,11 @@ def _place(presence: Presence) -> tuple[str, int]:
 
 @contextmanager
 def running_node(
-    role: str, shared: Shared | None = None, accounts: Mapping[str, str] | None = None,
+    role: str,
+    shared: Shared | None = None,
+    accounts: Mapping[str, str] | None = None,
     **settings: Any,
-) -> Iterator[Cloud]:  # fmt: skip
+) -> Iterator[Cloud]:
     """``shared``: with the cloud's other nodes; None: there is no other."""
     directory = SharedDirectory(shared or Shared(), accounts or {})
     with running_cloud(directory=directory, role=role, **settings) as cloud:

@@ -38,9 +38,12 @@ class CloudProcess:
     """``python -m kkp2p_compat cloud``, a real process, on a free port of 127.0.0.1."""
 
     def __init__(
-        self, data: Path, *options: str, listen: str = "127.0.0.1:0",
+        self,
+        data: Path,
+        *options: str,
+        listen: str = "127.0.0.1:0",
         python: Sequence[str] = (sys.executable,),
-    ) -> None:  # fmt: skip
+    ) -> None:
         command = [*python, "-m", "kkp2p_compat", "cloud", "--listen", listen]
         command += ["--data", str(data), *options]
         self.process = subprocess.Popen(
@@ -95,9 +98,11 @@ class Program:
     ) -> None:
         self.process = subprocess.Popen(
             [*python, str(Path(__file__).with_name("echo_peer.py")), *arguments],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
             env={**ENVIRONMENT, "TMPDIR": str(folder)},
-        )  # fmt: skip
+        )
         assert self.process.stdout is not None
         self.first_line = self.process.stdout.readline().strip()
 

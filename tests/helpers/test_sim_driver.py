@@ -31,10 +31,7 @@ class Pair:
     def transfer(self, up: Body, down: Body, **reading: Any) -> float:
         self.here.send(STREAM, up)
         self.there.send(STREAM, down)
-        readers = [
-            self.here.expect(STREAM, down),
-            self.there.expect(STREAM, up, **reading),
-        ]
+        readers = [self.here.expect(STREAM, down), self.there.expect(STREAM, up, **reading)]
         self.here.drive()
         self.there.drive()
         return self.network.run(lambda: all(reader.done for reader in readers), limit_s=120)

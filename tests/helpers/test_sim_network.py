@@ -181,8 +181,12 @@ def test_neighbours_of_one_source_and_size_become_one_buffer() -> None:
     packets[8] = (packets[8][0], THERE)
     buffers = coalesce(packets)
     assert [(len(data), size, source) for data, size, source in buffers] == [
-        (13, 5, HERE), (10, 5, HERE), (9, 7, HERE), (2, 2, HERE), (2, 2, THERE),
-    ]  # fmt: skip
+        (13, 5, HERE),
+        (10, 5, HERE),
+        (9, 7, HERE),
+        (2, 2, HERE),
+        (2, 2, THERE),
+    ]
     assert b"".join(data for data, _, _ in buffers) == b"".join(data for data, _ in packets)
     assert [len(data) for data, _, _ in coalesce([(bytes(1200), HERE)] * 100)] == [
         54 * 1200,
@@ -200,9 +204,18 @@ def test_what_nobody_listens_for_is_counted() -> None:
 
 def _digest(seed: object, extra_link: bool = False) -> str:
     trial = Trial(
-        seed=seed, wake_s=0.001, rate_bytes_per_s=RATE, jitter_s=0.01, reorder=0.1, reorder_s=0.01,
-        loss=0.1, burst_enter=0.02, burst_leave=0.3, duplicate=0.1, corrupt=0.1,
-    )  # fmt: skip
+        seed=seed,
+        wake_s=0.001,
+        rate_bytes_per_s=RATE,
+        jitter_s=0.01,
+        reorder=0.1,
+        reorder_s=0.01,
+        loss=0.1,
+        burst_enter=0.02,
+        burst_leave=0.3,
+        duplicate=0.1,
+        corrupt=0.1,
+    )
     if extra_link:
         other = Link(trial.network, "other", Conditions(loss=0.5))
         other.send(bytes(SIZE * 10), SIZE, HERE, THERE)

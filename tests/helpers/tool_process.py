@@ -34,10 +34,14 @@ class Tool:
     def __init__(self, folder: Path, arguments: tuple[str, ...], environment: dict[str, str]):
         self.folder = folder
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "kkp2p_compat", *arguments], cwd=folder, text=True,
-            env=ENVIRONMENT | environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            [sys.executable, "-m", "kkp2p_compat", *arguments],
+            cwd=folder,
+            text=True,
+            env=ENVIRONMENT | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-        )  # fmt: skip
+        )
 
     def line(self) -> str:
         """The next line of its output; empty at the end of it."""

@@ -211,10 +211,20 @@ class Sender:
         self._probe_at = now + 3 * self.smoothed_rtt_s
         self.clock.at(self._probe_at, self._probe)
         sample = self.rate.sample(now, self.min_rtt_s)
-        self._update(Update(
-            now, acked, lost, before, self.in_flight, rtt_s, self.smoothed_rtt_s, self.min_rtt_s,
-            sample, snapshot.sent_at,
-        ))  # fmt: skip
+        self._update(
+            Update(
+                now,
+                acked,
+                lost,
+                before,
+                self.in_flight,
+                rtt_s,
+                self.smoothed_rtt_s,
+                self.min_rtt_s,
+                sample,
+                snapshot.sent_at,
+            )
+        )
         if not self.in_flight and self.backlog_bytes <= 0 and self.finished_at is None:
             self.finished_at = now
         self.send()
@@ -236,10 +246,20 @@ class Sender:
             return
         before = self.in_flight
         lost = self._give_up(self._next_number)
-        self._update(Update(
-            self.clock.now, 0, lost, before, self.in_flight, None, self.smoothed_rtt_s,
-            self.min_rtt_s, None, None,
-        ))  # fmt: skip
+        self._update(
+            Update(
+                self.clock.now,
+                0,
+                lost,
+                before,
+                self.in_flight,
+                None,
+                self.smoothed_rtt_s,
+                self.min_rtt_s,
+                None,
+                None,
+            )
+        )
         self._send_flight(1)
 
     def _update(self, update: Update) -> None:

@@ -83,10 +83,11 @@ class TurnServerCore:
                 self.channels[request.channel] = request.peer
         is_allocation = kind in (TurnKind.ALLOCATE, TurnKind.REFRESH)
         return Message(
-            TurnKind(kind | 0x100), request.transaction_id,
+            TurnKind(kind | 0x100),
+            request.transaction_id,
             lifetime_s=self.lifetime_s if is_allocation else None,
             relayed=self.relayed if kind is TurnKind.ALLOCATE else None,
-        )  # fmt: skip
+        )
 
     def _error(self, request: Message, error: int) -> Message:
         answer = Message(TurnKind(request.kind | 0x110), request.transaction_id, error=error)

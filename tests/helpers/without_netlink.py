@@ -47,8 +47,9 @@ def forbid_netlink() -> None:
     program = struct.pack("HP", len(PROGRAM), ctypes.addressof(instructions))
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     for arguments in (
-        (PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), (PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program, 0, 0),
-    ):  # fmt: skip
+        (PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0),
+        (PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program, 0, 0),
+    ):
         if prctl(*arguments) != 0:
             raise OSError(ctypes.get_errno(), "prctl")
 

@@ -50,9 +50,8 @@ def call(client: CloudClient, peer_id: str, attack: dict[str, Any]) -> bool:
 def main() -> None:
     login, peer_id, attack = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
     client = CloudClient(
-        login, PORT, [login], logging.getLogger(), ca_file=None, on_offer=print,
-        on_login_lost=print,
-    )  # fmt: skip
+        login, PORT, [login], logging.getLogger(), ca_file=None, on_offer=print, on_login_lost=print
+    )
     client.prepare()
     calls = [gevent.spawn(call, client, peer_id, attack) for _ in range(attack["calls"])]
     gevent.joinall(calls, raise_error=True)

@@ -46,10 +46,12 @@ def test_a_short_run(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks", "chaos"]
     process = subprocess.Popen(
         [*command, "--minutes", "0.5", "--transfers", "20", "--peers", "3", "--seed", "3"],
-        env={**ENVIRONMENT, "TMPDIR": str(folder)}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env={**ENVIRONMENT, "TMPDIR": str(folder)},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         cwd=Path(chaos.__file__).parents[1],
-    )  # fmt: skip
+    )
     try:
         output, _ = gevent.get_hub().threadpool.apply(process.communicate)
     finally:

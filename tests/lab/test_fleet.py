@@ -43,10 +43,12 @@ def test_a_short_run(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks", "fleet", "--only", "chaos"]
     process = subprocess.Popen(
         [*command, "--minutes", "0.4", "--peers", "8", "--seed", "4", "--verbose"],
-        env={**ENVIRONMENT, "TMPDIR": str(folder)}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env={**ENVIRONMENT, "TMPDIR": str(folder)},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         cwd=Path(fleet.__file__).parents[1],
-    )  # fmt: skip
+    )
     try:
         output, _ = gevent.get_hub().threadpool.apply(process.communicate)
     finally:

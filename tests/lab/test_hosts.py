@@ -27,11 +27,18 @@ def test_the_documents_run(lab: Lab, run: Run) -> None:
     )
     clients = [
         run(
-            calling, "success", str(SAMPLES / "proxy_client.py"), "127.0.0.1", f"808{desc}",
-            "peer", "2", str(desc), *login,
+            calling,
+            "success",
+            str(SAMPLES / "proxy_client.py"),
+            "127.0.0.1",
+            f"808{desc}",
+            "peer",
+            "2",
+            str(desc),
+            *login,
         )
         for desc in (1, 2)
-    ]  # fmt: skip
+    ]
     # The server says nothing when it is online: curl asks until it is answered.
     retry = ("--retry", "20", "--retry-all-errors", "--retry-delay", "1")
     http = calling.run("curl", "-sS", "-i", *retry, "http://127.0.0.1:8081/")

@@ -116,12 +116,13 @@ def test_a_search_from_elsewhere_gets_no_answer(lab: Lab, serve: Serve) -> None:
     far.run("ip", "address", "add", "10.88.0.9/32", "dev", "eth0")
     server = serve(home, "peer")
     far.run(
-        sys.executable, "-c",
+        sys.executable,
+        "-c",
         "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM);"
         "s.bind(('10.88.0.9', 7));"
         "s.sendto(b'KKLS' + bytes([1, 1]) + bytes(16) + b'peer'.ljust(32, bytes(1)) + bytes(1002),"
         f"('{home.address}', {PORT}))",
-    )  # fmt: skip
+    )
     told = "a search from 10.88.0.9:7 is dropped: not from a network of this host"
     wait_for(server, f"peer: LAN: {told}")
     assert output_of(look(far, "peer")).endswith(f"peer 1 to an offer at {far.address}\n")

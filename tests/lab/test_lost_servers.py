@@ -40,9 +40,7 @@ def know(host: Host, **names: str) -> None:
     (host.folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *lines, ""]))
 
 
-def run_with_hosts(
-    run: Run, host: Host, line: str | None, *command: str
-) -> subprocess.Popen[str]:  # fmt: skip
+def run_with_hosts(run: Run, host: Host, line: str | None, *command: str) -> subprocess.Popen[str]:
     arguments = ("-m", "sh", "-c", WITH_HOSTS, sys.executable, *command)
     return run(host, line, *arguments, program="unshare")
 
@@ -140,9 +138,7 @@ def tell(process: subprocess.Popen[str], line: str) -> None:
     process.stdin.flush()
 
 
-def start_fleet(
-    lab: Lab, run: Run, cloud: Host, relays: list[Host], *options: str
-) -> None:  # fmt: skip
+def start_fleet(lab: Lab, run: Run, cloud: Host, relays: list[Host], *options: str) -> None:
     """A track with Redis on one host, and relays on the others."""
     need_redis()
     directory = ("--directory", start_redis(run, cloud))

@@ -89,16 +89,18 @@ class Routed:
                 self.router.namespace,
                 [
                     f"link add eth{number} type veth peer name eth0 netns {host.namespace}",
-                    f"address add 10.91.{number}.1/24 dev eth{number}", f"link set eth{number} up",
+                    f"address add 10.91.{number}.1/24 dev eth{number}",
+                    f"link set eth{number} up",
                 ],
-            )  # fmt: skip
+            )
             ip_batch(
                 host.namespace,
                 [
-                    f"address add {host.address}/24 dev eth0", "link set eth0 up",
+                    f"address add {host.address}/24 dev eth0",
+                    "link set eth0 up",
                     f"route add default via 10.91.{number}.1",
                 ],
-            )  # fmt: skip
+            )
         self.router.run("sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
         self.router.run("nft", "-f", "-", stdin=SILENCE)
 

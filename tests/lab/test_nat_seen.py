@@ -39,11 +39,14 @@ def ask(run: Run, server: str, *hosts: Host) -> list[dict[str, Any]]:
 
 def test_nats_of_every_kind(net: Internet, cloud: InternetHost, run: Run) -> None:
     types = [
-        NatType(EIM, EIM, "preserved", hairpin=True), NatType(EIM, ADM, "sequential", 1),
-        NatType(EIM, APDM, "random"), NatType(ADM, EIM, "sequential", -3),
-        NatType(APDM, ADM, "preserved"), NatType(APDM, APDM, "sequential", 2),
+        NatType(EIM, EIM, "preserved", hairpin=True),
+        NatType(EIM, ADM, "sequential", 1),
+        NatType(EIM, APDM, "random"),
+        NatType(ADM, EIM, "sequential", -3),
+        NatType(APDM, ADM, "preserved"),
+        NatType(APDM, APDM, "sequential", 2),
         NatType(APDM, APDM, "random"),
-    ]  # fmt: skip
+    ]
     hosts = [net.nat(f"n{i}", one).host(f"h{i}") for i, one in enumerate(types)]
     for nat_type, seen in zip(types, ask(run, cloud.address, *hosts), strict=True):
         told = seen["nat"]

@@ -24,15 +24,15 @@ PAGE = (ROOT / "README.rst").read_text()
 BLOCK = re.compile(r"^(?:.*::|\.\. code-block:: (python))\n\n((?:(?: {4}.*)?\n)+)", re.MULTILINE)
 COMMAND = re.compile(r"(?:[A-Z0-9_]+=\"[^\"]*\" )?(?:kkp2p|openssl|python3?) ")
 # Blocks that are not commands, by how they begin, and the commands that are run elsewhere.
+VENV = "python3 -m venv .venv && .venv/bin/"
 ELSEWHERE = {
-    "python3 -m venv .venv && .venv/bin/pip install -q . && .venv/bin/kkp2p demo": ".ci/run",
-    "python3 -m venv .venv && .venv/bin/pip install -q -e '.[test]' && .venv/bin/python -m pytest":
-        ".ci/run",
+    VENV + "pip install -q . && .venv/bin/kkp2p demo": ".ci/run",
+    VENV + "pip install -q -e '.[test]' && .venv/bin/python -m pytest": ".ci/run",
     "4. The https server": "tests/system/test_demo.py",  # what the demonstration prints
     "while(run_flag) {": "tests/samples/test_samples.py",  # C, and the sample's lines beside it
     "use-auth-secret": "tests/system/test_turn.py",  # coturn's configuration
     "cc program.c": "tests/capi/test_samples_c.py",
-}  # fmt: skip
+}
 # What is different here: addresses, a secret, and where the cloud keeps its data.
 CHANGES = {
     "HOST:PORT": "127.0.0.1:3080",

@@ -21,18 +21,15 @@ ROUND_TRIP_S = 0.04
 KINDS: dict[str, Callable[[Internet, str], InternetHost]] = {
     "public": lambda net, name: net.host(name, udp=False),
     "full cone": lambda net, name: net.nat(f"{name}-n", nat.FULL_CONE, udp=False).host(name),
-    "port-restricted": lambda net, name: (
-        net.nat(f"{name}-n", nat.PORT_RESTRICTED, udp=False).host(name)
+    "port-restricted": lambda net, name: net.nat(f"{name}-n", nat.PORT_RESTRICTED, udp=False).host(
+        name
     ),
-    "symmetric": lambda net, name: (
-        net.nat(f"{name}-n", nat.SYMMETRIC_RANDOM, udp=False).host(name)
-    ),
-    "CGNAT": lambda net, name: (
-        net.nat(f"{name}-n", behind=net.nat(f"{name}-c", nat.PORT_RESTRICTED, udp=False))
-        .host(name)
-    ),
+    "symmetric": lambda net, name: net.nat(f"{name}-n", nat.SYMMETRIC_RANDOM, udp=False).host(name),
+    "CGNAT": lambda net, name: net.nat(
+        f"{name}-n", behind=net.nat(f"{name}-c", nat.PORT_RESTRICTED, udp=False)
+    ).host(name),
     "IPv6 firewall": lambda net, name: net.host(name, ipv4=False, ipv6=True, firewall=True),
-}  # fmt: skip
+}
 
 
 @pytest.fixture

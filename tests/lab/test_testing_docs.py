@@ -23,8 +23,13 @@ def test_the_example_runs(lab: Lab, tmp_path: Path) -> None:
         (tmp_path / name).write_text(textwrap.dedent("\n".join(lines)))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_echo.py"]
     ended = subprocess.run(
-        command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True,
-        timeout=5 * PATIENCE_S, check=False,
-    )  # fmt: skip
+        command,
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=5 * PATIENCE_S,
+        check=False,
+    )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "2 passed" in ended.stdout

@@ -64,15 +64,23 @@ class Scene:
         return process
 
     def attack(
-        self, named: int = 1, kind: str = "srflx", calls: int = 1, seconds: float = 4.0,
-        behaviour: dict[str, Any] = RANDOM, trickles: list[dict[str, Any]] | None = None,
-    ) -> int:  # fmt: skip
+        self,
+        named: int = 1,
+        kind: str = "srflx",
+        calls: int = 1,
+        seconds: float = 4.0,
+        behaviour: dict[str, Any] = RANDOM,
+        trickles: list[dict[str, Any]] | None = None,
+    ) -> int:
         """How many packets the callee has sent to the victim.  ``named``: its ports."""
         texts = [f"{kind} {n} {self.victim.address} {4000 + n}" for n in range(1, named + 1)]
         attack = {
-            "candidates": texts, "nat": behaviour, "calls": calls, "seconds": seconds,
+            "candidates": texts,
+            "nat": behaviour,
+            "calls": calls,
+            "seconds": seconds,
             "trickles": trickles or [],
-        }  # fmt: skip
+        }
         before = self.sent()
         attacker = self.run(
             self.attacker, None, ATTACKER, self.cloud.address, PEER, json.dumps(attack)

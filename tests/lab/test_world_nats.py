@@ -85,8 +85,10 @@ def test_mapping_filtering_and_allocation(place: Place) -> None:
         ports = place.ports()
         assert ports[0] == outer
         assert [ports.index(port) for port in ports] == {
-            EIM: [0, 0, 0, 0], ADM: [0, 0, 2, 2], APDM: [0, 1, 2, 3]
-        }[mapping]  # fmt: skip
+            EIM: [0, 0, 0, 0],
+            ADM: [0, 0, 2, 2],
+            APDM: [0, 1, 2, 3],
+        }[mapping]
         steps = {after - before for before, after in itertools.pairwise(dict.fromkeys(ports))}
         if allocation == "preserved":
             assert outer == 4000

@@ -85,9 +85,13 @@ def game(port: int, seconds: float) -> None:
     ms = sorted(1000 * trip for trip in trips.values())
     steps = [abs(trips[seen] - trips[seen - 1]) for seen in trips if seen - 1 in trips]
     report = {
-        "sent": count, "got": len(ms), "least_ms": ms[0], "p50_ms": statistics.median(ms),
-        "p99_ms": ms[len(ms) * 99 // 100], "jitter_ms": 1000 * statistics.mean(steps),
-    }  # fmt: skip
+        "sent": count,
+        "got": len(ms),
+        "least_ms": ms[0],
+        "p50_ms": statistics.median(ms),
+        "p99_ms": ms[len(ms) * 99 // 100],
+        "jitter_ms": 1000 * statistics.mean(steps),
+    }
     print(json.dumps(report))
 
 

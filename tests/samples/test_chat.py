@@ -38,8 +38,7 @@ def call(engine: kkp2p.engine_t, desc: int = CHAT_DESC, encrypt: int = 0) -> kkp
 
 
 @pytest.mark.parametrize(
-    ("options", "mode"),
-    [((), 1), (("--mode", "p2p"), 1), (RELAY, 2), ((*RELAY, "--encrypt"), 2)],
+    ("options", "mode"), [((), 1), (("--mode", "p2p"), 1), (RELAY, 2), ((*RELAY, "--encrypt"), 2)]
 )
 def test_two_people(
     waiting: SampleProcess, start_sample: StartSample, options: tuple[str, ...], mode: int

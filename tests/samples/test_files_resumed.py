@@ -65,9 +65,12 @@ def parts(folder: Path) -> list[Path]:
 
 
 def test_breaks_at_random_places(
-    receive: StartReceiver, start_sample: StartSample, engine: kkp2p.engine_t, tmp_path: Path,
+    receive: StartReceiver,
+    start_sample: StartSample,
+    engine: kkp2p.engine_t,
+    tmp_path: Path,
     folder: Path,
-) -> None:  # fmt: skip
+) -> None:
     (tmp_path / "file").write_bytes(DATA)
     receiver, there = receive(), 0
     for place in sorted(random.sample(range(1, SIZE), 5)):
@@ -86,9 +89,12 @@ def test_breaks_at_random_places(
 
 
 def test_a_receiver_that_was_killed(
-    receive: StartReceiver, start_sample: StartSample, engine: kkp2p.engine_t, tmp_path: Path,
+    receive: StartReceiver,
+    start_sample: StartSample,
+    engine: kkp2p.engine_t,
+    tmp_path: Path,
     folder: Path,
-) -> None:  # fmt: skip
+) -> None:
     (tmp_path / "file").write_bytes(DATA)
     receiver = receive()
     fd, _ = begin(engine, hello())
@@ -292,11 +298,13 @@ def test_an_older_receiver(peer: kkp2p.engine_t, start_sample: StartSample, tmp_
         (ACK, "the peer answered nonsense"),
         (GO + (SIZE + 1).to_bytes(8, "big"), "the peer answered nonsense"),
         (GO + bytes(7) + b"\1" + NAK, "the peer refused it"),
-        (GO + SIZE.to_bytes(8, "big") + ACK + bytes(32),
-         "the peer has not what was sent: its SHA-256 differs"),
+        (
+            GO + SIZE.to_bytes(8, "big") + ACK + bytes(32),
+            "the peer has not what was sent: its SHA-256 differs",
+        ),
         (GO + SIZE.to_bytes(8, "big") + ACK + bytes(31), "the connection broke"),
     ],
-)  # fmt: skip
+)
 def test_receivers_that_lie_or_refuse(
     peer: kkp2p.engine_t, start_sample: StartSample, tmp_path: Path, answer: bytes, reason: str
 ) -> None:

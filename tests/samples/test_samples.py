@@ -31,9 +31,13 @@ class Sample:
         self.path = str(ROOT / "samples" / f"{name}.py")
         folder.mkdir()
         self.process = subprocess.Popen(
-            [sys.executable, self.path, *arguments], cwd=folder, env=ENVIRONMENT | environment,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
+            [sys.executable, self.path, *arguments],
+            cwd=folder,
+            env=ENVIRONMENT | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
 
     def line(self) -> str:
         return self._in_pool(self.process.stdout.readline)
@@ -291,9 +295,12 @@ def test_a_second_server_ends_the_first(
 
 
 def test_without_id_and_secret(
-    start: Callable[..., Sample], files: tuple[str, str], cloud: CloudProcess, tmp_path: Path,
+    start: Callable[..., Sample],
+    files: tuple[str, str],
+    cloud: CloudProcess,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "user"))
     joined = Invitation.parse(cloud.pinned())
     invitation.keep(dataclasses.replace(joined, peer_id="peer", secret=SECRET))

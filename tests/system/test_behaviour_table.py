@@ -299,10 +299,13 @@ def test_what_crashed_in_c(
     nothing = None
     assert kkp2p.engine_init(nothing, 1000) is None
     for function, *arguments in (
-        (kkp2p.join_net, "peer", None), (kkp2p.accept, 0, None),
-        (kkp2p.connect, None, None), (kkp2p.connect, kkp2p.connect_ctx_t("peer"), None),
-        (kkp2p.start_proxy, None, 0, None, None), (kkp2p.get_domainip, None),
-    ):  # fmt: skip
+        (kkp2p.join_net, "peer", None),
+        (kkp2p.accept, 0, None),
+        (kkp2p.connect, None, None),
+        (kkp2p.connect, kkp2p.connect_ctx_t("peer"), None),
+        (kkp2p.start_proxy, None, 0, None, None),
+        (kkp2p.get_domainip, None),
+    ):
         for handle in (engine, None):
             assert function(handle, *arguments) == kkp2p.KKP2P_ERROR_PARAMETER, function
     assert kkp2p.read(0, None, 1, 0) == kkp2p.write(0, None, 1, 0) == -106

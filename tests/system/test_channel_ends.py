@@ -181,9 +181,13 @@ observers = pytest.mark.parametrize("observer", OBSERVERS)
 @observers
 @cells
 def test_what_the_peer_does(
-    on_loopback: None, engine: kkp2p.engine_t, peer: kkp2p.engine_t,
-    carrier: str, observer: str, row: str,
-) -> None:  # fmt: skip
+    on_loopback: None,
+    engine: kkp2p.engine_t,
+    peer: kkp2p.engine_t,
+    carrier: str,
+    observer: str,
+    row: str,
+) -> None:
     seen = OBSERVERS[observer](engine, *CARRIERS[carrier])
     theirs = kkp2p.channel_t()
     assert kkp2p.accept(peer, LONG, theirs) == 1
@@ -204,19 +208,25 @@ def test_what_the_peer_does(
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """p2p connections that notice soon that the peer is gone."""
     monkeypatch.setattr(
-        link_table, "TransportSettings",
+        link_table,
+        "TransportSettings",
         functools.partial(link_table.TransportSettings, idle_timeout_s=1.0, keepalive_s=0.2),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("row", KILLED)
 @observers
 @cells
 def test_what_is_killed(
-    on_loopback: None, impatient: None, start_cloud: Callable[..., CloudProcess],
-    make_engine: Callable[..., kkp2p.engine_t], start_program: Callable[..., Program],
-    carrier: str, observer: str, row: str,
-) -> None:  # fmt: skip
+    on_loopback: None,
+    impatient: None,
+    start_cloud: Callable[..., CloudProcess],
+    make_engine: Callable[..., kkp2p.engine_t],
+    start_program: Callable[..., Program],
+    carrier: str,
+    observer: str,
+    row: str,
+) -> None:
     """All are real processes: an echoing peer, and the cloud with its relay."""
     cloud = start_cloud(*ACCOUNT)
     server = start_program("server", str(cloud.port), "peer", SECRET)
@@ -241,9 +251,8 @@ def test_what_is_killed(
 @pytest.mark.parametrize("half_closed", [False, True], ids=["", "after it read to the end"])
 @cells
 def test_a_program_that_resets_cuts_the_channel(
-    on_loopback: None, engine: kkp2p.engine_t, peer: kkp2p.engine_t, carrier: str,
-    half_closed: bool,
-) -> None:  # fmt: skip
+    on_loopback: None, engine: kkp2p.engine_t, peer: kkp2p.engine_t, carrier: str, half_closed: bool
+) -> None:
     program, theirs = Proxied(engine, *CARRIERS[carrier]), kkp2p.channel_t()
     assert kkp2p.accept(peer, LONG, theirs) == 1
     program.send(b"hello")
@@ -261,9 +270,13 @@ def test_a_program_that_resets_cuts_the_channel(
 
 @cells
 def test_a_proxy_that_is_killed_cuts_its_connections(
-    impatient: None, on_loopback: None, peer: kkp2p.engine_t, cloud: CloudProcess,
-    start_program: Callable[..., Program], carrier: str,
-) -> None:  # fmt: skip
+    impatient: None,
+    on_loopback: None,
+    peer: kkp2p.engine_t,
+    cloud: CloudProcess,
+    start_program: Callable[..., Program],
+    carrier: str,
+) -> None:
     """For the program, and for the peer."""
     proxy = start_program("proxy", str(cloud.port), "peer", *map(str, CARRIERS[carrier]))
     theirs = kkp2p.channel_t()
@@ -308,9 +321,13 @@ def test_one_line_for_a_cut_and_none_for_an_end(
 @pytest.mark.parametrize(("end", "word"), [("close_fd", "end"), ("abort_fd", "cut")])
 @cells
 def test_writing_when_the_peer_is_gone(
-    on_loopback: None, engine: kkp2p.engine_t, peer: kkp2p.engine_t,
-    carrier: str, end: str, word: str,
-) -> None:  # fmt: skip
+    on_loopback: None,
+    engine: kkp2p.engine_t,
+    peer: kkp2p.engine_t,
+    carrier: str,
+    end: str,
+    word: str,
+) -> None:
     seen, theirs = Reader(engine, *CARRIERS[carrier]), kkp2p.channel_t()
     assert kkp2p.accept(peer, LONG, theirs) == 1
     getattr(kkp2p, end)(theirs.fd)

@@ -159,9 +159,7 @@ def services(
         assert status in (0, -9), name
 
 
-def test_services_of_their_own(
-    services: dict[str, tuple[subprocess.Popen[str], Address]],
-) -> None:
+def test_services_of_their_own(services: dict[str, tuple[subprocess.Popen[str], Address]]) -> None:
     tracks = {services[name][1]: services[name][0] for name in ("track1", "track2")}
     with Client(services["route"][1]) as route:
         assert route.ask("login", v=1, peer="callee", scram="x")["op"] == "error"

@@ -89,10 +89,14 @@ class Demo:
     def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return gevent.get_hub().threadpool.apply(  # type: ignore[no-any-return]
             lambda: subprocess.run(
-                [sys.executable, *command], env=self.environment | environment,
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=LIMIT_S,
+                [sys.executable, *command],
+                env=self.environment | environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=LIMIT_S,
             )
-        )  # fmt: skip
+        )
 
     def check_nothing_left(self) -> None:
         assert list(self.temporary.iterdir()) == []
@@ -180,9 +184,12 @@ def test_it_ends_what_it_started_when_interrupted(
     demo: Demo, number: signal.Signals, status: int
 ) -> None:
     with subprocess.Popen(
-        [sys.executable, "-m", "kkp2p_compat", "demo"], env=demo.environment,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    ) as process:  # fmt: skip
+        [sys.executable, "-m", "kkp2p_compat", "demo"],
+        env=demo.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
         assert process.stdout is not None
         lines: list[str] = []
 

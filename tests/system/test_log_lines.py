@@ -111,9 +111,14 @@ def test_an_address_that_failed_is_tried_last(
 
     monkeypatch.setattr(Links, "_connect", watch)
     client = CloudClient(
-        "127.0.0.2|127.0.0.1", port, ["127.0.0.2", "127.0.0.1"], logging.getLogger("test"),
-        ca_file=None, on_offer=print, on_login_lost=print,
-    )  # fmt: skip
+        "127.0.0.2|127.0.0.1",
+        port,
+        ["127.0.0.2", "127.0.0.1"],
+        logging.getLogger("test"),
+        ca_file=None,
+        on_offer=print,
+        on_login_lost=print,
+    )
     monkeypatch.setattr(
         client._links._rng, "shuffle", lambda addresses: addresses.sort(reverse=True)
     )

@@ -108,9 +108,11 @@ def make_scene(ports: tuple[int, int], make_engine: MakeEngine) -> Iterator[Make
     def make(way: Way, alice: Any, bob: Any, cheat: Any) -> Scene:
         engines = []
         for port, name, fields in (
-            (ports[0], "alice", alice), (ports[1], "bob", bob),
-            (ports[0], "bob", cheat), (ports[1], "alice", cheat),
-        ):  # fmt: skip
+            (ports[0], "alice", alice),
+            (ports[1], "bob", bob),
+            (ports[0], "bob", cheat),
+            (ports[1], "alice", cheat),
+        ):
             engines.append(make_engine(login_port=port, **fields, **way[2]))
             assert kkp2p.join_net(engines[-1], name, SECRET) == 0
         cheats.append(Cheat(engines[2], engines[3], way))

@@ -110,9 +110,10 @@ def test_relay_killed(
     over another relay, when its peer was silent for too long.
     """
     monkeypatch.setattr(
-        link_table, "TransportSettings",
+        link_table,
+        "TransportSettings",
         functools.partial(link_table.TransportSettings, idle_timeout_s=2.0, keepalive_s=0.5),
-    )  # fmt: skip
+    )
     cloud = start_cloud(*ACCOUNT, "--drain", "0")
     callee, caller = make_engine(login_port=cloud.port), make_engine(login_port=cloud.port)
     assert kkp2p.join_net(callee, "peer", SECRET) == 0

@@ -89,9 +89,11 @@ def test_cryptography_without_x25519(fips: None, make_engine: MakeEngine, tmp_pa
 
 
 def test_only_the_callee_is_without_x25519(
-    engine: kkp2p.engine_t, request: pytest.FixtureRequest, make_engine: MakeEngine,
+    engine: kkp2p.engine_t,
+    request: pytest.FixtureRequest,
+    make_engine: MakeEngine,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     """It declines what it cannot do, and the caller takes the relay."""
     assert engine.switchboard  # looks once whether there is an X25519
     original = keys.X25519PrivateKey

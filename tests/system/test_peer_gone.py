@@ -202,9 +202,7 @@ def test_peers_with_an_id_are_told_over_all_their_connections(scene: Scene) -> N
     [("s", True, False), ("other", False, True), ("", False, True)],
     ids=["the same program", "another one", "one that does not say"],
 )
-def test_a_login_in_place_of_another(
-    scene: Scene, session: str, again: bool, told: bool
-) -> None:  # fmt: skip
+def test_a_login_in_place_of_another(scene: Scene, session: str, again: bool, told: bool) -> None:
     scene.callee.close()
     first = log_in(scene, "callee", session="s")
     meet(scene.caller, first)
@@ -218,9 +216,7 @@ def test_a_login_in_place_of_another(
         assert is_quiet(scene.caller)
 
 
-def test_what_is_remembered_is_bounded(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
+def test_what_is_remembered_is_bounded(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(correspondents, "MAX_PAIRS_OF_ONE", 3)
     known = scene.track._calls.correspondents
     names = [meet(scene.caller, scene.callee) for _ in range(correspondents.MAX_CALLS + 2)]

@@ -102,11 +102,15 @@ class Services:
     def _run(self, *command: object, **options: Any) -> subprocess.Popen[str]:
         self._started.append(
             subprocess.Popen(
-                [str(word) for word in command], cwd=self.folder, stdin=subprocess.DEVNULL,
-                stdout=options.get("stdout", subprocess.DEVNULL), stderr=subprocess.DEVNULL,
-                env=ENVIRONMENT | {"KKP2P_SECRET": SECRET}, text=True,
+                [str(word) for word in command],
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=options.get("stdout", subprocess.DEVNULL),
+                stderr=subprocess.DEVNULL,
+                env=ENVIRONMENT | {"KKP2P_SECRET": SECRET},
+                text=True,
             )
-        )  # fmt: skip
+        )
         return self._started[-1]
 
     def _serve(self, name: str, *arguments: object) -> None:
@@ -178,10 +182,13 @@ class Services:
         if "ssh" not in self.targets:
             absent("not installed: sshd")
         options |= {
-            "IdentityFile": f"{self.folder}/user", "StrictHostKeyChecking": "no",
-            "UserKnownHostsFile": "/dev/null", "LogLevel": "ERROR", "BatchMode": "yes",
+            "IdentityFile": f"{self.folder}/user",
+            "StrictHostKeyChecking": "no",
+            "UserKnownHostsFile": "/dev/null",
+            "LogLevel": "ERROR",
+            "BatchMode": "yes",
             "User": getpass.getuser(),
-        }  # fmt: skip
+        }
         return [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
 
 

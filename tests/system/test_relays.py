@@ -104,9 +104,14 @@ def test_both_reach_all(relays: list[Cloud], sides: tuple[Side, Side]) -> None:
 @pytest.mark.parametrize("who", ["the caller", "the callee", "both"])
 @pytest.mark.parametrize("how", ["refuses", "swallows", "says nothing"])
 def test_the_first_relay_is_dead(
-    relays: list[Cloud], sides: tuple[Side, Side], black_hole: BlackHole, lan_port: int,
-    monkeypatch: pytest.MonkeyPatch, who: str, how: str,
-) -> None:  # fmt: skip
+    relays: list[Cloud],
+    sides: tuple[Side, Side],
+    black_hole: BlackHole,
+    lan_port: int,
+    monkeypatch: pytest.MonkeyPatch,
+    who: str,
+    how: str,
+) -> None:
     """For one side, or for both; the other one waits there, or goes there, for nothing."""
     pairs_at_once = how == "swallows" and who != "the callee"
     monkeypatch.setattr(relay_module, "PAIR_S", PATIENCE_S if pairs_at_once else 0.3)
@@ -184,8 +189,12 @@ def test_places() -> None:
     assert parse_places_untrusted([None, None, text], None, default) == ([default], TOKEN)
     many = [["relay.example", number] for number in range(1, 100)]
     places, _ = parse_places_untrusted(["192.0.2.2", 1, text], many, default)
-    assert places == [("192.0.2.2", 1), ("relay.example", 1), ("relay.example", 2),
-                      ("relay.example", 3)][:MAX_SPOTS]  # fmt: skip
+    assert (
+        places
+        == [("192.0.2.2", 1), ("relay.example", 1), ("relay.example", 2), ("relay.example", 3)][
+            :MAX_SPOTS
+        ]
+    )
     assert parse_places_untrusted(["r", 1, text], "unknown", default) == ([("r", 1)], TOKEN)
     for others in ([1], [["r"]], [["r", 0]], [["a b", 1]], [[None, None]], [["r", 1, text]]):
         with pytest.raises(BadPacket):
@@ -294,9 +303,14 @@ def track(shared: Shared) -> Iterator[Callable[..., Cloud]]:
 @pytest.mark.parametrize("encrypt", [0, 1])
 @pytest.mark.parametrize("how", ["refuses", "swallows"])
 def test_calls_while_nobody_knows_yet_that_a_relay_is_dead(
-    relays: list[Cloud], track: Callable[..., Cloud], make_engine: Callable[..., kkp2p.engine_t],
-    black_hole: BlackHole, lan_port: int, how: str, encrypt: int,
-) -> None:  # fmt: skip
+    relays: list[Cloud],
+    track: Callable[..., Cloud],
+    make_engine: Callable[..., kkp2p.engine_t],
+    black_hole: BlackHole,
+    lan_port: int,
+    how: str,
+    encrypt: int,
+) -> None:
     if how == "swallows":
         black_hole("127.0.0.2", lan_port)
     relays[1].stop()
@@ -312,8 +326,8 @@ def test_calls_while_nobody_knows_yet_that_a_relay_is_dead(
 
 @pytest.mark.usefixtures("out_of_reach")
 def test_a_relay_that_is_dead_when_no_path_is_found(
-    relays: list[Cloud], track: Callable[..., Cloud], make_engine: Callable[..., kkp2p.engine_t],
-) -> None:  # fmt: skip
+    relays: list[Cloud], track: Callable[..., Cloud], make_engine: Callable[..., kkp2p.engine_t]
+) -> None:
     """Auto mode: the relay is prepared, and the caller says that it is taken."""
     relays[1].stop()
     port = track(nobody(), nobody()).address[1]
@@ -326,9 +340,11 @@ def test_a_relay_that_is_dead_when_no_path_is_found(
 
 
 def test_two_relays_behind_one_name(
-    shared: Shared, track: Callable[..., Cloud], make_engine: Callable[..., kkp2p.engine_t],
+    shared: Shared,
+    track: Callable[..., Cloud],
+    make_engine: Callable[..., kkp2p.engine_t],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     """The two sides' resolvers list them in different orders."""
     with ExitStack() as running:
         named = {"advertise": ("relay.test", 0)}
@@ -338,9 +354,10 @@ def test_two_relays_behind_one_name(
         orders = iter([["127.0.0.1", "127.0.0.2"], ["127.0.0.2", "127.0.0.1"]] * 100)
         real = calls.addresses_of
         monkeypatch.setattr(
-            calls, "addresses_of",
+            calls,
+            "addresses_of",
             lambda host, timeout_s: next(orders) if "relay" in host else real(host, timeout_s),
-        )  # fmt: skip
+        )
         port = track().address[1]
         engine, peer = (make_engine(login_port=port) for _ in range(2))
         assert kkp2p.join_net(peer, "peer", SECRET) == 0
@@ -388,9 +405,14 @@ def limited(tmp_path: Path) -> Iterator[Cloud]:
 
 @pytest.mark.parametrize("encrypt", [0, 1])
 def test_an_account_has_its_relay_bytes_a_day(
-    limited: Cloud, on_loopback: None, make_engine: Callable[..., kkp2p.engine_t],
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path, encrypt: int,
-) -> None:  # fmt: skip
+    limited: Cloud,
+    on_loopback: None,
+    make_engine: Callable[..., kkp2p.engine_t],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    encrypt: int,
+) -> None:
     """By TCP and by the lane; a direct path is no matter of the relay's."""
     monkeypatch.setattr(usage_module, "TELL_EVERY_S", 0.0)
     engine, peer = (make_engine(login_port=limited.address[1]) for _ in range(2))

@@ -53,14 +53,27 @@ def test_a_cloud_needs_nothing_but_its_data_folder(data: Path) -> None:
     if os.getuid() or not may_be_read(ROOT) or not may_be_read(Path(sys.prefix)):
         pytest.skip("needs root, and a checkout that others may read")
     command = [
-        sys.executable, "-m", "kkp2p_compat", "cloud", "--listen", "127.0.0.1:0",
-        "--data", str(data), "--account", "peer:s", "--admin", "0",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "kkp2p_compat",
+        "cloud",
+        "--listen",
+        "127.0.0.1:0",
+        "--data",
+        str(data),
+        "--account",
+        "peer:s",
+        "--admin",
+        "0",
+    ]
     process = subprocess.Popen(
         ["unshare", "--mount", "sh", "-c", SANDBOX, "sh", str(data), *command],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
         env=ENVIRONMENT | {"HOME": "/nonexistent", "PYTHONDONTWRITEBYTECODE": "1"},
-    )  # fmt: skip
+    )
     try:
         assert process.stdout is not None
         hello = process.stdout.readline() + process.stdout.readline()
@@ -89,7 +102,12 @@ def test_a_cloud_needs_nothing_but_its_data_folder(data: Path) -> None:
 def test_the_unit_asks_for_the_same() -> None:
     unit = (ROOT / "docs" / "operations" / "kkp2p-cloud.service").read_text()
     assert re.search(r"^ExecStart=/opt/kkp2p/bin/kkp2p cloud --config", unit, re.MULTILINE)
-    for line in ("CapabilityBoundingSet=", "NoNewPrivileges=yes", "ProtectSystem=strict",
-                 "User=kkp2p", "StateDirectory=kkp2p"):  # fmt: skip
+    for line in (
+        "CapabilityBoundingSet=",
+        "NoNewPrivileges=yes",
+        "ProtectSystem=strict",
+        "User=kkp2p",
+        "StateDirectory=kkp2p",
+    ):
         assert f"\n{line}\n" in unit
     assert shlex.split(re.findall("ExecReload=(.*)", unit)[0])[:2] == ["/bin/kill", "-HUP"]

@@ -62,6 +62,10 @@ def test_broken_connections_do_not_end_the_program(
 ) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(cloud.port), str(mode), str(encrypt), str(tmp_path)],
-        env=ENVIRONMENT, capture_output=True, text=True, timeout=3 * PATIENCE_S, check=False,
-    )  # fmt: skip
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=3 * PATIENCE_S,
+        check=False,
+    )
     assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr

@@ -92,9 +92,8 @@ def test_a_secret_that_is_not_the_servers(turn_port: int, start: Start, tmp_path
 
 
 def test_a_channel_moves_from_tcp_to_turn(
-    turn_port: int, start: Start, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    turn_port: int, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where UDP gets to a TURN server, but not to our relay."""
     monkeypatch.setattr(lane.LaneClient, "handle_datagram_untrusted", lambda *_: False)
     engine, peer = start(turn_port, coturn.SECRET, "here")

@@ -11,9 +11,12 @@ SIZE = 24
 
 def counts(arrivals: Arrivals, sent: int) -> tuple[int, int, int, int, int]:
     return (
-        arrivals.received, arrivals.lost(sent), arrivals.repeated, arrivals.reordered,
+        arrivals.received,
+        arrivals.lost(sent),
+        arrivals.repeated,
+        arrivals.reordered,
         arrivals.wrong,
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("step", [1, 7, 24, 25, 1000])

@@ -206,10 +206,15 @@ def test_a_firewall_translates_nothing() -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"mapping": "none of these"}, {"filtering": "none"}, {"allocation": "even"}, {"step": 0},
-        {"ports": (0, 9)}, {"ports": (9, 8)}, {"ports": (1, 65536)},
+        {"mapping": "none of these"},
+        {"filtering": "none"},
+        {"allocation": "even"},
+        {"step": 0},
+        {"ports": (0, 9)},
+        {"ports": (9, 8)},
+        {"ports": (1, 65536)},
     ],
-)  # fmt: skip
+)
 def test_what_is_no_type(fields: dict[str, object]) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - the words are for people
         NatType(**fields)  # type: ignore[arg-type]

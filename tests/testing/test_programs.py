@@ -28,10 +28,13 @@ def start() -> Iterator[Start]:
         command = [sys.executable, "-c", text]
         processes.append(
             subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT, text=True,
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
             )
-        )  # fmt: skip
+        )
         return processes[-1]
 
     yield run
@@ -88,9 +91,12 @@ class Here:
     @staticmethod
     def start(*command: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
-        )  # fmt: skip
+        )
 
 
 ENDS_LAST = """

@@ -234,9 +234,11 @@ def _closed_while_opening(client: CloudClient) -> None:
 
 @pytest.mark.parametrize("domain", ["a.example", "a.example|b.example", "10.0.0.1|b.example"])
 def test_every_name_is_looked_up_again(
-    make_client: Callable[..., CloudClient], serve: Serve, monkeypatch: pytest.MonkeyPatch,
+    make_client: Callable[..., CloudClient],
+    serve: Serve,
+    monkeypatch: pytest.MonkeyPatch,
     domain: str,
-) -> None:  # fmt: skip
+) -> None:
     """The cloud has moved: only the name tells where to."""
     port = serve(stay).address[1]
     asked: list[Any] = []

@@ -216,9 +216,7 @@ def test_a_sink_that_had_closed_orderly_is_no_error(joined: Joined) -> None:
     assert outcome.bytes_ba == 10
 
 
-def test_a_side_that_vanishes_after_its_end_of_stream_is_found_by_check(
-    carriers: Carriers,
-) -> None:
+def test_a_side_that_vanishes_after_its_end_of_stream_is_found_by_check(carriers: Carriers) -> None:
     left, a = tcp_pair()
     right, b = tcp_pair()
     outcomes: list[Outcome] = []

@@ -137,14 +137,32 @@ def test_any_text(texts: object) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "", "host", "host 1 10.0.0.1", "host 1 10.0.0.1 1 1", "host 1  10.0.0.1 1", 7, None, [],
-        "host 0 10.0.0.1 1", "host 2147483648 10.0.0.1 1", "host -1 10.0.0.1 1",
-        "host 1 10.0.0.1 65536", "host 1 10.0.0.1 +1", "host 1 10.0.0.1 1.0", "host 1 10.0.0.1 ",
-        "host 1 10.0.0 1", "host 1 10.0.0.1/8 1", "host 1 example.org 1", "host 1 fe80::1%eth0 1",
-        "host 1 10.0.0.01 1", "host 1 10.0.0.1 \u0661", f"host 1 10.0.0.1 {'0' * 80}1",
-        "host 1 [::1] 1", "host 1 10.0.0.1 1\n",
+        "",
+        "host",
+        "host 1 10.0.0.1",
+        "host 1 10.0.0.1 1 1",
+        "host 1  10.0.0.1 1",
+        7,
+        None,
+        [],
+        "host 0 10.0.0.1 1",
+        "host 2147483648 10.0.0.1 1",
+        "host -1 10.0.0.1 1",
+        "host 1 10.0.0.1 65536",
+        "host 1 10.0.0.1 +1",
+        "host 1 10.0.0.1 1.0",
+        "host 1 10.0.0.1 ",
+        "host 1 10.0.0 1",
+        "host 1 10.0.0.1/8 1",
+        "host 1 example.org 1",
+        "host 1 fe80::1%eth0 1",
+        "host 1 10.0.0.01 1",
+        "host 1 10.0.0.1 \u0661",
+        f"host 1 10.0.0.1 {'0' * 80}1",
+        "host 1 [::1] 1",
+        "host 1 10.0.0.1 1\n",
     ],
-)  # fmt: skip
+)
 def test_malformed(text: object) -> None:
     with pytest.raises(BadPacket):
         parse_untrusted(["host 1 10.0.0.1 1", text])
@@ -159,12 +177,22 @@ def test_not_a_list_or_too_long(texts: object) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "host 1 224.0.0.1 1", "host 1 ff02::1 1", "host 1 255.255.255.255 1", "host 1 0.0.0.0 1",
-        "host 1 0.1.2.3 1", "host 1 240.0.0.1 1", "host 1 :: 1", "host 1 fe80::1 1",
-        "host 1 ::ffff:10.0.0.1 1", "host 1 ::ffff:127.0.0.1 1", "host 1 10.0.0.1 0",
-        "relay 1 10.0.0.1 1", "prflx 1 10.0.0.1 1", "tomorrow 1 10.0.0.1 1",
+        "host 1 224.0.0.1 1",
+        "host 1 ff02::1 1",
+        "host 1 255.255.255.255 1",
+        "host 1 0.0.0.0 1",
+        "host 1 0.1.2.3 1",
+        "host 1 240.0.0.1 1",
+        "host 1 :: 1",
+        "host 1 fe80::1 1",
+        "host 1 ::ffff:10.0.0.1 1",
+        "host 1 ::ffff:127.0.0.1 1",
+        "host 1 10.0.0.1 0",
+        "relay 1 10.0.0.1 1",
+        "prflx 1 10.0.0.1 1",
+        "tomorrow 1 10.0.0.1 1",
     ],
-)  # fmt: skip
+)
 def test_left_out(text: str) -> None:
     assert parse_untrusted([text, "host 9 192.0.2.1 5"]) == [Candidate("host", 9, "192.0.2.1", 5)]
 

@@ -35,8 +35,10 @@ def test_channels_are_told_apart_and_stun_is_left_whole() -> None:
     stun = b"\x01\x03" + bytes(18)
     batch = message(CHANNEL, 16, b"a" * 16) + message(CHANNEL + 1, 16, b"b" * 16) + stun
     assert list(unwrap_untrusted(batch, 20)) == [
-        (CHANNEL, b"a" * 16, 16), (CHANNEL + 1, b"b" * 16, 16), (0, stun, 20),
-    ]  # fmt: skip
+        (CHANNEL, b"a" * 16, 16),
+        (CHANNEL + 1, b"b" * 16, 16),
+        (0, stun, 20),
+    ]
 
 
 def test_padding_is_no_part_of_a_datagram() -> None:
@@ -47,10 +49,15 @@ def test_padding_is_no_part_of_a_datagram() -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        b"", b"\x40", b"\x40\x01\x00", message(CHANNEL, 17, b"a" * 16), message(0x3FFF, 4, b"data"),
-        message(0x5000, 4, b"data"), message(0xFFFF, 4, b"data"),
+        b"",
+        b"\x40",
+        b"\x40\x01\x00",
+        message(CHANNEL, 17, b"a" * 16),
+        message(0x3FFF, 4, b"data"),
+        message(0x5000, 4, b"data"),
+        message(0xFFFF, 4, b"data"),
     ],
-)  # fmt: skip
+)
 def test_what_is_none_is_left_out(data: bytes) -> None:
     assert list(unwrap_untrusted(data, len(data))) == []
 
@@ -60,5 +67,7 @@ def test_a_datagram_that_says_another_length_is_not_joined() -> None:
     batch = message(CHANNEL, 16, b"a" * 16) + message(CHANNEL, 15, b"b" * 16)
     batch += message(CHANNEL, 60000, b"c" * 16) + message(CHANNEL, 3, b"ddd")
     assert list(unwrap_untrusted(batch, 20)) == [
-        (CHANNEL, b"a" * 16, 16), (CHANNEL, b"b" * 15, 15), (CHANNEL, b"ddd", 3),
-    ]  # fmt: skip
+        (CHANNEL, b"a" * 16, 16),
+        (CHANNEL, b"b" * 15, 15),
+        (CHANNEL, b"ddd", 3),
+    ]

@@ -158,8 +158,7 @@ def test_an_answer_from_another_address_verifies_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "fields",
-    [{"controlling": None, "controlled": 1}, {"controlling": None}, {"controlled": 1}],
+    "fields", [{"controlling": None, "controlled": 1}, {"controlling": None}, {"controlled": 1}]
 )
 def test_a_request_with_the_wrong_role(fields: dict[str, int | None]) -> None:
     network, _ = first_request()

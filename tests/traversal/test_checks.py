@@ -16,12 +16,7 @@ from kkp2p_compat.traversal import checks as checks_module
 from kkp2p_compat.traversal.candidates import host_candidates
 from kkp2p_compat.traversal.check_pairs import FIRST_INTERVAL_S
 from kkp2p_compat.traversal.check_table import CheckTable
-from kkp2p_compat.traversal.checks import (
-    GRACE_S,
-    MAX_WAIT_S,
-    Checks,
-    Credentials,
-)
+from kkp2p_compat.traversal.checks import GRACE_S, MAX_WAIT_S, Checks, Credentials
 from kkp2p_compat.traversal.stun import Kind, parse_untrusted
 
 ROUND_TRIP_S = 2 * DELAY_S
@@ -226,9 +221,9 @@ def test_a_nomination_after_a_minute() -> None:
     network.start_both()
     network.run(62)
     lost = []
-    network.lose = lambda host, target, data: nominates(data) and (
-        len(lost) < 10 and not lost.append(data)
-    )  # fmt: skip
+    network.lose = lambda host, target, data: (
+        nominates(data) and (len(lost) < 10 and not lost.append(data))
+    )
     network.run_to_the_end()
     assert len(lost) == 10
 

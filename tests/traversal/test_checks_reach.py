@@ -27,10 +27,14 @@ class Side:
         dice = Random(1)
         self.theirs = Credentials.make(dice)
         self.checks = Checks(
-            controlling=controlling, local=Credentials.make(dice), remote=self.theirs,
-            local_candidates=[Candidate("host", 9, "192.0.2.1", 4000)], candidates=listed,
-            now=START, random=dice,
-        )  # fmt: skip
+            controlling=controlling,
+            local=Credentials.make(dice),
+            remote=self.theirs,
+            local_candidates=[Candidate("host", 9, "192.0.2.1", 4000)],
+            candidates=listed,
+            now=START,
+            random=dice,
+        )
         self.table = CheckTable()
         self.table.add(self.checks)
 

@@ -79,9 +79,15 @@ class Call:
         dice = random.Random(1)
         self.now = 0.0
         self.checks = Checks(
-            controlling=controlling, local=Credentials.make(dice), remote=Credentials.make(dice),
-            local_candidates=OWN, candidates=named, now=0.0, random=dice, courtesy=courtesy,
-        )  # fmt: skip
+            controlling=controlling,
+            local=Credentials.make(dice),
+            remote=Credentials.make(dice),
+            local_candidates=OWN,
+            candidates=named,
+            now=0.0,
+            random=dice,
+            courtesy=courtesy,
+        )
 
     def run(self, seconds: float) -> list[bytes]:
         """What is sent meanwhile."""
@@ -143,9 +149,11 @@ def test_requests_from_forged_addresses(courtesy: Courtesy) -> None:
         checks = call.checks
         for port in range(4000, 4020):
             request = Message(
-                Kind.REQUEST, number.to_bytes(6, "big") + port.to_bytes(6, "big"), priority=1,
+                Kind.REQUEST,
+                number.to_bytes(6, "big") + port.to_bytes(6, "big"),
+                priority=1,
                 controlling=1,
-            )  # fmt: skip
+            )
             checks.handle_message(request, (VICTIM, port), 0.0)
             requests += 1
         sent += len(call.run(60.0))

@@ -69,8 +69,10 @@ def test_ipv6_addresses_that_take_no_packets(
     monkeypatch.setattr(module, "IF_INET6", file)
     assert [interface for interface in interfaces() if ":" in interface.address] == [
         ("lo", "::1", 128),
-        ("eth0", "2001:db8::2", 64), ("eth0", "2001:db8::5", 64), ("eth1", "2001:db8::3", 64),
-    ]  # fmt: skip
+        ("eth0", "2001:db8::2", 64),
+        ("eth0", "2001:db8::5", 64),
+        ("eth1", "2001:db8::3", 64),
+    ]
 
 
 def test_a_hidden_family_has_no_addresses_but_a_shortage_is_told(
@@ -101,8 +103,11 @@ def test_a_hidden_family_has_no_addresses_but_a_shortage_is_told(
 def sandbox() -> tuple[str, ...]:
     tried = subprocess.run(
         [*WITHOUT_NETLINK, "-c", "import socket; socket.socket(socket.AF_NETLINK)"],
-        capture_output=True, text=True, env=ENVIRONMENT, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        check=False,
+    )
     if "Address family not supported" not in tried.stderr:
         pytest.skip(f"no seccomp filter here: {tried.stderr[-200:]}")
     return WITHOUT_NETLINK
@@ -127,9 +132,8 @@ def test_a_cloud_without_netlink(cloud: CloudProcess, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["0", "1"])
 def test_peers_without_netlink(
-    cloud: CloudProcess, sandbox: tuple[str, ...], mode: str,
-    start_program: Callable[..., Program],
-) -> None:  # fmt: skip
+    cloud: CloudProcess, sandbox: tuple[str, ...], mode: str, start_program: Callable[..., Program]
+) -> None:
     server = start_program("server", str(cloud.port), "peer", SECRET, python=sandbox)
     assert server.first_line == "joined"
     proxy = start_program("proxy", str(cloud.port), "peer", mode, "0", python=sandbox)

@@ -144,9 +144,7 @@ def test_an_interface_that_comes_later_is_used(
 
 
 def test_an_unusable_interface_is_logged_once_and_harms_no_other(
-    start: Start,
-    interfaces: list[Interface],
-    caplog: pytest.LogCaptureFixture,
+    start: Start, interfaces: list[Interface], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     interfaces += [NOWHERE, Interface("tun7", "203.0.113.77", 32)]
@@ -414,9 +412,7 @@ def test_what_is_not_for_us(start: Start) -> None:
 
 
 def test_a_search_from_no_network_of_this_host(
-    start: Start,
-    interfaces: list[Interface],
-    caplog: pytest.LogCaptureFixture,
+    start: Start, interfaces: list[Interface], caplog: pytest.LogCaptureFixture
 ) -> None:
     interfaces[:] = [NOWHERE]
     calls: list[Address] = []

@@ -10,13 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kkp2p_compat._errors import BadPacket
-from kkp2p_compat.traversal.nat import (
-    BLOCKED,
-    MAX_STEP,
-    UNKNOWN,
-    NatBehaviour,
-    judge_allocation,
-)
+from kkp2p_compat.traversal.nat import BLOCKED, MAX_STEP, UNKNOWN, NatBehaviour, judge_allocation
 
 WORDS = ["endpoint-independent", "address-dependent", "address-and-port-dependent", "unknown"]
 STEPS = st.integers(-MAX_STEP, MAX_STEP).filter(bool)
@@ -28,9 +22,10 @@ BEHAVIOURS = st.one_of(
         st.sampled_from(["preserved", "random", "unknown"]),
         hairpin=st.none() | st.booleans(),
     ),
-    st.builds(NatBehaviour, st.sampled_from(WORDS), st.sampled_from(WORDS), st.just("sequential"),
-              STEPS),
-)  # fmt: skip
+    st.builds(
+        NatBehaviour, st.sampled_from(WORDS), st.sampled_from(WORDS), st.just("sequential"), STEPS
+    ),
+)
 
 
 @given(BEHAVIOURS)
@@ -49,14 +44,27 @@ def test_nothing_told() -> None:
 @pytest.mark.parametrize(
     "told",
     [
-        "symmetric", [], 7, True, {"mapping": 1}, {"filtering": None}, {"allocation": ["random"]},
-        {"allocation": "sequential"}, {"allocation": "sequential", "step": 0},
-        {"allocation": "sequential", "step": 65}, {"allocation": "sequential", "step": -65},
-        {"allocation": "sequential", "step": 1.0}, {"allocation": "sequential", "step": True},
-        {"allocation": "sequential", "step": 10**400}, {"allocation": "random", "step": 1},
-        {"step": 1}, {"hairpin": 1}, {"hairpin": "yes"}, {"step": None},
+        "symmetric",
+        [],
+        7,
+        True,
+        {"mapping": 1},
+        {"filtering": None},
+        {"allocation": ["random"]},
+        {"allocation": "sequential"},
+        {"allocation": "sequential", "step": 0},
+        {"allocation": "sequential", "step": 65},
+        {"allocation": "sequential", "step": -65},
+        {"allocation": "sequential", "step": 1.0},
+        {"allocation": "sequential", "step": True},
+        {"allocation": "sequential", "step": 10**400},
+        {"allocation": "random", "step": 1},
+        {"step": 1},
+        {"hairpin": 1},
+        {"hairpin": "yes"},
+        {"step": None},
     ],
-)  # fmt: skip
+)
 def test_malformed(told: object) -> None:
     with pytest.raises(BadPacket):
         NatBehaviour.parse_untrusted(told)
@@ -105,12 +113,14 @@ def test_words_of_a_later_version() -> None:
             NatBehaviour("address-dependent", "unknown", "sequential", -2, False),
             "address-dependent mapping, sequential ports (-2), unknown filtering, no hairpin",
         ),
-        (NatBehaviour("none", "address-dependent", "preserved"),
-         "no NAT, address-dependent filtering"),
+        (
+            NatBehaviour("none", "address-dependent", "preserved"),
+            "no NAT, address-dependent filtering",
+        ),
         (BLOCKED, "UDP is blocked"),
         (UNKNOWN, "unknown mapping, unknown filtering"),
     ],
-)  # fmt: skip
+)
 def test_for_people(behaviour: NatBehaviour, text: str) -> None:
     assert behaviour.text == text
 

@@ -277,9 +277,17 @@ def lie(world: Simulation, **told: object) -> None:
 
 @pytest.mark.parametrize(
     "mapped",
-    ["10.0.0.1", "192.168.1.2", "127.0.0.1", "224.0.0.1", "255.255.255.255", "0.0.0.0", "::1",
-     "2001:db8::1"],
-)  # fmt: skip
+    [
+        "10.0.0.1",
+        "192.168.1.2",
+        "127.0.0.1",
+        "224.0.0.1",
+        "255.255.255.255",
+        "0.0.0.0",
+        "::1",
+        "2001:db8::1",
+    ],
+)
 def test_a_server_that_lies_about_our_address(mapped: str) -> None:
     world = Simulation(PORT_RESTRICTED)
     lie(world, mapped=(mapped, 5000))

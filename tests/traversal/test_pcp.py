@@ -40,7 +40,10 @@ PCP_ANSWERS = [
     # Not authorised, for 30 minutes, without and with the request's fields.
     ("0281 0002 00000708 00000064" + "00000000" * 3, pcp.PcpAnswer(1, 2, 1800)),
     (
-        "0281 0002 00000708 00000064" + "00000000" * 3 + NONCE.hex() + "11 000000 1f90 2382"
+        "0281 0002 00000708 00000064"
+        + "00000000" * 3
+        + NONCE.hex()
+        + "11 000000 1f90 2382"
         + OUTSIDE,
         pcp.PcpAnswer(1, 2, 1800, NONCE, 8080, ("203.0.113.7", 9090)),
     ),
@@ -54,7 +57,7 @@ PCP_ANSWERS = [
     ("03 81 0000" + "00000000" * 5, pcp.PcpAnswer(1, 1, 0)),
     # What we have no use for may follow: options (7.3).
     (MAPPED.hex() + "03000000", pcp.PcpAnswer(1, 0, 3600, NONCE, 8080, ("203.0.113.7", 9090))),
-]  # fmt: skip
+]
 
 PMP_ANSWERS = [
     ("00 80 0000 00000064 cb007107", pcp.PmpAnswer(0, "203.0.113.7")),

@@ -21,9 +21,20 @@ BY_ADDRESS = NatBehaviour(ADM, APDM, "sequential", -2)
 RANDOM = NatBehaviour(APDM, APDM, "random")
 SYMMETRIC = NatBehaviour(APDM, APDM)
 ALL = [
-    OPEN, FIREWALLED, FULL, RESTRICTED, PORT_RESTRICTED, NOT_TESTED, SEQUENTIAL, PRESERVING,
-    BY_ADDRESS, RANDOM, SYMMETRIC, UNKNOWN, BLOCKED,
-]  # fmt: skip
+    OPEN,
+    FIREWALLED,
+    FULL,
+    RESTRICTED,
+    PORT_RESTRICTED,
+    NOT_TESTED,
+    SEQUENTIAL,
+    PRESERVING,
+    BY_ADDRESS,
+    RANDOM,
+    SYMMETRIC,
+    UNKNOWN,
+    BLOCKED,
+]
 
 
 def side(nat: NatBehaviour, host: str, *more: tuple[str, str]) -> Side:
@@ -81,8 +92,11 @@ def test_pairs(
 
 def test_every_pair_has_a_plan_that_fits_together() -> None:
     fitting = {
-        ("check", "check"), ("predict", "aim"), ("spread", "sweep"), ("predict+aim", "predict+aim"),
-    }  # fmt: skip
+        ("check", "check"),
+        ("predict", "aim"),
+        ("spread", "sweep"),
+        ("predict+aim", "predict+aim"),
+    }
     for caller, callee in itertools.product(ALL, ALL):
         plan = plan_of(caller, callee)
         assert plan.kind in KINDS

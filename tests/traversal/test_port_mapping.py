@@ -30,8 +30,13 @@ class Mapper(PortMapper):
         self.changed = Event()
         self.changes: list[tuple[str, int] | None] = []
         super().__init__(
-            LOG, gevent.spawn, self._note, gateways=lambda: self.here, sessions=sessions, **fields  # type: ignore[arg-type]
-        )  # fmt: skip
+            LOG,
+            gevent.spawn,
+            self._note,
+            gateways=lambda: self.here,
+            sessions=sessions,
+            **fields,  # type: ignore[arg-type]
+        )
 
     def _note(self) -> None:
         self.changes.append(self.mapped)
@@ -297,9 +302,8 @@ def test_a_server_of_nat_pmp_only(router: Router) -> None:
 
 
 @pytest.mark.parametrize(
-    "outside",
-    ["0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255", "240.0.0.1"],
-)  # fmt: skip
+    "outside", ["0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255", "240.0.0.1"]
+)
 def test_an_outside_address_that_nobody_can_have(router: Router, outside: str) -> None:
     router.outside = outside
     for session in (PcpSession(LOOPBACK, NONCE, router.port), PmpSession(LOOPBACK, router.port)):
@@ -312,9 +316,13 @@ def test_an_outside_address_that_nobody_can_have(router: Router, outside: str) -
 def test_what_a_router_says_is_bounded() -> None:
     assert gateway.checked("198.51.100.1", 1, 2**32 - 1).lease_s == gateway.MAX_LEASE_S
     for ip, port, lease_s in [
-        ("", 1, 1), ("::1", 1, 1), ("198.51.100.1", 0, 1), ("198.51.100.1", 65536, 1),
-        ("198.51.100.1", 1, 0), ("not an address", 1, 1),
-    ]:  # fmt: skip
+        ("", 1, 1),
+        ("::1", 1, 1),
+        ("198.51.100.1", 0, 1),
+        ("198.51.100.1", 65536, 1),
+        ("198.51.100.1", 1, 0),
+        ("not an address", 1, 1),
+    ]:
         with pytest.raises(BadPacket):
             gateway.checked(ip, port, lease_s)
 

@@ -43,9 +43,14 @@ class Case:
         ours = [Candidate("host", 9, "10.0.0.1", 4000), Candidate("srflx", 5, "203.0.113.1", 4000)]
         theirs = [Candidate("host", 9, "10.0.1.1", 4000), Candidate("srflx", 5, PEER, 4000)]
         self.checks = Checks(
-            controlling=True, local=Credentials.make(dice), remote=Credentials.make(dice),
-            local_candidates=ours, candidates=theirs, now=START, random=dice,
-        )  # fmt: skip
+            controlling=True,
+            local=Credentials.make(dice),
+            remote=Credentials.make(dice),
+            local_candidates=ours,
+            candidates=theirs,
+            now=START,
+            random=dice,
+        )
         self.punch = Punch(self.checks, Plan("predict", "", *does, **plan), True, nat, dice, START)
 
     def actions(self) -> list[object]:
@@ -117,8 +122,11 @@ def test_a_side_that_aims() -> None:
     case.punch.handle_fields_untrusted({"predict": [1, 65530, 3]}, START + 1)
     probes = case.probes(START + 9)
     assert probes[:4] == [
-        ((PEER, 65533), None), ((PEER, 1024), None), ((PEER, 1027), None), ((PEER, 1030), None),
-    ]  # fmt: skip
+        ((PEER, 65533), None),
+        ((PEER, 1024), None),
+        ((PEER, 1027), None),
+        ((PEER, 1030), None),
+    ]
     assert len(probes) == 2 * AIMED[0]
 
 
@@ -219,11 +227,26 @@ def test_a_birthday() -> None:
 @pytest.mark.parametrize(
     "told",
     [
-        None, 1, "x", [], [1], [1, 2], [1, 2, 3, 4], [0, 2000, 1], [MAX_ROUNDS + 1, 2000, 1],
-        [1, 0, 1], [1, 65536, 1], [1, 2000, 0], [1, 2000, 65], [1, 2000, -65], [1.0, 2000, 1],
-        [True, 2000, 1], ["1", 2000, 1], {"1": 2},
+        None,
+        1,
+        "x",
+        [],
+        [1],
+        [1, 2],
+        [1, 2, 3, 4],
+        [0, 2000, 1],
+        [MAX_ROUNDS + 1, 2000, 1],
+        [1, 0, 1],
+        [1, 65536, 1],
+        [1, 2000, 0],
+        [1, 2000, 65],
+        [1, 2000, -65],
+        [1.0, 2000, 1],
+        [True, 2000, 1],
+        ["1", 2000, 1],
+        {"1": 2},
     ],
-)  # fmt: skip
+)
 def test_predictions_that_are_none(told: object, part: str) -> None:
     case = Case(STEADY, (part, "predict"))
     case.actions()

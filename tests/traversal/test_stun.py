@@ -297,13 +297,21 @@ def test_the_answer_of_an_old_server() -> None:
 def test_the_bytes_of_turn() -> None:
     """RFC 8656 section 18."""
     allocate = Message(
-        TurnKind.ALLOCATE, ID, username="a:b", realm="example.org", nonce=b"nonce", transport=17,
+        TurnKind.ALLOCATE,
+        ID,
+        username="a:b",
+        realm="example.org",
+        nonce=b"nonce",
+        transport=17,
         lifetime_s=600,
-    )  # fmt: skip
+    )
     attributes = [
-        USERNAME, attribute(0x0014, b"example.org"), attribute(0x0015, b"nonce"),
-        attribute(0x000D, bytes.fromhex("00000258")), attribute(0x0019, bytes.fromhex("11000000")),
-    ]  # fmt: skip
+        USERNAME,
+        attribute(0x0014, b"example.org"),
+        attribute(0x0015, b"nonce"),
+        attribute(0x000D, bytes.fromhex("00000258")),
+        attribute(0x0019, bytes.fromhex("11000000")),
+    ]
     assert allocate.encode(PASSWORD) == seal(wire_of(*attributes, kind=0x0003))
     bind = Message(TurnKind.CHANNEL_BIND, ID, peer=("192.0.2.1", 32853), channel=0x4001)
     assert bind.encode(None, fingerprint=False) == wire_of(
@@ -313,23 +321,48 @@ def test_the_bytes_of_turn() -> None:
     )
     send = Message(TurnKind.SEND, ID, peer=("192.0.2.1", 32853), data=b"hello")
     assert send.encode(None, fingerprint=False) == wire_of(
-        attribute(0x0012, bytes.fromhex("0001a147e112a643")), attribute(0x0013, b"hello"),
+        attribute(0x0012, bytes.fromhex("0001a147e112a643")),
+        attribute(0x0013, b"hello"),
         kind=0x0016,
-    )  # fmt: skip
+    )
 
 
 @given(
-    MESSAGES, st.sampled_from(TurnKind), st.text(max_size=60), st.binary(max_size=60), U32,
-    ADDRESSES, ADDRESSES, U16, st.binary(max_size=60), st.integers(0, 255),
-)  # fmt: skip
+    MESSAGES,
+    st.sampled_from(TurnKind),
+    st.text(max_size=60),
+    st.binary(max_size=60),
+    U32,
+    ADDRESSES,
+    ADDRESSES,
+    U16,
+    st.binary(max_size=60),
+    st.integers(0, 255),
+)
 def test_turn_makes_the_round_trip(
-    message: Message, kind: TurnKind, realm: str, nonce: bytes, lifetime_s: int,
-    relayed: HostPort, peer: HostPort, channel: int, data: bytes, transport: int,
-) -> None:  # fmt: skip
+    message: Message,
+    kind: TurnKind,
+    realm: str,
+    nonce: bytes,
+    lifetime_s: int,
+    relayed: HostPort,
+    peer: HostPort,
+    channel: int,
+    data: bytes,
+    transport: int,
+) -> None:
     message = dataclasses.replace(
-        message, kind=kind, realm=realm, nonce=nonce, lifetime_s=lifetime_s, relayed=relayed,
-        peer=peer, channel=channel, data=data, transport=transport,
-    )  # fmt: skip
+        message,
+        kind=kind,
+        realm=realm,
+        nonce=nonce,
+        lifetime_s=lifetime_s,
+        relayed=relayed,
+        peer=peer,
+        channel=channel,
+        data=data,
+        transport=transport,
+    )
     assert parse_untrusted(message.encode(PASSWORD), 65535, TurnKind) == message
 
 

@@ -68,10 +68,11 @@ def ours() -> Iterator[StunResponder]:
 @pytest.mark.parametrize(
     ("option", "verdict"),
     [
-        ("-m", "Endpoint Independent Mapping"), ("-f", "Endpoint Independent Filtering"),
+        ("-m", "Endpoint Independent Mapping"),
+        ("-f", "Endpoint Independent Filtering"),
         ("-H", "hairpinning"),
     ],
-)  # fmt: skip
+)
 def test_coturns_client_asks_ours(ours: StunResponder, option: str, verdict: str) -> None:
     """Padded, as everybody who asks us must."""
     need("turnutils_natdiscovery")

@@ -303,10 +303,16 @@ def test_a_lifetime_without_end_changes_nothing() -> None:
 @pytest.mark.parametrize(
     "relayed",
     [
-        None, ("224.0.0.1", 5), ("0.0.0.0", 5), ("203.0.113.9", 0), ("fe80::1", 5),
-        ("10.0.0.1", 5), ("127.0.0.1", 5), ("fd00::1", 5),
+        None,
+        ("224.0.0.1", 5),
+        ("0.0.0.0", 5),
+        ("203.0.113.9", 0),
+        ("fe80::1", 5),
+        ("10.0.0.1", 5),
+        ("127.0.0.1", 5),
+        ("fd00::1", 5),
     ],
-)  # fmt: skip
+)
 def test_an_address_that_cannot_be_ours_is_refused(relayed: tuple[str, int] | None) -> None:
     server = TurnServerCore()
     server.relayed = relayed

@@ -157,11 +157,15 @@ def test_only_the_server_is_heard(talk: Talk) -> None:
 def test_what_a_lying_server_brings_is_counted_and_dropped(talk: Talk) -> None:
     channel = talk.bind()
     for data in (
-        wrap(channel + 1, b"of nobody", 100), wrap(0x4FFF, b"of nobody", 100),
+        wrap(channel + 1, b"of nobody", 100),
+        wrap(0x4FFF, b"of nobody", 100),
         Message(TurnKind.DATA, bytes(12), peer=("203.0.113.1", 1), data=b"x").encode(None),
         Message(TurnKind.ALLOCATE_ERROR, bytes(12), error=437).encode(None),
-        wrap(channel, b"cut short", 100)[:-1], b"\x40", b"\xff" * 50, bytes(30),
-    ):  # fmt: skip
+        wrap(channel, b"cut short", 100)[:-1],
+        b"\x40",
+        b"\xff" * 50,
+        bytes(30),
+    ):
         talk.say(data)
         assert talk.receive() is None, data
     assert talk.ours.failures == {"by a channel that we have not bound": 2}

@@ -57,9 +57,17 @@ class IncomingCall:
     has_relay = False
 
     def __init__(
-        self, offer: Offer, text: str, own_id: str, name: str, budget_s: float, share: str,
-        caller_id: str = "", call_id: str = "", to_stranger: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        offer: Offer,
+        text: str,
+        own_id: str,
+        name: str,
+        budget_s: float,
+        share: str,
+        caller_id: str = "",
+        call_id: str = "",
+        to_stranger: bool = False,
+    ) -> None:
         self.offer = offer
         self.text = text
         self.own_id = own_id
@@ -111,9 +119,13 @@ class Callee:
             self._meet(call, offer.key, asked, underlay, moved)
 
     def _meet(
-        self, call: IncomingCall, key: bytes, asked: DirectOffer, underlay: Underlay,
+        self,
+        call: IncomingCall,
+        key: bytes,
+        asked: DirectOffer,
+        underlay: Underlay,
         moved: PeerLink | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if moved is not None:
             underlay.own.make_sure(LOOK_S)
         own_side = _own_side(underlay, call, asked, self._pins.proves)
@@ -286,9 +298,12 @@ def _own_side(underlay: Underlay, call: IncomingCall, asked: DirectOffer, proves
     if not call.can_trickle:
         return OwnSide(own.host_candidates(), asked=asked, proves=proves)
     return OwnSide(
-        own.candidates(call.to_stranger), own.nat, asked=asked, to_stranger=call.to_stranger,
+        own.candidates(call.to_stranger),
+        own.nat,
+        asked=asked,
+        to_stranger=call.to_stranger,
         proves=proves,
-    )  # fmt: skip
+    )
 
 
 def _link_info(call: IncomingCall, met: Met) -> LinkInfo:

@@ -147,9 +147,15 @@ class CloudCaller:
         timeline.plan = RELAY_PLAN
         spoken.call.met(path.kind.word)
         met = Met(
-            path, RELAY_PLAN.reason, RELAY_PLAN, spoken.keys, spoken.own_side.direct,
-            spoken.theirs, True, timeline,
-        )  # fmt: skip
+            path,
+            RELAY_PLAN.reason,
+            RELAY_PLAN,
+            spoken.keys,
+            spoken.own_side.direct,
+            spoken.theirs,
+            True,
+            timeline,
+        )
         take(met).paths.take_relays(relays)
         spoken.call.settle()
         with suppress(TimedOut):  # a better one may be on its way

@@ -36,13 +36,7 @@ from ..runtime.timeline import Timeline
 from ..signalling.offer import Offer, encode_text
 from .turn_place import turn_servers_untrusted
 
-__all__ = [
-    "RelayPlaces",
-    "answer_call",
-    "call_peer",
-    "is_spliced",
-    "make_call",
-]
+__all__ = ["RelayPlaces", "answer_call", "call_peer", "is_spliced", "make_call"]
 
 # Our choices.
 RESOLVE_TIMEOUT_S = 5  # for a relay that has a name

@@ -48,10 +48,16 @@ class Dialer:
     """``connect`` makes a stream to a peer, ``redial`` finds new paths for a link."""
 
     def __init__(
-        self, client: CloudClient | None, lan_port: int, network: Network, links: LinkTable,
-        pins: Pins, settings: EngineSettings, log: Logger,
+        self,
+        client: CloudClient | None,
+        lan_port: int,
+        network: Network,
+        links: LinkTable,
+        pins: Pins,
+        settings: EngineSettings,
+        log: Logger,
         spawn: Callable[..., gevent.Greenlet[..., Any]],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._client = client
         self._lan_port = lan_port
         self._log = log

@@ -77,9 +77,15 @@ class IncomingCalls:
     """``join`` logs in; ``handle_message`` takes what the cloud says of calls."""
 
     def __init__(
-        self, callers: Callers, callee: Callee, acceptor: Acceptor, links: LinkTable, pins: Pins,
-        log: Logger, spawn: Callable[..., gevent.Greenlet[..., Any]],
-    ) -> None:  # fmt: skip
+        self,
+        callers: Callers,
+        callee: Callee,
+        acceptor: Acceptor,
+        links: LinkTable,
+        pins: Pins,
+        log: Logger,
+        spawn: Callable[..., gevent.Greenlet[..., Any]],
+    ) -> None:
         self._callers = callers
         self._callee = callee
         self._acceptor = acceptor

@@ -103,9 +103,15 @@ class LanCallee:
     """``join`` lets others find us."""
 
     def __init__(
-        self, port: int, callers: Callers, callee: Callee, links: LinkTable, network: Network,
-        log: Logger, spawn: Callable[..., gevent.Greenlet[..., Any]],
-    ) -> None:  # fmt: skip
+        self,
+        port: int,
+        callers: Callers,
+        callee: Callee,
+        links: LinkTable,
+        network: Network,
+        log: Logger,
+        spawn: Callable[..., gevent.Greenlet[..., Any]],
+    ) -> None:
         self._port = port
         self._callers = callers
         self._callee = callee

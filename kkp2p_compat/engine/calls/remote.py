@@ -15,15 +15,7 @@ from typing import Any
 import gevent
 
 from ..._codes import CONNECT_AUTO
-from ..._errors import (
-    CallRefused,
-    EngineClosed,
-    KKP2PError,
-    LinkLost,
-    NoPath,
-    OurFault,
-    TimedOut,
-)
+from ..._errors import CallRefused, EngineClosed, KKP2PError, LinkLost, NoPath, OurFault, TimedOut
 from ..._io import time_limit
 from ..._sentence import Sentence
 from ..._structs import connect_ctx_t
@@ -63,9 +55,15 @@ class Remotes:
     """
 
     def __init__(
-        self, meet: Meet, links: LinkTable, mode: int, is_lan: bool, settings: EngineSettings,
-        log: Logger, spawn: Callable[..., gevent.Greenlet[..., Any]],
-    ) -> None:  # fmt: skip
+        self,
+        meet: Meet,
+        links: LinkTable,
+        mode: int,
+        is_lan: bool,
+        settings: EngineSettings,
+        log: Logger,
+        spawn: Callable[..., gevent.Greenlet[..., Any]],
+    ) -> None:
         self.meet = meet
         self.mode = mode
         self._links = links

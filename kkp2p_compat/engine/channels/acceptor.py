@@ -32,9 +32,12 @@ class Acceptor:
     taker: Callable[[OpenStream, str, str, Callable[[], object]], object] | None = None
 
     def __init__(
-        self, channels: ChannelTable, queue: AcceptQueue[Channel], patience_s: float,
+        self,
+        channels: ChannelTable,
+        queue: AcceptQueue[Channel],
+        patience_s: float,
         log: logging.Logger,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """``patience_s``: how long a place is held for ``accept``."""
         self.queue = queue
         self._channels = channels

@@ -137,9 +137,13 @@ class LinkChannels:
     # From the engine.
 
     def ask(
-        self, channel_type: int, encrypt_data: int, desc: int, on_answer: OnAnswer,
+        self,
+        channel_type: int,
+        encrypt_data: int,
+        desc: int,
+        on_answer: OnAnswer,
         early: bytes = b"",
-    ) -> int:  # fmt: skip
+    ) -> int:
         """Open a channel; ``on_answer(None)`` when the peer has taken it, else with an error.
 
         That is CallRefused or LinkLost.  It is not called after ``give_up``.
@@ -211,9 +215,11 @@ class LinkChannels:
         return pipe
 
     def exchange(
-        self, stream_id: int, on_message: Callable[[bytes], object],
+        self,
+        stream_id: int,
+        on_message: Callable[[bytes], object],
         on_end: Callable[[KKP2PError | None], object],
-    ) -> MessagePort:  # fmt: skip
+    ) -> MessagePort:
         """Use a UDP channel without a socket; see MessagePort."""
         ended = functools.partial(self._handle_pipe_end, stream_id, on_end)
         port = MessagePort(self._link, stream_id, on_message, ended)

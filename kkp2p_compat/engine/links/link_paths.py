@@ -41,10 +41,19 @@ class LinkPaths:
     settings = ChoiceSettings()  # of all links; tests replace it
 
     def __init__(
-        self, connection: PeerConnection, first: Path, reason: str, endpoint: Endpoint,
-        wake: Callable[[], object], name: str, log: Logger, note: Callable[..., object],
-        udp: UdpUse, *, is_caller: bool,
-    ) -> None:  # fmt: skip
+        self,
+        connection: PeerConnection,
+        first: Path,
+        reason: str,
+        endpoint: Endpoint,
+        wake: Callable[[], object],
+        name: str,
+        log: Logger,
+        note: Callable[..., object],
+        udp: UdpUse,
+        *,
+        is_caller: bool,
+    ) -> None:
         """``reason``: for the first path.  ``note`` is told of moves, as the log is."""
         self.reason = reason  # for the path in use; "" where only the peer knows
         self._choice = PathChoice(

@@ -29,9 +29,13 @@ class LinkTable:
     """``on_offered`` takes a channel that a peer opens which has called us, or refuses it."""
 
     def __init__(
-        self, network: Network, roaming: Roams, pins: Pins,
-        on_offered: Callable[[PeerLink, ChannelOffered], object], log: Logger,
-    ) -> None:  # fmt: skip
+        self,
+        network: Network,
+        roaming: Roams,
+        pins: Pins,
+        on_offered: Callable[[PeerLink, ChannelOffered], object],
+        log: Logger,
+    ) -> None:
         self._network = network
         self._roaming = roaming
         self._pins = pins

@@ -31,7 +31,7 @@ from ..._sentence import Sentence
 from ...transport.udp import events as e
 from ...transport.udp.peer_connection import PeerConnection
 from ..paths.path_kind import PathKind
-from .path_meter import Measured, PathMeter
+from .path_meter import Measured, PathMeter, rate_text
 from .path_move import Move
 from .path_option import ChoiceSettings, PathOption
 
@@ -103,10 +103,16 @@ class PathChoice:
     """``moves``: what was done, the last ones; ``current``: the path in use."""
 
     def __init__(
-        self, connection: PeerConnection, kind: PathKind, *, is_caller: bool, now: float,
-        random: Random, settings: ChoiceSettings | None = None,
+        self,
+        connection: PeerConnection,
+        kind: PathKind,
+        *,
+        is_caller: bool,
+        now: float,
+        random: Random,
+        settings: ChoiceSettings | None = None,
         on_move: Callable[[Move], object] = lambda move: None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """``kind``: of the path that the connection begins with."""
         self.state = State.SETTLED
         self.moves: list[Move] = []
@@ -365,7 +371,7 @@ class PathChoice:
         begin = now + settings.settle_s
         self._trial = _Trial(self.current, rate, begin, begin + settings.trial_s)
         why = Sentence(
-            "only {rate} on the path before: to see what this one carries", rate=_rate_text(rate)
+            "only {rate} on the path before: to see what this one carries", rate=rate_text(rate)
         )
         self._move(option, why, now, lossless=True, sign=Sign.TRIAL)
         self._look_at = begin
@@ -386,7 +392,7 @@ class PathChoice:
         if rate <= BETTER * trial.home_bytes_per_s:
             tried.handle_lost_trial(now)
             why = Sentence(
-                "the path that was tried carried no more than {rate}", rate=_rate_text(rate)
+                "the path that was tried carried no more than {rate}", rate=rate_text(rate)
             )
             if not self._move(home, why, now, lossless=True):
                 self._end_trial()  # it was withdrawn meanwhile
@@ -397,8 +403,8 @@ class PathChoice:
         self._end_trial()
         why = Sentence(
             "{rate} instead of {before}, so the path before is left alone for {wait_s:.0f} s",
-            rate=_rate_text(rate),
-            before=_rate_text(trial.home_bytes_per_s),
+            rate=rate_text(rate),
+            before=rate_text(trial.home_bytes_per_s),
             wait_s=wait_s,
         )
         self._note(Move(now, tried.address, tried.address, tried.kind, tried.kind, why))
@@ -440,7 +446,3 @@ class PathChoice:
             self._look(now)
         self._ask(now)
         self._improve(now)
-
-
-def _rate_text(bytes_per_s: float) -> str:
-    return f"{bytes_per_s * 8 / 1e6:.1f} Mbit/s"

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple
 
-from ...transport.udp.peer_connection import Load
+from ...transport.udp.path_state import Load
 
-__all__ = ["Measured", "PathMeter"]
+__all__ = ["Measured", "PathMeter", "rate_text"]
 
 WINDOW_S = 3.0  # our choice
 
@@ -19,6 +19,10 @@ WINDOW_S = 3.0  # our choice
 class Measured(NamedTuple):
     bytes_per_s: float
     loss: float  # a share of the packets
+
+
+def rate_text(bytes_per_s: float) -> str:
+    return f"{bytes_per_s * 8 / 1e6:.1f} Mbit/s"
 
 
 class PathMeter:

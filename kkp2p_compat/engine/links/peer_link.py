@@ -16,8 +16,9 @@ from ..._codes import CONNECT_AUTO, CONNECT_P2P
 from ..._errors import BadPacket, EngineClosed, KKP2PError, UnprovenPeer
 from ...transport.udp import events as e
 from ...transport.udp.endpoint import Endpoint
+from ...transport.udp.lifecycle import CLOSE_NORMAL, CLOSE_UNPROVEN
 from ...transport.udp.liveness import Hearing
-from ...transport.udp.peer_connection import CLOSE_NORMAL, CLOSE_UNPROVEN, PeerConnection
+from ...transport.udp.peer_connection import PeerConnection
 from ..paths.meeting import Met
 from ..paths.path_kind import PathKind
 from ..paths.udp_use import UdpUse
@@ -106,9 +107,17 @@ class PeerLink:
         self._seek_at = time.monotonic() + SEEK_FIRST_S
         self._passed = time.monotonic(), 0  # bytes, at the last sweep
         self.paths = LinkPaths(
-            connection, info.met.path, info.met.reason, endpoint, self.wake, info.name, log,
-            info.met.timeline.note, udp, is_caller=info.is_caller,
-        )  # fmt: skip
+            connection,
+            info.met.path,
+            info.met.reason,
+            endpoint,
+            self.wake,
+            info.name,
+            log,
+            info.met.timeline.note,
+            udp,
+            is_caller=info.is_caller,
+        )
         if self._proving is not None:
             connection.packer.queue_control(self._proving.proof)
         endpoint.add(self)

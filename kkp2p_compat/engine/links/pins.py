@@ -37,9 +37,13 @@ class Pins:
     """``identity``: None: we prove nothing.  ``known``: None: we know nobody."""
 
     def __init__(
-        self, identity: Identity | None, known: KnownPeers | None, is_strict: bool, log: Logger,
+        self,
+        identity: Identity | None,
+        known: KnownPeers | None,
+        is_strict: bool,
+        log: Logger,
         spawn: Callable[..., gevent.Greenlet[..., Any]],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.identity = identity
         self.net_id = ""  # as whom we have logged in to the cloud
         self.lan_id = ""  # as whom we are found on the LAN
@@ -139,9 +143,12 @@ class Pins:
         self._spawn(self._remember, self._known, peer_id, fingerprint, done)
 
     def _remember(
-        self, known: KnownPeers, peer_id: str, fingerprint: str,
+        self,
+        known: KnownPeers,
+        peer_id: str,
+        fingerprint: str,
         done: Callable[[KKP2PError | None], object],
-    ) -> None:  # fmt: skip
+    ) -> None:
         problem: KKP2PError | None = EngineClosed()
         kept = Signal()
 

@@ -28,13 +28,7 @@ from .path_move import Move
 from .peer_link import PeerLink
 from .proving import PeerKey
 
-__all__ = [
-    "Carried",
-    "LinkStream",
-    "OpenStream",
-    "Pipe",
-    "SplicedStream",
-]
+__all__ = ["Carried", "LinkStream", "OpenStream", "Pipe", "SplicedStream"]
 
 STOP_TIMEOUT_S = 1  # our choice: for the rest, when the stream is broken or its proxy stopped
 NOTHING = Passed()

@@ -52,8 +52,6 @@ def _binding_lives(questions: Questions, by: Address, bound: Ask) -> bool:
     if mapped is None:
         return False
     (ask,) = questions.ask(
-        lambda asks, now: [
-            asks.ask(by, now, response_port=mapped[1], heard_by=bound.number),
-        ]
+        lambda asks, now: [asks.ask(by, now, response_port=mapped[1], heard_by=bound.number)]
     )
     return ask.answer is not None

@@ -15,13 +15,7 @@ from gevent.event import AsyncResult
 
 from ..._errors import BadPacket
 from ..._sentence import Sentence, said
-from ...traversal.candidates import (
-    Candidate,
-    is_private,
-    may_be_peer,
-    parse_untrusted,
-    plausible,
-)
+from ...traversal.candidates import Candidate, is_private, may_be_peer, parse_untrusted, plausible
 from ...traversal.nat import BLOCKED
 from ...traversal.plan import Plan, Side, make_plan
 from ..runtime.timeline import Timeline
@@ -124,9 +118,15 @@ class Meeting:
     def by(self, path: Path, reason: str) -> Met:
         """A result with a path that was found otherwise; ``reason``: for that one."""
         return Met(
-            path, reason, self.plan, self.keys, self._ours, self._theirs, self._is_caller,
+            path,
+            reason,
+            self.plan,
+            self.keys,
+            self._ours,
+            self._theirs,
+            self._is_caller,
             self._timeline,
-        )  # fmt: skip
+        )
 
     @property
     def likely(self) -> list[Candidate]:

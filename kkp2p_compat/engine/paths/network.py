@@ -23,10 +23,15 @@ class Network:
     """``underlay`` makes it.  ``on_change``, ``on_addresses``: see Underlay."""
 
     def __init__(
-        self, stun_servers: Sequence[tuple[str, int]], map_ports: bool, udp: UdpUse, log: Logger,
+        self,
+        stun_servers: Sequence[tuple[str, int]],
+        map_ports: bool,
+        udp: UdpUse,
+        log: Logger,
         spawn: Callable[..., gevent.Greenlet[..., Any]],
-        on_change: Callable[[], object], on_addresses: Callable[[Underlay], object],
-    ) -> None:  # fmt: skip
+        on_change: Callable[[], object],
+        on_addresses: Callable[[Underlay], object],
+    ) -> None:
         self._stun_servers = stun_servers
         self._map_ports = map_ports
         self.udp = udp

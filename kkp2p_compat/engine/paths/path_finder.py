@@ -53,19 +53,31 @@ class PathFinder:
 
     @contextlib.contextmanager
     def searching(
-        self, ours: DirectOffer, own: Sequence[Candidate], theirs: DirectOffer,
-        controlling: bool, note: Callable[[Note], object], number: int = 0,
-    ) -> Iterator[Search]:  # fmt: skip
+        self,
+        ours: DirectOffer,
+        own: Sequence[Candidate],
+        theirs: DirectOffer,
+        controlling: bool,
+        note: Callable[[Note], object],
+        number: int = 0,
+    ) -> Iterator[Search]:
         """Look for a path inside the body, which waits for it as long as it likes.
 
         ``own``: our candidates, whether told to the peer or not.  ``note`` gets what the checks do
         and learn.  ``number``: of the socket that all checks go by.
         """
         checks = Checks(
-            controlling=controlling, local=ours.credentials, remote=theirs.credentials,
-            local_candidates=own, candidates=theirs.candidates, vouched=theirs.vouched,
-            now=time.monotonic(), random=SystemRandom(), courtesy=self._courtesy, number=number,
-        )  # fmt: skip
+            controlling=controlling,
+            local=ours.credentials,
+            remote=theirs.credentials,
+            local_candidates=own,
+            candidates=theirs.candidates,
+            vouched=theirs.vouched,
+            now=time.monotonic(),
+            random=SystemRandom(),
+            courtesy=self._courtesy,
+            number=number,
+        )
         search = Search(checks, self._endpoint, note)
         self._table.add(checks)
         self._searches[checks] = search

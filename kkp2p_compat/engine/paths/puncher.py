@@ -49,9 +49,13 @@ class Puncher:
     """``run`` in a greenlet, which may be killed; then ``close``."""
 
     def __init__(
-        self, means: Means, search: Search, plan: Plan, is_caller: bool,
+        self,
+        means: Means,
+        search: Search,
+        plan: Plan,
+        is_caller: bool,
         send: Callable[[dict[str, Any]], object],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """``send`` tells the peer, whose Puncher gets it by ``handle_fields_untrusted``."""
         self._means = means
         self._search = search

@@ -39,9 +39,13 @@ class RelayMeter:
     """
 
     def __init__(
-        self, network: Network, way_out: WayOut, tell: Callable[[Mapping[str, int]], object],
-        log: Logger, spawn: Callable[..., gevent.Greenlet[..., Any]],
-    ) -> None:  # fmt: skip
+        self,
+        network: Network,
+        way_out: WayOut,
+        tell: Callable[[Mapping[str, int]], object],
+        log: Logger,
+        spawn: Callable[..., gevent.Greenlet[..., Any]],
+    ) -> None:
         self._network = network
         self._way_out = way_out
         self._tell = tell

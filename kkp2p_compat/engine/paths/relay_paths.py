@@ -58,10 +58,16 @@ class RelayPaths:
     """
 
     def __init__(
-        self, endpoint: Endpoint, lanes: Lanes, access: RelayAccess, ids: tuple[int, int],
-        is_caller: bool, udp: bool, log: Logger,
+        self,
+        endpoint: Endpoint,
+        lanes: Lanes,
+        access: RelayAccess,
+        ids: tuple[int, int],
+        is_caller: bool,
+        udp: bool,
+        log: Logger,
         spawn: Callable[..., gevent.Greenlet[..., Any]],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """``ids``: of the connection, ours and the peer's.  ``udp``: whether UDP is any use."""
         self._uses_udp = udp
         self._needs_tcp = False

@@ -36,9 +36,13 @@ class Searches:
     """``finder`` runs the checks, ``lanes`` has our places on the lanes of relays."""
 
     def __init__(
-        self, endpoint: Endpoint, own: OwnAddresses, udp: UdpUse, log: Logger,
+        self,
+        endpoint: Endpoint,
+        own: OwnAddresses,
+        udp: UdpUse,
+        log: Logger,
         spawn: Callable[..., gevent.Greenlet[..., Any]],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.lanes = Lanes(endpoint)
         self.finder = PathFinder(endpoint)
         self._udp = udp
@@ -52,9 +56,13 @@ class Searches:
 
     @contextmanager
     def meeting(
-        self, own_side: OwnSide, theirs: DirectOffer, keys: CallKeys, timeline: Timeline,
+        self,
+        own_side: OwnSide,
+        theirs: DirectOffer,
+        keys: CallKeys,
+        timeline: Timeline,
         trickle: Callable[[str], object] | None,
-    ) -> Iterator[Meeting]:  # fmt: skip
+    ) -> Iterator[Meeting]:
         """Look for a path inside the body.  ``trickle``: how a text gets to the peer, if it can."""
         meeting = Meeting(self._means, own_side, theirs, keys, timeline, trickle or _nowhere)
         with meeting.searching():
@@ -67,9 +75,13 @@ class Searches:
                 self._meetings.discard(meeting)
 
     def hidden_meeting(
-        self, own_side: OwnSide, theirs: DirectOffer, keys: CallKeys, timeline: Timeline,
+        self,
+        own_side: OwnSide,
+        theirs: DirectOffer,
+        keys: CallKeys,
+        timeline: Timeline,
         trickle: Callable[[str], object],
-    ) -> HiddenMeeting:  # fmt: skip
+    ) -> HiddenMeeting:
         """For a call in mode 2."""
         return HiddenMeeting(self._means, own_side, theirs, keys, timeline.add, trickle)
 
@@ -80,9 +92,15 @@ class Searches:
         means = self._means
         blocked = BLOCKED.mapping in (means.own.nat.mapping, peers_nat.mapping)
         return RelayPaths(
-            means.endpoint, self.lanes, access, ids, is_caller, self._udp.is_good and not blocked,
-            means.log, means.spawn,
-        )  # fmt: skip
+            means.endpoint,
+            self.lanes,
+            access,
+            ids,
+            is_caller,
+            self._udp.is_good and not blocked,
+            means.log,
+            means.spawn,
+        )
 
 
 def _nowhere(text: str) -> None:

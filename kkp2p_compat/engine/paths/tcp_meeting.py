@@ -30,9 +30,13 @@ class TcpMeeting:
     """``begin`` if it is wanted, ``finish`` to wait for its end; ``close`` in any case."""
 
     def __init__(
-        self, means: Means, keys: CallKeys, is_caller: bool, to_stranger: bool,
+        self,
+        means: Means,
+        keys: CallKeys,
+        is_caller: bool,
+        to_stranger: bool,
         tell: Callable[[dict[str, Any]], object],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """``to_stranger``: who gets none of our private addresses.  ``tell``: to the peer."""
         self._means = means
         self._tells_private = not to_stranger

@@ -45,10 +45,16 @@ class TurnMeeting:
     """``meet`` in a greenlet; ``close`` in any case, and last, as the path ends with it."""
 
     def __init__(
-        self, means: Means, ours: DirectOffer, theirs: DirectOffer, keys: CallKeys, is_caller: bool,
-        note: Callable[[Note], object], tell: Callable[[dict[str, Any]], object],
+        self,
+        means: Means,
+        ours: DirectOffer,
+        theirs: DirectOffer,
+        keys: CallKeys,
+        is_caller: bool,
+        note: Callable[[Note], object],
+        tell: Callable[[dict[str, Any]], object],
         hides: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """``tell`` takes fields to the peer.  ``hides``: both sides their addresses."""
         self._means = means
         self._ours = ours
@@ -112,16 +118,27 @@ class HiddenMeeting:
     """Of the two sides of a call in mode 2: all that they tell each other is relayed addresses."""
 
     def __init__(
-        self, means: Means, own_side: OwnSide, theirs: DirectOffer, keys: CallKeys,
-        note: Callable[[Note], object], send: Callable[[str], object],
-    ) -> None:  # fmt: skip
+        self,
+        means: Means,
+        own_side: OwnSide,
+        theirs: DirectOffer,
+        keys: CallKeys,
+        note: Callable[[Note], object],
+        send: Callable[[str], object],
+    ) -> None:
         """``send`` takes a trickled text to the peer."""
         self._log = means.log
         self._trickle = Trickle(keys.trickle, own_side.is_caller, send)
         self.turn = TurnMeeting(
-            means, own_side.direct, theirs, keys, own_side.is_caller, note, self._trickle.send,
+            means,
+            own_side.direct,
+            theirs,
+            keys,
+            own_side.is_caller,
+            note,
+            self._trickle.send,
             hides=True,
-        )  # fmt: skip
+        )
 
     def handle_text_untrusted(self, text: object) -> None:
         """What the peer trickled."""

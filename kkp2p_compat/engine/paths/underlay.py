@@ -16,11 +16,7 @@ import gevent
 from ..._address import Address
 from ...transport.udp.endpoint import Endpoint
 from ...traversal.address_watch import AddressWatch
-from ...traversal.nat import (
-    ADDRESS_AND_PORT_DEPENDENT,
-    ADDRESS_DEPENDENT,
-    ENDPOINT_INDEPENDENT,
-)
+from ...traversal.nat import ADDRESS_AND_PORT_DEPENDENT, ADDRESS_DEPENDENT, ENDPOINT_INDEPENDENT
 from .ipv6_only import Ipv6Only
 from .own_addresses import LOOPBACK, OwnAddresses
 from .udp_use import UdpUse
@@ -45,17 +41,27 @@ class Underlay:
     """
 
     def __init__(
-        self, stun_servers: Sequence[tuple[str, int]], map_ports: bool, udp: UdpUse, log: Logger,
+        self,
+        stun_servers: Sequence[tuple[str, int]],
+        map_ports: bool,
+        udp: UdpUse,
+        log: Logger,
         spawn: Callable[..., gevent.Greenlet[..., Any]],
-        on_network_change: Callable[[], object], on_addresses: Callable[[], object],
-    ) -> None:  # fmt: skip
+        on_network_change: Callable[[], object],
+        on_addresses: Callable[[], object],
+    ) -> None:
         self.endpoint = Endpoint(log, self._handle_stun)
         self.udp = udp
         self.mapper: PortMapper | None = None
         self.own = OwnAddresses(
-            self.endpoint, stun_servers, log, spawn, self._handle_addresses,
-            watched=True, udp=not udp.is_off,
-        )  # fmt: skip
+            self.endpoint,
+            stun_servers,
+            log,
+            spawn,
+            self._handle_addresses,
+            watched=True,
+            udp=not udp.is_off,
+        )
         self._ipv6_only = Ipv6Only(self.endpoint, self._has_ipv4, self.own.refresh, log, spawn)
         self._watch = AddressWatch(self._handle_network_change, log)
         self._may_map = map_ports and not udp.is_off

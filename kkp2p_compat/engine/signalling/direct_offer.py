@@ -52,9 +52,14 @@ class DirectOffer:
 
     @classmethod
     def make(
-        cls, candidates: list[Candidate], nat: NatBehaviour, worked: str,
-        asked: DirectOffer | None = None, to_stranger: bool = False, proves: bool = False,
-    ) -> DirectOffer:  # fmt: skip
+        cls,
+        candidates: list[Candidate],
+        nat: NatBehaviour,
+        worked: str,
+        asked: DirectOffer | None = None,
+        to_stranger: bool = False,
+        proves: bool = False,
+    ) -> DirectOffer:
         """Ours; ``asked``: the caller's, when we answer."""
         cipher = preferred_cipher()
         if asked is not None:

@@ -20,10 +20,15 @@ class OwnSide:
     """Make one, send the peer its ``offer`` or ``answer``, then derive the ``keys``."""
 
     def __init__(
-        self, candidates: Sequence[Candidate], nat: NatBehaviour = UNKNOWN, *,
-        asked: DirectOffer | None = None, worked: str = "", to_stranger: bool = False,
+        self,
+        candidates: Sequence[Candidate],
+        nat: NatBehaviour = UNKNOWN,
+        *,
+        asked: DirectOffer | None = None,
+        worked: str = "",
+        to_stranger: bool = False,
         proves: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """``asked``: the caller's direct part, when we answer.  ``worked``: the kind of plan that
         last led to this peer.  ``to_stranger``: only what everybody may know, also later.
         ``proves``: we show who we are, if the peer does.
@@ -40,16 +45,23 @@ class OwnSide:
 
     def offer(self, ctx: connect_ctx_t, mode: int) -> str:
         return encode_text(
-            type=ctx.channel_type, mode=mode, encrypt=ctx.encrypt_data, desc=ctx.connect_desc,
-            key=self._public, direct=self.direct.fields(),
-        )  # fmt: skip
+            type=ctx.channel_type,
+            mode=mode,
+            encrypt=ctx.encrypt_data,
+            desc=ctx.connect_desc,
+            key=self._public,
+            direct=self.direct.fields(),
+        )
 
     def restart(self, connection_id: int, mode: int, needs_tcp: bool = False) -> str:
         """An offer that asks for no channel, only for new paths of a connection that both have."""
         return encode_text(
-            restart=id_text(connection_id), mode=mode, tcp=needs_tcp or None, key=self._public,
+            restart=id_text(connection_id),
+            mode=mode,
+            tcp=needs_tcp or None,
+            key=self._public,
             direct=self.direct.fields(),
-        )  # fmt: skip
+        )
 
     def answer(self) -> str:
         return encode_text(key=self._public, direct=self.direct.fields())

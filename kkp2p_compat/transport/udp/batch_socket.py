@@ -47,22 +47,17 @@ BUFFER_BYTES = 4 << 20
 MAX_REMEMBERED = 4096  # our choice: addresses, or hosts that segmentation does not reach
 
 # A device or a path that cannot do it, or (EINVAL, EMSGSIZE) a segment above the interface's MTU.
-_NOT_SEGMENTED = (
-    errno.EIO,
-    errno.EINVAL,
-    errno.EMSGSIZE,
-    errno.EOPNOTSUPP,
-    errno.ENOPROTOOPT,
-)
+_NOT_SEGMENTED = (errno.EIO, errno.EINVAL, errno.EMSGSIZE, errno.EOPNOTSUPP, errno.ENOPROTOOPT)
 
 _LINUX = sys.platform == "linux"
 _HOPS = {
     socket.AF_INET: (socket.IPPROTO_IP, socket.IP_TTL),
     # As a control message and as an option of the socket it has different names.
     socket.AF_INET6: (
-        socket.IPPROTO_IPV6, socket.IPV6_HOPLIMIT if _LINUX else socket.IPV6_UNICAST_HOPS
+        socket.IPPROTO_IPV6,
+        socket.IPV6_HOPLIMIT if _LINUX else socket.IPV6_UNICAST_HOPS,
     ),
-}  # fmt: skip
+}
 _U16 = struct.Struct("=H")
 _INT = struct.Struct("=i")
 _Control = tuple[int, int, bytes]  # a control message: level, type, data
@@ -217,12 +212,7 @@ class BatchSocket:
         return len(data)
 
     def _send_plain(
-        self,
-        data: bytes,
-        segment_bytes: int,
-        address: Address,
-        found: Target,
-        refused: bool,
+        self, data: bytes, segment_bytes: int, address: Address, found: Target, refused: bool
     ) -> int:
         """One call for each datagram.  ``refused``: the kernel has just declined the whole."""
         target, origin = found

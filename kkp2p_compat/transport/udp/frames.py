@@ -166,9 +166,22 @@ class Proof(NamedTuple):
 
 
 Frame = (
-    Ping | Ack | Open | Opened | Refused | Reset | Stop | Stream | Datagram | MaxData
-    | MaxStreamData | PathChallenge | PathResponse | Close | Proof
-)  # fmt: skip
+    Ping
+    | Ack
+    | Open
+    | Opened
+    | Refused
+    | Reset
+    | Stop
+    | Stream
+    | Datagram
+    | MaxData
+    | MaxStreamData
+    | PathChallenge
+    | PathResponse
+    | Close
+    | Proof
+)
 
 
 def _open_untrusted(stream: int, channel_type: int, encrypt_data: int, desc: int) -> Open:

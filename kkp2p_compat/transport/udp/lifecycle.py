@@ -16,7 +16,20 @@ from enum import Enum
 from ..._errors import KKP2PError, LinkLost
 from .frames import encode_close
 
-__all__ = ["FOLLOWERS", "Cue", "Lifecycle", "Phase"]
+__all__ = [
+    "CLOSE_NORMAL",
+    "CLOSE_PROTOCOL_ERROR",
+    "CLOSE_UNPROVEN",
+    "FOLLOWERS",
+    "Cue",
+    "Lifecycle",
+    "Phase",
+]
+
+# What CLOSE says: our choice, docs/protocol.rst.
+CLOSE_NORMAL = 0
+CLOSE_PROTOCOL_ERROR = 1
+CLOSE_UNPROVEN = 3
 
 CLOSE_PACKETS = 3  # our choice: how often CLOSE is sent, a probe time-out apart
 

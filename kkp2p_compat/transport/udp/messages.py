@@ -18,14 +18,7 @@ from ..._errors import BadPacket
 from .frames import DATAGRAM_HEADER, encode_datagram
 from .ranges import RangeSet
 
-__all__ = [
-    "COST_BYTES",
-    "MAX_QUEUED_S",
-    "MIN_QUEUE_BYTES",
-    "Assembler",
-    "MessageQueue",
-    "Splitter",
-]
+__all__ = ["COST_BYTES", "MAX_QUEUED_S", "MIN_QUEUE_BYTES", "Assembler", "MessageQueue", "Splitter"]
 
 
 # Our choice.

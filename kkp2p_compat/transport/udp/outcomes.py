@@ -28,9 +28,14 @@ class Outcomes:
     """Of one connection."""
 
     def __init__(
-        self, recovery: Recovery, paths: Paths, packer: Packer, streams: StreamTable,
-        liveness: Liveness, events: EventQueue,
-    ) -> None:  # fmt: skip
+        self,
+        recovery: Recovery,
+        paths: Paths,
+        packer: Packer,
+        streams: StreamTable,
+        liveness: Liveness,
+        events: EventQueue,
+    ) -> None:
         self._recovery = recovery
         self._paths = paths
         self._packer = packer

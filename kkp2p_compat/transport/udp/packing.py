@@ -64,8 +64,7 @@ class Packer:
         self.sent_bytes = 0  # of datagrams
         self.lost_packets = 0
         self._sealer, self._remote_id = sealer, remote_id
-        self._recovery = recovery
-        self.received = received
+        self._recovery, self.received = recovery, received
         self._sending: dict[SendStream, None] = {}  # with something to send; the first is the next
         self._blocked: set[SendStream] = set()  # the peer's limit forbids what they have
         self._data_sent = 0  # new bytes of all streams

@@ -7,7 +7,7 @@ of it.  When a path is left, this is kept for a while, in case it is taken again
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..._address import Address
 from .congestion import DeliveryRate, Pacer, Update, make_controller
@@ -17,14 +17,28 @@ from .recovery import Flight, Recovery, RoundTrip
 if TYPE_CHECKING:
     from random import Random
 
-__all__ = ["PathState"]
+__all__ = ["Load", "PathState"]
+
+
+class Load(NamedTuple):
+    """What the path in use has carried, and whether it is all that holds up what waits."""
+
+    delivered_bytes: int
+    sent_packets: int
+    lost_packets: int
+    is_backlogged: bool
 
 
 class PathState:
     def __init__(
-        self, address: Address, rtt: RoundTrip, largest_datagram: int, congestion: str,
-        now: float, random: Random,
-    ) -> None:  # fmt: skip
+        self,
+        address: Address,
+        rtt: RoundTrip,
+        largest_datagram: int,
+        congestion: str,
+        now: float,
+        random: Random,
+    ) -> None:
         self.address = address  # of the peer
         self.rtt = rtt
         self.left_at = math.inf

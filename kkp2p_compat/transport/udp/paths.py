@@ -54,9 +54,17 @@ class Paths:
     """Told of what comes from where; ``current`` is the path in use."""
 
     def __init__(
-        self, address: Address, *, is_caller: bool, recovery: Recovery, packer: Packer,
-        events: EventQueue, settings: TransportSettings, now: float, random: Random,
-    ) -> None:  # fmt: skip
+        self,
+        address: Address,
+        *,
+        is_caller: bool,
+        recovery: Recovery,
+        packer: Packer,
+        events: EventQueue,
+        settings: TransportSettings,
+        now: float,
+        random: Random,
+    ) -> None:
         self.validation = PathValidation(random)
         self.left = LeftPaths()
         self.settling = False  # we have moved, and the peer was not heard on the new path yet

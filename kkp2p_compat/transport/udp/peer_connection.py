@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ..._address import Address
 from ..._errors import BadPacket, CallRefused, KKP2PError, LinkLost
@@ -30,11 +30,11 @@ from .acks import Received
 from .clock import Clock, Timer
 from .events import Closed, EventQueue, PathRecovered, PathSuspected, ProofReceived, Transmit
 from .gathering import Gathering
-from .lifecycle import Cue, Lifecycle, Phase
+from .lifecycle import CLOSE_PROTOCOL_ERROR, CLOSE_UNPROVEN, Cue, Lifecycle, Phase
 from .liveness import SILENCE_S, Liveness
 from .outcomes import Outcomes
 from .packing import Packer
-from .path_state import PathState
+from .path_state import Load, PathState
 from .paths import Paths
 from .protection import PacketOpener, PacketSealer
 from .recovery import Recovery
@@ -44,12 +44,7 @@ from .transport_settings import TransportSettings
 if TYPE_CHECKING:
     from random import Random
 
-__all__ = ["CLOSE_NORMAL", "CLOSE_PROTOCOL_ERROR", "CLOSE_UNPROVEN", "Load", "PeerConnection"]
-
-# CLOSE codes: our choice, docs/protocol.rst.
-CLOSE_NORMAL = 0
-CLOSE_PROTOCOL_ERROR = 1
-CLOSE_UNPROVEN = 3
+__all__ = ["PeerConnection"]
 
 # Our choices.
 STALL_S = 1.0  # a timer that is so late tells that this host was asleep, or has far too much to do
@@ -60,23 +55,24 @@ _OPEN, _CLOSED = Phase.OPEN, Phase.CLOSED
 _NEVER = math.inf
 
 
-class Load(NamedTuple):
-    """What the path in use has carried, and whether it is all that holds up what waits."""
-
-    delivered_bytes: int
-    sent_packets: int
-    lost_packets: int
-    is_backlogged: bool
-
-
 class PeerConnection:
     """Secrets, ids and the first address come from the call; ``now`` is any monotonic clock."""
 
     def __init__(
-        self, *, send_secret: bytes, receive_secret: bytes, cipher: str, is_caller: bool,
-        local_id: int, remote_id: int, address: Address, now: float, random: Random,
-        settings: TransportSettings | None = None, rtt_s: float | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        send_secret: bytes,
+        receive_secret: bytes,
+        cipher: str,
+        is_caller: bool,
+        local_id: int,
+        remote_id: int,
+        address: Address,
+        now: float,
+        random: Random,
+        settings: TransportSettings | None = None,
+        rtt_s: float | None = None,
+    ) -> None:
         """``random``: a SystemRandom outside tests.  ``rtt_s``: as measured by checks."""
         self.settings = settings = settings or TransportSettings()
         self.local_id = local_id
@@ -98,9 +94,15 @@ class PeerConnection:
             is_caller, self.packer, self.recovery, self._clock, self._events, settings
         )
         self.paths = Paths(
-            address, is_caller=is_caller, recovery=self.recovery, packer=self.packer,
-            events=self._events, settings=settings, now=now, random=random,
-        )  # fmt: skip
+            address,
+            is_caller=is_caller,
+            recovery=self.recovery,
+            packer=self.packer,
+            events=self._events,
+            settings=settings,
+            now=now,
+            random=random,
+        )
         self._outcomes = Outcomes(
             self.recovery, self.paths, self.packer, self.streams, self.liveness, self._events
         )
@@ -116,11 +118,9 @@ class PeerConnection:
         return self.paths.current.address
 
     def load(self) -> Load:
-        packer = self.packer
-        return Load(
-            self.paths.current.rate.delivered_bytes, packer.next_number, packer.lost_packets,
-            bool(packer.active or packer.messages.waiting),
-        )  # fmt: skip
+        packer, delivered_bytes = self.packer, self.paths.current.rate.delivered_bytes
+        is_backlogged = bool(packer.active or packer.messages.waiting)
+        return Load(delivered_bytes, packer.next_number, packer.lost_packets, is_backlogged)
 
     # Input.
 

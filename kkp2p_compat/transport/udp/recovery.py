@@ -51,16 +51,37 @@ class Flight:
     """
 
     __slots__ = (
-        "chunk", "data_stop", "first", "frames", "mtu_probe", "offset", "packet_bytes", "pieces",
-        "sent_at", "size", "snapshot", "stop", "stream",
-    )  # fmt: skip
+        "chunk",
+        "data_stop",
+        "first",
+        "frames",
+        "mtu_probe",
+        "offset",
+        "packet_bytes",
+        "pieces",
+        "sent_at",
+        "size",
+        "snapshot",
+        "stop",
+        "stream",
+    )
 
     def __init__(
-        self, first: int, stop: int, packet_bytes: int, sent_at: float, snapshot: Any = None,
-        stream: SendStream | None = None, offset: int = 0, chunk: int = 0, data_stop: int = 0,
-        *, pieces: Sequence[tuple[SendStream, int, int, bool]] = (), frames: Sequence[bytes] = (),
+        self,
+        first: int,
+        stop: int,
+        packet_bytes: int,
+        sent_at: float,
+        snapshot: Any = None,
+        stream: SendStream | None = None,
+        offset: int = 0,
+        chunk: int = 0,
+        data_stop: int = 0,
+        *,
+        pieces: Sequence[tuple[SendStream, int, int, bool]] = (),
+        frames: Sequence[bytes] = (),
         mtu_probe: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.first = first
         self.stop = stop
         self.packet_bytes = packet_bytes
@@ -81,9 +102,16 @@ class Flight:
             return self
         offset = self.offset + (first - self.first) * self.chunk
         return Flight(
-            first, stop, self.packet_bytes, self.sent_at, self.snapshot, self.stream, offset,
-            self.chunk, min(offset + (stop - first) * self.chunk, self.data_stop),
-        )  # fmt: skip
+            first,
+            stop,
+            self.packet_bytes,
+            self.sent_at,
+            self.snapshot,
+            self.stream,
+            offset,
+            self.chunk,
+            min(offset + (stop - first) * self.chunk, self.data_stop),
+        )
 
     def tell_lost(self) -> None:
         if self.stream is not None:

@@ -13,10 +13,7 @@ from gevent.event import Event
 import kkp2p_compat as kkp2p
 from helpers.cloud_client import running_scene, tcp_pair, until
 from helpers.line_server import MakeLink, OpenLink, Serve, Visitor
-from kkp2p_compat._errors import (
-    LinkLost,
-    TimedOut,
-)
+from kkp2p_compat._errors import LinkLost, TimedOut
 from kkp2p_compat._io import time_limit
 from kkp2p_compat.control.client import CloudClient
 from kkp2p_compat.control.link import Link

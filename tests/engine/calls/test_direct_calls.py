@@ -229,9 +229,8 @@ def test_a_peer_that_knows_nothing_of_p2p(
     """It answers a call of auto as if that were one by the relay, and declines one of mode 1."""
     parse = incoming.parse_offer_untrusted
     monkeypatch.setattr(
-        incoming, "parse_offer_untrusted",
-        lambda text: parse(text.replace('"direct"', '"unknown"')),
-    )  # fmt: skip
+        incoming, "parse_offer_untrusted", lambda text: parse(text.replace('"direct"', '"unknown"'))
+    )
     mine, theirs = connect(engine, 0), accept(peer)
     assert (mine.transmit_mode, theirs.transmit_mode) == (2, 2)
     check_carries(mine, theirs)

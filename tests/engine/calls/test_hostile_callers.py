@@ -106,9 +106,19 @@ def test_offers_that_are_none(engine: kkp2p.engine_t, peer: kkp2p.engine_t) -> N
 
 
 NOBODY = [  # (private ones may be the peer's where we have no address but loopback)
-    "224.0.0.1", "239.255.255.250", "255.255.255.255", "0.0.0.0", "0.1.2.3", "240.0.0.1",
-    "ff02::1", "::", "::ffff:127.0.0.1", "fe80::1", "fec0::1", "fd00::1",
-]  # fmt: skip
+    "224.0.0.1",
+    "239.255.255.250",
+    "255.255.255.255",
+    "0.0.0.0",
+    "0.1.2.3",
+    "240.0.0.1",
+    "ff02::1",
+    "::",
+    "::ffff:127.0.0.1",
+    "fe80::1",
+    "fec0::1",
+    "fd00::1",
+]
 
 
 def test_addresses_that_are_nobodys(
@@ -156,10 +166,17 @@ def test_trickled_nonsense(engine: kkp2p.engine_t, peer: kkp2p.engine_t) -> None
         keys = ours.keys(public, json.dumps(fields), answer)
         trickle = Trickle(keys.trickle, True, texts.append)
         for told in (
-            {"candidates": 5}, {"candidates": [GOOD] * 33}, {"candidates": ["x"]}, {"spread": 1},
-            {"predict": [1, 2, 3]}, {"predict": [10**20, 0, 0]}, {"predict": "x"}, {"n": 10**30},
-            {"candidates": None, "predict": None, "spread": None}, {"unknown": {}},
-        ):  # fmt: skip
+            {"candidates": 5},
+            {"candidates": [GOOD] * 33},
+            {"candidates": ["x"]},
+            {"spread": 1},
+            {"predict": [1, 2, 3]},
+            {"predict": [10**20, 0, 0]},
+            {"predict": "x"},
+            {"n": 10**30},
+            {"candidates": None, "predict": None, "spread": None},
+            {"unknown": {}},
+        ):
             trickle.send(told)
         for text in [*texts, *texts, "", "x", "x" * 4000, "{}", texts[0][::-1]]:
             link.trickle(made.number, text)

@@ -22,10 +22,14 @@ def test_none() -> None:
 @pytest.mark.parametrize(
     ("host", "cloud_ip"),
     [
-        ("127.0.0.1", "93.184.216.34"), ("10.0.0.1", "93.184.216.34"), ("::1", "10.0.0.1"),
-        ("169.254.169.254", "10.0.0.1"), ("224.0.0.1", "127.0.0.1"), ("localhost", "10.0.0.1"),
+        ("127.0.0.1", "93.184.216.34"),
+        ("10.0.0.1", "93.184.216.34"),
+        ("::1", "10.0.0.1"),
+        ("169.254.169.254", "10.0.0.1"),
+        ("224.0.0.1", "127.0.0.1"),
+        ("localhost", "10.0.0.1"),
     ],
-)  # fmt: skip
+)
 def test_none_that_is_nearer_than_the_cloud(host: str, cloud_ip: str) -> None:
     with pytest.raises(LinkLost, match="may send us"):
         turn_servers_untrusted({"turn": [host, 3478, "u", "p"]}, cloud_ip)

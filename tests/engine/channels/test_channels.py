@@ -28,9 +28,10 @@ LONG = PATIENCE_S * 1000
 Pair = tuple[kkp2p.channel_t, kkp2p.channel_t]
 MakePair = Callable[..., Pair]
 all_kinds = pytest.mark.parametrize(
-    ("mode", "encrypt"), [(1, 0), (1, 1), (2, 0), (2, 1)],
+    ("mode", "encrypt"),
+    [(1, 0), (1, 1), (2, 0), (2, 1)],
     ids=["direct", "direct, encrypted", "plain", "encrypted"],
-)  # fmt: skip
+)
 
 
 def ctx_to(peer_id: str, mode: int = 2, encrypt: int = 0) -> kkp2p.connect_ctx_t:
@@ -124,8 +125,11 @@ def test_program_styles(cloud: CloudProcess, tmp_path: Path, style: str) -> None
     """A program with threads that never imports gevent; the same monkey-patched."""
     ended = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(cloud.port), str(tmp_path), style],
-        env=ENVIRONMENT, capture_output=True, text=True, timeout=3 * PATIENCE_S,
-    )  # fmt: skip
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=3 * PATIENCE_S,
+    )
     assert (ended.returncode, ended.stderr) == (0, "")
     log = (tmp_path / "kkp2p_engine.log").read_text()
     assert "bug" not in log
@@ -255,8 +259,10 @@ def test_an_ended_channel_leaves_nothing_to_the_collector(
         mine, theirs = kkp2p.channel_t(), kkp2p.channel_t()
         assert kkp2p.connect(engine, ctx_to("peer", 1), mine) == 0
         assert kkp2p.accept(peer, LONG, theirs) == 1
-        left = [weakref.ref(one.channels[channel.channel_id])
-                for one, channel in ((engine, mine), (peer, theirs))]  # fmt: skip
+        left = [
+            weakref.ref(one.channels[channel.channel_id])
+            for one, channel in ((engine, mine), (peer, theirs))
+        ]
         assert all(one() is not None for one in left)
         for channel in (mine, theirs):
             kkp2p.close_fd(channel.fd)

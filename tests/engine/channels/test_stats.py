@@ -50,9 +50,7 @@ def test_bytes_and_round_trips(
     carry(ours, theirs, SIZE)
     carry(theirs, ours, BACK)
     # What was read at one end was sent by the other, and its engine has counted it.
-    for side, channel, sent, received in (
-        (engine, ours, SIZE, BACK), (peer, theirs, BACK, SIZE),
-    ):  # fmt: skip
+    for side, channel, sent, received in ((engine, ours, SIZE, BACK), (peer, theirs, BACK, SIZE)):
         stats = stats_of(side, channel)
         assert (stats.bytes_sent, stats.bytes_received) == (sent, received)
         assert stats.path == ("p2p" if mode == 1 else "relay")

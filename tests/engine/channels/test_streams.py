@@ -22,10 +22,13 @@ from helpers.support import ENDLESS_BYTES, PATIENCE_S, forked_child, in_thread, 
 LONG = PATIENCE_S * 1000
 # connect_mode, encrypt_data, whether through a proxy
 KINDS = {
-    "direct": (1, 0, False), "plain": (2, 0, False), "encrypted": (2, 1, False),
-    "proxied direct": (1, 0, True), "proxied plain": (2, 0, True),
+    "direct": (1, 0, False),
+    "plain": (2, 0, False),
+    "encrypted": (2, 1, False),
+    "proxied direct": (1, 0, True),
+    "proxied plain": (2, 0, True),
     "proxied encrypted": (2, 1, True),
-}  # fmt: skip
+}
 SIZES = [1, 1000, 65_536, 3_000_000]
 
 

@@ -109,14 +109,18 @@ def test_a_peer_that_never_takes_the_rest(
 
 @pytest.mark.parametrize("doing", ["reading", "writing", "nothing"])
 def test_a_peer_that_is_killed(
-    monkeypatch: pytest.MonkeyPatch, cloud: CloudProcess, engine: kkp2p.engine_t,
-    start_program: Callable[..., Program], doing: str,
-) -> None:  # fmt: skip
+    monkeypatch: pytest.MonkeyPatch,
+    cloud: CloudProcess,
+    engine: kkp2p.engine_t,
+    start_program: Callable[..., Program],
+    doing: str,
+) -> None:
     """SIGKILL in the middle of a transfer: every call ends with an error, and no byte is wrong."""
     monkeypatch.setattr(
-        link_table, "TransportSettings",
+        link_table,
+        "TransportSettings",
         functools.partial(link_table.TransportSettings, idle_timeout_s=0.5, keepalive_s=0.1),
-    )  # fmt: skip
+    )
     server = start_program("server", str(cloud.port), "peer", SECRET)
     assert server.first_line == "joined"
     channel = connect(engine)

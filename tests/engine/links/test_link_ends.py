@@ -46,9 +46,10 @@ def test_a_peer_that_is_gone_without_a_word(
 ) -> None:
     """Its network is: reads end with an error, and the next connect makes a new link."""
     monkeypatch.setattr(
-        link_table, "TransportSettings",
+        link_table,
+        "TransportSettings",
         functools.partial(link_table.TransportSettings, idle_timeout_s=0.5, keepalive_s=0.1),
-    )  # fmt: skip
+    )
     mine, theirs = connect(engine), accept(peer)
     for one in (engine, peer):
         door = one.network.underlay().endpoint._doors.main[socket.AF_INET]  # type: ignore[union-attr]

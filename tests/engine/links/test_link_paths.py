@@ -33,9 +33,17 @@ class Link:
         self.talker, self._endpoint = pair.ends[me], pair.endpoints[me]
         self.first = Path((*PLACE, pair.numbers[me]), None, PathKind.TCP)
         self.paths = LinkPaths(
-            self.talker.connection, self.first, "", self._endpoint, self._wake, f"end {me}",
-            log, lambda *_: None, UdpUse(False, log), is_caller=me == 0,
-        )  # fmt: skip
+            self.talker.connection,
+            self.first,
+            "",
+            self._endpoint,
+            self._wake,
+            f"end {me}",
+            log,
+            lambda *_: None,
+            UdpUse(False, log),
+            is_caller=me == 0,
+        )
         handle = self.talker.handle_event
 
         def handle_event(event: e.Event) -> None:

@@ -58,9 +58,13 @@ WAYS = [(1, 0, {}), (0, 0, {}), (0, 0, {"tcp_only": 1}), (2, 1, {}), (2, 1, {"tc
 @pytest.mark.parametrize(("mode", "encrypt", "conf"), WAYS)
 @pytest.mark.parametrize("kind", [kkp2p.KKP2P_TCP_CHANNEL, kkp2p.KKP2P_UDP_CHANNEL])
 def test_each_learns_the_others_key(
-    make_engine: MakeEngine, make_home: Callable[[str], Home],
-    mode: int, encrypt: int, conf: dict[str, int], kind: int,
-) -> None:  # fmt: skip
+    make_engine: MakeEngine,
+    make_home: Callable[[str], Home],
+    mode: int,
+    encrypt: int,
+    conf: dict[str, int],
+    kind: int,
+) -> None:
     homes = make_home("caller"), make_home("callee")
     caller = joined(make_engine(**homes[0].conf(), **conf), "other")
     callee = joined(make_engine(**homes[1].conf(), **conf), "peer")

@@ -68,9 +68,13 @@ class Rogue:
 
 
 WRONG = [
-    "of another connection", "of the other role", "under another id", "that names another id",
-    "for another peer", "changed",
-]  # fmt: skip
+    "of another connection",
+    "of the other role",
+    "under another id",
+    "that names another id",
+    "for another peer",
+    "changed",
+]
 
 
 @pytest.fixture
@@ -182,9 +186,10 @@ LOG = logging.getLogger("test")
 
 
 def make_pins(
-    known: KnownPeers | None = None, is_strict: bool = False,
+    known: KnownPeers | None = None,
+    is_strict: bool = False,
     spawn: Callable[..., Any] = gevent.spawn,
-) -> Pins:  # fmt: skip
+) -> Pins:
     return Pins(Identity(Ed25519PrivateKey.generate()), known, is_strict, LOG, spawn)
 
 

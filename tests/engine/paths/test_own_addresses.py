@@ -103,9 +103,12 @@ class Own(OwnAddresses):
     """One whose changes a test can wait for."""
 
     def __init__(
-        self, endpoint: object, servers: Sequence[HostPort], spawn: Callable[..., object],
+        self,
+        endpoint: object,
+        servers: Sequence[HostPort],
+        spawn: Callable[..., object],
         **others: object,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.changed = Event()
         self.changes: list[tuple[NatBehaviour, int]] = []  # and how many candidates
         super().__init__(endpoint, servers, log, spawn, self._note, **others)  # type: ignore[arg-type]
@@ -211,8 +214,9 @@ def test_behind_a_nat(make: Maker, inside: None) -> None:
         "endpoint-independent", "address-and-port-dependent", "preserved", hairpin=False
     )
     assert [(c.kind, c.address, c.port) for c in own.candidates()] == [
-        ("host", INSIDE, 4000), ("srflx", OUTSIDE, 4000),
-    ]  # fmt: skip
+        ("host", INSIDE, 4000),
+        ("srflx", OUTSIDE, 4000),
+    ]
     assert own.ready.is_set()
 
 

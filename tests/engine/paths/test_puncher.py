@@ -60,11 +60,14 @@ class Search:
     def __init__(self) -> None:
         dice = random.Random(1)
         self.checks = Checks(
-            controlling=True, local=Credentials.make(dice), remote=Credentials.make(dice),
+            controlling=True,
+            local=Credentials.make(dice),
+            remote=Credentials.make(dice),
             local_candidates=[Candidate("host", 9, "192.0.2.1", 4000)],
             candidates=[Candidate("srflx", 5, "192.0.2.2", 4000)],
-            now=time.monotonic(), random=dice,
-        )  # fmt: skip
+            now=time.monotonic(),
+            random=dice,
+        )
         self.polls = 0
 
     def poll(self) -> None:

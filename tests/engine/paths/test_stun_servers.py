@@ -15,8 +15,10 @@ def test_the_cloud_by_default(engine_conf: Callable[..., kkp2p.engine_conf_t]) -
     assert stun_servers_of(engine_conf()) == []
     conf = engine_conf(login_domain="cloud.example | 2001:db8::1|192.0.2.1", login_port=3080)
     assert stun_servers_of(conf) == [
-        ("cloud.example", 3080), ("2001:db8::1", 3080), ("192.0.2.1", 3080),
-    ]  # fmt: skip
+        ("cloud.example", 3080),
+        ("2001:db8::1", 3080),
+        ("192.0.2.1", 3080),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -38,12 +40,27 @@ def test_others(
 @pytest.mark.parametrize(
     "text",
     [
-        "stun.example", "stun.example:", ":3478", "stun.example:0", "stun.example:65536",
-        "stun.example:+1", "stun.example:\u0661", "2001:db8::1:3478", "[stun.example]:1", "[::1]",
-        "[192.0.2.1:1", "a|b:1", "a|:1", "-a:1", "a b:1", "1.2.3:4", "a:1;b:1", f"a:{'1' * 6000}",
+        "stun.example",
+        "stun.example:",
+        ":3478",
+        "stun.example:0",
+        "stun.example:65536",
+        "stun.example:+1",
+        "stun.example:\u0661",
+        "2001:db8::1:3478",
+        "[stun.example]:1",
+        "[::1]",
+        "[192.0.2.1:1",
+        "a|b:1",
+        "a|:1",
+        "-a:1",
+        "a b:1",
+        "1.2.3:4",
+        "a:1;b:1",
+        f"a:{'1' * 6000}",
         ",".join(["a:1"] * 9),
     ],
-)  # fmt: skip
+)
 def test_malformed(engine_conf: Callable[..., kkp2p.engine_conf_t], text: str) -> None:
     conf = engine_conf(stun_servers=text)
     with pytest.raises(KKP2PError):

@@ -71,14 +71,13 @@ def test_a_path_that_is_taken(sides: list[Side]) -> None:
         assert path.kind is PathKind.TCP
         side.meeting.keep(path.address)
         side.meeting.close()
-    for sender, receiver, path, seen in (
-        (*sides, *paths), (*reversed(sides), *reversed(paths)),
-    ):  # fmt: skip
+    for sender, receiver, path, seen in ((*sides, *paths), (*reversed(sides), *reversed(paths))):
         came: list[Any] = []
         arrived = Event()
         receiver.endpoint.on_stun = lambda *what, came=came, arrived=arrived: (
-            came.append(what), arrived.set(),
-        )  # fmt: skip
+            came.append(what),
+            arrived.set(),
+        )
         sender.endpoint.send_check(STUN, path.address)
         with gevent.Timeout(PATIENCE_S):
             arrived.wait()

@@ -20,9 +20,19 @@ def side(is_caller: bool) -> TurnMeeting:
 
 
 @pytest.mark.parametrize(
-    "place", [None, "203.0.113.9:5", [], ["203.0.113.9"], ["203.0.113.9", "5"], ["a b", 5],
-              ["203.0.113.9", 0], [5, 5], ["203.0.113.9", 5, 6]]
-)  # fmt: skip
+    "place",
+    [
+        None,
+        "203.0.113.9:5",
+        [],
+        ["203.0.113.9"],
+        ["203.0.113.9", "5"],
+        ["a b", 5],
+        ["203.0.113.9", 0],
+        [5, 5],
+        ["203.0.113.9", 5, 6],
+    ],
+)
 def test_a_relayed_address_that_is_none(place: object) -> None:
     with pytest.raises(BadPacket):
         side(is_caller=False).hear_untrusted(place)

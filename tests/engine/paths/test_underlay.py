@@ -27,9 +27,14 @@ def changes() -> list[str]:
 @pytest.fixture
 def underlay(changes: list[str]) -> Iterator[Underlay]:
     made = Underlay(
-        [], True, UdpUse(False, log), log, gevent.spawn, lambda: changes.append("network"),
+        [],
+        True,
+        UdpUse(False, log),
+        log,
+        gevent.spawn,
+        lambda: changes.append("network"),
         lambda: changes.append("addresses"),
-    )  # fmt: skip
+    )
     yield made
     made.close()
 

@@ -150,9 +150,7 @@ def test_nothing_is_written_or_opened_after_the_end(log: EngineLog, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "told",
-    ["two\nlines", "cr\r", "\x1b[2J", "\u2028", "\ud800", "\x9b1m", "\0", "\x7f"],
-    ids=repr,
+    "told", ["two\nlines", "cr\r", "\x1b[2J", "\u2028", "\ud800", "\x9b1m", "\0", "\x7f"], ids=repr
 )
 def test_what_strangers_say_stays_on_its_line(log: EngineLog, tmp_path: Path, told: str) -> None:
     log.error("%s", told)
@@ -308,6 +306,8 @@ log.close()
 def test_native_threads_under_monkey_patching(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-c", PATCHED, str(tmp_path)],
-        check=True, env=ENVIRONMENT, timeout=3 * PATIENCE_S,
-    )  # fmt: skip
+        check=True,
+        env=ENVIRONMENT,
+        timeout=3 * PATIENCE_S,
+    )
     assert set(map(len, text(tmp_path).splitlines())) == {45}

@@ -42,10 +42,14 @@ def run(program: str, folder: Path, stderr: str | None = None) -> subprocess.Com
     """In that working folder; ``stderr``: a file for it, else it is kept."""
     with open(stderr or os.devnull, "w") as file:
         return subprocess.run(
-            [sys.executable, "-c", DISK + program], cwd=folder, env=ENVIRONMENT, text=True,
-            stdout=subprocess.PIPE, stderr=file if stderr else subprocess.PIPE,
+            [sys.executable, "-c", DISK + program],
+            cwd=folder,
+            env=ENVIRONMENT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=file if stderr else subprocess.PIPE,
             timeout=2 * PATIENCE_S,
-        )  # fmt: skip
+        )
 
 
 def text(folder: Path, name: str = LOG_FILE) -> str:
@@ -166,9 +170,13 @@ def test_a_peer_with_a_full_disk_comes_back_after_the_cloud_does(
     caller = make_engine(login_port=cloud.port)
     with open("/dev/full", "w") as full:
         peer = subprocess.Popen(
-            [sys.executable, "-c", DISK + PEER, str(cloud.port), SECRET], cwd=tmp_path,
-            env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=full,
-        )  # fmt: skip
+            [sys.executable, "-c", DISK + PEER, str(cloud.port), SECRET],
+            cwd=tmp_path,
+            env=ENVIRONMENT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=full,
+        )
     assert peer.stdout is not None
     try:
         assert peer.stdout.readline() == "online\n"
@@ -248,9 +256,11 @@ def test_a_working_folder_that_takes_no_log(tmp_path: Path, before: str, where: 
 
 
 def test_a_full_disk_is_no_reason_to_be_without_an_engine(
-    engine_conf: Callable[..., kkp2p.engine_conf_t], tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    engine_conf: Callable[..., kkp2p.engine_conf_t],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """Also where a log_path is given: there may be room later."""
 
     def full(*_: object, **__: object) -> None:

@@ -337,8 +337,12 @@ def test_calls_end_with_the_engine(on_loopback: None, lan_port: int, engine_conf
 def run_program(program: str, *options: str) -> str:
     done = subprocess.run(
         [sys.executable, *options, "-c", program],
-        env=ENVIRONMENT, capture_output=True, text=True, timeout=3 * PATIENCE_S, check=False,
-    )  # fmt: skip
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=3 * PATIENCE_S,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return done.stdout
@@ -428,10 +432,15 @@ for call in (lambda: kkp2p.accept(engine, 60000, kkp2p.channel_t()),
 """
     )
     # An Exception of the application's own is turned into a code; what is not one, passes.
-    assert run_program(program.replace("(Exception)", "(BaseException)").replace(
-        "print(call(), kkp2p.error_no())",
-        "\n    try: call()\n    except Stop: print('stopped')",
-    )) == "stopped\nstopped\n"  # fmt: skip
+    assert (
+        run_program(
+            program.replace("(Exception)", "(BaseException)").replace(
+                "print(call(), kkp2p.error_no())",
+                "\n    try: call()\n    except Stop: print('stopped')",
+            )
+        )
+        == "stopped\nstopped\n"
+    )
 
 
 FORK = """
@@ -473,21 +482,27 @@ get_hub().loop.install_sigchld()
 
 
 def test_a_child_that_exits_in_order_leaves_the_parent_s_engine_alone() -> None:
-    run_program(USE + """
+    run_program(
+        USE
+        + """
 engine = main()
 pid = os.fork()
 if pid:
     assert os.waitpid(pid, 0)[1] == 0
     use(engine)
-""")  # fmt: skip
+"""
+    )
 
 
 def test_sigterm_s_default_ends_a_program_at_once() -> None:
-    program = USE + """
+    program = (
+        USE
+        + """
 engine = main()
 print("ready", flush=True)
 kkp2p.accept(engine, 60000, kkp2p.channel_t())
-"""  # fmt: skip
+"""
+    )
     with subprocess.Popen(
         [sys.executable, "-c", program], env=ENVIRONMENT, stdout=subprocess.PIPE
     ) as process:
@@ -498,9 +513,13 @@ kkp2p.accept(engine, 60000, kkp2p.channel_t())
 
 
 def test_calls_under_way_end_while_the_end_waits_for_a_peer(
-    on_loopback: None, make_engine: Callable[..., kkp2p.engine_t], peer: kkp2p.engine_t,
-    lan_port: int, monkeypatch: pytest.MonkeyPatch, run: Callable[[Callable[[], Any]], Any],
-) -> None:  # fmt: skip
+    on_loopback: None,
+    make_engine: Callable[..., kkp2p.engine_t],
+    peer: kkp2p.engine_t,
+    lan_port: int,
+    monkeypatch: pytest.MonkeyPatch,
+    run: Callable[[Callable[[], Any]], Any],
+) -> None:
     """A peer that does not read may take the whole time that written data has; they need not."""
     monkeypatch.setattr(switchboard, "CLOSE_S", 10 * PATIENCE_S)
     engine = make_engine(lan_search_port=lan_port)

@@ -15,12 +15,17 @@ def test_notes_come_in_order_and_are_counted_by_kind() -> None:
     timeline.add(Note(began + 1.0, "one more", NoteKind.CHECK))
     timeline.add(Note(began + 3.0, "many at once", NoteKind.GUESS, 256))
     assert [text for _, text in timeline.entries] == [
-        "one more", "answered after 3 probes of check 1", "many at once",
-    ]  # fmt: skip
+        "one more",
+        "answered after 3 probes of check 1",
+        "many at once",
+    ]
     fields = timeline_fields(timeline)
     assert fields["counts"] == {
-        "checks_sent": 1, "ports_guessed": 256, "answers": 1, "addresses_learnt": 0,
-    }  # fmt: skip
+        "checks_sent": 1,
+        "ports_guessed": 256,
+        "answers": 1,
+        "addresses_learnt": 0,
+    }
     assert explain(fields)[-1] == (
         "checks sent: 1, ports guessed: 256, answers: 1, addresses learnt from the peer's checks: 0"
     )

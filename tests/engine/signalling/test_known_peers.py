@@ -60,9 +60,15 @@ def test_the_first_key_is_not_overruled(path: Path, known: KnownPeers) -> None:
 
 
 BAD = [
-    "bob", f"bob {ONE} more", f"bob {ONE[:-1]}", f"bob {ONE.upper()}", f"é {ONE}",
-    f"{'b' * 33} {ONE}", " # not a comment", "bob sha256:",
-]  # fmt: skip
+    "bob",
+    f"bob {ONE} more",
+    f"bob {ONE[:-1]}",
+    f"bob {ONE.upper()}",
+    f"é {ONE}",
+    f"{'b' * 33} {ONE}",
+    " # not a comment",
+    "bob sha256:",
+]
 
 
 @pytest.mark.parametrize("line", BAD)

@@ -21,17 +21,25 @@ class Choosing:
     """It begins on a path of the first kind; ``add`` offers another to both sides."""
 
     def __init__(
-        self, seed: object, kind: PathKind, conditions: Conditions,
-        settings: ChoiceSettings | None = None, **transport: Any,
-    ) -> None:  # fmt: skip
+        self,
+        seed: object,
+        kind: PathKind,
+        conditions: Conditions,
+        settings: ChoiceSettings | None = None,
+        **transport: Any,
+    ) -> None:
         self.pair = pair = Pair(seed, conditions, **transport)
         self.network = pair.network
         self.first = SidePath(pair.there, pair.back, pair.caller.address, pair.callee.address)
         for me, side in enumerate((pair.caller, pair.callee)):
             side.choice = PathChoice(
-                side.connection, kind, is_caller=me == 0, now=pair.network.now,
-                random=pair.network.random(f"choice {me}"), settings=settings,
-            )  # fmt: skip
+                side.connection,
+                kind,
+                is_caller=me == 0,
+                now=pair.network.now,
+                random=pair.network.random(f"choice {me}"),
+                settings=settings,
+            )
             side.drive()
 
     def add(self, kind: PathKind, there: Conditions, back: Conditions | None = None) -> SidePath:
@@ -51,8 +59,9 @@ class Choosing:
         caller, callee = self.pair.caller, self.pair.callee
         ends = (path.of_callee, path.of_caller)
         return (caller.connection.address, callee.connection.address) == ends and (
-            caller.choice.current.address, callee.choice.current.address
-        ) == ends  # fmt: skip
+            caller.choice.current.address,
+            callee.choice.current.address,
+        ) == ends
 
     def run_until_uses(self, path: SidePath, limit_s: float) -> float:
         return self.pair.run(lambda: self.uses(path), limit_s)

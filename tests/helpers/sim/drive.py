@@ -25,7 +25,7 @@ from kkp2p_compat.transport.udp.events import (
     ResetReceived,
     Stopped,
     Writable,
-)  # fmt: skip
+)
 
 from .simnet import Address, Link, Network, coalesce
 

@@ -21,7 +21,7 @@ from kkp2p_compat.transport.udp.events import (
     Event,
     ResetReceived,
     Stopped,
-)  # fmt: skip
+)
 from kkp2p_compat.transport.udp.flow_control import GROWTH_BYTES, SLOW_S
 from kkp2p_compat.transport.udp.frames import DATAGRAM_HEADER
 from kkp2p_compat.transport.udp.header import OVERHEAD_BYTES

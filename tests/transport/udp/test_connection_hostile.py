@@ -200,11 +200,7 @@ BREACHES = {
     "an ACK of numbers below zero": [struct.pack(">BQIIB", 2, 5, 0, 6, 0)],
     "data beyond the limit": [OPEN, encode_stream(STREAM, 1 << 40, b"x", False)],
     "an end beyond the limit": [OPEN, encode_stream(STREAM, 1 << 40, b"", True)],
-    "two ends": [
-        OPEN,
-        encode_stream(STREAM, 9, b"x", True),
-        encode_stream(STREAM, 8, b"x", True),
-    ],
+    "two ends": [OPEN, encode_stream(STREAM, 9, b"x", True), encode_stream(STREAM, 8, b"x", True)],
     "data behind the end": [
         OPEN,
         encode_stream(STREAM, 9, b"x", True),
@@ -243,10 +239,7 @@ ODD = {
         f.encode(f.MaxStreamData(81, 1 << 63)),
     ],
     "a response that nobody asked for": [f.encode(f.PathResponse(bytes(8)))],
-    "a message for a TCP channel": [
-        OPEN,
-        struct.pack(">BIIHHH", 0x0C, STREAM, 0, 0, 1, 1) + b"x",
-    ],
+    "a message for a TCP channel": [OPEN, struct.pack(">BIIHHH", 0x0C, STREAM, 0, 0, 1, 1) + b"x"],
 }
 
 

@@ -11,12 +11,7 @@ from helpers.sim.drive import Peer
 from helpers.sim.pair import Pair, SidePath, Transfer, mbit_per_s
 from helpers.sim.simnet import Conditions
 from kkp2p_compat._codes import KKP2P_UDP_CHANNEL
-from kkp2p_compat.transport.udp.events import (
-    PathChanged,
-    PathProved,
-    PathSilent,
-    PathUnproved,
-)
+from kkp2p_compat.transport.udp.events import PathChanged, PathProved, PathSilent, PathUnproved
 
 NEAR = Conditions(rate_bytes_per_s=mbit_per_s(20), queue_bytes=4e6, delay_s=0.02)
 FAR = replace(NEAR, delay_s=0.06)

@@ -16,10 +16,26 @@ KIB = 1024
 # Of a full packet of the first and of the largest datagram: what is left to the stream.
 SMALL, LARGE = 1200 - 32 - 13, 1472 - 32 - 13
 SIZES = [
-    0, 1, SMALL - 4, SMALL - 1, SMALL, SMALL + 1, 2 * SMALL, LARGE, LARGE + 1, 10 * LARGE, 65_535,
-    65_536, 256 * KIB - 1, 256 * KIB, 512 * KIB - 1, 512 * KIB, 512 * KIB + 1, 1024 * KIB,
+    0,
+    1,
+    SMALL - 4,
+    SMALL - 1,
+    SMALL,
+    SMALL + 1,
+    2 * SMALL,
+    LARGE,
+    LARGE + 1,
+    10 * LARGE,
+    65_535,
+    65_536,
+    256 * KIB - 1,
+    256 * KIB,
+    512 * KIB - 1,
+    512 * KIB,
+    512 * KIB + 1,
+    1024 * KIB,
     1024 * KIB + 1,
-]  # fmt: skip
+]
 
 # One way; the other way is the same, or what ONE_WAY says.
 PATHS = {
@@ -36,8 +52,15 @@ PATHS = {
     "duplication": replace(FAST, duplicate=0.3),
     "corruption": replace(FAST, corrupt=0.05),
     "all at once": replace(
-        FAST, loss=0.05, burst_enter=0.002, burst_leave=0.2, reorder=0.1, reorder_s=0.02,
-        duplicate=0.05, corrupt=0.02, jitter_s=0.005,
+        FAST,
+        loss=0.05,
+        burst_enter=0.002,
+        burst_leave=0.2,
+        reorder=0.1,
+        reorder_s=0.02,
+        duplicate=0.05,
+        corrupt=0.02,
+        jitter_s=0.005,
     ),
     "RTT 1 ms": replace(FAST, delay_s=0.0005),
     "RTT 600 ms": replace(FAST, delay_s=0.3),
@@ -50,7 +73,7 @@ PATHS = {
     "no bottleneck": Conditions(delay_s=0.001),
     "MTU 1228": replace(FAST, mtu_bytes=1228),
     "MTU 1400": replace(FAST, mtu_bytes=1400, loss=0.02),
-}  # fmt: skip
+}
 ONE_WAY = {
     "half of the ACKs are lost": replace(FAST, loss=0.5),
     "ACKs are lost in bursts": replace(FAST, burst_enter=0.02, burst_leave=0.05),

@@ -71,7 +71,7 @@ def join(received: list[Datagrams], calls: int = 99, most_bytes: int = 99) -> li
         ([(b"", 0, A), (b"", 0, A), (b"a", 1, A)], [(b"", 0, A), (b"", 0, A), (b"a", 1, A)]),
         ([(b"a", 1, A), (b"", 0, A), (b"b", 1, A)], [(b"a", 1, A), (b"", 0, A), (b"b", 1, A)]),
     ],
-)  # fmt: skip
+)
 def test_what_is_joined(received: list[Datagrams], expected: list[Datagrams]) -> None:
     assert join(received) == expected
 

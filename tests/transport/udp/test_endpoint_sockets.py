@@ -64,10 +64,7 @@ def test_a_check_by_an_extra_socket(
         while len(came) < 2:
             arrived.clear()
             arrived.wait()
-    assert came == [
-        (theirs, STUN, (ip, ours.port_of(number))),
-        (ours, STUN, (ip, port, number)),
-    ]
+    assert came == [(theirs, STUN, (ip, ours.port_of(number))), (ours, STUN, (ip, port, number))]
     assert ours.port_of(number) != ours.ports()[family]
 
 
@@ -200,10 +197,8 @@ def test_hops(family: socket.AddressFamily, ours: Endpoint) -> None:
     """Of that datagram only."""
     level, wanted, kind = {
         socket.AF_INET: (socket.IPPROTO_IP, IP_RECVTTL, socket.IP_TTL),
-        socket.AF_INET6: (
-            socket.IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT, socket.IPV6_HOPLIMIT,
-        ),
-    }[family]  # fmt: skip
+        socket.AF_INET6: (socket.IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT, socket.IPV6_HOPLIMIT),
+    }[family]
     with socket.socket(family, socket.SOCK_DGRAM) as receiver:
         receiver.bind((IPS[family], 0))
         receiver.setsockopt(level, wanted, 1)

@@ -133,10 +133,7 @@ def test_frames_in_a_packet_come_out_as_they_went_in(
     assert parse_untrusted(packet + b"\0" + packet) == sent  # padding hides what is behind it
     if rest is not None:
         last = encode_stream(4, 5, rest, fin)
-        assert parse_untrusted(packet + last) == [
-            *sent,
-            frames.Stream(4, 5, memoryview(rest), fin),
-        ]
+        assert parse_untrusted(packet + last) == [*sent, frames.Stream(4, 5, memoryview(rest), fin)]
 
 
 @repeatable

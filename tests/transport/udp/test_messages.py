@@ -134,8 +134,10 @@ def test_another_number_of_parts_than_before(parts: int) -> None:
     with pytest.raises(BadPacket, match=f"of 4 parts and of {parts}"):
         assembler.add_untrusted(0, 0, parts, b"b", 0)
     assert [assembler.add_untrusted(0, part, 4, b"a", 0) for part in (1, 2, 3)] == [
-        None, None, b"aaaa",
-    ]  # fmt: skip
+        None,
+        None,
+        b"aaaa",
+    ]
 
 
 def test_a_message_over_the_limit() -> None:

@@ -27,9 +27,17 @@ class Sender:
     def __init__(self) -> None:
         self.now = 100.0
         self.connection = PeerConnection(
-            send_secret=SECRETS[1], receive_secret=SECRETS[0], cipher=CIPHER, is_caller=True,
-            local_id=9, remote_id=8, address=PEER, now=self.now, random=Random(1), rtt_s=0.01,
-        )  # fmt: skip
+            send_secret=SECRETS[1],
+            receive_secret=SECRETS[0],
+            cipher=CIPHER,
+            is_caller=True,
+            local_id=9,
+            remote_id=8,
+            address=PEER,
+            now=self.now,
+            random=Random(1),
+            rtt_s=0.01,
+        )
         self._sealer = PacketSealer(SECRETS[0], CIPHER)
         self._opener = PacketOpener(SECRETS[1], CIPHER)
         self._number = 0

@@ -14,7 +14,8 @@ from kkp2p_compat.transport.udp import frames as f
 from kkp2p_compat.transport.udp.clock import Timer
 from kkp2p_compat.transport.udp.events import ChannelOffered, Closed, Readable
 from kkp2p_compat.transport.udp.header import OVERHEAD_BYTES
-from kkp2p_compat.transport.udp.peer_connection import CLOSE_NORMAL, PeerConnection
+from kkp2p_compat.transport.udp.lifecycle import CLOSE_NORMAL
+from kkp2p_compat.transport.udp.peer_connection import PeerConnection
 from kkp2p_compat.transport.udp.protection import PacketOpener, PacketSealer
 
 CIPHER = "aes-128-gcm"

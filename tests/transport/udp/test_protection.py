@@ -75,57 +75,69 @@ def independent_packet(cipher: str, number: int, connection_id: int, payload: by
 # (cipher, packet number, connection id, payload, packet) with SECRET; the packets were written
 # down from independent_packet.
 VECTORS = [
+    (AES, 0, 0, b"", "4000000000000000000000000000000016a354814f1acc939d01570ff7c8c3e0"),
     (
-        AES, 0, 0, b"",
-        "40000000000000000000000000000000"
-        "16a354814f1acc939d01570ff7c8c3e0",
+        AES,
+        1,
+        0x0123456789ABCDEF,
+        b"\x01",
+        "40000000000000010123456789abcdef62db344e3be2b33668b5adf26c50c61743",
     ),
     (
-        AES, 1, 0x0123456789ABCDEF, b"\x01",
-        "40000000000000010123456789abcdef"
-        "62db344e3be2b33668b5adf26c50c61743",
-    ),
-    (
-        AES, EPOCH - 1, 2**64 - 1, b"last of its epoch",
+        AES,
+        EPOCH - 1,
+        2**64 - 1,
+        b"last of its epoch",
         "40000000007fffffffffffffffffffff"
         "eb83b3d420884c05479805f474fb2451cb57230aecd7176a4dbb4ece7d972dbe39",
     ),
     (
-        AES, EPOCH, 2**64 - 1, b"first of its epoch",
+        AES,
+        EPOCH,
+        2**64 - 1,
+        b"first of its epoch",
         "4000000000800000ffffffffffffffff"
         "a6ff46a79c286d1ebcd510b284f4cee20722cdce28cc393878189fff629a4dadea3a",
     ),
     (
-        AES, MAX_NUMBER, 1, b"last of all",
-        "40ffffffffffffff0000000000000001"
-        "87da9b7d63ee04bd27f4a8d74b42f5c570c60281357071f4244eaa",
+        AES,
+        MAX_NUMBER,
+        1,
+        b"last of all",
+        "40ffffffffffffff000000000000000187da9b7d63ee04bd27f4a8d74b42f5c570c60281357071f4244eaa",
+    ),
+    (CHACHA, 0, 0, b"", "4000000000000000000000000000000032b99cd0fddfb9aec9797a1c0c4000da"),
+    (
+        CHACHA,
+        1,
+        0x0123456789ABCDEF,
+        b"\x01",
+        "40000000000000010123456789abcdefef21b876c260f8cfc83c3c4a0c9f688549",
     ),
     (
-        CHACHA, 0, 0, b"",
-        "40000000000000000000000000000000"
-        "32b99cd0fddfb9aec9797a1c0c4000da",
-    ),
-    (
-        CHACHA, 1, 0x0123456789ABCDEF, b"\x01",
-        "40000000000000010123456789abcdef"
-        "ef21b876c260f8cfc83c3c4a0c9f688549",
-    ),
-    (
-        CHACHA, EPOCH - 1, 2**64 - 1, b"last of its epoch",
+        CHACHA,
+        EPOCH - 1,
+        2**64 - 1,
+        b"last of its epoch",
         "40000000007fffffffffffffffffffff"
         "356fc1a40054aa0f5382d0aa541b78ee60fada7fe758eeb77d710b99d707c77843",
     ),
     (
-        CHACHA, EPOCH, 2**64 - 1, b"first of its epoch",
+        CHACHA,
+        EPOCH,
+        2**64 - 1,
+        b"first of its epoch",
         "4000000000800000ffffffffffffffff"
         "e8b896d6f0f3b4be591d219cfdd6f1dbbff748522aa60e9180876919b8a502e3c459",
     ),
     (
-        CHACHA, MAX_NUMBER, 1, b"last of all",
-        "40ffffffffffffff0000000000000001"
-        "b0d6bea6eb5bc7720411a6308a53dd6c8cefddec90e6c44998ed3e",
+        CHACHA,
+        MAX_NUMBER,
+        1,
+        b"last of all",
+        "40ffffffffffffff0000000000000001b0d6bea6eb5bc7720411a6308a53dd6c8cefddec90e6c44998ed3e",
     ),
-]  # fmt: skip
+]
 
 
 def packets(

@@ -56,10 +56,20 @@ class Run:
         sample = RateSample(
             rate, acked, prior, self.delivered, lost, sent_in_flight, flight.sent_at, app_limited
         )
-        self.bbr.update(Update(
-            self.now, acked, [(flight, lost // runs)] * runs if lost else [], in_flight + acked,
-            in_flight, rtt_s, rtt_s, RTT_S, sample, flight.sent_at,
-        ))  # fmt: skip
+        self.bbr.update(
+            Update(
+                self.now,
+                acked,
+                [(flight, lost // runs)] * runs if lost else [],
+                in_flight + acked,
+                in_flight,
+                rtt_s,
+                rtt_s,
+                RTT_S,
+                sample,
+                flight.sent_at,
+            )
+        )
         return self.bbr.mode
 
     def until(self, mode: Mode, limit: int = 100, **how: float) -> int:
@@ -244,9 +254,7 @@ def test_random_loss_slows_nothing_down(cruising: Run) -> None:
     assert 0.015 < cruising.bbr.bounds.ambient_loss < 0.03
 
 
-def test_a_queue_that_overflows_bounds_rate_and_window_by_what_comes_through(
-    cruising: Run,
-) -> None:
+def test_a_queue_that_overflows_bounds_rate_and_window_by_what_comes_through(cruising: Run) -> None:
     cruising.round(rtt_s=QUEUED_S)
     cruising.round(0.8 * RATE, rtt_s=QUEUED_S, lost=4_000)
     model = cruising.bbr.model
@@ -333,9 +341,9 @@ def test_a_larger_datagram_makes_the_quantum_larger(cruising: Run) -> None:
 def test_a_loss_timer_without_acknowledgement_changes_no_rate(cruising: Run) -> None:
     pace = cruising.bbr.pacing_bytes_per_s
     flight = Snapshot(cruising.now, SIZE, BDP, cruising.delivered, 0.0, 0.0, 0, False)
-    cruising.bbr.update(Update(
-        cruising.now + 1, 0, [(flight, SIZE)], BDP, BDP - SIZE, None, 0.1, 0.1, None, None,
-    ))  # fmt: skip
+    cruising.bbr.update(
+        Update(cruising.now + 1, 0, [(flight, SIZE)], BDP, BDP - SIZE, None, 0.1, 0.1, None, None)
+    )
     assert cruising.bbr.pacing_bytes_per_s == pace
 
 

@@ -63,9 +63,14 @@ def two(
     ],
 )
 def test_it_uses_the_link(
-    mbit: float, rtt_s: float, queue_bytes: int, loss: float, since: float, until: float,
+    mbit: float,
+    rtt_s: float,
+    queue_bytes: int,
+    loss: float,
+    since: float,
+    until: float,
     share: float,
-) -> None:  # fmt: skip
+) -> None:
     one = alone(mbit, rtt_s, queue_bytes, loss, until)
     assert one.goodput_bytes_per_s(since, until) > share * mbit * MBIT
 
@@ -199,9 +204,9 @@ def test_two_bbr_flows_share(queue_bdp: float, late_s: float) -> None:
 
 @pytest.mark.parametrize("queue_bdp", [1, 2])
 @pytest.mark.parametrize(
-    ("controllers", "late_s"), [(("bbr", "cubic"), 0.0), (("bbr", "cubic"), 3.0),
-                                (("cubic", "bbr"), 3.0)],
-)  # fmt: skip
+    ("controllers", "late_s"),
+    [(("bbr", "cubic"), 0.0), (("bbr", "cubic"), 3.0), (("cubic", "bbr"), 3.0)],
+)
 def test_bbr_and_cubic_leave_each_other_room(
     controllers: tuple[str, str], queue_bdp: float, late_s: float
 ) -> None:

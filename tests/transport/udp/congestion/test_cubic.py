@@ -7,12 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from kkp2p_compat.transport.udp.congestion import (
-    Controller,
-    Snapshot,
-    Update,
-    make_controller,
-)
+from kkp2p_compat.transport.udp.congestion import Controller, Snapshot, Update, make_controller
 
 SIZE = 1_000  # bytes of a datagram
 
@@ -34,10 +29,20 @@ class CubicRun:
         window = self.controller.window_bytes
         for part in range(acks):
             size = (window - lost) // acks
-            self.controller.update(Update(
-                self.now, size, [(snapshot(sent_at), lost)] if lost and part == 0 else [], window,
-                window - size, rtt_s, rtt_s, 0.1, None, sent_at,
-            ))  # fmt: skip
+            self.controller.update(
+                Update(
+                    self.now,
+                    size,
+                    [(snapshot(sent_at), lost)] if lost and part == 0 else [],
+                    window,
+                    window - size,
+                    rtt_s,
+                    rtt_s,
+                    0.1,
+                    None,
+                    sent_at,
+                )
+            )
         return self.controller.window_bytes
 
 

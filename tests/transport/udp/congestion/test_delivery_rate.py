@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from kkp2p_compat.transport.udp.congestion import (
-    DeliveryRate,
-    RateSample,
-)
+from kkp2p_compat.transport.udp.congestion import DeliveryRate, RateSample
 
 SIZE = 1_000  # bytes of a datagram
 

@@ -6,9 +6,7 @@ import math
 
 import pytest
 
-from kkp2p_compat.transport.udp.congestion import (
-    Pacer,
-)
+from kkp2p_compat.transport.udp.congestion import Pacer
 
 
 def test_pacer_lets_a_quantum_go_and_then_waits_for_it() -> None:
