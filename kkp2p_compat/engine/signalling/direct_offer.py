@@ -13,7 +13,7 @@ from random import SystemRandom
 from typing import Any
 
 from ..._errors import BadPacket
-from ...transport.udp.protection import AES, CIPHERS, preferred_cipher
+from ...transport.udp.protection import AES, CHACHA, CIPHERS, preferred_cipher, usable_ciphers
 from ...traversal.candidates import Candidate, parse_untrusted
 from ...traversal.checks import Credentials
 from ...traversal.nat import UNKNOWN, NatBehaviour
@@ -33,7 +33,8 @@ class DirectOffer:
 
     ``cipher``: the one that the caller prefers, or that the callee has chosen.  ``worked``: the
     kind of plan by which this caller last met this callee; "" if none is known.  ``proves``: this
-    side shows who it is on the connection, if the other side does, too.
+    side shows who it is on the connection, if the other side does, too.  ``ciphers``: those that
+    this side has, always with AES.
 
     Two fields are not sent.  ``vouched``: the IP addresses at which the cloud has seen the other
     side (None: it cannot tell).  ``to_stranger``: ours names only addresses that everybody can see
@@ -49,6 +50,7 @@ class DirectOffer:
     vouched: frozenset[str] | None = None
     to_stranger: bool = False
     proves: bool = False
+    ciphers: tuple[str, ...] = tuple(CIPHERS)
 
     @classmethod
     def make(
@@ -61,14 +63,22 @@ class DirectOffer:
         proves: bool = False,
     ) -> DirectOffer:
         """Ours; ``asked``: the caller's, when we answer."""
-        cipher = preferred_cipher()
+        ciphers, wanted = usable_ciphers(), {preferred_cipher()}
         if asked is not None:
-            if cipher == AES:
-                cipher = asked.cipher  # a side without AES instructions decides for both
+            ciphers = tuple(cipher for cipher in ciphers if cipher in asked.ciphers)
+            wanted.add(asked.cipher)  # a side without AES instructions decides for both
             proves = proves and asked.proves
-        credentials = Credentials.make(_random)
-        number = secrets.randbits(64)
-        return cls(number, credentials, candidates, cipher, nat, worked, None, to_stranger, proves)
+        return cls(
+            connection_id=secrets.randbits(64),
+            credentials=Credentials.make(_random),
+            candidates=candidates,
+            cipher=CHACHA if CHACHA in wanted.intersection(ciphers) else AES,
+            nat=nat,
+            worked=worked,
+            to_stranger=to_stranger,
+            proves=proves,
+            ciphers=ciphers,
+        )
 
     def fields(self) -> dict[str, Any]:
         return {
@@ -80,6 +90,7 @@ class DirectOffer:
             **({"nat": self.nat.fields()} if self.nat != UNKNOWN else {}),
             **({"worked": self.worked} if self.worked else {}),
             **({"proof": PROOF_VERSION} if self.proves else {}),
+            **({"ciphers": self.ciphers} if self.ciphers != tuple(CIPHERS) else {}),
         }
 
     @classmethod
@@ -89,6 +100,9 @@ class DirectOffer:
         cipher = fields.get("cipher")
         if not isinstance(cipher, str) or cipher not in CIPHERS:
             raise BadPacket("a direct part with an unknown cipher")
+        ciphers = fields.get("ciphers", list(CIPHERS))
+        if not isinstance(ciphers, list):
+            raise BadPacket("a direct part with no list of ciphers")
         worked, proof = fields.get("worked"), fields.get("proof")
         return cls(
             parse_id_untrusted(fields.get("id")),
@@ -98,6 +112,7 @@ class DirectOffer:
             NatBehaviour.parse_untrusted(fields.get("nat")),
             worked if isinstance(worked, str) and worked in PLANS else "",
             proves=type(proof) is int and proof >= PROOF_VERSION,
+            ciphers=tuple(cipher for cipher in CIPHERS if cipher in ciphers),
         )
 
 

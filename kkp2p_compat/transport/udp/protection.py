@@ -21,7 +21,7 @@ import struct
 from collections.abc import Callable, Sequence
 from itertools import repeat
 
-from cryptography.exceptions import InvalidTag
+from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
@@ -36,6 +36,7 @@ __all__ = [
     "PacketOpener",
     "PacketSealer",
     "preferred_cipher",
+    "usable_ciphers",
 ]
 
 SECRET_BYTES = 32
@@ -254,3 +255,18 @@ def preferred_cipher(cpuinfo: str = "/proc/cpuinfo") -> str:
     except OSError:
         return AES  # not Linux, or no /proc: nearly every CPU of today has them
     return AES
+
+
+@functools.cache
+def usable_ciphers() -> tuple[str, ...]:
+    """Those of this host: in FIPS 140 mode its cryptography has no ChaCha20-Poly1305."""
+    return tuple(filter(_is_usable, CIPHERS))
+
+
+def _is_usable(cipher: str) -> bool:
+    aead, key_bytes = CIPHERS[cipher]
+    try:
+        aead(bytes(key_bytes))
+    except UnsupportedAlgorithm:
+        return False
+    return True

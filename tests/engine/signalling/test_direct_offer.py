@@ -10,6 +10,7 @@ import pytest
 
 import kkp2p_compat as kkp2p
 from kkp2p_compat._errors import BadPacket, NotSupported
+from kkp2p_compat.engine.signalling import direct_offer
 from kkp2p_compat.engine.signalling.direct_offer import DirectOffer
 from kkp2p_compat.engine.signalling.keys import CallKeys
 from kkp2p_compat.engine.signalling.offer import (
@@ -17,6 +18,7 @@ from kkp2p_compat.engine.signalling.offer import (
     parse_offer_untrusted,
 )
 from kkp2p_compat.engine.signalling.own_side import MAX_LAN_TEXT_BYTES, OwnSide
+from kkp2p_compat.transport.udp.protection import AES, CHACHA, CIPHERS
 from kkp2p_compat.traversal.candidates import MAX_CANDIDATES, Candidate
 from kkp2p_compat.traversal.nat import UNKNOWN, NatBehaviour
 
@@ -92,6 +94,7 @@ BAD: dict[str, Any] = {
     "ufrag": [None, "", "x" * 9, "ä" * 8],
     "pwd": [None, "", "x" * 25],
     "cipher": [None, "", "des", []],
+    "ciphers": [None, "aes-128-gcm", {}],
     "candidates": [None, {}, ["host 1 192.0.2.1 1"] * 33, [7], ["host"]],
     "nat": [7, [], "symmetric", {"mapping": 7}, {"mapping": []}],
 }
@@ -146,3 +149,37 @@ def test_offers_with_holes_and_noise() -> None:
             parse_offer_untrusted(json.dumps(fields))
         except (BadPacket, NotSupported):
             continue
+
+
+@pytest.mark.parametrize(
+    ("caller", "callee", "chosen"),
+    [
+        (AES, AES, AES),
+        (AES, CHACHA, CHACHA),
+        (CHACHA, AES, CHACHA),
+        (CHACHA, CHACHA, CHACHA),
+        ("FIPS", CHACHA, AES),
+        (CHACHA, "FIPS", AES),
+        ("FIPS", "FIPS", AES),
+    ],
+)
+def test_the_cipher_that_both_have(
+    monkeypatch: pytest.MonkeyPatch, caller: str, callee: str, chosen: str
+) -> None:
+    """``caller``, ``callee``: what each prefers; in FIPS 140 mode there is no ChaCha20."""
+
+    def make(prefers: str, asked: DirectOffer | None = None) -> DirectOffer:
+        ciphers = (AES,) if prefers == "FIPS" else tuple(CIPHERS)
+        monkeypatch.setattr(direct_offer, "usable_ciphers", lambda: ciphers)
+        # Without AES instructions, the CPU has no say in what there is.
+        preferred = CHACHA if prefers == "FIPS" else prefers
+        monkeypatch.setattr(direct_offer, "preferred_cipher", lambda: preferred)
+        made = DirectOffer.make(CANDIDATES, NAT, "", asked)
+        return DirectOffer.parse_untrusted(json.loads(json.dumps(made.fields())))
+
+    assert make(callee, make(caller)).cipher == chosen
+
+
+@pytest.mark.parametrize("ciphers", [[], ["des", 7, None, [], {}], [AES, AES]])
+def test_ciphers_that_nobody_knows(ciphers: list[object]) -> None:
+    assert set(DirectOffer.parse_untrusted({**GOOD, "ciphers": ciphers}).ciphers) <= {AES}

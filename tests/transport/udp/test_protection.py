@@ -8,6 +8,7 @@ import struct
 from pathlib import Path
 
 import pytest
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.poly1305 import Poly1305
 from hypothesis import given, settings
@@ -22,6 +23,7 @@ from kkp2p_compat.transport.udp.protection import (
     PacketOpener,
     PacketSealer,
     preferred_cipher,
+    usable_ciphers,
 )
 
 repeatable = settings(deadline=None, derandomize=True)
@@ -385,3 +387,16 @@ def test_the_cipher_that_suits_the_cpu(text: str, cipher: str, tmp_path: Path) -
 def test_the_cipher_where_nothing_is_said_about_the_cpu(tmp_path: Path) -> None:
     assert preferred_cipher(str(tmp_path / "none")) == AES
     assert preferred_cipher() in CIPHERS
+
+
+def test_a_cipher_that_the_host_does_not_have(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    def refuse(key: bytes) -> None:
+        raise UnsupportedAlgorithm("ChaCha20Poly1305 is not supported by this version of OpenSSL")
+
+    assert usable_ciphers() == (AES, CHACHA)
+    usable_ciphers.cache_clear()
+    request.addfinalizer(usable_ciphers.cache_clear)
+    monkeypatch.setitem(CIPHERS, CHACHA, (refuse, 32))  # type: ignore[arg-type]
+    assert usable_ciphers() == (AES,)
