@@ -13,7 +13,7 @@ import stat
 import time
 from collections.abc import Iterator
 
-__all__ = ["LineWriter", "data_folder", "locked", "read_small", "write_whole"]
+__all__ = ["LineWriter", "Stamp", "data_folder", "locked", "read_small", "stamp_of", "write_whole"]
 
 # Our choices.
 LOCK_S = 5.0  # whoever changes a file has it for milliseconds
@@ -24,6 +24,9 @@ def data_folder() -> str:
     """The user's (XDG base directories)."""
     base = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
     return os.path.join(base, "kkp2p")
+
+
+Stamp = tuple[int, int, int]
 
 
 def _open(path: str, flags: int) -> int:
@@ -42,6 +45,15 @@ def read_small(path: str, most: int) -> tuple[bytes, os.stat_result]:
     if len(content) > most:
         raise OSError(errno.EFBIG, f"more than {most} bytes", path)
     return content, status
+
+
+def stamp_of(path: str | os.PathLike[str]) -> Stamp | None:
+    """Differs when the file was replaced or written to; None: it is not there, for now."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_ino, status.st_size
 
 
 def write_whole(path: str, content: bytes, mode: int = 0o600) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["ChangedFiles"]
+from .._kept_files import Stamp, stamp_of
 
-_Stamp = tuple[int, int, int]
+__all__ = ["ChangedFiles"]
 
 
 class ChangedFiles:
@@ -30,14 +30,5 @@ class ChangedFiles:
     def forget(self) -> None:
         self._loaded = self._stamps()
 
-    def _stamps(self) -> list[_Stamp | None]:
-        return [_stamp(file) for file in self._files]
-
-
-def _stamp(file: Path) -> _Stamp | None:
-    """Differs when the file was replaced or written to."""
-    try:
-        status = file.stat()
-    except OSError:  # it is being replaced
-        return None
-    return status.st_mtime_ns, status.st_ino, status.st_size
+    def _stamps(self) -> list[Stamp | None]:
+        return [stamp_of(file) for file in self._files]

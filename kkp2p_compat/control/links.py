@@ -236,6 +236,10 @@ class Links:
         """
         name = self._certified_name(address[0])
         trust, reason = self.trust, Sentence("no login_ca is set")
+        try:
+            trust.refresh()
+        except KKP2PError as error:
+            self._log.warning("%s; the certificates that were in it still count", error)
         if trust.asks_ca:
             link = self._make(address, trust.verified, name, named_by)
             try:

@@ -2,8 +2,8 @@
 
 Any one of these vouches for a certificate:
 
-- a CA: login_ca, which may be the very certificate that is shown; or for a login_domain that has a
-  name one of the system's;
+- a CA: login_ca, which may be the very certificate that is shown, and is read again when the file
+  was replaced; or for a login_domain that has a name one of the system's;
 - the user: login_fingerprint;
 - a login: SCRAM is bound to the certificate that it ran on (``binding.py``), so the server knows
   our secret's verifier.  What a login has proved counts as long as the engine lives;
@@ -24,6 +24,7 @@ from gevent import ssl
 
 from .._codes import KKP2P_ERROR_PARAMETER
 from .._errors import KKP2PError, ParameterError
+from .._kept_files import stamp_of
 
 __all__ = ["MAX_NAMED", "Trust", "fingerprint", "parse_fingerprints"]
 
@@ -61,17 +62,29 @@ class Trust:
 
     def __init__(self, ca_file: str | None, given: frozenset[bytes], has_name: bool) -> None:
         self._known = set(given)  # vouched for by what we hold, not by a CA
+        # A server that shows a certificate of login_ca itself is meant, by whatever name or
+        # address it is reached: behind a port forward its own certificate has another one.
+        self._of_ca: frozenset[bytes] = frozenset()
+        self._ca_file = ca_file
         self.asks_ca = ca_file is not None or (has_name and not given)
         # Nothing else may even be logged in at: a false server gets no proof to guess from.
         self.is_required = ca_file is not None or bool(given)
         if ca_file is not None:
-            self.verified = _context(ca_file)
-            # A server that shows a certificate of login_ca itself is meant, by whatever name or
-            # address it is reached: behind a port forward its own certificate has another one.
-            self._known.update(map(fingerprint, self.verified.get_ca_certs(binary_form=True)))
+            self._load(ca_file)
         else:  # nobody passes by the bare one
             self.verified = _system_context() if self.asks_ca else _bare_context()
         self.unverified = _unverified_context()
+
+    def _load(self, ca_file: str) -> None:
+        self._ca_stamp = stamp_of(ca_file)
+        self.verified = _context(ca_file)
+        self._of_ca = frozenset(map(fingerprint, self.verified.get_ca_certs(binary_form=True)))
+
+    def refresh(self) -> None:
+        """Go by login_ca as the file is now; KKP2PError: it cannot be used, and what was in it
+        before still counts."""
+        if self._ca_file is not None and stamp_of(self._ca_file) != self._ca_stamp:
+            self._load(self._ca_file)
 
     @property
     def is_strict(self) -> bool:
@@ -80,7 +93,7 @@ class Trust:
 
     def knows(self, certificate: bytes) -> bool:
         """Whether we know a certificate (DER) without asking a CA."""
-        return fingerprint(certificate) in self._known
+        return fingerprint(certificate) in self._known | self._of_ca
 
     def require(self) -> None:
         """A CA has vouched for a server: from now on anything less is an attack."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import signal
 import socket
 import ssl
@@ -21,6 +22,7 @@ from helpers.sample_process import StartSample, start_sample
 from helpers.shared_directory import Shared, running_node
 from helpers.support import PATIENCE_S, SECRET, CloudProcess, read_all, write_all
 from helpers.tool_process import StartTool, start_tool
+from kkp2p_compat._errors import KKP2PError
 from kkp2p_compat.cli.demo import make_certificate
 from kkp2p_compat.cloud.certificate import load_identity
 from kkp2p_compat.cloud.directory import Node
@@ -383,6 +385,28 @@ def test_the_systems_certificates_are_loaded_only_where_they_count(
     assert (trust.verified is system) is asks
     assert trust.verified.verify_mode == ssl.CERT_REQUIRED
     assert not trust.verified.get_ca_certs()
+
+
+def test_login_ca_is_read_again_when_it_was_replaced(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        load_identity(tmp_path / name)
+    ca_file = str(tmp_path / "first" / "cloud.crt")
+    trust = Trust(ca_file, frozenset(), has_name=False)
+    before = trust.verified
+    (first,) = before.get_ca_certs(binary_form=True)
+    trust.refresh()
+    assert trust.verified is before
+    for broken in (lambda: Path(ca_file).unlink(), lambda: Path(ca_file).write_text("no PEM")):
+        broken()
+        with pytest.raises(KKP2PError, match="login_ca"):
+            trust.refresh()
+        trust.refresh()  # that is told once
+        assert trust.knows(first)
+    shutil.copy(tmp_path / "second" / "cloud.crt", ca_file)
+    trust.refresh()
+    (second,) = trust.verified.get_ca_certs(binary_form=True)
+    assert trust.knows(second)
+    assert not trust.knows(first)
 
 
 def test_engines_share_the_contexts_that_hold_nothing_of_theirs(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket as _socket
 from collections.abc import Callable
 from pathlib import Path
@@ -83,14 +84,20 @@ def test_login_ca(
 ) -> None:
     """With login_ca only a cloud that it vouches for is talked to, by callers too."""
     good, bad = start_cloud(*ACCOUNT, data="good"), start_cloud(*ACCOUNT, data="bad")
-    ca = str(tmp_path / "good" / "cloud.crt")
+    ca = shutil.copy(tmp_path / "good" / "cloud.crt", str(tmp_path / "ca.crt"))
     engine = make_engine(login_port=good.port, login_ca=ca)
     assert kkp2p.join_net(engine, "peer", SECRET) == 0
     mine = kkp2p.channel_t()
     assert connect(make_engine(login_port=good.port, login_ca=ca), mine) == 0
     kkp2p.close_fd(mine.fd)
-    assert connect(make_engine(login_port=bad.port, login_ca=ca), mine) == -109
+    other = make_engine(login_port=bad.port, login_ca=ca)
+    assert connect(other, mine) == -109
     assert "certificate" in (tmp_path / "engine2" / "kkp2p_engine.log").read_text()
+    shutil.copy(tmp_path / "bad" / "cloud.crt", ca)  # renewed, while the engine runs
+    peer = make_engine(login_port=bad.port, login_ca=ca)
+    assert kkp2p.join_net(peer, "peer", SECRET) == 0
+    assert connect(other, mine) == 0
+    kkp2p.close_fd(mine.fd)
 
 
 def test_relay_sees_only_ciphertext(
