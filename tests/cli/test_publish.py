@@ -371,6 +371,29 @@ def test_datagrams(publish: Publish, proxy: StartProxy) -> None:
     assert {e["port"] for e in ended} == {source[1] for source in sources}
 
 
+def test_a_service_for_datagrams_is_looked_for_on_both_loopbacks(
+    publish: Publish, proxy: StartProxy
+) -> None:
+    """Nothing is lost, though the first datagram is refused at 127.0.0.1."""
+    with socket.socket(_socket.AF_INET6, _socket.SOCK_DGRAM) as service:
+        service.bind(("::1", 0))
+        publisher = publish(str(service.getsockname()[1]), "--udp")
+        tool, port = proxy("--udp")
+        with socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM) as client:
+            client.connect(("127.0.0.1", port))
+            client.send(b"question")
+            data, source = service.recvfrom(100)
+            assert data == b"question"
+            service.sendto(b"answer", source)
+            assert client.recv(100) == b"answer"
+    tool.end(signal.SIGINT)
+    assert publisher.event()["event"] == "connected"
+    ended = publisher.event()
+    assert (ended["datagrams_sent"], ended["datagrams_received"]) == (1, 1)
+    assert ended["datagrams_lost"] == {}
+    assert ended["port"] == source[1]
+
+
 def test_datagrams_that_are_lost_are_told_in_the_last_line() -> None:
     proxied = Proxied("bob", "connection 1", 0)
     proxied.path, proxied.over, proxied.target = "p2p", True, "127.0.0.1:53"

@@ -40,8 +40,6 @@ class SlowTarget:
         self.let.wait()
         return self._ours
 
-    connect_udp = connect
-
 
 class Publisher:
     """An engine that publishes targets as "peer", and what its watch was told."""
@@ -149,8 +147,12 @@ class SlowReader:
         self.theirs, self._ours = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_DGRAM)
         self._ours.setblocking(False)
 
-    def connect_udp(self) -> Any:
-        return self._ours
+    def udp_addresses(self) -> list[object]:
+        return [self]
+
+    @staticmethod
+    def socket(reader: SlowReader) -> Any:
+        return reader._ours
 
 
 def test_datagrams_that_are_lost_are_counted(
@@ -159,6 +161,7 @@ def test_datagrams_that_are_lost_are_counted(
     """Those that the target does not take, and those that the path does not."""
     monkeypatch.setattr(stream_table, "MIN_QUEUE_BYTES", 0)
     monkeypatch.setattr(stream_table, "MAX_QUEUED_S", 0)
+    monkeypatch.setattr(published, "udp_socket", SlowReader.socket)
     slow = SlowReader()
     publisher, caller = Publisher(make_engine(), slow, is_udp=True), make_engine()
     channel = kkp2p.channel_t()

@@ -7,9 +7,12 @@ are independent of each other, and whoever watches is told of each, as of those 
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import itertools
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,7 +29,7 @@ from ..links.background import Background
 from ..links.streams import OpenStream
 from ..runtime.shares import Shares
 from .proxied import Proxied, Watch
-from .targets import Target
+from .targets import Target, udp_socket
 from .udp_socket import MAX_BYTES, why_lost
 
 __all__ = ["Published", "Targets"]
@@ -37,6 +40,9 @@ MAX_CONNECTIONS = 10_000
 IDLE_S = 180.0  # a UDP channel without datagrams; a proxy ends its own after 120 s
 SWEEP_S = 15.0  # how often idle ones are looked for
 READS_PER_TURN = 64  # datagrams; about a millisecond
+REPEATED_BYTES = 1500  # a datagram of a question, which may be sent to another address, too
+
+_NOT_THERE = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH)
 
 STOPPED = Sentence("it is not published any more")
 
@@ -222,23 +228,40 @@ class _TcpConnection(_Connection):
 
 
 class _UdpConnection(_Connection):
-    """A socket of its own for each channel, so that the target tells its clients apart."""
+    """A socket of its own for each channel, so that the target tells its clients apart.
+
+    A target with several addresses is sought at the next one when nobody listens at one: localhost
+    is 127.0.0.1 for one program and ::1 for another.
+    """
 
     channel_type = KKP2P_UDP_CHANNEL
     _used_at = 0.0
+    _unanswered = b""  # the last datagram, where it may be sent again to another address
 
     def _connect(self, target: Target) -> Any:
-        return target.connect_udp()
+        self._addresses = deque(target.udp_addresses())
+        return self._open()
+
+    def _open(self) -> Any:
+        """A socket to the first of the addresses to which there is a route."""
+        for _ in range(len(self._addresses) - 1):
+            with contextlib.suppress(OSError):
+                return udp_socket(self._addresses[0])
+            self._addresses.rotate(-1)
+        return udp_socket(self._addresses[0])
 
     def _carry(self, local: Any) -> None:
         self._begin(local)
-        self._local = local
         self._used_at = time.monotonic()
-        self._readable = gevent.get_hub().loop.io(local.fileno(), READ)
-        self._readable.start(self._handle_readable)
+        self._use(local)
         port = self._stream.exchange(self._handle_message, self._handle_end)
         if not self._proxied.over:
             self._port = port
+
+    def _use(self, local: Any) -> None:
+        self._local = local
+        self._readable = gevent.get_hub().loop.io(local.fileno(), READ)
+        self._readable.start(self._handle_readable)
 
     def _handle_readable(self) -> None:
         for _ in range(READS_PER_TURN):
@@ -249,20 +272,47 @@ class _UdpConnection(_Connection):
             except BlockingIOError:
                 return
             except OSError as error:  # of an earlier datagram: the target does not listen (yet)
-                self._proxied.datagrams_lost[why_lost(error)] += 1
+                self._handle_lost(error)
                 continue
+            self._unanswered = b""
             self._used_at = time.monotonic()
             self._proxied.datagrams_sent += 1
             self._port.send(data)
 
     def _handle_message(self, data: bytes) -> None:
         self._used_at = time.monotonic()
+        if len(self._addresses) > 1 and len(data) <= REPEATED_BYTES:
+            self._unanswered = data
+        self._proxied.datagrams_received += self._send(data)
+
+    def _send(self, data: bytes) -> bool:
         try:
             self._local.send(data)
         except OSError as error:  # nobody listens, its socket is full, it is too long
-            self._proxied.datagrams_lost[why_lost(error)] += 1
-            return
-        self._proxied.datagrams_received += 1
+            return self._handle_lost(error)
+        return True
+
+    def _handle_lost(self, error: OSError) -> bool:
+        """Whether the datagram that is lost has gone to another address instead."""
+        data, self._unanswered = self._unanswered, b""
+        if error.errno in _NOT_THERE and self._turn_to_next() and data:
+            return self._send(data)
+        self._proxied.datagrams_lost[why_lost(error)] += 1
+        return False
+
+    def _turn_to_next(self) -> bool:
+        if len(self._addresses) == 1:
+            return False
+        self._addresses.rotate(-1)
+        try:
+            local = self._open()
+        except OSError:
+            return False  # stay with the one that there is
+        self._readable.close()
+        self._local.close()
+        self._proxied.port = local.getsockname()[1]
+        self._use(local)
+        return True
 
     def _handle_end(self, error: KKP2PError | None) -> None:
         self._readable.close()

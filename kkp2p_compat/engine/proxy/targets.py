@@ -16,13 +16,13 @@ from typing import Any, Protocol
 import gevent
 from gevent import monkey
 
-from ..._address import is_ip, text_of
+from ..._address import HostPort, is_ip, text_of
 from ..._descriptors import keep_private
 from ..._errors import CallRefused
 from ...control.resolver import addresses_of
 from ...transport import dial, tcp
 
-__all__ = ["GivenTarget", "PathTarget", "PortTarget", "Target"]
+__all__ = ["GivenTarget", "PathTarget", "PortTarget", "Target", "udp_socket"]
 
 RESOLVE_S = 5.0  # our choice: for a name; whoever calls waits about twice as long
 BACKLOG_PAUSE_S = 0.02
@@ -35,8 +35,8 @@ class Target(Protocol):
     def connect(self) -> Any:
         """A plain non-blocking stream socket; waits.  Raises OSError or KKP2PError."""
 
-    def connect_udp(self) -> Any:
-        """The same for datagrams."""
+    def udp_addresses(self) -> list[HostPort]:
+        """For ``udp_socket``, the best first; waits.  Raises OSError or KKP2PError."""
 
 
 @dataclass(frozen=True)
@@ -56,24 +56,27 @@ class PortTarget:
         sock.setblocking(False)
         return keep_private(sock)
 
-    def connect_udp(self) -> Any:
-        ip = self._addresses()[0]
-        sock = keep_private(
-            _new_socket(socket.AF_INET6 if ":" in ip else socket.AF_INET, socket.SOCK_DGRAM)
-        )
-        try:
-            sock.setblocking(False)
-            sock.connect((ip, self.port))
-        except BaseException:
-            sock.close()
-            raise
-        return sock
+    def udp_addresses(self) -> list[HostPort]:
+        return [(ip, self.port) for ip in self._addresses()]
 
     def _addresses(self) -> list[str]:
         found: list[str] = []
         for host in self.hosts:
             found += [host] if is_ip(host) else addresses_of(host, RESOLVE_S)
         return found
+
+
+def udp_socket(address: HostPort) -> Any:
+    """Non-blocking, connected to an IP address and port; raises OSError."""
+    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    sock = keep_private(_new_socket(family, socket.SOCK_DGRAM))
+    try:
+        sock.setblocking(False)
+        sock.connect(address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def _connect(addresses: list[str], port: int) -> Any:
@@ -107,7 +110,7 @@ class PathTarget:
             raise
         return sock
 
-    def connect_udp(self) -> Any:
+    def udp_addresses(self) -> list[HostPort]:
         raise CallRefused("{target} takes streams only", target=str(self))
 
 
@@ -127,5 +130,5 @@ class GivenTarget:
         sock, self._sock = self._sock, None
         return sock
 
-    def connect_udp(self) -> Any:
+    def udp_addresses(self) -> list[HostPort]:
         raise CallRefused("{target} takes streams only", target=str(self))
