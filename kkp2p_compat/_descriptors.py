@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -79,7 +80,8 @@ def waiting(fd: int, era: int, wake: Callable[[], object]) -> Iterator[bool]:
 def keep_private(sock: T) -> T:
     """Mark an engine's own socket: ``read`` and ``write`` of the application refuse its number.
 
-    That holds until the socket is closed, detached or forgotten.
+    That holds until the socket is closed, detached or forgotten.  A forked child has no copy of it:
+    that would keep the port of a UDP socket, which nothing but the last ``close`` gives back.
     """
     _private[sock.fileno()] = weakref.ref(sock)  # type: ignore[attr-defined]
     return sock
@@ -89,3 +91,13 @@ def is_private(fd: int) -> bool:
     reference = _private.get(fd)
     sock = None if reference is None else reference()
     return sock is not None and sock.fileno() == fd
+
+
+def _let_go() -> None:
+    """In a forked child.  The numbers stay taken, for the objects that would close them."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as nothing:
+        for number in filter(is_private, list(_private)):
+            os.dup2(nothing.fileno(), number, inheritable=False)
+
+
+os.register_at_fork(after_in_child=_let_go)

@@ -18,7 +18,7 @@ from gevent.pool import Group
 
 import kkp2p_compat as kkp2p
 from helpers.direct_support import LONG, links, settled, until
-from helpers.support import PATIENCE_S, SECRET
+from helpers.support import PATIENCE_S, SECRET, forked_child
 from kkp2p_compat._codes import MAX_MESSAGE_BYTES
 from kkp2p_compat.engine.links.streams import OpenStream
 from kkp2p_compat.engine.proxy import udp_proxy
@@ -460,6 +460,19 @@ def test_stop(proxy: StartProxy, client: Client, server: Peer, engine: kkp2p.eng
     until(lambda: server.ended == 1)
     assert proxy(port=one.address[1]).address == one.address
     assert ask(living, b"two") == b"two"
+
+
+def test_a_forked_child_does_not_keep_the_port(
+    proxy: StartProxy, client: Client, server: Peer, engine: kkp2p.engine_t
+) -> None:
+    started = proxy()
+    sock = client(started.address)
+    with gevent.Timeout(PATIENCE_S), forked_child():
+        assert ask(sock, b"by the parent") == b"by the parent"
+        kkp2p.stop_proxy(engine, started.proxy_id)
+        again = proxy(port=started.address[1])
+        assert again.address == started.address
+        assert ask(sock, b"again") == b"again"
 
 
 def test_stop_while_channels_are_opened(

@@ -126,11 +126,16 @@ class Program:
 def forked_child() -> Iterator[None]:
     """A child of this process that has copies of every descriptor, and does nothing with them."""
     hold, release = os.pipe()
+    ready, begin = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(release)
+        os.write(begin, b"x")
         os.read(hold, 1)
         os._exit(0)
+    os.read(ready, 1)
+    os.close(ready)
+    os.close(begin)
     try:
         yield
     finally:
