@@ -271,9 +271,16 @@ def test_a_callback_that_hangs_holds_nobody_up(
     log: EngineLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kkp2p_compat.engine.runtime.callbacks.MAX_WAITING", 10)
-    go = threading.Event()
-    kkp2p.log_init(lambda *_: go.wait(PATIENCE_S), None, 2)
-    for number in range(50):
+    begun, go = threading.Event(), threading.Event()
+
+    def hang(*_: object) -> None:
+        begun.set()
+        go.wait(PATIENCE_S)
+
+    kkp2p.log_init(hang, None, 2)
+    log.error("line 0")
+    wait_for(begun.is_set)  # from now on nothing is taken from those that wait
+    for number in range(1, 50):
         log.error("line %d", number)
     assert "line 49" in text(tmp_path), "what the callback cannot take goes to the file"
     go.set()
