@@ -13,6 +13,7 @@ import hashlib
 import os
 import random
 import select
+import socket
 import sys
 import time
 
@@ -71,6 +72,10 @@ def send(engine: kkp2p.engine_t, peer: str, size: str, timeout: str = "20000") -
         passed.add(piece[:result])
         piece = piece[result:]
     passed.end(result)
+    if result > 0:  # engine_destroy would not wait for longer than 5 s until all has arrived
+        with socket.socket(fileno=os.dup(channel.fd)) as sock:
+            sock.shutdown(socket.SHUT_WR)
+        kkp2p.read(channel.fd, bytearray(1), 1, PATIENCE_MS)
     kkp2p.close_fd(channel.fd)
 
 

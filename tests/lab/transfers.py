@@ -30,5 +30,6 @@ def check_ends(receiver: Popen[str], sender: Popen[str]) -> int:
     _, result, total, digest = wait_for(sender, "^end", LIMIT_S).split()
     assert int(result) > 0
     # After the last byte there is the end of the stream, which read tells by -1.
-    assert wait_for(receiver, "^end") == f"end -1 {total} {digest}\n"
+    received = wait_for(receiver, "^end")
+    assert received == f"end -1 {total} {digest}\n", received
     return int(total)
