@@ -98,11 +98,12 @@ def _serve(layers: Layers, options: argparse.Namespace) -> int:
         return 2
     reloader = Reloader(cloud, layers, options)
     gevent.signal_handler(signal.SIGHUP, reloader.reload)  # for as long as the process lives
+    admin = None
     try:
+        if options.admin is not None:  # bound before peers are let in, who would be cut off
+            admin = _make_admin(cloud, _admin_address(options))
         cloud.start()
-        admin = None if options.admin is None else _start_admin(cloud, _admin_address(options))
     except (ImportError, OSError, ValueError, sqlite3.Error) as error:
-        cloud.stop(0)
         print(f"kkp2p cloud: {error}", file=sys.stderr)
         return 1
     stopping = Event()
@@ -110,6 +111,7 @@ def _serve(layers: Layers, options: argparse.Namespace) -> int:
     handlers = [gevent.signal_handler(number, stopping.set) for number in numbers]
     _say_hello(cloud)
     if admin is not None:
+        admin.start()
         print(_("  status: ") + f"http://{text_of(admin.address)}/", flush=True)
     speak_english()  # whatever comes is for the log
     if options.worker is not None:
@@ -132,16 +134,14 @@ def _admin_address(options: argparse.Namespace) -> tuple[str, int]:
     return host, port and port + (options.worker or 0)
 
 
-def _start_admin(cloud: Cloud, where: tuple[str, int]) -> Admin:
+def _make_admin(cloud: Cloud, where: tuple[str, int]) -> Admin:
     """Raises OSError; ImportError where prometheus-client is missing, which nobody else needs."""
     try:
         from ..cloud.admin import Admin
     except ImportError as error:
         text = _("an admin port needs more packages: pip install 'kkp2p_compat[fleet]'")
         raise ImportError(f"{text} ({error})") from error
-    admin = Admin(cloud, where)
-    admin.start()
-    return admin
+    return Admin(cloud, where)
 
 
 def _say_hello(cloud: Cloud) -> None:

@@ -73,33 +73,29 @@ class _Handler(WSGIHandler):  # type: ignore[misc]
 
 
 class Admin:
-    """Call order: ``start``, then ``address``, ``stop`` at the end."""
+    """Bound when it is made; ``start`` when the cloud has started, ``stop`` at the end."""
 
     def __init__(self, cloud: Cloud, where: HostPort) -> None:
+        """Raises OSError, with a sentence for the user."""
         self._cloud = cloud
-        self._where = where
         self._names = {"localhost", where[0].lower(), *cloud.settings.names}
         self._metrics: Metrics | None = None
         self._server: Any = None
-
-    @property
-    def address(self) -> HostPort:
-        return self._server.server_host, self._server.server_port
-
-    def start(self) -> None:
-        """Raises OSError, with a sentence for the user."""
-        family = socket.AF_INET6 if ":" in self._where[0] else socket.AF_INET
-        listener = gsocket.socket(family, socket.SOCK_STREAM)
+        family = socket.AF_INET6 if ":" in where[0] else socket.AF_INET
+        listener = self._listener = gsocket.socket(family, socket.SOCK_STREAM)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(self._where)
+            listener.bind(where)
             listener.listen(MAX_CONNECTIONS)
         except OSError as error:
             listener.close()
-            why = f"no admin port at {text_of(self._where)}: {error.strerror}"
+            why = f"no admin port at {text_of(where)}: {error.strerror}"
             raise OSError(error.errno, why) from error
+        self.address: HostPort = listener.getsockname()[:2]
+
+    def start(self) -> None:
         self._server = WSGIServer(
-            listener,
+            self._listener,
             self._answer_untrusted,
             spawn=Pool(MAX_CONNECTIONS),
             log=None,
@@ -115,6 +111,7 @@ class Admin:
             self._metrics.stop()
             self._metrics = None
             self._server.stop(timeout=0)
+        self._listener.close()
 
     # Requests.
 

@@ -171,7 +171,7 @@ def test_a_directory_that_is_away(
 
 def test_a_port_that_is_taken(cloud: Cloud, port: HostPort) -> None:
     with pytest.raises(OSError, match="no admin port at"):
-        admin.Admin(cloud, port).start()
+        admin.Admin(cloud, port)
 
 
 @pytest.mark.parametrize(

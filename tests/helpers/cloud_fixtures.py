@@ -155,9 +155,7 @@ def held_port() -> Iterator[int]:
 @pytest.fixture
 def lan_port() -> int:
     """A free port for LAN searches."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    return free_port()
 
 
 @pytest.fixture

@@ -40,16 +40,6 @@ BY_SECRET = (
 TURN = (*BY_SECRET, "-E", HOME, "--allow-loopback-peers")
 
 
-def two_free_ports() -> tuple[int, int]:
-    with (
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one,
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as two,
-    ):
-        one.bind((HOME, 0))
-        two.bind((HOME, 0))
-        return one.getsockname()[1], two.getsockname()[1]
-
-
 @contextlib.contextmanager
 def running(folder: Path, port: int, *options: str) -> Iterator[subprocess.Popen[bytes]]:
     """One that listens on HOME; skips the test where there is none."""

@@ -109,6 +109,33 @@ def test_the_port_is_taken(tmp_path: Path) -> None:
     assert "Traceback" not in ended.stderr
 
 
+ADMIN_IS_TAKEN = """
+import sys
+from kkp2p_compat.cli import main
+from kkp2p_compat.cloud.server import Cloud
+Cloud.start = lambda self: print("peers are let in")
+sys.exit(main(["cloud", *sys.argv[1:]]))
+"""
+
+
+def test_nobody_is_let_in_when_the_admin_port_is_taken(tmp_path: Path) -> None:
+    """He would be cut off at once: with several workers others are there for him."""
+    with gsocket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen(1)
+        admin = f"127.0.0.1:{taken.getsockname()[1]}"
+        options = ("--data", str(tmp_path), "--listen", "127.0.0.1:0", "--admin", admin)
+        ended = subprocess.run(
+            [sys.executable, "-c", ADMIN_IS_TAKEN, *options],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+        )
+    assert ended.returncode == 1
+    assert f"no admin port at {admin}" in ended.stderr
+    assert ended.stdout == ""
+
+
 def test_running_out_of_descriptors(cloud_process: StartProcess, tmp_path: Path) -> None:
     """It refuses what it has no room for, and serves again when there is room."""
     process, address = cloud_process(

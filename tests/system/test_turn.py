@@ -12,6 +12,7 @@ import pytest
 import kkp2p_compat as kkp2p
 from helpers import coturn
 from helpers.direct_support import accept, check_carries, connect, ctx_to, links, log_of, until
+from helpers.ports import free_port
 from helpers.shared_directory import Shared, running_node
 from helpers.support import PATIENCE_S, SECRET, write_all
 from kkp2p_compat.engine.paths.path_kind import PathKind
@@ -38,7 +39,7 @@ def exchange(mine: kkp2p.channel_t, theirs: kkp2p.channel_t) -> None:
 
 @pytest.fixture
 def turn_port(tmp_path: Path) -> Iterator[int]:
-    port = coturn.two_free_ports()[0]
+    port = free_port()
     with coturn.running(tmp_path, port, *coturn.TURN):
         yield port
 
@@ -58,7 +59,7 @@ def start(clouds: contextlib.ExitStack, make_engine: MakeEngine) -> Start:
         turn: Any = {"turn": ("127.0.0.1", turn_port), "turn_secret": secret}
         shared, accounts, role = Shared(), {"peer": SECRET}, "all" if relay == "here" else "track"
         if relay == "dead":
-            shared.name_relay("127.0.0.1", coturn.two_free_ports()[0])
+            shared.name_relay("127.0.0.1", free_port())
         cloud = clouds.enter_context(running_node(role, shared, accounts, **turn))
         engine, peer = (make_engine(login_port=cloud.address[1]) for _ in range(2))
         assert kkp2p.join_net(peer, "peer", SECRET) == 0
@@ -131,7 +132,7 @@ def test_the_relay_is_enough_where_it_has_a_lane(
 
 def test_a_server_that_is_killed_and_comes_back(tmp_path: Path, start: Start) -> None:
     """The path is dead; the link finds another one, through the server's next life."""
-    port = coturn.two_free_ports()[0]
+    port = free_port()
     with coturn.running(tmp_path, port, *coturn.TURN) as process:
         engine, peer = start(port, coturn.SECRET)
         mine, theirs = connect(engine, 0), accept(peer)

@@ -19,6 +19,7 @@ import gevent
 import pytest
 
 from helpers.cloud_client import Address, Client, StartProcess, cloud_process, end_process, until
+from helpers.ports import free_port
 from helpers.redis_server import RedisServer
 from helpers.support import ENVIRONMENT, PATIENCE_S
 from kkp2p_compat.cli._workers import _are_free
@@ -79,16 +80,6 @@ def test_workers_are_one_cloud(
     assert audited(output) == sorted(PEERS)
 
 
-def two_free_ports() -> int:
-    """The first of two neighbours."""
-    while True:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = int(free.getsockname()[1])
-        if _are_free("127.0.0.1", {socket.SOCK_STREAM: [port, port + 1]}):
-            return port
-
-
 def get(port: int, path: str) -> tuple[int, str]:
     """Status and body."""
     with contextlib.closing(HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)) as connection:
@@ -145,7 +136,7 @@ def test_options_of_workers_and_what_sighup_reloads(
     monkeypatch.setitem(ENVIRONMENT, "KKP2P_CLOUD_REGION", "environment")
     monkeypatch.setitem(ENVIRONMENT, "KKP2P_CLOUD_WORKERS", "4")
     monkeypatch.setitem(ENVIRONMENT, "KKP2P_CLOUD_DRAIN", "0")
-    admin = two_free_ports()
+    admin = free_port()  # and the next one
     process, address = cloud_process(
         *("--directory", redis_server.url, "--workers", "2", "--data", str(tmp_path)),
         *(*OPTIONS, "--account", "callee:s", "--config", str(file), "--admin", str(admin)),
@@ -185,7 +176,7 @@ def test_a_redis_that_is_away_for_a_while(
     cloud_process: StartProcess, tmp_path: Path, redis_server: RedisServer
 ) -> None:
     """Each worker says so at its own port, keeps whom it has, and is ready again afterwards."""
-    admin = two_free_ports()
+    admin = free_port()  # and the next one
     process, address = cloud_process(
         *("--directory", redis_server.url, "--workers", "2", "--data", str(tmp_path)),
         *(*OPTIONS, "--drain", "0", "--admin", str(admin)),

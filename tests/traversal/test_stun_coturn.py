@@ -12,7 +12,8 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from helpers.coturn import HOME, need, running, two_free_ports
+from helpers.coturn import HOME, need, running
+from helpers.ports import free_port
 from helpers.stun_support import start_responder
 from helpers.support import PATIENCE_S
 from kkp2p_compat.cloud.stun import StunResponder
@@ -26,10 +27,12 @@ SECOND = "127.0.0.2"
 @pytest.fixture
 def coturn(tmp_path: Path) -> Iterator[tuple[int, int]]:
     """The two ports of a server on two addresses."""
-    ports = two_free_ports()
-    options = ("--stun-only", "-L", SECOND, "--alt-listening-port", str(ports[1]))
-    with running(tmp_path, ports[0], *options):
-        yield ports
+    first = second = free_port()
+    while second in (first, first + 1):
+        second = free_port()
+    options = ("--stun-only", "-L", SECOND, "--alt-listening-port", str(second))
+    with running(tmp_path, first, *options):
+        yield first, second
 
 
 def test_our_client_asks_coturn(coturn: tuple[int, int]) -> None:

@@ -13,8 +13,9 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from helpers.coturn import HOME, SECRET, TURN, running, two_free_ports
+from helpers.coturn import HOME, SECRET, TURN, running
 from helpers.endpoint_support import added, arrives, log, make, ours, packet, stranger
+from helpers.ports import free_port
 from helpers.support import PATIENCE_S
 from kkp2p_compat._address import Address, HostPort
 from kkp2p_compat._errors import LinkLost
@@ -45,7 +46,7 @@ def options() -> tuple[str, ...]:
 
 @pytest.fixture
 def server(tmp_path: Path, options: tuple[str, ...]) -> Iterator[HostPort]:
-    port = two_free_ports()[0]
+    port = free_port()
     with running(tmp_path, port, *TURN, *options):
         yield HOME, port
 
