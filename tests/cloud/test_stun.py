@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.cloud_client import until
+from helpers.ports import free_port
 from helpers.stun_support import open_at, start_responder
 from helpers.support import PATIENCE_S, CloudProcess
 from kkp2p_compat._address import HostPort
@@ -333,7 +334,7 @@ def test_in_a_cloud(tmp_path: Path) -> None:
 
 
 def test_a_cloud_without(tmp_path: Path) -> None:
-    cloud = CloudProcess(tmp_path, "--no-stun", "--no-lane")
+    cloud = CloudProcess(tmp_path, "--no-stun", "--no-lane", listen=f"127.0.0.1:{free_port()}")
     try:
         with gsocket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.bind(("127.0.0.1", cloud.port))  # the port is free
