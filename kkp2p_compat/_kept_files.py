@@ -19,14 +19,13 @@ __all__ = ["LineWriter", "Stamp", "data_folder", "locked", "read_small", "stamp_
 LOCK_S = 5.0  # whoever changes a file has it for milliseconds
 LOOK_S = 0.01  # between two tries to get the lock, as there is no wait for it that ends
 
+Stamp = tuple[int, int, int]  # when it was last written to, its inode, its size
+
 
 def data_folder() -> str:
     """The user's (XDG base directories)."""
     base = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
     return os.path.join(base, "kkp2p")
-
-
-Stamp = tuple[int, int, int]
 
 
 def _open(path: str, flags: int) -> int:

@@ -35,7 +35,8 @@ def _script(tmp_path: Path, *lines: str) -> str:
         (["exit 0"], "it has ended without a word"),
         (
             [f"exec {sys.executable} -I -m kkp2p_compat.capi 99"],
-            r"kkp2p_compat \S+ wants packets of version 1, and the library has 99: build the",
+            r"kkp2p_compat \S+ wants packets of version 1, and the library has 99: "
+            "build the library",
         ),
         (
             [f"exec {sys.executable} -c 'import os; os.write(3, bytes([99, 0, 0, 0]))'"],
