@@ -93,7 +93,8 @@ class Trust:
 
     def knows(self, certificate: bytes) -> bool:
         """Whether we know a certificate (DER) without asking a CA."""
-        return fingerprint(certificate) in self._known | self._of_ca
+        digest = fingerprint(certificate)
+        return digest in self._known or digest in self._of_ca
 
     def require(self) -> None:
         """A CA has vouched for a server: from now on anything less is an attack."""

@@ -161,7 +161,7 @@ def test_datagrams_that_are_lost_are_counted(
     """Those that the target does not take, and those that the path does not."""
     monkeypatch.setattr(stream_table, "MIN_QUEUE_BYTES", 0)
     monkeypatch.setattr(stream_table, "MAX_QUEUED_S", 0)
-    monkeypatch.setattr(published, "udp_socket", SlowReader.socket)
+    monkeypatch.setattr(published, "connected_udp", SlowReader.socket)
     slow = SlowReader()
     publisher, caller = Publisher(make_engine(), slow, is_udp=True), make_engine()
     channel = kkp2p.channel_t()

@@ -29,7 +29,7 @@ from ..links.background import Background
 from ..links.streams import OpenStream
 from ..runtime.shares import Shares
 from .proxied import Proxied, Watch
-from .targets import Target, udp_socket
+from .targets import Target, connected_udp
 from .udp_socket import MAX_BYTES, why_lost
 
 __all__ = ["Published", "Targets"]
@@ -246,9 +246,9 @@ class _UdpConnection(_Connection):
         """A socket to the first of the addresses to which there is a route."""
         for _ in range(len(self._addresses) - 1):
             with contextlib.suppress(OSError):
-                return udp_socket(self._addresses[0])
+                return connected_udp(self._addresses[0])
             self._addresses.rotate(-1)
-        return udp_socket(self._addresses[0])
+        return connected_udp(self._addresses[0])
 
     def _carry(self, local: Any) -> None:
         self._begin(local)

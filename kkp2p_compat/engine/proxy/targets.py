@@ -22,7 +22,7 @@ from ..._errors import CallRefused
 from ...control.resolver import addresses_of
 from ...transport import dial, tcp
 
-__all__ = ["GivenTarget", "PathTarget", "PortTarget", "Target", "udp_socket"]
+__all__ = ["GivenTarget", "PathTarget", "PortTarget", "Target", "connected_udp"]
 
 RESOLVE_S = 5.0  # our choice: for a name; whoever calls waits about twice as long
 BACKLOG_PAUSE_S = 0.02
@@ -36,7 +36,7 @@ class Target(Protocol):
         """A plain non-blocking stream socket; waits.  Raises OSError or KKP2PError."""
 
     def udp_addresses(self) -> list[HostPort]:
-        """For ``udp_socket``, the best first; waits.  Raises OSError or KKP2PError."""
+        """For ``connected_udp``, the best first; waits.  Raises OSError or KKP2PError."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class PortTarget:
         return found
 
 
-def udp_socket(address: HostPort) -> Any:
+def connected_udp(address: HostPort) -> Any:
     """Non-blocking, connected to an IP address and port; raises OSError."""
     family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
     sock = keep_private(_new_socket(family, socket.SOCK_DGRAM))
