@@ -74,6 +74,7 @@ gevent.get_hub().threadpool.apply(int)
 
 LAB = Path(__file__).with_name("lab")
 MAX_WORKERS = 8  # our choice: each starts a cloud of its own
+THREAD_LIMIT_S = 600  # several times what the longest test takes on busy processors
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -154,9 +155,22 @@ def _nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _time_limit() -> Iterator[None]:
-    """A test that waits for what never comes fails instead of hanging."""
-    with gevent.Timeout(3 * PATIENCE_S):
-        yield
+    """A test that waits for what never comes fails instead of hanging.
+
+    The signal is for one that keeps the whole thread waiting, as subprocess.run does.
+    """
+    before = signal.signal(signal.SIGALRM, _handle_alarm)
+    signal.setitimer(signal.ITIMER_REAL, THREAD_LIMIT_S)
+    try:
+        with gevent.Timeout(3 * PATIENCE_S):
+            yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _handle_alarm(*_: object) -> None:
+    raise TimeoutError(f"the thread of the tests has waited for {THREAD_LIMIT_S} s")
 
 
 @pytest.fixture(autouse=True)
