@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict, deque
 from random import Random
 
+from keyed_connection import keyed_connection
 from kkp2p_compat._address import Address
 from kkp2p_compat._codes import KKP2P_TCP_CHANNEL, KKP2P_UDP_CHANNEL
 from kkp2p_compat.transport.udp.events import (
@@ -16,11 +17,9 @@ from kkp2p_compat.transport.udp.events import (
     ResetReceived,
 )
 from kkp2p_compat.transport.udp.lifecycle import Phase
-from kkp2p_compat.transport.udp.peer_connection import PeerConnection
 
 __all__ = ["SCRIPTS", "fuzz_pair"]
 
-SECRETS = bytes(range(32)), bytes(range(32, 64))
 MTUS = (300, 576, 800, 1028, 1200, 1300, 1428, 1500)  # of the path, with headers
 HEADERS = 28
 ROUND_TRIP_S = 0.02
@@ -36,16 +35,8 @@ class End:
     def __init__(self, me: int) -> None:
         addresses = ("192.0.2.1", 1000), ("198.51.100.1", 2000)
         self.address: Address = addresses[me]
-        self.connection = PeerConnection(
-            send_secret=SECRETS[me],
-            receive_secret=SECRETS[1 - me],
-            cipher="aes-128-gcm",
-            is_caller=me == 0,
-            local_id=8 + me,
-            remote_id=9 - me,
-            address=addresses[1 - me],
-            now=0.0,
-            random=Random(me),
+        self.connection = keyed_connection(
+            0.0, is_caller=me == 0, address=addresses[1 - me], is_other=me == 0
         )
         self.queue: deque[tuple[bytes, Address]] = deque()  # to the other one, and from where
         self.written: defaultdict[int, bytearray] = defaultdict(bytearray)

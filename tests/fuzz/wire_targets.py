@@ -31,6 +31,7 @@ from control_targets import (
     fuzz_route,
     fuzz_track,
 )
+from keyed_connection import PEER, SECRETS, keyed_connection, played_peer
 from kkp2p_compat._errors import BadPacket
 from kkp2p_compat.transport.udp import frames, messages
 from kkp2p_compat.transport.udp.events import ChannelOffered, Closed, Event, Readable
@@ -70,10 +71,6 @@ from turn_targets import SERVERS, TURN_PLACES, fuzz_turn, fuzz_turn_place
 __all__ = ["CORPUS", "TARGETS", "Target", "kept"]
 
 CORPUS = Path(__file__).with_name("corpus")  # what long runs found worth keeping, by target
-
-AES = "aes-128-gcm"
-SECRETS = bytes(range(32)), bytes(range(32, 64))
-PEER = ("192.0.2.1", 4000)
 
 
 class Target(NamedTuple):
@@ -224,18 +221,8 @@ MAX_TURNS = 10_000  # of anything that a connection does at one instant
 
 def fuzz_connection(data: bytes) -> None:
     """Pieces: a byte that says how the packet comes, and its plaintext."""
-    sealer = PacketSealer(SECRETS[0], AES)
-    connection = PeerConnection(
-        send_secret=SECRETS[1],
-        receive_secret=SECRETS[0],
-        cipher=AES,
-        is_caller=True,
-        local_id=9,
-        remote_id=8,
-        address=PEER,
-        now=0.0,
-        random=Random(1),
-    )
+    sealer, _ = played_peer()
+    connection = keyed_connection(0.0, is_caller=True)
     connection.streams.write(connection.streams.open(0, 0, 0), bytes(3000))
     connection.streams.open(1, 0, 0)
     number, now, closed = 0, 0.0, 0

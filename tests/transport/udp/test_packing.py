@@ -7,16 +7,12 @@ from random import Random
 
 import pytest
 
+from keyed_connection import PEER, keyed_connection, played_peer
 from kkp2p_compat._codes import KKP2P_TCP_CHANNEL
 from kkp2p_compat.transport.udp import frames as f
 from kkp2p_compat.transport.udp.events import ChannelOffered, Transmit, Writable
 from kkp2p_compat.transport.udp.header import OVERHEAD_BYTES
-from kkp2p_compat.transport.udp.peer_connection import PeerConnection
-from kkp2p_compat.transport.udp.protection import PacketOpener, PacketSealer
 
-CIPHER = "aes-128-gcm"
-SECRETS = bytes(range(32)), bytes(range(32, 64))
-PEER = ("192.0.2.1", 4000)
 STREAM = 1  # the peer's
 TICK_S = 0.001
 
@@ -26,20 +22,8 @@ class Sender:
 
     def __init__(self) -> None:
         self.now = 100.0
-        self.connection = PeerConnection(
-            send_secret=SECRETS[1],
-            receive_secret=SECRETS[0],
-            cipher=CIPHER,
-            is_caller=True,
-            local_id=9,
-            remote_id=8,
-            address=PEER,
-            now=self.now,
-            random=Random(1),
-            rtt_s=0.01,
-        )
-        self._sealer = PacketSealer(SECRETS[0], CIPHER)
-        self._opener = PacketOpener(SECRETS[1], CIPHER)
+        self.connection = keyed_connection(self.now, is_caller=True, rtt_s=0.01)
+        self._sealer, self._opener = played_peer()
         self._number = 0
         self.largest = -1
         self.give(f.encode(f.Open(STREAM, KKP2P_TCP_CHANNEL, 0, 0)))

@@ -3,50 +3,30 @@
 from __future__ import annotations
 
 import math
-from random import Random
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.udp_streams import encode_stream
+from keyed_connection import PEER, keyed_connection, played_peer
 from kkp2p_compat._codes import KKP2P_TCP_CHANNEL
 from kkp2p_compat.transport.udp import frames as f
 from kkp2p_compat.transport.udp.clock import Timer
 from kkp2p_compat.transport.udp.events import ChannelOffered, Closed, Readable
 from kkp2p_compat.transport.udp.header import OVERHEAD_BYTES
 from kkp2p_compat.transport.udp.lifecycle import CLOSE_NORMAL
-from kkp2p_compat.transport.udp.peer_connection import PeerConnection
-from kkp2p_compat.transport.udp.protection import PacketOpener, PacketSealer
 
-CIPHER = "aes-128-gcm"
-SECRETS = bytes(range(32)), bytes(range(32, 64))
-PEER = ("192.0.2.1", 4000)
 BODY = bytes(range(251)) * 8
 STREAMS = (0, 2, 4)  # the peer's; the last of them is never opened
-
-
-def connection_at(now: float) -> PeerConnection:
-    return PeerConnection(
-        send_secret=SECRETS[1],
-        receive_secret=SECRETS[0],
-        cipher=CIPHER,
-        is_caller=False,
-        local_id=9,
-        remote_id=8,
-        address=PEER,
-        now=now,
-        random=Random(1),
-    )
 
 
 class Observed:
     """A connection whose peer writes what it likes; ``seen`` is all that it says and sends."""
 
     def __init__(self) -> None:
-        self.connection = connection_at(0.0)
+        self.connection = keyed_connection(0.0, is_caller=False)
         self.seen: list[object] = []
-        self._sealer = PacketSealer(SECRETS[0], CIPHER)
-        self._opener = PacketOpener(SECRETS[1], CIPHER)
+        self._sealer, self._opener = played_peer()
         self._number = 0
 
     def give(self, plaintexts: list[bytes], now: float) -> None:
@@ -116,7 +96,7 @@ def test_a_run_of_stream_frames_means_what_each_alone_means(
 
 
 def test_every_timer_has_its_deadline_and_the_earliest_is_the_next() -> None:
-    connection = connection_at(100.0)
+    connection = keyed_connection(100.0, is_caller=False)
     assert list(connection._on_timer) == list(Timer)
     liveness, packer = connection.liveness, connection.packer
     liveness.begin_doubt(1.0, 0, connection.recovery.rtt)
@@ -147,12 +127,12 @@ def test_every_timer_has_its_deadline_and_the_earliest_is_the_next() -> None:
 
 
 def test_what_is_not_waited_for_is_never_due() -> None:
-    deadlines = dict(zip(Timer, connection_at(100.0)._deadlines(), strict=True))
+    deadlines = dict(zip(Timer, keyed_connection(100.0, is_caller=False)._deadlines(), strict=True))
     waits = {timer for timer, at in deadlines.items() if at < math.inf}
     assert waits == {Timer.IDLE, Timer.KEEPALIVE, Timer.MTU}
 
 
 def test_what_is_closing_waits_for_one_thing_only() -> None:
-    connection = connection_at(100.0)
+    connection = keyed_connection(100.0, is_caller=False)
     connection.close(CLOSE_NORMAL, "that is all", 101.0)
     assert connection.next_timer() == 101.0
