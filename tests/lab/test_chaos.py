@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
-import gevent
 import pytest
 
+from benchmark_runs import run_benchmark
 from benchmarks import chaos
-from helpers.support import ENVIRONMENT, PATIENCE_S
+from helpers.support import PATIENCE_S
 
 LIMIT_S = 15 * PATIENCE_S
 COUNTS = {"peer": 8, "relay": 2, "cloud": 1, "all": 1, "box": 7}
@@ -41,27 +39,9 @@ def test_a_transfer_is_hit_while_it_lasts_and_at_its_own_ends() -> None:
 @pytest.mark.usefixtures("lab")  # which says whether there can be one
 def test_a_short_run(tmp_path: Path) -> None:
     """Nothing is wrong in it, all that it says is there, and it leaves nothing behind."""
-    folder = tmp_path / "chaos"
-    folder.mkdir()
-    command = [sys.executable, "-m", "benchmarks", "chaos"]
-    process = subprocess.Popen(
-        [*command, "--minutes", "0.5", "--transfers", "20", "--peers", "3", "--seed", "3"],
-        env={**ENVIRONMENT, "TMPDIR": str(folder)},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        cwd=Path(chaos.__file__).parents[1],
-    )
-    try:
-        output, _ = gevent.get_hub().threadpool.apply(process.communicate)
-    finally:
-        if process.poll() is None:  # it has some to end itself
-            process.terminate()
-            process.communicate()
-    assert process.returncode == 0, output
+    options = ("--minutes", "0.5", "--transfers", "20", "--peers", "3", "--seed", "3")
+    output = run_benchmark(tmp_path, "chaos", *options)
     found = re.search(r"^(\d+) transfers and (\d+) faults in ", output, re.M)
     assert found is not None, output
     assert int(found[1]) > 0
     assert "wrong bytes: 0\n" in output
-    assert list(folder.iterdir()) == []
-    assert str(process.pid) not in "".join(path.name for path in Path("/run/netns").glob("*"))

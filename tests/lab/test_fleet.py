@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 
-import gevent
 import pytest
 
-from benchmarks import fleet, fleet_chaos
-from helpers.support import ENVIRONMENT, PATIENCE_S
+from benchmark_runs import run_benchmark
+from benchmarks import fleet_chaos
+from helpers.support import PATIENCE_S
 
 LIMIT_S = 15 * PATIENCE_S
 
@@ -38,24 +36,7 @@ def test_one_of_a_sort_is_hit_at_a_time(sort: str) -> None:
 @pytest.mark.usefixtures("lab")  # which says whether there can be one
 def test_a_short_run(tmp_path: Path) -> None:
     """No call fails that is made once more, no peer is lost, no byte is wrong."""
-    folder = tmp_path / "chaos"
-    folder.mkdir()
-    command = [sys.executable, "-m", "benchmarks", "fleet", "--only", "chaos"]
-    process = subprocess.Popen(
-        [*command, "--minutes", "0.4", "--peers", "8", "--seed", "4", "--verbose"],
-        env={**ENVIRONMENT, "TMPDIR": str(folder)},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        cwd=Path(fleet.__file__).parents[1],
-    )
-    try:
-        output, _ = gevent.get_hub().threadpool.apply(process.communicate)
-    finally:
-        if process.poll() is None:  # it has some to end itself
-            process.terminate()
-            process.communicate()
-    assert process.returncode == 0, output
+    options = ("--minutes", "0.4", "--peers", "8", "--seed", "4", "--verbose")
+    output = run_benchmark(tmp_path, "fleet", "--only", "chaos", *options)
     assert re.search(r"^calls: [1-9]\d*; .*; after one retry: 0$", output, re.M), output
     assert re.search(r"^faults: \{'", output, re.M), output
-    assert list(folder.iterdir()) == []

@@ -18,7 +18,7 @@ from helpers.support import ENVIRONMENT
 from kkp2p_compat.cli.demo import CLIENTS, MODES, PROTOCOLS
 
 CONNECTIONS = len(MODES) * sum(len(CLIENTS[protocol.name]) for protocol in PROTOCOLS)
-LIMIT_S = 55  # below conftest's
+DEMO_LIMIT_S = 55  # below conftest's
 
 # Runs the demo with another "python" for the programs that it starts.
 WITH_PYTHON = """
@@ -94,7 +94,7 @@ class Demo:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
-                timeout=LIMIT_S,
+                timeout=DEMO_LIMIT_S,
             )
         )
 
