@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import gevent
+import hypothesis
 import pytest
 
 import kkp2p_compat as kkp2p
@@ -68,6 +69,18 @@ __all__ = [
 
 # A script's background job ignores SIGINT, and so would the programs that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The same examples in each run, however long the machine takes over them.  They may share fixtures.
+hypothesis.settings.register_profile(
+    "suite",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[
+        hypothesis.HealthCheck.too_slow,
+        hypothesis.HealthCheck.function_scoped_fixture,
+    ],
+)
+hypothesis.settings.load_profile("suite")
 
 # What the process keeps for good: the hub of the tests, and the first thread of its pool.
 gevent.get_hub().threadpool.apply(int)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kkp2p_compat as kkp2p
@@ -122,9 +122,7 @@ configurations = st.builds(
     junk,
     junk,
 ).filter(lambda conf: conf.log_path is not None)
-patient = settings(
-    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+patient = settings(max_examples=150)
 
 
 def check(name: str, *args: Any) -> None:

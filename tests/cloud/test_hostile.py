@@ -17,7 +17,7 @@ import gevent
 import pytest
 from gevent import socket as gsocket
 from gevent import ssl as gssl
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.cloud_client import Client, running_cloud, time_passes, until
@@ -457,9 +457,7 @@ def test_no_descriptor_is_left_after_a_thousand_connections() -> None:
         assert not cloud.gate.deadlines.items()
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60)
 @given(
     op=st.sampled_from(OPS),
     fields=st.dictionaries(

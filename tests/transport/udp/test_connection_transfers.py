@@ -138,7 +138,7 @@ any_conditions = st.builds(
 
 
 # The seed says all, and to shrink whole transfers would take minutes.
-@settings(max_examples=40, deadline=None, derandomize=True, phases=[Phase.generate])
+@settings(max_examples=40, phases=[Phase.generate])
 @given(
     st.integers(0, 1000),
     any_conditions,

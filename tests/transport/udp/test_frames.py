@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from helpers.udp_streams import encode_stream, encode_stream_sized
@@ -13,8 +13,6 @@ from kkp2p_compat._errors import BadPacket
 from kkp2p_compat.transport.udp import frames
 from kkp2p_compat.transport.udp.frames import parse_untrusted
 from kkp2p_compat.transport.udp.ranges import RangeSet
-
-repeatable = settings(deadline=None, derandomize=True)
 
 U8, U16 = st.integers(0, 2**8 - 1), st.integers(0, 2**16 - 1)
 U32, U64 = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
@@ -123,7 +121,6 @@ def test_every_frame_type_has_a_vector() -> None:
     assert types | {frames.PADDING} == {*range(0x0D), *range(0x10, 0x16)}
 
 
-@repeatable
 @given(st.lists(ANY_FRAME, min_size=1, max_size=8), st.none() | DATA, st.booleans())
 def test_frames_in_a_packet_come_out_as_they_went_in(
     sent: list[frames.Frame], rest: bytes | None, fin: bool
@@ -136,7 +133,6 @@ def test_frames_in_a_packet_come_out_as_they_went_in(
         assert parse_untrusted(packet + last) == [*sent, frames.Stream(4, 5, memoryview(rest), fin)]
 
 
-@repeatable
 @given(st.lists(ANY_FRAME, min_size=1, max_size=3))
 def test_a_packet_cut_anywhere_is_whole_frames_or_bad(sent: list[frames.Frame]) -> None:
     encoded = list(map(encode, sent))
@@ -197,7 +193,6 @@ def test_stream_data_keeps_nothing_else_of_the_packet_alive() -> None:
         assert frame.data.obj == b"a"
 
 
-@repeatable
 @given(acks(), st.integers(18, 600))
 def test_an_ack_fits_the_room_and_has_the_newest_ranges(ack: frames.Ack, room: int) -> None:
     encoded = frames.encode_ack(RangeSet(ack.ranges), ack.delay_s, room)
@@ -248,7 +243,6 @@ def test_a_long_or_broken_reason_is_cut_at_a_character(reason: str, sent: str) -
     assert parse_untrusted(frames.encode_close(1, reason)) == [frames.Close(1, sent)]
 
 
-@repeatable
 @given(st.binary(max_size=200))
 @example(b"\x02" + bytes(16) + b"\xff")
 def test_strangers_bytes_raise_only_bad_packet(data: bytes) -> None:
@@ -259,7 +253,6 @@ def test_strangers_bytes_raise_only_bad_packet(data: bytes) -> None:
     assert len(parsed) <= len(data)
 
 
-@repeatable
 @given(st.lists(ANY_FRAME, min_size=1, max_size=4), st.data())
 def test_a_damaged_packet_raises_only_bad_packet(
     sent: list[frames.Frame], data: st.DataObject

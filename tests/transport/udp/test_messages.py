@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kkp2p_compat._errors import BadPacket
@@ -18,8 +18,6 @@ from kkp2p_compat.transport.udp.messages import (
     MessageQueue,
     Splitter,
 )
-
-repeatable = settings(deadline=None, derandomize=True)
 
 STREAM = 6
 DATAGRAM_HEADER_BYTES = 15
@@ -39,7 +37,6 @@ def put(assembler: Assembler, frame: Datagram, now: float = 0.0) -> bytes | None
     return assembler.add_untrusted(frame.message, frame.part, frame.parts, frame.data, now)
 
 
-@repeatable
 @given(st.lists(st.binary(max_size=600), max_size=12), st.integers(17, 400), st.randoms())
 def test_parts_in_any_order_and_many_times_make_each_message_once(
     sent: list[bytes], room: int, random: Random
@@ -222,7 +219,6 @@ def test_the_memory_of_numbers_is_bounded_and_nothing_is_delivered_twice() -> No
     assert len(late) - forgotten == messages.MAX_GAPS - 1
 
 
-@repeatable
 @given(
     st.lists(
         st.tuples(
@@ -318,7 +314,6 @@ def test_who_fills_the_queue_loses_messages() -> None:
     assert queue.dropped == 153
 
 
-@repeatable
 @given(
     puts=st.lists(st.tuples(st.sampled_from([0, 2, 4]), st.integers(0, 3000)), max_size=60),
     most=st.integers(0, 20_000),

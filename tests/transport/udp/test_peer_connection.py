@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.udp_streams import encode_stream
@@ -72,7 +72,6 @@ RUNS = st.lists(
 )
 
 
-@settings(deadline=None, derandomize=True)
 @given(RUNS)
 def test_a_run_of_stream_frames_means_what_each_alone_means(
     runs: list[tuple[int, list[tuple[int, int | None, bool]]]],

@@ -11,7 +11,7 @@ import pytest
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.poly1305 import Poly1305
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kkp2p_compat._errors import BadPacket
@@ -25,8 +25,6 @@ from kkp2p_compat.transport.udp.protection import (
     preferred_cipher,
     usable_ciphers,
 )
-
-repeatable = settings(deadline=None, derandomize=True)
 
 SECRET = bytes(range(32))
 OTHER_SECRET = bytes(range(1, 33))
@@ -167,7 +165,6 @@ def test_vectors(cipher: str, number: int, connection_id: int, payload: bytes, p
 
 
 @pytest.mark.parametrize("cipher", list(CIPHERS))
-@repeatable
 @given(payloads=st.lists(st.binary(max_size=1500), max_size=70), first=st.integers(0, 2 * EPOCH))
 def test_what_is_sealed_opens_in_any_order(cipher: str, payloads: list[bytes], first: int) -> None:
     first = min(first, 2 * EPOCH - len(payloads))
@@ -264,7 +261,6 @@ def test_cut_short_at_every_byte_or_with_trailing_bytes(cipher: str) -> None:
 
 
 @each_cipher
-@repeatable
 @given(data=st.binary(max_size=100), honest_start=st.booleans())
 def test_strangers_bytes_raise_only_bad_packet(
     cipher: str, data: bytes, honest_start: bool

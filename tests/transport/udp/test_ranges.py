@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 
 from kkp2p_compat.transport.udp.ranges import RangeSet
 
-repeatable = settings(deadline=None, derandomize=True)
-
 NUMBERS = st.integers(0, 20)
 OPERATIONS = st.lists(
     st.one_of(
@@ -61,7 +59,7 @@ def apply(ranges: RangeSet, numbers: set[int], operation: tuple[str, int, int]) 
     return numbers - set(range(start, stop))
 
 
-@settings(repeatable, max_examples=250)
+@settings(max_examples=250)
 @given(OPERATIONS, NUMBERS, NUMBERS)
 def test_it_does_what_a_set_does(
     operations: list[tuple[str, int, int]], start: int, stop: int
@@ -84,7 +82,6 @@ def test_it_does_what_a_set_does(
             _ = ranges.largest
 
 
-@repeatable
 @given(st.lists(st.tuples(NUMBERS, NUMBERS), max_size=20))
 def test_the_order_of_adding_does_not_matter(pieces: list[tuple[int, int]]) -> None:
     assert list(RangeSet(pieces)) == list(RangeSet(reversed(pieces)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kkp2p_compat.transport.udp.recovery import (
@@ -33,7 +33,6 @@ def numbers_of(flights: list[Flight]) -> list[int]:
     return [number for flight in flights for number in range(flight.first, flight.stop)]
 
 
-@settings(deadline=None, derandomize=True)
 @given(
     st.lists(st.integers(1, 5), min_size=1, max_size=12),
     st.lists(st.lists(st.integers(0, 40), min_size=2, max_size=8), max_size=6),
