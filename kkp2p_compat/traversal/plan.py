@@ -40,7 +40,9 @@ NO_NAT = Sentence("neither has a NAT")
 # Our choices.
 PATIENCE_S = 0.3  # for ordinary checks that may suffice, before the costly part begins
 REMEMBERED_S = 0.6  # the same, where they sufficed the last time
-LOW_TTL_S = 0.2  # with two steady ports nothing is lost if the callee opens only its own filter
+# With two steady ports nothing is lost if the callee opens only its own filter until the caller has
+# sent, whom our answer reaches by a cloud that may be far away, and who may be a busy machine.
+LOW_TTL_S = 0.5
 
 
 class Side(NamedTuple):
