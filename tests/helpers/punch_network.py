@@ -123,10 +123,18 @@ class Flight:
 
 
 class World:
-    """``busy``: bindings a second that other hosts make at each NAT.  ``loss``: of packets."""
+    """``busy``: bindings a second that other hosts make at each NAT.  ``loss``: of packets.
+    ``late_s``: how much longer the caller takes to send than the answer's way over the network.
+    """
 
     def __init__(
-        self, caller: Peer, callee: Peer, seed: int, loss: float = 0.0, busy: float = 0.0
+        self,
+        caller: Peer,
+        callee: Peer,
+        seed: int,
+        loss: float = 0.0,
+        busy: float = 0.0,
+        late_s: float = 0.0,
     ) -> None:
         self.caller, self.callee = caller, callee
         self.dice = random.Random(f"peers {seed}")
@@ -150,7 +158,7 @@ class World:
         self.plan = make_plan(sides[0], sides[1])
         signal_s = self.signal_s()
         self.later(signal_s, lambda: self.start(callee))
-        self.later(2 * signal_s, lambda: self.start(caller))
+        self.later(2 * signal_s + late_s, lambda: self.start(caller))
 
     def signal_s(self) -> float:
         """From peer to peer through the cloud."""
@@ -325,9 +333,10 @@ def call(
     busy: float = 0.0,
     seconds: float = 10.0,
     delays: tuple[float, float] = (DELAY_S, DELAY_S),
+    late_s: float = 0.0,
 ) -> tuple[float | None, World]:
     """One call: how long until the caller had a path (None: none), and the world it was in."""
     dice = random.Random(f"NATs {seed}")
     one, other = peer_behind(caller, 1, dice, delays[0]), peer_behind(callee, 2, dice, delays[1])
-    world = World(one, other, seed, loss, busy)
+    world = World(one, other, seed, loss, busy, late_s)
     return world.run(seconds), world

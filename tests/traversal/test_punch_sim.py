@@ -148,6 +148,11 @@ def test_the_callees_first_check_is_quiet(monkeypatch: pytest.MonkeyPatch) -> No
     assert call("linux", "linux", 1, delays=(0.01, 0.01))[0] is None
 
 
+def test_a_caller_that_is_late_finds_its_own_port_free() -> None:
+    """The cloud is far away, or the machine is busy, and the callee has begun long ago."""
+    assert call("linux", "linux", 1, delays=(0.01, 0.01), late_s=0.6)[0] is not None
+
+
 def test_a_far_nat_that_quiet_packets_do_not_reach() -> None:
     """What the other side has probed is open, when the louder ones follow."""
     for seed in range(6):
