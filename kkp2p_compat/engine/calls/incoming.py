@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from logging import Logger
-from typing import Any
+from typing import Any, NamedTuple
 
 import gevent
 from gevent.event import AsyncResult
@@ -38,6 +38,28 @@ MAX_ANSWERING = 2048  # offers that are being answered, or refused
 VERDICT_S = 3.0  # how long join_net waits for the cloud's word
 
 
+class _Caller(NamedTuple):
+    """Who calls, as the cloud says."""
+
+    peer_id: str  # that the cloud vouches for; "" for a stranger
+    share: str  # whose part of our room the call takes up
+    is_far_stranger: bool  # no account, and in another network
+
+    @classmethod
+    def of(cls, message: Message) -> _Caller:
+        """An old track does not tell where a stranger is, who then does not count as far away."""
+        named, seen = message.get("from"), message.get("seen")
+        peer_id = str(named) if is_peer_id(named) else ""
+        share = peer_id or stranger_at(seen[0] if isinstance(seen, list) and seen else None)
+        is_far = "seen" in message and message.get("same_network") is not True
+        return cls(peer_id, share, is_far and not peer_id)
+
+    @property
+    def name(self) -> str:
+        """For the log."""
+        return repr(self.peer_id) if self.peer_id else "a stranger"
+
+
 class _CloudCall(IncomingCall):
     """A call that came by a track."""
 
@@ -46,18 +68,24 @@ class _CloudCall(IncomingCall):
     has_relay = True
 
     def __init__(
-        self, link: Link, message: Message, offer: Offer, own_id: str, budget_s: float
+        self,
+        link: Link,
+        message: Message,
+        offer: Offer,
+        own_id: str,
+        caller: _Caller,
+        budget_s: float,
     ) -> None:
         super().__init__(
             offer,
             str(message["offer"]),
             own_id,
-            _caller(message),
+            caller.name,
             budget_s,
-            _share(message),
-            _caller_id(message),
+            caller.share,
+            caller.peer_id,
             message["call"],
-            _is_far_stranger(message),
+            caller.is_far_stranger,
         )
         self._link = link
         self._message = message
@@ -165,59 +193,62 @@ class IncomingCalls:
         )
 
     def _handle_offer(self, link: Link, message: Message) -> None:
-        share, has_account = _share(message), bool(_caller_id(message))
-        if not self._shares.has_room(MAX_ANSWERING, share, has_account):
+        caller = _Caller.of(message)
+        if not self._shares.has_room(MAX_ANSWERING, caller.share, bool(caller.peer_id)):
             self._decline(link, message, "busy")
             return
         key = link, message["call"]
-        greenlet = self._spawn(self._answer, link, message)
+        greenlet = self._spawn(self._answer, link, message, caller)
         self._answering[key] = greenlet
-        self._shares.enter(share)
-        greenlet.rawlink(lambda _: self._handle_answered(key, share))
+        self._shares.enter(caller.share)
+        greenlet.rawlink(lambda _: self._handle_answered(key, caller.share))
 
     def _handle_answered(self, key: tuple[Link, str], share: str) -> None:
         del self._answering[key]
         self._shares.leave(share)
 
-    def _answer(self, link: Link, message: Message) -> None:
+    def _answer(self, link: Link, message: Message, caller: _Caller) -> None:
         try:
-            if not self._callers.allow(_caller_id(message)):  # an old track lets everybody through
+            if not self._callers.allow(caller.peer_id):  # an old track lets everybody through
                 raise NotAllowed
             offer = parse_offer_untrusted(message.get("offer"))
             budget_s = number_untrusted(message, "ms", 1, MAX_BUDGET_MS) / 1000
             if offer.direct is None:
-                self._accept_relayed(link, message, offer, budget_s)
+                self._accept_relayed(link, message, offer, caller, budget_s)
             else:
-                self._meet(link, message, offer, budget_s)
+                self._meet(link, message, offer, caller, budget_s)
         except KKP2PError as error:
             # Not an error of ours: any stranger can make as many of these as the cloud lets pass.
-            self._log.info("%s: a call from %s failed: %s", self._peer_id, _caller(message), error)
+            self._log.info("%s: a call from %s failed: %s", self._peer_id, caller.name, error)
             self._decline(link, message, reason_for(error))
         except Exception:  # noqa: BLE001 - logged; the caller may have another way
-            self._log.exception("bug in the answer to a call from %s", _caller(message))
+            self._log.exception("bug in the answer to a call from %s", caller.name)
             self._decline(link, message, FAULT)
 
-    def _accept_relayed(self, link: Link, message: Message, offer: Offer, budget_s: float) -> None:
-        self._pins.check_unproven(_caller_id(message), PLAIN)
+    def _accept_relayed(
+        self, link: Link, message: Message, offer: Offer, caller: _Caller, budget_s: float
+    ) -> None:
+        self._pins.check_unproven(caller.peer_id, PLAIN)
         # Who has not been at the relay may never come there: his place is taken when he has.
-        is_there = bool(_caller_id(message)) or message.get("shown") is True
+        is_there = bool(caller.peer_id) or message.get("shown") is True
         with (
-            self._acceptor.place(self._peer_id, _caller_id(message), held=is_there),
+            self._acceptor.place(self._peer_id, caller.peer_id, held=is_there),
             time_limit(budget_s, TimedOut("the caller did not come to the relay")),
         ):
             stream = answer_call(link, message, offer)
-        who = _caller_id(message), _caller(message), _share(message)
-        self._acceptor.take(stream, self._peer_id, *who)
+        self._acceptor.take(stream, self._peer_id, caller.peer_id, caller.name, caller.share)
 
-    def _meet(self, link: Link, message: Message, offer: Offer, budget_s: float) -> None:
+    def _meet(
+        self, link: Link, message: Message, offer: Offer, caller: _Caller, budget_s: float
+    ) -> None:
         if offer.restarts is None:
             # Only to refuse early: what the caller opens takes a place of its own.
-            self._acceptor.check(self._peer_id, _caller_id(message))
+            self._acceptor.check(self._peer_id, caller.peer_id)
         assert offer.direct is not None
         asked = replace(offer.direct, vouched=vouched_untrusted(message.get("seen")))
         offer = offer._replace(direct=asked)
         key = link, message["call"]
-        call = _CloudCall(link, message, offer, self._peer_id, budget_s)
+        call = _CloudCall(link, message, offer, self._peer_id, caller, budget_s)
         self._meeting[key] = call
         try:
             self._callee.answer(call)
@@ -229,27 +260,3 @@ class IncomingCalls:
             link.send(encode("decline", call=message["call"], reason=reason))
         except KKP2PError as error:
             self._log.error("%s: cannot decline: %s", self._peer_id, error)
-
-
-def _caller(message: Message) -> str:
-    """Who calls, for the log: the cloud knows those that have logged in."""
-    peer_id = _caller_id(message)
-    return repr(peer_id) if peer_id else "a stranger"
-
-
-def _share(message: Message) -> str:
-    """Whose part of our room this call takes up; an old track does not tell where a stranger is."""
-    seen = message.get("seen")
-    return _caller_id(message) or stranger_at(seen[0] if isinstance(seen, list) and seen else None)
-
-
-def _is_far_stranger(message: Message) -> bool:
-    """A caller without an account, in another network; not so if an old track does not tell."""
-    is_far = "seen" in message and message.get("same_network") is not True
-    return is_far and not _caller_id(message)
-
-
-def _caller_id(message: Message) -> str:
-    """The id that the cloud vouches for; "" for a stranger."""
-    peer_id = message.get("from")
-    return str(peer_id) if is_peer_id(peer_id) else ""
