@@ -26,7 +26,7 @@ from ..._errors import EngineClosed, KKP2PError, LinkLost, from_os_error
 from ..._io import failed, hung_up, send, shut_down
 from ..._structs import channel_t
 from ...transport import tcp
-from ..links.background import LINGER_S, Background
+from ..links.background import Background
 from ..links.streams import OpenStream, Pipe
 
 __all__ = ["Channel", "linger", "make_channel"]
@@ -152,7 +152,6 @@ class Channel:
 
     def sweep(self) -> None:
         """Every few seconds: notice what no event tells."""
-        raise NotImplementedError
 
     def stats(self) -> dict[str, Any]:
         """Fields of channel_stats_t, as the stream has them."""
@@ -230,7 +229,7 @@ class PairedChannel(Channel):
         is_udp = stream.channel_type == KKP2P_UDP_CHANNEL
         self._ours, theirs = _make_pair(_socket.SOCK_SEQPACKET if is_udp else _socket.SOCK_STREAM)
         super().__init__(background, stream, peer_id, on_over, theirs.detach())
-        self._closed_at: float | None = None
+        self._closed = False
         self._pipe: Pipe | None = None  # until the end, or the two would wait for the collector
 
     def start(self) -> None:
@@ -241,19 +240,13 @@ class PairedChannel(Channel):
             # What is in the pair still goes out.  Then both ends read end of stream, also if a
             # forked child has a copy of the application's.
             shut_down(self._ours.fileno())
-            self._closed_at = time.monotonic()
+            self._closed = True
             self._pipe.application_closed()
 
     def cut(self, reason: str) -> None:
         self._forget(reason)
         if self._pipe is not None:
             self._pipe.abort(LinkLost(reason))
-
-    def sweep(self) -> None:
-        if self._pipe is None or self._closed_at is None:
-            return
-        if time.monotonic() - self._closed_at >= LINGER_S:
-            self._pipe.abort(LinkLost("the peer does not take what was written"))
 
     def _handle_end(self, error: KKP2PError | None, is_cut: bool) -> None:
         """Close our end, and shut the pair down: a forked child may have a copy of the other end.
@@ -263,7 +256,7 @@ class PairedChannel(Channel):
         self._pipe = None
         self._end(error, is_cut)
         theirs = self._copy_fd() if is_cut else None
-        if not is_cut and self._closed_at is None:  # else ``finish`` has done so
+        if not is_cut and not self._closed:  # else ``finish`` has done so
             shut_down(self._ours.fileno())
         self._ours.close()
         if theirs is not None:

@@ -19,6 +19,7 @@ from ..._errors import CallRefused, KKP2PError, LinkLost
 from ..._sentence import Sentence
 from ...transport.pair import Mark
 from ...transport.udp import events as e
+from ...transport.udp.liveness import Hearing
 from ...transport.udp.pipe import Carrier, MessagePipe, MessagePort, OnEnd, Pipe, StreamPipe
 from ...transport.udp.stream_table import (
     REFUSED_BUSY,
@@ -30,7 +31,8 @@ from ...transport.udp.stream_table import (
 __all__ = ["LinkChannels", "State"]
 
 # Our choices.
-UNUSED_S = 30.0  # how long a channel without a pipe may wait for one, or for its rest to arrive
+UNUSED_S = 30.0  # how long a channel may wait for whoever asked for it
+STUCK_S = 30.0  # after a close: how long nothing of what was written may arrive on a live path
 MAX_EARLY_MESSAGES = 16  # of a UDP channel that was opened a moment ago
 
 GIVEN_UP = Sentence("the peer gave the channel up")
@@ -71,12 +73,14 @@ _NEXT = {
 class LinkChannel:
     """One channel as its link sees it."""
 
-    __slots__ = ("early", "on_answer", "pipe", "since", "state", "stream_id")
+    __slots__ = ("arrived_bytes", "early", "on_answer", "pipe", "since", "state", "stream_id")
 
     def __init__(self, stream_id: int, state: State) -> None:
         self.stream_id = stream_id
         self.state = state
-        self.since = time.monotonic()  # when it came into this state
+        # When it came into this state; after a close, when something of it last arrived.
+        self.since = time.monotonic()
+        self.arrived_bytes = 0  # at the last sweep
         self.on_answer: OnAnswer | None = None  # as long as somebody waits for the peer's answer
         self.early: tuple[e.Event, ...] = ()  # what the pipe will have to be told
         self.pipe: Pipe | MessagePort | None = None  # while CARRIED
@@ -306,8 +310,38 @@ class LinkChannels:
         for channel in list(self._channels.values()):
             if channel.pipe is not None:
                 channel.pipe.check()
-            elif channel.state in (State.OPEN, State.LEAVING) and now - channel.since >= UNUSED_S:
+        for channel in list(self._channels.values()):
+            waited_s = now - channel.since
+            if channel.state is State.OPEN and waited_s >= UNUSED_S:
                 self._give_up(channel)
+            elif channel.state in (State.CARRIED, State.LEAVING):
+                if self._gets_on(channel):
+                    channel.since = now
+                elif waited_s >= STUCK_S:
+                    self._give_up_rest(channel)
+
+    def _gets_on(self, channel: LinkChannel) -> bool:
+        """Whether it is in use, or what was written before a close may all arrive yet.
+
+        Only a peer that does not take it ends that.  A path may be slow, and have other channels to
+        carry; whether it is dead is for the connection to judge, by its idle time-out.
+        """
+        pipe, streams = channel.pipe, self._streams
+        if isinstance(pipe, MessagePort) or (pipe is not None and not pipe.is_left):
+            return True
+        stream = streams.by_id.get(channel.stream_id)
+        if stream is None:
+            return False
+        before, channel.arrived_bytes = channel.arrived_bytes, stream.send.acked_bytes
+        waits_for_turn = stream.send.sendable(1) or channel.stream_id in streams.line
+        is_silent = self._link.connection.liveness.hearing is Hearing.SUSPECTED
+        return waits_for_turn or is_silent or channel.arrived_bytes > before
+
+    def _give_up_rest(self, channel: LinkChannel) -> None:
+        if isinstance(channel.pipe, Pipe):
+            channel.pipe.abort(LinkLost("the peer does not take what was written"))
+        else:
+            self._give_up(channel)
 
     # Inside.
 

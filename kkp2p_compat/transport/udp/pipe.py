@@ -69,6 +69,7 @@ class Pipe:
         self._received_all = False  # nothing more will go to the socket
         self._broken: KKP2PError | None = None
         self._ended = False
+        self.is_left = False  # by the local side, which has closed its socket
 
     def start(self) -> None:
         if not self._sent_all:
@@ -78,6 +79,7 @@ class Pipe:
 
     def application_closed(self) -> None:
         """The local side is gone: what it wrote still goes out, what comes is not wanted."""
+        self.is_left = True
         self._end_receiving(unwanted=True)
 
     def abort(self, error: KKP2PError) -> None:

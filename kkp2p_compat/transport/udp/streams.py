@@ -65,6 +65,10 @@ class SendStream:
     def unsent_bytes(self) -> int:
         return self.end - self.next_offset
 
+    @property
+    def acked_bytes(self) -> int:
+        return sum(stop - start for start, stop in self._acked)
+
     def begin(self, early_bytes: int) -> None:
         """So many bytes, the first, go along with OPEN."""
         self.end = self.next_offset = early_bytes

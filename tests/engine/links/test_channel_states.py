@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import socket
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import gevent
@@ -15,6 +16,8 @@ from kkp2p_compat._errors import CallRefused, KKP2PError, LinkLost
 from kkp2p_compat.engine.links import link_channels
 from kkp2p_compat.engine.links.link_channels import _NEXT, LinkChannel, LinkChannels, State
 from kkp2p_compat.transport.udp import events as e
+from kkp2p_compat.transport.udp.liveness import Hearing
+from kkp2p_compat.transport.udp.pipe import Pipe
 from kkp2p_compat.transport.udp.stream_table import REFUSED_BUSY, REFUSED_MOVED
 
 
@@ -25,6 +28,7 @@ class FakeStreams:
         self.by_id: dict[int, object] = {}
         self.asked: list[tuple[Any, ...]] = []
         self.room = 0  # for a writer
+        self.line: dict[int, None] = {}
         self.written = b""
         self._ids = itertools.count(0, 2)
 
@@ -67,6 +71,7 @@ class Case:
     def __init__(self) -> None:
         self.streams = FakeStreams()
         self.connection = self  # as a link has one
+        self.liveness = SimpleNamespace(hearing=Hearing.HEARD)
         self.channels = LinkChannels(self)  # type: ignore[arg-type]
         self.ends: list[tuple[KKP2PError | None, bool]] = []
 
@@ -83,8 +88,10 @@ class Case:
         del self.streams.by_id[stream_id]
         self.channels.handle_event(e.Ended(stream_id))
 
-    def pipe(self, stream_id: int, sock: socket.socket) -> None:
-        self.channels.pipe(stream_id, 0, sock, lambda *end: self.ends.append(end), lambda: None)
+    def pipe(self, stream_id: int, sock: socket.socket) -> Pipe:
+        return self.channels.pipe(
+            stream_id, 0, sock, lambda *end: self.ends.append(end), lambda: None
+        )
 
 
 @pytest.fixture
@@ -176,6 +183,42 @@ def test_a_channel_that_nobody_comes_for(
     case.channels.sweep()
     assert case.streams.asked == ([] if is_over else [("reset", 0), ("stop", 0)])
     assert len(case.channels) == (0 if is_over else 1)
+
+
+@pytest.mark.parametrize("is_carried", [False, True])
+def test_only_a_standstill_ends_a_channel_that_was_closed(
+    monkeypatch: pytest.MonkeyPatch, case: Case, sock: socket.socket, is_carried: bool
+) -> None:
+    """On a slow path the rest may take minutes, whether the socket is empty by then or not."""
+    send = SimpleNamespace(acked_bytes=0, sendable=lambda credit: waits_for_path)
+    waits_for_path = False
+    case.channels.offer(1)
+    case.streams.by_id[1] = SimpleNamespace(send=send)
+    pipe = case.pipe(1, sock)
+    case.channels.accept(1)
+    monkeypatch.setattr(link_channels, "STUCK_S", 0)
+    case.channels.sweep()  # a channel in use may stand still
+    if is_carried:
+        pipe.application_closed()
+    else:
+        case.channels.handle_event(e.Stopped(1))
+        case.channels.handle_event(e.ResetReceived(1, 0))
+    case.streams.asked.clear()
+    for send.acked_bytes in 1000, 2000:
+        case.channels.sweep()
+    waits_for_path = True  # which carries other channels meanwhile
+    case.channels.sweep()
+    waits_for_path = False
+    case.streams.line = {1: None}
+    case.channels.sweep()
+    case.streams.line = {}
+    case.liveness.hearing = Hearing.SUSPECTED
+    case.channels.sweep()  # a cut path is not the peer's fault
+    assert case.streams.asked == []
+    case.liveness.hearing = Hearing.WAITING
+    case.channels.sweep()
+    assert case.streams.asked == [("reset", 1), ("stop", 1)]
+    assert len(case.ends) == 1
 
 
 def test_a_channel_is_kept_until_what_was_written_has_arrived(

@@ -22,8 +22,7 @@ from helpers.support import (
     write_all,
 )
 from helpers.udp_streams import held_bytes
-from kkp2p_compat.engine.channels import kinds as channels
-from kkp2p_compat.engine.links import link_table
+from kkp2p_compat.engine.links import link_channels, link_table
 from kkp2p_compat.transport.udp.flow_control import MAX_UNTAKEN_BYTES
 
 pytestmark = pytest.mark.usefixtures("on_loopback")
@@ -97,11 +96,15 @@ def test_a_peer_that_never_takes_the_rest(
     while kkp2p.write(mine.fd, chunk, len(chunk), 100) > 0:
         pass
     close(mine)
-    engine.thread.call(engine.channels.sweep)
+    engine.thread.call(engine.sweep)
     assert engine.channels  # it still hopes
-    monkeypatch.setattr(channels, "LINGER_S", 0)
-    engine.thread.call(engine.channels.sweep)
-    until(lambda: not engine.channels)
+    monkeypatch.setattr(link_channels, "STUCK_S", 0)
+
+    def given_up() -> bool:  # once nothing arrives any more
+        engine.thread.call(engine.sweep)
+        return not engine.channels
+
+    until(given_up)
     read_all(theirs.fd)  # ends
     close(theirs)
     until(lambda: settled(engine) and settled(peer))
