@@ -83,6 +83,7 @@ class StreamTable:
         self._max_queue_bytes = settings.max_message_queue_bytes
         self._next_id = 0 if is_caller else 1
         self._peer_ids = RangeSet()  # of the streams that the peer opened, halved
+        self._turned_away: int | None = None  # one too many, whose first bytes may follow its OPEN
         self._data_window = ReceiveWindow(INITIAL_DATA_WINDOW_BYTES, settings.max_data_window_bytes)
         self._credited_at = clock.now  # when the peer last raised its limit for all streams
         self._data_received = 0
@@ -260,8 +261,12 @@ class StreamTable:
     def handle_data(self, stream_id: int, offset: int, pieces: list[bytes], fin: bool) -> None:
         """One or more STREAM frames whose data follows each other."""
         stream = self.by_id.get(stream_id)
-        if stream is None:
-            return  # it is over, and the peer repeats itself
+        if stream is None:  # it is over, and the peer repeats itself
+            if stream_id == self._turned_away:
+                self._turned_away = None
+                self._count_received(count := sum(map(len, pieces)))
+                self._take_up(count)
+            return
         receive = stream.receive
         before, keeps_up = receive.highest, receive.is_taken
         fresh = receive.handle_data(offset, pieces, fin)
@@ -299,6 +304,7 @@ class StreamTable:
         if len(self._peer_ids) > MAX_ID_RANGES:
             raise BadPacket("channel numbers with too many gaps")
         if len(self.by_id) >= MAX_CHANNELS:
+            self._turned_away = frame.stream
             self._packer.queue_control(f.Refused(frame.stream, REFUSED_BUSY))
             return
         self.by_id[frame.stream] = self._new_stream(frame.stream, frame.channel_type)
@@ -406,6 +412,8 @@ class StreamTable:
         self._waiting_writers.discard(stream.stream_id)
         self.line.pop(stream.stream_id, None)
         self._packer.forget(stream)
+        if untaken := stream.receive.highest - stream.receive.consumed:
+            self._take_up(untaken)  # what came along with the OPEN of one that is refused
         stream.receive.forget()
 
     def wake_writers(self) -> None:

@@ -12,7 +12,7 @@ from helpers.sim.pair import Pair, Transfer, mbit_per_s
 from helpers.sim.simnet import Conditions
 from helpers.udp_streams import held_bytes
 from kkp2p_compat._codes import KKP2P_TCP_CHANNEL, KKP2P_UDP_CHANNEL
-from kkp2p_compat.transport.udp import flow_control, stream_table
+from kkp2p_compat.transport.udp import flow_control, packing, stream_table
 from kkp2p_compat.transport.udp.duplex_stream import INITIAL_STREAM_WINDOW_BYTES
 from kkp2p_compat.transport.udp.events import (
     ChannelOffered,
@@ -88,6 +88,28 @@ def test_a_refused_channel_takes_them_with_it() -> None:
     pair.caller.connection.streams.open(KKP2P_TCP_CHANNEL, 0, 0, b"x" * EARLY_BYTES)
     pair.caller.drive()
     pair.run(lambda: _events(pair.caller, ChannelRefused), 10)
+    _nothing_left(pair)
+
+
+@pytest.mark.parametrize("too_many", [False, True])
+def test_refused_channels_use_up_no_credit(monkeypatch: pytest.MonkeyPatch, too_many: bool) -> None:
+    window = 40 * EARLY_BYTES
+    for module in packing, stream_table:
+        monkeypatch.setattr(module, "INITIAL_DATA_WINDOW_BYTES", window)
+    monkeypatch.setattr(flow_control, "MAX_UNTAKEN_BYTES", window)
+    pair = Pair(max_data_window_bytes=window)
+    callee = pair.callee
+    callee.on_offer = lambda offer: callee.connection.streams.refuse(offer.stream_id, 1)
+    with monkeypatch.context() as patch:
+        if too_many:
+            patch.setattr(stream_table, "MAX_CHANNELS", 0)
+        streams = pair.caller.connection.streams
+        for count in range(1, 101):
+            stream_id = streams.open(KKP2P_TCP_CHANNEL, 0, 0, b"x" * EARLY_BYTES)
+            assert streams.sent_bytes(stream_id) == EARLY_BYTES
+            pair.caller.drive()
+            pair.run(lambda count=count: len(_events(pair.caller, ChannelRefused)) == count, 10)
+    assert pair.caller.connection.packer.data_credit >= window // 2
     _nothing_left(pair)
 
 
