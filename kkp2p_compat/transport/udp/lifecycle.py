@@ -1,8 +1,9 @@
 """How a connection ends: open, closing while the peer is told, closed.
 
 CLOSE is sent a few times, because each may be lost.  Meanwhile nothing else is sent, and what the
-peer sends is not opened; it only shows that the peer has not heard yet, so the next CLOSE goes at
-once.  Where nobody is left to be told, as the peer has closed or is dead, the end is immediate.
+peer sends is not opened.  What comes a round trip after CLOSE or later shows that the peer has not
+heard it, so the next one goes at once; what comes sooner was under way.  Where nobody is left to be
+told, as the peer has closed or is dead, the end is immediate.
 
 RFC 9000 section 10.2 is the model.  Departure: there is no draining period, because the endpoint
 drops the packets of a connection that it does not know.
@@ -31,7 +32,7 @@ CLOSE_NORMAL = 0
 CLOSE_PROTOCOL_ERROR = 1
 CLOSE_UNPROVEN = 3
 
-CLOSE_PACKETS = 3  # our choice: how often CLOSE is sent, a probe time-out apart
+CLOSE_PACKETS = 3  # our choice: how often CLOSE is sent, a probe time-out apart at most
 
 
 class Phase(Enum):
@@ -73,6 +74,7 @@ class Lifecycle:
         self.error: KKP2PError = LinkLost()  # that closes it
         self._frame = b""
         self._closes_left = 0
+        self._told_at = math.inf  # when the last one went
 
     def move(self, cue: Cue) -> bool:
         """Whether this has changed the phase; KeyError for a cue that cannot come now."""
@@ -90,15 +92,16 @@ class Lifecycle:
             self._frame = encode_close(code, str(error))
             self._closes_left = 1 if cue is Cue.BREACH else CLOSE_PACKETS
 
-    def handle_unheard(self, now: float) -> None:
+    def handle_packet(self, now: float, rtt_s: float) -> None:
         """The peer goes on sending."""
-        if self._closes_left:
+        if self._closes_left and now >= self._told_at + rtt_s:
             self.close_at = min(self.close_at, now)
 
-    def next_close(self, next_at: float) -> bytes | None:
-        """The frame to send now, and again at ``next_at``; None: it was sent often enough."""
+    def next_close(self, now: float, pto_s: float) -> bytes | None:
+        """The frame to send now, and again after ``pto_s``; None: it was sent often enough."""
         if not self._closes_left:
             return None
         self._closes_left -= 1
-        self.close_at = next_at
+        self._told_at = now
+        self.close_at = now + pto_s
         return self._frame

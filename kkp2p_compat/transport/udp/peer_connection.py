@@ -176,7 +176,7 @@ class PeerConnection:
             self.recovery.pto_count = 0  # what backed off in the dark asks at once
             self._events.put(PathRecovered())
         if lifecycle.phase is not _OPEN:
-            lifecycle.handle_unheard(now)
+            lifecycle.handle_packet(now, self.recovery.rtt.smoothed_s)
         elif tells_path:
             paths.handle_newer(address, now)
         return self._events.waits() > 0
@@ -442,7 +442,7 @@ class PeerConnection:
         lifecycle = self.lifecycle
         if lifecycle.phase is Phase.CLOSED or now < lifecycle.close_at:
             return None
-        frame = lifecycle.next_close(now + self.recovery.rtt.pto_s)
+        frame = lifecycle.next_close(now, self.recovery.rtt.pto_s)
         if frame is None:
             self._end(Cue.TOLD, lifecycle.error)
             return None

@@ -55,6 +55,19 @@ def test_a_close_that_nobody_hears_ends_both_all_the_same() -> None:
     assert pair.run(lambda: pair.callee.closed, 2 * idle) <= idle + 1
 
 
+def test_a_close_outlasts_a_burst_of_losses_while_the_peer_sends() -> None:
+    """All that was on its way when it was sent must not use up the repetitions."""
+    pair = Pair("burst", PATH)
+    transfer = pair.start(0, 10_000_000)
+    pair.run(lambda: transfer.at_caller.received > 1_000_000)
+    now = pair.network.now
+    pair.there.blackout(now, now + PATH.delay_s)
+    _close(pair, pair.caller)
+    pair.run(lambda: pair.caller.closed, 5)
+    pair.run(lambda: pair.callee.closed, 1)
+    assert "that is all" in str(pair.callee.closed)
+
+
 @pytest.mark.parametrize("arrived", [0, 1, 50_000, 400_000, 799_999])
 def test_a_close_in_mid_transfer_is_never_a_clean_end(arrived: int) -> None:
     pair = Pair(arrived, PATH)

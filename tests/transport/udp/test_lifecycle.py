@@ -35,9 +35,9 @@ def test_the_peer_is_told_so_often(cue: Cue, times: int) -> None:
     lifecycle = Lifecycle()
     lifecycle.begin_close(cue, 7, LinkLost("why"), 1.0)
     assert lifecycle.close_at == 1.0
-    frames = list(iter(lambda: lifecycle.next_close(2.0), None))
+    frames = list(iter(lambda: lifecycle.next_close(1.0, 0.5), None))
     assert [parse_untrusted(frame) for frame in frames] == [[Close(7, "why")]] * times
-    assert lifecycle.close_at == 2.0
+    assert lifecycle.close_at == 1.5
 
 
 def test_what_comes_later_does_not_change_the_reason() -> None:
@@ -48,9 +48,11 @@ def test_what_comes_later_does_not_change_the_reason() -> None:
     assert lifecycle.close_at == 1.0
 
 
-def test_a_peer_that_goes_on_sending_is_told_again_at_once() -> None:
+def test_a_peer_that_goes_on_sending_is_told_again_after_a_round_trip() -> None:
     lifecycle = Lifecycle()
     lifecycle.begin_close(Cue.CLOSE, 0, LinkLost("why"), 1.0)
-    lifecycle.next_close(5.0)
-    lifecycle.handle_unheard(2.0)
+    lifecycle.next_close(1.0, 4.0)
+    lifecycle.handle_packet(1.9, 1.0)  # it was sent before the peer could have heard
+    assert lifecycle.close_at == 5.0
+    lifecycle.handle_packet(2.0, 1.0)
     assert lifecycle.close_at == 2.0
