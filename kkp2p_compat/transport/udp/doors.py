@@ -10,7 +10,7 @@ An extra socket may also be one that was *adopted*: it carries datagrams in anot
 from __future__ import annotations
 
 import socket
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from logging import Logger
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ from ..._errors import EngineClosed, LinkLost, OutOfDescriptors, from_os_error
 from ..._io import READ, WRITE
 from ..._nat64 import Nat64
 from .batch_socket import BatchSocket
+from .demultiplex import Datagrams
 from .first_hop import first_hop_datagram_bytes
 from .nat64_socket import Nat64Socket
 
@@ -54,8 +55,9 @@ class DoorSocket(Protocol):
 
 
 class Door:
-    """A socket with its watchers, and the members of the endpoint that wait for room in it.
+    """A socket with its watchers, and the line of those who wait for room in it.
 
+    ``waiting``: members of the endpoint, in their order, with what the socket has not taken.
     ``on_broken``: of an adopted one.
     ``short_in``: the iteration of the loop that last read a short datagram first.
     """
@@ -69,7 +71,7 @@ class Door:
         self.on_broken = on_broken
         self.closed = False
         self.short_in = -1
-        self.waiting: deque[Any] = deque()
+        self.waiting: dict[Any, Datagrams] = {}
         self.readable = loop.io(door_socket.fileno(), READ)
         self.writable = loop.io(door_socket.fileno(), WRITE)
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from ..._address import Address
-from .demultiplex import Datagrams, key_of
+from .demultiplex import key_of
 
 if TYPE_CHECKING:
+    from .doors import Door
     from .events import Event, Transmit
 
 __all__ = ["Driven", "DrivenConnection", "Member"]
@@ -52,4 +53,4 @@ class Member:
         self.alive = True
         self.failed = False  # closed after a bug
         self.ready = False  # in the endpoint's list of those to drive
-        self.waiting: Datagrams | None = None  # what a full socket did not take
+        self.waiting: Door | None = None  # which did not take all, and has the rest in its line

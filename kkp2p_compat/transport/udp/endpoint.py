@@ -98,8 +98,8 @@ class Endpoint:
     def _leave(self, door: Door) -> None:
         """It was closed; what connections had waiting for room in it is lost."""
         self._deadlines.remove(door)
-        for member in door.waiting:
-            member.waiting = None
+        for member in list(door.waiting):
+            self._stop_waiting(member)
             self._make_ready(member)
 
     def add(self, link: Driven) -> None:
@@ -122,7 +122,7 @@ class Endpoint:
             return
         del self._members[member.key]
         member.alive = False
-        member.waiting = None
+        self._stop_waiting(member)
         self._deadlines.remove(member)
         try:
             now = _now()
@@ -331,39 +331,41 @@ class Endpoint:
             if door is None:
                 continue
             door.socket.grow()
-            if self._send(member, door, (transmit.data, transmit.segment_bytes, transmit.address)):
-                if transmit.more:
-                    continue
+            batch = transmit.data, transmit.segment_bytes, transmit.address
+            if not (self._send(member, door, batch) and transmit.more):
                 break
-            door.waiting.append(member)
-            if not door.writable.active:
-                door.writable.start(self._turn, self._send_rest, door)
-            break
         return calls_left
 
     def _send(self, member: Member, door: Door, batch: Datagrams) -> bool:
+        """False: the rest waits in the door's line, at the end or where it has waited before."""
         data, segment_bytes, address = batch
         done = door.socket.send(data, segment_bytes, address)
-        if done < len(data):
-            member.waiting = data[done:], segment_bytes, address
-        return done == len(data)
+        if done == len(data):
+            return True
+        door.waiting[member] = data[done:], segment_bytes, address
+        member.waiting = door
+        if not door.writable.active:
+            door.writable.start(self._turn, self._send_rest, door)
+        return False
+
+    def _stop_waiting(self, member: Member) -> None:
+        door, member.waiting = member.waiting, None
+        if door is not None:
+            del door.waiting[member]
 
     def _send_again(self, member: Member) -> None:
         """Before it has its turn: what has given up to find room (a FramedSocket) says so now."""
-        batch, member.waiting = member.waiting, None
-        if batch is not None and (door := self._door(batch[2])) is not None:
-            self._send(member, door, batch)
+        door = member.waiting
+        if door is not None and self._send(member, door, door.waiting[member]):
+            self._stop_waiting(member)
 
     def _send_rest(self, door: Door) -> None:
         while door.waiting and not door.closed:
-            member = door.waiting.popleft()
-            batch, member.waiting = member.waiting, None
-            if batch is None:
-                continue  # removed meanwhile
+            member, batch = next(iter(door.waiting.items()))
             try:
                 if not self._send(member, door, batch):
-                    door.waiting.appendleft(member)
                     return
+                self._stop_waiting(member)
             except Exception:  # noqa: BLE001 - logged; the other connections must not suffer
                 self._fail(member)
             self._make_ready(member)
@@ -385,8 +387,7 @@ class Endpoint:
                 self._read(member)
                 continue
             try:
-                if member.waiting is not None:
-                    self._send_again(member)
+                self._send_again(member)
                 due = member.connection.next_timer()
                 if due is not None and due <= now:
                     member.connection.handle_timer(now)
@@ -400,6 +401,7 @@ class Endpoint:
         """Call while handling an exception: logs it, and closes the connection that raised it."""
         name = member.key.hex()
         self._log.exception("bug in connection %s: it is closed", name)
+        self._stop_waiting(member)
         if not member.alive:
             return
         if not member.failed:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import socket
+from collections import Counter
 from collections.abc import Callable
 
 import gevent
@@ -190,6 +192,96 @@ def test_a_socket_closed_while_a_connection_waits_for_room(
     link.connection.transmits.append(Transmit(b"main", 4, ("127.0.0.1", stranger.port)))
     ours.close_sockets([number])
     assert arrives(stranger) == [b"main"]
+
+
+class Stalling:
+    """A DoorSocket that takes all, nothing, or, as a FramedSocket that is stuck, loses all."""
+
+    datagram_bytes, port = 1200, 1
+    broken = holds_more = False
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.failures: Counter[str] = Counter()
+        self.answers = "full"
+        self.asked = 0
+        self.sent: list[bytes] = []
+        self._ours, self._theirs = socket.socketpair()
+        self._ours.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._ours.send(bytes(1 << 16))
+
+    def fileno(self) -> int:
+        return self._ours.fileno()
+
+    def close(self) -> None:
+        self._ours.close()
+        self._theirs.close()
+
+    def grow(self) -> None:
+        pass
+
+    def receive(self) -> None:
+        return None
+
+    def send(self, data: bytes, segment_bytes: int, address: Address) -> int:
+        self.asked += 1
+        if self.answers == "takes":
+            self.sent.append(data)
+        return 0 if self.answers == "full" else len(data)
+
+    send_with_ttl = send
+
+    def make_room(self) -> None:
+        self.answers = "takes"
+        self._theirs.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while self._theirs.recv(1 << 20):
+                pass
+
+
+@pytest.mark.parametrize("is_closed", [False, True])
+def test_what_waits_for_one_socket_has_nothing_to_do_with_another(
+    ours: Endpoint, is_closed: bool
+) -> None:
+    """A connection that has left a stalled path waits for the next one, whatever the first does."""
+    made: list[Stalling] = []
+
+    def make_one(number: int) -> Stalling:
+        made.append(Stalling(number))
+        return made[-1]
+
+    numbers = [ours.adopt(make_one, lambda number: None) for _ in range(2)]
+    (first, second), link = made, added(ours, 1)
+
+    def send_by(number: int, data: bytes) -> None:
+        link.connection.transmits.append(Transmit(data, len(data), ("192.0.2.1", 443, number)))
+        ours.wake(link)
+
+    def until(condition: Callable[[], object]) -> None:
+        with gevent.Timeout(PATIENCE_S):
+            while not condition():
+                gevent.sleep(0.001)
+
+    send_by(numbers[0], b"given up")
+    until(lambda: first.asked)
+    first.answers = "stuck"
+    link.connection.calls.clear()
+    until(lambda: "next timer" in link.connection.calls)  # it was given up
+    send_by(numbers[1], b"for the second")
+    until(lambda: second.asked)
+    if is_closed:
+        ours.close_sockets(numbers[:1])
+    else:
+        door = ours._doors.extra[numbers[0]]
+        first.make_room()
+        until(lambda: not door.writable.active)
+    assert first.sent == []
+    assert ours._doors.extra[numbers[1]].waiting
+    second.make_room()
+    until(lambda: second.sent)
+    assert second.sent == [b"for the second"]
 
 
 @pytest.mark.parametrize("family", list(IPS), ids=["ipv4", "ipv6"])
