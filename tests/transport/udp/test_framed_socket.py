@@ -109,6 +109,21 @@ def test_runs(both: Both) -> None:
     assert runs == [(4580, 900), (1800, 900), (3000, 1000)]
 
 
+def test_tiny_datagrams_come_in_short_runs(both: Both) -> None:
+    """Each may cost a call: so many at once would keep the loop from all else."""
+    framed, other = both
+    datagrams = [bytes([index % 251]) for index in range(10 * framed_socket.MAX_RUN_DATAGRAMS + 1)]
+    other.sendall(b"".join(map(frame, datagrams)))
+    while tcp.unread_bytes(framed) != 3 * len(datagrams):
+        gevent.sleep(0.001)
+    came: list[bytes] = []
+    while (got := framed.receive()) is not None:
+        assert len(got[0]) <= framed_socket.MAX_RUN_DATAGRAMS
+        came += cut(*got[:2])
+        assert framed.holds_more == (len(came) < len(datagrams))  # or nobody would ask for them
+    assert came == datagrams
+
+
 def test_what_is_sent_is_framed(both: Both) -> None:
     framed, other = both
     data = Random(1).randbytes(5 * 1000 + 77)
@@ -400,6 +415,23 @@ def test_frames_of_mixed_lengths_are_all_delivered(ours: Endpoint) -> None:
     link.connection.wait_for(lambda: len(link.connection.received) == len(sent))
     assert link.connection.received == sent
     assert came == [(b"\0\1stun", (*PLACE, number))]
+    other.close()
+
+
+def test_all_of_a_flood_is_delivered_though_nothing_follows_it(ours: Endpoint) -> None:
+    one, other = tcp_pair()
+    ours.adopt(lambda number: FramedSocket(one, PLACE, number, log), lambda number: None)
+    count, all_came = 20_000, gevent.event.Event()
+    came = bytearray()
+
+    def take(data: bytes, address: Address) -> None:
+        came.extend(data)
+        if len(came) == count:
+            all_came.set()
+
+    ours.on_stun = take
+    other.sendall(frame(b"\2") * count)
+    assert all_came.wait(PATIENCE_S)
     other.close()
 
 
