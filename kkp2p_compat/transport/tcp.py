@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import math
 import os
 import socket
 import struct
@@ -345,23 +346,27 @@ def only_we_ended(sock: HasFileno | int) -> bool:
     return _state(sock) in _TCP_FIN_WAIT
 
 
-def linger(sock: socket.socket, timeout_s: float, *, reset: bool = False) -> bool:
+def linger(
+    sock: socket.socket, timeout_s: float, *, reset: bool = False, patient: bool = False
+) -> bool:
     """Close the socket once the other kernel holds all that was written; call in a greenlet.
 
     Ends our direction (SHUT_WR), reads and drops what still arrives until end of stream or until
     all is acknowledged and a short grace is over, and closes.  With ``reset`` the other side is
     told of a broken stream instead: no end of stream, and a reset once all is acknowledged.
     A duplicate of the descriptor that somebody still holds reads end of stream then, too.
-    ``timeout_s`` bounds the whole.  Returns whether all was acknowledged in time.
+    ``timeout_s`` bounds the whole; if ``patient``, only how long nothing is acknowledged, as the
+    rest may take long on a slow path.  Returns whether all was acknowledged in time.
     """
     done = False
     try:
         if reset:
             sock.settimeout(0)
-            done = _drain_then_reset(sock, timeout_s)
+            done = wait_until_acknowledged(sock, timeout_s, patient)
+            abort(sock)
         else:
             end(sock)
-            done = _discard_until_acknowledged(sock, timeout_s)
+            done = _discard_until_acknowledged(sock, timeout_s, patient)
             # Not earlier: what comes in after SHUT_RD is answered by a reset.
             with contextlib.suppress(OSError):  # closed both ways already
                 sock.shutdown(socket.SHUT_RDWR)
@@ -372,52 +377,55 @@ def linger(sock: socket.socket, timeout_s: float, *, reset: bool = False) -> boo
     return done
 
 
-def _drain_then_reset(sock: socket.socket, timeout_s: float) -> bool:
-    done = wait_until_acknowledged(sock, timeout_s)
-    abort(sock)
-    return done
+def wait_until_acknowledged(sock: socket.socket, timeout_s: float, patient: bool = False) -> bool:
+    """Whether the other kernel holds all that was written, within so long; call in a greenlet.
 
-
-def wait_until_acknowledged(sock: socket.socket, timeout_s: float) -> bool:
-    """Whether the other kernel holds all that was written, within so long; call in a greenlet."""
+    ``patient``: see ``linger``.
+    """
     now = time.monotonic  # not the loop's clock, which is the wall's: that one may be set
-    deadline, pause, done = now() + timeout_s, POLL_FIRST_S, False
-    while not (done := not unsent_bytes(sock)) and now() < deadline:
-        if ended(sock) or unresponsive(sock):
+    deadline, pause, least = now() + timeout_s, POLL_FIRST_S, math.inf
+    while unsent := unsent_bytes(sock):
+        if patient and unsent < least:
+            deadline, least = now() + timeout_s, unsent
+        if now() >= deadline or ended(sock) or unresponsive(sock):
             break
         sleep(min(pause, max(deadline - now(), 0)))
         pause = min(pause * 2, POLL_MAX_S)
-    return done
+    return not unsent
 
 
-def _reset_when_acknowledged(sock: socket.socket, timeout_s: float) -> bool:
+def _reset_when_acknowledged(sock: socket.socket, timeout_s: float, patient: bool) -> bool:
     """After SHUT_RD, when the kernel no longer tells the other side of room that it waits for.
 
     A mere close leaves it waiting for 60 s (net.ipv4.tcp_fin_timeout); a reset, once it has all
     that was written, makes its writes fail at once.
     """
-    done = wait_until_acknowledged(sock, timeout_s)
+    done = wait_until_acknowledged(sock, timeout_s, patient)
     if done:
         abort(sock)
     return done
 
 
-def _discard_until_acknowledged(sock: socket.socket, timeout_s: float) -> bool:
+def _discard_until_acknowledged(sock: socket.socket, timeout_s: float, patient: bool) -> bool:
     now = time.monotonic
-    deadline, pause, acknowledged = now() + timeout_s, POLL_FIRST_S, False
+    deadline, pause, least, acknowledged = now() + timeout_s, POLL_FIRST_S, math.inf, False
     readable = get_hub().loop.io(sock.fileno(), READ)
     try:
         while True:
             try:
                 if sock.recv_into(_discarded) == 0:
                     if only_we_ended(sock):
-                        return _reset_when_acknowledged(sock, deadline - now())
+                        left_s = timeout_s if patient else deadline - now()
+                        return _reset_when_acknowledged(sock, left_s, patient)
                     return True  # nothing unread can cause a reset now: the kernel sees to the rest
             except BlockingIOError:
                 pass
-            if not acknowledged and unsent_bytes(sock) == 0:
+            unsent = None if acknowledged else unsent_bytes(sock)
+            if unsent == 0:
                 acknowledged = True
                 deadline = min(deadline, now() + GRACE_S)
+            elif patient and unsent is not None and unsent < least:
+                deadline, least = now() + timeout_s, unsent
             left_s = deadline - now()
             if left_s <= 0:
                 return acknowledged

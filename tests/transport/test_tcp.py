@@ -177,6 +177,43 @@ def test_linger_is_bounded(pair: Pair) -> None:
     assert pair[0].fileno() == -1
 
 
+class _SlowPath:
+    """``time`` and ``unsent_bytes``, where little by little is acknowledged over a minute."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+        self._unsent = 60
+
+    def monotonic(self) -> float:
+        self._now += 0.25
+        return self._now
+
+    def unsent_bytes(self, _: object) -> int:
+        self._now += 1.0
+        self._unsent = max(self._unsent - 1, 0)
+        return self._unsent
+
+
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize("patient", [False, True])
+def test_a_patient_linger_is_bounded_by_a_standstill_only(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, patient: bool, reset: bool
+) -> None:
+    path = _SlowPath()
+    monkeypatch.setattr(tcp, "time", path)
+    monkeypatch.setattr(tcp, "unsent_bytes", path.unsent_bytes)
+    monkeypatch.setattr(tcp, "POLL_MAX_S", tcp.POLL_FIRST_S)
+    assert tcp.linger(pair[0], 15, reset=reset, patient=patient) is patient
+    assert pair[0].fileno() == -1
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_patient_linger_ends_where_nothing_arrives(pair: Pair, reset: bool) -> None:
+    _fill(pair[0])
+    assert not tcp.linger(pair[0], 0.05, reset=reset, patient=True)
+    assert pair[0].fileno() == -1
+
+
 def test_linger_with_reset_delivers_and_then_breaks(pair: Pair) -> None:
     pair[0].sendall(b"half a story")
     assert tcp.linger(pair[0], 15, reset=True)

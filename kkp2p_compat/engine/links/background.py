@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -16,7 +17,7 @@ from ..runtime.thread import EngineThread
 
 __all__ = ["LINGER_S", "Background"]
 
-LINGER_S = 30  # our choice: how long what was written may take to arrive after a close
+LINGER_S = 30  # our choice: how long nothing of what was written may arrive after a close
 
 
 class Checked(Protocol):
@@ -55,7 +56,7 @@ class Background:
         if is_over:
             leaving.sock.close()
         else:
-            self.spawn(tcp.linger, leaving.sock, LINGER_S)
+            self.spawn(functools.partial(tcp.linger, leaving.sock, LINGER_S, patient=True))
 
     @property
     def busy(self) -> bool:

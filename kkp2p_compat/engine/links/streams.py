@@ -16,7 +16,7 @@ import gevent
 from ..._codes import KKP2P_TCP_CHANNEL, TRANSMIT_P2P, TRANSMIT_RELAY
 from ..._errors import KKP2PError
 from ...transport import pair, tcp, tcp_stats
-from ...transport.splice import CLOSE_TIMEOUT_S, Outcome, Splice, close_both
+from ...transport.splice import Outcome, Splice, close_both
 from ...transport.tcp_stats import Passed, TcpStats
 from ...transport.udp.pipe import MessagePort, OnEnd
 from ...transport.udp.stream_table import REFUSED_BUSY
@@ -268,7 +268,7 @@ class SplicedStream(OpenStream):
             self._address = sock.getpeername()[:2]
         self._before = self._carried = NOTHING  # before ``detach``, and by ``carry``
         self._closing: gevent.Greenlet[..., None] | None = None  # since the splice has ended
-        self._close_s = CLOSE_TIMEOUT_S
+        self._close_s: float | None = None  # for the rest; None: as long as some of it arrives
 
     @property
     def reason(self) -> str:
