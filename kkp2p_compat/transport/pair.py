@@ -22,7 +22,7 @@ import termios
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Mark", "refuse_writes", "settle"]
+__all__ = ["Mark", "refuse_writes", "settle", "shut_down"]
 
 Mark = Callable[[], object]
 
@@ -36,7 +36,7 @@ def refuse_writes(sock: Any, mark: Mark) -> None:
     """
     _discard(sock, _unread_bytes(sock))  # first: the byte that is left may be one of a large piece
     mark()
-    _shut_down(sock, _socket.SHUT_RD)
+    shut_down(sock, _socket.SHUT_RD)
     _discard(sock, _unread_bytes(sock) - 1)
 
 
@@ -58,15 +58,16 @@ def settle(sock: Any, mark: Mark | None) -> None:
     if mark is not None:
         mark()
         return
-    _shut_down(sock, _socket.SHUT_RD)
+    shut_down(sock, _socket.SHUT_RD)
     with contextlib.suppress(ConnectionResetError):  # the application closed without reading all
         while os.read(sock.fileno(), CHUNK_BYTES):
             pass  # what it wrote and nobody takes any more
 
 
-def _shut_down(sock: Any, how: int) -> None:
+def shut_down(sock: Any, how: int) -> None:
+    """End one direction, of a TCP connection too."""
     try:
         sock.shutdown(how)
     except OSError as error:
-        if error.errno != errno.ENOTCONN:  # the application has closed first
+        if error.errno != errno.ENOTCONN:  # the other end has closed first
             raise

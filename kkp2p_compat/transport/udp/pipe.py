@@ -156,19 +156,12 @@ class Pipe:
             self._streams.stop(self.stream_id)
             self._carrier.wake()
         else:
-            self._shut_down(_socket.SHUT_WR)
+            pair.shut_down(self._sock, _socket.SHUT_WR)
         self._end_if_done()
 
     def _refuse_writes(self) -> None:
         """What the application writes from now on fails."""
         raise NotImplementedError
-
-    def _shut_down(self, how: int) -> None:
-        try:
-            self._sock.shutdown(how)
-        except OSError as error:
-            if error.errno != errno.ENOTCONN:  # the other end has closed first
-                raise
 
     def _end_if_done(self) -> None:
         if self._sent_all and self._received_all:
@@ -318,7 +311,7 @@ class MessagePipe(Pipe):
             self._carrier.wake()
 
     def _refuse_writes(self) -> None:
-        self._shut_down(_socket.SHUT_RD)
+        pair.shut_down(self._sock, _socket.SHUT_RD)
 
     def _settle(self, is_cut: bool) -> None:
         # Of this kind of socket ECONNRESET would overtake the messages that wait to be read.
