@@ -10,6 +10,7 @@ path_choice.py     which of its paths a connection takes
 path_move.py       that it has taken another one, and why
 path_option.py     one of these paths, and what its use has taught
 path_meter.py      how much the path in use carries
+path_trial.py      which other path is worth a trial, and what it has shown
 roaming.py         what is done when the path of a link dies
 streams.py         an open stream, on a link or through the relay, with one face
 link_paths.py      the paths of a link, and which one it takes

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -31,9 +30,10 @@ from ..._sentence import Sentence
 from ...transport.udp import events as e
 from ...transport.udp.peer_connection import PeerConnection
 from ..paths.path_kind import PathKind
-from .path_meter import Measured, PathMeter, rate_text
+from .path_meter import PathMeter, rate_text
 from .path_move import Move
 from .path_option import ChoiceSettings, PathOption
+from .path_trial import Trial, Worth
 
 if TYPE_CHECKING:
     from random import Random
@@ -50,14 +50,6 @@ SPREAD = 0.2  # of the time between questions: many links ask when a server is b
 LOOK_S = 1.0  # how often the load is looked at ...
 LOOK_IDLE_S = 4.0  # ... and while there is none
 HEARD_S = 0.1  # a path that was heard so lately, and half a round trip, was alive
-BETTER = 1.5  # times as much has to be carried by another path, to be kept
-FAR_BETTER = 2.0  # times as much as the path in use was carried by another: it is tried
-FALLEN = 0.25  # of what the path has carried itself: another is tried
-# Where nothing is known of others, they are tried after SLOW_S at a rate that is slow: the first,
-# or the second with so many of the packets lost.
-SLOW_BYTES_PER_S, SLOW_IF_LOSSY_BYTES_PER_S = 250_000, 1_000_000
-LOSSY = 0.02
-SLOW_S = 3.0
 
 
 class State(Enum):
@@ -86,17 +78,6 @@ FOLLOWERS = {
     (State.TRYING, Sign.SILENCE): State.SILENT,
     (State.TRYING, Sign.MOVED): State.SETTLED,
 }
-
-
-@dataclass(slots=True)
-class _Trial:
-    """``home`` was left to measure another; it carried ``home_bytes_per_s``."""
-
-    home: PathOption
-    home_bytes_per_s: float
-    begin: float
-    until: float
-    delivered_bytes: int = -1  # by the path that is tried, at the beginning
 
 
 class PathChoice:
@@ -130,8 +111,8 @@ class PathChoice:
         self._look_at = now + LOOK_S
         self._sent_bytes = 0
         self._meter = PathMeter()
-        self._trial: _Trial | None = None
-        self._slow_since = math.inf
+        self._worth = Worth()
+        self._trial: Trial | None = None
         self._wanted: PathOption | None = None  # to be tried when it has answered
 
     # What there is.
@@ -259,7 +240,7 @@ class PathChoice:
         self._wanted = None
         self._decide_at = math.inf
         self._meter.restart()
-        self._slow_since = math.inf
+        self._worth.restart()
         self._ask_s = self._settings.ask_first_s
         self._note(Move(now, before.address, option.address, before.kind, option.kind, why))
 
@@ -339,28 +320,11 @@ class PathChoice:
         if self._trial is not None:
             self._judge(self._trial, now)
         elif measured is not None and self.state is State.SETTLED and self._wanted is None:
-            self._wanted = self._worth_a_trial(measured, now)
+            others = [option for option in self._options.values() if option is not self.current]
+            self._wanted = self._worth.find(self.current, others, measured, now)
             if self._wanted is not None:
                 self._wanted.ask_at = now
                 self._ask(now)
-
-    def _worth_a_trial(self, measured: Measured, now: float) -> PathOption | None:
-        rate, current = measured.bytes_per_s, self.current
-        others = [
-            option
-            for option in self._options.values()
-            if option is not current and now >= option.free_at
-        ]
-        known = max(others, key=lambda option: option.carried(now), default=None)
-        if known is not None and known.carried(now) > FAR_BETTER * rate:
-            return known
-        slow = SLOW_IF_LOSSY_BYTES_PER_S if measured.loss > LOSSY else SLOW_BYTES_PER_S
-        self._slow_since = min(self._slow_since, now) if rate < slow else math.inf
-        is_rotten = rate < FALLEN * current.carried(now) or now - self._slow_since >= SLOW_S
-        unknown = [option for option in others if not option.carried(now)]
-        if not is_rotten or not unknown:
-            return None
-        return min(unknown, key=lambda option: option.kind.rank)
 
     def _begin_trial(self, option: PathOption, now: float) -> None:
         measured = self._meter.measured(LOOK_S)
@@ -369,27 +333,21 @@ class PathChoice:
             return
         rate, settings = measured.bytes_per_s, self._settings
         begin = now + settings.settle_s
-        self._trial = _Trial(self.current, rate, begin, begin + settings.trial_s)
+        self._trial = Trial(self.current, rate, begin, begin + settings.trial_s)
         why = Sentence(
             "only {rate} on the path before: to see what this one carries", rate=rate_text(rate)
         )
         self._move(option, why, now, lossless=True, sign=Sign.TRIAL)
         self._look_at = begin
 
-    def _judge(self, trial: _Trial, now: float) -> None:
-        """Keep the path that is tried, or go home.
-
-        What counts is what it carries, whether or not anything is held up now: it may take all.
-        """
-        delivered_bytes = self._connection.load().delivered_bytes
-        if trial.delivered_bytes < 0:
-            trial.begin, trial.delivered_bytes = now, delivered_bytes
-        if now < trial.until:
+    def _judge(self, trial: Trial, now: float) -> None:
+        """Keep the path that is tried, or go home."""
+        rate = trial.rate(self._connection.load().delivered_bytes, now)
+        if rate is None:
             self._look_at = min(now + LOOK_S, trial.until)
             return
         home, tried = trial.home, self.current
-        rate = (delivered_bytes - trial.delivered_bytes) / max(now - trial.begin, LOOK_S)
-        if rate <= BETTER * trial.home_bytes_per_s:
+        if not trial.is_won(rate):
             tried.handle_lost_trial(now)
             why = Sentence(
                 "the path that was tried carried no more than {rate}", rate=rate_text(rate)
