@@ -125,11 +125,11 @@ class PathChoice:
             option = self._options[address] = PathOption(address, kind, self._settings)
             option.held_until = now + hold_s
             self._connection.paths.know(address)
-        elif option is self.current and self.state is State.SILENT:
-            self._connection.try_path(address, now)  # our own address may be another one
-            return
         option.kind = kind
         option.is_gone = False
+        if option is self.current and self.state is State.SILENT:
+            self._connection.try_path(address, now)  # our own address may be another one
+            return
         option.ask_at = now
         self._ask_s = self._settings.ask_first_s
         self._ask(now)

@@ -134,6 +134,24 @@ def test_a_path_that_is_withdrawn_is_left_at_once() -> None:
     assert choosing.uses(choosing.first)
 
 
+def test_a_path_that_is_withdrawn_and_offered_again_is_as_good_as_before() -> None:
+    """As that of a relay which has answered nothing for some seconds."""
+    choosing = Choosing("offered again", PathKind.LANE, RELAY)
+    choosing.pair.run(None, 1.0)
+    now = choosing.network.now
+    choosing.first.blackout(now, now + 7.0)
+    choosing.withdraw(choosing.first)
+    choosing.pair.run(None, 7.0)
+    choosing.offer(choosing.first, PathKind.LANE)
+    choosing.pair.run(None, 2.0)
+    sides = choosing.pair.caller, choosing.pair.callee
+    assert [side.choice.state for side in sides] == [State.SETTLED] * 2
+    choosing.add(PathKind.FRAMED, RELAY)
+    choosing.pair.run(None, 5.0)
+    assert choosing.uses(choosing.first)
+    assert not [side.choice.moves for side in sides if side.choice.moves]
+
+
 def test_fifty_moves_up_and_down_lose_nothing() -> None:
     choosing = Choosing("fifty", PathKind.LANE, replace(RELAY, queue_bytes=15_000), QUICK)
     direct = choosing.add(PathKind.DIRECT, replace(DIRECT, queue_bytes=15_000))

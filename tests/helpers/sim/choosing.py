@@ -54,6 +54,15 @@ class Choosing:
         self.pair.caller.drive()
         self.pair.callee.drive()
 
+    def withdraw(self, path: SidePath) -> None:
+        """From both sides."""
+        for side, address in (
+            (self.pair.caller, path.of_callee),
+            (self.pair.callee, path.of_caller),
+        ):
+            side.choice.withdraw(address, self.network.now)
+            side.drive()
+
     def uses(self, path: SidePath) -> bool:
         """Whether both sides do, and both choices know it."""
         caller, callee = self.pair.caller, self.pair.callee
