@@ -138,7 +138,12 @@ class PathChoice:
         if len(self._options) >= MAX_OPTIONS:
             others = (option for option in self._options.values() if option is not self.current)
             oldest = min(others, key=lambda option: option.proved_at)
-            del self._options[oldest.address]
+            self._drop(oldest)
+
+    def _drop(self, option: PathOption) -> None:
+        del self._options[option.address]
+        if self._wanted is option:
+            self._wanted = None
 
     def withdraw(self, address: Address, now: float) -> None:
         """The peer is not there any more, or our way there has ended."""
@@ -150,9 +155,7 @@ class PathChoice:
             self._connection.ping()  # so that the lack of any path is noticed, too
             self._handle_silence(now)
             return
-        del self._options[address]
-        if self._wanted is option:
-            self._wanted = None
+        self._drop(option)
 
     def handle_network_changed(self, now: float) -> None:
         """Our own addresses are others: what was learnt is void, and all paths are asked."""
@@ -190,9 +193,12 @@ class PathChoice:
 
     def _handle_unproved(self, address: Address, now: float) -> None:
         option = self._options.get(address)
-        if option is not None:
-            wait_s = ASK_SILENT_S if self.state is State.SILENT else self._next_wait_s()
-            option.handle_unproved(now, wait_s)
+        if option is None:
+            return
+        wait_s = ASK_SILENT_S if self.state is State.SILENT else self._next_wait_s()
+        option.handle_unproved(now, wait_s)
+        if self._wanted is option:
+            self._wanted = None  # another one may be
 
     def _next_wait_s(self) -> float:
         wait_s = self._ask_s * self._random.uniform(1 - SPREAD, 1 + SPREAD)

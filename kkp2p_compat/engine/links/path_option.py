@@ -47,6 +47,7 @@ class PathOption:
         self.ask_at = -math.inf  # the next question
         self.is_gone = False  # it was withdrawn while it was used
         self.proved_at = -math.inf
+        self.unproved_at = -math.inf  # if the last question had no answer
         self.held_until = -math.inf
         self.tried_until = -math.inf  # it lost a comparison
         self._settings = settings
@@ -65,12 +66,14 @@ class PathOption:
     def handle_proved(self, now: float, wait_s: float) -> None:
         """``wait_s``: until the next question, unless it may be taken after some more."""
         self.proved_at = now
+        self.unproved_at = -math.inf
         self._proofs += 1
         gap_s = self._settings.proof_gap_s
         self.ask_at = max(now + (gap_s if self._proofs < self._needed else wait_s), self.free_at)
 
     def handle_unproved(self, now: float, wait_s: float) -> None:
         self._proofs = 0
+        self.unproved_at = now
         self.ask_at = now + wait_s
 
     def is_fit(self, now: float) -> bool:
@@ -85,6 +88,10 @@ class PathOption:
     def free_at(self) -> float:
         """When it may be taken because it is better."""
         return max(self.held_until, self.tried_until)
+
+    def may_be_tried(self, now: float) -> bool:
+        """What has not answered waits for its next question."""
+        return now >= self.free_at and (self.unproved_at == -math.inf or now >= self.ask_at)
 
     # Its use.
 
@@ -129,6 +136,7 @@ class PathOption:
         """The network is another one."""
         self._failures = self._lost_trials = self._proofs = 0
         self.held_until = self.tried_until = self.ask_at = self._carried_at = -math.inf
+        self.unproved_at = -math.inf
 
     # What it carries.
 

@@ -39,19 +39,24 @@ class Worth:
     def find(
         self, current: PathOption, others: Iterable[PathOption], measured: Measured, now: float
     ) -> PathOption | None:
-        """One of ``others``, as ``current`` carries no more than what was measured."""
+        """One of ``others``, as ``current`` carries no more than what was measured.
+
+        What answers comes first, or else whatever has not answered for longest: many may be dead.
+        """
         rate = measured.bytes_per_s
-        others = [option for option in others if now >= option.free_at]
-        known = max(others, key=lambda option: option.carried(now), default=None)
-        if known is not None and known.carried(now) > FAR_BETTER * rate:
-            return known
         slow = SLOW_IF_LOSSY_BYTES_PER_S if measured.loss > LOSSY else SLOW_BYTES_PER_S
         self._slow_since = min(self._slow_since, now) if rate < slow else math.inf
         is_rotten = rate < FALLEN * current.carried(now) or now - self._slow_since >= SLOW_S
-        unknown = [option for option in others if not option.carried(now)]
-        if not is_rotten or not unknown:
-            return None
-        return min(unknown, key=lambda option: option.kind.rank)
+
+        def is_worth(option: PathOption) -> bool:
+            carried = option.carried(now)
+            return carried > FAR_BETTER * rate if carried else is_rotten
+
+        return min(
+            (option for option in others if option.may_be_tried(now) and is_worth(option)),
+            key=lambda option: (option.unproved_at, -option.carried(now), option.kind.rank),
+            default=None,
+        )
 
 
 class Trial:

@@ -11,7 +11,7 @@ import pytest
 from helpers.sim.choosing import Choosing, longest_pause_s
 from helpers.sim.pair import SidePath, mbit_per_s
 from helpers.sim.simnet import Conditions
-from kkp2p_compat.engine.links.path_choice import FOLLOWERS, Sign, State
+from kkp2p_compat.engine.links.path_choice import FOLLOWERS, MAX_OPTIONS, Sign, State
 from kkp2p_compat.engine.links.path_option import ChoiceSettings
 from kkp2p_compat.engine.paths.path_kind import PathKind
 
@@ -237,6 +237,39 @@ def test_throttled_udp_is_found_by_trying_tcp() -> None:
     assert "instead of 0.2 Mbit/s" in _why(choosing)[-1]
     choosing.pair.run(None, 80.0)
     assert choosing.uses(framed)
+
+
+def test_a_dead_candidate_keeps_nothing_from_being_tried() -> None:
+    choosing = Choosing("dead candidate", PathKind.LANE, replace(POLICED, delay_s=0.03))
+    dead = choosing.add(PathKind.DIRECT, DIRECT)
+    dead.blackout(0.0, HOUR)
+    framed = choosing.add(PathKind.FRAMED, RELAY)
+    choosing.pair.start(LONG)
+    choosing.run_until_uses(framed, 60.0)
+
+
+def test_a_path_that_carried_much_and_is_dead_keeps_nothing_from_being_tried() -> None:
+    choosing = Choosing("dead relay", PathKind.LANE, RELAY)
+    framed = choosing.add(PathKind.FRAMED, RELAY)
+    choosing.pair.start(LONG)
+    choosing.pair.run(None, 5.0)
+    now = choosing.network.now
+    direct = choosing.add(PathKind.DIRECT, POLICED)
+    choosing.run_until_uses(direct, 2.0)
+    choosing.first.blackout(now, now + HOUR)
+    choosing.run_until_uses(framed, 60.0)
+
+
+def test_what_was_wanted_and_makes_room_is_not_waited_for() -> None:
+    choosing = Choosing("room", PathKind.LANE, replace(POLICED, delay_s=0.03))
+    dead = choosing.add(PathKind.FRAMED, RELAY)
+    dead.blackout(0.0, HOUR)
+    choosing.pair.start(LONG)
+    caller = choosing.pair.caller.choice
+    choosing.pair.run(lambda: caller._wanted is not None, 20.0)
+    for number in range(MAX_OPTIONS):
+        caller.offer(("203.0.113.1", 1000 + number), PathKind.TURN, choosing.network.now)
+    assert caller._wanted is None
 
 
 def test_nothing_is_tried_where_the_path_is_good_or_nothing_waits() -> None:
