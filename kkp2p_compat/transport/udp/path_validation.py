@@ -32,17 +32,10 @@ MAX_PATH_RESPONSES = 8  # waiting to be sent
 
 
 class PathCheck:
-    """One address that is asked.
-
-    ``follows``: the peer sends from there, so we move there when it answers.  ``searched``: the
-    same, as connectivity checks have found it, because the old path is dead.  With neither, the
-    answer is only told.
-    """
+    """One address that is asked."""
 
     def __init__(self, address: Address, now: float, interval_s: float) -> None:
         self.address = address
-        self.follows = False
-        self.searched = False
         self.rtt_s = math.inf  # when it has answered
         self._sent_at: dict[bytes, float] = {}  # by what is to come back
         self.begin(now, interval_s)
@@ -76,69 +69,65 @@ class PathCheck:
 
 
 class PathValidation:
-    """Answers the peer's challenges, and asks addresses of the peer."""
+    """Answers the peer's challenges, and asks addresses of the peer.
+
+    ``followed``: the peer sends from there, so we move there when it answers.  ``searched``: the
+    same, as connectivity checks have found it, because the old path is dead.  What any other
+    address answers is only told.
+    """
 
     def __init__(self, random: Random) -> None:
         self.checks: dict[Address, PathCheck] = {}
         self.next_at = math.inf  # a challenge is due, or an address has not answered
-        self.is_following = False  # the peer seems to have moved
+        self.followed: Address | None = None  # until the peer is heard on the path in use
+        self.searched: Address | None = None
         self.responses: deque[tuple[Address, bytes]] = deque()  # to be sent
         self._random = random
 
-    def ask(self, address: Address, now: float, interval_s: float) -> PathCheck:
-        """Ask it (again); of too many the one that was asked first is forgotten.
+    def ask(self, address: Address, now: float, interval_s: float) -> None:
+        """Ask it (again); of too many the one that was asked first is forgotten, but none to which
+        we are to move.
 
         ``interval_s``: how long an answer may take.
         """
-        check = self.checks.get(address)
+        check = self.checks.pop(address, None)
         if check is not None:
             check.begin(now, interval_s)
         else:
             if len(self.checks) >= MAX_CHECKS:
-                del self.checks[next(iter(self.checks))]
-            check = self.checks[address] = PathCheck(address, now, interval_s)
+                wanted = self.followed, self.searched
+                del self.checks[next(each for each in self.checks if each not in wanted)]
+            check = PathCheck(address, now, interval_s)
+        self.checks[address] = check
         self._arm()
-        return check
 
     def follow(self, address: Address, now: float, interval_s: float) -> None:
         """The peer seems to be there.  Only one at a time: a copier of packets may make us ask."""
-        self.is_following = True
-        if (asked := self.checks.get(address)) is not None:
-            asked.follows = True
-            return
-        for check in list(self.checks.values()):
-            if check.follows:
-                self.forget(check.address)
-        self.ask(address, now, interval_s).follows = True
+        before, self.followed = self.followed, address
+        if before is not None and before not in (address, self.searched):
+            self.forget(before)
+        if address not in self.checks:
+            self.ask(address, now, interval_s)
 
     def search(self, address: Address, now: float, interval_s: float) -> None:
         """Connectivity checks have found it."""
-        self.stay()
-        for check in self.checks.values():
-            check.searched = False
-        self.ask(address, now, interval_s).searched = True
-
-    def stay(self) -> None:
-        """The peer is not where it seemed to be."""
-        self.is_following = False
-        for check in self.checks.values():
-            check.follows = False
+        self.followed, self.searched = None, address
+        self.ask(address, now, interval_s)
 
     def forget(self, address: Address) -> None:
         if self.checks.pop(address, None) is not None:
             self._arm()
+        if address == self.searched:
+            self.searched = None
 
     def handle_challenge(self, token: bytes, address: Address) -> None:
         if len(self.responses) < MAX_PATH_RESPONSES:
             self.responses.append((address, encode(PathResponse(token))))
 
     def handle_response(self, token: bytes, address: Address, now: float) -> PathCheck | None:
-        """The check that this answer ends: the peer is at that address."""
+        """The check that this answers: the peer is at that address.  It is to be forgotten."""
         check = self.checks.get(address)
-        if check is None or not check.answered_by(token, now):
-            return None
-        self.forget(address)
-        return check
+        return check if check is not None and check.answered_by(token, now) else None
 
     def expire(self, now: float) -> list[PathCheck]:
         """Forget addresses that have not answered, when the last challenge has had its time."""

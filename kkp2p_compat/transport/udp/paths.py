@@ -113,17 +113,22 @@ class Paths:
             del proofs[next(iter(proofs))]
 
     def handle_response(self, token: bytes, address: Address, now: float) -> None:
-        check = self.validation.handle_response(token, address, now)
+        validation = self.validation
+        check = validation.handle_response(token, address, now)
         if check is None:
             return
+        is_searched, is_followed = address == validation.searched, address == validation.followed
+        validation.forget(address)
+        if is_followed:
+            validation.followed = None
         is_new_port = self._is_new_port(address)
         self.know(address, _Proof(now, check.rtt_s))
-        if check.searched:
+        if is_searched:
             self._states.clear()
             self._enter(address, now, lossless=False)
-        elif check.follows and is_new_port:
+        elif is_followed and is_new_port:
             self._rename(address)
-        elif check.follows:
+        elif is_followed:
             self._follow(address, now)
         self._events.put(PathProved(address, check.rtt_s))
 
@@ -153,7 +158,7 @@ class Paths:
         if address == current.address:
             self.settling = now < self._heard_counts_from
             self._newest_from = address
-            self.validation.stay()
+            self.validation.followed = None  # the peer is not where it seemed to be
             return
         if address != self._newest_from:
             self._newest_from, self.unheard_s = address, now - current.heard_at

@@ -152,7 +152,7 @@ class PeerConnection:
                 self.received_bytes += min(len(plains) * segment_bytes, len(data) - place)
                 place += len(plains) * segment_bytes
                 if number > received.largest:
-                    if is_elsewhere or paths.settling or paths.validation.is_following:
+                    if is_elsewhere or paths.settling or paths.validation.followed:
                         tells_path |= not all(map(f.is_about_path, plains))
                     eliciting += self._handle_packets(plains, address)
                     received.add(number, number + len(plains), now)
