@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 from ..._address import Address
 from ..._sentence import Sentence
 from ...transport.udp import events as e
+from ...transport.udp.path_validation import MAX_CHECKS
 from ...transport.udp.peer_connection import PeerConnection
 from ..paths.path_kind import PathKind
 from .path_meter import PathMeter, rate_text
@@ -44,6 +45,8 @@ __all__ = ["FOLLOWERS", "PathChoice", "Sign", "State"]
 MAX_OPTIONS = 32  # a peer's network may change all the time
 MAX_MOVES = 100  # that are remembered
 DECIDE_S = 0.03  # after the first answer while all is silent: a better one, or the old path itself
+MAX_ASKED = MAX_CHECKS - 2  # at once: the connection itself may ask where the peer seems to be
+TURN_S = 0.2  # when those have been asked that were as many: whether others have their turn
 ASK_SILENT_S = 0.5  # between questions to a path that did not answer, while all is silent
 FRESH_S = 5.0  # an answer that may be acted on
 SPREAD = 0.2  # of the time between questions: many links ask when a server is back
@@ -137,8 +140,7 @@ class PathChoice:
     def _make_room(self) -> None:
         if len(self._options) >= MAX_OPTIONS:
             others = (option for option in self._options.values() if option is not self.current)
-            oldest = min(others, key=lambda option: option.proved_at)
-            self._drop(oldest)
+            self._drop(max(others, key=lambda option: option.doubt))
 
     def _drop(self, option: PathOption) -> None:
         del self._options[option.address]
@@ -209,7 +211,7 @@ class PathChoice:
         self._move_on(Sign.SILENCE)
         self._trial = None
         for option in self._options.values():
-            option.ask_at = now
+            option.hasten(now)
         self._ask(now)
 
     def _handle_followed(self, address: Address, now: float) -> None:
@@ -380,11 +382,20 @@ class PathChoice:
     # Time.
 
     def _ask(self, now: float) -> None:
-        """Ask those whose turn it is."""
-        for option in self._options.values():
-            if now >= option.ask_at and self._is_wanted(option):
+        """Ask those whose turn it is, the likeliest first, and no more than may be at once."""
+        due = [
+            option
+            for option in self._options.values()
+            if now >= option.ask_at and self._is_wanted(option)
+        ]
+        due.sort(key=lambda option: option.doubt)
+        room = MAX_ASKED - sum(now < option.asked_until for option in self._options.values())
+        for place, option in enumerate(due):
+            if place < room:
                 option.handle_asked(now)
                 self._connection.probe_path(option.address, now)
+            else:
+                option.ask_at = now + TURN_S
 
     def _is_wanted(self, option: PathOption) -> bool:
         """Whether an answer would change anything."""

@@ -45,6 +45,7 @@ class PathOption:
         self.address = address
         self.kind = kind
         self.ask_at = -math.inf  # the next question
+        self.asked_until = -math.inf  # it may still answer the last one
         self.is_gone = False  # it was withdrawn while it was used
         self.proved_at = -math.inf
         self.unproved_at = -math.inf  # if the last question had no answer
@@ -61,20 +62,31 @@ class PathOption:
     # Questions.
 
     def handle_asked(self, now: float) -> None:
-        self.ask_at = now + ASKED_S
+        self.ask_at = self.asked_until = now + ASKED_S
+
+    def hasten(self, now: float) -> None:
+        """Whatever was asked before, ask now."""
+        self.ask_at, self.asked_until = now, -math.inf
 
     def handle_proved(self, now: float, wait_s: float) -> None:
         """``wait_s``: until the next question, unless it may be taken after some more."""
         self.proved_at = now
-        self.unproved_at = -math.inf
+        self.unproved_at = self.asked_until = -math.inf
         self._proofs += 1
         gap_s = self._settings.proof_gap_s
         self.ask_at = max(now + (gap_s if self._proofs < self._needed else wait_s), self.free_at)
 
     def handle_unproved(self, now: float, wait_s: float) -> None:
         self._proofs = 0
-        self.unproved_at = now
+        self.unproved_at, self.asked_until = now, -math.inf
         self.ask_at = now + wait_s
+
+    @property
+    def doubt(self) -> tuple[float, float]:
+        """The less of it, the sooner it is asked: first who has answered last, and of many who have
+        not, each in its turn.
+        """
+        return self.unproved_at, -self.proved_at
 
     def is_fit(self, now: float) -> bool:
         """Whether it may be taken because it is better."""

@@ -120,6 +120,19 @@ def test_a_relay_that_dies_is_left_for_another() -> None:
     assert longest_pause_s(transfer.at_callee, died_at - 0.1, choosing.network.now) < 0.5
 
 
+def test_many_dead_candidates_do_not_keep_a_dying_path_from_being_left() -> None:
+    """More than are asked at once."""
+    choosing = Choosing("many", PathKind.LANE, RELAY)
+    other = choosing.add(PathKind.FRAMED, RELAY)
+    for _ in range(16):
+        choosing.add(PathKind.DIRECT, DIRECT).blackout(0.0, HOUR)
+    choosing.pair.start(LONG)
+    choosing.pair.run(None, 20.0)
+    died_at = choosing.network.now
+    choosing.first.blackout(died_at, died_at + HOUR)
+    assert choosing.run_until_uses(other, 60.0) < 1.0
+
+
 def test_a_path_that_is_withdrawn_is_left_at_once() -> None:
     choosing = Choosing("withdrawn", PathKind.FRAMED, RELAY)
     other = choosing.add(PathKind.TURN, RELAY)
@@ -258,6 +271,18 @@ def test_a_path_that_carried_much_and_is_dead_keeps_nothing_from_being_tried() -
     choosing.run_until_uses(direct, 2.0)
     choosing.first.blackout(now, now + HOUR)
     choosing.run_until_uses(framed, 60.0)
+
+
+def test_what_does_not_answer_makes_room_before_what_was_not_asked() -> None:
+    """As the relay was not, while the path in use is better."""
+    choosing = Choosing("relay stays", PathKind.LANE, RELAY)
+    relay = choosing.add(PathKind.FRAMED, RELAY)
+    for _ in range(MAX_OPTIONS + 1):
+        choosing.add(PathKind.DIRECT, DIRECT).blackout(0.0, HOUR)
+        choosing.pair.run(None, 3.0)
+    now = choosing.network.now
+    choosing.first.blackout(now, now + HOUR)
+    choosing.run_until_uses(relay, 10.0)
 
 
 def test_what_was_wanted_and_makes_room_is_not_waited_for() -> None:
