@@ -203,7 +203,8 @@ class Paths:
         packer.received.report_again()
         left = recovery.leave_path(state.rtt)
         if not lossless:
-            self._proofs[before.address] = _Proof()
+            if address != before.address:
+                self._proofs[before.address] = _Proof()
             self.repeat(left.flights)
             for flight in left.flights:
                 flight.frames = ()  # they are in a flight to come

@@ -191,6 +191,20 @@ def test_a_path_that_is_taken_again_is_known() -> None:
     assert pair.caller.connection.path is not first
 
 
+def test_a_search_that_finds_the_path_in_use_leaves_it_proved() -> None:
+    """So that it may be gone home to."""
+    pair = Pair("found again", NEAR)
+    far = pair.add_path(FAR)
+    caller = pair.caller.connection
+    home = caller.address
+    caller.try_path(home, pair.network.now)
+    pair.caller.drive()
+    pair.run(lambda: any(isinstance(event, PathProved) for event in pair.caller.events), 1.0)
+    _prove(pair, far)
+    _move(pair, far)
+    assert caller.move_to(home, pair.network.now, lossless=True)
+
+
 def test_both_decide_at_once_and_agree_on_the_callers_path() -> None:
     pair = Pair("split", NEAR)
     one, other = pair.add_path(NEAR), pair.add_path(FAR)
