@@ -21,7 +21,7 @@ connection has something to send.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -118,6 +118,16 @@ class PathChoice:
         self._trial: Trial | None = None
         self._wanted: PathOption | None = None  # to be tried when it has answered
 
+    @property
+    def home(self) -> Address | None:
+        """Where a trial goes back to; None: there is none."""
+        return None if self._trial is None else self._trial.home.address
+
+    @property
+    def addresses(self) -> Sequence[Address]:
+        """All that may be taken."""
+        return tuple(self._options)
+
     # What there is.
 
     def offer(self, address: Address, kind: PathKind, now: float, *, hold_s: float = 0.0) -> None:
@@ -139,7 +149,8 @@ class PathChoice:
 
     def _make_room(self) -> None:
         if len(self._options) >= MAX_OPTIONS:
-            others = (option for option in self._options.values() if option is not self.current)
+            needed = self.current.address, self.home
+            others = (option for option in self._options.values() if option.address not in needed)
             self._drop(max(others, key=lambda option: option.doubt))
 
     def _drop(self, option: PathOption) -> None:
@@ -157,6 +168,8 @@ class PathChoice:
             self._connection.ping()  # so that the lack of any path is noticed, too
             self._handle_silence(now)
             return
+        if address == self.home:
+            self._keep(Sentence("the path before has ended"), now)
         self._drop(option)
 
     def handle_network_changed(self, now: float) -> None:
@@ -361,23 +374,25 @@ class PathChoice:
                 "the path that was tried carried no more than {rate}", rate=rate_text(rate)
             )
             if not self._move(home, why, now, lossless=True):
-                self._end_trial()  # it was withdrawn meanwhile
+                self._keep(Sentence("the path before has ended"), now)
             return
         tried.note_carried(rate, now)
         wait_s = home.handle_lost_trial(now)
         self.is_udp_throttled |= tried.kind.is_tcp and not home.kind.is_tcp
-        self._end_trial()
         why = Sentence(
             "{rate} instead of {before}, so the path before is left alone for {wait_s:.0f} s",
             rate=rate_text(rate),
             before=rate_text(trial.home_bytes_per_s),
             wait_s=wait_s,
         )
-        self._note(Move(now, tried.address, tried.address, tried.kind, tried.kind, why))
+        self._keep(why, now)
 
-    def _end_trial(self) -> None:
+    def _keep(self, why: Sentence, now: float) -> None:
+        """The trial is over, and its path is used for good."""
         self._trial = None
         self._move_on(Sign.MOVED)
+        kept = self.current
+        self._note(Move(now, kept.address, kept.address, kept.kind, kept.kind, why))
 
     # Time.
 

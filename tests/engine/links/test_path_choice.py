@@ -252,6 +252,34 @@ def test_throttled_udp_is_found_by_trying_tcp() -> None:
     assert choosing.uses(framed)
 
 
+def test_a_trial_whose_home_is_withdrawn_is_over() -> None:
+    choosing = Choosing("no home", PathKind.LANE, POLICED)
+    framed = choosing.add(PathKind.FRAMED, POLICED)
+    transfer = choosing.pair.start(LONG)
+    caller = choosing.pair.caller.choice
+    choosing.pair.run(lambda: caller.state is State.TRYING, 20.0)
+    now = choosing.network.now
+    choosing.first.blackout(now, now + HOUR)
+    choosing.withdraw(choosing.first)
+    assert caller.state is State.SETTLED
+    assert "is kept: the path before has ended" in _why(choosing)[-1]
+    choosing.pair.run(None, 10.0)
+    assert choosing.uses(framed)
+    assert [move.after for move in caller.moves] == [framed.of_callee] * 2
+    assert longest_pause_s(transfer.at_callee, now, choosing.network.now) < 0.5
+
+
+def test_a_trials_home_does_not_make_room() -> None:
+    choosing = Choosing("home stays", PathKind.LANE, POLICED)
+    choosing.add(PathKind.FRAMED, POLICED)
+    choosing.pair.start(LONG)
+    caller = choosing.pair.caller.choice
+    choosing.pair.run(lambda: caller.state is State.TRYING, 20.0)
+    for number in range(MAX_OPTIONS):
+        caller.offer(("203.0.113.1", 1000 + number), PathKind.TURN, choosing.network.now)
+    choosing.run_until_uses(choosing.first, 10.0)
+
+
 def test_a_dead_candidate_keeps_nothing_from_being_tried() -> None:
     choosing = Choosing("dead candidate", PathKind.LANE, replace(POLICED, delay_s=0.03))
     dead = choosing.add(PathKind.DIRECT, DIRECT)
