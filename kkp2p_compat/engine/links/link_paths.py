@@ -29,9 +29,11 @@ from .path_choice import PathChoice
 from .path_move import Move
 from .path_option import ChoiceSettings
 
-__all__ = ["LinkPaths"]
+__all__ = ["LEAVE_S", "LinkPaths"]
 
-LEAVE_S = 2.0  # our choice: for what is on its way over a path that was left
+# Our choice: for what is on its way over a path that was left, and for the peer, which comes back
+# to it if that was for a trial.
+LEAVE_S = 10.0
 _random = SystemRandom()
 
 
@@ -183,11 +185,15 @@ class LinkPaths:
         self._poll()
 
     def _close_unused(self) -> None:
-        """What was on its way to a path that was left has arrived."""
-        paths = self._choice.current.address, self._tried
-        in_use = {each[2] for each in paths if len(each) == 3}
-        self._endpoint.close_sockets(self._sockets - in_use)
-        self._sockets &= in_use
+        """Nothing comes by a path that was left any more."""
+        choice = self._choice
+        needed = choice.current.address, choice.home, self._tried
+        unused = self._sockets - {each[2] for each in needed if each and len(each) == 3}
+        self._endpoint.close_sockets(unused)
+        self._sockets -= unused
+        for address in choice.addresses:
+            if len(address) == 3 and address[2] in unused:
+                self._withdraw(address)
 
     def _handle_timer(self) -> None:
         self._choice.handle_timer(time.monotonic())

@@ -11,7 +11,10 @@ import pytest
 from helpers.endpoint_support import make
 from helpers.framed_pair import FramedPair, Talker, tcp_pair
 from helpers.support import PATIENCE_S
-from kkp2p_compat.engine.links.link_paths import LinkPaths
+from kkp2p_compat.engine.links.link_paths import LEAVE_S, LinkPaths
+from kkp2p_compat.engine.links.path_choice import LOOK_S, State
+from kkp2p_compat.engine.links.path_meter import Measured
+from kkp2p_compat.engine.links.path_option import ChoiceSettings
 from kkp2p_compat.engine.paths.path_finder import Path
 from kkp2p_compat.engine.paths.path_kind import PathKind
 from kkp2p_compat.engine.paths.udp_use import UdpUse
@@ -110,3 +113,41 @@ def test_the_lack_of_any_path_is_noticed(pair: FramedPair, links: list[Link]) ->
     """So that another one is looked for."""
     pair.endpoints[1].close_sockets([pair.numbers[1]])
     until(lambda: any(isinstance(event, e.PathSuspected) for event in pair.one.events))
+
+
+def add(pair: FramedPair, links: list[Link], kind: PathKind) -> Path:
+    """Another path between the two, as the first one has it."""
+    paths = [Path((*PLACE, pair.adopt(me, sock)), None, kind) for me, sock in enumerate(tcp_pair())]
+    for link, path in zip(links, paths, strict=True):
+        link.paths.offer(path)
+    return paths[0]
+
+
+def test_a_trial_keeps_the_socket_that_it_goes_home_to(
+    pair: FramedPair, links: list[Link], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(pair, links, PathKind.TCP)  # checks have found this one last
+    relay = add(pair, links, PathKind.FRAMED)
+    paths = links[0].paths
+    choice = paths._choice
+    monkeypatch.setattr(choice._meter, "measured", lambda *_: Measured(1e6, 0.0))
+    choice._wanted = choice._options[relay.address]
+    paths._handle_timer()
+    until(lambda: choice.state is State.TRYING)
+    paths._close_unused()
+    assert pair.numbers[0] in pair.endpoints[0]._doors.extra
+
+
+def test_a_path_that_was_left_is_kept_for_as_long_as_a_trial_of_the_peers() -> None:
+    settings = ChoiceSettings()
+    assert settings.settle_s + settings.trial_s + LOOK_S < LEAVE_S
+
+
+def test_a_path_whose_socket_is_closed_is_none_to_choose(
+    pair: FramedPair, links: list[Link]
+) -> None:
+    second, third = (add(pair, links, PathKind.TCP) for _ in range(2))
+    paths = links[0].paths
+    paths._close_unused()
+    assert set(pair.endpoints[0]._doors.extra) == {pair.numbers[0], third.address[2]}
+    assert second.address not in paths._choice._options

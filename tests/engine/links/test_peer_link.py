@@ -38,6 +38,8 @@ class Stays:
         self.moves: list[Any] = []
         self.is_udp_throttled = False
         self.current = SimpleNamespace(address=connection.address, kind=kind)
+        self.home = None
+        self.addresses: list[Any] = []
 
     def offer(self, *_: object, hold_s: float) -> None: ...
     def handle_event(self, *_: object) -> None: ...
