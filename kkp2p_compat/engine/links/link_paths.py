@@ -136,10 +136,17 @@ class LinkPaths:
         self._poll()
 
     def take_relays(self, relays: RelayPaths) -> None:
-        """Use them from now on, and close them at the end."""
+        """Use them from now on, and close them at the end.
+
+        Earlier ones that have no path are closed now: they go on to show their tokens, but the two
+        sides have others by the new call, and those of a call expire soon after it.
+        """
         if self._closed:
             relays.close()
             return
+        for old in [each for each in self._relays if not each.paths]:
+            self._relays.remove(old)
+            old.close()
         self._relays.append(relays)
         relays.on_path = lambda path: self._offer_relay(relays, path)
         relays.on_lost = self._withdraw

@@ -123,6 +123,27 @@ def add(pair: FramedPair, links: list[Link], kind: PathKind) -> Path:
     return paths[0]
 
 
+class Relays:
+    """RelayPaths that have found these."""
+
+    def __init__(self, *paths: Path) -> None:
+        self.paths = {path.address: path for path in paths}
+        self.is_closed = False
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def test_relays_that_led_nowhere_are_closed_when_they_are_asked_anew(links: list[Link]) -> None:
+    lane = Relays(Path(PLACE, None, PathKind.LANE))
+    taken = [Relays(), Relays(), lane, Relays(), Relays()]
+    for relays in taken:
+        links[0].paths.take_relays(relays)  # type: ignore[arg-type]
+    assert [relays.is_closed for relays in taken] == [True, True, False, True, False]
+    links[0].paths.close()
+    assert all(relays.is_closed for relays in taken)
+
+
 def test_a_trial_keeps_the_socket_that_it_goes_home_to(
     pair: FramedPair, links: list[Link], monkeypatch: pytest.MonkeyPatch
 ) -> None:
