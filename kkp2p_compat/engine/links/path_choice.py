@@ -179,6 +179,7 @@ class PathChoice:
         self._ask_s = self._settings.ask_first_s
         for option in self._options.values():
             option.forgive()
+            option.hasten(now)
         self._ask(now)
 
     # What happens.

@@ -147,8 +147,7 @@ class PathOption:
     def forgive(self) -> None:
         """The network is another one."""
         self._failures = self._lost_trials = self._proofs = 0
-        self.held_until = self.tried_until = self.ask_at = self._carried_at = -math.inf
-        self.unproved_at = -math.inf
+        self.held_until = self.tried_until = self.unproved_at = self._carried_at = -math.inf
 
     # What it carries.
 

@@ -436,9 +436,13 @@ def test_the_peers_packets_from_elsewhere_move_nothing() -> None:
     assert not pair.callee.choice.moves
 
 
-def test_another_network_forgets_what_was_learnt() -> None:
+@pytest.mark.parametrize("dead", [0, 16])
+def test_another_network_forgets_what_was_learnt(dead: int) -> None:
+    """However many are asked meanwhile that do not answer."""
     choosing = Choosing("network", PathKind.LANE, RELAY)
     direct = choosing.add(PathKind.DIRECT, DIRECT)
+    for _ in range(dead):
+        choosing.add(PathKind.DIRECT, DIRECT).blackout(0.0, HOUR)
     choosing.pair.start(LONG)
     choosing.run_until_uses(direct, 5.0)
     for _ in range(3):
