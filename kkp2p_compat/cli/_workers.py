@@ -33,9 +33,9 @@ log = logging.getLogger(__name__)
 # Our choices.
 ALIVE = b".\n"
 ALIVE_EVERY_S = 1.0
-STUCK_S = 10.0  # without a sign of life
+STUCK = 10  # signs of life that did not come, one after the other
 PORT_TRIES = 16  # to find a number whose neighbours are free, too, when any will do
-START_S = 60.0  # until the first one
+START = 60  # until the first one
 PAUSE_S = 1.0  # before a worker that has ended is started again; twice as long each time
 PAUSE_MOST_S = 30.0
 STAYED_S = 30.0  # then its next end is the first one again
@@ -136,33 +136,44 @@ class Workers:
     def _run_one(self, index: int) -> tuple[int, bool]:
         """Its exit status, and whether it was up."""
         command = [sys.executable, "-m", "kkp2p_compat", "cloud", *self._arguments]
-        process = subprocess.Popen([*command, "--worker", str(index)], stdout=subprocess.PIPE)
+        try:
+            process = subprocess.Popen([*command, "--worker", str(index)], stdout=subprocess.PIPE)
+        except OSError as error:  # no memory, or no process is left
+            log.error("worker %d cannot be started: %s", index, error)
+            return 1, False
         self._running[index] = process
         if self._stopping.is_set():  # meanwhile: nobody has told this one
             process.terminate()
         hello: list[bytes] = []
-        was_up = False
-        while True:
-            line = b""
-            with gevent.Timeout(STUCK_S if was_up else START_S, False):
-                line = process.stdout.readline()
-                if not line:
-                    break
-            if not line:
-                log.error("worker %d stands still: it is killed", index)
-                process.kill()
-                break
+        heard, is_up = Event(), Event()
+        watching = gevent.spawn(self._watch, index, process, heard, is_up)
+        for line in iter(process.stdout.readline, b""):
+            heard.set()
             if line != ALIVE:
-                if was_up:  # of the audit log
+                if is_up.is_set():  # of the audit log
                     _print(line)
                 else:
                     hello.append(line)
-            elif not was_up:
-                was_up = True
+            elif not is_up.is_set():
+                is_up.set()
                 self._say_hello(hello)
+        watching.kill()
         status = process.wait()
         process.stdout.close()
-        return int(status), was_up
+        return int(status), is_up.is_set()
+
+    def _watch(self, index: int, process: Any, heard: Event, is_up: Event) -> None:
+        """Kill a worker that stands still.
+
+        What counts are waits without a sign, not the time since the last one: that passes for this
+        process, too, while it is stopped, or the whole machine is.
+        """
+        missed = 0
+        while missed < (STUCK if is_up.is_set() else START):
+            missed = 0 if heard.wait(ALIVE_EVERY_S) else missed + 1
+            heard.clear()
+        log.error("worker %d stands still: it is killed", index)
+        process.kill()
 
     def _say_hello(self, hello: list[bytes]) -> None:
         """Once: all of them say the same."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from http.client import HTTPConnection
 from pathlib import Path
@@ -17,12 +19,14 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent.fileobject import FileObject
 
 from helpers.cloud_client import Address, Client, StartProcess, cloud_process, end_process, until
 from helpers.ports import free_port
 from helpers.redis_server import RedisServer
 from helpers.support import ENVIRONMENT, PATIENCE_S
-from kkp2p_compat.cli._workers import _are_free
+from kkp2p_compat.cli import _workers
+from kkp2p_compat.cli._workers import ALIVE, Workers, _are_free
 
 __all__ = ["cloud_process"]
 
@@ -222,6 +226,87 @@ def test_a_worker_that_stands_still_is_killed(
     status, log = end_process(process)
     assert status == 0
     assert "stands still" in log
+
+
+class Played:
+    """The process of a worker that is up, whose output and end the test plays."""
+
+    def __init__(self) -> None:
+        reading, self._writing = os.pipe()
+        self.stdout = FileObject(reading, "rb")
+        self.status: int | None = None
+        os.write(self._writing, ALIVE)
+
+    def end(self, status: int) -> None:
+        self.status = status
+        os.close(self._writing)
+
+    def kill(self) -> None:
+        self.end(-signal.SIGKILL)
+
+    def poll(self) -> int | None:
+        return self.status
+
+    wait = poll
+
+    def send_signal(self, number: int) -> None:
+        """It drains."""
+
+
+Play = Callable[..., tuple[Workers, gevent.Greenlet]]
+
+
+@pytest.fixture
+def play(monkeypatch: pytest.MonkeyPatch) -> Play:
+    """Runs one worker whose processes are these, one after the other; an error: it cannot start."""
+
+    def start(*processes: Played | OSError) -> tuple[Workers, gevent.Greenlet]:
+        following = iter(processes)
+
+        def popen(*_: object, **__: object) -> Played:
+            process = next(following)
+            if isinstance(process, OSError):
+                raise process
+            return process
+
+        monkeypatch.setattr(_workers.subprocess, "Popen", popen)
+        monkeypatch.setattr(_workers, "PAUSE_S", 0.0)
+        monkeypatch.setattr(gevent, "signal_handler", lambda *_: None)  # they are this process's
+        workers = Workers([], 1, ("127.0.0.1", 0))
+        return workers, gevent.spawn(workers.run)
+
+    return start
+
+
+def test_a_worker_is_not_killed_because_its_parent_was_stopped(
+    play: Play, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Or both were, as by ``docker pause``: the time is over then, and not a sign has come."""
+    every_s = 0.05
+    monkeypatch.setattr(_workers, "ALIVE_EVERY_S", every_s)
+    worker = Played()
+    workers, running = play(worker)
+    until(lambda: workers._has_said_hello)
+    time.sleep(every_s * (_workers.STUCK + 2))  # nothing of this process runs meanwhile
+    for _ in range(3):
+        gevent.sleep(0.001)  # what the clock has made due
+    workers._stop(signal.SIGTERM)
+    worker.end(0)
+    assert running.get() == 0
+    assert caplog.text == ""
+
+
+def test_a_worker_is_started_again_though_one_start_has_failed(
+    play: Play, caplog: pytest.LogCaptureFixture
+) -> None:
+    killed, worker = Played(), Played()
+    killed.end(-signal.SIGKILL)
+    workers, running = play(killed, OSError(errno.EAGAIN, "no process is left"), worker)
+    until(lambda: workers._running.get(0) is worker)
+    workers._stop(signal.SIGTERM)
+    worker.end(0)
+    assert running.get() == 0
+    assert "worker 0 cannot be started: [Errno 11] no process is left" in caplog.text
 
 
 def test_workers_end_with_their_parent(
