@@ -84,7 +84,7 @@ def _print(*lines: bytes) -> None:
 
 
 class Workers:
-    """``run`` until SIGTERM or SIGINT; both, and SIGHUP, are passed on."""
+    """``run`` until SIGTERM or SIGINT: workers get SIGTERM.  SIGHUP is passed on, too."""
 
     def __init__(self, arguments: Sequence[str], count: int, address: tuple[str, int]) -> None:
         """``arguments``: those of the command; ``address``: where all of them listen."""
@@ -99,15 +99,15 @@ class Workers:
 
     def run(self) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
-            gevent.signal_handler(number, self._stop, number)
+            gevent.signal_handler(number, self._stop)
         gevent.signal_handler(signal.SIGHUP, self._pass_on, signal.SIGHUP)
         gevent.joinall([gevent.spawn(self._keep, index) for index in range(self._count)])
         self._door.close()
         return self._status
 
-    def _stop(self, number: int) -> None:
+    def _stop(self) -> None:
         self._stopping.set()
-        self._pass_on(number)
+        self._pass_on(signal.SIGTERM)
 
     def _pass_on(self, number: int) -> None:
         for process in self._running.values():
@@ -121,11 +121,12 @@ class Workers:
             began = time.monotonic()
             status, was_up = self._run_one(index)
             if self._stopping.is_set():
-                if status not in (0, -signal.SIGTERM, -signal.SIGINT):  # that was our own signal
+                if status != 0 and (was_up or status != -signal.SIGTERM):  # our own, at its start
+                    log.error("worker %d has ended (%d) while stopping", index, status)
                     self._status = 1
             elif not was_up and not self._has_said_hello:
                 self._status = max(status, 1)  # it has said why it cannot start
-                self._stop(signal.SIGTERM)
+                self._stop()
             else:
                 if time.monotonic() - began > STAYED_S:
                     pause_s = PAUSE_S
@@ -137,7 +138,13 @@ class Workers:
         """Its exit status, and whether it was up."""
         command = [sys.executable, "-m", "kkp2p_compat", "cloud", *self._arguments]
         try:
-            process = subprocess.Popen([*command, "--worker", str(index)], stdout=subprocess.PIPE)
+            process = subprocess.Popen(
+                [*command, "--worker", str(index)],
+                stdout=subprocess.PIPE,
+                # Ctrl-C is for this process alone: a worker that got a second signal for it would
+                # not drain.
+                start_new_session=True,
+            )
         except OSError as error:  # no memory, or no process is left
             log.error("worker %d cannot be started: %s", index, error)
             return 1, False

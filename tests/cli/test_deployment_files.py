@@ -42,6 +42,11 @@ def test_the_unit_starts_what_is_accepted() -> None:
     assert parser().parse_args(arguments).config == "/etc/kkp2p/cloud.toml"
 
 
+def test_the_unit_leaves_the_signal_for_workers_to_their_parent() -> None:
+    """Each that gets SIGTERM twice, from systemd and from the parent, ends without draining."""
+    assert "\nKillMode=mixed\n" in (FOLDER / "kkp2p-cloud.service").read_text()
+
+
 def test_every_line_of_the_options_file_is_accepted(tmp_path: Path) -> None:
     """Those that are there as examples, too."""
     text = (FOLDER / "cloud.toml").read_text()

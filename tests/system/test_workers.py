@@ -290,7 +290,7 @@ def test_a_worker_is_not_killed_because_its_parent_was_stopped(
     time.sleep(every_s * (_workers.STUCK + 2))  # nothing of this process runs meanwhile
     for _ in range(3):
         gevent.sleep(0.001)  # what the clock has made due
-    workers._stop(signal.SIGTERM)
+    workers._stop()
     worker.end(0)
     assert running.get() == 0
     assert caplog.text == ""
@@ -303,7 +303,7 @@ def test_a_worker_is_started_again_though_one_start_has_failed(
     killed.end(-signal.SIGKILL)
     workers, running = play(killed, OSError(errno.EAGAIN, "no process is left"), worker)
     until(lambda: workers._running.get(0) is worker)
-    workers._stop(signal.SIGTERM)
+    workers._stop()
     worker.end(0)
     assert running.get() == 0
     assert "worker 0 cannot be started: [Errno 11] no process is left" in caplog.text
@@ -319,6 +319,39 @@ def test_workers_end_with_their_parent(
     process.kill()
     process.communicate()
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+
+
+def test_an_interrupt_at_the_terminal_lets_workers_drain(
+    cloud_process: StartProcess, tmp_path: Path, redis_server: RedisServer
+) -> None:
+    """It is for the whole process group, and a second signal ends a worker at once."""
+    admin = free_port()  # and the next one
+    process, _ = cloud_process(
+        *("--directory", redis_server.url, "--workers", "2", "--data", str(tmp_path)),
+        *("--drain", "0", "--admin", str(admin)),
+    )
+    until(lambda: is_served(admin) and is_served(admin + 1))
+    assert {get(port, "/healthz") for port in (admin, admin + 1)} == {(200, "ok\n")}
+    group = os.getpgid(process.pid)
+    members = [pid for pid in (process.pid, *children(process)) if os.getpgid(pid) == group]
+    for pid in members:
+        os.kill(pid, signal.SIGINT)
+    _, log = process.communicate()
+    assert process.returncode == 0
+    assert members == [process.pid]
+    assert log.count("stopped") == 2
+
+
+def test_a_worker_that_has_not_stopped_by_itself_is_told_of(
+    play: Play, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = Played()
+    workers, running = play(worker)
+    until(lambda: workers._has_said_hello)
+    workers._stop()
+    worker.end(-signal.SIGTERM)  # by a second one: the first lets it drain
+    assert running.get() == 1
+    assert "worker 0 has ended (-15) while stopping" in caplog.text
 
 
 @pytest.mark.parametrize(
