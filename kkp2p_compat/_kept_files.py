@@ -19,7 +19,7 @@ __all__ = ["LineWriter", "Stamp", "data_folder", "locked", "read_small", "stamp_
 LOCK_S = 5.0  # whoever changes a file has it for milliseconds
 LOOK_S = 0.01  # between two tries to get the lock, as there is no wait for it that ends
 
-Stamp = tuple[int, int, int]  # when it was last written to, its inode, its size
+Stamp = tuple[int, int, int]  # when it was last changed, its inode, its size
 
 
 def data_folder() -> str:
@@ -47,12 +47,14 @@ def read_small(path: str, most: int) -> tuple[bytes, os.stat_result]:
 
 
 def stamp_of(path: str | os.PathLike[str]) -> Stamp | None:
-    """Differs when the file was replaced or written to; None: it is not there, for now."""
+    """Differs when the file was replaced or written to, or is another's or has another mode: one
+    that could not be read may be readable then.  None: it is not there, for now.
+    """
     try:
         status = os.stat(path)
     except OSError:
         return None
-    return status.st_mtime_ns, status.st_ino, status.st_size
+    return status.st_ctime_ns, status.st_ino, status.st_size
 
 
 def write_whole(path: str, content: bytes, mode: int = 0o600) -> None:

@@ -75,8 +75,9 @@ def load_identity(
     """The certificate of the files given, else that of ``data``, made there if it is missing.
 
     One that we make is for this host's addresses and name, and for ``names``; where the kept one
-    lacks some of these, a new one is made with the same key.  Without ``data`` it is made for this
-    process only.  Raises OSError (also ssl.SSLError) or ValueError, with a sentence for the user.
+    lacks some of these, or is missing, a new one is made with the same key.  Without ``data`` it
+    is made for this process only.  Raises OSError (also ssl.SSLError) or ValueError, with a
+    sentence for the user.
     """
     if certificate is not None and key is not None:
         return _identity(certificate, key)
@@ -114,7 +115,7 @@ class Certificate:
         try:
             identity = _identity(*self._files)
         except (OSError, ValueError, UnsupportedAlgorithm) as error:
-            log.error("the certificate is not replaced: %s", error)
+            log.error("the certificate is not replaced by %s and %s: %s", *self._files, error)
             return
         if identity.fingerprint != self.shown.fingerprint:
             log.warning("new connections are shown another certificate: %s", identity.fingerprint)
@@ -126,11 +127,17 @@ _CERTIFICATE, _KEY = "cloud.crt", "cloud.key"
 
 def _kept_identity(data: Path, names: list[str]) -> TLSIdentity:
     certificate, key_file = data / _CERTIFICATE, data / _KEY
-    if not (certificate.exists() and key_file.exists()):
+    if not certificate.exists():
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
-        key = ec.generate_private_key(ec.SECP256R1())
-        write_whole(str(key_file), _key_pem(key), 0o600)
-        write_whole(str(certificate), _self_signed_pem(key, names), 0o644)
+        if not key_file.exists():
+            write_whole(str(key_file), _key_pem(ec.generate_private_key(ec.SECP256R1())), 0o600)
+        write_whole(str(certificate), _self_signed_pem(_kept_key(key_file), names), 0o644)
+    elif not key_file.exists():
+        raise ValueError(
+            f"{certificate} is there, but its key, {key_file}, is missing: put that back, or delete"
+            f" {certificate} to have both made anew; whoever goes by its SHA-256, or has it as"
+            " login_ca, then needs the new one"
+        )
     elif missing := set(names) - _names_in(certificate):
         pem = _self_signed_pem(_kept_key(key_file), names)
         write_whole(str(certificate), pem, 0o644)
@@ -156,7 +163,7 @@ def _names_in(certificate: Path) -> set[str]:
 def _kept_key(file: Path) -> ec.EllipticCurvePrivateKey:
     key = serialization.load_pem_private_key(file.read_bytes(), None)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ValueError(f"{file} is not a key that kkp2p cloud has made: --name needs one")
+        raise ValueError(f"{file} is not a key that kkp2p cloud makes certificates for")
     return key
 
 
@@ -171,6 +178,7 @@ def _identity(certificate: Path, key: Path) -> TLSIdentity:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.num_tickets = 0  # nobody resumes, and each would cost memory and bytes
+    key.read_bytes()  # whose OSError names the file, other than that of load_cert_chain
     try:
         context.load_cert_chain(certificate, key)
     except stdlib_ssl.SSLError as error:

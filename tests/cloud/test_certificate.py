@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import shutil
 import signal
@@ -9,7 +10,7 @@ import ssl
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from cryptography import x509
@@ -150,11 +151,32 @@ def test_files_that_do_not_fit_together_change_nothing(
         for _ in range(3):
             sweeps(cloud)
         assert shown(cloud.address) == files.fingerprint(0)
-        assert caplog.text.count("the certificate is not replaced: ") == 1
+        assert caplog.text.count("the certificate is not replaced by ") == 1
         files.put(1)
         sweeps(cloud)
         assert shown(cloud.address) == files.fingerprint(1)
         assert caplog.text.count(files.fingerprint(1)) == 1
+
+
+def test_files_that_may_not_be_read_at_first(
+    files: Files, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever mends that changes neither what is in them nor when they were written."""
+
+    def refuse(*_: Path) -> NoReturn:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with running_cloud(ACCOUNTS, tls_cert=files.certificate, tls_key=files.key) as cloud:
+        files.put(1)
+        with monkeypatch.context() as patched:
+            patched.setattr(certificate_module, "_identity", refuse)  # root may read everything
+            sweeps(cloud)
+        assert f"not replaced by {files.certificate} and {files.key}: [Errno 13]" in caplog.text
+        before = files.key.stat().st_ctime_ns
+        while files.key.stat().st_ctime_ns == before:  # the kernel's clock is a coarse one
+            files.key.chmod(0o600)
+        sweeps(cloud)
+        assert shown(cloud.address) == files.fingerprint(1)
 
 
 def test_a_pair_is_not_loaded_while_it_is_being_replaced(
@@ -248,6 +270,35 @@ def test_the_certificate_is_made_once_and_kept(tmp_path: Path) -> None:
     assert first.fingerprint == f"sha256:{certificate.fingerprint(hashes.SHA256()).hex()}"
     # It may stand for itself and for nothing else.
     assert ssl.create_default_context(cafile=str(pem)).cert_store_stats()["x509_ca"] == 1
+
+
+def test_a_certificate_whose_key_is_lost_is_not_replaced(tmp_path: Path) -> None:
+    """As by a restore that left it out: peers that know the certificate would refuse another."""
+    load_identity(tmp_path)
+    certificate, key = tmp_path / "cloud.crt", tmp_path / "cloud.key"
+    pem = certificate.read_bytes()
+    key.unlink()
+    with pytest.raises(ValueError, match=f"its key, {key}, is missing"):
+        load_identity(tmp_path)
+    assert certificate.read_bytes() == pem
+    assert not key.exists()
+
+
+def test_a_key_whose_certificate_is_lost_gets_another_one(tmp_path: Path) -> None:
+    """The key may be all that a crash has left of the first start."""
+    load_identity(tmp_path)
+    key = key_of(tmp_path)
+    (tmp_path / "cloud.crt").unlink()
+    load_identity(tmp_path)
+    assert key_of(tmp_path) == key
+
+
+def test_a_key_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    load_identity(tmp_path)
+    key = tmp_path / "cloud.key"
+    key.unlink()
+    with pytest.raises(OSError, match=str(key)):
+        load_identity(None, tmp_path / "cloud.crt", key)
 
 
 def test_without_a_folder_the_certificate_is_another_each_time() -> None:
