@@ -12,8 +12,18 @@ import secrets
 import stat
 import time
 from collections.abc import Iterator
+from typing import BinaryIO
 
-__all__ = ["LineWriter", "Stamp", "data_folder", "locked", "read_small", "stamp_of", "write_whole"]
+__all__ = [
+    "LineWriter",
+    "Stamp",
+    "data_folder",
+    "locked",
+    "new_whole",
+    "read_small",
+    "stamp_of",
+    "write_whole",
+]
 
 # Our choices.
 LOCK_S = 5.0  # whoever changes a file has it for milliseconds
@@ -58,7 +68,15 @@ def stamp_of(path: str | os.PathLike[str]) -> Stamp | None:
 
 
 def write_whole(path: str, content: bytes, mode: int = 0o600) -> None:
-    """Put a file in place whole, and with its mode from the first byte on; raises OSError.
+    """Put a file in place as ``new_whole`` does; raises OSError."""
+    with new_whole(path, mode) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def new_whole(path: str, mode: int = 0o600) -> Iterator[BinaryIO]:
+    """What the body writes is put in place whole, and with its mode from the first byte on; raises
+    OSError.  If the body fails, nothing is.
 
     Where ``path`` is a link, what it leads to is replaced.
     """
@@ -67,7 +85,7 @@ def write_whole(path: str, content: bytes, mode: int = 0o600) -> None:
     number = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with open(number, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fchmod(number, mode)
             os.fsync(number)  # or a power failure could leave an empty file under the name

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import getpass
 import os
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
+from .._kept_files import new_whole
 from ..cloud.account_file import line_of, parse_line
 from ..cloud.directory import Account, AccountLimits, Directory, UnknownAccount, callers_of
 from ..cloud.usage import tag_of
@@ -229,12 +231,13 @@ def _show(accounts: Directory, options: argparse.Namespace) -> None:
 def _export(accounts: Directory, options: argparse.Namespace) -> None:
     count = 0
     with contextlib.ExitStack() as stack:
-        file: TextIO = sys.stdout
+        file: BinaryIO = sys.stdout.buffer
         if options.file != "-":  # they are for nobody else to read
-            new = os.open(options.file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            file = stack.enter_context(open(new, "w", encoding="ascii"))
+            if os.path.lexists(options.file):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), options.file)
+            file = stack.enter_context(new_whole(options.file))
         for account in accounts.list_accounts():
-            print(line_of(account), file=file)
+            file.write(f"{line_of(account)}\n".encode("ascii"))
             count += 1
     print(_("{count} accounts exported").format(count=count), file=sys.stderr)
 

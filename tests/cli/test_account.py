@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from helpers.redis_server import RedisServer
 from kkp2p_compat.cli import main
 from kkp2p_compat.cloud.account_file import line_of, parse_line
-from kkp2p_compat.cloud.directory import Account, AccountLimits, Presence, Verifier
+from kkp2p_compat.cloud.directory import Account, AccountLimits, Directory, Presence, Verifier
 from kkp2p_compat.cloud.directory_redis import RedisDirectory
 from kkp2p_compat.cloud.open_directory import open_directory
 from kkp2p_compat.cloud.usage import RELAY_BYTES, tag_of
@@ -126,6 +127,27 @@ def test_what_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert run("list", "--directory", "http://x") == 1
     assert run("list", "--directory", "redis://:hidden@127.0.0.1:1") == 1
     assert "hidden" not in capsys.readouterr().err
+
+
+def test_an_export_that_fails_half_way_leaves_no_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would pass for a backup, and be in the way of the next one."""
+    data, folder = ["--data", str(tmp_path / "data")], tmp_path / "backup"
+    folder.mkdir()
+    assert run("add", "alice", *data) == 0
+    whole = Directory.list_accounts
+
+    def broken(accounts: Directory) -> Iterator[Account]:
+        yield from whole(accounts)
+        raise OSError("the directory is away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Directory, "list_accounts", broken)
+        assert run("export", str(folder / "accounts"), *data) == 1
+    assert "the directory is away" in capsys.readouterr().err
+    assert list(folder.iterdir()) == []
+    assert run("export", str(folder / "accounts"), *data) == 0
 
 
 def test_what_was_used_and_where_it_is(
