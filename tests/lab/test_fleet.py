@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from benchmark_runs import run_benchmark
 from benchmarks import fleet_chaos
 from helpers.support import PATIENCE_S
+from kkp2p_compat.testing.plugin import need
 
 LIMIT_S = 15 * PATIENCE_S
 
@@ -32,10 +32,10 @@ def test_one_of_a_sort_is_hit_at_a_time(sort: str) -> None:
         assert after.at_s >= before.at_s + before.lasts_s + fleet_chaos.WELL_S
 
 
-@pytest.mark.skipif(not shutil.which("redis-server"), reason="there is no redis-server")
 @pytest.mark.usefixtures("lab")  # which says whether there can be one
 def test_a_short_run(tmp_path: Path) -> None:
     """No call fails that is made once more, no peer is lost, no byte is wrong."""
+    need("redis-server")
     options = ("--minutes", "0.4", "--peers", "8", "--seed", "4", "--verbose")
     output = run_benchmark(tmp_path, "fleet", "--only", "chaos", *options)
     assert re.search(r"^calls: [1-9]\d*; .*; after one retry: 0$", output, re.M), output

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import pytest
 
 from helpers.support import ENVIRONMENT
 from kkp2p_compat.cli.demo import CLIENTS, MODES, PROTOCOLS
+from kkp2p_compat.testing.plugin import need
 
 CONNECTIONS = len(MODES) * sum(len(CLIENTS[protocol.name]) for protocol in PROTOCOLS)
 DEMO_LIMIT_S = 55  # below conftest's
@@ -129,11 +129,7 @@ def _check_shown(output: str) -> None:
 
 def test_it_passes(demo: Demo) -> None:
     """With curl and openssl, the way a user starts it."""
-    for tool in ("curl", "openssl"):
-        if shutil.which(tool) is None:
-            if os.environ.get("KKP2P_REQUIRE_LAB") == "1":
-                pytest.fail(f"no {tool}")
-            pytest.skip(f"no {tool}")
+    need("curl", "openssl")
     ended = demo.run("-m", "kkp2p_compat", "demo")
     assert ended.returncode == 0, ended.stdout
     _check_shown(ended.stdout)
