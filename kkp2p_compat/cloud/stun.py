@@ -139,16 +139,15 @@ class StunResponder:
         if self._second_ip is not None and host in WILD:  # it must be an address of this host
             UdpPort([(family_of(self._second_ip), self._second_ip)], 0).stop()
         second = self._open_second(homes, first.port + 1, first.shared)
-        self._places = [first, second]
         self.ports = first.port, second.port
-        first.on_stun = self._on_first
-        second.on_stun = self._on_second
+        self.answer_at(first)
+        self.answer_at(second)
         second.start()
 
     def answer_at(self, port: UdpPort) -> None:
         """At a further port, too, which is its owner's; for those that measure how far it is."""
+        port.on_stun = functools.partial(self._answer_untrusted, len(self._places))
         self._places.append(port)
-        port.on_stun = functools.partial(self._on_further, len(self._places) - 1)
 
     def _open_second(self, homes: list[Home], port: int, shared: bool) -> UdpPort:
         """At all homes by the same number; the one that is asked for, or any."""
@@ -168,16 +167,10 @@ class StunResponder:
             place.stop()
         self._places = []
 
-    def _on_first(self, data: bytes, segment_bytes: int, source: Address) -> None:
-        self._answer_untrusted(0, data, source)
-
-    def _on_second(self, data: bytes, segment_bytes: int, source: Address) -> None:
-        self._answer_untrusted(1, data, source)
-
-    def _on_further(self, index: int, data: bytes, segment_bytes: int, source: Address) -> None:
-        self._answer_untrusted(index, data, source)
-
-    def _answer_untrusted(self, index: int, data: bytes, source: Address) -> None:
+    def _answer_untrusted(
+        self, index: int, data: bytes, segment_bytes: int, source: Address
+    ) -> None:
+        """``index``: of the port at which it came, among the places."""
         keys, now = address_keys(source[0]), time.monotonic()
         if self._gate.limits.hold_for(keys) and not self._by_address.take(keys, now):
             self.counts["over the limit of an address"] += 1
