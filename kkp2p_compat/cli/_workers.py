@@ -94,25 +94,32 @@ class Workers:
         self._count = count
         self._stopping = Event()
         self._running: dict[int, Any] = {}
+        self._up: set[int] = set()  # of these
+        self._to_reload: set[int] = set()  # once they are up
         self._has_said_hello = False
         self._status = 0
 
     def run(self) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             gevent.signal_handler(number, self._stop)
-        gevent.signal_handler(signal.SIGHUP, self._pass_on, signal.SIGHUP)
+        gevent.signal_handler(signal.SIGHUP, self._reload)
         gevent.joinall([gevent.spawn(self._keep, index) for index in range(self._count)])
         self._door.close()
         return self._status
 
     def _stop(self) -> None:
         self._stopping.set()
-        self._pass_on(signal.SIGTERM)
-
-    def _pass_on(self, number: int) -> None:
         for process in self._running.values():
             if process.poll() is None:
-                process.send_signal(number)
+                process.terminate()
+
+    def _reload(self) -> None:
+        """A worker that is not up yet would be ended by the signal, and gets it later."""
+        for index, process in self._running.items():
+            if index not in self._up:
+                self._to_reload.add(index)
+            elif process.poll() is None:
+                process.send_signal(signal.SIGHUP)
 
     def _keep(self, index: int) -> None:
         """Start one worker, and again whenever it has ended."""
@@ -152,31 +159,36 @@ class Workers:
         if self._stopping.is_set():  # meanwhile: nobody has told this one
             process.terminate()
         hello: list[bytes] = []
-        heard, is_up = Event(), Event()
-        watching = gevent.spawn(self._watch, index, process, heard, is_up)
+        heard = Event()
+        watching = gevent.spawn(self._watch, index, process, heard)
         for line in iter(process.stdout.readline, b""):
             heard.set()
             if line != ALIVE:
-                if is_up.is_set():  # of the audit log
+                if index in self._up:  # of the audit log
                     _print(line)
                 else:
                     hello.append(line)
-            elif not is_up.is_set():
-                is_up.set()
+            elif index not in self._up:
+                self._up.add(index)
                 self._say_hello(hello)
+                if index in self._to_reload:
+                    process.send_signal(signal.SIGHUP)
+                self._to_reload.discard(index)
         watching.kill()
         status = process.wait()
         process.stdout.close()
-        return int(status), is_up.is_set()
+        was_up = index in self._up
+        self._up.discard(index)
+        return int(status), was_up
 
-    def _watch(self, index: int, process: Any, heard: Event, is_up: Event) -> None:
+    def _watch(self, index: int, process: Any, heard: Event) -> None:
         """Kill a worker that stands still.
 
         What counts are waits without a sign, not the time since the last one: that passes for this
         process, too, while it is stopped, or the whole machine is.
         """
         missed = 0
-        while missed < (STUCK if is_up.is_set() else START):
+        while missed < (STUCK if index in self._up else START):
             missed = 0 if heard.wait(ALIVE_EVERY_S) else missed + 1
             heard.clear()
         log.error("worker %d stands still: it is killed", index)

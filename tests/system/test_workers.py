@@ -229,13 +229,18 @@ def test_a_worker_that_stands_still_is_killed(
 
 
 class Played:
-    """The process of a worker that is up, whose output and end the test plays."""
+    """The process of a worker, whose output and end the test plays."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_up: bool = True) -> None:
         reading, self._writing = os.pipe()
         self.stdout = FileObject(reading, "rb")
         self.status: int | None = None
-        os.write(self._writing, ALIVE)
+        self.signals: list[int] = []
+        if is_up:
+            self.say(ALIVE)
+
+    def say(self, line: bytes) -> None:
+        os.write(self._writing, line)
 
     def end(self, status: int) -> None:
         self.status = status
@@ -250,7 +255,10 @@ class Played:
     wait = poll
 
     def send_signal(self, number: int) -> None:
-        """It drains."""
+        self.signals.append(number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
 
 
 Play = Callable[..., tuple[Workers, gevent.Greenlet]]
@@ -319,6 +327,22 @@ def test_workers_end_with_their_parent(
     process.kill()
     process.communicate()
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+
+
+def test_a_worker_that_is_not_up_yet_is_told_later_to_reload(play: Play) -> None:
+    """Until it has a handler for SIGHUP, that would end it."""
+    worker = Played(is_up=False)
+    workers, running = play(worker)
+    until(lambda: workers._running)
+    workers._reload()
+    assert worker.signals == []
+    worker.say(ALIVE)
+    until(lambda: worker.signals)
+    workers._reload()
+    workers._stop()
+    worker.end(0)
+    assert running.get() == 0
+    assert worker.signals == [signal.SIGHUP, signal.SIGHUP, signal.SIGTERM]
 
 
 def test_an_interrupt_at_the_terminal_lets_workers_drain(
