@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 # Our choices.
 ALIVE = b".\n"
+AUDIT = b"{"  # how a line of the audit log begins
 ALIVE_EVERY_S = 1.0
 STUCK = 10  # signs of life that did not come, one after the other
 PORT_TRIES = 16  # to find a number whose neighbours are free, too, when any will do
@@ -163,11 +164,10 @@ class Workers:
         watching = gevent.spawn(self._watch, index, process, heard)
         for line in iter(process.stdout.readline, b""):
             heard.set()
-            if line != ALIVE:
-                if index in self._up:  # of the audit log
-                    _print(line)
-                else:
-                    hello.append(line)
+            if line.startswith(AUDIT):  # peers may be there before its first sign of life
+                _print(line)
+            elif line != ALIVE:
+                hello.append(line)
             elif index not in self._up:
                 self._up.add(index)
                 self._say_hello(hello)

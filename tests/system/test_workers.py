@@ -345,6 +345,22 @@ def test_a_worker_that_is_not_up_yet_is_told_later_to_reload(play: Play) -> None
     assert worker.signals == [signal.SIGHUP, signal.SIGHUP, signal.SIGTERM]
 
 
+def test_an_audit_log_has_who_came_before_the_first_sign_of_life(
+    play: Play, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = Played(), Played(is_up=False)
+    first.end(1)
+    workers, running = play(first, second)
+    until(lambda: workers._running.get(0) is second)
+    second.say(b"hello\n")
+    second.say(b'{"what": "login"}\n')
+    second.say(ALIVE)
+    workers._stop()
+    second.end(0)
+    assert running.get() == 0
+    assert capsys.readouterr().out == '  workers: 1\n{"what": "login"}\n'
+
+
 def test_an_interrupt_at_the_terminal_lets_workers_drain(
     cloud_process: StartProcess, tmp_path: Path, redis_server: RedisServer
 ) -> None:
