@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from pathlib import Path
 from typing import Any, TypeVar
 
 from ._codes import (
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+_PATHS = ("log_path", "login_ca", "identity", "known_peers")  # of engine_conf_t
 MAX_TIMEOUT_MS = 2**31 - 1  # a C int
 
 
@@ -111,8 +113,9 @@ def check_conf(conf: Any) -> engine_conf_t:
     """A copy, in which all text is text."""
     conf = dataclasses.replace(check_type(conf, engine_conf_t, "conf"))
     for name in ("login_domain", "log_path", "login_ca", "identity", "known_peers", "pin"):
-        if getattr(conf, name) is not None:
-            setattr(conf, name, check_text(getattr(conf, name), name))
+        value = getattr(conf, name)
+        if value is not None:
+            setattr(conf, name, (_check_path if name in _PATHS else check_text)(value, name))
     if conf.login_domain is not None:
         check_value(conf.login_port, 1, 65535, "login_port")
     check_value(conf.lan_search_port, 0, 65535, "lan_search_port")
@@ -127,6 +130,15 @@ def check_conf(conf: Any) -> engine_conf_t:
         conf.login_fingerprint = check_text(conf.login_fingerprint, "login_fingerprint")
         parse_fingerprints(conf.login_fingerprint)
     return conf
+
+
+def _check_path(value: Any, name: str) -> str:
+    """Absolute: the program may change its working folder while the engine uses the file."""
+    text = check_text(value, name)
+    try:
+        return str(Path(text).absolute())  # with its "..", which may be that of a link's folder
+    except OSError as error:  # the working folder was removed
+        raise ParameterError(f"{name}: {error}") from error
 
 
 def _check_callers(value: Any) -> str | None:

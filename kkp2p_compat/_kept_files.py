@@ -33,8 +33,10 @@ Stamp = tuple[int, int, int]  # when it was last changed, its inode, its size
 
 
 def data_folder() -> str:
-    """The user's (XDG base directories)."""
-    base = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
+    """The user's, whatever the working folder is (XDG base directories: others are ignored)."""
+    base = os.environ.get("XDG_DATA_HOME", "")
+    if not os.path.isabs(base):
+        base = os.path.expanduser("~/.local/share")
     return os.path.join(base, "kkp2p")
 
 

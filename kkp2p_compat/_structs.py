@@ -21,7 +21,8 @@ connect_cb = Callable[[int, "channel_t", Any], object]
 class engine_conf_t:
     """``kkp2p_engine_conf_t``: how an engine finds its cloud, and where it logs.
 
-    The last fields are extensions of this port; None means the behaviour of C.
+    Paths begin at the working folder that the program has when it calls engine_init.  The last
+    fields are extensions of this port; None means the behaviour of C.
     """
 
     login_domain: str | None = None

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import kkp2p_compat as kkp2p
 from kkp2p_compat.cloud.certificate import load_identity
+from kkp2p_compat.engine.runtime.log import LOG_FILE
 
 FUNCTIONS = sorted(
     name
@@ -264,6 +265,7 @@ TEXT_FIELDS = {
     "known_peers": "peers that we know",
     "pin": "first-use",
 }
+PATHS = ["log_path", "login_ca", "identity", "known_peers"]
 
 
 @pytest.mark.parametrize(
@@ -281,9 +283,36 @@ def test_bytes_will_do_for_every_text_of_the_configuration(
     before = dataclasses.replace(conf)
     engine = kkp2p.engine_init(conf, 0)
     assert engine is not None
-    assert getattr(engine.conf, name) == TEXT_FIELDS[name]
+    text = TEXT_FIELDS[name]
+    assert getattr(engine.conf, name) == (str(tmp_path / text) if name in PATHS else text)
     assert conf == before, "the caller's struct is the caller's"
     kkp2p.engine_destroy(engine)
+
+
+def test_a_program_that_changes_its_working_folder_keeps_its_files(
+    engine_conf: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log is opened by its name again and again."""
+    monkeypatch.chdir(tmp_path)
+    engine = kkp2p.engine_init(engine_conf(log_path="logs"), 0)
+    assert engine is not None
+    monkeypatch.chdir("/")
+    (tmp_path / "logs" / LOG_FILE).unlink()
+    kkp2p.engine_destroy(engine)
+    assert "engine destroyed" in (tmp_path / "logs" / LOG_FILE).read_text()
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_a_path_in_a_working_folder_that_is_gone(
+    engine_conf: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    assert kkp2p.engine_init(engine_conf(**{name: "file"}), 0) is None
+    assert kkp2p.error_no() == -106
+    assert name in kkp2p.error_text()
 
 
 def test_no_bytes_are_no_text(engine_conf: Callable[..., Any]) -> None:

@@ -29,8 +29,10 @@ def _kkp2p(*arguments: str) -> int:
 def test_the_default_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", "/somewhere")
     assert default_data() == Path("/somewhere/kkp2p/cloud")
-    monkeypatch.delenv("XDG_DATA_HOME")
     monkeypatch.setenv("HOME", "/home/x")
+    monkeypatch.setenv("XDG_DATA_HOME", "relative")  # not to be followed, the specification says
+    assert default_data() == Path("/home/x/.local/share/kkp2p/cloud")
+    monkeypatch.delenv("XDG_DATA_HOME")
     assert default_data() == Path("/home/x/.local/share/kkp2p/cloud")
 
 

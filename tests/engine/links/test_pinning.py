@@ -120,6 +120,21 @@ def test_another_key_is_refused(
     check_carries(mine, theirs)
 
 
+def test_a_key_is_known_wherever_the_program_goes(
+    make_engine: MakeEngine,
+    make_home: Callable[[str], Home],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The file is looked at in each call: by a relative name it would be another one."""
+    make_home("caller").know("peer", make_home("earlier").fingerprint)
+    monkeypatch.chdir(tmp_path)
+    caller = make_engine(identity="caller.key", known_peers="caller.known")
+    joined(make_engine(**make_home("callee").conf()), "peer")
+    monkeypatch.chdir("/")
+    assert kkp2p.connect(caller, ctx_to("peer"), kkp2p.channel_t()) == WRONG_KEY
+
+
 @pytest.mark.parametrize("mode", [0, 1, 2])
 def test_a_peer_that_proves_nothing_is_refused_if_it_is_known(
     make_engine: MakeEngine, make_home: Callable[[str], Home], tmp_path: Path, mode: int
