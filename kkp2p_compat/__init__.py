@@ -135,8 +135,9 @@ def engine_destroy(engine: engine_t) -> None:
     """End an engine: its thread, sockets, channels and proxies.
 
     Calls that are under way return at once (-1).  What was written has 5 s to arrive; while a peer
-    does not read, it takes that long.  Descriptors of channels stay open until the application
-    closes them; they read end of stream.  C: ``kkp2p_engine_destroy``.
+    does not read, it takes that long; if the call is interrupted meanwhile (by the caller's own
+    gevent.Timeout, a kill, Ctrl-C), the engine ends at once.  Descriptors of channels stay open
+    until the application closes them; they read end of stream.  C: ``kkp2p_engine_destroy``.
     """
     check_type(engine, engine_t, "engine")
     engine.destroy()

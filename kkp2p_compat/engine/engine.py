@@ -75,7 +75,7 @@ class Engine:
         self.log = log = _open_log(conf)
         if problem:
             log.warning("%s", problem)
-        self.thread = EngineThread(log)
+        self.thread = EngineThread(log, self._end)
         spawn = self.thread.spawn
         try:
             self.pins = Pins.of(conf, log, spawn)
@@ -87,7 +87,6 @@ class Engine:
         self._callbacks = Callbacks(CALLBACK_THREADS if conf.enable_engine_thread_pool else 1)
         self._making = monkey.get_original("_thread", "allocate_lock")()
         self._switchboard: Switchboard | None = None
-        self._torn_down: Event | None = None  # set at the end; None: not yet being destroyed
         self.network = Network(
             self.stun_servers,
             not conf.disable_upnp,
@@ -156,16 +155,13 @@ class Engine:
     # From the application.
 
     def destroy(self) -> None:
-        """End everything; what was written still gets 5 s to arrive."""
+        """End everything; what was written still gets 5 s to arrive, unless this is interrupted."""
         _alive.discard(self)
         if os.getpid() != self._pid:
             return  # a fork's copy: thread, sockets and peers are the parent's
         try:
-            self.thread.call(self._tear_down)
-        except EngineClosed:
-            pass  # by another thread, at the same time or before; or it never started
-        finally:
             self.thread.stop()
+        finally:
             self.accept_queue.close()
             self._callbacks.close()
             self.log.close()
@@ -305,20 +301,16 @@ class Engine:
             "engine started: cloud %s, port %d", conf.login_domain or "none", conf.login_port
         )
 
-    def _tear_down(self) -> None:
-        if self._torn_down is not None:
-            self._torn_down.wait()
-            return
-        self._torn_down = Event()
+    def _end(self, hurry: Event) -> None:
+        """``hurry``: when it is set, what was written is not waited for any more."""
         self.thread.end_calls()
         if self.client is not None:
             self.client.close()
         self._meter.close()
         if self._switchboard is not None:
-            self._switchboard.close()
+            self._switchboard.close(hurry)
         self.network.close()
         self.log.warning("engine destroyed")
-        self._torn_down.set()
 
     def _sweep_on(self) -> None:
         while True:

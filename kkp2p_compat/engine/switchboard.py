@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import gevent
+from gevent.event import Event
 
 from .._errors import KKP2PError, NotSupported
 from .._sentence import said
@@ -143,15 +144,20 @@ class Switchboard:
     def _redial(self, link: PeerLink, budget_s: float, needs_tcp: bool) -> None:
         self.dialer.redial(link, budget_s, needs_tcp)
 
-    def close(self) -> None:
+    def close(self, hurry: Event) -> None:
+        """What was written has CLOSE_S to go out, or until ``hurry`` is set."""
         self.lan.close()
         self.incoming.close()
         self.proxies.stop_all()
         self.unpublish()
         self.acceptor.close()
         self.channels.close()
-        with gevent.Timeout(CLOSE_S, False):
-            self.links.drain()
-            self._background.drain()
+        drain = gevent.spawn(self._drain)
+        gevent.wait([drain, hurry], CLOSE_S, count=1)
+        drain.kill()
         self._background.kill()
         self.links.close()
+
+    def _drain(self) -> None:
+        self.links.drain()
+        self._background.drain()

@@ -67,10 +67,15 @@ def native_thread(function: Callable[[], object]) -> None:
 
 
 class EngineThread:
-    """Call order: ``start``, then ``call``/``post``/``spawn``, then ``stop`` once."""
+    """Call order: ``start``, then ``call``/``post``/``spawn``, then ``stop`` once.
 
-    def __init__(self, log: Logger) -> None:
+    ``at_end`` runs in the thread when it is to stop, where nobody can interrupt it; the event that
+    it gets is set when it is to hurry.
+    """
+
+    def __init__(self, log: Logger, at_end: Callable[[Event], object] = bool) -> None:
         self._log = log
+        self._at_end = at_end
         self._pid = os.getpid()
         self._commands: deque[Callable[[], object]] = deque()
         self._mutex = monkey.get_original("_thread", "allocate_lock")()
@@ -80,6 +85,7 @@ class EngineThread:
         self._calls = Group()  # of these, what the application waits for
         self._ends_calls = False
         self._stop = Event()
+        self._hurry = Event()
         self._running = False
         self._abandoned = False  # nobody will stop a thread that was not running by then
         self._waiting_for_end: list[Signal] = []
@@ -156,15 +162,25 @@ class EngineThread:
         return greenlet
 
     def end_calls(self) -> None:
-        """Calls under way fail now, except for the one that this runs in; later ones at once."""
+        """Calls under way fail now, later ones at once."""
         self._ends_calls = True
-        for greenlet in set(self._calls) - {gevent.getcurrent()}:
-            greenlet.kill(block=False)
+        self._calls.kill(block=False)
 
     # From any thread but the engine's.
 
     def stop(self) -> None:
-        """End the greenlets and the thread; returns when both are gone.  Several may call it."""
+        """End the greenlets and the thread; returns when both are gone.  Several may call it.
+
+        When one is interrupted (see ``call``), the end is hurried, and that much still waited for.
+        """
+        try:
+            self._stop_and_wait()
+        except BaseException:
+            self.post(self._hurry.set)
+            self._stop_and_wait()
+            raise
+
+    def _stop_and_wait(self) -> None:
         ended = Signal()
         try:
             with self._mutex:
@@ -197,6 +213,10 @@ class EngineThread:
             self._stop.set()
         started.set()
         self._stop.wait()
+        try:
+            self._at_end(self._hurry)
+        except Exception:  # noqa: BLE001 - a bug of ours must not keep the thread alive
+            self._log.exception("bug in %r", self._at_end)
         with self._mutex:
             watcher, self._async = self._async, None
         self._drain()  # the last commands get an answer, too: their greenlets are killed

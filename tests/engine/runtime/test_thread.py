@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import gevent
@@ -19,6 +22,7 @@ from gevent import monkey
 from gevent.event import Event
 
 import kkp2p_compat as kkp2p
+from helpers.direct_support import close, ctx_to, log_of
 from helpers.support import ENVIRONMENT, PATIENCE_S, in_thread
 from kkp2p_compat._errors import EngineClosed, KKP2PError, TimedOut
 from kkp2p_compat.engine import switchboard
@@ -218,6 +222,40 @@ def test_stop_from_many_threads_at_once_and_again(log: logging.Logger) -> None:
     thread.stop()
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_end_is_whole_and_hurried_only_for_who_is_interrupted(
+    log: logging.Logger, count: int
+) -> None:
+    begun, ends = threading.Event(), []
+
+    def at_end(hurry: Event) -> None:
+        begun.set()
+        ends.append(hurry.wait(PATIENCE_S))
+        gevent.sleep(0)  # nor does the interruption reach this
+        ends.append(thread.usable)
+
+    thread = EngineThread(log, at_end)
+    thread.start()
+    stops = [gevent.spawn(thread.stop) for _ in range(count)]
+    wait_for(begun.is_set)
+    assert not any(stop.ready() for stop in stops)
+    assert ends == []
+    stops[0].kill()
+    gevent.joinall(stops, raise_error=True)
+    assert ends == [True, True]
+    assert not thread.usable
+
+
+def test_a_bug_at_the_end_does_not_keep_the_thread(
+    log: logging.Logger, caplog: pytest.LogCaptureFixture
+) -> None:
+    thread = EngineThread(log, lambda _: fail(ValueError("a bug")))
+    thread.start()
+    thread.stop()
+    assert not thread.usable
+    assert "a bug" in caplog.text
+
+
 def test_stop_before_start(log: logging.Logger) -> None:
     thread = EngineThread(log)
     thread.stop()
@@ -303,17 +341,6 @@ def test_destroy_from_many_threads_at_once(engine_conf: Conf) -> None:
             gevent.spawn(in_thread, lambda e=engine: kkp2p.engine_destroy(e)) for _ in range(3)
         ]
         gevent.joinall(ends, raise_error=True)
-
-
-def test_destroy_that_is_interrupted_ends_the_engine_all_the_same(
-    engine_conf: Conf, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = kkp2p.engine_init(engine_conf(), 0)
-    assert engine is not None
-    monkeypatch.setattr(engine, "_tear_down", lambda: Event().wait())
-    with pytest.raises(gevent.Timeout), gevent.Timeout(0.02):
-        kkp2p.engine_destroy(engine)
-    assert kkp2p.listen_fd(engine) == -1
 
 
 def test_calls_end_with_the_engine(on_loopback: None, lan_port: int, engine_conf: Conf) -> None:
@@ -512,6 +539,55 @@ kkp2p.accept(engine, 60000, kkp2p.channel_t())
         assert process.wait(PATIENCE_S) == -signal.SIGTERM
 
 
+def full_channel(
+    engine: kkp2p.engine_t, peer: kkp2p.engine_t
+) -> tuple[kkp2p.channel_t, kkp2p.channel_t, int]:
+    """Both ends of a channel on which the peer reads nothing, and how much was written."""
+    ours, theirs = kkp2p.channel_t(), kkp2p.channel_t()
+    ctx = kkp2p.connect_ctx_t("peer", 0, 1, 0, 1000 * PATIENCE_S)
+    assert kkp2p.connect(engine, ctx, ours) == 0
+    assert kkp2p.accept(peer, 1000 * PATIENCE_S, theirs) == 1
+    sent = 0
+    while (count := kkp2p.write(ours.fd, bytes(65536), 65536, 500)) > 0:
+        sent += count
+    return ours, theirs, sent
+
+
+@pytest.mark.parametrize("moment", ["at once", "while it waits for a peer"])
+def test_destroy_that_is_interrupted_ends_the_whole_engine_all_the_same(
+    on_loopback: None,
+    make_engine: Callable[..., kkp2p.engine_t],
+    peer: kkp2p.engine_t,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+) -> None:
+    monkeypatch.setattr(switchboard, "CLOSE_S", 10 * PATIENCE_S)
+    engine, proxy_id = make_engine(), ctypes.c_uint32()
+    ours, theirs, _ = full_channel(engine, peer)
+    assert kkp2p.start_proxy(engine, "127.0.0.1", 0, ctx_to("peer"), proxy_id) == 0
+    address = kkp2p.proxy_address(engine, proxy_id)
+    assert address is not None
+    if moment == "at once":
+        with pytest.raises(gevent.Timeout), gevent.Timeout(0):
+            kkp2p.engine_destroy(engine)
+    else:
+        accepting = gevent.spawn(kkp2p.accept, engine, PATIENCE_S * 1000, kkp2p.channel_t())
+        ending = gevent.spawn(kkp2p.engine_destroy, engine)
+        assert accepting.get() == -1  # the end has come so far
+        ending.kill()
+    assert kkp2p.listen_fd(engine) == -1
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address)
+    buff = bytearray(1 << 20)
+    assert kkp2p.read(ours.fd, buff, len(buff), PATIENCE_S * 1000) == -1
+    while kkp2p.read(theirs.fd, buff, len(buff), PATIENCE_S * 1000) > 0:
+        pass
+    assert kkp2p.error_no() == kkp2p.KKP2P_ERROR_CONN_DISCONNECT, kkp2p.error_text()
+    assert "engine destroyed" in log_of(tmp_path, 1)
+    close(ours, theirs)
+
+
 def test_calls_under_way_end_while_the_end_waits_for_a_peer(
     on_loopback: None,
     make_engine: Callable[..., kkp2p.engine_t],
@@ -523,13 +599,7 @@ def test_calls_under_way_end_while_the_end_waits_for_a_peer(
     """A peer that does not read may take the whole time that written data has; they need not."""
     monkeypatch.setattr(switchboard, "CLOSE_S", 10 * PATIENCE_S)
     engine = make_engine(lan_search_port=lan_port)
-    ours, theirs = kkp2p.channel_t(), kkp2p.channel_t()
-    ctx = kkp2p.connect_ctx_t("peer", 0, 1, 0, 1000 * PATIENCE_S)
-    assert kkp2p.connect(engine, ctx, ours) == 0
-    assert kkp2p.accept(peer, 1000 * PATIENCE_S, theirs) == 1
-    sent = 0
-    while (count := kkp2p.write(ours.fd, bytes(65536), 65536, 500)) > 0:
-        sent += count
+    ours, theirs, sent = full_channel(engine, peer)
     codes: list[int] = []
     ctx = kkp2p.connect_ctx_t("nobody", 0, 1, 0, 100_000)
     searching = gevent.spawn(
