@@ -97,7 +97,10 @@ class AcceptQueue(Generic[T]):
             self._closed = True
             left = [entry for entry in self._entries if not isinstance(entry, Exception)]
             self._entries.clear()
-            os.close(self._signal_fd)  # readable for good: every taker wakes
+            # Readable for good, so that every taker wakes.  The close would do, but for a forked
+            # child's copy.
+            os.write(self._signal_fd, b"+")
+            os.close(self._signal_fd)
             if not self._takers:
                 os.close(self.fd)
         return left

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import fcntl
 import os
 import select
 import termios
 from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import gevent
 import pytest
 from gevent import monkey
 
-from helpers.support import PATIENCE_S, in_thread
+from helpers.support import PATIENCE_S, forked_child, in_thread
 from kkp2p_compat._errors import DuplicateLogin, EngineClosed
 from kkp2p_compat.engine.channels.accept_queue import AcceptQueue
 
@@ -185,17 +188,20 @@ def test_many_takers_take_each_entry_once() -> None:
     assert Counter(taken) == Counter(range(entries))
 
 
-def test_close_wakes_every_taker_and_gives_back_the_rest() -> None:
+@pytest.mark.parametrize("around", [contextlib.nullcontext, forked_child])
+def test_close_wakes_every_taker(around: Callable[[], AbstractContextManager[None]]) -> None:
+    """A forked child has copies of the pipe's ends."""
     queue = Queue(10)
     green = [gevent.spawn(queue.take, PATIENCE_S) for _ in range(5)]
     gevent.sleep(0)
     native = gevent.spawn(in_thread, lambda: queue.take(PATIENCE_S))
     while queue._takers < 6:
         gevent.sleep(0.001)
-    queue.close()
-    for taker in [*green, native]:
-        with pytest.raises(EngineClosed):
-            taker.get()
+    with around():
+        queue.close()
+        for taker in [*green, native]:
+            with pytest.raises(EngineClosed):
+                taker.get()
     with pytest.raises(EngineClosed):
         queue.take(0)
 
