@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Callable
@@ -92,6 +93,17 @@ def test_readers_are_told_at_once(
         buff = bytearray(9)
         assert kkp2p.read(channel.fd, buff, 9, LONG) == 9
         assert buff == b"not yours"
+
+
+def test_an_interrupted_abort_closes_and_cuts_all_the_same(make: Callable[[], Pair]) -> None:
+    ours, theirs = make()
+    before = os.fstat(ours.fd)
+    with contextlib.suppress(gevent.Timeout), gevent.Timeout(0):
+        kkp2p.abort_fd(ours.fd)
+    with contextlib.suppress(OSError):  # unless somebody has the number again
+        assert not os.path.samestat(os.fstat(ours.fd), before)
+    assert kkp2p.read(theirs.fd, bytearray(9), 9, LONG) == -1
+    assert kkp2p.error_no() == kkp2p.KKP2P_ERROR_CONN_DISCONNECT, kkp2p.error_text()
 
 
 def test_a_writer_that_waits_for_room_is_told_at_once(

@@ -73,8 +73,10 @@ class DescriptorTable:
         """Close a channel's descriptor so that the peer sees a cut; False: not a channel's."""
         channel = self._take(fd)
         if channel is not None:
-            channel.abort()
-            close(fd)
+            try:
+                channel.abort()
+            finally:  # also if the caller is interrupted, as the number is nobody's channel now
+                close(fd)
         return channel is not None
 
     def lend(self, fd: int) -> None:

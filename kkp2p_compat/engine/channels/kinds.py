@@ -22,8 +22,8 @@ from gevent import socket as gsocket
 
 from ..._codes import KKP2P_UDP_CHANNEL
 from ..._descriptors import close, keep_private
-from ..._errors import EngineClosed, KKP2PError, LinkLost, from_os_error
-from ..._io import failed, hung_up, send, shut_down
+from ..._errors import KKP2PError, LinkLost, from_os_error
+from ..._io import Signal, failed, hung_up, send, shut_down
 from ..._structs import channel_t
 from ...transport import tcp
 from ..links.background import Background
@@ -129,10 +129,24 @@ class Channel:
         close(self.fd)
 
     def abort(self) -> None:
-        """The application gives up both directions: the peer sees a cut."""
-        if self._background.thread.usable:  # else the engine is destroyed, or another process's
-            with contextlib.suppress(EngineClosed):  # just now
-                self._background.thread.call(self.cut, ABORTED)
+        """The application gives up both directions: the peer sees a cut.
+
+        It waits for that, as the descriptor is closed next, which must not look like an end; who is
+        interrupted meanwhile does not call it off.
+        """
+        done = Signal()
+
+        def cut() -> None:
+            try:
+                self.cut(ABORTED)
+            finally:
+                done.set()
+
+        try:
+            if self._background.thread.post(cut):  # else the engine is destroyed, or a parent's
+                done.wait()
+        finally:
+            done.close()
 
     def handle_error(self, error: OSError) -> None:
         """The kernel has reported a cut to the application, as it does only once."""
@@ -195,6 +209,11 @@ class RawChannel(Channel):
         self._forget(CLOSED)
         if duplicate is not None:
             linger(self._background, duplicate)
+
+    def abort(self) -> None:
+        if self._background.thread.usable:  # else the connection may be a parent's
+            tcp.abort(self.fd)  # here and now: later the number may be another's
+        super().abort()
 
     def cut(self, reason: str) -> None:
         if self.owns_fd():
