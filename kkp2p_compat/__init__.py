@@ -169,8 +169,14 @@ def log_init(callback: _log.LogCallback, param: Any, level: int) -> int:
 
 @_api(None)
 def log_destroy() -> None:
-    """Log to the engines' files again.  C: ``kkp2p_log_destroy`` (v2)."""
-    _log.set_log_callback(None, None)
+    """Log to the engines' files again.
+
+    The callback gets the lines that were for it first: it has 5 s for that, and is not waited for
+    if it is the one that calls this.  C: ``kkp2p_log_destroy`` (v2).
+    """
+    before = _log.set_log_callback(None, None)
+    if before is not None:
+        before.join(_log.FLUSH_S)
 
 
 @_api(None)

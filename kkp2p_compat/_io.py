@@ -125,11 +125,12 @@ class Signal:
             self._async = hub.loop.async_()
             self._async.start(self._waiter.switch, None)
 
-    def wait(self) -> None:
+    def wait(self, timeout_s: float | None = None) -> None:
         if self._lock is not None:
-            self._lock.acquire()
+            self._lock.acquire(timeout=-1 if timeout_s is None else timeout_s)
         else:
-            self._waiter.get()
+            with gevent.Timeout(timeout_s, False):
+                self._waiter.get()
 
     def set(self) -> None:
         with self._mutex:

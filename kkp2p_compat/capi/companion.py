@@ -24,7 +24,7 @@ import kkp2p_compat as kkp2p
 from .._errors import BadPacket
 from .._io import shut_down
 from ..engine.channels.descriptors import DESCRIPTORS
-from ..engine.runtime.log import set_log_callback
+from ..engine.runtime.log import FLUSH_S, set_log_callback
 from ..engine.runtime.thread import native_thread
 from .wire import MAX_PACKET_BYTES, Answer, Call, Request
 
@@ -32,7 +32,6 @@ __all__ = ["Companion"]
 
 MAX_FDS = 2  # that come with a request
 MAX_LINE_BYTES = 16384  # of the log
-FLUSH_S = 5.0  # our choice: how long the program's callback may take over the last lines of the log
 
 Result = tuple[Answer, list[int]]  # the descriptors go with the answer
 

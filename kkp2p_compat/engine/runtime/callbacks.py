@@ -7,15 +7,15 @@ a state change.  (Callbacks of greenlets do not come here: they run in the green
 from __future__ import annotations
 
 import signal
-import time
 import traceback
-from _queue import Empty, SimpleQueue  # C ones: queue.SimpleQueue is gevent's in a patched program
+from _queue import SimpleQueue  # a C one: queue.SimpleQueue is gevent's in a patched program
 from collections.abc import Callable
 from typing import Any
 
 from gevent import monkey
 from gevent._hub_local import get_hub_if_exists
 
+from ..._io import Signal
 from ..._say import say
 from .thread import native_thread
 
@@ -23,6 +23,8 @@ __all__ = ["Callbacks"]
 
 # Our choice: a callback that never returns must not make us keep everything that comes after it.
 MAX_WAITING = 10000
+
+_thread_id: Callable[[], int] = monkey.get_original("_thread", "get_ident")
 
 
 class Callbacks:
@@ -37,10 +39,12 @@ class Callbacks:
         self._blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         self._lock = monkey.get_original("_thread", "allocate_lock")()
         self._missing = threads  # not started yet
+        self._running = 0
+        self._ids: set[int] = set()  # of those that run
         self._closed = False
         self._work: SimpleQueue[tuple[Callable[..., object], tuple[Any, ...]] | None]
         self._work = SimpleQueue()
-        self._ended: SimpleQueue[None] = SimpleQueue()  # one for each thread that has
+        self._joining: set[Signal] = set()
 
     def submit(self, function: Callable[..., object], *args: Any) -> bool:
         """Queue a call; False if it is dropped: closed, too many wait, or no thread can be had."""
@@ -51,6 +55,7 @@ class Callbacks:
                 while self._missing:
                     native_thread(self._main)
                     self._missing -= 1
+                    self._running += 1
             except RuntimeError:  # the host's limit; the next call tries again
                 if self._missing == self._threads:
                     return False
@@ -65,15 +70,22 @@ class Callbacks:
             self._work.put(None)
 
     def join(self, timeout_s: float) -> None:
-        """After ``close``: wait, without a hub, until what was queued has run, or so long."""
-        deadline = time.monotonic() + timeout_s
-        for _ in range(self._threads - self._missing):
-            try:
-                self._ended.get(timeout=max(0, deadline - time.monotonic()))
-            except Empty:
-                return
+        """After ``close``: wait until what was queued has run, or so long; not in a callback."""
+        ended = Signal()
+        try:
+            with self._lock:
+                wait = self._running and _thread_id() not in self._ids
+                if wait:
+                    self._joining.add(ended)
+            if wait:
+                ended.wait(timeout_s)
+        finally:
+            with self._lock:
+                self._joining.discard(ended)
+            ended.close()
 
     def _main(self) -> None:
+        self._ids.add(_thread_id())
         signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked)
         while (item := self._work.get()) is not None:
             function, args = item
@@ -85,4 +97,8 @@ class Callbacks:
         hub = get_hub_if_exists()
         if hub is not None:  # the application's callbacks have made one
             hub.destroy(destroy_loop=True)
-        self._ended.put(None)
+        with self._lock:
+            self._ids.remove(_thread_id())
+            self._running -= 1
+            for ended in () if self._running else self._joining:
+                ended.set()

@@ -17,6 +17,7 @@ from .callbacks import Callbacks
 from .log_file import LogFile, format_line, make_lock
 
 __all__ = [
+    "FLUSH_S",
     "LOG_FILE",
     "EngineLog",
     "LogCallback",
@@ -27,6 +28,7 @@ __all__ = [
 
 LOG_FILE = "kkp2p_engine.log"  # C SDK
 DEFAULT_MAX_BYTES = 10 * 1024 * 1024  # what the document's programs set
+FLUSH_S = 5.0  # our choice: how long a program's callback may take over the last lines
 _LEVELS = (logging.CRITICAL + 1, logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)  # it may pass: no reason to be without an engine
@@ -93,14 +95,22 @@ class _ProcessLog:
         return self._sink is not None
 
     def set_callback(self, callback: LogCallback | None, param: Any) -> Callbacks | None:
+        sink = None if callback is None else (Callbacks(1), callback, param)
         with self._lock:
-            before, self._sink = self._sink, None
-            if callback is not None:
-                self._sink = Callbacks(1), callback, param
+            before, self._sink = self._sink, sink
         if before is None:
             return None
         before[0].close()
         return before[0]
+
+    def handle_fork(self) -> None:
+        """In the child, where the callback's thread is missing, and a lock may be locked for good.
+
+        What waits for the callback is the parent's.
+        """
+        self._lock = make_lock()
+        if self._sink is not None:
+            self._sink = Callbacks(1), *self._sink[1:]
 
     def take(self, record: logging.LogRecord) -> bool:
         sink = self._sink
@@ -113,6 +123,7 @@ class _ProcessLog:
 
 
 _process = _ProcessLog()
+os.register_at_fork(after_in_child=_process.handle_fork)
 
 
 def set_log_callback(callback: LogCallback | None, param: Any) -> Callbacks | None:

@@ -211,6 +211,93 @@ def test_log_destroy_goes_back_to_the_file(engine_conf: Conf, tmp_path: Path) ->
     assert "to the file" not in "".join(lines)
 
 
+@pytest.mark.parametrize("run", [lambda function: function(), in_thread], ids=["green", "native"])
+def test_log_destroy_waits_for_the_last_lines(
+    log: EngineLog, run: Callable[[Callable[[], object]], object]
+) -> None:
+    """Afterwards the program may close what its callback writes to."""
+    begun, go, lines = threading.Event(), threading.Event(), []
+
+    def write(line: str, *_: object) -> None:
+        begun.set()
+        go.wait(PATIENCE_S)
+        lines.append(line)
+
+    kkp2p.log_init(write, None, 2)
+    for number in range(3):
+        log.error("line %d", number)
+    wait_for(begun.is_set)
+    ending = gevent.spawn(run, kkp2p.log_destroy)
+    wait_for(lambda: not log_module._process.has_callback)
+    assert not ending.ready()
+    go.set()
+    ending.get()
+    assert len(lines) == 3
+
+
+def test_log_destroy_does_not_wait_for_a_callback_that_hangs_or_calls_it(
+    log: EngineLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_module, "FLUSH_S", 0)
+    go = threading.Event()
+    kkp2p.log_init(lambda *_: go.wait(PATIENCE_S), None, 2)
+    log.error("a line")
+    kkp2p.log_destroy()
+    go.set()
+    monkeypatch.setattr(log_module, "FLUSH_S", 10 * PATIENCE_S)
+    ended = threading.Event()
+    kkp2p.log_init(lambda *_: (kkp2p.log_destroy(), ended.set()), None, 2)
+    log.error("a line")
+    wait_for(ended.is_set)
+
+
+FORKED = """
+import os, sys, threading
+import kkp2p_compat as kkp2p
+from kkp2p_compat.engine.runtime import log as log_module
+
+def write(line, *_):
+    os.write(1, f"{who}: {line.rpartition('error ')[2]}\\n".encode())
+
+who, log = "parent", log_module.EngineLog(sys.argv[1], 0)
+kkp2p.log_init(write, None, 2)
+log.error("before")
+held, go = threading.Event(), threading.Event()
+
+def hold():
+    with log_module._process._lock, log_module._process._sink[0]._lock:
+        held.set()
+        go.wait()
+
+holder = threading.Thread(target=hold)
+holder.start()
+held.wait()
+child = os.fork()
+if child:
+    go.set()
+    holder.join()
+    assert os.waitpid(child, 0)[1] == 0
+else:
+    who, log = "child", log_module.EngineLog(sys.argv[1], 0)
+log.error("after")
+kkp2p.log_destroy()
+os._exit(0)
+"""
+
+
+def test_a_forked_child_has_the_callback_too(tmp_path: Path) -> None:
+    """But neither its thread, nor lines of the parent; and a lock may have been locked."""
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED, str(tmp_path)],
+        check=True,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=3 * PATIENCE_S,
+    )
+    assert sorted(done.stdout.splitlines()) == ["child: after", "parent: after", "parent: before"]
+
+
 def test_a_second_log_init_takes_over(log: EngineLog) -> None:
     first: list[tuple[str, object]] = []
     second: list[tuple[str, object]] = []
