@@ -60,8 +60,8 @@ class RelayMeter:
         if not isinstance(relays, list):
             return
         try:
-            places = [host_port_untrusted(*relay[:2]) for relay in relays[:MAX_TOLD_RELAYS]]
-        except (BadPacket, TypeError) as error:
+            places = [_place_untrusted(relay) for relay in relays[:MAX_TOLD_RELAYS]]
+        except BadPacket as error:
             self._log.info("cloud %s: relays that cannot be measured: %s", by, error)
             return
         self._named = dict.fromkeys(places, by)
@@ -137,6 +137,12 @@ class RelayMeter:
             except OSError as error:
                 self._log.info("relay %s: %s", text_of(address), error)
         return MAX_ROUND_TRIP_MS
+
+
+def _place_untrusted(relay: object) -> HostPort:
+    if not isinstance(relay, list) or len(relay) < 2:
+        raise BadPacket("a relay that is not [host, port]")
+    return host_port_untrusted(*relay[:2])
 
 
 def _ms(seconds: float) -> int:
