@@ -14,7 +14,7 @@ import os
 import re
 
 from ..._errors import UnprovenPeer
-from ..._kept_files import locked, read_small, write_whole
+from ..._kept_files import Stamp, locked, read_small, stamp_of, write_whole
 from ..._peer_id import is_peer_id
 
 __all__ = ["KnownPeers", "is_fingerprint"]
@@ -34,20 +34,13 @@ class KnownPeers:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._seen: tuple[int, int, int] | None = None  # the file that ``_keys`` are of
+        self._seen: Stamp | None = None  # the file that ``_keys`` are of
         self._keys: Keys = {}
 
     def keys(self) -> Keys:
         """All fingerprints by peer id; read again if the file has changed."""
-        try:
-            status = os.stat(self.path)
-        except FileNotFoundError:
-            self._seen, self._keys = None, {}
-            return self._keys
-        except OSError as error:
-            raise UnprovenPeer(f"the known peers: {error}") from error
-        seen = status.st_mtime_ns, status.st_ino, status.st_size
-        if seen != self._seen:
+        seen = stamp_of(self.path)
+        if seen is None or seen != self._seen:  # None: missing or unreadable, which _read tells
             self._keys = _parse_untrusted(self.path, self._read())
             self._seen = seen
         return self._keys

@@ -103,6 +103,12 @@ def test_what_is_no_file(path: Path, known: KnownPeers, make: object) -> None:
         known.keys()
 
 
+def test_a_file_that_cannot_be_looked_at_is_not_one_that_is_missing(path: Path) -> None:
+    path.write_text("in place of a folder")
+    with pytest.raises(UnprovenPeer):
+        KnownPeers(str(path / "known_peers")).keys()
+
+
 def test_a_full_file(path: Path, known: KnownPeers) -> None:
     path.write_text("#" * (1 << 20))
     with pytest.raises(UnprovenPeer, match="full"):
