@@ -187,8 +187,10 @@ class EngineThread:
                 wait = self._running and os.getpid() == self._pid
                 if wait:
                     self._waiting_for_end.append(ended)
+                    if self._async is not None:  # else it is ending
+                        self._commands.append(self._stop.set)  # however many wait before it
+                        self._async.send()
             if wait:
-                self.post(self._stop.set)
                 ended.wait()
         finally:
             ended.close()

@@ -116,7 +116,10 @@ def test_a_full_door(thread: EngineThread, monkeypatch: pytest.MonkeyPatch) -> N
     assert [thread.post(int) for _ in range(4)] == [True, True, True, False]
     with pytest.raises(EngineClosed):
         thread.call(int)
+    stopping = gevent.spawn(thread.stop)
+    gevent.sleep(0)  # by now it waits
     go.set()
+    stopping.get()
 
 
 class Work:
