@@ -27,6 +27,7 @@ __all__ = [
     "OurFault",
     "OutOfDescriptors",
     "ParameterError",
+    "PeerMoved",
     "PeerOffline",
     "TimedOut",
     "UnprovenPeer",
@@ -142,6 +143,10 @@ class LinkLost(KKP2PError):
     """the connection broke"""
 
     code = _codes.KKP2P_ERROR_CONN_DISCONNECT
+
+
+class PeerMoved(LinkLost):
+    """the peer is elsewhere now"""
 
 
 class NoRoomYet(LinkLost):

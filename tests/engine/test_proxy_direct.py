@@ -19,6 +19,7 @@ import kkp2p_compat as kkp2p
 from helpers.direct_support import LONG, accept, links, settled, until
 from helpers.support import PATIENCE_S, SECRET, CloudProcess, Program, read_all, write_all
 from kkp2p_compat.engine.links import link_table
+from kkp2p_compat.engine.links.peer_link import PeerLink
 from kkp2p_compat.engine.proxy import tcp_proxy
 
 Address = tuple[str, int]
@@ -264,33 +265,114 @@ def test_a_program_that_resets_at_once(
     assert answers(*first)
 
 
-def deaf(engine: kkp2p.engine_t, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The callee's end of the only link does not answer any more when a channel is opened."""
+Offers = list[Callable[[], object]]
+
+
+def deaf(engine: kkp2p.engine_t, monkeypatch: pytest.MonkeyPatch) -> Offers:
+    """The callee's end of the only link does not answer any more when a channel is opened.
+
+    What is returned makes it answer after all, in its engine's thread.
+    """
     (link,) = links(engine)
-    monkeypatch.setattr(link, "_on_offered", lambda *_: None)
+    answer, held = link._on_offered, []
+    monkeypatch.setattr(link, "_on_offered", lambda *offered: held.append(lambda: answer(*offered)))
+    return held
+
+
+@pytest.fixture
+def silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if no peer acknowledged a request for a channel."""
+    monkeypatch.setattr(PeerLink, "answers_since", lambda *_: False)
+
+
+def nobody_waits(engine: kkp2p.engine_t) -> bool:
+    """To be accepted."""
+    return kkp2p.accept(engine, 0, kkp2p.channel_t()) == 0
 
 
 @pytest.mark.tuned(reuse_s=0.05)
 def test_a_live_link_that_takes_no_channel(
+    silent: None,
     monkeypatch: pytest.MonkeyPatch,
     dial: Dial,
-    address: Address,
     engine: kkp2p.engine_t,
     peer: kkp2p.engine_t,
 ) -> None:
     """The peer is called again; who was connected before goes on."""
     first = dial()
     deaf(peer, monkeypatch)
-    with with_early_bytes(engine, address, b"early") as program:
-        fd, buff = accept(peer).fd, bytearray(9)
-        assert kkp2p.read(fd, buff, 9, LONG) == 5
-        assert buff[:5] == b"early"
-        assert answers(program, fd)
-        kkp2p.close_fd(fd)
+    assert answers(*dial())
     assert len(links(engine)) == 2
     assert answers(*first)
     assert answers(*dial())
     assert len(links(engine)) == 2
+
+
+@pytest.mark.tuned(reuse_s=0.05)
+def test_a_request_that_waits_for_a_silent_link(
+    silent: None,
+    monkeypatch: pytest.MonkeyPatch,
+    dial: Dial,
+    address: Address,
+    engine: kkp2p.engine_t,
+    peer: kkp2p.engine_t,
+) -> None:
+    """It is not sent again, even where others have got another link."""
+    dial()
+    held = deaf(peer, monkeypatch)
+    with with_early_bytes(engine, address, b"early") as program:
+        until(lambda: held and engine.dialer.remote("peer", 1).link is None)
+        dial()
+        assert len(links(engine)) == 2
+        assert nobody_waits(peer)
+        peer.thread.call(held[0])
+        fd, buff = accept(peer).fd, bytearray(9)
+        assert kkp2p.read(fd, buff, 9, LONG) == 5
+        assert answers(program, fd)
+        kkp2p.close_fd(fd)
+    assert nobody_waits(peer)
+
+
+@pytest.mark.tuned(reuse_s=0.05)
+@pytest.mark.parametrize("how", ["the deadline", "the link's end"])
+def test_a_request_without_an_answer_is_not_sent_again(
+    silent: None,
+    monkeypatch: pytest.MonkeyPatch,
+    dial: Dial,
+    address: Address,
+    engine: kkp2p.engine_t,
+    peer: kkp2p.engine_t,
+    how: str,
+) -> None:
+    """The peer may have got it, and may carry it out: the program is told, and decides."""
+    dial()
+    held = deaf(peer, monkeypatch)
+    if how == "the deadline":
+        engine.switchboard.proxies.find(1).ctx.timeout = 200
+    with gevent.Timeout(PATIENCE_S), with_early_bytes(engine, address, b"early") as program:
+        until(lambda: held)
+        if how == "the link's end":
+            peer.thread.call(links(peer)[0].close, "a test")
+        with pytest.raises(ConnectionResetError):
+            program.recv(1)
+    assert nobody_waits(peer)
+    assert not engine.dialer.busy
+
+
+def test_a_request_to_a_peer_that_is_elsewhere(
+    dial: Dial, address: Address, engine: kkp2p.engine_t, peer: kkp2p.engine_t
+) -> None:
+    """Where it was sent first nobody got it: it goes to where the peer is now."""
+    dial()
+    (old,) = links(peer)
+    old.retired = True
+    with with_early_bytes(engine, address, b"early") as program:
+        fd, buff = accept(peer).fd, bytearray(9)
+        assert kkp2p.read(fd, buff, 9, LONG) == 5
+        assert answers(program, fd)
+        kkp2p.close_fd(fd)
+    assert len(links(engine)) == 2
+    assert nobody_waits(peer)
 
 
 @pytest.mark.tuned(reuse_s=10 * PATIENCE_S)

@@ -12,6 +12,7 @@ from gevent.event import Event
 
 import kkp2p_compat as kkp2p
 from helpers.support import PATIENCE_S, SECRET, read_all, write_all
+from kkp2p_compat.engine.calls.asking import Asking
 from kkp2p_compat.engine.proxy import published
 from kkp2p_compat.engine.proxy.proxied import Proxied
 from kkp2p_compat.engine.proxy.targets import GivenTarget, PathTarget, PortTarget
@@ -41,6 +42,24 @@ class SlowTarget:
         return self._ours
 
 
+class QuickTarget(SlowTarget):
+    """It answers at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.let.set()
+
+
+class InTurns:
+    """Each channel has a target of its own."""
+
+    def __init__(self, targets: list[SlowTarget]) -> None:
+        self._left = iter(targets)
+
+    def connect(self) -> Any:
+        return next(self._left).connect()
+
+
 class Publisher:
     """An engine that publishes targets as "peer", and what its watch was told."""
 
@@ -65,9 +84,11 @@ def until(condition: Callable[[], object]) -> None:
             gevent.sleep(0.005)
 
 
-def call(engine: kkp2p.engine_t, mode: int, timeout: int = LONG) -> tuple[int, kkp2p.channel_t]:
+def call(
+    engine: kkp2p.engine_t, mode: int, timeout: int = LONG, encrypt: int = 0
+) -> tuple[int, kkp2p.channel_t]:
     channel = kkp2p.channel_t()
-    ctx = kkp2p.connect_ctx_t("peer", 0, mode, timeout=timeout)
+    ctx = kkp2p.connect_ctx_t("peer", 0, mode, encrypt, timeout)
     return kkp2p.connect(engine, ctx, channel), channel
 
 
@@ -90,6 +111,42 @@ def test_a_caller_waits_until_the_target_answers(make_engine: MakeEngine) -> Non
     kkp2p.close_fd(channel.fd)
     publisher.until(2)
     assert publisher.told == [(False, ()), (True, ())]
+
+
+@pytest.mark.tuned(head_start_s=PATIENCE_S)
+@pytest.mark.parametrize("encrypt", [0, 1])
+@pytest.mark.parametrize("mode", [0, 1])
+def test_a_slow_target_is_no_dead_link(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, mode: int, encrypt: int
+) -> None:
+    """Longer than a link may be silent; it is not left, nor is the relay taken instead."""
+    asked: list[Asking] = []
+    wait = Asking._wait
+
+    def wait_for_test(asking: Asking, seconds: float) -> None:
+        asked.append(asking)
+        wait(asking, PATIENCE_S)
+
+    monkeypatch.setattr(Asking, "_wait", wait_for_test)
+    targets = [SlowTarget(), SlowTarget()]
+    if mode == 1:  # the first channel makes the link, which nobody waits for
+        targets.insert(0, QuickTarget())
+    publisher, caller = Publisher(make_engine(), InTurns(targets)), make_engine()
+    for target in targets:
+        asked.clear()
+        calling = gevent.spawn(call, caller, mode, encrypt=encrypt)
+        if not isinstance(target, QuickTarget):
+            until(target.asked.is_set)
+            for _ in range(2):
+                until(lambda: asked and asked[-1]._link.answers_since(asked[-1]._number))
+                caller.thread.call(asked[-1]._look)
+            publisher.engine.thread.post(target.let.set)
+        ret, channel = calling.get()
+        assert (ret, channel.transmit_mode, channel.encrypt_data) == (0, 1, encrypt)
+        kkp2p.close_fd(channel.fd)
+        target.theirs.close()
+    assert len(caller.thread.call(lambda: list(caller.links))) == 1
+    assert not caller.dialer.remote("peer", mode).is_blocked
 
 
 def test_a_caller_that_gives_up_before_the_target_answers(make_engine: MakeEngine) -> None:

@@ -2,6 +2,7 @@
 
 dialer.py      ``connect``: by the LAN, by p2p, by the relay, or by p2p and else the relay
 remote.py      what is known of a peer that we call: its link, the attempts, how earlier ones went
+asking.py      a channel is asked for on a live link
 attempts.py    one attempt to reach a peer, which several wait for
 caller.py      our call over the cloud, and another one when the path is dead
 callee.py      the answer to a call, whoever carries it

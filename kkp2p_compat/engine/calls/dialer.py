@@ -16,7 +16,6 @@ import gevent
 
 from ... import _codes
 from ..._errors import (
-    CallRefused,
     KKP2PError,
     LinkLost,
     NoPath,
@@ -128,16 +127,17 @@ class Dialer:
     ) -> Callable[[], object] | None:
         """Open a channel on the live link, without a greenlet; None: there is no such link.
 
-        ``done`` gets the stream or CallRefused; None: the link does not take it.  Then ``connect``
-        may find another way.  Returns what calls it off, before ``done`` is called.
-        ``early``: the first bytes, if there are, at most EARLY_BYTES: they save a round trip.
+        ``done`` gets the stream, or why there is none; None: the link does not take it, and
+        ``connect`` may find another way.  Returns what calls it off, before ``done`` is called.
+        ``early``: the first bytes, if there are, at most EARLY_BYTES: they save a round trip.  The
+        peer may have got those of a TCP channel, without a word of it: then there is no other way.
         """
         if is_spliced(ctx):
             return None
         began = time.monotonic()
 
-        def answered(answer: LinkStream | CallRefused | None) -> None:
-            if isinstance(answer, CallRefused):
+        def answered(answer: LinkStream | KKP2PError | None) -> None:
+            if isinstance(answer, KKP2PError):
                 self.outcomes[answer.code, ""] += 1
             elif answer is not None:
                 self._count(answer, time.monotonic() - began)

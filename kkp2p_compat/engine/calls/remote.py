@@ -6,6 +6,7 @@ that come meanwhile wait for it, and later ones open a channel on it in one roun
 
 from __future__ import annotations
 
+import functools
 import time
 import weakref
 from collections.abc import Callable
@@ -13,10 +14,10 @@ from logging import Logger
 from typing import Any
 
 import gevent
+from gevent.event import AsyncResult
 
 from ..._codes import CONNECT_AUTO
 from ..._errors import CallRefused, EngineClosed, KKP2PError, LinkLost, NoPath, OurFault, TimedOut
-from ..._io import time_limit
 from ..._sentence import Sentence
 from ..._structs import connect_ctx_t
 from ..links.link_table import LinkTable
@@ -25,6 +26,7 @@ from ..links.streams import LinkStream
 from ..paths.meeting import Met
 from ..runtime.engine_settings import EngineSettings
 from ..runtime.timeline import Timeline
+from .asking import Asking, OnAnswer, stream_on
 from .attempts import Attempt
 
 __all__ = ["Meet", "OnAsked", "Remote", "Remotes", "Take"]
@@ -45,7 +47,7 @@ Meet = Callable[[connect_ctx_t, float, Attempt, str, Take], str]
 
 
 # What became of ``ask``: see Dialer.ask.
-OnAsked = Callable[[LinkStream | CallRefused | None], object]
+OnAsked = Callable[[LinkStream | KKP2PError | None], object]
 
 
 class Remotes:
@@ -136,10 +138,9 @@ class Remote:
         if link is not None:
             try:
                 return self._open_soon(link, ctx, deadline)
-            except CallRefused:
-                raise
             except KKP2PError as error:
-                self._note_unused(error)
+                if isinstance(error, CallRefused):
+                    raise  # anything else is in the log, and an attempt may do better
         while True:
             attempt, is_mine = self._attempt, False
             if attempt is None:
@@ -161,38 +162,10 @@ class Remote:
         link = self._usable_link()
         if link is None or link.is_proving:  # nothing of a channel goes to who is not known yet
             return None
-        stream_id = -1
-
-        def answered(error: KKP2PError | None) -> None:
-            late.close()
-            if error is None:
-                done(_stream_on(link, stream_id, ctx))
-            elif isinstance(error, CallRefused):
-                done(error)
-            else:
-                self._drop_link(link)
-                self._note_unused(error)
-                done(None)
-
-        def call_off() -> None:
-            late.close()
-            link.channels.give_up(stream_id)
-
-        def give_up() -> None:
-            call_off()
-            answered(_too_late())
-
-        late = gevent.get_hub().loop.timer(
-            self._settings.reuse_of(time.monotonic() + ctx.timeout / 1000)
-        )
-        late.start(give_up)
-        stream_id = link.channels.ask(
-            ctx.channel_type, ctx.encrypt_data, ctx.connect_desc, answered, early
-        )
-        return call_off
-
-    def _note_unused(self, error: KKP2PError) -> None:
-        self._log.info("%s: the link is not used any more: %s", self.peer_id, error)
+        deadline = time.monotonic() + ctx.timeout / 1000
+        asking = self._asking(link, ctx, lambda answer, may: done(None if may else answer))
+        asking.begin(self._settings.reuse_of(deadline), early, deadline)
+        return asking.call_off
 
     def _wait_for(self, attempt: Attempt, deadline: float) -> PeerLink:
         """Its link; whoever has less time than the one who began it does not lose it."""
@@ -211,19 +184,27 @@ class Remote:
         return link
 
     def _open_soon(self, link: PeerLink, ctx: connect_ctx_t, deadline: float) -> LinkStream:
-        """Leave time for another way; what does not answer is not used again."""
+        """Leave time for another way; the caller ends the wait for a peer that is there."""
+        answer: AsyncResult[LinkStream | KKP2PError] = AsyncResult()
+        asking = self._asking(link, ctx, lambda result, _: answer.set(result))
+        asking.begin(self._settings.reuse_of(deadline))
         try:
-            with time_limit(self._settings.reuse_of(deadline), _too_late):
-                return _open_on(link, ctx)
-        except CallRefused:
+            result = answer.get()
+        except BaseException:
+            asking.call_off()
             raise
-        except KKP2PError:
-            self._drop_link(link)
-            raise
+        if isinstance(result, KKP2PError):
+            raise result
+        return result
 
-    def _drop_link(self, link: PeerLink) -> None:
-        if self.link is link:
+    def _asking(self, link: PeerLink, ctx: connect_ctx_t, done: OnAnswer) -> Asking:
+        drop = functools.partial(self._drop_link, link)
+        return Asking(link, ctx, self._settings.reuse_s, drop, done)
+
+    def _drop_link(self, link: PeerLink, error: KKP2PError) -> None:
+        if self._link is not None and self._link() is link:
             self._link = None
+            self._log.info("%s: the link is not used any more: %s", self.peer_id, error)
 
     def _open_first(self, link: PeerLink, ctx: connect_ctx_t, deadline: float) -> LinkStream:
         try:
@@ -295,12 +276,4 @@ class Remote:
 
 def _open_on(link: PeerLink, ctx: connect_ctx_t) -> LinkStream:
     stream_id = link.channels.open(ctx.channel_type, ctx.encrypt_data, ctx.connect_desc)
-    return _stream_on(link, stream_id, ctx)
-
-
-def _stream_on(link: PeerLink, stream_id: int, ctx: connect_ctx_t) -> LinkStream:
-    return LinkStream(link, stream_id, ctx.channel_type, ctx.encrypt_data, ctx.connect_desc)
-
-
-def _too_late() -> TimedOut:
-    return TimedOut("the link does not answer")
+    return stream_on(link, stream_id, ctx)

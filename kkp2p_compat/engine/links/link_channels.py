@@ -15,7 +15,7 @@ from typing import Any
 from gevent.event import AsyncResult, Event
 
 from ..._codes import KKP2P_UDP_CHANNEL
-from ..._errors import CallRefused, KKP2PError, LinkLost
+from ..._errors import CallRefused, KKP2PError, LinkLost, PeerMoved
 from ..._sentence import Sentence
 from ...transport.pair import Mark
 from ...transport.udp import events as e
@@ -280,7 +280,7 @@ class LinkChannels:
         text = _REFUSALS.get(event.reason) or Sentence(
             "refused: reason {number}", number=event.reason
         )
-        channel.tell(LinkLost(text) if event.reason == REFUSED_MOVED else CallRefused(text))
+        channel.tell(PeerMoved(text) if event.reason == REFUSED_MOVED else CallRefused(text))
         self._forget(channel)
 
     def _handle_ended(self, channel: LinkChannel, event: e.Ended) -> None:

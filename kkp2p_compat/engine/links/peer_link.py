@@ -184,9 +184,19 @@ class PeerLink:
     @property
     def is_fit(self) -> bool:
         """Whether a new channel would get on: the peer is heard, and reads what it is sent."""
-        connection = self.connection
-        is_suspected = connection.liveness.hearing is Hearing.SUSPECTED
-        return not is_suspected and not connection.streams.clogged(time.monotonic())
+        return not self._is_suspected and not self.connection.streams.clogged(time.monotonic())
+
+    @property
+    def _is_suspected(self) -> bool:
+        return self.connection.liveness.hearing is Hearing.SUSPECTED
+
+    def answers_since(self, number: int) -> bool:
+        """Whether the peer has acknowledged a packet that left with that number or a later one, and
+        is not suspected to be gone since.
+
+        Only that tells that the path carries something both ways.
+        """
+        return self.connection.recovery.largest_acked >= number and not self._is_suspected
 
     def ask(self) -> None:
         """Something may have happened to the path: find out whether the peer is there."""

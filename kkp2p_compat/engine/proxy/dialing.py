@@ -8,7 +8,7 @@ from typing import Any
 
 import gevent
 
-from ..._errors import CallRefused, EngineClosed, KKP2PError
+from ..._errors import EngineClosed, KKP2PError
 from ..._structs import connect_ctx_t
 from ..calls.dialer import Dialer
 from ..links.background import Background
@@ -55,8 +55,8 @@ class Dialing:
         call_off()
         self._end(EngineClosed(STOPPED))
 
-    def _handle_answer(self, answer: OpenStream | CallRefused | None) -> None:
-        """Of the peer, on the live link."""
+    def _handle_answer(self, answer: OpenStream | KKP2PError | None) -> None:
+        """What came of it on the live link."""
         if answer is None:
             self._dial()
         else:

@@ -104,7 +104,7 @@ def test_a_path_that_opens_no_channel_is_not_tried_again_soon(
     def silent(*_: object) -> int:
         raise TimedOut("nothing comes back")
 
-    monkeypatch.setattr(LinkChannels, "open", silent)
+    monkeypatch.setattr(LinkChannels, "ask", silent)
     for _ in range(2):
         mine, theirs = connect(engine, 0), accept(peer)
         assert (mine.transmit_mode, theirs.transmit_mode) == (2, 2)
