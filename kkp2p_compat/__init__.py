@@ -336,8 +336,10 @@ def _connect(engine: engine_t, ctx: connect_ctx_t, channel: channel_t | None, la
 def start_proxy(engine: engine_t, ip: str, port: int, ctx: connect_ctx_t, proxy_id: Any) -> int:
     """Listen on ``ip``:``port`` (TCP), and forward each connection to ``ctx.peer_id``.
 
-    ``port`` 0: any free one (see proxy_address).  ``proxy_id``: an object with ``.value``, such as
-    ``ctypes.c_uint32()``.  ctx.timeout must be over 0, ctx.func and ctx.func_param None.
+    ``ip``: also a name of this host, which is looked up for up to 5 s; or the path of a Unix
+    socket, which begins with ``/``.  ``port`` 0: any free one (see proxy_address).  ``proxy_id``:
+    an object with ``.value``, such as ``ctypes.c_uint32()``.  ctx.timeout must be over 0, ctx.func
+    and ctx.func_param None.
     Returns 0, -113 (it cannot listen there), -110, -106 (also for a UDP ctx.channel_type, which
     start_proxy_udp takes, and where connect cannot find anybody: neither login_domain nor
     lan_search_port is set).  C: ``kkp2p_start_proxy``.

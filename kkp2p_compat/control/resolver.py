@@ -22,7 +22,7 @@ from .._errors import KKP2PError
 from .._io import Signal
 from .._sentence import said
 
-__all__ = ["MAX_ADDRESSES", "addresses_of", "nat64s", "resolve", "split_domain"]
+__all__ = ["MAX_ADDRESSES", "addresses_of", "look_up_name", "nat64s", "resolve", "split_domain"]
 
 MAX_ADDRESSES = 16  # our choice: more login servers than any one peer has use for
 NAT64_TIMEOUT_S = 2.0  # our choice: to find out whether the network has a NAT64
@@ -79,7 +79,7 @@ def resolve(
     for part in split_domain(login_domain):
         try:
             left_s = max(0, deadline - time.monotonic())
-            found = [part] if is_ip(part) or is_left(part) else _resolve_name(part, left_s)
+            found = [part] if is_ip(part) or is_left(part) else look_up_name(part, left_s)
         except KKP2PError as error:
             problem = problem or error
         else:
@@ -97,7 +97,7 @@ def addresses_of(host: str, timeout_s: float) -> list[str]:
     """
     (host,) = split_domain(host)
     if not is_ip(host):
-        return _resolve_name(host, timeout_s)[:MAX_ADDRESSES]
+        return look_up_name(host, timeout_s)[:MAX_ADDRESSES]
     if ":" in host or _nat64.has_route(host):
         return [host]
     return [host, *(found.outward(host) for found in nat64s(timeout_s))]
@@ -106,13 +106,14 @@ def addresses_of(host: str, timeout_s: float) -> list[str]:
 def nat64s(timeout_s: float = NAT64_TIMEOUT_S) -> list[_nat64.Nat64]:
     """Those of this host's network, as its DNS64 tells; waits for 2 s at most."""
     try:
-        answers = _resolve_name(_nat64.DISCOVERY_NAME, min(timeout_s, NAT64_TIMEOUT_S))
+        answers = look_up_name(_nat64.DISCOVERY_NAME, min(timeout_s, NAT64_TIMEOUT_S))
         return _nat64.nat64s_of(answers)
     except KKP2PError:
         return []  # there is none: dialling the address says what is wrong
 
 
-def _resolve_name(name: str, timeout_s: float) -> list[str]:
+def look_up_name(name: str, timeout_s: float) -> list[str]:
+    """All its addresses, at least one; raises as resolve does.  Called in a greenlet."""
     answer: list[Any] = []
     try:
         place = _free_places.pop()

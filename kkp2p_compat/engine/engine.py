@@ -237,7 +237,7 @@ class Engine:
     def start_proxy(
         self, place: str, port: int, ctx: connect_ctx_t, watch: Watch | None = None
     ) -> Proxy:
-        """``place``: an IP address, or the absolute path of a Unix socket."""
+        """``place``: an IP address or a name, or the absolute path of a Unix socket."""
         proxies = self.switchboard.proxies
         return self.thread.call(proxies.start, place, port, ctx, watch, discard=proxies.stop_soon)
 

@@ -370,7 +370,7 @@ def test_each_of_several_names_has_a_certificate_of_its_own(
 ) -> None:
     """A server is asked for the name that led to it, not for any other of the login domain."""
     places = {"elsewhere.test": "127.0.0.2", "here.test": "127.0.0.1"}
-    monkeypatch.setattr(resolver, "_resolve_name", lambda name, _: [places[name]])
+    monkeypatch.setattr(resolver, "look_up_name", lambda name, _: [places[name]])
     identity, ca_file = signed_by_a_ca(named, tmp_path)
     server = LineServer(identity, all_here(lambda visitor: visitor.wait_until_gone()))
     client = make(server, tuple(places), ca_file=ca_file)

@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import os
 import socket as _socket
+import threading
 from collections.abc import Callable
 
 import gevent
@@ -14,6 +15,7 @@ from gevent import socket
 
 import kkp2p_compat as kkp2p
 from helpers.support import PATIENCE_S, SECRET, CloudProcess, Program, forked_child
+from kkp2p_compat.control import resolver
 
 GIB = 1 << 30
 
@@ -108,6 +110,7 @@ def proxy(
 
 
 Start = Callable[..., tuple[ctypes.c_uint32, tuple[str, int]]]
+StartCall = Callable[..., int]
 
 
 @pytest.mark.parametrize("mode", [0, 1, 2])
@@ -201,6 +204,50 @@ def test_ipv6_listener(proxy: Start, peer: kkp2p.engine_t) -> None:
         assert kkp2p.read(channel.fd, buff, 3, PATIENCE_S * 1000) == 3
         assert bytes(buff) == b"six"
     kkp2p.close_fd(channel.fd)
+
+
+@pytest.mark.parametrize("ip", ["localhost", "127.1"])
+@pytest.mark.parametrize("start", [kkp2p.start_proxy, kkp2p.start_proxy_udp])
+def test_a_listener_by_name(lone_engine: kkp2p.engine_t, start: StartCall, ip: str) -> None:
+    proxy_id, ctx = ctypes.c_uint32(), kkp2p.connect_ctx_t("peer", timeout=1)
+    assert start(lone_engine, ip, 0, ctx, proxy_id) == 0
+    address = kkp2p.proxy_address(lone_engine, proxy_id)
+    assert address is not None
+    assert address[0] == "127.0.0.1"
+
+
+@pytest.mark.parametrize("start", [kkp2p.start_proxy, kkp2p.start_proxy_udp])
+def test_a_slow_resolver_keeps_nobody_else_waiting(
+    lone_engine: kkp2p.engine_t, monkeypatch: pytest.MonkeyPatch, start: StartCall
+) -> None:
+    asked: list[str] = []
+    answer = threading.Event()
+
+    def getaddrinfo(name: str, *_: object) -> list[object]:
+        asked.append(name)
+        answer.wait()
+        if name == "unknown.example":
+            raise _socket.gaierror(_socket.EAI_NONAME, "Name or service not known")
+        return [(0, 0, 0, "", (ip, 0)) for ip in ("::1", "127.0.0.1")]
+
+    monkeypatch.setattr(resolver, "_getaddrinfo", getaddrinfo)
+    names, ctx = ("ours.example", "unknown.example"), kkp2p.connect_ctx_t("peer", timeout=1)
+    ids = [ctypes.c_uint32() for _ in names]
+    starting = [
+        gevent.spawn(start, lone_engine, name, 0, ctx, number)
+        for name, number in zip(names, ids, strict=True)
+    ]
+    try:
+        with gevent.Timeout(PATIENCE_S):
+            while sorted(asked) != sorted(names):
+                gevent.sleep(0.005)
+        assert lone_engine.thread.call(lambda: "here") == "here"
+    finally:
+        answer.set()
+    assert [one.get(timeout=PATIENCE_S) for one in starting] == [0, -113]
+    address = kkp2p.proxy_address(lone_engine, ids[0])
+    assert address is not None
+    assert address[0] == "127.0.0.1"
 
 
 @all_kinds

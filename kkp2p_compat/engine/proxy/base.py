@@ -71,7 +71,7 @@ class Proxy:
 def binding(place: str, port: int) -> Iterator[None]:
     try:
         yield
-    except (OSError, UnicodeError) as error:
+    except (OSError, UnicodeError, KKP2PError) as error:
         where = show_place((place, port))
         raise KKP2PError(
             "proxy {where}: {why}", KKP2P_ERROR_BIND_IP, where=where, why=said(error)

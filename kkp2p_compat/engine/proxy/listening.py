@@ -11,12 +11,14 @@ from typing import Any
 
 from gevent import monkey
 
-from ..._address import text_of
+from ..._address import is_ip, text_of
 from ..._descriptors import keep_private
+from ...control.resolver import look_up_name
 from ...transport import tcp
 
-__all__ = ["Listener", "show_place"]
+__all__ = ["Listener", "address_at", "show_place"]
 
+LOOK_UP_S = 5.0  # our choice: for a name
 BACKLOG = 1024  # our choice: a burst of browsers; the kernel bounds it by net.core.somaxconn
 # Not gevent's: its calls would wait, and here a watcher does that.
 _new_socket: Any = monkey.get_original("socket", "socket")
@@ -27,19 +29,33 @@ def show_place(address: tuple[str, int]) -> str:
     return f"unix:{address[0]}" if _is_path(address[0]) else text_of(address)
 
 
+def address_at(place: str) -> str:
+    """What to bind a plain socket to: given a name, ``bind`` would ask the resolver, and keep the
+    engine's hub waiting.
+
+    IPv4 comes first, as ``localhost`` has always been that.  Raises KKP2PError.
+    """
+    if is_ip(place):
+        return place
+    found = look_up_name(place, LOOK_UP_S)
+    return min(found, key=lambda address: ":" in address)
+
+
 def _is_path(place: str) -> bool:
     """Whether it is a Unix socket's, and no IP address."""
     return place.startswith("/")
 
 
 class Listener:
-    """``place``: an IP address, or an absolute path; then ``port`` means nothing.
+    """``place``: an IP address or a name, or an absolute path; then ``port`` means nothing.
 
-    Raises OSError or UnicodeError.
+    Waits for a name.  Raises OSError, UnicodeError or KKP2PError.
     """
 
     def __init__(self, place: str, port: int) -> None:
         self._path = place if _is_path(place) else ""
+        if not self._path:
+            place = address_at(place)
         self._identity: tuple[int, int] | None = None
         family = socket.AF_INET6 if ":" in place else socket.AF_INET
         sock = keep_private(_new_socket(socket.AF_UNIX if self._path else family))

@@ -29,6 +29,7 @@ from ...transport.udp.pipe import MessagePort
 from ..links.streams import OpenStream
 from .base import Proxy, binding
 from .dialing import Dialing
+from .listening import address_at
 from .proxied import STOPPED, Proxied
 from .udp_socket import Ancillary, UdpSocket
 
@@ -61,7 +62,7 @@ class UdpProxy(Proxy):
 
     def start(self, place: str, port: int) -> None:
         with binding(place, port):
-            self._socket = UdpSocket(place, port)
+            self._socket = UdpSocket(address_at(place), port)
         self.address = self._socket.address
         now = time.monotonic()
         self.dropped: Counter[str] = Counter()  # datagrams, by reason

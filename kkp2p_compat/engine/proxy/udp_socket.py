@@ -32,7 +32,7 @@ Received = tuple[bytes, Any, Ancillary]  # data, whose, and what makes an answer
 
 
 class UdpSocket:
-    """Non-blocking; ``fileno`` is for the watcher.  Raises OSError or UnicodeError."""
+    """Non-blocking; ``fileno`` is for the watcher.  Raises OSError."""
 
     def __init__(self, ip: str, port: int) -> None:
         is_ipv6 = ":" in ip
