@@ -5,7 +5,8 @@ the search port and answers the searches for its peer id.  Both run in the engin
 carried are the engine's offer and answer: their meaning and their keys are not known here.
 lan_wire.py has the datagrams, and what is remembered of them.
 
-Nothing is authenticated here: whoever hears a search may answer it, as with the C SDK.  So nothing
+Nothing is authenticated here: whoever hears a search may answer it, as with the C SDK.  An answer
+that its user refuses does not end the search, as the true one may still come.  And nothing
 leaves the local network: routes through a gateway are not used (SO_DONTROUTE), and searches from
 addresses that are in no network of this host are dropped.
 
@@ -30,7 +31,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
 from logging import INFO, WARNING, Logger
-from typing import Any
+from typing import Any, TypeVar
 
 import gevent
 from gevent import select, socket
@@ -70,6 +71,8 @@ NETWORKS_S = 1.0  # how long the list of this host's networks is used
 LIMITS = (Verdict.LIMIT, Verdict.SOURCE_LIMIT)  # drops that are worth a line in the log
 
 AnswerFunction = Callable[[str, Address], "str | None"]
+T = TypeVar("T")
+Take = Callable[[str], T]  # raises KKP2PError for the text of an answer that is refused
 
 
 class _Once:
@@ -137,9 +140,10 @@ def _open_socket(port: int | None = None) -> Any:
 
 
 def search(
-    peer_id: str, offer_text: str, port: int, timeout_s: float, log: Logger
-) -> tuple[str, str]:
-    """Ask the LAN for a peer: its answer's text, and the IPv4 address that it came from.
+    peer_id: str, offer_text: str, port: int, timeout_s: float, log: Logger, take: Take[T]
+) -> tuple[T, str]:
+    """Ask the LAN for a peer: what ``take`` makes of the first answer that it does not refuse, and
+    the IPv4 address that it came from.
 
     Raises TimedOut after ``timeout_s``, at once if that is 0; ValueError if the offer is over 1,000
     bytes (UTF-8).  An interface that cannot send is logged, and tried again at each repeat.  Called
@@ -159,14 +163,14 @@ def search(
             except OSError as error:
                 once.warn("port", "answers to port %d are not heard: %s", port, error, level=INFO)
             with time_limit(timeout_s, not_found):
-                return _ask(socks, datagram, question, port, once)
+                return _ask(socks, datagram, question, port, take, once)
         except OSError as error:
             raise from_os_error(error, "LAN search") from error
 
 
 def _ask(
-    socks: list[Any], datagram: bytes, question: Message, port: int, once: _Once
-) -> tuple[str, str]:
+    socks: list[Any], datagram: bytes, question: Message, port: int, take: Take[T], once: _Once
+) -> tuple[T, str]:
     """The first of ``socks`` asks, all of them listen."""
     interval_s = FIRST_REPEAT_S
     while True:
@@ -175,35 +179,40 @@ def _ask(
                 socks[0].sendto(datagram, (address, port))
             except OSError as error:
                 once.warn((address, error.errno), "cannot search %s: %s", address, error)
-        answer = _wait_for_answer(socks, question, interval_s, once)
+        answer = _wait_for_answer(socks, question, interval_s, take, once)
         if answer is not None:
             return answer
         interval_s = min(2 * interval_s, MAX_REPEAT_S)
 
 
 def _wait_for_answer(
-    socks: list[Any], question: Message, seconds: float, once: _Once
-) -> tuple[str, str] | None:
+    socks: list[Any], question: Message, seconds: float, take: Take[T], once: _Once
+) -> tuple[T, str] | None:
     deadline = time.monotonic() + seconds
     while (left_s := deadline - time.monotonic()) > 0:
         for sock in select.select(socks, [], [], left_s)[0]:
-            answer = _take_answer(sock, question, once)
+            answer = _take_answer(sock, question, take, once)
             if answer is not None:
                 return answer
         gevent.sleep(0)  # a flood must not keep timers and others from running
     return None
 
 
-def _take_answer(sock: Any, question: Message, once: _Once) -> tuple[str, str] | None:
+def _take_answer(sock: Any, question: Message, take: Take[T], once: _Once) -> tuple[T, str] | None:
     """Look at one datagram."""
     with suppress(BlockingIOError):  # the kernel has dropped it, as it was damaged
         data, source = sock.recvfrom(SEARCH_BYTES + 1)
         try:
             message = parse_untrusted(data)
-            if message[:3] == (ANSWER, question.search_id, question.peer_id):
-                return message.text, source[0]
         except BadPacket as error:
             once.warn("bad", "%s:%d sent %s", *source, error)
+            return None
+        if message[:3] == (ANSWER, question.search_id, question.peer_id):
+            try:
+                return take(message.text), source[0]
+            except KKP2PError as error:
+                text = "the answer of %s:%d is not taken, the search goes on: %s"
+                once.warn(type(error), text, *source, error)
     return None
 
 

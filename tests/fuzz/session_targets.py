@@ -176,7 +176,7 @@ def fuzz_lan_search(data: bytes) -> None:
     once = lan._Once("bob", log)
     wire = Wire()
     wire.heard.append((data[: lan_wire.SEARCH_BYTES + 1], ("192.0.2.1", 1)))
-    answer = lan._take_answer(wire, question, once)
+    answer = lan._take_answer(wire, question, str, once)
     if answer is not None:
         assert lan_wire.parse_untrusted(data)[:3] == (lan_wire.ANSWER, question.search_id, "bob")
         assert len(answer[0].encode()) <= lan_wire.MAX_TEXT_BYTES

@@ -42,7 +42,7 @@ def serve(port: int, peer_ids: list[str]) -> None:
 
 def find(port: int, peer_id: str, seconds: float) -> None:
     try:
-        answer, ip = lan.search(peer_id, "an offer", port, seconds, LOG)
+        answer, ip = lan.search(peer_id, "an offer", port, seconds, LOG, str)
     except TimedOut as error:
         print("not found:", error.code)
     else:

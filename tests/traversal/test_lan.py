@@ -16,7 +16,7 @@ from gevent.event import Event
 
 from helpers.support import PATIENCE_S
 from kkp2p_compat import _codes
-from kkp2p_compat._errors import CallRefused, KKP2PError, TimedOut
+from kkp2p_compat._errors import BadPacket, CallRefused, KKP2PError, TimedOut
 from kkp2p_compat.traversal import lan
 from kkp2p_compat.traversal.interfaces import Interface
 from kkp2p_compat.traversal.lan_wire import (
@@ -86,8 +86,10 @@ class Host:
         self.sock.close()
 
 
-def search(port: int, peer_id: str = "peer", seconds: float = PATIENCE_S) -> tuple[str, str]:
-    return lan.search(peer_id, "an offer", port, seconds, LOG)
+def search(
+    port: int, peer_id: str = "peer", seconds: float = PATIENCE_S, take: Callable[[str], str] = str
+) -> tuple[str, str]:
+    return lan.search(peer_id, "an offer", port, seconds, LOG, take)
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -270,6 +272,39 @@ def test_the_wrong_answers_are_ignored(caplog: pytest.LogCaptureFixture) -> None
         stranger.sock.sendto(encode(good), source)
         assert searching.get() == ("right", "127.0.0.1")
     assert count(caplog, "sent a LAN message of a bad length") == 1
+
+
+def only_right(text: str) -> str:
+    if text != "right":
+        raise BadPacket(f"not right: {text}")
+    return text.upper()
+
+
+def test_an_answer_that_is_refused_does_not_end_the_search(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with closing(Host("")) as stranger, closing(Host("")) as peer:
+        searching = gevent.spawn(search, stranger.address[1], take=only_right)
+        question, source = stranger.receive()
+        for text in ("garbage", "more of it"):
+            stranger.sock.sendto(encode(question._replace(kind=ANSWER, text=text)), source)
+        until(lambda: count(caplog, "not right: garbage"))
+        peer.sock.sendto(encode(question._replace(kind=ANSWER, text="right")), source)
+        assert searching.get() == ("RIGHT", "127.0.0.1")
+        text = f"peer: LAN: the answer of 127.0.0.1:{stranger.address[1]} is not taken, "
+        assert count(caplog, text + "the search goes on: not right: garbage") == 1
+    assert count(caplog, "not right") == 1
+
+
+def test_answers_that_are_refused_do_not_hold_up_the_time_out() -> None:
+    with closing(Host("")) as stranger:
+        searching = gevent.spawn(search, stranger.address[1], seconds=0.3, take=only_right)
+        question, source = stranger.receive()
+        wrong = encode(question._replace(kind=ANSWER, text="garbage"))
+        while not searching.ready():
+            stranger.sock.sendto(wrong, source)
+            gevent.sleep(0)
+        assert isinstance(searching.exception, TimedOut)
 
 
 def test_a_flood_does_not_hold_up_the_time_out() -> None:

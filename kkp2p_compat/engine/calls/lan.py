@@ -27,6 +27,8 @@ from ..paths.meeting import Met
 from ..paths.network import Network
 from ..runtime.shares import stranger_at
 from ..runtime.timeline import Timeline
+from ..signalling.direct_offer import DirectOffer
+from ..signalling.keys import CallKeys
 from ..signalling.offer import parse_direct_answer_untrusted, parse_offer_untrusted
 from ..signalling.own_side import OwnSide
 from .attempts import Attempt
@@ -57,9 +59,7 @@ class LanCaller:
         own = self._network.underlay().own
         own_side = OwnSide(own.host_candidates(), proves=self._pins.proves)
         offer = own_side.fit(lambda: own_side.offer(ctx, _codes.CONNECT_P2P))
-        met = self._meet(ctx.peer_id, own_side, offer, budget_s, attempt.timeline)
-        if not met.theirs.proves:
-            self._pins.check_unproven(ctx.peer_id, UNPROVEN)
+        met = self._meet(ctx.peer_id, own_side, offer, budget_s, attempt.timeline, is_new=True)
         take(met)
         return met.plan.kind
 
@@ -73,13 +73,28 @@ class LanCaller:
         link.paths.offer(met.path)
 
     def _meet(
-        self, peer_id: str, own_side: OwnSide, offer: str, budget_s: float, timeline: Timeline
+        self,
+        peer_id: str,
+        own_side: OwnSide,
+        offer: str,
+        budget_s: float,
+        timeline: Timeline,
+        *,
+        is_new: bool = False,
     ) -> Met:
+        """``is_new``: it is for a link of its own, so that the peer has to show who it is."""
+
+        def take_untrusted(answer: str) -> tuple[DirectOffer, CallKeys]:
+            public, theirs = parse_direct_answer_untrusted(answer)
+            keys = own_side.keys(public, offer, answer)
+            if is_new and not theirs.proves:
+                self._pins.check_unproven(peer_id, UNPROVEN)
+            return theirs, keys
+
         deadline = time.monotonic() + budget_s
-        answer, _ = lan.search(peer_id, offer, self._port, budget_s, self._log)
+        found, _ = lan.search(peer_id, offer, self._port, budget_s, self._log, take_untrusted)
         timeline.step("answer")
-        public, theirs = parse_direct_answer_untrusted(answer)
-        keys = own_side.keys(public, offer, answer)
+        theirs, keys = found
         meeting = self._network.underlay().searches.meeting(own_side, theirs, keys, timeline, None)
         late = TimedOut("no path to the peer was found")
         with meeting as begun, time_limit(deadline - time.monotonic(), late):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import socket
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gevent
@@ -24,8 +26,12 @@ from helpers.direct_support import (
 )
 from helpers.support import PATIENCE_S, SECRET, in_thread, read_all, write_all
 from kkp2p_compat.engine.paths import own_addresses
+from kkp2p_compat.engine.signalling.identity import Identity
+from kkp2p_compat.engine.signalling.own_side import OwnSide
+from kkp2p_compat.traversal import lan as lan_module
 from kkp2p_compat.traversal.candidates import Candidate, host_candidates
 from kkp2p_compat.traversal.lan import Responder
+from kkp2p_compat.traversal.lan_wire import ANSWER, Message, encode
 
 pytestmark = pytest.mark.usefixtures("on_loopback")
 
@@ -245,6 +251,45 @@ def test_a_host_with_many_addresses(monkeypatch: pytest.MonkeyPatch, lan_pair: E
 def test_found_but_out_of_reach(lan_pair: Engines, tmp_path: Any) -> None:
     assert kkp2p.lan_search(lan_pair[0], ctx_to(timeout=300), kkp2p.channel_t()) == -109
     assert "found by 127.0.0.1" in log_of(tmp_path, 1)
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["garbage", "an answer without a proof"])
+def test_a_neighbour_that_answers_first(
+    make_engine: MakeEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    lan_port: int,
+    tmp_path: Path,
+    known: bool,
+) -> None:
+    """What it sends leads nowhere: the peer is found all the same."""
+    keys = [
+        {"identity": str(tmp_path / name), "known_peers": str(tmp_path / f"{name}.known")}
+        for name in ("caller", "callee")
+    ]
+    lan = {"login_domain": None, "lan_search_port": lan_port}
+    caller, callee = (make_engine(**lan, **(conf if known else {})) for conf in keys)
+    text = "{}"
+    if known:
+        fingerprint = Identity.kept_in(keys[1]["identity"]).fingerprint
+        Path(keys[0]["known_peers"]).write_text(f"lan-peer {fingerprint}\n")
+        text = OwnSide([]).answer()
+    refused, answer = [], lan_module._take_answer
+
+    def take_answer(sock: Any, question: Message, take: Any, once: Any) -> Any:
+        if not refused:
+            sock, forged = SimpleNamespace(), encode(question._replace(kind=ANSWER, text=text))
+            sock.recvfrom = lambda _: (forged, ("127.0.0.66", 6))
+            refused.append(answer(sock, question, take, once))
+            return None
+        return answer(sock, question, take, once)
+
+    monkeypatch.setattr(lan_module, "_take_answer", take_answer)
+    assert kkp2p.join_lan(callee, "lan-peer") == 0
+    check_carries(find(caller), accept(callee))
+    assert refused == [None]
+    log = log_of(tmp_path, 0)
+    assert log.count("the answer of 127.0.0.66:6 is not taken, the search goes on: ") == 1
+    assert ("lan-peer is known by its key, and whoever takes part" in log) == known
 
 
 def test_nothing_is_left(lan_pair: Engines) -> None:
