@@ -67,11 +67,23 @@ class OwnSide:
         return encode_text(key=self._public, direct=self.direct.fields())
 
     def fit(self, make_text: Callable[[], str]) -> str:
-        """A text that a LAN search can carry: the least preferred candidates are left out."""
-        while len((text := make_text()).encode()) > MAX_LAN_TEXT_BYTES and self.direct.candidates:
-            self.direct.candidates.pop()
+        """A text that a LAN search can carry: the least preferred candidates are left out.
+
+        They are those of the IP family that has more: all of IPv6 are preferred, but a peer may
+        have IPv4 only.
+        """
+        candidates = self.direct.candidates
+        while len((text := make_text()).encode()) > MAX_LAN_TEXT_BYTES and candidates:
+            del candidates[_least_needed(candidates)]
         return text
 
     def keys(self, public: bytes, offer: str, answer: str) -> CallKeys:
         """BadPacket if the peer's key is not usable."""
         return CallKeys.derive(self._private, public, offer, answer, self.is_caller)
+
+
+def _least_needed(candidates: Sequence[Candidate]) -> int:
+    """The index of the last one of the IP family that has more."""
+    last_first = [":" in candidate.address for candidate in reversed(candidates)]
+    commoner = max(last_first, key=last_first.count)
+    return len(candidates) - 1 - last_first.index(commoner)
