@@ -148,7 +148,7 @@ class Callee:
                     moved.note_call(call.call_id)
                     return
                 call.meeting = underlay.searches.hidden_meeting(
-                    own_side, asked, keys, timeline, call.trickle
+                    call.name, own_side, asked, keys, timeline, call.trickle
                 )
                 search.use_turn(call.meeting.turn)
                 search.wait_for_relay(
@@ -158,7 +158,9 @@ class Callee:
                 )
                 return
             trickle = call.trickle if call.can_trickle else None
-            with underlay.searches.meeting(own_side, asked, keys, timeline, trickle) as meeting:
+            with underlay.searches.meeting(
+                call.name, own_side, asked, keys, timeline, trickle
+            ) as meeting:
                 call.meeting = meeting
                 search.use_turn(meeting.turn)
                 if call.can_decline:
@@ -210,7 +212,7 @@ class _Search:
         assert call.offer.direct is not None
         theirs = call.offer.direct
         ids = (self._local_id, theirs.connection_id) if moved is None else moved.ids
-        relays = underlay.searches.relays(call.relays, ids, False, theirs.nat)
+        relays = underlay.searches.relays(call.name, call.relays, ids, False, theirs.nat)
         self._relays = relays
         relays.on_path = lambda _: self._news.set()
         if moved is not None:

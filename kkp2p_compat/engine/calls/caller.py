@@ -49,8 +49,15 @@ class Spoken:
     """Offer and answer have been exchanged: what both sides know now."""
 
     def __init__(
-        self, own_side: OwnSide, offer: str, answer: str, link: Link, call: OutgoingCall
+        self,
+        peer_id: str,
+        own_side: OwnSide,
+        offer: str,
+        answer: str,
+        link: Link,
+        call: OutgoingCall,
     ) -> None:
+        self.peer_id = peer_id
         public, theirs = parse_direct_answer_untrusted(answer)
         self.theirs: DirectOffer = replace(theirs, vouched=vouched_untrusted(call.peer_seen))
         self.keys: CallKeys = own_side.keys(public, offer, answer)
@@ -88,7 +95,7 @@ class CloudCaller:
                 answer = call.answer.get()
                 timeline.step("answer")
                 attempt.search()
-                spoken = Spoken(own_side, offer, answer, link, call)
+                spoken = Spoken(ctx.peer_id, own_side, offer, answer, link, call)
                 if not spoken.theirs.proves:
                     self._pins.check_unproven(ctx.peer_id, UNPROVEN)
                 if ctx.connect_mode == _codes.CONNECT_RELAY:
@@ -119,7 +126,7 @@ class CloudCaller:
     def _meeting(self, spoken: Spoken, timeline: Timeline) -> Iterator[Meeting]:
         """The search for a direct path to the peer that has answered."""
         meeting = self._network.underlay().searches.meeting(
-            spoken.own_side, spoken.theirs, spoken.keys, timeline, spoken.trickle
+            spoken.peer_id, spoken.own_side, spoken.theirs, spoken.keys, timeline, spoken.trickle
         )
         with meeting as begun:
             spoken.call.hear(begun.handle_text_untrusted)
@@ -128,12 +135,14 @@ class CloudCaller:
     def _relays(self, spoken: Spoken) -> RelayPaths:
         access = RelayPlaces.of_caller(spoken.call, spoken.link)
         ids = spoken.own_side.direct.connection_id, spoken.theirs.connection_id
-        return self._network.underlay().searches.relays(access, ids, True, spoken.theirs.nat)
+        return self._network.underlay().searches.relays(
+            spoken.peer_id, access, ids, True, spoken.theirs.nat
+        )
 
     def _meet_by_relay(self, spoken: Spoken, timeline: Timeline, take: Take) -> str:
         relays = self._relays(spoken)
         meeting = self._network.underlay().searches.hidden_meeting(
-            spoken.own_side, spoken.theirs, spoken.keys, timeline, spoken.trickle
+            spoken.peer_id, spoken.own_side, spoken.theirs, spoken.keys, timeline, spoken.trickle
         )
         spoken.call.hear(meeting.handle_text_untrusted)
         relays.use_turn(meeting.turn)
@@ -216,11 +225,11 @@ class CloudCaller:
             time_limit(budget_s, TimedOut("no new path was found")),
             call_peer(self._client, info.peer_id, offer, budget_s) as (carrier, call),
         ):
-            spoken = Spoken(own_side, offer, call.answer.get(), carrier, call)
+            spoken = Spoken(info.peer_id, own_side, offer, call.answer.get(), carrier, call)
             if info.mode != _codes.CONNECT_P2P:
                 access = RelayPlaces.of_caller(call, carrier)
                 searches = self._network.underlay().searches
-                relays = searches.relays(access, link.ids, True, spoken.theirs.nat)
+                relays = searches.relays(info.name, access, link.ids, True, spoken.theirs.nat)
                 if needs_tcp:
                     relays.insist_on_tcp()
                 relays.hurry()

@@ -95,7 +95,9 @@ class LanCaller:
         found, _ = lan.search(peer_id, offer, self._port, budget_s, self._log, take_untrusted)
         timeline.step("answer")
         theirs, keys = found
-        meeting = self._network.underlay().searches.meeting(own_side, theirs, keys, timeline, None)
+        meeting = self._network.underlay().searches.meeting(
+            f"{peer_id} (LAN)", own_side, theirs, keys, timeline, None
+        )
         late = TimedOut("no path to the peer was found")
         with meeting as begun, time_limit(deadline - time.monotonic(), late):
             return begun.take()

@@ -15,6 +15,7 @@ import gevent
 
 from ...transport.udp.endpoint import Endpoint
 from ...traversal.nat import BLOCKED, NatBehaviour
+from ..runtime.log import PeerLog
 from ..runtime.timeline import Timeline
 from ..signalling.direct_offer import DirectOffer
 from ..signalling.keys import CallKeys
@@ -49,6 +50,9 @@ class Searches:
         self._means = Means(endpoint, own, self.finder, Birthdays(), log, spawn)
         self._meetings: set[Meeting] = set()
 
+    def _means_for(self, peer: str) -> Means:
+        return self._means._replace(log=PeerLog(self._means.log, peer))
+
     def handle_addresses(self) -> None:
         """We know something new of our own."""
         for meeting in list(self._meetings):
@@ -57,14 +61,18 @@ class Searches:
     @contextmanager
     def meeting(
         self,
+        peer: str,
         own_side: OwnSide,
         theirs: DirectOffer,
         keys: CallKeys,
         timeline: Timeline,
         trickle: Callable[[str], object] | None,
     ) -> Iterator[Meeting]:
-        """Look for a path inside the body.  ``trickle``: how a text gets to the peer, if it can."""
-        meeting = Meeting(self._means, own_side, theirs, keys, timeline, trickle or _nowhere)
+        """Look for a path inside the body.  ``peer``: who that is, for the log.  ``trickle``: how a
+        text gets to the peer, if it can.
+        """
+        means = self._means_for(peer)
+        meeting = Meeting(means, own_side, theirs, keys, timeline, trickle or _nowhere)
         with meeting.searching():
             self._meetings.add(meeting)
             try:
@@ -76,6 +84,7 @@ class Searches:
 
     def hidden_meeting(
         self,
+        peer: str,
         own_side: OwnSide,
         theirs: DirectOffer,
         keys: CallKeys,
@@ -83,13 +92,19 @@ class Searches:
         trickle: Callable[[str], object],
     ) -> HiddenMeeting:
         """For a call in mode 2."""
-        return HiddenMeeting(self._means, own_side, theirs, keys, timeline.add, trickle)
+        means = self._means_for(peer)
+        return HiddenMeeting(means, own_side, theirs, keys, timeline.add, trickle)
 
     def relays(
-        self, access: RelayAccess, ids: tuple[int, int], is_caller: bool, peers_nat: NatBehaviour
+        self,
+        peer: str,
+        access: RelayAccess,
+        ids: tuple[int, int],
+        is_caller: bool,
+        peers_nat: NatBehaviour,
     ) -> RelayPaths:
         """The ways over relays.  ``ids``: of the connection, ours and the peer's."""
-        means = self._means
+        means = self._means_for(peer)
         blocked = BLOCKED.mapping in (means.own.nat.mapping, peers_nat.mapping)
         return RelayPaths(
             means.endpoint,

@@ -21,6 +21,7 @@ __all__ = [
     "LOG_FILE",
     "EngineLog",
     "LogCallback",
+    "PeerLog",
     "log_without_engine",
     "set_log_callback",
     "set_log_level",
@@ -80,6 +81,23 @@ class EngineLog(logging.Logger):
 
     def close(self) -> None:
         self._file.close()
+
+
+class PeerLog(logging.Logger):
+    """An engine's log for what concerns one peer, whose name each line begins with."""
+
+    def __init__(self, log: logging.Logger, peer: str) -> None:
+        super().__init__(log.name)
+        self._log_of_all = log
+        self._peer = peer
+
+    def isEnabledFor(self, level: int) -> bool:
+        return self._log_of_all.isEnabledFor(level)
+
+    def handle(self, record: logging.LogRecord) -> None:
+        assert isinstance(record.args, tuple)
+        record.msg, record.args = f"%s: {record.msg}", (self._peer, *record.args)
+        self._log_of_all.handle(record)
 
 
 class _ProcessLog:

@@ -201,6 +201,22 @@ def test_no_path(engine: kkp2p.engine_t, peer: kkp2p.engine_t, tmp_path: Path) -
     assert kkp2p.connect(engine, ctx_to("peer", timeout=150), kkp2p.channel_t()) == -109
 
 
+@pytest.mark.usefixtures("out_of_reach")
+def test_lines_of_a_search_name_the_peer(
+    engine: kkp2p.engine_t, peer: kkp2p.engine_t, tmp_path: Path
+) -> None:
+    """On an engine with many peers nobody could tell else whose they are."""
+    calling = gevent.spawn(kkp2p.connect, engine, ctx_to("peer"), kkp2p.channel_t())
+    for number, (one, name) in enumerate(((engine, "peer"), (peer, "a stranger"))):
+        searches = one.network.underlay().searches
+        until(lambda: searches._meetings)  # noqa: B023
+        (meeting,) = searches._meetings
+        one.thread.call(meeting.handle_text_untrusted, "junk")
+        log = log_of(tmp_path, number)
+        assert f" {name}: trickle: dropped: " in log, log
+    calling.kill()
+
+
 def no_udp(*_: object, **__: object) -> None:
     raise LinkLost("UDP socket: [Errno 97] Address family not supported by protocol")
 

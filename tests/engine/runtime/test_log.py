@@ -17,7 +17,7 @@ import kkp2p_compat as kkp2p
 from helpers.line_server import wait_for
 from helpers.support import ENVIRONMENT, PATIENCE_S, in_thread
 from kkp2p_compat.engine.runtime import log as log_module
-from kkp2p_compat.engine.runtime.log import LOG_FILE, EngineLog
+from kkp2p_compat.engine.runtime.log import LOG_FILE, EngineLog, PeerLog
 
 Conf = Callable[..., kkp2p.engine_conf_t]
 SAY = ("error", "warning", "info", "debug")  # the logging module's names of C's levels 1 to 4
@@ -48,6 +48,18 @@ def say_all(log: EngineLog) -> None:
 
 def said(found: str) -> list[str]:
     return re.findall(r"a line of (\w+)", found)
+
+
+def test_lines_about_a_peer_name_it(log: EngineLog, tmp_path: Path) -> None:
+    """Whatever it is called, and at the level that the engine's log has."""
+    log.set_level(3)
+    about = PeerLog(log, "100%s")
+    about.info("nothing else")
+    about.debug("not wanted")
+    log.set_level(4)
+    about.debug("%s and %d", "text", 7)
+    lines = [line.split(" ", 3)[3] for line in text(tmp_path).splitlines()]
+    assert lines == ["100%s: nothing else", "100%s: text and 7"]
 
 
 def test_the_file_and_its_lines(log: EngineLog, tmp_path: Path) -> None:
