@@ -118,11 +118,13 @@ class Accounts:
         self.note(record)
         return True
 
-    def change(self, peer_id: str, changes: Mapping[str, Any], record: str) -> bool:
-        """False: there is none."""
+    def change(
+        self, peer_id: str, changes: Mapping[str, Any], record: str, stored_key: bytes = b""
+    ) -> bool:
+        """False: there is none, or none that has this key, if one is given."""
         columns = ", ".join(f"{name} = ?" for name in changes)
-        update = f"UPDATE accounts SET {columns} WHERE peer_id = ?"
-        return self._do(update, (*changes.values(), peer_id), record)
+        update = f"UPDATE accounts SET {columns} WHERE peer_id = ? AND ? IN (stored_key, x'')"
+        return self._do(update, (*changes.values(), peer_id, stored_key), record)
 
     def remove(self, peer_id: str, record: str) -> bool:
         return self._do("DELETE FROM accounts WHERE peer_id = ?", (peer_id,), record)

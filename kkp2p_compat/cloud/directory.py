@@ -203,10 +203,12 @@ class Directory(ABC):
         allow: str | None = None,
         limits: AccountLimits | None = None,
         once_until: int = 0,
+        stored_key: bytes = b"",
     ) -> None:
         """Change what is not None; raises UnknownAccount.
 
-        ``once_until``: of the secret, and so only with ``verifier``.
+        ``once_until``: of the secret, and so only with ``verifier``.  ``stored_key``: if it is
+        given, an account that has another one is not the account that is meant.
         """
         changes: dict[str, Any] = {}
         if verifier is not None:
@@ -221,7 +223,8 @@ class Directory(ABC):
             changes |= asdict(limits)
             told["limits"] = asdict(limits)
         changes["changed"] = int(time.time())
-        if not self._change(peer_id, changes, self._record("account-changed", peer_id, **told)):
+        record = self._record("account-changed", peer_id, **told)
+        if not self._change(peer_id, changes, record, stored_key):
             raise UnknownAccount(f"there is no account {peer_id}")
 
     def remove(self, peer_id: str) -> None:
@@ -239,8 +242,13 @@ class Directory(ABC):
         """False: there is one of this id.  ``record``: as of ``_note``, if there is any."""
 
     @abstractmethod
-    def _change(self, peer_id: str, changes: Mapping[str, Any], record: str) -> bool:
-        """``changes``: by names as those of ``changes_to``; False: there is no such account."""
+    def _change(
+        self, peer_id: str, changes: Mapping[str, Any], record: str, stored_key: bytes = b""
+    ) -> bool:
+        """``changes``: by names as those of ``changes_to``; False: there is no such account.
+
+        Of any number of changes at once from one ``stored_key`` to others, one is made.
+        """
 
     @abstractmethod
     def _remove(self, peer_id: str, record: str) -> bool: ...

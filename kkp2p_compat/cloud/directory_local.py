@@ -79,8 +79,10 @@ class LocalDirectory(Directory):
         with self._kept.at_once():
             super()._put_each(accounts, replace, imported)
 
-    def _change(self, peer_id: str, changes: Mapping[str, Any], record: str) -> bool:
-        return self._kept.change(peer_id, changes, record)
+    def _change(
+        self, peer_id: str, changes: Mapping[str, Any], record: str, stored_key: bytes = b""
+    ) -> bool:
+        return self._kept.change(peer_id, changes, record, stored_key)
 
     def _remove(self, peer_id: str, record: str) -> bool:
         return self._kept.remove(peer_id, record)

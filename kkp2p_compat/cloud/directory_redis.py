@@ -181,7 +181,8 @@ class RedisDirectory(Directory):
 
     def _put(self, account: Account, record: str) -> bool:
         script = redis_scripts.ADD_ACCOUNT
-        return self._write(script, account.peer_id, record, changes_to(account))
+        fields = redis_records.fields_of(changes_to(account))
+        return self._write(script, account.peer_id, record, fields)
 
     def _put_each(self, accounts: Iterable[Account], replace: bool, imported: Imported) -> None:
         """Many at once, as each answer takes its time."""
@@ -189,18 +190,22 @@ class RedisDirectory(Directory):
             jobs = [gevent.spawn(self._put_one, one, replace, imported) for one in portion]
             gevent.joinall(jobs, raise_error=True)
 
-    def _change(self, peer_id: str, changes: Mapping[str, Any], record: str) -> bool:
-        return self._write(redis_scripts.CHANGE_ACCOUNT, peer_id, record, changes)
+    def _change(
+        self, peer_id: str, changes: Mapping[str, Any], record: str, stored_key: bytes = b""
+    ) -> bool:
+        arguments = (stored_key, *redis_records.fields_of(changes))
+        return self._write(redis_scripts.CHANGE_ACCOUNT, peer_id, record, arguments)
 
     def _remove(self, peer_id: str, record: str) -> bool:
-        return self._write(redis_scripts.REMOVE_ACCOUNT, peer_id, record, {})
+        return self._write(redis_scripts.REMOVE_ACCOUNT, peer_id, record)
 
-    def _write(self, script: Script, peer_id: str, record: str, changes: Mapping[str, Any]) -> bool:
+    def _write(
+        self, script: Script, peer_id: str, record: str, arguments: Sequence[Any] = ()
+    ) -> bool:
         names = ("accounts", "changed", "changes")
         keys = [self._key("account", peer_id), *map(self._key, names)]
-        pairs = [part for pair in redis_records.fields_of(changes).items() for part in pair]
         try:
-            return bool(self._link.one(script(keys, peer_id, record, MAX_CHANGES, *pairs)))
+            return bool(self._link.one(script(keys, peer_id, record, MAX_CHANGES, *arguments)))
         finally:
             self._forget_read(peer_id)
 

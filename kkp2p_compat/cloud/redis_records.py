@@ -41,12 +41,16 @@ _NUMBER = re.compile(rb"-?[0-9]{1,19}")
 _PRESENCE = re.compile(r"([0-9a-f]{16}) ([0-9]{1,19}) ([0-9]{1,19}) (.{0,256})", re.DOTALL)
 
 
-def fields_of(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``changes``: as of ``changes_to``; an empty text: none."""
-    return {
-        name: "" if value is None else int(value) if isinstance(value, bool) else value
+def fields_of(changes: Mapping[str, Any]) -> list[Any]:
+    """``changes``, as of ``changes_to``: names and values in turns; an empty text: none."""
+    return [
+        part
         for name, value in changes.items()
-    }
+        for part in (
+            name,
+            "" if value is None else int(value) if isinstance(value, bool) else value,
+        )
+    ]
 
 
 def account_untrusted(peer_id: str, values: object) -> Account | None:

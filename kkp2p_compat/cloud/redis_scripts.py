@@ -121,7 +121,8 @@ return 0
 )
 
 # KEYS of these: account:ID, accounts, the channel that tells, changes.  ARGV: the id, what is to be
-# remembered of the change (if anything), of how many changes, and fields and values.
+# remembered of the change (if anything), of how many changes, and fields and values; a change has
+# the stored_key that the account must have before them, empty if it may have any.
 _TELL = """
 redis.call('PUBLISH', KEYS[3], ARGV[1])
 if ARGV[2] ~= '' then
@@ -142,7 +143,8 @@ redis.call('ZADD', KEYS[2], 0, ARGV[1])
 CHANGE_ACCOUNT = Script(
     """
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-redis.call('HSET', KEYS[1], unpack(ARGV, 4))
+if ARGV[4] ~= '' and redis.call('HGET', KEYS[1], 'stored_key') ~= ARGV[4] then return 0 end
+redis.call('HSET', KEYS[1], unpack(ARGV, 5))
 """
     + _TELL
 )

@@ -5,7 +5,6 @@ What the directory is asked for may take a while: then the connection waits, and
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import logging
@@ -310,14 +309,25 @@ class Track(Service):
         self._ask(
             member,
             functools.partial(self._replace_secret, member, verifier),
-            lambda _: member.send(encode("secret")),
+            functools.partial(self._confirm_secret, member),
         )
 
-    def _replace_secret(self, member: Member, verifier: Verifier) -> None:
-        """May wait.  Where the account is gone meanwhile, so is the login."""
-        member.stored_key = verifier.stored_key
-        with contextlib.suppress(UnknownAccount):
-            self._directory.update(str(member.peer_id), verifier=verifier)
+    def _replace_secret(self, member: Member, verifier: Verifier) -> bool:
+        """Whether it was the secret still that is to be replaced.  May wait."""
+        before, member.stored_key = member.stored_key, verifier.stored_key
+        try:
+            self._directory.update(str(member.peer_id), verifier=verifier, stored_key=before)
+        except UnknownAccount:
+            return False
+        return True
+
+    def _confirm_secret(self, member: Member, was_replaced: bool) -> None:
+        if not was_replaced:
+            self._end_login(member)
+            return
+        member.send(encode("secret"))
+        if self._directory.is_local:  # one that nodes share announces the change
+            self._hold_to_accounts(member.peer_id)
 
     def _vouched_for(self) -> list[str]:
         """SHA-256s of the certificates of the cloud's other servers."""
@@ -387,12 +397,15 @@ class Track(Service):
         if account is not None and member.is_still(account):
             member.obey(account)
         else:
-            log.info("%s: its account was removed, disabled or changed", member)
-            if self._gate.audit is not None:
-                self._gate.audit.write(
-                    "login-ended", account=member.peer_id, address=member.host, reason="removed"
-                )
-            member.connection.finish(encode("bye", reason="removed"))
+            self._end_login(member)
+
+    def _end_login(self, member: Member) -> None:
+        log.info("%s: its account was removed, disabled or changed", member)
+        if self._gate.audit is not None:
+            self._gate.audit.write(
+                "login-ended", account=member.peer_id, address=member.host, reason="removed"
+            )
+        member.connection.finish(encode("bye", reason="removed"))
 
 
 def _answer_or_away(question: Callable[[], T]) -> T | DirectoryAway:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+import gevent
 import pytest
 from scramp import ScramClient, ScramMechanism
 
 from kkp2p_compat._errors import BadPacket
-from kkp2p_compat.cloud.directory import AccountLimits, Directory, Node, UnknownAccount, callers_of
+from kkp2p_compat.cloud.directory import (
+    AccountLimits,
+    Directory,
+    Node,
+    UnknownAccount,
+    Verifier,
+    callers_of,
+)
 from kkp2p_compat.cloud.directory_local import LocalDirectory
 from kkp2p_compat.cloud.open_directory import open_directory
 
@@ -71,6 +80,25 @@ def test_add_change_remove(directory: Directory) -> None:
     ):
         with pytest.raises(UnknownAccount, match="no account bob"):
             action()
+
+
+def test_of_several_that_replace_one_secret_one_does(directory: Directory) -> None:
+    directory.add("alice", "invited")
+    account = directory.account("alice")
+    assert account is not None
+    before = account.verifier.stored_key
+    replaced: list[Verifier] = []
+
+    def replace(secret: str) -> None:
+        verifier = Verifier.of(secret)
+        with contextlib.suppress(UnknownAccount):
+            directory.update("alice", verifier=verifier, stored_key=before)
+            replaced.append(verifier)
+
+    gevent.joinall([gevent.spawn(replace, str(number)) for number in range(3)], raise_error=True)
+    account = directory.account("alice")
+    assert account is not None
+    assert replaced == [account.verifier]
 
 
 def test_what_an_account_may(directory: Directory) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import sqlite3
 import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +21,10 @@ from hypothesis import strategies as st
 from scramp import ScramClient
 
 from helpers.cloud_client import Client, running_cloud, until
+from kkp2p_compat import _base64url
 from kkp2p_compat.cloud import directory_local
 from kkp2p_compat.cloud.certificate import load_identity
+from kkp2p_compat.cloud.directory import Verifier, new_account
 from kkp2p_compat.cloud.directory_local import LocalDirectory
 from kkp2p_compat.cloud.login import Login, LoginFailed
 
@@ -158,6 +163,37 @@ def test_an_account_removed_or_changed_while_online(
         assert alice.ended()
         assert bob.ask("beat")["op"] == "beat"
     accounts.close()
+
+
+@pytest.mark.parametrize("is_here", [True, False], ids=["here", "another process"])
+def test_whoever_else_has_logged_in_with_an_invitation_that_is_taken_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_here: bool
+) -> None:
+    monkeypatch.setattr(directory_local, "CHANGES_EVERY_S", math.inf)
+    accounts = LocalDirectory(tmp_path)
+    accounts.put(replace(new_account("alice", "invited"), once_until=int(time.time()) + 3600))
+    with (
+        running_cloud(data=tmp_path) as cloud,
+        Client(cloud.address) as alice,
+        Client(cloud.address) as other,
+    ):
+        assert alice.login("alice", "invited", call_only=True)["once"] is True
+        assert other.login("alice", "invited", call_only=True)["once"] is True
+        if is_here:
+            assert alice.ask("secret", verifier=_told("s3cret")) == {"op": "secret"}
+        else:
+            accounts.change_secret("alice", "s3cret")
+            other.send("secret", verifier=_told("another"))
+        assert other.receive() == {"op": "bye", "reason": "removed"}
+        assert other.ended()
+        with Client(cloud.address) as again:
+            assert again.login("alice", "s3cret")["op"] == "welcome"
+    accounts.close()
+
+
+def _told(secret: str) -> list[object]:
+    *keys, iterations = Verifier.of(secret)
+    return [*map(_base64url.encode, keys), iterations]
 
 
 def test_only_who_has_the_secret_learns_that_an_account_is_disabled(tmp_path: Path) -> None:
