@@ -39,6 +39,11 @@ MAX_WAITING = 64  # calls to a peer whose login is not complete yet
 Found = Presence | Refused | None  # the login that had the place of one that has come
 
 
+class _Arriving(NamedTuple):
+    presence: Presence
+    waiting: list[Callable[[Member | None], None]]  # calls to it
+
+
 class _Leaving(NamedTuple):
     member: Member
     since: float
@@ -61,7 +66,7 @@ class Presences:
         self._online = online
         self._correspondents = correspondents
         self.hand_over: Callable[[str, str], None] = lambda peer_id, node_id: None
-        self._arriving: dict[str, list[Callable[[Member | None], None]]] = {}
+        self._arriving: dict[str, _Arriving] = {}
         self._leaving: dict[str, _Leaving] = {}
         self._to_move: set[Member] = set()  # those that were told to
         nodes.handlers["replaced"] = self._on_replaced
@@ -74,7 +79,7 @@ class Presences:
         since_us = time.time_ns() // 1000
         presence = Presence(peer_id, self._nodes.id, member.number, member.session, since_us)
         member.presence = presence
-        self._arriving.setdefault(peer_id, [])
+        self._arriving.setdefault(peer_id, _Arriving(presence, []))
         try:
             found = self._directory.came(presence, again=member.comes_again)
         except DirectoryAway:
@@ -139,14 +144,15 @@ class Presences:
         member = self._online.get(peer_id)
         if member is None and peer_id in self._leaving:
             member = self._leaving[peer_id].member
-        waiting = self._arriving.get(peer_id)
-        if member is None and waiting is not None and len(waiting) < MAX_WAITING:
-            waiting.append(then)
+        arriving = self._arriving.get(peer_id)
+        if member is None and arriving is not None and len(arriving.waiting) < MAX_WAITING:
+            arriving.waiting.append(then)
         else:
             then(member)
 
     def _tell_waiting(self, peer_id: str, member: Member | None) -> None:
-        for then in self._arriving.pop(peer_id, ()):
+        arriving = self._arriving.pop(peer_id, None)
+        for then in arriving.waiting if arriving is not None else ():
             then(member)
 
     # A login whose peer is elsewhere now.
@@ -230,8 +236,9 @@ class Presences:
                 self._lose(member, found.by.session, found.by.node)
 
     def _presence_of(self, peer_id: str) -> Presence | None:
-        member = self._online.get(peer_id)
-        return None if member is None else member.presence
+        """Also of a login that is not complete yet: the directory may know of it."""
+        known = self._online.get(peer_id) or self._arriving.get(peer_id)
+        return None if known is None else known.presence
 
 
 def _is_outdated(member: Member, old: Member) -> bool:

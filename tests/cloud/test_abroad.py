@@ -123,20 +123,13 @@ def test_the_directory_is_away(fleet: Fleet) -> None:
 
 
 def test_a_call_that_meets_a_login_which_is_not_complete(fleet: Fleet) -> None:
+    login, directory = fleet.begin_login(1, "other")
+    fleet.caller.send("call", call=1, to="other", ms=20_000, offer="{}")
     track = fleet.clouds[1].track
     assert track is not None
-    track._presences._arriving["other"] = []
-    fleet.caller.send("call", call=1, to="callee", ms=20_000, offer="{}")
-    until(lambda: fleet.sent("call"))
-    line = {**fleet.sent("call")[0], "connection": 77}
-    line["message"] = {**line["message"], "to": "other", "call": 5}
-    nodes = fleet.clouds[1].nodes
-    assert nodes is not None
-    nodes.handlers["call"](fleet.id(0), line)
-    client = fleet.client(1, "other")
-    assert client.receive()["op"] == "offer"
-    nodes.handlers["left"](fleet.id(0), line)
-    assert client.receive()["op"] == "cancel"
+    until(lambda: track._presences._arriving["other"].waiting)
+    directory.completes.set()
+    assert login.get().receive()["op"] == "offer"
 
 
 def test_a_node_that_is_gone(fleet: Fleet) -> None:

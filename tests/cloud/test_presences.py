@@ -123,6 +123,18 @@ def test_a_flushed_directory_is_told_again(fleet: Fleet) -> None:
     assert fleet.caller.call("callee", 2)["op"] == "calling"
 
 
+def test_a_login_that_is_not_complete_when_the_directory_is_told_again(fleet: Fleet) -> None:
+    login, directory = fleet.begin_login(0, "other")
+    track = fleet.clouds[0].track
+    assert track is not None
+    track._presences._restore()
+    directory.completes.set()
+    login.get()
+    where = directory.where("other")
+    assert where is not None
+    assert where.node == fleet.id(0)
+
+
 def test_a_login_while_the_directory_is_away(fleet: Fleet) -> None:
     """It goes on, and the directory hears of it when it is back; the newer one of two stays."""
     fleet.shared.away = True

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import gevent
+from gevent.event import Event
 
 from helpers.cloud_client import Client, running_cloud, until
 from kkp2p_compat.cloud.directory import LEASE_S, DirectoryAway, Node, Presence, Refused
@@ -68,6 +69,8 @@ class SharedDirectory(LocalDirectory):
         self._shared = shared
         self._id = ""
         self._was_leased = False
+        self.completes = Event()  # a login waits for it, of which the other nodes know already
+        self.completes.set()
 
     def _wait(self) -> Shared:
         gevent.sleep(0)
@@ -100,6 +103,8 @@ class SharedDirectory(LocalDirectory):
             if restored and old.since_us > presence.since_us:
                 return Refused(old)
         shared.presences[presence.peer_id] = presence
+        if not restored:
+            self.completes.wait()
         return None if is_same else old
 
     def restore(
@@ -202,6 +207,17 @@ class Fleet:
             answer = client.login(peer_id, ACCOUNTS[peer_id], **more)
             assert answer["op"] == "welcome", answer
         return client
+
+    def begin_login(
+        self, node: int, peer_id: str
+    ) -> tuple[gevent.Greenlet[..., Client], SharedDirectory]:
+        """One that is complete when ``completes`` of the directory is set."""
+        directory = self.clouds[node].directory
+        assert isinstance(directory, SharedDirectory)
+        directory.completes.clear()
+        login = gevent.spawn(self.client, node, peer_id)
+        until(lambda: peer_id in self.shared.presences)
+        return login, directory
 
     def end(self) -> None:
         """Nothing is left of any call."""
