@@ -108,7 +108,10 @@ class Abroad:
             presence = self._directory.where(peer_id)
         except DirectoryAway:
             return "", "unavailable"
-        return (presence.node, "") if presence is not None else ("", "offline")
+        if presence is not None:
+            return presence.node, ""
+        # A directory that takes nothing does not know where peers are that have come meanwhile.
+        return "", "offline" if self._directory.away_since is None else "unavailable"
 
     def _carry(self, caller: Member, asked: Asked, found: tuple[str, str]) -> None:
         node_id, reason = found

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -328,8 +328,11 @@ class Directory(ABC):
     # Counts.
 
     @abstractmethod
-    def add_usage(self, counts: Mapping[tuple[str, str], int]) -> None:
-        """``counts``, by account (or another short text) and what was used: of today."""
+    def add_usage(self, counts: MutableMapping[tuple[str, str], int]) -> None:
+        """``counts``, by account (or another short text) and what was used: of today.
+
+        What is taken over is deleted there, also if this raises DirectoryAway for the rest.
+        """
 
     @abstractmethod
     def usage(self, peer_id: str, day: str | None = None) -> dict[str, int]:

@@ -9,7 +9,7 @@ import logging
 import secrets
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +135,9 @@ class LocalDirectory(Directory):
 
     # Counts.
 
-    def add_usage(self, counts: Mapping[tuple[str, str], int]) -> None:
+    def add_usage(self, counts: MutableMapping[tuple[str, str], int]) -> None:
         self._usage.add(counts)
+        counts.clear()
 
     def usage(self, peer_id: str, day: str | None = None) -> dict[str, int]:
         return self._usage.of(peer_id, day or today())

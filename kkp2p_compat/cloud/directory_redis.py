@@ -9,13 +9,12 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from itertools import chain, islice
 from typing import Any
 
 import gevent
-from redis import exceptions
 
 from .._peer_id import is_peer_id
 from . import redis_records, redis_scripts
@@ -34,7 +33,7 @@ from .directory import (
     is_node_id,
     today,
 )
-from .redis_link import RedisLink, Reply, Script
+from .redis_link import RedisLink, Reply, Script, good
 from .redis_place import RedisPlace
 
 __all__ = ["RedisDirectory"]
@@ -61,8 +60,7 @@ class RedisDirectory(Directory):
         self._link = RedisLink(self._place)
         self._node_id: str | None = None
         self._was_leased = False
-        self._full_since: float | None = None
-        self._emptied_since: float | None = None
+        self._problem: tuple[float, str] | None = None  # it answers, but: since when, and what
         self._has_had_accounts = False
         self._secret: bytes | None = None
         self._kept: OrderedDict[str, tuple[Account, float]] = OrderedDict()  # and when it was read
@@ -84,16 +82,24 @@ class RedisDirectory(Directory):
 
     @property
     def away_since(self) -> float | None:
-        return self._link.away_since or self._emptied_since or self._full_since
+        return self._link.away_since or (self._problem[0] if self._problem else None)
 
     @property
     def away_reason(self) -> str:
-        full = "Redis is full: nobody can log in, unless it is given more memory (maxmemory)"
-        return (
-            self._link.away_reason
-            or (EMPTIED if self._emptied_since else "")
-            or (full if self._full_since else "")
-        )
+        return self._link.away_reason or (self._problem[1] if self._problem else "")
+
+    def _note_problem(self, reason: str) -> None:
+        """Until a lease finds that it is over."""
+        if self._problem is None or self._problem[1] != reason:
+            log.error("%s: %s", self._place, reason)
+        self._problem = (self.away_since or time.monotonic(), reason)
+
+    def _taken(self, reply: Reply) -> Reply:
+        """The answer to something that was to be written; it is away if it takes nothing."""
+        if isinstance(reply, Exception):
+            refusal = str(reply).partition(" script:")[0]  # in which script says nothing
+            self._note_problem(f"Redis refuses to be written to: {refusal}")
+        return good(reply)
 
     @property
     def link(self) -> RedisLink:
@@ -119,7 +125,7 @@ class RedisDirectory(Directory):
     def secret_key(self) -> bytes:
         key = self._key("key")
         _, reply = self._link.ask(("SET", key, secrets.token_hex(32), "NX"), ("GET", key))
-        self._secret = redis_records.secret_key_untrusted(_good(reply))
+        self._secret = redis_records.secret_key_untrusted(good(reply))
         return self._secret
 
     # Accounts.
@@ -170,14 +176,14 @@ class RedisDirectory(Directory):
 
         It says nothing of an account then: whoever is logged in stays, whoever comes waits.
         """
-        if self._has_had_accounts:
-            names = "accounts", "changes"
-            there = self._link.ask(*(("EXISTS", self._key(name)) for name in names))
-            is_emptied = not any(map(_good, there))
-            if is_emptied and self._emptied_since is None:
-                log.error("%s: %s", self._place, EMPTIED)
-            self._emptied_since = (self._emptied_since or time.monotonic()) if is_emptied else None
-        return self._emptied_since is not None
+        if not self._has_had_accounts:
+            return False
+        names = "accounts", "changes"
+        there = self._link.ask(*(("EXISTS", self._key(name)) for name in names))
+        is_emptied = not any(map(good, there))
+        if is_emptied:
+            self._note_problem(EMPTIED)
+        return is_emptied
 
     def _put(self, account: Account, record: str) -> bool:
         script = redis_scripts.ADD_ACCOUNT
@@ -227,7 +233,7 @@ class RedisDirectory(Directory):
             if not ids:
                 break
             lowest = b"(" + ids[-1]
-            known = self.accounts(_peer_ids_untrusted(ids))
+            known = self.accounts(redis_records.peer_ids_untrusted(ids))
             found += [account for _, account in known if account is not None]
         return found
 
@@ -240,9 +246,7 @@ class RedisDirectory(Directory):
         self, presence: Presence, *, again: bool = False, restored: bool = False
     ) -> Presence | Refused | None:
         (reply,) = self._link.ask(self._came(presence, again=again, restored=restored))
-        if isinstance(reply, exceptions.OutOfMemoryError):
-            self._full_since = self._full_since or time.monotonic()
-        return _outcome(presence.peer_id, _good(reply))
+        return redis_records.came_untrusted(presence.peer_id, self._taken(reply))
 
     def _came(self, presence: Presence, *, again: bool = False, restored: bool = False) -> Any:
         mode = "again" if again else "restored" if restored else "new"
@@ -276,7 +280,7 @@ class RedisDirectory(Directory):
             there = [found for peer_id in ids if (found := presence_of(peer_id)) is not None]
             replies = self._link.ask(*(self._came(found, restored=True) for found in there))
             for presence, reply in zip(there, replies, strict=True):
-                outcome = _outcome(presence.peer_id, _good(reply))
+                outcome = redis_records.came_untrusted(presence.peer_id, self._taken(reply))
                 if outcome is not None and outcome != presence:
                     outcomes.append((presence, outcome))
         for peer_id in self._entered(node_id):
@@ -290,7 +294,7 @@ class RedisDirectory(Directory):
         while True:
             command = ("SSCAN", self._key("peers", node_id), cursor, "COUNT", str(AT_ONCE))
             cursor, ids = self._link.one(command)
-            yield from _peer_ids_untrusted(ids)
+            yield from redis_records.peer_ids_untrusted(ids)
             if cursor == b"0":
                 return
 
@@ -299,25 +303,27 @@ class RedisDirectory(Directory):
     def lease(self, node: Node) -> None:
         key = self._key("node", node.id)
         lease_ms = int(1000 * LEASE_S)
-        # The last one works even when Redis is full.
+        # The last one works when Redis is full, but not when it refuses all that is written.
         before, entered, kept = self._link.ask(
             ("SET", key, node.to_json(), "PX", lease_ms, "GET"),
             ("SADD", self._key("nodes"), node.id),
             ("PEXPIRE", key, lease_ms),
         )
-        if isinstance(before, exceptions.OutOfMemoryError) and kept == 1:
-            self._full_since = self._full_since or time.monotonic()
+        try:
+            self._taken(before), self._taken(entered)
+        except DirectoryAway:
+            if kept != 1:
+                raise
             return
-        _good(before), _good(entered)
-        if self._full_since is not None:
-            self._full_since = None
-            log.warning("Redis has room again")
         was_lost = before is None and self._was_leased
         self._was_leased = True
         if was_lost:
             log.warning("Redis has lost what this node had told it, or it came too late")
-        was_emptied = self._emptied_since is not None
-        if was_lost or (was_emptied and not self._is_emptied()):
+        is_well_again = self._problem is not None and not self._is_emptied()
+        if is_well_again:
+            self._problem = None
+            log.warning("%s does all that it is asked again", self._place)
+        if was_lost or is_well_again:
             self._on_link_back()
 
     def release(self, node_id: str) -> None:
@@ -354,17 +360,25 @@ class RedisDirectory(Directory):
 
     # Counts.
 
-    def add_usage(self, counts: Mapping[tuple[str, str], int]) -> None:
+    def add_usage(self, counts: MutableMapping[tuple[str, str], int]) -> None:
         day = today()
-        by_key: dict[str, list[Any]] = {}  # names and counts in turns
+        used: defaultdict[str, dict[str, int]] = defaultdict(dict)
         for (who, what), count in counts.items():
-            by_key.setdefault(self._key("usage", day, who), []).extend((what, count))
-        commands = []
-        for keys in _portions(by_key):
-            told = [word for key in keys for word in (len(by_key[key]) // 2, *by_key[key])]
+            used[who][what] = count
+        commands, portions = [], list(_portions(used))
+        for portion in portions:
+            keys = [self._key("usage", day, who) for who in portion]
+            told = [
+                word for who in portion for word in (len(used[who]), *chain(*used[who].items()))
+            ]
             commands.append(redis_scripts.ADD_USAGE(keys, USAGE_S, *told))
-        if commands:  # one request: it is told, or it is not
-            self._link.ask(*commands)
+        replies = self._link.ask(*commands) if commands else []
+        for portion, reply in zip(portions, replies, strict=True):
+            for who in () if isinstance(reply, Exception) else portion:
+                for what in used[who]:
+                    del counts[who, what]
+        for reply in replies:
+            self._taken(reply)
 
     def usage(self, peer_id: str, day: str | None = None) -> dict[str, int]:
         key = self._key("usage", day or today(), peer_id)
@@ -373,7 +387,7 @@ class RedisDirectory(Directory):
     def usages(self, peer_ids: Iterable[str]) -> Iterator[tuple[str, dict[str, int]]]:
         for ids in _portions(peer_ids):
             keys = [self._key("usage", today(), peer_id) for peer_id in ids]
-            replies = map(_good, self._link.ask(*(("HGETALL", key) for key in keys)))
+            replies = map(good, self._link.ask(*(("HGETALL", key) for key in keys)))
             yield from zip(ids, map(redis_records.usage_untrusted, replies), strict=True)
 
     def tell_failed_login(self, peer_id: str | None, host: str) -> None:
@@ -429,21 +443,3 @@ def _portions(items: Iterable[Any]) -> Iterator[list[Any]]:
     rest = iter(items)
     while portion := list(islice(rest, AT_ONCE)):
         yield portion
-
-
-def _peer_ids_untrusted(ids: Iterable[bytes]) -> Iterator[str]:
-    return filter(is_peer_id, (peer_id.decode("latin-1") for peer_id in ids))
-
-
-def _good(reply: Reply) -> Reply:
-    """Redis's own error is no answer: the directory is away."""
-    if isinstance(reply, Exception):
-        raise DirectoryAway(f"Redis: {reply}") from reply
-    return reply
-
-
-def _outcome(peer_id: str, reply: Reply) -> Presence | Refused | None:
-    """What the script CAME says."""
-    taken, text = reply
-    other = redis_records.presence_untrusted(peer_id, text)
-    return other if taken or other is None else Refused(other)

@@ -99,7 +99,7 @@ class Metrics:
         latency = None if directory is None else directory.latency
         if directory is not None and latency is not None:
             here = directory.away_since is None
-            yield _gauge("kkp2p_redis_up", "1: Redis answers.", here)
+            yield _gauge("kkp2p_redis_up", "1: Redis answers, and takes writes.", here)
             text = "How long Redis took to answer."
             yield _histogram("kkp2p_redis_seconds", text, [], {(): latency})
 

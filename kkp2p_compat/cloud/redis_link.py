@@ -29,7 +29,7 @@ from .counts import Spread
 from .directory import DirectoryAway
 from .redis_place import FAULTS, REDIS_TIMEOUT_S, RedisPlace
 
-__all__ = ["Command", "RedisLink", "Reply", "Script"]
+__all__ = ["Command", "RedisLink", "Reply", "Script", "good"]
 
 log = logging.getLogger(__name__)
 
@@ -128,9 +128,7 @@ class RedisLink:
     def one(self, command: Command) -> Reply:
         """The answer to one; what Redis refuses is raised as DirectoryAway, too."""
         (reply,) = self.ask(command)
-        if isinstance(reply, Exception):
-            raise DirectoryAway(f"Redis: {reply}") from reply
-        return reply
+        return good(reply)
 
     def tell(self, *commands: Command) -> None:
         """Without waiting for an answer; lost if Redis is away."""
@@ -326,6 +324,13 @@ class RedisLink:
             except FAULTS as error:
                 log.info("where the master is, nobody says: %s", error)  # so it is where it was
         self._break(OSError(f"the master is {text_of(master)} now"))
+
+
+def good(reply: Reply) -> Reply:
+    """Redis's own error is no answer: the directory is away."""
+    if isinstance(reply, Exception):
+        raise DirectoryAway(f"Redis: {reply}") from reply
+    return reply
 
 
 def _read(connection: Connection) -> Reply:

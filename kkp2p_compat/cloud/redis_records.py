@@ -8,22 +8,24 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 from .._address import is_ip
 from .._errors import BadPacket
 from .._peer_id import is_peer_id
-from .directory import Account, AccountLimits, Node, Presence, Verifier
+from .directory import Account, AccountLimits, Node, Presence, Refused, Verifier
 
 __all__ = [
     "FIELDS",
     "account_untrusted",
+    "came_untrusted",
     "changes_untrusted",
     "failure_untrusted",
     "fields_of",
     "nodes_untrusted",
+    "peer_ids_untrusted",
     "presence_text",
     "presence_untrusted",
     "secret_key_untrusted",
@@ -100,6 +102,17 @@ def presence_untrusted(peer_id: str, text: object) -> Presence | None:
     if found is None:
         return None
     return Presence(peer_id, found[1], int(found[2]), found[4], int(found[3]))
+
+
+def came_untrusted(peer_id: str, reply: Any) -> Presence | Refused | None:
+    """What the script CAME says."""
+    taken, text = reply
+    other = presence_untrusted(peer_id, text)
+    return other if taken or other is None else Refused(other)
+
+
+def peer_ids_untrusted(ids: Iterable[bytes]) -> Iterator[str]:
+    return filter(is_peer_id, (peer_id.decode("latin-1") for peer_id in ids))
 
 
 def nodes_untrusted(texts: Sequence[bytes]) -> list[Node]:

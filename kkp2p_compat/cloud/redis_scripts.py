@@ -159,14 +159,18 @@ if redis.call('DEL', KEYS[1]) == 0 then return 0 end
 
 # KEYS: usage:DAY:WHO of many.  ARGV: how many seconds they are kept, and for each of them the
 # number of its counts, and their names and what is added.  By pcall: a key of another type, which
-# is not ours, costs only its own counts.
+# is not ours, costs only its own counts, and so does what is no number.  Whatever else is refused,
+# is so before anything was added: Redis refuses no script that has written.
 ADD_USAGE = Script(
     """
 local at = 2
 for _, key in ipairs(KEYS) do
     local after = at + 1 + 2 * tonumber(ARGV[at])
     for name = at + 1, after - 1, 2 do
-        redis.pcall('HINCRBY', key, ARGV[name], ARGV[name + 1])
+        local added = redis.pcall('HINCRBY', key, ARGV[name], ARGV[name + 1])
+        local refusal = type(added) == 'table' and added.err
+        if refusal and not string.find(refusal, '^WRONGTYPE') and not string.find(refusal, '^ERR')
+        then return added end
     end
     redis.call('EXPIRE', key, ARGV[1])
     at = after

@@ -170,7 +170,6 @@ class Usage:
         try:
             if counts:
                 self._directory.add_usage(counts)
-                counts = Counter()
             self._ask(list(self._unknown))
         except DirectoryAway as error:
             log.info("relay: usage is told later: %s", error)

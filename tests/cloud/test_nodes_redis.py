@@ -14,6 +14,7 @@ from helpers.cloud_client import SEEN, Client, running_cloud, until
 from helpers.redis_server import RedisServer
 from helpers.shared_directory import ACCOUNTS, Fleet, Shared
 from kkp2p_compat.cloud import guests
+from kkp2p_compat.cloud.status import why_not_ready
 
 DUPLICATE = {"op": "bye", "reason": "duplicate"}
 
@@ -97,6 +98,23 @@ def test_redis_answers_nothing_for_a_while(fleet: Fleet, redis_server: RedisServ
     back(fleet)
     numbers = iter(range(3, 1000))
     until(lambda: may_call(fleet, next(numbers)))
+
+
+def test_redis_refuses_to_be_written_to(fleet: Fleet, redis_server: RedisServer) -> None:
+    """As when its replicas are gone (min-replicas-to-write), or its disk is full."""
+    redis_server.ask("CONFIG", "SET", "min-replicas-to-write", "1")
+    for cloud in fleet.clouds:
+        assert cloud.nodes is not None
+        cloud.nodes.take_turn()
+        assert "NOREPLICAS" in why_not_ready(cloud)
+    other = fleet.client(1, "other")
+    assert fleet.caller.call("other", 1)["reason"] == "unavailable"
+    redis_server.ask("CONFIG", "SET", "min-replicas-to-write", "0")
+    back(fleet)
+    assert [why_not_ready(cloud) for cloud in fleet.clouds] == ["", ""]
+    numbers = iter(range(2, 1000))
+    until(lambda: fleet.caller.call("other", next(numbers))["op"] == "calling")
+    assert other.receive()["op"] == "offer"
 
 
 CALL = {
