@@ -300,6 +300,10 @@ class RedisLink:
                 if is_last_try:
                     raise
                 connection.send_command("PING", check_health=False)
+            except _DEPOSED:
+                raise
+            except exceptions.ResponseError as refusal:
+                return refusal  # one that cannot write to its disk refuses pings, too, and lives
 
     def _take(self, channel: str, payload: Any) -> None:
         try:

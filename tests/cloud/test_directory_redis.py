@@ -282,6 +282,25 @@ def test_a_redis_that_always_has_more_for_us_holds_nobody_up(
     assert turns > 100
 
 
+def test_a_redis_that_refuses_pings_is_heard_on() -> None:
+    """As one whose disk is full does."""
+    answers = iter([exceptions.TimeoutError(), exceptions.ResponseError("MISCONF"), b"a message"])
+
+    def read(**_: object) -> list[bytes]:
+        answer = next(answers, exceptions.ConnectionError("the end"))
+        if isinstance(answer, Exception):
+            raise answer
+        return [b"message", b"to", answer]
+
+    heard: list[tuple[str, bytes]] = []
+    link = RedisLink(
+        RedisPlace.parse("redis://nowhere.example"), (), lambda *told: heard.append(told)
+    )
+    connection: Any = SimpleNamespace(read_response=read, send_command=lambda *_, **__: None)
+    link._hear(connection)
+    assert heard == [("to", b"a message")]
+
+
 def test_failed_logins_are_told_to_the_others(one: RedisDirectory, two: RedisDirectory) -> None:
     heard: list[tuple[str | None, str]] = []
     two.on_failed_login = lambda peer_id, host: heard.append((peer_id, host))
