@@ -191,8 +191,13 @@ class Presences:
         self._end(member, session)
 
     def _end(self, old: Member, session: str) -> None:
-        if old not in self._to_move or session != old.session:
-            old.connection.finish(encode("bye", reason="duplicate"))
+        """``session``: of the login that has its place."""
+        is_same = session == old.session
+        if not is_same or old not in self._to_move:
+            # Where the clocks of two nodes differ, the older of two connections of one program may
+            # be the one that it has: it may come again.
+            reason = "moved" if is_same and session else "duplicate"
+            old.connection.finish(encode("bye", reason=reason))
             return
         peer_id = str(old.peer_id)
         before = self._leaving.pop(peer_id, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,7 @@ from helpers.cloud_client import SEEN, Client, until
 from helpers.shared_directory import ACCOUNTS, Fleet, running_nodes
 
 DUPLICATE = {"op": "bye", "reason": "duplicate"}
+MOVED = {"op": "bye", "reason": "moved"}
 ONE, TWO = "session-one", "session-two"
 
 
@@ -50,7 +52,7 @@ def test_one_that_comes_again_at_another_node(fleet: Fleet) -> None:
     old.send("answer", call=name, answer="yes")
     assert caller.receive()["op"] == "answer"
     new = fleet.client(2, "other", session=ONE, again=True)
-    assert old.receive() == DUPLICATE
+    assert old.receive() == MOVED
     until(lambda: fleet.sent("met"))
     caller.close()
     assert new.receive() == {"op": "gone", "calls": [name]}
@@ -66,6 +68,25 @@ def test_a_program_that_was_replaced_at_another_node_is_gone(fleet: Fleet) -> No
     assert caller.receive()["op"] == "answer"
     fleet.client(2, "callee", session=TWO)
     assert caller.receive() == {"op": "gone", "peer": "callee"}
+
+
+def test_the_older_connection_of_a_program_may_be_the_one_that_it_has(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock of one node is ahead, and it missed that the program is at another one."""
+    track, now_ns = fleet.clouds[0].track, time.time_ns()
+    assert track is not None
+    with monkeypatch.context() as ahead:
+        ahead.setattr(time, "time_ns", lambda: now_ns + 60 * 10**9)
+        dead = fleet.client(0, "other", session=ONE)
+    fleet.shared.lose = 1
+    alive = fleet.client(1, "other", session=ONE, again=True)
+    assert fleet.shared.lose == 0
+    track._presences.restore()
+    assert alive.receive() == MOVED
+    alive = fleet.client(1, "other", session=ONE, again=True)
+    assert dead.receive() == MOVED
+    assert alive.ask("beat") == {"op": "beat"}
 
 
 def test_who_moves_stays_until_its_calls_are_over(fleet: Fleet) -> None:
@@ -168,7 +189,7 @@ def test_a_node_whose_lease_had_run_out(fleet: Fleet, monkeypatch: pytest.Monkey
     directory.release(stopped.id)
     new = fleet.client(2, "other", session=ONE, again=True)
     stopped.take_turn()
-    assert other.receive() == DUPLICATE
+    assert other.receive() == MOVED
     assert new.ask("beat") == {"op": "beat"}
     until(lambda: "callee" in fleet.shared.presences)
     assert fleet.caller.call("callee", 1)["op"] == "calling"
