@@ -27,6 +27,7 @@ from .limits import Gatekeeper
 from .members import Call, Member
 from .messages import MAX_CALL_NUMBER, Asked, nat_text_untrusted, peer_id_untrusted, text_untrusted
 from .nodes import Nodes
+from .outcomes import Outcomes
 from .presences import Presences
 from .relays import round_trips_untrusted
 from .remote_member import Carrier
@@ -56,6 +57,7 @@ class Abroad:
         self._nodes = nodes
         self._directory = directory
         self._calls = calls
+        self._outcomes = Outcomes(gate)
         self._limits = gate.limits
         self._presences = presences
         self._carriers: dict[str, Carrier] = {}
@@ -64,6 +66,7 @@ class Abroad:
         self._unheard: dict[Call, float] = {}  # calls that no node has said a word of: since when
         calls.elsewhere = self._call
         calls.pass_on = _pass_on
+        calls.give_up = self._give_up
         calls.correspondents.elsewhere = self._tell_correspondents
         presences.hand_over = self.hand_over
         nodes.on_gone = self.node_gone
@@ -119,7 +122,7 @@ class Abroad:
             self._calls.is_away(caller, asked, reason)
             return
         if node_id == self._nodes.id:  # it has just come, or left
-            self._presences.find(asked.to, functools.partial(self._bring, caller, asked))
+            self._find(caller, asked)
             return
         carrier = self._carriers.get(node_id)
         if carrier is None:
@@ -140,6 +143,7 @@ class Abroad:
 
     def gone(self, member: Member) -> None:
         """A connection of ours is over; its calls have been forgotten already."""
+        self._give_up_all(member)
         if self._callers.pop(member.number, None) is not None:
             for node_id in self._carriers:
                 self._nodes.send(node_id, "left", connection=member.number)
@@ -193,13 +197,31 @@ class Abroad:
         before = caller.made(asked.number)
         if before is not None:
             self._calls.forget(before)
+        self._give_up(caller, asked.number)
+        self._find(caller, asked)
+
+    def _find(self, caller: Member, asked: Asked) -> None:
+        """Bring a call, once the login of its callee is complete, if it is still wanted then."""
+        caller.waiting[asked.number] = asked
         self._presences.find(asked.to, functools.partial(self._bring, caller, asked))
 
     def _bring(self, caller: Member, asked: Asked, callee: Member | None) -> None:
+        if caller.waiting.get(asked.number) is not asked:
+            return
+        del caller.waiting[asked.number]
         if callee is None:
             self._calls.is_away(caller, asked)
         else:
             self._calls.bring(caller, callee, asked)
+
+    def _give_up(self, caller: Member, number: int) -> None:
+        asked = caller.waiting.pop(number, None)
+        if asked is not None:
+            self._outcomes.failed(caller, asked.to, "cancelled")
+
+    def _give_up_all(self, caller: Member) -> None:
+        for number in [*caller.waiting]:
+            self._give_up(caller, number)
 
     def _on_pass(self, node_id: str, message: Message) -> None:
         inner = _inner_untrusted(message)
@@ -217,6 +239,7 @@ class Abroad:
         if guest is not None:
             self._calls.correspondents.gone(guest, was_online=False)
             self._calls.gone(guest)
+            self._give_up_all(guest)
 
     # Nodes and peers that are gone.
 

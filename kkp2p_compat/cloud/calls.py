@@ -77,9 +77,11 @@ class Calls:
         self._relay_key = relay_key
         self._turn = turn
         self._calls = CallTable(gate, time.monotonic())
-        # The callee is not here; and what the caller says of a call that another node carries.
+        # The callee is not here; what the caller says of a call that another node carries; and that
+        # it gives up one that is none yet.
         self.elsewhere: Callable[[Member, Asked], None] = self.is_away
         self.pass_on: Callable[[Call, Message], None] = lambda call, message: None
+        self.give_up: Callable[[Member, int], None] = lambda caller, number: None
         self.on_made: Callable[[Member], object] = lambda caller: None  # one within its limits
         # By callee; of those only that are being called.
         self._turns: dict[Member, Turns[Call]] = {}
@@ -111,7 +113,7 @@ class Calls:
         asked = Asked.parse_untrusted(message)
         caller.welcome(self._limits.idle_s)
         before = caller.made(asked.number)
-        if before is not None and not before.answered:
+        if asked.number in caller.waiting or (before is not None and not before.answered):
             raise BadPacket("a call number that is in use")
         if before is not None:
             self.forget(before)
@@ -407,7 +409,9 @@ class Calls:
 
     def _on_cancel(self, caller: Member, message: Message) -> None:
         call = _made_untrusted(caller, message)
-        if call is not None:
+        if call is None:
+            self.give_up(caller, message["call"])
+        else:
             if call.answered and not call.is_carried:
                 self._outcomes.not_met(call)
             self._cancel(call, "cancelled")

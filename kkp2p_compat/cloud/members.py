@@ -19,6 +19,7 @@ from .control_connection import ControlConnection
 from .directory import NO_LIMITS, Account, Presence
 from .limits import Gatekeeper
 from .login import Login
+from .messages import Asked
 from .outside import plain_ip
 from .settings import Limits
 
@@ -53,6 +54,7 @@ class Member:
         "session",
         "stored_key",
         "told_callers",
+        "waiting",
     )
 
     def __init__(self, connection: ControlConnection, limits: Limits) -> None:
@@ -81,6 +83,7 @@ class Member:
         self.nat: str | None = None
         self.round_trips: Mapping[str, int] = {}  # to relays, as it has measured them
         # Its calls.
+        self.waiting: dict[int, Asked] = {}  # made, while their callees' logins are not complete
         self.outgoing: dict[int, Call] = {}  # made, and not answered yet
         self.kept: dict[int, Call] = {}  # made, and answered; the oldest first
         self.incoming: dict[str, Call] = {}

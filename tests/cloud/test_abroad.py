@@ -132,6 +132,48 @@ def test_a_call_that_meets_a_login_which_is_not_complete(fleet: Fleet) -> None:
     assert login.get().receive()["op"] == "offer"
 
 
+@pytest.mark.parametrize("node", [0, 1], ids=["another node", "the callee's node"])
+def test_a_call_that_is_given_up_while_it_waits_for_a_login(fleet: Fleet, node: int) -> None:
+    """Its number is free, and its callee hears nothing of it."""
+    caller = fleet.client(node)
+    login, directory = fleet.begin_login(1, "other")
+    caller.send("call", call=1, to="other", ms=20_000, offer="{}")
+    caller.send("cancel", call=1)
+    assert caller.call("callee", 1)["op"] == "calling"
+    offer = fleet.callee.receive()
+    directory.completes.set()
+    assert login.get().ask("beat") == {"op": "beat"}
+    assert fleet.calls == [1 - node, 1]
+    fleet.callee.send("decline", call=offer["call"], reason="busy")
+    assert caller.receive() == {"op": "declined", "call": 1, "reason": "busy"}
+    assert fleet.clouds[1].gate.counts.calls == {"cancelled": 1, "declined": 1}
+
+
+@pytest.mark.parametrize("node", [0, 1], ids=["another node", "the callee's node"])
+def test_a_caller_that_leaves_while_its_call_waits_for_a_login(fleet: Fleet, node: int) -> None:
+    caller, counts = fleet.client(node), fleet.clouds[1].gate.counts.calls
+    login, directory = fleet.begin_login(1, "other")
+    caller.send("call", call=1, to="other", ms=20_000, offer="{}")
+    track = fleet.clouds[1].track
+    assert track is not None
+    until(lambda: track._presences._arriving["other"].waiting)
+    caller.close()
+    until(lambda: counts["cancelled"] == 1)
+    directory.completes.set()
+    assert login.get().ask("beat") == {"op": "beat"}
+    assert fleet.calls == [0, 0]
+
+
+def test_a_number_is_in_use_while_its_call_waits_for_a_login(fleet: Fleet) -> None:
+    caller = fleet.client(1)
+    login, directory = fleet.begin_login(1, "other")
+    caller.send("call", call=1, to="other", ms=20_000, offer="{}")
+    assert caller.call("callee", 1)["op"] == "error"
+    directory.completes.set()
+    assert login.get().receive()["op"] == "offer"
+    assert caller.receive()["op"] == "calling"
+
+
 def test_a_node_that_is_gone(fleet: Fleet) -> None:
     """Its callers' calls end, and those that it carried."""
     fleet.caller.call("callee", 1)
