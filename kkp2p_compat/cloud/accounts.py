@@ -1,8 +1,9 @@
 """Who may log in, in SQLite: verifiers, never a secret.
 
 DATA/accounts.db is written by ``kkp2p account`` and read by a running track, in different
-processes; ``version`` tells the track cheaply that something has changed.  Without a data folder
-the accounts live in memory and end with the process.
+processes; the track writes to it where an invitation is taken up.  ``version`` tells the track
+cheaply that something has changed.  Without a data folder the accounts live in memory and end with
+the process.
 """
 
 from __future__ import annotations
@@ -93,6 +94,13 @@ class Accounts:
     def close(self) -> None:
         self._db.close()
 
+    def never_wait(self) -> None:
+        """Whoever would have to wait for another process that writes gets an error instead.
+
+        Who only reads has not to wait in any case: that is what the write-ahead log is for.
+        """
+        self._db.execute("PRAGMA busy_timeout = 0")
+
     def _add_columns(self) -> None:
         if self._missing():
             self._db.execute("BEGIN IMMEDIATE")  # another process may be about to do the same
@@ -130,10 +138,13 @@ class Accounts:
         return self._do("DELETE FROM accounts WHERE peer_id = ?", (peer_id,), record)
 
     def _do(self, statement: str, arguments: tuple[Any, ...], record: str) -> bool:
-        if self._db.execute(statement, arguments).rowcount == 0:
-            return False
-        self.note(record)
-        return True
+        if not record:  # it may be a part of something that is done at once
+            return self._db.execute(statement, arguments).rowcount > 0
+        with self.at_once():
+            is_there = self._db.execute(statement, arguments).rowcount > 0
+            if is_there:
+                self.note(record)
+        return is_there
 
     @contextmanager
     def at_once(self) -> Iterator[None]:

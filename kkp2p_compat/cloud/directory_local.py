@@ -1,6 +1,7 @@
 """The directory of a cloud that is one process: memory, and SQLite in its data folder.
 
-It never waits.  Who is online it is not told: the one track there has that in its own tables.
+In a cloud it never waits: what another process holds is away for now.  Who is online it is not
+told: the one track there has that in its own tables.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ import logging
 import secrets
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from .accounts import Accounts, open_private
-from .directory import Account, Directory, Imported, Node, Presence, Refused, today
+from .directory import Account, Directory, DirectoryAway, Imported, Node, Presence, Refused, today
 
 __all__ = ["LocalDirectory"]
 
@@ -46,7 +48,8 @@ class LocalDirectory(Directory):
         self._usage = _Usage(data)
 
     def start(self, node_id: str | None = None) -> None:
-        pass
+        if node_id is not None:
+            self._kept.never_wait()
 
     def close(self) -> None:
         self._kept.close()
@@ -70,7 +73,8 @@ class LocalDirectory(Directory):
     # Accounts.
 
     def _account(self, peer_id: str) -> Account | None:
-        return self._kept.get(peer_id)
+        with self._or_away():
+            return self._kept.get(peer_id)
 
     def _put(self, account: Account, record: str) -> bool:
         return self._kept.put(account, record)
@@ -82,7 +86,16 @@ class LocalDirectory(Directory):
     def _change(
         self, peer_id: str, changes: Mapping[str, Any], record: str, stored_key: bytes = b""
     ) -> bool:
-        return self._kept.change(peer_id, changes, record, stored_key)
+        with self._or_away():
+            return self._kept.change(peer_id, changes, record, stored_key)
+
+    @contextmanager
+    def _or_away(self) -> Iterator[None]:
+        """For what a cloud does with accounts."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise DirectoryAway(f"{self.where_text}: {error}") from error
 
     def _remove(self, peer_id: str, record: str) -> bool:
         return self._kept.remove(peer_id, record)

@@ -335,25 +335,26 @@ class Track(Service):
 
     def _ask(self, member: Member, question: Callable[[], T], then: Callable[[T], object]) -> None:
         """Call ``then`` with the answer of the directory, which may take a while."""
+        ask, go_on = (
+            functools.partial(_answer_or_away, question),
+            functools.partial(self._go_on, member, then),
+        )
         if self._directory.is_local:
-            then(question())
+            go_on(ask())
         else:
-            member.connection.wait_for(
-                functools.partial(_answer_or_away, question),
-                functools.partial(self._go_on, member, then),
-            )
+            member.connection.wait_for(ask, go_on)
 
     def _go_on(
         self, member: Member, then: Callable[[T], object], answer: T | DirectoryAway
     ) -> None:
         if isinstance(answer, DirectoryAway):
-            self._turn_away(member, "unavailable")
+            self._turn_away(member, "unavailable", f"unavailable: {answer}")
         else:
             then(answer)
 
-    def _turn_away(self, member: Member, reason: str) -> None:
+    def _turn_away(self, member: Member, reason: str, why: str = "") -> None:
         """It may try again, best elsewhere: that is no verdict on who it is."""
-        self._gate.refused(member.host, f"no login for now: {reason}")
+        self._gate.refused(member.host, f"no login for now: {why or reason}")
         member.connection.finish(encode("bye", reason=reason))
 
     def _refuse_login(self, member: Member, peer_id: Any, error: LoginFailed) -> None:

@@ -191,6 +191,29 @@ def test_whoever_else_has_logged_in_with_an_invitation_that_is_taken_up(
     accounts.close()
 
 
+def test_an_invitation_that_is_taken_up_while_a_tool_writes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It can be taken up a moment later; whoever only reads accounts notices nothing."""
+    accounts = LocalDirectory(tmp_path)
+    accounts.put(replace(new_account("alice", "invited"), once_until=int(time.time()) + 3600))
+    with running_cloud(data=tmp_path) as cloud:
+        tool = sqlite3.connect(tmp_path / "accounts.db", isolation_level=None)
+        with contextlib.closing(tool), Client(cloud.address) as alice:
+            tool.execute("BEGIN EXCLUSIVE")
+            assert cloud.directory is not None
+            cloud.directory.sweep(math.inf)
+            assert alice.login("alice", "invited", call_only=True)["once"] is True
+            alice.send("secret", verifier=_told("s3cret"))
+            assert alice.receive() == {"op": "bye", "reason": "unavailable"}
+        assert "locked" in caplog.text
+        assert "a fault of ours" not in caplog.text
+        with Client(cloud.address) as alice:
+            assert alice.login("alice", "invited", call_only=True)["once"] is True
+            assert alice.ask("secret", verifier=_told("s3cret")) == {"op": "secret"}
+    accounts.close()
+
+
 def _told(secret: str) -> list[object]:
     *keys, iterations = Verifier.of(secret)
     return [*map(_base64url.encode, keys), iterations]
