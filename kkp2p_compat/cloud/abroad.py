@@ -23,7 +23,7 @@ from .calls import Calls
 from .correspondents import MAX_CALLS
 from .directory import AccountLimits, Directory, DirectoryAway
 from .guests import Guests, Key
-from .limits import Gatekeeper
+from .limits import Gatekeeper, SparingLog
 from .members import Call, Member
 from .messages import MAX_CALL_NUMBER, Asked, nat_text_untrusted, peer_id_untrusted, text_untrusted
 from .nodes import Nodes
@@ -64,6 +64,7 @@ class Abroad:
         self._callers: dict[int, Member] = {}  # of ours, whom other nodes know, by number
         self._guests = Guests(nodes, gate)
         self._unheard: dict[Call, float] = {}  # calls that no node has said a word of: since when
+        self._silences = SparingLog(logging.WARNING, "calls that it has said no word of")
         calls.elsewhere = self._call
         calls.pass_on = _pass_on
         calls.give_up = self._give_up
@@ -79,6 +80,11 @@ class Abroad:
             "tell": self._on_tell,
         }
 
+    @property
+    def carried_elsewhere(self) -> int:
+        """Calls of ours that other nodes carry."""
+        return sum(len(carrier.incoming) for carrier in self._carriers.values())
+
     def sweep(self, now: float) -> None:
         """To be called about once a second."""
         while self._unheard:
@@ -86,14 +92,17 @@ class Abroad:
             if now - since < UNHEARD_S:
                 break
             del self._unheard[call]
-            log.warning("%s: no word of a call to %s from its node", call.caller, call.to)
+            what = "%s: no word of a call to %s from its node"
+            self._silences.tell(str(call.callee), what, call.caller, call.to)
             self._fail(call, "unavailable")
+        self._silences.sweep(now)
         for key in self._guests.sweep(now, self._calls.correspondents.has):
             self._forget_guest(key)
 
     def _fail(self, call: Call, reason: str) -> None:
         if call.caller.made(call.number) is call:
             self._calls.forget(call)
+            self._outcomes.failed(call.caller, call.to, reason)
             again = reason == "unavailable" or None
             call.caller.send(encode("declined", call=call.number, reason=reason, again=again))
 

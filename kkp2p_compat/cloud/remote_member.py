@@ -59,6 +59,9 @@ class Carrier(Member):
         self.node_id = node_id
         self._nodes = nodes
 
+    def __str__(self) -> str:
+        return f"node {self.node_id}"
+
     def send(self, line: bytes) -> None:
         """What the callee of a call would be told, by the name that the call has here."""
         message = json.loads(line)

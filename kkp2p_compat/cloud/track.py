@@ -109,7 +109,9 @@ class Track(Service):
 
     @property
     def calls(self) -> int:
-        return len(self._calls)
+        """Those that this node carries: of all nodes together, each call once."""
+        elsewhere = 0 if self._abroad is None else self._abroad.carried_elsewhere
+        return len(self._calls) - elsewhere
 
     def sweep(self, now: float) -> None:
         """To be called about once a second."""

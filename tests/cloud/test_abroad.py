@@ -108,6 +108,23 @@ def test_a_node_that_says_nothing(fleet: Fleet) -> None:
         "reason": "unavailable",
         "again": True,
     }
+    assert fleet.clouds[0].gate.counts.calls == {"unavailable": 1}
+
+
+def test_the_log_of_a_node_that_says_nothing_is_short(
+    fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    fleet.shared.lose = 3
+    for number in range(3):
+        fleet.caller.send("call", call=number, to="callee", ms=20_000, offer="{}")
+    until(lambda: fleet.calls == [3, 0])
+    time_passes(fleet.clouds[0], UNHEARD_S + 1)
+    assert caplog.text.count("no word of a call to callee") == 1
+
+
+def test_a_call_of_two_nodes_is_counted_as_one(fleet: Fleet) -> None:
+    fleet.caller.call("callee", 1)
+    assert [cloud.track and cloud.track.calls for cloud in fleet.clouds] == [0, 1]
 
 
 def test_the_directory_is_away(fleet: Fleet) -> None:
@@ -189,6 +206,7 @@ def test_a_node_that_is_gone(fleet: Fleet) -> None:
     assert fleet.calls == [2, 2]  # it may only have been missed
     first.take_turn()
     assert fleet.caller.receive() == {"op": "declined", "call": 1, "reason": "left"}
+    assert fleet.clouds[0].gate.counts.calls["left"] == 1
     assert here.receive() == {"op": "cancel", "call": offer["call"]}
     assert fleet.calls[0] == 0
 

@@ -241,7 +241,8 @@ class Fleet:
 
     @property
     def calls(self) -> list[int]:
-        return [0 if cloud.track is None else cloud.track.calls for cloud in self.clouds]
+        """Of each node: with those that another one carries for its callers."""
+        return [0 if cloud.track is None else len(cloud.track._calls) for cloud in self.clouds]
 
     def is_clean(self) -> bool:
         """Nothing is left of any call."""
