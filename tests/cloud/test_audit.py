@@ -100,8 +100,9 @@ def test_a_file_that_was_moved_away(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert "goes on" in caplog.text
 
 
-def test_a_file_that_cannot_be_written() -> None:
-    with pytest.raises(OSError, match="nowhere"), running_cloud(audit="/nowhere/log"):
+def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
+    path = tmp_path / "nowhere" / "log"
+    with pytest.raises(OSError, match="nowhere"), running_cloud(audit=str(path)):
         pass
 
 
