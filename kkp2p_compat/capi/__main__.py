@@ -28,9 +28,9 @@ def main(arguments: list[str]) -> str | None:
             f"kkp2p_compat {__version__} wants packets of version {wire.VERSION}, and the library "
             f"has {' '.join(arguments) or 'none'}: build the library again"
         )
-    if not hasattr(os, "close_range"):
-        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        os.closerange(FIRST_UNUSED_FD, soft)
+    # The program's, where companion.c could not close them.
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    os.closerange(FIRST_UNUSED_FD, soft)
     from gevent import socket  # a failure until here is told in REPORTS_FD
 
     from .companion import Companion

@@ -83,7 +83,9 @@ static int run_companion(void *argument) {
         start->error = errno;
         syscall(SYS_exit_group, 1);
     }
-    syscall(SYS_close_range, FIRST_UNUSED, ~0U, 0); /* without it, the companion does it */
+#ifdef SYS_close_range /* glibc 2.33; without it the companion does the same, a moment later */
+    syscall(SYS_close_range, FIRST_UNUSED, ~0U, 0);
+#endif
     syscall(SYS_execve, start->arguments[0], start->arguments, environ);
     start->error = errno;
     syscall(SYS_exit_group, 1);

@@ -43,6 +43,15 @@ def test_a_compiler_that_fails(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("lib*"))
 
 
+def test_a_libc_from_before_close_range(tmp_path: Path) -> None:
+    """As glibc 2.31 has the header; the companion closes what the library could not."""
+    (tmp_path / "sys").mkdir()
+    (tmp_path / "sys" / "syscall.h").write_text(
+        "#include_next <sys/syscall.h>\n#undef SYS_close_range\n"
+    )
+    build.library(tmp_path / "lib", need_program("gcc"), [*STRICT, "-isystem", str(tmp_path)])
+
+
 def test_only_the_interface_is_exported(compiler: Compiler) -> None:
     library = compiler.library().lib / "libkkp2p.so"
     command = [need_program("nm"), "-D", "--defined-only", "--format=posix", str(library)]
