@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -75,22 +76,20 @@ def _files(pattern: str) -> list[Path]:
 
 
 def _compile(folder: Path, command: list[str]) -> None:
-    include = folder / "include"
-    include.mkdir(exist_ok=True)
-    shutil.copy(SOURCES / HEADER, include)
-    objects = []
-    for source in _files("*.c"):
-        objects.append(str(folder / f"{source.stem}.o"))
-        _run([*command, "-c", str(source), "-o", objects[-1]])
-    shared = folder / "libkkp2p.so"
-    _run([*command, "-shared", *objects, "-o", str(shared) + ".new"])
-    os.replace(str(shared) + ".new", shared)  # programs may have the old one loaded
-    archive = folder / "libkkp2p.a"
-    archive.unlink(missing_ok=True)
-    _run([os.environ.get("AR") or "ar", "rcs", str(archive), *objects])
-    for name in objects:
-        os.remove(name)
-    (folder / "command").write_text("\n".join(command))
+    """Several may do so at once: each in a folder of its own, whose files then replace the old."""
+    with tempfile.TemporaryDirectory(dir=folder) as made:
+        shutil.copy(SOURCES / HEADER, made)
+        objects = []
+        for source in _files("*.c"):
+            objects.append(f"{made}/{source.stem}.o")
+            _run([*command, "-c", str(source), "-o", objects[-1]])
+        _run([*command, "-shared", *objects, "-o", f"{made}/libkkp2p.so"])
+        _run([os.environ.get("AR") or "ar", "rcs", f"{made}/libkkp2p.a", *objects])
+        Path(made, "command").write_text("\n".join(command))
+        (folder / "include").mkdir(exist_ok=True)
+        os.replace(f"{made}/{HEADER}", folder / "include" / HEADER)
+        for name in ("libkkp2p.so", "libkkp2p.a", "command"):  # the last one says that all is there
+            os.replace(f"{made}/{name}", folder / name)
 
 
 def _run(command: list[str]) -> None:

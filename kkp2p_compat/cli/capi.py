@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -75,5 +76,7 @@ def _flags(built: Built, options: argparse.Namespace) -> list[str]:
 def _write_package(built: Built) -> Path:
     package = built.lib / "pkgconfig" / "kkp2p.pc"
     package.parent.mkdir(exist_ok=True)
-    package.write_text(PACKAGE.format(folder=built.lib, version=__version__))
+    fresh = package.with_name(f"{os.getpid()}.new")  # another process may be reading the old one
+    fresh.write_text(PACKAGE.format(folder=built.lib, version=__version__))
+    os.replace(fresh, package)
     return package

@@ -6,11 +6,12 @@ import configparser
 import fnmatch
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from helpers.c_programs import STRICT, Compiler
+from helpers.c_programs import STRICT, Compiler, StartC
 from helpers.document import need_program
 from helpers.support import ROOT
 from kkp2p_compat import _codes
@@ -30,6 +31,36 @@ def test_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (first.lib / "libkkp2p.so").stat().st_mtime_ns == built_at
     assert build.library(tmp_path / "lib", cc, ["-O0", "-g0"]) == first
     assert (first.lib / "libkkp2p.so").stat().st_mtime_ns > built_at
+
+
+# Whoever links first waits until another is about to, and that one until the first is done.
+MEETING_COMPILER = """\
+#!/bin/sh
+cd {folder} || exit
+case " $* " in *" -shared "*)
+    if mkdir first 2>/dev/null; then
+        until [ -d second ]; do sleep 0.01; done
+    else
+        mkdir second
+        until [ -e lib/command ]; do sleep 0.01; done
+    fi ;;
+esac
+exec {cc} "$@"
+"""
+
+
+def test_two_at_once(start_c: StartC, tmp_path: Path) -> None:
+    """As ``make -j`` starts them on a machine that has no library yet."""
+    cc = tmp_path / "cc"
+    cc.write_text(MEETING_COMPILER.format(cc=need_program("gcc"), folder=tmp_path))
+    cc.chmod(0o755)
+    command = ["-m", "kkp2p_compat", "capi", "--folder", str(tmp_path / "lib"), "--libs"]
+    both = [start_c(Path(sys.executable), *command, CC=str(cc)) for _ in range(2)]
+    folder = tmp_path / "lib"
+    for process in both:
+        assert process.end() == (0, f"-L{folder} -Wl,-rpath,{folder} -lkkp2p\n")
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"include", "pkgconfig", "libkkp2p.so", "libkkp2p.a", "command"}
 
 
 def test_no_compiler(tmp_path: Path) -> None:
