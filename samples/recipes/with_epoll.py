@@ -27,5 +27,6 @@ def collect(engine: kkp2p.engine_t, callers: int) -> list[bytes]:
                     said[fd] += buff[:count]
                 elif count < 0:  # the end, or a cut: kkp2p.error_no() tells them apart
                     ended.append(said.pop(fd))
+                    poll.unregister(fd)  # before the close: the engine may have a copy for a while
                     kkp2p.close_fd(fd)
     return ended

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
@@ -19,7 +20,7 @@ import with_epoll
 import with_threads
 import with_urllib
 from helpers.support import PATIENCE_S, ROOT, SECRET, CloudProcess, in_thread
-from peers import call, start
+from peers import as_socket, call, start
 from with_http_server import PeerHTTPServer
 from with_wsgi import PeerWSGIServer
 
@@ -80,6 +81,28 @@ def test_a_peer_that_is_not_there(engines: Engines) -> None:
         in_thread(lambda: asyncio.run(with_asyncio.ask(engines[0], "nobody", "hello")))
     with pytest.raises(OSError, match="not a domain"):
         start("no host")
+
+
+@pytest.mark.parametrize("mode", [1, 2])
+def test_epoll_of_one_caller_after_the_other(engines: Engines, mode: int) -> None:
+    """A descriptor that is closed is not reported again."""
+    caller, callee = engines
+    collected: list[bytes] = []
+    texts = [b"one", b"two", b"three"]
+
+    def say_all() -> None:
+        for text in texts:
+            channel = kkp2p.channel_t()
+            ctx = kkp2p.connect_ctx_t("peer", connect_mode=mode, timeout=PATIENCE_S * 1000)
+            assert kkp2p.connect(caller, ctx, channel) == 0, kkp2p.error_text()
+            with as_socket(channel) as sock:
+                sock.sendall(text)
+                sock.shutdown(socket.SHUT_WR)
+                assert sock.recv(1) == b""
+
+    with running(lambda: collected.extend(with_epoll.collect(callee, len(texts)))):
+        in_thread(say_all)
+    assert collected == texts
 
 
 def test_epoll(engines: Engines) -> None:

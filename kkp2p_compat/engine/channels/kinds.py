@@ -192,7 +192,14 @@ class RawChannel(Channel):
     """The descriptor is the TCP socket to the relay."""
 
     def duplicate_fd(self) -> int | None:
-        return self._copy_fd()
+        duplicate = self._copy_fd()
+        if duplicate is None or not tcp.left(duplicate) or tcp.unread_bytes(duplicate):
+            return duplicate
+        # Nothing more comes in, so no reset can follow: the kernel sees to what was written.  And
+        # epoll(7) forgets a descriptor only once no copy of it is open.
+        shut_down(duplicate)
+        os.close(duplicate)
+        return None
 
     def lend(self) -> None:
         """It comes back by ``linger``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -69,6 +70,23 @@ def test_copies_of_the_descriptor_do_not_hold_up_its_end(
     os.close(copy)
     if close == "close_channel":
         kkp2p.close_fd(channel.fd)
+
+
+def test_epoll_forgets_a_channel_that_the_peer_has_ended(make: Make) -> None:
+    """What was written before still arrives, though no copy is left that could see to it."""
+    channel, theirs = make()
+    data = os.urandom(8 << 20)
+    written = kkp2p.write(channel.fd, data, len(data), 0)  # what the kernel takes
+    theirs.shutdown(socket.SHUT_WR)
+    assert kkp2p.read(channel.fd, bytearray(9), 9, 20_000) == -1
+    with select.epoll() as poll:
+        poll.register(channel.fd, select.EPOLLOUT)
+        watched = Path(f"/proc/self/fdinfo/{poll.fileno()}")
+        assert "tfd:" in watched.read_text()
+        kkp2p.close_fd(channel.fd)
+        assert "tfd:" not in watched.read_text()
+    assert rest_of(theirs) == data[:written]
+    theirs.close()
 
 
 def test_close_fd_twice_leaves_alone_who_has_the_number_now(make: Make) -> None:
