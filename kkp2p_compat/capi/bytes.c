@@ -2,87 +2,45 @@
  * The descriptors of channels: read, written and closed by the program itself.
  *
  * A *raw* one is a TCP connection to a relay, and the program has the only copy.  A mere close would
- * lose what was written if something is unread (the kernel then sends a reset), so its companion
- * gets it back, and closes it once all has arrived.  All others are ends of socket pairs.
+ * lose what was written if something is unread, or comes in later (the kernel then sends a reset).
+ * So its companion gets it back, and closes it once all has arrived, unless the peer's end has been
+ * read: then the kernel sees to the rest.  All others are ends of socket pairs.
  */
 #define _GNU_SOURCE
 #include "internal.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
 #define MAX_MESSAGE_BYTES 65536 /* of a UDP channel */
-#define MIN_RAWS 64
+#define MIN_HELD 64
 
-/* A raw channel, in the place of its descriptor; engine NULL: no such channel. */
-struct raw {
+/* A channel, in the place of its descriptor; engine NULL: none of this process. */
+struct held {
     kkp2p_engine_t *engine;
     uint32_t channel_id;
+    bool is_raw, is_given; /* a raw one that its companion has a copy of */
     dev_t device; /* which socket: the program may have closed the number itself */
     ino_t inode;
 };
 
-static struct raw *raws; /* with kk_lock held */
-static int raw_count;
+static struct held *table; /* with kk_lock held */
+static int table_size;
 
-static bool is_it(const struct raw *raw, int fd) {
+static bool is_it(const struct held *held, int fd) {
     struct stat status;
 
-    return raw->engine != NULL && fstat(fd, &status) == 0 && status.st_dev == raw->device
-           && status.st_ino == raw->inode;
-}
-
-static int note_raw(kkp2p_engine_t *engine, uint32_t channel_id, int fd) {
-    struct stat status;
-    int wanted = MIN_RAWS;
-
-    if (fstat(fd, &status) < 0)
-        return KKP2P_ERROR_SYSTEM_INTERNAL;
-    while (wanted <= fd)
-        wanted *= 2;
-    pthread_mutex_lock(&kk_lock);
-    if (wanted > raw_count) {
-        struct raw *grown = realloc(raws, (size_t)wanted * sizeof(*raws));
-        if (grown == NULL) {
-            pthread_mutex_unlock(&kk_lock);
-            return KKP2P_ERROR_OUT_OF_MEMORY;
-        }
-        memset(grown + raw_count, 0, (size_t)(wanted - raw_count) * sizeof(*raws));
-        raws = grown;
-        raw_count = wanted;
-    }
-    raws[fd].engine = engine;
-    raws[fd].channel_id = channel_id;
-    raws[fd].device = status.st_dev;
-    raws[fd].inode = status.st_ino;
-    pthread_mutex_unlock(&kk_lock);
-    return 0;
-}
-
-void kk_forget_raw(kkp2p_engine_t *engine) {
-    for (int fd = 0; fd < raw_count; fd++)
-        if (engine == NULL || raws[fd].engine == engine)
-            raws[fd].engine = NULL;
-}
-
-int kk_copy_raw(kkp2p_engine_t *engine, uint32_t channel_id) {
-    int copy = -1;
-
-    pthread_mutex_lock(&kk_lock);
-    for (int fd = 0; fd < raw_count; fd++)
-        if (raws[fd].engine == engine && raws[fd].channel_id == channel_id) {
-            if (is_it(&raws[fd], fd))
-                copy = fcntl(fd, F_DUPFD_CLOEXEC, 3);
-            raws[fd].engine = NULL;
-            break;
-        }
-    pthread_mutex_unlock(&kk_lock);
-    return copy;
+    return held->engine != NULL && fstat(fd, &status) == 0 && status.st_dev == held->device
+           && status.st_ino == held->inode;
 }
 
 static int option_of(int fd, int name) {
@@ -92,16 +50,65 @@ static int option_of(int fd, int name) {
     return getsockopt(fd, SOL_SOCKET, name, &value, &length) == 0 ? value : -1;
 }
 
+static int hold(kkp2p_engine_t *engine, uint32_t channel_id, int fd) {
+    struct held held = {engine, channel_id, option_of(fd, SO_DOMAIN) != AF_UNIX, false, 0, 0};
+    struct stat status;
+    int wanted = MIN_HELD;
+
+    if (fstat(fd, &status) < 0)
+        return KKP2P_ERROR_SYSTEM_INTERNAL;
+    held.device = status.st_dev;
+    held.inode = status.st_ino;
+    while (wanted <= fd)
+        wanted *= 2;
+    pthread_mutex_lock(&kk_lock);
+    if (wanted > table_size) {
+        struct held *grown = realloc(table, (size_t)wanted * sizeof(*table));
+        if (grown == NULL) {
+            pthread_mutex_unlock(&kk_lock);
+            return KKP2P_ERROR_OUT_OF_MEMORY;
+        }
+        memset(grown + table_size, 0, (size_t)(wanted - table_size) * sizeof(*table));
+        table = grown;
+        table_size = wanted;
+    }
+    table[fd] = held;
+    pthread_mutex_unlock(&kk_lock);
+    return 0;
+}
+
+void kk_disown(kkp2p_engine_t *engine) {
+    for (int fd = 0; fd < table_size; fd++)
+        if (engine == NULL || table[fd].engine == engine)
+            table[fd].engine = NULL;
+}
+
+int kk_copy_raw(kkp2p_engine_t *engine, uint32_t channel_id) {
+    int copy = -1;
+
+    pthread_mutex_lock(&kk_lock);
+    for (int fd = 0; fd < table_size; fd++) {
+        struct held *held = &table[fd];
+        if (held->engine == engine && held->channel_id == channel_id) {
+            if (held->is_raw && !held->is_given && is_it(held, fd))
+                copy = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+            held->is_given = copy >= 0;
+            break;
+        }
+    }
+    pthread_mutex_unlock(&kk_lock);
+    return copy;
+}
+
 int kk_fill_channel(
     kkp2p_engine_t *engine, kkp2p_channel_t *channel, const struct call_data *call) {
     const struct answer *answer = &call->answer;
-    int fd = call->fds[0], failed = 0;
+    int fd = call->fds[0], failed;
 
     channel->fd = fd;
     if (fd < 0)
         return kk_fail(KKP2P_ERROR_SOCKET_FD_OVERFLOW);
-    if (option_of(fd, SO_DOMAIN) != AF_UNIX)
-        failed = note_raw(engine, answer->channel_id, fd);
+    failed = hold(engine, answer->channel_id, fd);
     if (failed) {
         close(fd);
         channel->fd = -1;
@@ -198,23 +205,69 @@ int kkp2p_write(int fd, const char *buff, int length, int timeout) {
     }
 }
 
+/* Whether a mere close loses nothing: a TCP connection on which nothing more can come in. */
+static bool needs_no_linger(int fd) {
+    struct tcp_info info;
+    socklen_t length = sizeof(info);
+    char byte;
+
+    if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length) < 0)
+        return false;
+    if (info.tcpi_state == TCP_CLOSE)
+        return true;
+    return (info.tcpi_state == TCP_CLOSE_WAIT || info.tcpi_state == TCP_LAST_ACK)
+           && recv(fd, &byte, 1, MSG_DONTWAIT | MSG_PEEK) == 0;
+}
+
+/*
+ * As a close would, if it were of the last copy: epoll(7) goes on to report a descriptor that is
+ * closed here while the companion still has a copy.
+ */
+static void leave_epolls(int fd) {
+    static const char epoll[] = "anon_inode:[eventpoll]";
+    DIR *folder = opendir("/proc/self/fd");
+    char target[sizeof(epoll)];
+    struct epoll_event unused;
+
+    if (folder == NULL)
+        return;
+    for (struct dirent *entry; (entry = readdir(folder)) != NULL;)
+        if (readlinkat(dirfd(folder), entry->d_name, target, sizeof(target)) == sizeof(epoll) - 1
+            && memcmp(target, epoll, sizeof(epoll) - 1) == 0)
+            epoll_ctl(atoi(entry->d_name), EPOLL_CTL_DEL, fd, &unused);
+    closedir(folder);
+}
+
+/* What a close by itself would not do, as others have copies of the descriptor. */
+static void end_channel(kkp2p_engine_t *engine, const struct held *held, int fd) {
+    if (!held->is_raw || (!held->is_given && needs_no_linger(fd))) {
+        shutdown(fd, SHUT_RDWR); /* for a thread that waits, and a forked child */
+        return;
+    }
+    leave_epolls(fd);
+    if (!held->is_given)
+        kk_send_only(engine->control, CALL_LINGER, 0, fd);
+}
+
 void kkp2p_close_fd(int fd) {
     kkp2p_engine_t *engine = NULL;
+    struct held held = {0};
 
     if (fd < 0) {
         kk_fail(KKP2P_ERROR);
         return;
     }
     pthread_mutex_lock(&kk_lock);
-    if (fd < raw_count) {
-        if (is_it(&raws[fd], fd))
-            engine = raws[fd].engine;
-        raws[fd].engine = NULL;
+    if (fd < table_size) {
+        held = table[fd];
+        if (is_it(&held, fd))
+            engine = held.engine;
+        table[fd].engine = NULL;
     }
     pthread_mutex_unlock(&kk_lock);
     engine = engine == NULL ? NULL : kk_use(engine);
     if (engine != NULL) {
-        kk_send_only(engine->control, CALL_LINGER, 0, fd);
+        end_channel(engine, &held, fd);
         kk_release(engine);
     }
     if (close(fd) < 0)

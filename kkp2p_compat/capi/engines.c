@@ -90,7 +90,7 @@ static void after_fork_in_child(void) {
     }
     kk_close_answers();
     kk_log_forget();
-    kk_forget_raw(NULL);
+    kk_disown(NULL);
     kk_changed = fresh;
     pthread_mutex_unlock(&kk_lock);
 }
@@ -130,7 +130,7 @@ static void release(kkp2p_engine_t *engine) {
     while (*place != engine)
         place = &(*place)->next;
     *place = engine->next;
-    kk_forget_raw(engine);
+    kk_disown(engine);
     close_if_open(&engine->control);
     close_if_open(&engine->events);
     close_if_open(&engine->listen);

@@ -114,7 +114,7 @@ void kk_log_forget(void); /* in a forked child */
 /* bytes.c */
 int kk_fill_channel(
     kkp2p_engine_t *engine, kkp2p_channel_t *channel, const struct call_data *call); /* its result */
-void kk_forget_raw(kkp2p_engine_t *engine); /* NULL: of all; with kk_lock held */
+void kk_disown(kkp2p_engine_t *engine); /* its channels; NULL: all; with kk_lock held */
 int kk_copy_raw(kkp2p_engine_t *engine, uint32_t channel_id); /* -1: it is not raw, or closed */
 int64_t kk_now_ms(void);
 

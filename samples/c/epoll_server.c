@@ -35,7 +35,8 @@ static int watch(int operation, int fd, uint32_t events, void *owner) {
 }
 
 static void leave(struct caller *caller) {
-    kkp2p_close_fd(caller->channel.fd); /* epoll forgets it; what was written arrives */
+    watch(EPOLL_CTL_DEL, caller->channel.fd, 0, NULL);
+    kkp2p_close_fd(caller->channel.fd); /* what was written arrives */
     kkp2p_close_channel(engine, caller->channel.channel_id);
     free(caller);
 }

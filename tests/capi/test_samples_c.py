@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from gevent import socket as gsocket
 
 import kkp2p_compat as kkp2p
 from helpers.c_programs import STRICT, CProgram, StartC
@@ -40,12 +42,13 @@ def capi(folder: Path, *options: str) -> str:
 
 @pytest.fixture
 def run(start_c: StartC, cloud: CloudProcess, folder: Path) -> Run:
-    def start(name: str, *arguments: str) -> CProgram:
-        program = folder / name
+    def start(name: str, *arguments: str, options: Sequence[str] = ()) -> CProgram:
+        program = folder / "".join([name, *options])
         if not program.exists():
             flags = shlex.split(capi(folder / "lib", "--cflags", "--libs"))
             source = str(SAMPLES / f"{name}.c")
             command = [need_program("cc"), "-std=c99", *STRICT, source, *flags, "-pthread"]
+            command += options
             ended = subprocess.run([*command, "-o", str(program)], capture_output=True, text=True)
             assert (ended.returncode, ended.stderr) == (0, "")
         return start_c(program, *arguments, KKP2P_LOGIN=cloud.pinned())
@@ -74,6 +77,31 @@ def test_an_echo(run: Run, engine: kkp2p.engine_t, name: str) -> None:
     for channel in channels:
         kkp2p.close_fd(channel.fd)
     assert server.end(signal.SIGINT) == (0, "")
+
+
+@pytest.mark.parametrize("mode", [1, 2])
+@pytest.mark.parametrize("name", ["echo_peer", "epoll_server"])
+def test_one_caller_after_the_other(run: Run, engine: kkp2p.engine_t, name: str, mode: int) -> None:
+    """What belonged to the first is not used again."""
+    server = run(name, "peer", SECRET, options=["-g", "-fsanitize=address"])
+    assert server.line() == "echoing as peer.\n"
+    buff = bytearray(10)
+    for _ in range(3):
+        channel = kkp2p.channel_t()
+        ctx = kkp2p.connect_ctx_t("peer", 0, mode, 0, LONG)
+        assert kkp2p.connect(engine, ctx, channel) == 0, kkp2p.error_text()
+        assert kkp2p.write(channel.fd, b"x", 1, LONG) == 1
+        assert kkp2p.read(channel.fd, buff, len(buff), LONG) == 1
+        assert _end(channel.fd) == b""
+        kkp2p.close_fd(channel.fd)
+    assert server.end(signal.SIGINT) == (0, "")
+
+
+def _end(fd: int) -> bytes:
+    """End our direction, and wait for the other's end."""
+    with gsocket.socket(fileno=os.dup(fd)) as sock:
+        sock.shutdown(socket.SHUT_WR)
+        return bytes(sock.recv(1))
 
 
 @pytest.mark.parametrize("name", ["echo_peer", "epoll_server"])

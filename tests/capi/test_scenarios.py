@@ -24,6 +24,7 @@ SCENARIOS = (
     "forked",
     "manners",
     "ends",
+    "polled",
     "logs",
     "messages",
     "descriptors",

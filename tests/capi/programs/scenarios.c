@@ -14,6 +14,7 @@
 #include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
+#include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -509,7 +510,93 @@ static void write_all(int mode, const char *what) {
     }
 }
 
+/* epoll forgets a descriptor with close_fd, whoever ends the channel, and whoever has a copy. */
+
+static int watched(int poller) {
+    char path[64], line[256];
+    FILE *file;
+    int count = 0;
+
+    sprintf(path, "/proc/self/fdinfo/%d", poller);
+    file = fopen(path, "r");
+    CHECK(file != NULL);
+    while (fgets(line, sizeof(line), file) != NULL)
+        count += strncmp(line, "tfd:", 4) == 0;
+    fclose(file);
+    return count;
+}
+
+static void watch(int poller, const kkp2p_channel_t *channel) {
+    struct epoll_event event = {EPOLLIN, {NULL}};
+
+    CHECK(epoll_ctl(poller, EPOLL_CTL_ADD, channel->fd, &event) == 0);
+}
+
+static void polled(void) {
+    kkp2p_engine_t *engine = make_engine();
+    int poller = epoll_create1(EPOLL_CLOEXEC), status;
+    kkp2p_channel_t channel;
+    char byte, host[64];
+    pid_t child;
+
+    for (int run = 0; run < 12; run++) {
+        bool by_peer = run % 3 == 1, by_id = run % 3 == 2, shared_too = run >= 6;
+        kkp2p_connect_ctx_t ctx = context(1 + run / 3 % 2);
+        ctx.connect_desc = by_peer ? 2 : 0;
+        CHECK(kkp2p_connect(engine, &ctx, &channel) == 0);
+        /* The companion, which does one after the other, has closed its copy by the next answer. */
+        CHECK(kkp2p_get_domainip(engine, host, sizeof(host), 1) == 1);
+        watch(poller, &channel);
+        if (by_peer)
+            CHECK(kkp2p_read(channel.fd, &byte, 1, TIMEOUT_MS) == KKP2P_ERROR);
+        if (shared_too) { /* what a child closes is its own */
+            child = fork();
+            if (child == 0) {
+                kkp2p_close_fd(channel.fd);
+                _exit(0);
+            }
+            CHECK(waitpid(child, &status, 0) == child && status == 0);
+            CHECK(watched(poller) == 1);
+            if (!by_peer)
+                echo(&channel, "x");
+        }
+        if (by_id)
+            kkp2p_close_channel(engine, channel.channel_id);
+        CHECK(watched(poller) == 1);
+        kkp2p_close_fd(channel.fd);
+        CHECK(watched(poller) == 0);
+    }
+    close(poller);
+    kkp2p_engine_destroy(engine);
+}
+
 /* A channel's other end is told, whichever of the two calls comes first, or alone. */
+
+static void *read_end(void *channel) {
+    int fd = ((kkp2p_channel_t *)channel)->fd;
+    char byte;
+
+    CHECK(kkp2p_read(fd, &byte, 1, TIMEOUT_MS / 2) == KKP2P_ERROR); /* before the peer gives up */
+    return NULL;
+}
+
+/* ... by close_fd also while a thread reads, and while a forked child has a copy and reads. */
+static void end_for_all(const kkp2p_channel_t *channel) {
+    kkp2p_channel_t mine = *channel;
+    pthread_t reading;
+    int status;
+    pid_t child = fork();
+
+    if (child == 0) {
+        read_end(&mine);
+        _exit(0);
+    }
+    CHECK(pthread_create(&reading, NULL, read_end, &mine) == 0);
+    kkp2p_close_fd(channel->fd);
+    CHECK(pthread_join(reading, NULL) == 0);
+    CHECK(waitpid(child, &status, 0) == child && status == 0);
+}
+
 static void ends(void) {
     kkp2p_engine_t *engine = make_engine();
     char byte;
@@ -529,6 +616,9 @@ static void ends(void) {
         CHECK(kkp2p_connect(engine, &ctx, &channel) == 0);
         CHECK(kkp2p_read(channel.fd, &byte, 1, TIMEOUT_MS) == KKP2P_ERROR);
         kkp2p_close_fd(channel.fd);
+        ctx.connect_desc = 0;
+        CHECK(kkp2p_connect(engine, &ctx, &channel) == 0);
+        end_for_all(&channel);
     }
     kkp2p_engine_destroy(engine);
 }
@@ -580,7 +670,7 @@ int main(int argc, char **argv) {
     } all[] = {{"arguments", arguments}, {"hmac", hmac}, {"threads", threads}, {"destroy", destroy},
         {"suicide", suicide}, {"forked", forked}, {"manners", manners}, {"ends", ends},
         {"descriptors", descriptors}, {"logs", logs}, {"messages", messages}, {"init", init},
-        {"companion", companion}};
+        {"companion", companion}, {"polled", polled}};
 
     if (argc < 3)
         return 2;
