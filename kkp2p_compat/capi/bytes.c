@@ -250,6 +250,7 @@ static void end_channel(kkp2p_engine_t *engine, const struct held *held, int fd)
 }
 
 void kkp2p_close_fd(int fd) {
+    NOT_CANCELLED;
     kkp2p_engine_t *engine = NULL;
     struct held held = {0};
 

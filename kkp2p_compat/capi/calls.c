@@ -134,16 +134,14 @@ ssize_t kk_receive(int fd, struct call_data *call) {
 
 int kk_exchange(int control, struct call_data *call) {
     struct answering node;
-    int pair[2], failed, cancel;
+    int pair[2], failed;
     ssize_t count = 0;
 
-    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
     pthread_mutex_lock(&kk_lock);
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0) {
         failed = errno == EMFILE || errno == ENFILE ? KKP2P_ERROR_SOCKET_FD_OVERFLOW
                                                     : KKP2P_ERROR_SYSTEM_INTERNAL;
         pthread_mutex_unlock(&kk_lock);
-        pthread_setcancelstate(cancel, NULL);
         return failed;
     }
     node.ours = pair[0];
@@ -161,7 +159,6 @@ int kk_exchange(int control, struct call_data *call) {
     forget(&node);
     close(node.ours);
     pthread_mutex_unlock(&kk_lock);
-    pthread_setcancelstate(cancel, NULL);
     return failed ? failed : count > 0 ? 0 : KKP2P_ERROR;
 }
 
@@ -189,6 +186,7 @@ int kk_call(kkp2p_engine_t *engine, struct call_data *call) {
 
 /* One call of an engine that may not be usable. */
 static int call_engine(kkp2p_engine_t *engine, struct call_data *call) {
+    NOT_CANCELLED;
     int result;
 
     engine = kk_use(engine);
@@ -248,6 +246,7 @@ int kkp2p_join_lan(kkp2p_engine_t *engine, const char *peer_id) {
 }
 
 int kkp2p_listen_fd(kkp2p_engine_t *engine) {
+    NOT_CANCELLED;
     int fd;
 
     engine = kk_use(engine);
@@ -259,15 +258,30 @@ int kkp2p_listen_fd(kkp2p_engine_t *engine) {
     return fd;
 }
 
-static int accept_until(kkp2p_engine_t *engine, int64_t deadline, kkp2p_channel_t *channel) {
+static void release(void *engine) { kk_release(engine); }
+
+/* As poll; its thread may be cancelled meanwhile, if it might be in the state ``before``. */
+static int wait_for_caller(kkp2p_engine_t *engine, int timeout, int before) {
     struct pollfd ready = {engine->listen, POLLIN, 0};
+    int count;
+
+    pthread_cleanup_push(release, engine);
+    kk_end_shield(&before);
+    count = poll(&ready, 1, timeout);
+    kk_begin_shield();
+    pthread_cleanup_pop(0);
+    return count;
+}
+
+static int accept_until(
+    kkp2p_engine_t *engine, int64_t deadline, kkp2p_channel_t *channel, int before) {
     struct call_data call;
     int64_t left;
     int count, result;
 
     do { /* another thread may be faster */
         left = deadline - kk_now_ms();
-        count = poll(&ready, 1, left > 0 ? (int)left : 0);
+        count = wait_for_caller(engine, left > 0 ? (int)left : 0, before);
         if (count == 0)
             continue;
         if (count < 0 && errno == EINTR)
@@ -284,6 +298,7 @@ static int accept_until(kkp2p_engine_t *engine, int64_t deadline, kkp2p_channel_
 }
 
 int kkp2p_accept(kkp2p_engine_t *engine, int timeout, kkp2p_channel_t *channel) {
+    NOT_CANCELLED;
     int result;
 
     if (channel == NULL || timeout < 0)
@@ -291,7 +306,7 @@ int kkp2p_accept(kkp2p_engine_t *engine, int timeout, kkp2p_channel_t *channel) 
     engine = kk_use(engine);
     if (engine == NULL)
         return kk_fail(KKP2P_ERROR);
-    result = accept_until(engine, kk_now_ms() + timeout, channel);
+    result = accept_until(engine, kk_now_ms() + timeout, channel, shield);
     kk_release(engine);
     return result;
 }
@@ -325,6 +340,7 @@ static int connect_later(
 static int connect_by(
     enum call number, kkp2p_engine_t *engine, const kkp2p_connect_ctx_t *ctx,
     kkp2p_channel_t *channel) {
+    NOT_CANCELLED;
     struct call_data call;
     char peer_id[sizeof(ctx->peer_id) + 1];
     int result;
@@ -398,6 +414,7 @@ void kkp2p_stop_proxy(kkp2p_engine_t *engine, uint32_t proxy_id) {
 }
 
 void kkp2p_close_channel(kkp2p_engine_t *engine, uint32_t channel_id) {
+    NOT_CANCELLED;
     int copy;
 
     engine = kk_use(engine);

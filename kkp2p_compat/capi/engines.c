@@ -25,6 +25,15 @@ static pthread_once_t once = PTHREAD_ONCE_INIT;
 static __thread int last_error;
 static __thread char last_text[MAX_REASON_BYTES];
 
+int kk_begin_shield(void) {
+    int before;
+
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &before);
+    return before;
+}
+
+void kk_end_shield(int *before) { pthread_setcancelstate(*before, NULL); }
+
 int kk_fail_because(int code, const char *why) {
     last_error = code;
     snprintf(last_text, sizeof(last_text), "%s", why);
@@ -204,6 +213,7 @@ static int set_up(kkp2p_engine_t *engine, const kkp2p_engine_conf_t *conf, int t
 }
 
 kkp2p_engine_t *kkp2p_engine_init(const kkp2p_engine_conf_t *conf, int timeout) {
+    NOT_CANCELLED;
     kkp2p_engine_t *engine;
     int failed;
 
@@ -233,6 +243,7 @@ kkp2p_engine_t *kkp2p_engine_init(const kkp2p_engine_conf_t *conf, int timeout) 
 }
 
 void kkp2p_engine_destroy(kkp2p_engine_t *engine) {
+    NOT_CANCELLED;
     struct call_data call;
     bool found;
 

@@ -74,10 +74,18 @@ struct kkp2p_engine_s {
     struct pending *pending;
 };
 
+/*
+ * At the top of a function that holds kk_lock or uses an engine: until it returns, its thread is not
+ * cancelled (pthreads(7)), as most system calls would let it be.
+ */
+#define NOT_CANCELLED __attribute__((cleanup(kk_end_shield))) int shield = kk_begin_shield()
+
 extern pthread_mutex_t kk_lock;
 extern pthread_cond_t kk_changed; /* users of an engine, or the log's thread */
 
 /* engines.c */
+int kk_begin_shield(void); /* the state before */
+void kk_end_shield(int *before);
 kkp2p_engine_t *kk_use(kkp2p_engine_t *engine); /* NULL: it is not usable; else kk_release it */
 void kk_release(kkp2p_engine_t *engine);
 int kk_each_engine(int (*function)(kkp2p_engine_t *engine, void *data), void *data);

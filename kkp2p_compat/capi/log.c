@@ -158,6 +158,7 @@ static int start(kkp2p_log_callback callback, void *param, int its_level) {
 }
 
 void kkp2p_log_init(kkp2p_log_callback callback, void *param, int its_level) {
+    NOT_CANCELLED;
     int failed;
 
     if (callback == NULL || its_level < 0 || its_level > 4) {
@@ -177,6 +178,7 @@ void kkp2p_log_init(kkp2p_log_callback callback, void *param, int its_level) {
 }
 
 void kkp2p_log_destroy(void) {
+    NOT_CANCELLED;
     struct sink *sink;
     bool last;
 
@@ -208,6 +210,8 @@ static int tell_level(kkp2p_engine_t *engine, void *data) {
 }
 
 void kkp2p_log_switch_level(int its_level) {
+    NOT_CANCELLED;
+
     if (its_level < 0 || its_level > 4) {
         kk_fail(KKP2P_ERROR_PARAMETER);
         return;

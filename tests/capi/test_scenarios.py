@@ -25,6 +25,7 @@ SCENARIOS = (
     "manners",
     "ends",
     "polled",
+    "cancelled",
     "logs",
     "messages",
     "descriptors",
@@ -99,7 +100,9 @@ def test_no_races(
     _run(start_c, cloud, compiler.program("scenarios.c", *THREAD), scenario)
 
 
-@pytest.mark.parametrize("scenario", ["threads", "forked", "manners", "descriptors"])
+@pytest.mark.parametrize(
+    "scenario", ["threads", "forked", "manners", "descriptors", "ends", "cancelled"]
+)
 def test_another_libc(
     compiler: Compiler, start_c: StartC, cloud: CloudProcess, echo: Echo, scenario: str
 ) -> None:

@@ -327,6 +327,64 @@ static void suicide(void) {
     CHECK(kkp2p_listen_fd(shared) == KKP2P_ERROR);
 }
 
+/* A thread that is cancelled: accept lets it be, nothing else does, and nothing stays locked. */
+
+static void *accept_for_ever(void *unused) {
+    kkp2p_channel_t channel;
+
+    while (kkp2p_accept(shared, TIMEOUT_MS, &channel) >= 0)
+        ;
+    return unused;
+}
+
+static bool came_through;
+
+static int take_no_line(const char *text, int length, void *param) {
+    (void)text, (void)length, (void)param;
+    return 0;
+}
+
+static void *do_all_but_accept(void *unused) {
+    kkp2p_engine_t *engine;
+    kkp2p_connect_ctx_t ctx = context(2);
+    kkp2p_channel_t channel;
+    char host[64];
+
+    pthread_cancel(pthread_self());
+    kkp2p_log_init(take_no_line, NULL, 4);
+    engine = make_engine();
+    kkp2p_log_switch_level(3);
+    CHECK(kkp2p_get_domainip(engine, host, sizeof(host), 1) == 1);
+    CHECK(kkp2p_listen_fd(engine) >= 0);
+    for (int first = 0; first < 2; first++) {
+        CHECK(kkp2p_connect(engine, &ctx, &channel) == 0);
+        if (first)
+            kkp2p_close_channel(engine, channel.channel_id);
+        kkp2p_close_fd(channel.fd);
+    }
+    kkp2p_engine_destroy(engine);
+    kkp2p_log_destroy();
+    came_through = true;
+    pthread_testcancel();
+    return unused;
+}
+
+static void cancelled(void) {
+    void *(*const functions[])(void *) = {accept_for_ever, do_all_but_accept};
+    pthread_t thread;
+    void *result;
+
+    shared = make_engine();
+    for (int i = 0; i < 2; i++) {
+        CHECK(pthread_create(&thread, NULL, functions[i], NULL) == 0);
+        if (i == 0)
+            CHECK(pthread_cancel(thread) == 0);
+        CHECK(pthread_join(thread, &result) == 0 && result == PTHREAD_CANCELED);
+    }
+    CHECK(came_through);
+    kkp2p_engine_destroy(shared);
+}
+
 /* A forked child: its copy is dead, an engine of its own works, and the parent's goes on. */
 static void forked(void) {
     kkp2p_engine_t *engine = make_engine();
@@ -670,7 +728,7 @@ int main(int argc, char **argv) {
     } all[] = {{"arguments", arguments}, {"hmac", hmac}, {"threads", threads}, {"destroy", destroy},
         {"suicide", suicide}, {"forked", forked}, {"manners", manners}, {"ends", ends},
         {"descriptors", descriptors}, {"logs", logs}, {"messages", messages}, {"init", init},
-        {"companion", companion}, {"polled", polled}};
+        {"companion", companion}, {"polled", polled}, {"cancelled", cancelled}};
 
     if (argc < 3)
         return 2;
