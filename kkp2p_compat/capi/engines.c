@@ -104,7 +104,9 @@ static void after_fork_in_child(void) {
     pthread_mutex_unlock(&kk_lock);
 }
 
-static void watch_forks(void) { pthread_atfork(before_fork, after_fork, after_fork_in_child); }
+static void add_handlers(void) { pthread_atfork(before_fork, after_fork, after_fork_in_child); }
+
+void kk_watch_forks(void) { pthread_once(&once, add_handlers); }
 
 /* Use. */
 
@@ -221,7 +223,7 @@ kkp2p_engine_t *kkp2p_engine_init(const kkp2p_engine_conf_t *conf, int timeout) 
         kk_fail(KKP2P_ERROR_PARAMETER);
         return NULL;
     }
-    pthread_once(&once, watch_forks);
+    kk_watch_forks();
     engine = calloc(1, sizeof(*engine));
     if (engine == NULL) {
         kk_fail(KKP2P_ERROR_OUT_OF_MEMORY);

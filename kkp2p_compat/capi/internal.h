@@ -88,6 +88,7 @@ int kk_begin_shield(void); /* the state before */
 void kk_end_shield(int *before);
 kkp2p_engine_t *kk_use(kkp2p_engine_t *engine); /* NULL: it is not usable; else kk_release it */
 void kk_release(kkp2p_engine_t *engine);
+void kk_watch_forks(void);
 int kk_each_engine(int (*function)(kkp2p_engine_t *engine, void *data), void *data);
 /* For kkp2p_error_no and kkp2p_error_text. */
 int kk_fail(int code); /* returns it */

@@ -25,6 +25,8 @@ static struct sink *sinks; /* whose thread runs */
 static struct sink *current;
 static int level = 2;
 static int generation; /* of what engines are told */
+static kkp2p_log_callback inherited; /* a forked child's: its first engine starts a thread for it */
+static void *inherited_param;
 
 static __thread bool in_callback;
 
@@ -62,6 +64,36 @@ static void *run(void *argument) {
     return NULL;
 }
 
+/* With kk_lock held, so that no forked child has copies of the descriptors. */
+static int start(kkp2p_log_callback callback, void *param, int its_level) {
+    struct sink *sink = calloc(1, sizeof(*sink));
+    int pair[2];
+
+    if (sink == NULL)
+        return KKP2P_ERROR_OUT_OF_MEMORY;
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0) {
+        free(sink);
+        return KKP2P_ERROR_SOCKET_FD_OVERFLOW;
+    }
+    sink->callback = callback;
+    sink->param = param;
+    sink->read_fd = pair[0];
+    sink->write_fd = pair[1];
+    sink->writers = 1;
+    sink->holders = 2;
+    if (current != NULL || kk_start_thread(run, sink)) { /* another thread was faster */
+        close(pair[0]);
+        close(pair[1]);
+        free(sink);
+        return current != NULL ? KKP2P_ERROR : KKP2P_ERROR_START_THREAD_POOL;
+    }
+    sink->next = sinks;
+    sinks = current = sink;
+    level = its_level;
+    generation++;
+    return 0;
+}
+
 static void let_go(struct sink *sink) {
     pthread_mutex_lock(&kk_lock);
     if (--sink->writers == 0 && sink->write_fd >= 0)
@@ -73,6 +105,8 @@ struct sink *kk_log_hold(int *fd, int *its_level, int *its_generation) {
     struct sink *sink;
 
     pthread_mutex_lock(&kk_lock);
+    if (current == NULL && inherited != NULL)
+        start(inherited, inherited_param, level);
     sink = current;
     *its_level = level;
     *its_generation = generation;
@@ -123,38 +157,12 @@ void kk_log_forget(void) {
             close(sink->write_fd);
         sink->read_fd = sink->write_fd = -1;
     }
+    if (current != NULL) {
+        inherited = current->callback;
+        inherited_param = current->param;
+    }
     current = NULL;
     generation++;
-}
-
-/* With kk_lock held, so that no forked child has copies of the descriptors. */
-static int start(kkp2p_log_callback callback, void *param, int its_level) {
-    struct sink *sink = calloc(1, sizeof(*sink));
-    int pair[2];
-
-    if (sink == NULL)
-        return KKP2P_ERROR_OUT_OF_MEMORY;
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0) {
-        free(sink);
-        return KKP2P_ERROR_SOCKET_FD_OVERFLOW;
-    }
-    sink->callback = callback;
-    sink->param = param;
-    sink->read_fd = pair[0];
-    sink->write_fd = pair[1];
-    sink->writers = 1;
-    sink->holders = 2;
-    if (current != NULL || kk_start_thread(run, sink)) { /* another thread was faster */
-        close(pair[0]);
-        close(pair[1]);
-        free(sink);
-        return current != NULL ? KKP2P_ERROR : KKP2P_ERROR_START_THREAD_POOL;
-    }
-    sink->next = sinks;
-    sinks = current = sink;
-    level = its_level;
-    generation++;
-    return 0;
 }
 
 void kkp2p_log_init(kkp2p_log_callback callback, void *param, int its_level) {
@@ -165,6 +173,7 @@ void kkp2p_log_init(kkp2p_log_callback callback, void *param, int its_level) {
         kk_fail(KKP2P_ERROR_PARAMETER);
         return;
     }
+    kk_watch_forks();
     kkp2p_log_destroy();
     pthread_mutex_lock(&kk_lock);
     failed = start(callback, param, its_level);
@@ -185,6 +194,7 @@ void kkp2p_log_destroy(void) {
     pthread_mutex_lock(&kk_lock);
     sink = current;
     current = NULL;
+    inherited = NULL;
     generation++;
     pthread_mutex_unlock(&kk_lock);
     kk_succeed();

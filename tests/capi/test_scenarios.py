@@ -26,6 +26,7 @@ SCENARIOS = (
     "ends",
     "polled",
     "cancelled",
+    "daemonized",
     "logs",
     "messages",
     "descriptors",
@@ -93,7 +94,9 @@ def test_no_wrong_memory(
     _run(start_c, cloud, compiler.program("scenarios.c", *ADDRESS), scenario)
 
 
-@pytest.mark.parametrize("scenario", ["threads", "destroy", "suicide", "forked", "logs"])
+@pytest.mark.parametrize(
+    "scenario", ["threads", "destroy", "suicide", "forked", "logs", "daemonized"]
+)
 def test_no_races(
     compiler: Compiler, start_c: StartC, cloud: CloudProcess, echo: Echo, scenario: str
 ) -> None:

@@ -528,6 +528,36 @@ static void logs(void) {
     kkp2p_engine_destroy(other);
 }
 
+/* As a daemon does: log_init, a fork, engine_init in the child; and as one that has an engine. */
+static void daemonized(void) {
+    kkp2p_engine_t *engine = NULL;
+    int status;
+
+    kkp2p_log_init(take_line, &lines, 0);
+    for (int run = 0; run < 2; run++) {
+        pid_t child = fork();
+        if (child == 0) {
+            alarm(TIMEOUT_MS / 1000); /* what would wait for ever outlives the test */
+            kkp2p_log_switch_level(4);
+            engine = make_engine();
+            kkp2p_join_net(engine, peer, "wrong");
+            kkp2p_engine_destroy(engine);
+            kkp2p_log_destroy();
+            CHECK(lines > 1);
+            _exit(0); /* the leak check does not know that the parent's threads are not here */
+        }
+        CHECK(waitpid(child, &status, 0) == child && status == 0);
+        CHECK(lines == 0);
+        if (run == 0) {
+            kkp2p_log_destroy();
+            engine = make_engine();
+            kkp2p_log_init(take_line, &lines, 0);
+        }
+    }
+    kkp2p_engine_destroy(engine);
+    kkp2p_log_destroy();
+}
+
 /* Channels of messages, and their bounds. */
 static void messages(void) {
     static char large[65537];
@@ -728,7 +758,8 @@ int main(int argc, char **argv) {
     } all[] = {{"arguments", arguments}, {"hmac", hmac}, {"threads", threads}, {"destroy", destroy},
         {"suicide", suicide}, {"forked", forked}, {"manners", manners}, {"ends", ends},
         {"descriptors", descriptors}, {"logs", logs}, {"messages", messages}, {"init", init},
-        {"companion", companion}, {"polled", polled}, {"cancelled", cancelled}};
+        {"companion", companion}, {"polled", polled}, {"cancelled", cancelled},
+        {"daemonized", daemonized}};
 
     if (argc < 3)
         return 2;
