@@ -41,6 +41,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
+import os
 import sys
 from collections.abc import Sequence
 
@@ -76,6 +78,7 @@ def make_parser(commands: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    _open_what_is_closed()
     arguments = sys.argv[1:] if arguments is None else arguments
     speak_as_the_locale_says()
     # Only the named command is imported: a cloud needs nothing of the demonstration.
@@ -96,3 +99,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:  # of our output: what else fails, the commands tell
         print(f"kkp2p: {error}", file=sys.stderr)
         return 1
+
+
+def _open_what_is_closed() -> None:
+    """Let /dev/null be what a shell has closed of the standard streams, as by ``>&-``.
+
+    Else the next descriptors that we open would get those numbers, and what is for a stream.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number is this one.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+        if getattr(sys, name) is None:
+            binary = io.FileIO(number, mode, closefd=False)
+            setattr(sys, name, io.TextIOWrapper(binary, errors="backslashreplace"))

@@ -8,14 +8,17 @@ import getpass
 import os
 import socket
 import sqlite3
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..cloud.accounts import default_data
 from ..cloud.directory import Directory, UnknownAccount
 from ..cloud.open_directory import open_directory
+from ..control.scram import new_secret
+from ._words import _
 
-__all__ = ["Failed", "accounts_of", "add_place_options", "place_of"]
+__all__ = ["Failed", "accounts_of", "add_place_options", "place_of", "secret_to_show"]
 
 # Of the cloud, by its own names: where both run in one environment the tool finds it.
 _DIRECTORY_VARIABLE, _DATA_VARIABLE = "KKP2P_CLOUD_DIRECTORY", "KKP2P_CLOUD_DATA"
@@ -70,6 +73,14 @@ def accounts_of(options: argparse.Namespace) -> Iterator[Directory]:
         raise Failed(f"{accounts.where_text}: {error}") from error
     finally:
         accounts.close()
+
+
+def secret_to_show() -> str:
+    """A new one, which is shown only once; raises ValueError if it would be shown to nobody."""
+    with contextlib.suppress(OSError):  # not a descriptor's: somebody in this program reads it
+        if os.fstat(sys.stdout.fileno()).st_rdev == os.stat(os.devnull).st_rdev:
+            raise ValueError(_("standard output goes nowhere, and the new secret would be lost"))
+    return new_secret()
 
 
 def _user() -> str:

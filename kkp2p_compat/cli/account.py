@@ -17,8 +17,7 @@ from .._kept_files import new_whole
 from ..cloud.account_file import line_of, parse_line
 from ..cloud.directory import Account, AccountLimits, Directory, UnknownAccount, callers_of
 from ..cloud.usage import tag_of
-from ..control.scram import new_secret
-from ._accounts import Failed, accounts_of, add_place_options
+from ._accounts import Failed, accounts_of, add_place_options, secret_to_show
 from ._words import _
 
 __all__ = ["ACTIONS", "add_parser"]
@@ -327,7 +326,7 @@ def _secret(options: argparse.Namespace) -> tuple[str, bool]:
         return sys.stdin.readline().rstrip("\r\n"), False
     if options.ask:
         return _ask(options.peer), False
-    return new_secret(), True
+    return secret_to_show(), True
 
 
 def _ask(peer_id: str) -> str:

@@ -13,8 +13,7 @@ from .._address import HostPort
 from .._kept_files import read_small, write_whole
 from ..cloud.directory import Directory, Verifier, new_account
 from ..control.invitation import MAX_CHARS, Invitation
-from ..control.scram import new_secret
-from ._accounts import Failed, accounts_of, add_place_options, place_of
+from ._accounts import Failed, accounts_of, add_place_options, place_of, secret_to_show
 from ._arguments import parse_address, parse_peer
 from ._words import _
 
@@ -127,7 +126,7 @@ def _new_secret(directory: Directory, options: argparse.Namespace) -> str | None
     known = directory.account(options.peer) is not None
     if known and not options.again:
         return None
-    secret, until = new_secret(), int(time.time() + 3600 * options.hours)
+    secret, until = secret_to_show(), int(time.time() + 3600 * options.hours)
     if known:
         directory.update(options.peer, verifier=Verifier.of(secret), once_until=until)
     else:

@@ -221,6 +221,98 @@ def test_a_command_that_answers_says_why_its_answer_is_not_there(
     assert (done.returncode, done.stderr) == (1, "kkp2p: [Errno 28] No space left on device\n")
 
 
+CLOSED = {"input": "<&-", "output": ">&-", "errors": "2>&-", "all": "<&- >&- 2>&-"}
+each_closed = pytest.mark.parametrize("closed", CLOSED)
+
+
+def closing(closed: str, *arguments: str) -> list[str]:
+    """The command line of a tool that is started without these streams."""
+    return [
+        *("sh", "-c", f'exec "$0" "$@" {CLOSED[closed]}'),
+        *(sys.executable, "-m", "kkp2p_compat", *arguments),
+    ]
+
+
+def run_closing(folder: Path, closed: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        closing(closed, *arguments),
+        cwd=folder,
+        env={**ENVIRONMENT, "XDG_CONFIG_HOME": str(folder), "XDG_DATA_HOME": str(folder)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+
+
+@each_closed
+@pytest.mark.parametrize(
+    ("arguments", "status", "answer", "problem"),
+    [
+        (["netcheck", "--no-upnp", "--login", "{cloud}"], 0, "The cloud", ""),
+        (["proxy", "-", "peer", "--login", "{cloud}"], 0, "", "connected"),
+        (["join", "{cloud}"], 0, "joined the cloud", ""),
+        (["join", "-"], 1, "", "kkp2p join: not the HOST[:PORT] of a cloud"),
+        (["identity"], 0, "sha256:", ""),
+        (["--version"], 0, "kkp2p_compat ", ""),
+    ],
+    ids=["netcheck", "proxy", "join", "join -", "identity", "version"],
+)
+def test_a_command_does_its_work_without_streams(
+    cloud: CloudProcess,
+    server: Program,
+    tmp_path: Path,
+    closed: str,
+    arguments: list[str],
+    status: int,
+    answer: str,
+    problem: str,
+) -> None:
+    given = [argument.format(cloud=f"127.0.0.1:{cloud.port}") for argument in arguments]
+    done = run_closing(tmp_path, closed, *given)
+    assert "Traceback" not in done.stderr
+    assert done.returncode == status, done.stderr
+    assert (answer if CLOSED[closed] in ("<&-", "2>&-") else "") in done.stdout
+    assert (problem if CLOSED[closed] in ("<&-", ">&-") else "") in done.stderr
+
+
+@each_closed
+def test_a_proxy_without_streams_opens_nothing_else_under_their_numbers(
+    cloud: CloudProcess, server: Program, tmp_path: Path, held_port: int, closed: str
+) -> None:
+    command = closing(closed, "proxy", str(held_port), "peer", "--login", f"127.0.0.1:{cloud.port}")
+    with open(tmp_path / "streams", "w+") as file:
+        proxy = subprocess.Popen(
+            command, cwd=tmp_path, env=ENVIRONMENT, stdin=file, stdout=file, stderr=file
+        )
+        try:
+            wait_for_listener(held_port)
+            exchange(held_port)
+            places = {os.readlink(f"/proc/{proxy.pid}/fd/{number}") for number in range(3)}
+            assert places <= {file.name, os.devnull}
+            proxy.send_signal(signal.SIGTERM)
+            assert gevent.get_hub().threadpool.apply(proxy.wait, (PATIENCE_S,)) == 0
+        finally:
+            proxy.kill()
+            proxy.wait()
+        assert "Traceback" not in Path(file.name).read_text()
+
+
+@pytest.mark.parametrize("command", [["invite"], ["account", "add"]], ids=" ".join)
+def test_no_account_is_made_whose_secret_nobody_would_see(
+    start_cloud: Callable[..., CloudProcess], tmp_path: Path, command: list[str]
+) -> None:
+    start_cloud(data="data").pinned()
+    place = ["zoe", "--data", str(tmp_path / "data")]
+    done = run_closing(tmp_path, "output", *command, *place)
+    problem = "standard output goes nowhere, and the new secret would be lost"
+    assert (done.returncode, done.stderr) == (1, f"kkp2p {command[0]}: {problem}\n")
+    again = run_closing(tmp_path, "input", *command, *place)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert re.search("zoe:[0-9a-f]{32}@|now: [0-9a-f]{32}$", again.stdout.rstrip())
+
+
 def test_a_cloud_whose_log_nobody_reads_goes_on(
     cloud_process: StartProcess, tmp_path: Path
 ) -> None:
