@@ -20,6 +20,10 @@ class PeerHTTPServer(ThreadingHTTPServer):
         return kkp2p.listen_fd(self.engine)
 
     def get_request(self) -> tuple[socket.socket, Any]:
-        if (channel := take(self.engine, 0)) is None:
+        try:
+            channel = take(self.engine, 0)
+        except ConnectionError as error:  # serve_forever goes on after one: here nobody would call
+            raise RuntimeError(str(error)) from error
+        if channel is None:
             raise OSError("nobody is there any more")
         return as_socket(channel), (channel.caller_id or "stranger", 0)

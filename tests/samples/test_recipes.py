@@ -12,6 +12,7 @@ from pathlib import Path
 from socketserver import BaseServer
 from typing import Any
 
+import gevent
 import pytest
 
 import kkp2p_compat as kkp2p
@@ -143,6 +144,32 @@ def test_wsgi(engines: Engines) -> None:
     with serving(PeerWSGIServer(engines[1], application)):
         page = in_thread(lambda: with_urllib.fetch(engines[0], "peer", "/page"))
     assert page == b"/page of peer"
+
+
+@pytest.mark.parametrize(("ends", "reason"), [("login", "another login"), ("engine", "destroyed")])
+def test_a_server_that_nobody_can_call_any_more_ends(
+    cloud: CloudProcess, engines: Engines, ends: str, reason: str
+) -> None:
+    with contextlib.ExitStack() as stack:
+        callee, another = start(cloud.pinned()), start(cloud.pinned())
+        for engine in (callee, another):
+            stack.callback(kkp2p.engine_destroy, engine)
+        assert kkp2p.join_net(callee, "other", SECRET) == 0
+        server = stack.enter_context(PeerHTTPServer(callee, Handler))
+        served = gevent.get_hub().threadpool.spawn(server.serve_forever, 0.05)
+        stack.callback(in_thread, server.shutdown)
+        in_thread(lambda: with_urllib.fetch(engines[0], "other", "/"))
+        if ends == "login":
+            assert kkp2p.join_net(another, "other", SECRET) == 0
+        else:
+            kkp2p.engine_destroy(callee)
+        with pytest.raises(RuntimeError, match=reason):
+            served.get(timeout=PATIENCE_S)
+
+
+def test_a_peer_id_that_is_none(engines: Engines) -> None:
+    with pytest.raises(OSError, match="is not 1 to 32 printable"):
+        with_urllib.fetch(engines[0], "x" * 40, "/")
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
