@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-__all__ = ["PATIENCE_S", "Host", "Switch", "SwitchHost", "environment", "ip", "ip_batch"]
+__all__ = [
+    "PATIENCE_S",
+    "Host",
+    "Switch",
+    "SwitchHost",
+    "environment",
+    "ip",
+    "ip_batch",
+    "remove_namespace",
+]
 
 PATIENCE_S = 20.0  # our choice: a bound for what must happen; never a measurement
 DEVICE = "eth0"  # every host's
@@ -32,6 +43,26 @@ def ip(*arguments: str) -> None:
 def ip_batch(namespace: str, commands: Sequence[str]) -> None:
     """Run several lines of ``ip`` in one process."""
     _checked(["ip", "-n", namespace, "-batch", "-"], "\n".join(commands))
+
+
+def remove_namespace(name: str) -> None:
+    """And end the programs in it, which would run on where nobody finds them.
+
+    Somebody else may remove it at the same moment.
+    """
+    killed: set[int] = set()
+    while pids := _programs_in(name) - killed:  # again: one may have started another meanwhile
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        killed |= pids
+    subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+
+
+def _programs_in(namespace: str) -> set[int]:
+    command = ["ip", "netns", "pids", namespace]
+    listed = subprocess.run(command, capture_output=True, text=True, check=False)
+    return set(map(int, listed.stdout.split()))
 
 
 def _checked(command: list[str], text: str) -> None:
@@ -85,7 +116,7 @@ class Host(ABC):
         """Undo ``unplug``."""
 
     def remove(self) -> None:
-        subprocess.run(["ip", "netns", "delete", self.namespace], capture_output=True, check=False)
+        remove_namespace(self.namespace)
 
 
 class Switch:

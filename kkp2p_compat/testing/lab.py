@@ -1,7 +1,7 @@
 """Hosts in network namespaces, on a switch or on an internet with NATs.
 
-Everything is named after this process, and removed at the end together with what a killed run has
-left behind.
+Everything is named after this process, and removed at the end, programs and all.  What a killed run
+has left behind is removed by the next one.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ import itertools
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from .hosts import Host, Switch, SwitchHost, environment, ip
+from .hosts import Host, Switch, SwitchHost, environment, ip, remove_namespace
 from .internet import PUBLIC, Internet, InternetHost, KernelNat, NatHandle
 from .nat import NatType
 
@@ -48,14 +47,25 @@ def why_not() -> str:
     return "" if shutil.which("ip") else "not installed: ip (package iproute2)"
 
 
+def _began_at(pid: int) -> int | None:
+    """When that process began, by the kernel's clock; None: there is none.
+
+    With it a number that another process has had before, as in a container that was started again,
+    is not taken for the same process.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return int(fields.rpartition(")")[2].split()[19])  # proc(5): field 22; the name may have spaces
+
+
 def _remove_left_behind() -> None:
-    """Remove what a killed run could not: the names begin with its process id."""
+    """Remove what a killed run could not: the names say whose they are."""
     for namespace in Path("/run/netns").glob("kkp2p*-*"):
-        process = re.match(r"kkp2p(\d+)-", namespace.name)
-        if process and not Path("/proc", process[1]).exists():
-            # Another lab may do the same at this moment.
-            command = ["ip", "netns", "delete", namespace.name]
-            subprocess.run(command, capture_output=True, check=False)
+        owner = re.match(r"kkp2p(\d+)\.(\d+)-", namespace.name)
+        if owner and _began_at(int(owner[1])) != int(owner[2]):
+            remove_namespace(namespace.name)
 
 
 class Lab:
@@ -65,7 +75,8 @@ class Lab:
         """``folder``: each host gets one inside.  ``env``: the environment of programs on hosts."""
         self.folder = folder
         self._environment = environment(env)
-        self._prefix = f"kkp2p{os.getpid()}-{next(_numbers)}"
+        pid = os.getpid()
+        self._prefix = f"kkp2p{pid}.{_began_at(pid)}-{next(_numbers)}"
         self._numbers = itertools.count(1)  # of the hosts on the switch
         self._switch: Switch | None = None
         self._to_remove = ExitStack()  # all of it, whatever fails

@@ -31,5 +31,5 @@ def run_benchmark(folder: Path, *arguments: str) -> str:
             process.communicate()
     assert process.returncode == 0, output
     assert list(folder.iterdir()) == []
-    assert str(process.pid) not in "".join(path.name for path in Path("/run/netns").glob("*"))
+    assert not list(Path("/run/netns").glob(f"kkp2p{process.pid}.*"))
     return output
