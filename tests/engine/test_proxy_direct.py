@@ -282,7 +282,7 @@ def deaf(engine: kkp2p.engine_t, monkeypatch: pytest.MonkeyPatch) -> Offers:
 @pytest.fixture
 def silent(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if no peer acknowledged a request for a channel."""
-    monkeypatch.setattr(PeerLink, "answers_since", lambda *_: False)
+    monkeypatch.setattr(PeerLink, "has_heard", lambda *_: False)
 
 
 def nobody_waits(engine: kkp2p.engine_t) -> bool:

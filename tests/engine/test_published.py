@@ -138,7 +138,7 @@ def test_a_slow_target_is_no_dead_link(
         if not isinstance(target, QuickTarget):
             until(target.asked.is_set)
             for _ in range(2):
-                until(lambda: asked and asked[-1]._link.answers_since(asked[-1]._number))
+                until(lambda: asked and asked[-1]._link.has_heard(asked[-1]._stream_id))
                 caller.thread.call(asked[-1]._look)
             publisher.engine.thread.post(target.let.set)
         ret, channel = calling.get()

@@ -1,8 +1,8 @@
 """A channel that is asked for on a live link, until the peer answers or is not waited for any more.
 
-Runs in the engine's hub, by callbacks.  Now and then it looks whether the peer acknowledges what
-the link sends.  A peer that does, and does not answer yet, has to reach a target first: it is
-waited for until the caller's time is over.  A link that is silent is of no more use to others.
+Runs in the engine's hub, by callbacks.  Now and then it looks whether the peer has acknowledged the
+request.  A peer that has, and does not answer yet, has to reach a target first: it is waited for
+until the caller's time is over.  A link that is silent is of no more use to others.
 Whoever asked is told, too, and may find another way; but bytes that have gone along with the
 request may have arrived, and must not be sent by two ways.  So then the only thing to do is to
 wait: the link may find another path.
@@ -43,7 +43,6 @@ class Asking:
         "_is_sent",
         "_late",
         "_link",
-        "_number",
         "_stream_id",
     )
 
@@ -70,7 +69,6 @@ class Asking:
         link, ctx = self._link, self._ctx
         self._ends_at = ends_at
         self._is_sent = bool(early) and ctx.channel_type == KKP2P_TCP_CHANNEL
-        self._number = link.connection.packer.next_number
         self._stream_id = link.channels.ask(
             ctx.channel_type, ctx.encrypt_data, ctx.connect_desc, self._handle_answer, early
         )
@@ -87,7 +85,7 @@ class Asking:
     def _look(self) -> None:
         self._late.close()
         left_s = self._ends_at - time.monotonic()
-        is_silent = not self._link.answers_since(self._number)
+        is_silent = not self._link.has_heard(self._stream_id)
         error = TimedOut("the peer did not answer in time")
         if is_silent:
             error = TimedOut("the link does not answer")

@@ -190,13 +190,14 @@ class PeerLink:
     def _is_suspected(self) -> bool:
         return self.connection.liveness.hearing is Hearing.SUSPECTED
 
-    def answers_since(self, number: int) -> bool:
-        """Whether the peer has acknowledged a packet that left with that number or a later one, and
-        is not suspected to be gone since.
+    def has_heard(self, stream_id: int) -> bool:
+        """Whether the peer has acknowledged that we ask for this channel, and is not suspected to
+        be gone since.
 
-        Only that tells that the path carries something both ways.
+        Nothing else will do: a path may carry only what is smaller, or only packets towards us.
         """
-        return self.connection.recovery.largest_acked >= number and not self._is_suspected
+        stream = self.connection.streams.by_id.get(stream_id)
+        return stream is not None and stream.has_arrived and not self._is_suspected
 
     def ask(self) -> None:
         """Something may have happened to the path: find out whether the peer is there."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..._codes import KKP2P_UDP_CHANNEL
+from . import frames as f
 from .flow_control import ReceiveBudget, ReceiveWindow
 from .messages import Assembler, Splitter
 from .streams import ReceiveStream, SendStream
@@ -19,6 +20,7 @@ class DuplexStream:
 
     __slots__ = (
         "assembler",
+        "has_arrived",
         "message_bytes_received",
         "message_bytes_sent",
         "opened",
@@ -39,6 +41,7 @@ class DuplexStream:
     ) -> None:
         self.stream_id = stream_id
         self.ours = ours  # we opened it
+        self.has_arrived = False  # the peer has our OPEN
         self.opened = False  # both sides agreed
         self.send = SendStream(stream_id, INITIAL_STREAM_WINDOW_BYTES)
         window = ReceiveWindow(INITIAL_STREAM_WINDOW_BYTES, largest_window, budget)
@@ -51,6 +54,13 @@ class DuplexStream:
         if channel_type == KKP2P_UDP_CHANNEL:
             self.splitter = Splitter(stream_id)
             self.assembler = Assembler()
+
+    def handle_frame_acked(self, kind: int) -> None:
+        """The peer has a frame about this stream that is no part of its data."""
+        if kind == f.OPEN:
+            self.has_arrived = True
+        elif kind == f.RESET:
+            self.send.handle_reset_acked()
 
     @property
     def bytes_sent(self) -> int:

@@ -384,11 +384,10 @@ class StreamTable:
     }
 
     def handle_frame_acked(self, frame: bytes) -> None:
-        if frame[0] == f.RESET:
-            stream = self.by_id.get(int.from_bytes(frame[1:5], "big"))
-            if stream is not None:
-                stream.send.handle_reset_acked()
-                self._forget_if_done(stream)
+        stream = self.by_id.get(int.from_bytes(frame[1:5], "big"))  # if it is about one
+        if stream is not None:
+            stream.handle_frame_acked(frame[0])
+            self._forget_if_done(stream)
 
     def handle_acked(self, stream_ids: Iterable[int]) -> None:
         """The peer has more of these streams."""

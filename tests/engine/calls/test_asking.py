@@ -43,9 +43,8 @@ class Case:
         monkeypatch.setattr(asking, "time", SimpleNamespace(monotonic=lambda: self.now))
         monkeypatch.setattr(asking, "stream_on", lambda *_: "channel")
         link: Any = SimpleNamespace(
-            connection=SimpleNamespace(packer=SimpleNamespace(next_number=7)),
             channels=SimpleNamespace(ask=self._ask, give_up=self.given_up.append),
-            answers_since=lambda number: self.answers and number == 7,
+            has_heard=lambda stream_id: self.answers and stream_id == 4,
         )
         self.asking = Asking(
             link,

@@ -131,14 +131,15 @@ def test_a_link_is_fit_while_its_peer_is_heard_and_reads() -> None:
     assert not case.link.is_fit
 
 
-def test_a_peer_answers_what_it_acknowledges() -> None:
-    """Its own packets do not count: the path may carry nothing in our direction."""
+def test_a_peer_has_heard_what_it_acknowledges() -> None:
     case = Case(peer_id="peer", is_lan=False)
-    case.connection.recovery = SimpleNamespace(largest_acked=4)
-    assert case.link.answers_since(4)
-    assert not case.link.answers_since(5)
+    stream = case.streams.by_id[4] = SimpleNamespace(has_arrived=False)
+    assert not case.link.has_heard(4)
+    stream.has_arrived = True
+    assert case.link.has_heard(4)
+    assert not case.link.has_heard(6)
     case.connection.liveness.hearing = Hearing.SUSPECTED
-    assert not case.link.answers_since(4)
+    assert not case.link.has_heard(4)
 
 
 def test_sockets_of_paths_that_are_left_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:

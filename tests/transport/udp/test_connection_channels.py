@@ -61,6 +61,19 @@ def test_bytes_that_go_along_with_open(path: Conditions) -> None:
     _nothing_left(pair)
 
 
+def test_that_a_request_has_arrived_is_known_before_its_answer() -> None:
+    pair = Pair("asked", LONG)
+    offers: list[int] = []
+    pair.callee.on_offer = lambda offer: offers.append(offer.stream_id)
+    stream_id = pair.caller.connection.streams.open(KKP2P_TCP_CHANNEL, 0, 0)
+    pair.caller.drive()
+    stream = pair.caller.connection.streams.by_id[stream_id]
+    pair.run(lambda: bool(offers), 10)
+    assert not stream.has_arrived
+    pair.run(lambda: stream.has_arrived, 10)
+    assert not stream.opened
+
+
 def test_they_save_a_round_trip() -> None:
     pair = Pair("early", LONG)
     pair.transfer(100_000)
