@@ -6,7 +6,7 @@ carried are the engine's offer and answer: their meaning and their keys are not 
 lan_wire.py has the datagrams, and what is remembered of them.
 
 Nothing is authenticated here: whoever hears a search may answer it, as with the C SDK.  An answer
-that its user refuses does not end the search, as the true one may still come.  And nothing
+that its user refuses does not end the search at once, as the true one may still come.  And nothing
 leaves the local network: routes through a gateway are not used (SO_DONTROUTE), and searches from
 addresses that are in no network of this host are dropped.
 
@@ -25,6 +25,7 @@ every second copy of an answer is broadcast to that port.
 from __future__ import annotations
 
 import ipaddress
+import math
 import secrets
 import time
 from collections import Counter
@@ -40,7 +41,7 @@ from gevent.pool import Pool
 from .._address import Address
 from .._codes import KKP2P_ERROR_SOCKET_BIND
 from .._descriptors import keep_private
-from .._errors import BadPacket, KKP2PError, OutOfDescriptors, TimedOut, from_os_error
+from .._errors import BadPacket, KKP2PError, OutOfDescriptors, TimedOut, UnprovenPeer, from_os_error
 from .._io import READ, time_limit
 from .._sentence import said
 from .interfaces import interfaces
@@ -66,6 +67,7 @@ FIRST_REPEAT_S = 0.05  # an answer on a LAN takes a few ms: one that is not ther
 MAX_REPEAT_S = 1.0  # reached after five repeats; a peer that comes later is found within it
 MAX_ANSWERING = 32  # answers that are being made at once, by one responder
 READS_PER_TURN = 64  # datagrams read before others of the hub get their turn
+UNPROVEN_S = 1.0  # after an answer without a proof that it needs: for the peer that has one
 NETWORKS_S = 1.0  # how long the list of this host's networks is used
 
 LIMITS = (Verdict.LIMIT, Verdict.SOURCE_LIMIT)  # drops that are worth a line in the log
@@ -76,12 +78,18 @@ Take = Callable[[str], T]  # raises KKP2PError for the text of an answer that is
 
 
 class _Once:
-    """Log each problem once: it comes back at every repeat, and strangers could fill the log."""
+    """Log each problem once: it comes back at every repeat, and strangers could fill the log.
+
+    ``unproven``: of a search, the first answer without a proof that it needs, which is what the
+    user gets to know if none with a proof has come by ``ends_at``.
+    """
 
     def __init__(self, peer_id: str, log: Logger) -> None:
         self._peer_id = peer_id
         self._log = log
         self._seen: set[object] = set()
+        self.unproven: UnprovenPeer | None = None
+        self.ends_at = math.inf
 
     def warn(self, key: object, text: str, *args: object, level: int = WARNING) -> None:
         if key not in self._seen:
@@ -145,9 +153,10 @@ def search(
     """Ask the LAN for a peer: what ``take`` makes of the first answer that it does not refuse, and
     the IPv4 address that it came from.
 
-    Raises TimedOut after ``timeout_s``, at once if that is 0; ValueError if the offer is over 1,000
-    bytes (UTF-8).  An interface that cannot send is logged, and tried again at each repeat.  Called
-    in a greenlet of the engine.
+    Raises TimedOut after ``timeout_s``, at once if that is 0; UnprovenPeer if ``take`` has raised
+    it, and no other answer has come in the second after the first such one; ValueError if the offer
+    is over 1,000 bytes (UTF-8).  An interface that cannot send is logged, and tried again at each
+    repeat.  Called in a greenlet of the engine.
     """
     question = Message(SEARCH, secrets.token_bytes(ID_BYTES), peer_id, offer_text)
     datagram = encode(question)
@@ -189,12 +198,14 @@ def _wait_for_answer(
     socks: list[Any], question: Message, seconds: float, take: Take[T], once: _Once
 ) -> tuple[T, str] | None:
     deadline = time.monotonic() + seconds
-    while (left_s := deadline - time.monotonic()) > 0:
+    while (left_s := min(deadline, once.ends_at) - time.monotonic()) > 0:
         for sock in select.select(socks, [], [], left_s)[0]:
             answer = _take_answer(sock, question, take, once)
             if answer is not None:
                 return answer
         gevent.sleep(0)  # a flood must not keep timers and others from running
+    if once.unproven is not None and time.monotonic() >= once.ends_at:
+        raise once.unproven
     return None
 
 
@@ -213,6 +224,8 @@ def _take_answer(sock: Any, question: Message, take: Take[T], once: _Once) -> tu
             except KKP2PError as error:
                 text = "the answer of %s:%d is not taken, the search goes on: %s"
                 once.warn(type(error), text, *source, error)
+                if once.unproven is None and isinstance(error, UnprovenPeer):
+                    once.unproven, once.ends_at = error, time.monotonic() + UNPROVEN_S
     return None
 
 

@@ -16,7 +16,7 @@ from gevent.event import Event
 
 from helpers.support import PATIENCE_S
 from kkp2p_compat import _codes
-from kkp2p_compat._errors import BadPacket, CallRefused, KKP2PError, TimedOut
+from kkp2p_compat._errors import BadPacket, CallRefused, KKP2PError, TimedOut, UnprovenPeer
 from kkp2p_compat.traversal import lan
 from kkp2p_compat.traversal.interfaces import Interface
 from kkp2p_compat.traversal.lan_wire import (
@@ -294,6 +294,22 @@ def test_an_answer_that_is_refused_does_not_end_the_search(
         text = f"peer: LAN: the answer of 127.0.0.1:{stranger.address[1]} is not taken, "
         assert count(caplog, text + "the search goes on: not right: garbage") == 1
     assert count(caplog, "not right") == 1
+
+
+def unproven(text: str) -> str:
+    raise UnprovenPeer(f"no proof: {text}")
+
+
+def test_when_no_answer_has_the_proof_that_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The peer itself may have lost its key: its caller is told, long before the time is over."""
+    monkeypatch.setattr(lan, "UNPROVEN_S", 0.01)
+    with closing(Host("")) as peer:
+        searching = gevent.spawn(search, peer.address[1], take=unproven)
+        question, source = peer.receive()
+        for text in ("one", "two"):
+            peer.sock.sendto(encode(question._replace(kind=ANSWER, text=text)), source)
+        with pytest.raises(UnprovenPeer, match="no proof: one"):
+            searching.get()
 
 
 def test_answers_that_are_refused_do_not_hold_up_the_time_out() -> None:

@@ -86,10 +86,9 @@ class LanCaller:
 
         def take_untrusted(answer: str) -> tuple[DirectOffer, CallKeys]:
             public, theirs = parse_direct_answer_untrusted(answer)
-            keys = own_side.keys(public, offer, answer)
             if is_new and not theirs.proves:
                 self._pins.check_unproven(peer_id, UNPROVEN)
-            return theirs, keys
+            return theirs, own_side.keys(public, offer, answer)
 
         deadline = time.monotonic() + budget_s
         found, _ = lan.search(peer_id, offer, self._port, budget_s, self._log, take_untrusted)

@@ -284,6 +284,7 @@ def test_a_neighbour_that_answers_first(
         return answer(sock, question, take, once)
 
     monkeypatch.setattr(lan_module, "_take_answer", take_answer)
+    monkeypatch.setattr(lan_module, "UNPROVEN_S", PATIENCE_S)
     assert kkp2p.join_lan(callee, "lan-peer") == 0
     check_carries(find(caller), accept(callee))
     assert refused == [None]
