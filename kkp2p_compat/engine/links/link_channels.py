@@ -315,27 +315,28 @@ class LinkChannels:
             if channel.state is State.OPEN and waited_s >= UNUSED_S:
                 self._give_up(channel)
             elif channel.state in (State.CARRIED, State.LEAVING):
-                if self._gets_on(channel):
+                if self._gets_on(channel, now):
                     channel.since = now
                 elif waited_s >= STUCK_S:
                     self._give_up_rest(channel)
 
-    def _gets_on(self, channel: LinkChannel) -> bool:
+    def _gets_on(self, channel: LinkChannel, now: float) -> bool:
         """Whether it is in use, or what was written before a close may all arrive yet.
 
         Only a peer that does not take it ends that.  A path may be slow, and have other channels to
         carry; whether it is dead is for the connection to judge, by its idle time-out.
         """
-        pipe, streams = channel.pipe, self._streams
+        pipe, streams, connection = channel.pipe, self._streams, self._link.connection
         if isinstance(pipe, MessagePort) or (pipe is not None and not pipe.is_left):
             return True
         stream = streams.by_id.get(channel.stream_id)
         if stream is None:
             return False
         before, channel.arrived_bytes = channel.arrived_bytes, stream.send.acked_bytes
+        has_credit = connection.packer.data_credit or now - streams.credited_at < STUCK_S
         waits_for_turn = stream.send.sendable(1) or channel.stream_id in streams.line
-        is_silent = self._link.connection.liveness.hearing is Hearing.SUSPECTED
-        return waits_for_turn or is_silent or channel.arrived_bytes > before
+        is_silent = connection.liveness.hearing is Hearing.SUSPECTED
+        return (has_credit and waits_for_turn) or is_silent or channel.arrived_bytes > before
 
     def _give_up_rest(self, channel: LinkChannel) -> None:
         if isinstance(channel.pipe, Pipe):

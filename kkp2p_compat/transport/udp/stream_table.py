@@ -85,7 +85,7 @@ class StreamTable:
         self._peer_ids = RangeSet()  # of the streams that the peer opened, halved
         self._turned_away: int | None = None  # one too many, whose first bytes may follow its OPEN
         self._data_window = ReceiveWindow(INITIAL_DATA_WINDOW_BYTES, settings.max_data_window_bytes)
-        self._credited_at = clock.now  # when the peer last raised its limit for all streams
+        self.credited_at = clock.now  # when the peer last raised its limit for all streams
         self._data_received = 0
         self._data_consumed = 0
         self._budget = ReceiveBudget()
@@ -97,7 +97,7 @@ class StreamTable:
     def clogged(self, now: float) -> bool:
         """Whether data that applications do not read takes most of what a connection may hold."""
         untaken = self._data_received - self._data_consumed
-        starved = not self._packer.data_credit and now - self._credited_at > CLOGGED_S
+        starved = not self._packer.data_credit and now - self.credited_at > CLOGGED_S
         return untaken > MAX_UNTAKEN_BYTES // 2 or starved
 
     # From the application.
@@ -362,7 +362,7 @@ class StreamTable:
     def _handle_max_data(self, frame: f.MaxData) -> None:
         if frame.limit > self._packer.max_data:
             self._packer.max_data = frame.limit
-            self._credited_at = self._clock.now
+            self.credited_at = self._clock.now
             self._packer.activate(stream.send for stream in self.by_id.values())
 
     def _handle_max_stream_data(self, frame: f.MaxStreamData) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import socket
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -29,6 +30,7 @@ class FakeStreams:
         self.asked: list[tuple[Any, ...]] = []
         self.room = 0  # for a writer
         self.line: dict[int, None] = {}
+        self.credited_at = -math.inf
         self.written = b""
         self._ids = itertools.count(0, 2)
 
@@ -71,6 +73,7 @@ class Case:
     def __init__(self) -> None:
         self.streams = FakeStreams()
         self.connection = self  # as a link has one
+        self.packer = SimpleNamespace(data_credit=1)
         self.liveness = SimpleNamespace(hearing=Hearing.HEARD)
         self.channels = LinkChannels(self)  # type: ignore[arg-type]
         self.ends: list[tuple[KKP2PError | None, bool]] = []
@@ -216,6 +219,12 @@ def test_only_a_standstill_ends_a_channel_that_was_closed(
     case.channels.sweep()  # a cut path is not the peer's fault
     assert case.streams.asked == []
     case.liveness.hearing = Hearing.WAITING
+    waits_for_path = True
+    case.packer.data_credit = 0
+    case.streams.credited_at = math.inf
+    case.channels.sweep()  # others may have used it up for the moment
+    assert case.streams.asked == []
+    case.streams.credited_at = -math.inf  # the peer gives none
     case.channels.sweep()
     assert case.streams.asked == [("reset", 1), ("stop", 1)]
     assert len(case.ends) == 1
