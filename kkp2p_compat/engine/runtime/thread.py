@@ -176,7 +176,8 @@ class EngineThread:
         try:
             self._stop_and_wait()
         except BaseException:
-            self.post(self._hurry.set)
+            with self._mutex:
+                self._post_always(self._hurry.set)
             self._stop_and_wait()
             raise
 
@@ -187,13 +188,17 @@ class EngineThread:
                 wait = self._running and os.getpid() == self._pid
                 if wait:
                     self._waiting_for_end.append(ended)
-                    if self._async is not None:  # else it is ending
-                        self._commands.append(self._stop.set)  # however many wait before it
-                        self._async.send()
+                    self._post_always(self._stop.set)
             if wait:
                 ended.wait()
         finally:
             ended.close()
+
+    def _post_always(self, command: Callable[[], object]) -> None:
+        """However many wait already.  To be called with the mutex."""
+        if self._async is not None:  # else it is ending
+            self._commands.append(command)
+            self._async.send()
 
     # The thread.
 

@@ -227,8 +227,9 @@ def test_stop_from_many_threads_at_once_and_again(log: logging.Logger) -> None:
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_the_end_is_whole_and_hurried_only_for_who_is_interrupted(
-    log: logging.Logger, count: int
+    log: logging.Logger, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
+    """However many commands wait."""
     begun, ends = threading.Event(), []
 
     def at_end(hurry: Event) -> None:
@@ -239,6 +240,7 @@ def test_the_end_is_whole_and_hurried_only_for_who_is_interrupted(
 
     thread = EngineThread(log, at_end)
     thread.start()
+    monkeypatch.setattr(thread_module, "MAX_COMMANDS", 0)
     stops = [gevent.spawn(thread.stop) for _ in range(count)]
     wait_for(begun.is_set)
     assert not any(stop.ready() for stop in stops)
