@@ -171,7 +171,7 @@ def log_init(callback: _log.LogCallback, param: Any, level: int) -> int:
 def log_destroy() -> None:
     """Log to the engines' files again.
 
-    The callback gets the lines that were for it first: it has 5 s for that, and is not waited for
+    First the callback gets the lines that wait for it: it has 5 s for that, and is not waited for
     if it is the one that calls this.  C: ``kkp2p_log_destroy`` (v2).
     """
     before = _log.set_log_callback(None, None)

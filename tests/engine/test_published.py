@@ -128,6 +128,14 @@ def test_a_slow_target_is_no_dead_link(
         wait(asking, PATIENCE_S)
 
     monkeypatch.setattr(Asking, "_wait", wait_for_test)
+
+    def look() -> bool:
+        """As when its time has come, once the peer has heard the request."""
+        has_heard = bool(asked) and asked[-1]._link.has_heard(asked[-1]._stream_id)
+        if has_heard:
+            asked[-1]._look()
+        return has_heard
+
     targets = [SlowTarget(), SlowTarget()]
     if mode == 1:  # the first channel makes the link, which nobody waits for
         targets.insert(0, QuickTarget())
@@ -138,8 +146,7 @@ def test_a_slow_target_is_no_dead_link(
         if not isinstance(target, QuickTarget):
             until(target.asked.is_set)
             for _ in range(2):
-                until(lambda: asked and asked[-1]._link.has_heard(asked[-1]._stream_id))
-                caller.thread.call(asked[-1]._look)
+                until(lambda: caller.thread.call(look))
             publisher.engine.thread.post(target.let.set)
         ret, channel = calling.get()
         assert (ret, channel.transmit_mode, channel.encrypt_data) == (0, 1, encrypt)

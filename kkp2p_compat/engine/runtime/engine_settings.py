@@ -12,8 +12,8 @@ class EngineSettings(NamedTuple):
     """All are our choices.
 
     ``head_start_s``: in auto mode, how long a path is waited for before the relay is taken.
-    ``reuse_s``: how long a live link may be silent when a channel is opened, before another way is
-    tried.
+    ``reuse_s``: how long a live link may take to acknowledge that a channel is asked for, before
+    another way is tried.
     ``attempt_s``: how long one attempt lasts at most; by then the callee has long given up.
     ``accept_queue_places``: calls that nobody has accepted yet; one more is refused.
     ``accept_s``: how long a call waits for somebody to accept it, before it is closed.  C has such
