@@ -2,8 +2,8 @@
 
 A worker writes its hello to the pipe that is its standard output, and then a line every second,
 which is its sign of life: one that stands still is killed, for its peers cannot tell it from a slow
-one.  Between them may be lines of the audit log (``--audit -``), which the parent prints.  A worker
-whose parent is gone ends, as nobody reads its lines.
+one.  Between them may be lines of the audit log (``--audit -``) and notices, as that lines of it
+were lost, which the parent prints.  A worker whose parent is gone ends, as nobody reads its lines.
 """
 
 from __future__ import annotations
@@ -164,11 +164,14 @@ class Workers:
         watching = gevent.spawn(self._watch, index, process, heard)
         for line in iter(process.stdout.readline, b""):
             heard.set()
-            if line.startswith(AUDIT):  # peers may be there before its first sign of life
-                _print(line)
-            elif line != ALIVE:
-                hello.append(line)
-            elif index not in self._up:
+            is_up = index in self._up
+            if line != ALIVE:
+                # Peers may be there before its first sign of life, and are in the audit log then.
+                if is_up or line.startswith(AUDIT):
+                    _print(line)
+                else:
+                    hello.append(line)
+            elif not is_up:
                 self._up.add(index)
                 self._say_hello(hello)
                 if index in self._to_reload:

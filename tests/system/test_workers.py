@@ -361,6 +361,21 @@ def test_an_audit_log_has_who_came_before_the_first_sign_of_life(
     assert capsys.readouterr().out == '  workers: 1\n{"what": "login"}\n'
 
 
+def test_what_a_worker_says_between_the_lines_of_its_audit_log_is_printed(
+    play: Play, capsys: pytest.CaptureFixture[str]
+) -> None:
+    worker = Played(is_up=False)
+    workers, running = play(worker)
+    until(lambda: workers._running)
+    said = '{"what": "login"}\n7 lines were lost: nobody reads\n{"what": "login"}\n'
+    for line in ("hello\n", ALIVE.decode(), *said.splitlines(keepends=True), ALIVE.decode()):
+        worker.say(line.encode())
+    workers._stop()
+    worker.end(0)
+    assert running.get() == 0
+    assert capsys.readouterr().out == f"hello\n  workers: 1\n{said}"
+
+
 def test_an_interrupt_at_the_terminal_lets_workers_drain(
     cloud_process: StartProcess, tmp_path: Path, redis_server: RedisServer
 ) -> None:
