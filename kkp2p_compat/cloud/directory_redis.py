@@ -33,7 +33,7 @@ from .directory import (
     is_node_id,
     today,
 )
-from .redis_link import RedisLink, Reply, Script, good
+from .redis_link import DEPOSED, RedisLink, Reply, Script, good
 from .redis_place import RedisPlace
 
 __all__ = ["RedisDirectory"]
@@ -95,8 +95,11 @@ class RedisDirectory(Directory):
         self._problem = (self.away_since or time.monotonic(), reason)
 
     def _taken(self, reply: Reply) -> Reply:
-        """The answer to something that was to be written; it is away if it takes nothing."""
-        if isinstance(reply, Exception):
+        """The answer to something that was to be written; it is away if it takes nothing.
+
+        Of a Redis that is no master any more the link takes care: it leaves it.
+        """
+        if isinstance(reply, Exception) and not isinstance(reply, DEPOSED):
             refusal = str(reply).partition(" script:")[0]  # in which script says nothing
             self._note_problem(f"Redis refuses to be written to: {refusal}")
         return good(reply)

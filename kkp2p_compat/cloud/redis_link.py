@@ -29,7 +29,7 @@ from .counts import Spread
 from .directory import DirectoryAway
 from .redis_place import FAULTS, REDIS_TIMEOUT_S, RedisPlace
 
-__all__ = ["Command", "RedisLink", "Reply", "Script", "good"]
+__all__ = ["DEPOSED", "Command", "RedisLink", "Reply", "Script", "good"]
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ RETRY_S, RETRY_MOST_S = 0.05, 1.0  # pauses before a connection is tried again
 LATENCY_BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 # Answers after which the connection is of no use: this Redis is no master any more.
-_DEPOSED = (exceptions.ReadOnlyError, exceptions.MasterDownError)
+DEPOSED = (exceptions.ReadOnlyError, exceptions.MasterDownError)
 
 
 class Script:
@@ -249,7 +249,7 @@ class RedisLink:
         now, deposed = time.monotonic(), None
         for request in batch:
             answers = [next(replies) for _ in request.commands]
-            deposed = next((a for a in answers if isinstance(a, _DEPOSED)), deposed)
+            deposed = next((a for a in answers if isinstance(a, DEPOSED)), deposed)
             self.latency.add(now - request.asked_at)
             if request.result is not None:
                 request.result.set(answers)
@@ -300,7 +300,7 @@ class RedisLink:
                 if is_last_try:
                     raise
                 connection.send_command("PING", check_health=False)
-            except _DEPOSED:
+            except DEPOSED:
                 raise
             except exceptions.ResponseError as refusal:
                 return refusal  # one that cannot write to its disk refuses pings, too, and lives

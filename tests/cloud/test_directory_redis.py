@@ -558,14 +558,16 @@ def test_a_failover(
 def test_a_master_that_was_deposed_while_we_are_connected(
     redis_server: RedisServer, one: RedisDirectory
 ) -> None:
-    back = Event()
-    one.on_back = back.set
+    backs, back = itertools.count(1), Event()
+    one.on_back = lambda: back.set() if next(backs) == 1 else pytest.fail("it was back already")
     redis_server.ask("REPLICAOF", "127.0.0.1", "1")
     with pytest.raises(DirectoryAway):
         one.came(_at(ONE))
     until(lambda: one.away_since is not None)
     redis_server.ask("REPLICAOF", "NO", "ONE")
     assert back.wait(10)
+    assert one.away_since is None
+    one.lease(ONE)
     assert one.came(_at(ONE)) is None
 
 
