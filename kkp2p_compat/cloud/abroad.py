@@ -101,6 +101,8 @@ class Abroad:
 
     def _fail(self, call: Call, reason: str) -> None:
         if call.caller.made(call.number) is call:
+            # Its node may only be slow, or unseen for a while: nobody is to be called any more.
+            _pass_on(call, {"op": "cancel", "reason": reason})
             self._calls.forget(call)
             self._outcomes.failed(call.caller, call.to, reason)
             again = reason == "unavailable" or None
@@ -237,8 +239,19 @@ class Abroad:
         if inner["op"] not in _OF_A_CALLER:
             raise BadPacket("not of a caller")
         guest = self._guests.get((node_id, _connection_untrusted(message)))
-        if guest is not None:
+        if guest is None:
+            return
+        if inner["op"] == "cancel" and "reason" in inner:
+            self._withdraw(guest, number_untrusted(inner, "call", 0, MAX_CALL_NUMBER))
+        else:
             self._calls.handlers[inner["op"]](guest, inner)
+
+    def _withdraw(self, caller: Member, number: int) -> None:
+        """Its own node has told it that this call came to nothing, and has counted that."""
+        caller.waiting.pop(number, None)
+        call = caller.made(number)
+        if call is not None:
+            self._calls.cancel(call)
 
     def _on_left(self, node_id: str, message: Message) -> None:
         self._forget_guest((node_id, _connection_untrusted(message)))

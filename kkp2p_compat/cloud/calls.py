@@ -225,7 +225,7 @@ class Calls:
         turns = self._turns_of(call.callee)
         loser = turns.loser_to(call)
         if loser is not None:
-            self._cancel(loser)
+            self.cancel(loser)
             self._lose(loser)
         if not turns.may_be_handed(call):
             return "limit" if len(line) > MAX_HELD_BYTES else ""
@@ -414,7 +414,7 @@ class Calls:
         else:
             if call.answered and not call.is_carried:
                 self._outcomes.not_met(call)
-            self._cancel(call, "cancelled")
+            self.cancel(call, "cancelled")
 
     def _incoming_untrusted(self, callee: Member, message: Message) -> Call | None:
         """The call that the callee speaks of; None if it is over: the two messages crossed."""
@@ -425,10 +425,10 @@ class Calls:
         if call.answered:
             self.forget(call)
         else:
-            self._cancel(call, outcome)
+            self.cancel(call, outcome)
 
-    def _cancel(self, call: Call, outcome: str = "") -> None:
-        """The caller has given up; a callee that reads too slowly to be told finds out itself."""
+    def cancel(self, call: Call, outcome: str = "") -> None:
+        """End it for its caller; a callee that reads too slowly to be told finds out itself."""
         if outcome and not (call.answered or call.is_carried):
             self._outcomes.failed(call.caller, str(call.callee.peer_id), outcome)
         line = encode("cancel", call=call.id)

@@ -111,6 +111,33 @@ def test_a_node_that_says_nothing(fleet: Fleet) -> None:
     assert fleet.clouds[0].gate.counts.calls == {"unavailable": 1}
 
 
+def test_a_node_that_is_only_slow_ends_a_call_of_which_it_was_not_heard(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet.shared.listeners[fleet.id(0)], "on_line", lambda line: None)
+    fleet.caller.send("call", call=1, to="callee", ms=20_000, offer="{}")
+    name = fleet.callee.receive()["call"]
+    time_passes(fleet.clouds[0], UNHEARD_S + 1)
+    assert fleet.caller.receive()["reason"] == "unavailable"
+    assert fleet.callee.receive() == {"op": "cancel", "call": name}
+    until(fleet.is_clean)
+    assert [cloud.gate.counts.calls for cloud in fleet.clouds] == [{"unavailable": 1}, {}]
+
+
+def test_a_call_that_waits_too_long_for_a_login_rings_nobody(fleet: Fleet) -> None:
+    login, directory = fleet.begin_login(1, "other")
+    fleet.caller.send("call", call=1, to="other", ms=20_000, offer="{}")
+    track = fleet.clouds[1].track
+    assert track is not None
+    until(lambda: track._presences._arriving["other"].waiting)
+    time_passes(fleet.clouds[0], UNHEARD_S + 1)
+    assert fleet.caller.receive()["reason"] == "unavailable"
+    assert fleet.caller.call("callee", 2)["op"] == "calling"  # so the first has been ended, too
+    directory.completes.set()
+    assert login.get().ask("beat") == {"op": "beat"}
+    assert [cloud.gate.counts.calls for cloud in fleet.clouds] == [{"unavailable": 1}, {}]
+
+
 def test_the_log_of_a_node_that_says_nothing_is_short(
     fleet: Fleet, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -194,7 +221,7 @@ def test_a_number_is_in_use_while_its_call_waits_for_a_login(fleet: Fleet) -> No
 def test_a_node_that_is_gone(fleet: Fleet) -> None:
     """Its callers' calls end, and those that it carried."""
     fleet.caller.call("callee", 1)
-    fleet.callee.receive()
+    name = fleet.callee.receive()["call"]
     there = fleet.client(1)
     here = fleet.client(0, "other")
     there.call("other", 4)
@@ -209,6 +236,8 @@ def test_a_node_that_is_gone(fleet: Fleet) -> None:
     assert fleet.clouds[0].gate.counts.calls["left"] == 1
     assert here.receive() == {"op": "cancel", "call": offer["call"]}
     assert fleet.calls[0] == 0
+    assert fleet.callee.receive() == {"op": "cancel", "call": name}  # its node lives on
+    assert fleet.clouds[1].gate.counts.calls == {}
 
 
 def test_gone_is_told_over_the_border(fleet: Fleet) -> None:
