@@ -29,6 +29,8 @@ __all__ = [
 LOCK_S = 5.0  # whoever changes a file has it for milliseconds
 LOOK_S = 0.01  # between two tries to get the lock, as there is no wait for it that ends
 
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+
 Stamp = tuple[int, int, int]  # when it was last changed, its inode, its size
 
 
@@ -76,25 +78,52 @@ def write_whole(path: str, content: bytes, mode: int = 0o600) -> None:
 
 
 @contextlib.contextmanager
-def new_whole(path: str, mode: int = 0o600) -> Iterator[BinaryIO]:
+def new_whole(path: str, mode: int = 0o600, replace: bool = True) -> Iterator[BinaryIO]:
     """What the body writes is put in place whole, and with its mode from the first byte on; raises
     OSError.  If the body fails, nothing is.
 
-    Where ``path`` is a link, what it leads to is replaced.
+    Where ``path`` is a link, what it leads to is replaced.  Without ``replace`` nothing is: what is
+    there by then stays, and is an error.
     """
-    path = os.path.realpath(path)
-    name = f"{path}.{secrets.token_hex(8)}"
-    number = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    target = os.path.realpath(path) if replace else path
+    if not replace and os.path.lexists(target):  # before the body does its work for nothing
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+    # A name that does not grow with the file's own, which may be as long as names can be.
+    name = os.path.join(os.path.dirname(target), f".kkp2p-{secrets.token_hex(8)}")
+    with _errors_of(path):
+        number = os.open(name, _NEW, 0o600)
     try:
         with open(number, "wb") as file:
             yield file
             file.flush()
             os.fchmod(number, mode)
             os.fsync(number)  # or a power failure could leave an empty file under the name
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+        with _errors_of(path):
+            _put_in_place(name, target, replace)
+    finally:
+        with contextlib.suppress(FileNotFoundError):  # it was renamed
+            os.unlink(name)
+
+
+@contextlib.contextmanager
+def _errors_of(path: str) -> Iterator[None]:
+    """They name the file that was asked for: nobody knows of the one that is written first."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from error
+
+
+def _put_in_place(name: str, target: str, replace: bool) -> None:
+    if not replace:
+        try:
+            os.link(name, target)
+            return
+        except FileExistsError:
+            raise
+        except OSError:  # FAT, say, has no links: take the name, then replace our own file
+            os.close(os.open(target, _NEW, 0o600))
+    os.replace(name, target)
 
 
 @contextlib.contextmanager

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import getpass
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -232,9 +230,7 @@ def _export(accounts: Directory, options: argparse.Namespace) -> None:
     with contextlib.ExitStack() as stack:
         file: BinaryIO = sys.stdout.buffer
         if options.file != "-":  # they are for nobody else to read
-            if os.path.lexists(options.file):
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), options.file)
-            file = stack.enter_context(new_whole(options.file))
+            file = stack.enter_context(new_whole(options.file, replace=False))
         for account in accounts.list_accounts():
             file.write(f"{line_of(account)}\n".encode("ascii"))
             count += 1

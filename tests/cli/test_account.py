@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -119,6 +122,7 @@ def test_what_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         (("limit", "alice", "--relay-bytes-per-day", str(2**63)), "0 or more"),
         (("import", str(tmp_path / "missing")), "missing"),
         (("export", str(tmp_path / "accounts.db")), "exists"),
+        (("export", str(tmp_path / "none" / "backup")), "/none/backup'\n"),
     ):
         assert run(*arguments, *data) == 1, arguments
         assert reason in capsys.readouterr().err
@@ -148,6 +152,41 @@ def test_an_export_that_fails_half_way_leaves_no_file(
     assert "the directory is away" in capsys.readouterr().err
     assert list(folder.iterdir()) == []
     assert run("export", str(folder / "accounts"), *data) == 0
+
+
+@pytest.mark.parametrize("has_links", [True, False], ids=["links", "no links"])
+def test_an_export_never_replaces_a_file(
+    has_links: bool,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not one either that has come meanwhile, whether its disk has hard links or not."""
+    data, folder = ["--data", str(tmp_path / "data")], tmp_path / "backup"
+    folder.mkdir()
+    assert run("add", "alice", *data) == 0
+    if not has_links:
+
+        def link(source: str, target: str) -> NoReturn:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), source, None, target)
+
+        monkeypatch.setattr(os, "link", link)
+    longest = folder / ("x" * 255)
+    assert run("export", str(longest), *data) == 0
+    assert json.loads(longest.read_text())["peer"] == "alice"
+    assert stat.S_IMODE(longest.stat().st_mode) == 0o600
+    other, whole = folder / "other", Directory.list_accounts
+
+    def slow(accounts: Directory) -> Iterator[Account]:
+        yield from whole(accounts)
+        other.write_text("another's")
+
+    capsys.readouterr()
+    monkeypatch.setattr(Directory, "list_accounts", slow)
+    assert run("export", str(other), *data) == 1
+    assert f"File exists: '{other}'\n" in capsys.readouterr().err
+    assert other.read_text() == "another's"
+    assert sorted(folder.iterdir()) == [other, longest]
 
 
 def test_what_was_used_and_where_it_is(
