@@ -145,7 +145,7 @@ class StunResponder:
         second.start()
 
     def answer_at(self, port: UdpPort) -> None:
-        """At a further port, too, which is its owner's; for those that measure how far it is."""
+        """At a port that stays its owner's; a third one is for those that measure how far it is."""
         port.on_stun = functools.partial(self._answer_untrusted, len(self._places))
         self._places.append(port)
 

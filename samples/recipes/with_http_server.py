@@ -22,7 +22,8 @@ class PeerHTTPServer(ThreadingHTTPServer):
     def get_request(self) -> tuple[socket.socket, Any]:
         try:
             channel = take(self.engine, 0)
-        except ConnectionError as error:  # serve_forever goes on after one: here nobody would call
+        except ConnectionError as error:
+            # serve_forever ignores an OSError, and would wait for callers who cannot come.
             raise RuntimeError(str(error)) from error
         if channel is None:
             raise OSError("nobody is there any more")
