@@ -18,6 +18,7 @@ from .._address import text_of
 from .._version import __version__
 from ..cloud.accounts import default_data
 from ..cloud.certificate import Certificate, host_addresses
+from ..cloud.directory import DirectoryAway
 from ..cloud.server import Cloud
 from ..cloud.settings import CloudSettings
 from ._cloud_options import add_options, settings_of
@@ -163,13 +164,17 @@ def _say_hello(cloud: Cloud) -> None:
     if cloud.lane is not None:
         lines.append(_("  lanes: UDP port {port}").format(port=cloud.advertised[1]))
     if cloud.directory is not None:
-        count = cloud.directory.count_accounts() + len(settings.accounts)
         data = "" if settings.data == default_data() else f" --data {settings.data}"
         if settings.directory is not None:
             data = f" --directory {cloud.directory.where_text}"
-        accounts = _("  accounts: {count} in {where}")
+        try:
+            count = cloud.directory.count_accounts() + len(settings.accounts)
+        except DirectoryAway as error:
+            logging.warning("how many accounts there are is not known for now: %s", error)
+        else:
+            accounts = _("  accounts: {count} in {where}")
+            lines.append(accounts.format(count=count, where=cloud.directory.where_text))
         lines += [
-            accounts.format(count=count, where=cloud.directory.where_text),
             _("  add one: ") + f"kkp2p account add PEER{data}",
             _("  invite one: ") + f"kkp2p invite PEER{data}",
         ]

@@ -95,9 +95,8 @@ class Accounts:
         self._db.close()
 
     def never_wait(self) -> None:
-        """Whoever would have to wait for another process that writes gets an error instead.
-
-        Who only reads has not to wait in any case: that is what the write-ahead log is for.
+        """Whoever would have to wait for another process gets an error instead: who writes often
+        would, and who only reads hardly ever (SQLite, "Write-Ahead Logging", has when).
         """
         self._db.execute("PRAGMA busy_timeout = 0")
 

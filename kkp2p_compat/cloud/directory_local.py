@@ -41,7 +41,7 @@ class LocalDirectory(Directory):
         """Raises OSError or sqlite3.Error when a file cannot be used, ValueError for a secret."""
         super().__init__(throw_away)
         self._kept = Accounts(data)
-        self._version = self._kept.version()
+        self._version: int | None = self._kept.version()  # None: look at all that is there
         self._asked = 0.0
         self._nodes: dict[str, Node] = {}
         self._key = secrets.token_bytes(32)
@@ -60,12 +60,18 @@ class LocalDirectory(Directory):
         return str(self._kept.path)
 
     def sweep(self, now: float) -> None:
-        if now - self._asked >= CHANGES_EVERY_S:
-            self._asked = now
-            version = self._kept.version()
-            if version != self._version:
-                self._version = version
-                self.on_account_changed(None)
+        if now - self._asked < CHANGES_EVERY_S:
+            return
+        self._asked = now
+        try:
+            with self._or_away():
+                version = self._kept.version()
+        except DirectoryAway as error:
+            log.warning("whether accounts have changed is not known for now: %s", error)
+            return
+        if version != self._version:
+            self._version = version
+            self.on_account_changed(None)
 
     def secret_key(self) -> bytes:
         return self._key
@@ -73,8 +79,12 @@ class LocalDirectory(Directory):
     # Accounts.
 
     def _account(self, peer_id: str) -> Account | None:
-        with self._or_away():
-            return self._kept.get(peer_id)
+        try:
+            with self._or_away():
+                return self._kept.get(peer_id)
+        except DirectoryAway:
+            self._version = None  # it may have changed, which nobody would see otherwise
+            raise
 
     def _put(self, account: Account, record: str) -> bool:
         return self._kept.put(account, record)
@@ -110,7 +120,8 @@ class LocalDirectory(Directory):
         return self._kept.page(after, count)
 
     def count_accounts(self) -> int:
-        return len(self._kept)
+        with self._or_away():
+            return len(self._kept)
 
     # Who is online, and the nodes: there is one.
 

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import NoReturn
+
 import pytest
 
+from helpers.cloud_client import running_cloud
 from kkp2p_compat.cli import main
+from kkp2p_compat.cli.cloud import _say_hello
+from kkp2p_compat.cloud.directory import DirectoryAway
+from kkp2p_compat.cloud.directory_local import LocalDirectory
 from kkp2p_compat.cloud.settings import Limits
 
 
@@ -45,3 +52,21 @@ def test_every_limit_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for name in Limits.__dataclass_fields__:
         assert f"--{name.replace('_', '-')}" in text
+
+
+def test_accounts_that_cannot_be_counted_hold_up_no_start(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def count(_: LocalDirectory) -> NoReturn:
+        raise DirectoryAway("database is locked")
+
+    monkeypatch.setattr(LocalDirectory, "count_accounts", count)
+    with running_cloud(data=tmp_path) as cloud:
+        _say_hello(cloud)
+    said = capsys.readouterr().out
+    assert f"add one: kkp2p account add PEER --data {tmp_path}\n" in said
+    assert "accounts:" not in said
+    assert "how many accounts there are is not known for now: database is locked" in caplog.text

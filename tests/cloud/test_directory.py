@@ -7,15 +7,19 @@ import sqlite3
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import gevent
 import pytest
 from scramp import ScramClient, ScramMechanism
 
 from kkp2p_compat._errors import BadPacket
+from kkp2p_compat.cloud.accounts import Accounts
 from kkp2p_compat.cloud.directory import (
+    Account,
     AccountLimits,
     Directory,
+    DirectoryAway,
     Node,
     UnknownAccount,
     Verifier,
@@ -149,6 +153,38 @@ def test_another_process_notices(tmp_path: Path) -> None:
     there.remove("alice")
     here.sweep(30.0)
     assert heard == [None, None]
+    here.close()
+    there.close()
+
+
+def test_a_change_is_heard_of_though_it_cannot_be_read_at_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A reader, too, is refused now and then: SQLite's write-ahead log is made anew, say."""
+
+    def locked(*_: object) -> NoReturn:
+        raise sqlite3.OperationalError("database is locked")
+
+    here, there = LocalDirectory(tmp_path), LocalDirectory(tmp_path)
+    found: list[Account | None] = []
+    here.on_account_changed = lambda _: found.append(here.account("alice"))
+    here.sweep(10.0)
+    there.add("alice", "x")
+    for number, method in enumerate(("version", "get")):
+        with monkeypatch.context() as patched:
+            patched.setattr(Accounts, method, locked)
+            with contextlib.suppress(DirectoryAway):  # the track, whom it is told, logs it
+                here.sweep(20.0 + number * 10.0)
+        assert found == []
+    assert "whether accounts have changed is not known for now" in caplog.text
+    here.sweep(40.0)
+    assert found == [there.account("alice")]
+    here.sweep(50.0)
+    assert len(found) == 1
+    with monkeypatch.context() as patched:
+        patched.setattr(Accounts, "__len__", locked)
+        with pytest.raises(DirectoryAway, match="locked"):
+            here.count_accounts()
     here.close()
     there.close()
 
