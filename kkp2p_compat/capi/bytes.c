@@ -92,7 +92,8 @@ int kk_copy_raw(kkp2p_engine_t *engine, uint32_t channel_id) {
         if (held->engine == engine && held->channel_id == channel_id) {
             if (held->is_raw && !held->is_given && is_it(held, fd))
                 copy = fcntl(fd, F_DUPFD_CLOEXEC, 3);
-            held->is_given = copy >= 0;
+            if (copy >= 0)
+                held->is_given = true;
             break;
         }
     }

@@ -24,6 +24,7 @@ SCENARIOS = (
     "forked",
     "manners",
     "ends",
+    "repeated",
     "polled",
     "cancelled",
     "daemonized",

@@ -16,6 +16,9 @@
 #include <stdio.h>
 #include <sys/epoll.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -711,6 +714,45 @@ static void ends(void) {
     kkp2p_engine_destroy(engine);
 }
 
+/* The companion gets one copy of a relayed channel's descriptor, however often the channel ends. */
+
+static int given = -1; /* the descriptor whose copies are counted */
+static int copies;
+
+/* In place of libc's, also for the library. */
+ssize_t sendmsg(int fd, const struct msghdr *message, int flags) {
+    const struct cmsghdr *header = CMSG_FIRSTHDR(message);
+    struct stat wanted, sent;
+    int last;
+
+    if (given >= 0 && header != NULL) {
+        memcpy(&last, (const char *)header + header->cmsg_len - sizeof(last), sizeof(last));
+        CHECK(fstat(given, &wanted) == 0 && fstat(last, &sent) == 0);
+        copies += wanted.st_dev == sent.st_dev && wanted.st_ino == sent.st_ino;
+    }
+    return syscall(SYS_sendmsg, fd, message, flags);
+}
+
+static void repeated(void) {
+    kkp2p_engine_t *engine = make_engine();
+
+    for (int mode = 1; mode <= 2; mode++)
+        for (int times = 0; times <= 3; times++) {
+            kkp2p_connect_ctx_t ctx = context(mode);
+            kkp2p_channel_t channel;
+            CHECK(kkp2p_connect(engine, &ctx, &channel) == 0);
+            echo(&channel, "x");
+            given = channel.fd;
+            for (int i = 0; i < times; i++)
+                kkp2p_close_channel(engine, channel.channel_id);
+            kkp2p_close_fd(channel.fd);
+            given = -1;
+            CHECK(copies == (mode == 2));
+            copies = 0;
+        }
+    kkp2p_engine_destroy(engine);
+}
+
 /* What engine_init says. */
 static void init(void) {
     kkp2p_engine_conf_t conf;
@@ -759,7 +801,7 @@ int main(int argc, char **argv) {
         {"suicide", suicide}, {"forked", forked}, {"manners", manners}, {"ends", ends},
         {"descriptors", descriptors}, {"logs", logs}, {"messages", messages}, {"init", init},
         {"companion", companion}, {"polled", polled}, {"cancelled", cancelled},
-        {"daemonized", daemonized}};
+        {"daemonized", daemonized}, {"repeated", repeated}};
 
     if (argc < 3)
         return 2;
