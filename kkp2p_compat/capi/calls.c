@@ -260,7 +260,7 @@ int kkp2p_listen_fd(kkp2p_engine_t *engine) {
 
 static void release(void *engine) { kk_release(engine); }
 
-/* As poll; its thread may be cancelled meanwhile, if it might be in the state ``before``. */
+/* As poll; its thread may be cancelled meanwhile, if ``before``, its cancel state, allows it. */
 static int wait_for_caller(kkp2p_engine_t *engine, int timeout, int before) {
     struct pollfd ready = {engine->listen, POLLIN, 0};
     int count;
