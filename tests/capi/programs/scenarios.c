@@ -623,15 +623,34 @@ static void watch(int poller, const kkp2p_channel_t *channel) {
     CHECK(epoll_ctl(poller, EPOLL_CTL_ADD, channel->fd, &event) == 0);
 }
 
+static void close_with_none_left(int fd) {
+    struct rlimit before, limit;
+    int taken[256], count = 0;
+
+    CHECK(getrlimit(RLIMIT_NOFILE, &before) == 0);
+    limit = before;
+    limit.rlim_cur = sizeof(taken) / sizeof(taken[0]);
+    CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+    while ((taken[count] = dup(1)) >= 0)
+        count++;
+    CHECK(errno == EMFILE);
+    kkp2p_close_fd(fd);
+    while (count > 0)
+        close(taken[--count]);
+    CHECK(setrlimit(RLIMIT_NOFILE, &before) == 0);
+}
+
 static void polled(void) {
+    enum { NOBODY, WHO_CLOSES_IT, WHO_KEEPS_IT, SHARINGS };
     kkp2p_engine_t *engine = make_engine();
-    int poller = epoll_create1(EPOLL_CLOEXEC), status;
+    int poller = epoll_create1(EPOLL_CLOEXEC), status, ends[2];
     kkp2p_channel_t channel;
     char byte, host[64];
-    pid_t child;
+    pid_t child = 0;
 
-    for (int run = 0; run < 12; run++) {
-        bool by_peer = run % 3 == 1, by_id = run % 3 == 2, shared_too = run >= 6;
+    for (int run = 0; run < 6 * SHARINGS; run++) {
+        bool by_peer = run % 3 == 1, by_id = run % 3 == 2;
+        int shared_with = run / 6;
         kkp2p_connect_ctx_t ctx = context(1 + run / 3 % 2);
         ctx.connect_desc = by_peer ? 2 : 0;
         CHECK(kkp2p_connect(engine, &ctx, &channel) == 0);
@@ -640,12 +659,20 @@ static void polled(void) {
         watch(poller, &channel);
         if (by_peer)
             CHECK(kkp2p_read(channel.fd, &byte, 1, TIMEOUT_MS) == KKP2P_ERROR);
-        if (shared_too) { /* what a child closes is its own */
+        if (shared_with != NOBODY) {
+            CHECK(pipe(ends) == 0);
             child = fork();
             if (child == 0) {
-                kkp2p_close_fd(channel.fd);
+                close(ends[1]);
+                if (shared_with == WHO_CLOSES_IT) /* what a child closes is its own */
+                    kkp2p_close_fd(channel.fd);
+                else
+                    CHECK(read(ends[0], &byte, 1) == 0);
                 _exit(0);
             }
+            close(ends[0]);
+        }
+        if (shared_with == WHO_CLOSES_IT) {
             CHECK(waitpid(child, &status, 0) == child && status == 0);
             CHECK(watched(poller) == 1);
             if (!by_peer)
@@ -654,8 +681,15 @@ static void polled(void) {
         if (by_id)
             kkp2p_close_channel(engine, channel.channel_id);
         CHECK(watched(poller) == 1);
-        kkp2p_close_fd(channel.fd);
+        if (shared_with == NOBODY)
+            close_with_none_left(channel.fd);
+        else
+            kkp2p_close_fd(channel.fd);
         CHECK(watched(poller) == 0);
+        if (shared_with != NOBODY)
+            close(ends[1]);
+        if (shared_with == WHO_KEEPS_IT)
+            CHECK(waitpid(child, &status, 0) == child && status == 0);
     }
     close(poller);
     kkp2p_engine_destroy(engine);
