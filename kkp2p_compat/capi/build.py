@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shlex
 import shutil
@@ -19,6 +20,8 @@ __all__ = ["BuildError", "Built", "library"]
 SOURCES = Path(__file__).parent
 OPTIONS = ("-std=c99", "-O2", "-g", "-fPIC", "-fvisibility=hidden", "-pthread")
 HEADER = "kkp2p_sdk.h"
+LOCK = "lock"  # of the folder: whoever compiles has it
+UNFINISHED = "unfinished-"
 
 
 class BuildError(Exception):
@@ -57,7 +60,10 @@ def library(
     ]
     if not _is_up_to_date(folder, command):
         folder.mkdir(parents=True, exist_ok=True)
-        _compile(folder, command)
+        with (folder / LOCK).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not _is_up_to_date(folder, command):  # by another, meanwhile
+                _compile(folder, command)
     return Built(folder / "include", folder)
 
 
@@ -76,8 +82,10 @@ def _files(pattern: str) -> list[Path]:
 
 
 def _compile(folder: Path, command: list[str]) -> None:
-    """Several may do so at once: each in a folder of its own, whose files then replace the old."""
-    with tempfile.TemporaryDirectory(dir=folder) as made:
+    """With the folder's lock held."""
+    for left in folder.glob(f"{UNFINISHED}*"):  # by a run that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=folder) as made:
         shutil.copy(SOURCES / HEADER, made)
         objects = []
         for source in _files("*.c"):
@@ -86,6 +94,8 @@ def _compile(folder: Path, command: list[str]) -> None:
         _run([*command, "-shared", *objects, "-o", f"{made}/libkkp2p.so"])
         _run([os.environ.get("AR") or "ar", "rcs", f"{made}/libkkp2p.a", *objects])
         Path(made, "command").write_text("\n".join(command))
+        # From here to the end nothing is up to date, also if this is killed.
+        (folder / "command").unlink(missing_ok=True)
         (folder / "include").mkdir(exist_ok=True)
         os.replace(f"{made}/{HEADER}", folder / "include" / HEADER)
         for name in ("libkkp2p.so", "libkkp2p.a", "command"):  # the last one says that all is there

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import configparser
+import fcntl
 import fnmatch
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import gevent
 import pytest
 
 from helpers.c_programs import STRICT, Compiler, StartC
 from helpers.document import need_program
-from helpers.support import ROOT
+from helpers.support import PATIENCE_S, ROOT
 from kkp2p_compat import _codes
 from kkp2p_compat.capi import build
 
@@ -33,34 +35,56 @@ def test_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (first.lib / "libkkp2p.so").stat().st_mtime_ns > built_at
 
 
-# Whoever links first waits until another is about to, and that one until the first is done.
-MEETING_COMPILER = """\
+COUNTING_COMPILER = """\
 #!/bin/sh
-cd {folder} || exit
-case " $* " in *" -shared "*)
-    if mkdir first 2>/dev/null; then
-        until [ -d second ]; do sleep 0.01; done
-    else
-        mkdir second
-        until [ -e lib/command ]; do sleep 0.01; done
-    fi ;;
-esac
+case " $* " in *" -shared "*) echo linked >> {links} ;; esac
 exec {cc} "$@"
 """
 
 
+def _who_wait_for_locks() -> set[int]:
+    lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    return {int(words[5]) for words in lines if words[1] == "->"}
+
+
 def test_two_at_once(start_c: StartC, tmp_path: Path) -> None:
-    """As ``make -j`` starts them on a machine that has no library yet."""
-    cc = tmp_path / "cc"
-    cc.write_text(MEETING_COMPILER.format(cc=need_program("gcc"), folder=tmp_path))
+    """As ``make -j`` starts them on a machine that has no library yet: one compiles."""
+    cc, links, folder = tmp_path / "cc", tmp_path / "links", tmp_path / "lib"
+    cc.write_text(COUNTING_COMPILER.format(cc=need_program("gcc"), links=links))
     cc.chmod(0o755)
-    command = ["-m", "kkp2p_compat", "capi", "--folder", str(tmp_path / "lib"), "--libs"]
-    both = [start_c(Path(sys.executable), *command, CC=str(cc)) for _ in range(2)]
-    folder = tmp_path / "lib"
-    for process in both:
-        assert process.end() == (0, f"-L{folder} -Wl,-rpath,{folder} -lkkp2p\n")
+    (folder / f"{build.UNFINISHED}killed").mkdir(parents=True)
+    command = ["-m", "kkp2p_compat", "capi", "--folder", str(folder), "--libs"]
+    with (folder / build.LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        both = [start_c(Path(sys.executable), *command, CC=str(cc)) for _ in range(2)]
+        with gevent.Timeout(PATIENCE_S):
+            while not {program.process.pid for program in both} <= _who_wait_for_locks():
+                gevent.sleep(0.01)  # nothing tells of it
+    for program in both:
+        assert program.end() == (0, f"-L{folder} -Wl,-rpath,{folder} -lkkp2p\n")
+    assert links.read_text() == "linked\n"
     names = {path.name for path in folder.iterdir()}
-    assert names == {"include", "pkgconfig", "libkkp2p.so", "libkkp2p.a", "command"}
+    assert names == {"include", "pkgconfig", "libkkp2p.so", "libkkp2p.a", "command", build.LOCK}
+
+
+def test_killed_while_it_replaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library of other options is not taken for the one whose command is there."""
+    cc = need_program("gcc")
+    build.library(tmp_path, cc, ["-O0"])
+    replace = os.replace
+
+    def replace_one(source: str, target: Path) -> None:
+        replace(source, target)
+        if target.name == "libkkp2p.so":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replace_one)
+        with pytest.raises(KeyboardInterrupt):
+            build.library(tmp_path, cc, ["-O1"])
+    wrong = (tmp_path / "libkkp2p.so").read_bytes()
+    build.library(tmp_path, cc, ["-O0"])
+    assert (tmp_path / "libkkp2p.so").read_bytes() != wrong
 
 
 def test_no_compiler(tmp_path: Path) -> None:
