@@ -9,14 +9,15 @@
 ==================  ================================================================================
 
 Both ends of each channel send at a steady rate.  "moved N" comes at every STEP bytes received, "gap
-S until T" when something came after S seconds of nothing, "broken N CODE at T" when the channel
-has ended early (error_no), and at the end "same N" or "differs N", by the digest that the other
-side has sent.  "accept RESULT" is said of what is not a channel.
+S until T" when something came after S seconds of nothing, "broken I N CODE at T" when channel
+number I (from 0) has ended early (error_no), and at the end "same N" or "differs N", by the digest
+that the other side has sent.  "accept RESULT" is said of what is not a channel.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import random
 import sys
@@ -43,12 +44,13 @@ def say(*words: object) -> None:
 class Transfer:
     """Both directions of one channel."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, number: int, fd: int) -> None:
         self.flowing = threading.Event()
         self.flowing.set()
         self.ending = threading.Event()
         self.received = 0
         self._marks: SimpleQueue[int] = SimpleQueue()
+        self._number = number
         self._fd = fd
         self._threads = [threading.Thread(target=one) for one in (self._send, self._receive)]
         for thread in self._threads:
@@ -108,7 +110,8 @@ class Transfer:
             same = self._read(DIGEST) == digest.digest()
             say("same" if same else "differs", self.received)
         except EOFError:
-            say("broken", self.received, kkp2p.error_no(), "at", f"{time.monotonic():.3f}")
+            what = self._number, self.received, kkp2p.error_no()
+            say("broken", *what, "at", f"{time.monotonic():.3f}")
 
     def _read(self, size: int) -> bytes:
         data = bytearray(size)
@@ -133,6 +136,7 @@ class Peer:
         assert engine is not None
         self._engine = engine
         self._transfers: list[Transfer] = []
+        self._numbers = itertools.count()
         self._over = False
 
     def join(self, peer_id: str, secret: str) -> None:
@@ -145,7 +149,7 @@ class Peer:
             result = kkp2p.accept(self._engine, 1000, channel)
             if result == 1:
                 say("accepted", channel.transmit_mode)
-                self._transfers.append(Transfer(channel.fd))
+                self._transfers.append(Transfer(next(self._numbers), channel.fd))
             elif result < 0:
                 say("accept", result)
                 return
@@ -158,7 +162,7 @@ class Peer:
         took_s = time.monotonic() - started
         say("call", result, channel.transmit_mode, f"after {took_s:.2f} s")
         if result == 0:
-            self._transfers.append(Transfer(channel.fd))
+            self._transfers.append(Transfer(next(self._numbers), channel.fd))
 
     def mark(self, number: str) -> None:
         for transfer in self._transfers:

@@ -63,6 +63,7 @@ class Peer:
 
     def __init__(self, run: Run, host: Host, cloud: Cloud) -> None:
         self.host = host
+        self.numbers = itertools.count()  # of the channels
         self.process: subprocess.Popen[str] = run(host, "ready", PEER, cloud.host.address, PORT)
 
     def tell(self, line: str) -> None:
@@ -119,6 +120,7 @@ class Transfer:
         if not is_called:
             caller.call_until(peer_id, mode, encrypt)
         callee.wait(f"accepted {mode}")
+        self._broken = [f"broken {next(side.numbers)} " for side in self.sides]
         self.moves()
 
     def moves(self) -> None:
@@ -130,9 +132,9 @@ class Transfer:
         began_at, number = since or time.monotonic(), next(_numbers)
         for side in self.sides:
             side.tell(f"mark {number}")
-        for side in self.sides:
+        for side, broken in zip(self.sides, self._broken, strict=True):
             gap = ""
-            while not (line := side.wait("mark|gap|broken")).startswith("mark"):
+            while not (line := side.wait(f"mark|gap|{broken}")).startswith("mark"):
                 assert not line.startswith("broken"), (side.host.name, what)
                 gap = line
             assert line == f"mark {number}"
@@ -142,8 +144,8 @@ class Transfer:
 
     def breaks(self, what: str, since: float) -> None:
         """Both sides get to know that it is a cut, and no end."""
-        for side in self.sides:
-            _, _, code, _, at = side.wait("broken").split()
+        for side, broken in zip(self.sides, self._broken, strict=True):
+            *_, code, _, at = side.wait(broken).split()
             assert code == "-107", (what, side.host.name)
             print(f"{what}: {side.host.name} hears of it {float(at) - since:.1f} s after")
 
