@@ -18,6 +18,8 @@ from kkp2p_compat.testing.programs import CLOUD_PORT, Run, output_of, start_clou
 
 PUNCHER = str(ROOT / "tests" / "lab" / "tcp_puncher.py")
 ROUND_TRIP_S = 0.04
+TRIES = 3  # each takes 20 s at most
+LIMIT_S = 240
 KINDS: dict[str, Callable[[Internet, str], InternetHost]] = {
     "public": lambda net, name: net.host(name, udp=False),
     "full cone": lambda net, name: net.nat(f"{name}-n", nat.FULL_CONE, udp=False).host(name),
@@ -89,14 +91,21 @@ def test_behind_one_nat(net: Internet, cloud: InternetHost, run: Run) -> None:
 
 
 def test_linux_routers(net: Internet, cloud: InternetHost, run: Run) -> None:
-    """Connection tracking, and a SYN that comes too early: dropped, or answered by a reset."""
+    """Connection tracking, and a SYN that comes too early: dropped, or answered by a reset.
+
+    A router that has answered goes on to give our SYNs another port: where the processors are busy
+    and the first ones cross badly, the attempt is lost, and the next one has a port of its own.
+    """
     need("nft")
     for number, how in enumerate(("drop", "accept")):
         hosts = [
             net.kernel_nat(f"r{number}{end}", input=how).host(f"h{number}{end}") for end in "ab"
         ]
-        caller, callee = punch(run, cloud, hosts)
-        assert (caller["said"], callee["said"]) == ("callee", "caller")
+        met = [{"peer": None}] * 2
+        for _ in range(TRIES):
+            if None in (end["peer"] for end in met):
+                met = punch(run, cloud, hosts)
+        assert [end.get("said") for end in met] == ["callee", "caller"]
 
 
 def test_where_it_is_hopeless(net: Internet, cloud: InternetHost, run: Run) -> None:
