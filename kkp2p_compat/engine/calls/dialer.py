@@ -42,6 +42,9 @@ from .remote import OnAsked, Remote, Remotes
 
 __all__ = ["Dialer"]
 
+# Our choice: of limits that end at the same time, as the attempt's may, either can be seen first.
+SAME_S = 0.02
+
 
 class Dialer:
     """``connect`` makes a stream to a peer, ``redial`` finds new paths for a link."""
@@ -91,11 +94,14 @@ class Dialer:
     def connect(self, ctx: connect_ctx_t, over_lan: bool = False) -> OpenStream:
         """By the path that ctx asks for; ctx.timeout is the budget for all of it."""
         began = time.monotonic()
+        deadline = began + ctx.timeout / 1000
         try:
             with time_limit(ctx.timeout / 1000, lambda: self._too_late(ctx, over_lan)):
-                stream = self._connect(ctx, over_lan, began + ctx.timeout / 1000)
+                stream = self._connect(ctx, over_lan, deadline)
         except KKP2PError as error:
             self.outcomes[error.code, ""] += 1
+            if isinstance(error, TimedOut) and time.monotonic() >= deadline - SAME_S:
+                raise self._too_late(ctx, over_lan) from error
             raise
         self._count(stream, time.monotonic() - began)
         return stream

@@ -136,8 +136,7 @@ def test_join_lan_twice(lan_pair: Engines) -> None:
     check_carries(mine, theirs)
     assert links(caller)  # the live link to "lan-peer" is no way to it
     assert kkp2p.lan_search(caller, ctx_to(timeout=150), kkp2p.channel_t()) == -109
-    # Of two limits that end at the same time, the search's may be seen first.
-    assert "LAN search on port" in kkp2p.error_text()
+    assert "not connected within 150 ms, by a LAN search on port" in kkp2p.error_text()
 
 
 def test_no_search_port(make_engine: MakeEngine) -> None:
