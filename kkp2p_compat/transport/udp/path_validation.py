@@ -125,9 +125,14 @@ class PathValidation:
             self.responses.append((address, encode(PathResponse(token))))
 
     def handle_response(self, token: bytes, address: Address, now: float) -> PathCheck | None:
-        """The check that this answers: the peer is at that address.  It is to be forgotten."""
+        """The check that this answer ends: the peer is at that address."""
         check = self.checks.get(address)
-        return check if check is not None and check.answered_by(token, now) else None
+        if check is None or not check.answered_by(token, now):
+            return None
+        self.forget(address)
+        if address == self.followed:
+            self.followed = None
+        return check
 
     def expire(self, now: float) -> list[PathCheck]:
         """Forget addresses that have not answered, when the last challenge has had its time."""

@@ -114,13 +114,10 @@ class Paths:
 
     def handle_response(self, token: bytes, address: Address, now: float) -> None:
         validation = self.validation
+        is_searched, is_followed = address == validation.searched, address == validation.followed
         check = validation.handle_response(token, address, now)
         if check is None:
             return
-        is_searched, is_followed = address == validation.searched, address == validation.followed
-        validation.forget(address)
-        if is_followed:
-            validation.followed = None
         is_new_port = self._is_new_port(address)
         self.know(address, _Proof(now, check.rtt_s))
         if is_searched:
