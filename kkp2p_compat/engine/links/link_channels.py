@@ -39,7 +39,6 @@ GIVEN_UP = Sentence("the peer gave the channel up")
 _REFUSALS = {
     REFUSED_BUSY: Sentence("the peer's accept queue is full"),
     REFUSED_UNSUPPORTED: Sentence("the peer takes no such channel here"),
-    REFUSED_MOVED: Sentence("the peer is elsewhere now"),
     REFUSED_SILENT: Sentence("nothing answers where the peer would forward it to"),
 }
 
@@ -280,7 +279,7 @@ class LinkChannels:
         text = _REFUSALS.get(event.reason) or Sentence(
             "refused: reason {number}", number=event.reason
         )
-        channel.tell(PeerMoved(text) if event.reason == REFUSED_MOVED else CallRefused(text))
+        channel.tell(PeerMoved() if event.reason == REFUSED_MOVED else CallRefused(text))
         self._forget(channel)
 
     def _handle_ended(self, channel: LinkChannel, event: e.Ended) -> None:
