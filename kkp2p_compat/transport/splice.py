@@ -47,7 +47,6 @@ SMALL_BUFFER_BYTES = 64 << 10  # our choice: the same when no pipe can be had
 PIECE_BYTES = 16 << 10  # our choice: what is copied at once where the kernel does not splice
 MAX_FRUITLESS = 64  # our choice: calls by one watcher without progress; then it waits for ``check``
 IDLE_CARRIERS = 8  # our choice: how many pipes or buffers a pool keeps for the next burst
-CLOSE_TIMEOUT_S = 30.0  # our choice: how long a reader may take nothing of the rest of a stream
 
 _F_SETPIPE_SZ, _F_GETPIPE_SZ = 1031, 1032  # linux/fcntl.h
 _NONBLOCK, _MOVE = 2, 1  # SPLICE_F_NONBLOCK, SPLICE_F_MOVE
@@ -435,11 +434,9 @@ def close_both(
     stream that looks complete.  Call in a greenlet; returns when both are closed,
     ``within_s`` at the latest if that is given.
     """
-    timeout_s, patient = (CLOSE_TIMEOUT_S, True) if within_s is None else (within_s, False)
-    reset_b = outcome.error_a is not None
-    closing = gevent.spawn(tcp.linger, b, timeout_s, reset=reset_b, patient=patient)
+    closing = gevent.spawn(tcp.linger, b, within_s, reset=outcome.error_a is not None)
     try:
-        tcp.linger(a, timeout_s, reset=outcome.error_b is not None, patient=patient)
+        tcp.linger(a, within_s, reset=outcome.error_b is not None)
         closing.join()
     finally:
         closing.kill()

@@ -37,6 +37,7 @@ from .._io import READ
 __all__ = [
     "DEAD_AFTER_S",
     "GRACE_S",
+    "STANDSTILL_S",
     "HasFileno",
     "abort",
     "close_listener",
@@ -57,7 +58,6 @@ __all__ = [
     "unread_bytes",
     "unresponsive",
     "unsent_bytes",
-    "wait_until_acknowledged",
 ]
 
 # Our choice: an idle connection whose peer vanished is found in 15 + 3 * 5 = 30 s.
@@ -100,6 +100,7 @@ _END_ON_CLOSE = struct.pack("ii", 0, 0)  # off, as a socket begins
 # ``linger``: how the send queue is watched, since the kernel has no event for "all acknowledged".
 POLL_FIRST_S = 0.005
 POLL_MAX_S = 0.5
+STANDSTILL_S = 30.0  # our choice: how long nothing of what was written may arrive after a close
 GRACE_S = 0.2  # our choice: after the last acknowledgement, for the other side to end by itself
 _discarded = bytearray(65536)  # shared: nobody looks at what is in it
 
@@ -346,27 +347,44 @@ def only_we_ended(sock: HasFileno | int) -> bool:
     return _state(sock) in _TCP_FIN_WAIT
 
 
-def linger(
-    sock: socket.socket, timeout_s: float, *, reset: bool = False, patient: bool = False
-) -> bool:
+class _Waiting:
+    """For acknowledgements: ``within_s``, or as long as some come; see ``linger``."""
+
+    def __init__(self, within_s: float | None) -> None:
+        self._is_patient = within_s is None
+        self._least = math.inf  # bytes that were not acknowledged
+        # Not by the loop's clock, which is the wall's: that one may be set.
+        self._until = time.monotonic() + (STANDSTILL_S if within_s is None else within_s)
+
+    def left_s(self, unsent: int | None) -> float:
+        now = time.monotonic()
+        if self._is_patient and unsent is not None and unsent < self._least:
+            self._until, self._least = now + STANDSTILL_S, unsent
+        return self._until - now
+
+    def shorten(self, seconds: float) -> None:
+        self._until = min(self._until, time.monotonic() + seconds)
+
+
+def linger(sock: socket.socket, within_s: float | None = None, *, reset: bool = False) -> bool:
     """Close the socket once the other kernel holds all that was written; call in a greenlet.
 
     Ends our direction (SHUT_WR), reads and drops what still arrives until end of stream or until
     all is acknowledged and a short grace is over, and closes.  With ``reset`` the other side is
     told of a broken stream instead: no end of stream, and a reset once all is acknowledged.
     A duplicate of the descriptor that somebody still holds reads end of stream then, too.
-    ``timeout_s`` bounds the whole; if ``patient``, only how long nothing is acknowledged, as the
-    rest may take long on a slow path.  Returns whether all was acknowledged in time.
+    ``within_s`` bounds the whole; None: it may take as long as something is acknowledged every
+    30 s, as the path may be slow.  Returns whether all was acknowledged.
     """
-    done = False
+    waiting, done = _Waiting(within_s), False
     try:
         if reset:
             sock.settimeout(0)
-            done = wait_until_acknowledged(sock, timeout_s, patient)
+            done = _wait_until_acknowledged(sock, waiting)
             abort(sock)
         else:
             end(sock)
-            done = _discard_until_acknowledged(sock, timeout_s, patient)
+            done = _discard_until_acknowledged(sock, waiting)
             # Not earlier: what comes in after SHUT_RD is answered by a reset.
             with contextlib.suppress(OSError):  # closed both ways already
                 sock.shutdown(socket.SHUT_RDWR)
@@ -377,56 +395,48 @@ def linger(
     return done
 
 
-def wait_until_acknowledged(sock: socket.socket, timeout_s: float, patient: bool = False) -> bool:
-    """Whether the other kernel holds all that was written, within so long; call in a greenlet.
-
-    ``patient``: see ``linger``.
-    """
-    now = time.monotonic  # not the loop's clock, which is the wall's: that one may be set
-    deadline, pause, least = now() + timeout_s, POLL_FIRST_S, math.inf
+def _wait_until_acknowledged(sock: socket.socket, waiting: _Waiting) -> bool:
+    """Whether the other kernel holds all that was written."""
+    pause = POLL_FIRST_S
     while unsent := unsent_bytes(sock):
-        if patient and unsent < least:
-            deadline, least = now() + timeout_s, unsent
-        if now() >= deadline or ended(sock) or unresponsive(sock):
+        left_s = waiting.left_s(unsent)
+        if left_s <= 0 or ended(sock) or unresponsive(sock):
             break
-        sleep(min(pause, max(deadline - now(), 0)))
+        sleep(min(pause, left_s))
         pause = min(pause * 2, POLL_MAX_S)
     return not unsent
 
 
-def _reset_when_acknowledged(sock: socket.socket, timeout_s: float, patient: bool) -> bool:
+def _reset_when_acknowledged(sock: socket.socket, waiting: _Waiting) -> bool:
     """After SHUT_RD, when the kernel no longer tells the other side of room that it waits for.
 
     A mere close leaves it waiting for 60 s (net.ipv4.tcp_fin_timeout); a reset, once it has all
     that was written, makes its writes fail at once.
     """
-    done = wait_until_acknowledged(sock, timeout_s, patient)
+    done = _wait_until_acknowledged(sock, waiting)
     if done:
         abort(sock)
     return done
 
 
-def _discard_until_acknowledged(sock: socket.socket, timeout_s: float, patient: bool) -> bool:
-    now = time.monotonic
-    deadline, pause, least, acknowledged = now() + timeout_s, POLL_FIRST_S, math.inf, False
+def _discard_until_acknowledged(sock: socket.socket, waiting: _Waiting) -> bool:
+    pause, acknowledged = POLL_FIRST_S, False
     readable = get_hub().loop.io(sock.fileno(), READ)
     try:
         while True:
             try:
                 if sock.recv_into(_discarded) == 0:
                     if only_we_ended(sock):
-                        left_s = timeout_s if patient else deadline - now()
-                        return _reset_when_acknowledged(sock, left_s, patient)
+                        return _reset_when_acknowledged(sock, waiting)
                     return True  # nothing unread can cause a reset now: the kernel sees to the rest
             except BlockingIOError:
                 pass
-            unsent = None if acknowledged else unsent_bytes(sock)
-            if unsent == 0:
+            unsent = 0 if acknowledged else unsent_bytes(sock)
+            left_s = waiting.left_s(unsent)
+            if unsent == 0 and not acknowledged:
                 acknowledged = True
-                deadline = min(deadline, now() + GRACE_S)
-            elif patient and unsent is not None and unsent < least:
-                deadline, least = now() + timeout_s, unsent
-            left_s = deadline - now()
+                waiting.shorten(GRACE_S)
+                left_s = min(left_s, GRACE_S)
             if left_s <= 0:
                 return acknowledged
             with contextlib.suppress(TimeoutError):

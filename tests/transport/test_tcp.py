@@ -203,14 +203,18 @@ def test_a_patient_linger_is_bounded_by_a_standstill_only(
     monkeypatch.setattr(tcp, "time", path)
     monkeypatch.setattr(tcp, "unsent_bytes", path.unsent_bytes)
     monkeypatch.setattr(tcp, "POLL_MAX_S", tcp.POLL_FIRST_S)
-    assert tcp.linger(pair[0], 15, reset=reset, patient=patient) is patient
+    monkeypatch.setattr(tcp, "STANDSTILL_S", 15)
+    assert tcp.linger(pair[0], None if patient else 15, reset=reset) is patient
     assert pair[0].fileno() == -1
 
 
 @pytest.mark.parametrize("reset", [False, True])
-def test_a_patient_linger_ends_where_nothing_arrives(pair: Pair, reset: bool) -> None:
+def test_a_patient_linger_ends_where_nothing_arrives(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, reset: bool
+) -> None:
     _fill(pair[0])
-    assert not tcp.linger(pair[0], 0.05, reset=reset, patient=True)
+    monkeypatch.setattr(tcp, "STANDSTILL_S", 0.05)
+    assert not tcp.linger(pair[0], reset=reset)
     assert pair[0].fileno() == -1
 
 

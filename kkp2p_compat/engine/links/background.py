@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -15,9 +14,7 @@ from ...transport import tcp
 from ...transport.splice import Carriers
 from ..runtime.thread import EngineThread
 
-__all__ = ["LINGER_S", "Background"]
-
-LINGER_S = 30  # our choice: how long nothing of what was written may arrive after a close
+__all__ = ["Background"]
 
 
 class Checked(Protocol):
@@ -56,7 +53,7 @@ class Background:
         if is_over:
             leaving.sock.close()
         else:
-            self.spawn(functools.partial(tcp.linger, leaving.sock, LINGER_S, patient=True))
+            self.spawn(tcp.linger, leaving.sock)
 
     @property
     def busy(self) -> bool:

@@ -18,6 +18,7 @@ from ..._codes import KKP2P_UDP_CHANNEL
 from ..._errors import CallRefused, KKP2PError, LinkLost, PeerMoved
 from ..._sentence import Sentence
 from ...transport.pair import Mark
+from ...transport.tcp import STANDSTILL_S
 from ...transport.udp import events as e
 from ...transport.udp.liveness import Hearing
 from ...transport.udp.pipe import Carrier, MessagePipe, MessagePort, OnEnd, Pipe, StreamPipe
@@ -32,7 +33,6 @@ __all__ = ["LinkChannels", "State"]
 
 # Our choices.
 UNUSED_S = 30.0  # how long a channel may wait for whoever asked for it
-STUCK_S = 30.0  # after a close: how long nothing of what was written may arrive on a live path
 MAX_EARLY_MESSAGES = 16  # of a UDP channel that was opened a moment ago
 
 GIVEN_UP = Sentence("the peer gave the channel up")
@@ -316,7 +316,7 @@ class LinkChannels:
             elif channel.state in (State.CARRIED, State.LEAVING):
                 if self._gets_on(channel, now):
                     channel.since = now
-                elif waited_s >= STUCK_S:
+                elif waited_s >= STANDSTILL_S:
                     self._give_up_rest(channel)
 
     def _gets_on(self, channel: LinkChannel, now: float) -> bool:
@@ -332,7 +332,7 @@ class LinkChannels:
         if stream is None:
             return False
         before, channel.arrived_bytes = channel.arrived_bytes, stream.send.acked_bytes
-        has_credit = connection.packer.data_credit or now - streams.credited_at < STUCK_S
+        has_credit = connection.packer.data_credit or now - streams.credited_at < STANDSTILL_S
         waits_for_turn = stream.send.sendable(1) or channel.stream_id in streams.line
         is_silent = connection.liveness.hearing is Hearing.SUSPECTED
         return (has_credit and waits_for_turn) or is_silent or channel.arrived_bytes > before

@@ -199,7 +199,7 @@ def test_only_a_standstill_ends_a_channel_that_was_closed(
     case.streams.by_id[1] = SimpleNamespace(send=send)
     pipe = case.pipe(1, sock)
     case.channels.accept(1)
-    monkeypatch.setattr(link_channels, "STUCK_S", 0)
+    monkeypatch.setattr(link_channels, "STANDSTILL_S", 0)
     case.channels.sweep()  # a channel in use may stand still
     if is_carried:
         pipe.application_closed()

@@ -98,7 +98,7 @@ def test_a_peer_that_never_takes_the_rest(
     close(mine)
     engine.thread.call(engine.sweep)
     assert engine.channels  # it still hopes
-    monkeypatch.setattr(link_channels, "STUCK_S", 0)
+    monkeypatch.setattr(link_channels, "STANDSTILL_S", 0)
 
     def given_up() -> bool:  # once nothing arrives any more
         engine.thread.call(engine.sweep)
