@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import gevent
 import pytest
 
-from helpers.cloud_client import SEEN, time_passes, until
-from helpers.shared_directory import Fleet, running_fleet
+from helpers.cloud_client import SEEN, Client, time_passes, until
+from helpers.shared_directory import Fleet, SharedDirectory, running_fleet
 from kkp2p_compat.cloud.abroad import UNHEARD_S
 
 
@@ -124,12 +125,20 @@ def test_a_node_that_is_only_slow_ends_a_call_of_which_it_was_not_heard(
     assert [cloud.gate.counts.calls for cloud in fleet.clouds] == [{"unavailable": 1}, {}]
 
 
-def test_a_call_that_waits_too_long_for_a_login_rings_nobody(fleet: Fleet) -> None:
-    login, directory = fleet.begin_login(1, "other")
-    fleet.caller.send("call", call=1, to="other", ms=20_000, offer="{}")
+def call_while_it_logs_in(
+    fleet: Fleet, caller: Client
+) -> tuple[gevent.Greenlet[..., Client], SharedDirectory]:
+    """Call "other" at the second node, where its login is held up; see begin_login."""
+    login = fleet.begin_login(1, "other")
+    caller.send("call", call=1, to="other", ms=20_000, offer="{}")
     track = fleet.clouds[1].track
     assert track is not None
     until(lambda: track._presences._arriving["other"].waiting)
+    return login
+
+
+def test_a_call_that_waits_too_long_for_a_login_rings_nobody(fleet: Fleet) -> None:
+    login, directory = call_while_it_logs_in(fleet, fleet.caller)
     time_passes(fleet.clouds[0], UNHEARD_S + 1)
     assert fleet.caller.receive()["reason"] == "unavailable"
     assert fleet.caller.call("callee", 2)["op"] == "calling"  # so the first has been ended, too
@@ -167,11 +176,7 @@ def test_the_directory_is_away(fleet: Fleet) -> None:
 
 
 def test_a_call_that_meets_a_login_which_is_not_complete(fleet: Fleet) -> None:
-    login, directory = fleet.begin_login(1, "other")
-    fleet.caller.send("call", call=1, to="other", ms=20_000, offer="{}")
-    track = fleet.clouds[1].track
-    assert track is not None
-    until(lambda: track._presences._arriving["other"].waiting)
+    login, directory = call_while_it_logs_in(fleet, fleet.caller)
     directory.completes.set()
     assert login.get().receive()["op"] == "offer"
 
@@ -196,11 +201,7 @@ def test_a_call_that_is_given_up_while_it_waits_for_a_login(fleet: Fleet, node: 
 @pytest.mark.parametrize("node", [0, 1], ids=["another node", "the callee's node"])
 def test_a_caller_that_leaves_while_its_call_waits_for_a_login(fleet: Fleet, node: int) -> None:
     caller, counts = fleet.client(node), fleet.clouds[1].gate.counts.calls
-    login, directory = fleet.begin_login(1, "other")
-    caller.send("call", call=1, to="other", ms=20_000, offer="{}")
-    track = fleet.clouds[1].track
-    assert track is not None
-    until(lambda: track._presences._arriving["other"].waiting)
+    login, directory = call_while_it_logs_in(fleet, caller)
     caller.close()
     until(lambda: counts["cancelled"] == 1)
     directory.completes.set()

@@ -285,6 +285,14 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PeerLink, "has_heard", lambda *_: False)
 
 
+def check_arrives(peer: kkp2p.engine_t, program: socket.socket) -> None:
+    """The request, and what the program sends after it."""
+    fd, buff = accept(peer).fd, bytearray(9)
+    assert kkp2p.read(fd, buff, 9, LONG) == 5
+    assert answers(program, fd)
+    kkp2p.close_fd(fd)
+
+
 def nobody_waits(engine: kkp2p.engine_t) -> bool:
     """To be accepted."""
     return kkp2p.accept(engine, 0, kkp2p.channel_t()) == 0
@@ -326,10 +334,7 @@ def test_a_request_that_waits_for_a_silent_link(
         assert len(links(engine)) == 2
         assert nobody_waits(peer)
         peer.thread.call(held[0])
-        fd, buff = accept(peer).fd, bytearray(9)
-        assert kkp2p.read(fd, buff, 9, LONG) == 5
-        assert answers(program, fd)
-        kkp2p.close_fd(fd)
+        check_arrives(peer, program)
     assert nobody_waits(peer)
 
 
@@ -367,10 +372,7 @@ def test_a_request_to_a_peer_that_is_elsewhere(
     (old,) = links(peer)
     old.retired = True
     with with_early_bytes(engine, address, b"early") as program:
-        fd, buff = accept(peer).fd, bytearray(9)
-        assert kkp2p.read(fd, buff, 9, LONG) == 5
-        assert answers(program, fd)
-        kkp2p.close_fd(fd)
+        check_arrives(peer, program)
     assert len(links(engine)) == 2
     assert nobody_waits(peer)
 

@@ -73,7 +73,7 @@ class EngineThread:
     it gets is set when it is to hurry.
     """
 
-    def __init__(self, log: Logger, at_end: Callable[[Event], object] = bool) -> None:
+    def __init__(self, log: Logger, at_end: Callable[[Event], object] = lambda hurry: None) -> None:
         self._log = log
         self._at_end = at_end
         self._pid = os.getpid()
