@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
+from .._kept_files import write_whole
 from .._version import __version__
 from ..capi.build import BuildError, Built, library
 from ._words import _
@@ -76,7 +76,6 @@ def _flags(built: Built, options: argparse.Namespace) -> list[str]:
 def _write_package(built: Built) -> Path:
     package = built.lib / "pkgconfig" / "kkp2p.pc"
     package.parent.mkdir(exist_ok=True)
-    fresh = package.with_name(f"{os.getpid()}.new")  # another process may be reading the old one
-    fresh.write_text(PACKAGE.format(folder=built.lib, version=__version__))
-    os.replace(fresh, package)
+    text = PACKAGE.format(folder=built.lib, version=__version__)
+    write_whole(str(package), text.encode(), 0o644)  # another process may be reading the old one
     return package
